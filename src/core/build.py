@@ -1,0 +1,65 @@
+"""From names and settings to objects."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from .errors import ConfigError, RunError
+from .registry import Component, find, names
+from .validate import did_you_mean
+
+
+def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
+    """Build a registered component with everything that it injects.
+
+    Args:
+        spec: a registered name, whose settings stand in `config` under that name; or a mapping with `type`.
+        config: the whole resolved configuration; needed for injected names and shared values.
+        runtime: arguments that only the program knows (a model, an optimizer); they win over settings.
+
+    Raises:
+        ConfigError: if a name is not registered or the constructor refuses a value.
+    """
+    config = config or {}
+    name, settings = _name_and_settings(spec, config)
+    component = find(name)
+    if component is None:
+        raise ConfigError(f"'{name}' is not registered{did_you_mean(name, names())}")
+    arguments = {**settings, **_shared(component, settings, config), **runtime}
+    for key in component.inject:
+        if key in arguments:
+            arguments[key] = _inject(arguments[key], config)
+    try:
+        built = component.factory(**arguments)
+    except RunError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be built: {error}") from error
+    if component.load:
+        getattr(built, component.load)()
+    return built
+
+
+def _name_and_settings(spec: str | Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, dict(config.get(spec) or {})
+    if "type" not in spec:
+        raise ConfigError(f"{dict(spec)!r} has no 'type' that names a class")
+    return spec["type"], {key: value for key, value in spec.items() if key != "type"}
+
+
+def _shared(component: Component, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that the top level sets for all components; a component must not contradict them."""
+    shared = {key: config[key] for key in component.share if key in config}
+    for key, value in shared.items():
+        if key in settings and settings[key] != value:
+            raise ConfigError(f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep one of them")
+    return shared
+
+
+def _inject(value: Any, config: Mapping[str, Any]) -> Any:
+    if isinstance(value, (str, Mapping)):
+        return create(value, config)
+    if isinstance(value, list):
+        return [_inject(item, config) for item in value]
+    return value

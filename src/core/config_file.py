@@ -1,0 +1,232 @@
+"""From YAML files and overrides to one dict, with the origin of every key.
+
+Includes are read depth first, later files win, mappings merge, everything else (lists too) replaces.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any, Iterator
+
+import yaml
+
+from .errors import ConfigError
+
+MAX_FILE_BYTES = 1 << 20
+MAX_NODES = 50_000
+"""Bound on values in one file with its aliases expanded, so that a few hundred bytes cannot explode."""
+
+KeyPath = tuple[str | int, ...]
+
+
+class ConfigTree:
+    """A nested dict of settings that remembers where each key came from."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[KeyPath, str] = {}
+
+    def merge(self, values: dict[str, Any], origins: dict[KeyPath, str] | str) -> None:
+        """Lay `values` over the tree; `origins` is a place per key path, or one place for all."""
+        _merge(self.values, values, (), self.origins, origins)
+
+    def origin(self, path: KeyPath) -> str:
+        """Return "file:line" (or "-u", ...) of the nearest key at or above `path`."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.origins:
+                return self.origins[path[:end]]
+        return "the configuration"
+
+    def resolve_references(self) -> None:
+        """Replace each string `${a.b}` by the value found under a.b; list positions are numbers (`${size.0}`).
+
+        Raises:
+            ConfigError: if a reference names nothing, or refers to another reference.
+        """
+        def lookup(match: re.Match, path: KeyPath) -> Any:
+            value: Any = self.values
+            for part in match[1].split("."):
+                try:
+                    value = value[int(part)] if isinstance(value, list) else value[part]
+                except (KeyError, IndexError, ValueError, TypeError):
+                    raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})") from None
+            if isinstance(value, str) and _REFERENCE.fullmatch(value):
+                raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is a reference itself ({self.origin(path)})")
+            return copy.deepcopy(value)
+
+        for container, key, path in list(_leaves(self.values, ())):
+            value = container[key]
+            if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+                container[key] = lookup(match, path)
+
+
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+def load_config_tree(path: str | Path) -> ConfigTree:
+    """Read a YAML file and everything it includes.
+
+    Raises:
+        ConfigError: for a missing, oversized or malformed file, a duplicate key, or a circle of includes.
+    """
+    tree = ConfigTree()
+    _load_into(tree, Path(path), ())
+    return tree
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML.
+
+    Raises:
+        ConfigError: for an item without "=", an empty key or a value that is not YAML.
+    """
+    merged: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"-u {item!r} is not of the form section.key=value")
+        value, _ = parse_yaml(text, f"-u {key}")
+        for part in reversed(parts):
+            value = {part: value}
+        _merge(merged, value, (), {}, {})
+    return merged
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
+    """Parse YAML with the safe loader; return the value and "name:line" for every key path.
+
+    Raises:
+        ConfigError: for bad syntax, tags that would build objects, duplicate keys or exploding aliases.
+    """
+    try:
+        node = yaml.compose(text, _Loader)
+        if node is None:
+            return None, {}
+        places: dict[KeyPath, str] = {}
+        budget = [MAX_NODES]
+        _inspect(node, (), name, places, budget)
+        loader = _Loader("")
+        try:
+            return loader.construct_document(node), places
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{name} is nested too deeply") from None
+    except (ValueError, TypeError) as error:  # e.g. a date that does not exist, a list as a key
+        raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
+
+
+def dotted(path: KeyPath) -> str:
+    """Write a key path as people do: ("a", "ops", 0, "p") -> "a.ops[0].p"."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with `1e-4` read as a number as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
+    path = path.expanduser()
+    shown = " -> ".join(str(p) for p in (*chain, path))
+    if path.suffix not in (".yml", ".yaml"):
+        raise ConfigError(f"{shown} is not a .yml or .yaml file")
+    if path.resolve() in [p.resolve() for p in chain]:
+        raise ConfigError(f"configuration files include each other in a circle: {shown}")
+    values, places = _read(path, shown)
+    includes = values.get("__include__") or []
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise ConfigError(f"{path}: __include__ must be a list of file names, not {includes!r}")
+    for item in includes:
+        _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
+    tree.merge({key: value for key, value in values.items() if key != "__include__"}, places)
+
+
+def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} has {size} bytes; a configuration has at most {MAX_FILE_BYTES}")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file not found: {shown}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown} cannot be read: {error}") from None
+    values, places = parse_yaml(text, str(path))
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of settings")
+    return values, places
+
+
+def _inspect(node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]) -> None:
+    """Record the line of every key; refuse duplicate keys, keys that are no strings, NaN and exploding aliases."""
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise ConfigError(f"{name} has more than {MAX_NODES} values once its aliases are expanded")
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(f"{name}:{line} has a key that is not a word")
+            if key in seen:
+                raise ConfigError(f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} has it already")
+            seen[key] = line
+            places[(*path, key)] = f"{name}:{line}"
+            _inspect(value_node, (*path, key), name, places, budget)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            places[(*path, index)] = f"{name}:{item.start_mark.line + 1}"
+            _inspect(item, (*path, index), name, places, budget)
+
+
+def _merge(base: dict, over: dict, path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str] | str) -> None:
+    for key, value in over.items():
+        here = (*path, key)
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and _same_type(old, value):
+            _merge(old, value, here, origins, places)
+            continue
+        for stale in [p for p in origins if p[:len(here)] == here]:
+            del origins[stale]
+        base[key] = copy.deepcopy(value)
+        if isinstance(places, str):
+            origins[here] = places
+        else:
+            origins.update({p: place for p, place in places.items() if p[:len(here)] == here})
+
+
+def _same_type(old: dict, new: dict) -> bool:
+    """A block that names another `type` replaces the old one whole: its settings belong to another class."""
+    return "type" not in new or "type" not in old or new["type"] == old["type"]
+
+
+def _leaves(container: dict | list, path: KeyPath) -> Iterator[tuple[dict | list, str | int, KeyPath]]:
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        yield container, key, (*path, key)
+        if isinstance(value, (dict, list)):
+            yield from _leaves(value, (*path, key))
+
+
+def first_non_finite(values: dict[str, Any]) -> KeyPath | None:
+    """Return the path of the first NaN or infinity in `values`, or None: no setting may be one."""
+    for container, key, path in _leaves(values, ()):
+        if isinstance(container[key], float) and not math.isfinite(container[key]):
+            return path
+    return None

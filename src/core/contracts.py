@@ -1,0 +1,77 @@
+"""The shapes of what packages hand to each other."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from torch import Tensor
+
+
+class Target(TypedDict, total=False):
+    """What is known about one image; `boxes` and `labels` are always there."""
+
+    boxes: Tensor
+    """`[T, 4]` float32: cxcywh in 0..1 for training, xyxy in pixels of the resized image for evaluation."""
+    labels: Tensor
+    """`[T]` int64, 0..C-1."""
+    image_id: Tensor
+    """`[1]` int64, as in the annotation file."""
+    orig_size: Tensor
+    """`[2]` int64, (width, height) of the file in pixels."""
+    area: Tensor
+    """`[T]` float32, square pixels of the file."""
+    iscrowd: Tensor
+    """`[T]` int64, 0 or 1."""
+    idx: Tensor
+    """`[1]` int64, position in the data set."""
+    image_path: str
+
+
+class Predictions(TypedDict):
+    """Output of a detector in eval mode."""
+
+    pred_logits: Tensor
+    """`[B, Q, C]`, before the sigmoid."""
+    pred_boxes: Tensor
+    """`[B, Q, 4]`, cxcywh in 0..1."""
+
+
+class Detections(TypedDict):
+    """Output of the post-processor for one image, best first."""
+
+    labels: Tensor
+    """`[R]` int64: 0..C-1, or COCO category ids with `remap_mscoco_category`."""
+    boxes: Tensor
+    """`[R, 4]`, xyxy in pixels of the original image."""
+    scores: Tensor
+    """`[R]`, 0..1."""
+
+
+class Backbone(Protocol):
+    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and strides
+    says so; then they are checked against the encoder."""
+
+    out_channels: list[int]
+    out_strides: list[int]
+
+    def __call__(self, images: Tensor) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class Deployable(Protocol):
+    """A module with a leaner form for inference."""
+
+    def convert_to_deploy(self) -> None: ...
+
+
+class Evaluator(Protocol):
+    """Three verbs between the training loop and a metric."""
+
+    def update(self, predictions: dict[int, Detections]) -> None:
+        """Take the detections of some images, by image id."""
+
+    def synchronize(self) -> None:
+        """Bring the detections of all ranks together; each image counts once."""
+
+    def summarize(self) -> dict[str, Any]:
+        """Return the metrics by name."""

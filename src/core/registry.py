@@ -1,0 +1,111 @@
+"""The table of everything a configuration can name: class name -> how to build it and what it accepts."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from .errors import ConfigError
+
+REQUIRED = inspect.Parameter.empty
+"""Marks an argument without a default."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One constructor argument: its default (`REQUIRED` if none) and its type (`Any` if not annotated)."""
+
+    default: Any
+    annotation: Any
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered class or function."""
+
+    name: str
+    factory: Callable[..., Any]
+    inject: tuple[str, ...]
+    share: tuple[str, ...]
+    load: str | None
+
+    @property
+    def arguments(self) -> dict[str, Argument]:
+        """The arguments that YAML may set, with those that the class lists in `__extra_arguments__`."""
+        found = {}
+        types = _type_hints(self.factory)
+        for parameter in inspect.signature(self.factory).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            found[parameter.name] = Argument(parameter.default, types.get(parameter.name, Any))
+        extra = getattr(self.factory, "__extra_arguments__", None)
+        return found | (extra() if extra else {})
+
+    @property
+    def accepts_anything(self) -> bool:
+        """True for a constructor with `**kwargs` that does not list what it takes there."""
+        kinds = [p.kind for p in inspect.signature(self.factory).parameters.values()]
+        return inspect.Parameter.VAR_KEYWORD in kinds and not hasattr(self.factory, "__extra_arguments__")
+
+
+_COMPONENTS: dict[str, Component] = {}
+
+
+def register(name: str | None = None, *, force: bool = False) -> Callable[[Callable], Callable]:
+    """Make a class or function known to configurations, under its own name or `name`.
+
+    The class may carry `__inject__` (arguments that are built from their own section), `__share__` (arguments
+    that the top level of the configuration sets for all components), `__load__` (a method that `create` calls
+    after construction, to read files) and `__extra_arguments__` (a function that lists what `**kwargs` takes).
+
+    Raises:
+        ConfigError: if the name is taken by another class, or a shared argument has no default.
+    """
+
+    def decorate(factory: Callable) -> Callable:
+        key = name or factory.__name__
+        known = _COMPONENTS.get(key)
+        if known and not force and _origin(known.factory) != _origin(factory):
+            raise ConfigError(f"'{key}' is registered by {_origin(known.factory)} already; rename {_origin(factory)}")
+        component = Component(key, factory, tuple(getattr(factory, "__inject__", ())),
+                              tuple(getattr(factory, "__share__", ())), getattr(factory, "__load__", None))
+        parameters = inspect.signature(factory).parameters
+        for shared in component.share:
+            if shared not in parameters or parameters[shared].default is REQUIRED:
+                raise ConfigError(f"{key}.{shared} is in __share__, so it needs a default in the constructor")
+        _COMPONENTS[key] = component
+        return factory
+
+    if callable(name):  # used as @register without parentheses
+        factory, name = name, None
+        return decorate(factory)
+    return decorate
+
+
+def find(name: str) -> Component | None:
+    """Return the component registered under `name`, or None."""
+    return _COMPONENTS.get(name)
+
+
+def names() -> list[str]:
+    """Return all registered names, sorted."""
+    return sorted(_COMPONENTS)
+
+
+def shared_names() -> set[str]:
+    """Return every argument name that some component shares at the top level."""
+    return {name for component in _COMPONENTS.values() for name in component.share}
+
+
+def _origin(factory: Callable) -> str:
+    return f"{factory.__module__}.{factory.__qualname__}"
+
+
+def _type_hints(factory: Callable) -> dict[str, Any]:
+    target = factory.__init__ if inspect.isclass(factory) else factory
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):  # a user's class with annotations that cannot be resolved
+        return {}

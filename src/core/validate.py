@@ -1,0 +1,186 @@
+"""Checks a configuration against what the registered classes accept, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Iterator
+
+from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
+from .errors import ConfigError
+from .registry import REQUIRED, Argument, Component, find, names, shared_names
+
+
+def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> None:
+    """Check every key, type and reference of `tree`.
+
+    Args:
+        tree: the merged configuration.
+        top_level: settings of the run itself, with type and default.
+        blocks: top-level entries that hold `{type: Class, ...}`, with the arguments supplied at run time.
+
+    Raises:
+        ConfigError: one error that lists all faults, each with its file and line.
+    """
+    faults = list(_top_level_faults(tree, top_level, blocks))
+    if path := first_non_finite(tree.values):
+        faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
+    if faults:
+        head = "the configuration has a fault" if len(faults) == 1 else f"the configuration has {len(faults)} faults"
+        raise ConfigError(f"{head}: " + "; ".join(faults))
+
+
+def type_name(annotation: Any) -> str:
+    """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(type_name(a) for a in arguments))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    base = origin or annotation
+    if base in (list, tuple, set, Sequence):
+        inner = [a for a in arguments if a is not Ellipsis]
+        return f"a list of {type_name(inner[0])}s".replace("a list of a ", "a list of ") if inner else "a list"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a mapping",
+             Mapping: "a mapping", type(None): "null"}
+    return words.get(base, getattr(base, "__name__", str(base)))
+
+
+def matches(value: Any, annotation: Any) -> bool:
+    """Tell whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but themselves."""
+    if annotation is Any or isinstance(annotation, typing.TypeVar):
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, a) for a in arguments)
+    if origin is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in arguments)
+    base = origin or annotation
+    if base is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if base is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if base in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
+    if base in (dict, Mapping):
+        inner = arguments[1] if len(arguments) == 2 else Any
+        return isinstance(value, dict) and all(matches(v, inner) for v in value.values())
+    return isinstance(value, base) if isinstance(base, type) else True
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        by_case = {k.lower(): k for k in known}
+        close = [by_case[m] for m in difflib.get_close_matches(word.lower(), list(by_case), n=1, cutoff=0.6)]
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
+    if base is tuple and arguments and Ellipsis not in arguments:
+        return len(value) == len(arguments) and all(matches(v, a) for v, a in zip(value, arguments))
+    return not arguments or all(matches(v, arguments[0]) for v in value)
+
+
+def _top_level_faults(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    known = [*top_level, *blocks, *names(), *shared_names()]
+    for key, value in tree.values.items():
+        path, component = (key,), find(key)
+        if key in blocks:
+            if value is not None:
+                yield from _typed_faults(tree, path, value, blocks[key])
+        elif key in top_level:
+            if not matches(value, top_level[key].annotation):
+                yield f"{key} is {value!r}, expected {type_name(top_level[key].annotation)} ({tree.origin(path)})"
+        elif component:
+            if not isinstance(value, dict):
+                yield f"{key} is {value!r}, expected a mapping of its settings ({tree.origin(path)})"
+            else:
+                yield from _component_faults(tree, path, component, value, (), check_missing=False)
+        elif key not in shared_names():
+            yield f"unknown key '{key}' ({tree.origin(path)}){did_you_mean(key, known)}"
+    for name, owner, argument in _shared_arguments():
+        if name in tree.values and not matches(tree.values[name], argument.annotation):
+            yield f"{name} is {tree.values[name]!r}, {owner} expects {type_name(argument.annotation)} ({tree.origin((name,))})"
+
+
+def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
+    seen = set()
+    for owner in names():
+        component = find(owner)
+        for name in component.share:
+            if name not in seen:
+                seen.add(name)
+                yield name, owner, component.arguments[name]
+
+
+def _typed_faults(tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[str, ...] = ()) -> Iterator[str]:
+    """Faults of a value that names a component: a registered name, or a mapping with `type`."""
+    place = tree.origin(path)
+    if isinstance(value, str):
+        component, settings = find(value), tree.values.get(value) or {}
+        if component is None:
+            yield f"{dotted(path)} names '{value}', which is not registered ({place}){did_you_mean(value, names())}"
+        elif isinstance(settings, dict):
+            yield from _missing_faults(tree, path, component, settings, supplied)
+        return
+    if not isinstance(value, dict):
+        yield f"{dotted(path)} is {value!r}, expected a registered name or a mapping with 'type' ({place})"
+        return
+    if not isinstance(value.get("type"), str):
+        yield f"{dotted(path)} has no 'type' that names a class ({place})"
+        return
+    component = find(value["type"])
+    if component is None:
+        yield f"{dotted(path)}.type is '{value['type']}', which is not registered ({place}){did_you_mean(value['type'], names())}"
+        return
+    yield from _component_faults(tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied)
+
+
+def _component_faults(tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...],
+                      *, check_missing: bool = True) -> Iterator[str]:
+    arguments = component.arguments
+    for key, value in settings.items():
+        here = (*path, key)
+        if key in supplied:
+            yield f"{dotted(here)} is set by the program, not by a configuration ({tree.origin(here)})"
+        elif key not in arguments:
+            if not component.accepts_anything:
+                yield f"unknown key '{dotted(here)}' ({tree.origin(here)}){did_you_mean(key, list(arguments))}"
+        elif key in component.inject:
+            if value is not None:
+                for item_path, item in _injected(here, value):
+                    yield from _typed_faults(tree, item_path, item)
+        elif value != arguments[key].default and not matches(value, arguments[key].annotation):
+            yield f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} ({tree.origin(here)})"
+        if key in component.share and key in tree.values and tree.values[key] != value:
+            yield (f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: {tree.values[key]!r} "
+                   f"({tree.origin((key,))}); keep one of them")
+    if check_missing:
+        yield from _missing_faults(tree, path, component, settings, supplied)
+
+
+def _missing_faults(tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...]) -> Iterator[str]:
+    for key, argument in component.arguments.items():
+        if argument.default is REQUIRED and key not in settings and key not in supplied:
+            if key in component.inject:
+                yield f"{dotted(path)} needs '{key}', the name of a registered class ({tree.origin(path)})"
+            else:
+                yield f"{dotted((*path, key))} is missing, expected {type_name(argument.annotation)} ({tree.origin(path)})"
+
+
+def _injected(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """An injected argument holds one component, or a list of them."""
+    if isinstance(value, list):
+        yield from (((*path, index), item) for index, item in enumerate(value))
+    else:
+        yield path, value
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

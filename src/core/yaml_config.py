@@ -1,0 +1,183 @@
+"""One run's configuration: settings that are validated at once, objects that are built when first asked for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .build import create
+from .config_file import ConfigTree, load_config_tree
+from .errors import ConfigError
+from .registry import Argument, find, names
+from .validate import validate
+
+
+@dataclass
+class RunSettings:
+    """The settings of a run itself, as they stand at the top level of a configuration, with their defaults."""
+
+    task: Literal["detection"] = "detection"
+    epochs: int = 72
+    use_amp: bool = False
+    use_ema: bool = False
+    sync_bn: bool = False
+    find_unused_parameters: bool = False
+    clip_max_norm: float = 0.0
+    print_freq: int = 100
+    checkpoint_freq: int = 0
+    seed: int | None = None
+    device: str | None = None
+    output_dir: str = "./output"
+    summary_dir: str | None = None
+    resume: str | None = None
+    tuning: str | None = None
+    test_only: bool = False
+    use_wandb: bool = False
+    project_name: str = "D-FINE"
+    exp_name: str = "baseline"
+    model: str | None = None
+    criterion: str | None = None
+    postprocessor: str | None = None
+    minima: typing.ClassVar[dict[str, float]] = {"epochs": 1, "clip_max_norm": 0, "print_freq": 1, "checkpoint_freq": 0, "seed": 0}
+
+    def __post_init__(self) -> None:
+        for name, least in self.minima.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}, expected at least {least}")
+
+
+BLOCKS = {
+    "train_dataloader": (), "val_dataloader": (), "evaluator": ("coco_gt",), "optimizer": ("model",),
+    "lr_scheduler": ("optimizer",), "lr_warmup_scheduler": ("optimizer",), "ema": ("model",), "scaler": ("device",),
+}
+"""Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
+
+
+class YAMLConfig:
+    """A configuration file with its includes and overrides.
+
+    `cfg.settings` are the run's own settings; `cfg.model`, `cfg.criterion`, `cfg.optimizer` ... build what the
+    file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
+    """
+
+    def __init__(self, path: str | Path, **overrides: Any) -> None:
+        """Read and validate; nothing is built.
+
+        Args:
+            path: a .yml file.
+            overrides: top-level keys laid over the file; nested mappings merge.
+
+        Raises:
+            ConfigError: one error that lists every fault found.
+        """
+        tree = load_config_tree(path)
+        tree.merge(overrides, "command line")
+        tree.resolve_references()
+        validate(tree, _top_level(), BLOCKS)
+        self.path = Path(path)
+        self._tree = tree
+        self.settings = RunSettings(**{name: tree.values[name] for name in _top_level() if name in tree.values})
+
+    @property
+    def yaml_cfg(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return self._tree.values
+
+    def origin(self, *path: str | int) -> str:
+        """Tell where a setting was made, as "file:line"."""
+        return self._tree.origin(path)
+
+    def set(self, key: str, value: Any, reason: str) -> None:
+        """Set a top-level key that the program found out itself; `reason` becomes its origin."""
+        self._tree.merge({key: value}, reason)
+
+    def without_pretrained(self) -> None:
+        """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
+        for name in names():
+            if name in self.yaml_cfg and "pretrained" in find(name).arguments:
+                self.set(name, {"pretrained": False}, "a checkpoint was given")
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved configuration as one YAML file that loads again."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML text."""
+        return yaml.safe_dump(copy.deepcopy(self.yaml_cfg), sort_keys=False, allow_unicode=True)
+
+    @cached_property
+    def model(self) -> Any:
+        """The detector, on the CPU, with its start weights loaded."""
+        return self._create_named("model")
+
+    @cached_property
+    def criterion(self) -> Any:
+        """The training loss."""
+        return self._create_named("criterion")
+
+    @cached_property
+    def postprocessor(self) -> Any:
+        """Turns model outputs into detections."""
+        return self._create_named("postprocessor")
+
+    @cached_property
+    def train_dataloader(self) -> Any:
+        """Batches of augmented images with targets."""
+        return self._create_block("train_dataloader")
+
+    @cached_property
+    def val_dataloader(self) -> Any:
+        """Batches of evaluation images."""
+        return self._create_block("val_dataloader")
+
+    @cached_property
+    def optimizer(self) -> Any:
+        """The optimizer over the parameters of `model`, in the groups that the configuration names."""
+        return self._create_block("optimizer", model=self.model)
+
+    @cached_property
+    def lr_scheduler(self) -> Any:
+        """The learning-rate schedule over epochs, or None."""
+        return self._create_block("lr_scheduler", optimizer=self.optimizer)
+
+    @cached_property
+    def lr_warmup_scheduler(self) -> Any:
+        """The learning-rate warm-up over steps, or None."""
+        return self._create_block("lr_warmup_scheduler", optimizer=self.optimizer)
+
+    @cached_property
+    def ema(self) -> Any:
+        """The moving average of `model`, or None if `use_ema` is off."""
+        return self._create_block("ema", model=self.model) if self.settings.use_ema else None
+
+    @cached_property
+    def scaler(self) -> Any:
+        """The gradient scaler for fp16, or None."""
+        return self._create_block("scaler")
+
+    def evaluator(self, coco_gt: Any) -> Any:
+        """Build the evaluator for the labels of a data set."""
+        return self._create_block("evaluator", coco_gt=coco_gt)
+
+    def _create_named(self, key: str) -> Any:
+        name = self.yaml_cfg.get(key)
+        if not name:
+            raise ConfigError(f"{self.path} names no '{key}'; set it to a registered class such as DFINE")
+        return create(name, self.yaml_cfg)
+
+    def _create_block(self, key: str, **runtime: Any) -> Any:
+        block = self.yaml_cfg.get(key)
+        return create(block, self.yaml_cfg, **runtime) if block else None
+
+
+def _top_level() -> dict[str, Argument]:
+    types = typing.get_type_hints(RunSettings)
+    return {f.name: Argument(f.default, types[f.name]) for f in dataclasses.fields(RunSettings)}

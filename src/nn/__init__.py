@@ -1,0 +1,5 @@
+"""Layers and backbones: images in, feature maps out."""
+
+from . import backbone
+
+__all__ = ["backbone"]

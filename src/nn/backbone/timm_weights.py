@@ -1,0 +1,47 @@
+"""Fetching of timm's ungated start weights: from the local cache of huggingface_hub, or over the network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlparse
+
+from torch import Tensor
+
+from ...core.errors import CheckpointError
+
+
+def timm_state_dict(model_name: str) -> dict[str, Tensor]:
+    """Return the weights that timm publishes for `model_name`.
+
+    Raises:
+        CheckpointError: if they are neither cached nor reachable; the message says why.
+    """
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository = timm.get_pretrained_cfg(model_name).hf_hub_id
+    if not repository:
+        raise CheckpointError(f"timm publishes no weights for {model_name}")
+    repository = repository + model_name if repository.endswith("/") else repository
+    cached = try_to_load_from_cache(repository, "model.safetensors")
+    if not isinstance(cached, str) and (reason := _why_unreachable(constants.ENDPOINT)):
+        raise CheckpointError(f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})")
+    try:
+        return timm.create_model(model_name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # the hub client raises many kinds: gated, moved, interrupted, proxy ...
+        raise CheckpointError(f"{repository} could not be fetched: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def _why_unreachable(endpoint: str) -> str | None:
+    """Ask once, within seconds: the hub client itself retries for most of a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return None
+    url = urlparse(endpoint)
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,0 +1,27 @@
+"""Activation functions by name, and the inverse of the sigmoid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
+
+
+def build_activation(name: str | None) -> nn.Module:
+    """Return a new activation module; `None` gives the identity.
+
+    Raises:
+        ValueError: if the name is not known.
+    """
+    if name is None:
+        return nn.Identity()
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation '{name}' is not known; known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]()
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return ln(x / (1 - x)) with x clipped to 0..1 and both terms kept at or above `eps`."""
+    x = x.clamp(0.0, 1.0)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

@@ -1,0 +1,53 @@
+"""Sampling of feature maps at learned points (Zhu et al., Deformable DETR, 2021, equation 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample_bilinear(value: Tensor, locations: Tensor) -> Tensor:
+    """Sample one level between its pixels; points outside the map read zeros.
+
+    Args:
+        value: `[B*heads, c, h, w]`.
+        locations: `[B*heads, Q, P, 2]`, (x, y) in 0..1 of the map.
+
+    Returns:
+        `[B*heads, c, Q, P]`.
+    """
+    return F.grid_sample(value, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
+    """Sample one level at the nearest pixel, clamped to the map; same shapes as `sample_bilinear`."""
+    n, channels, height, width = value.shape
+    size = torch.tensor([width, height], device=value.device)
+    index = (locations * size + 0.5).long().clamp(min=0)
+    flat = index[..., 1].clamp(max=height - 1) * width + index[..., 0].clamp(max=width - 1)  # [n, Q, P]
+    points = flat.flatten(1)[:, None].expand(n, channels, -1)
+    return value.flatten(2).gather(2, points).view(n, channels, *flat.shape[1:])
+
+
+def deformable_attention(values: list[Tensor], locations: Tensor, weights: Tensor, num_points: list[int], *,
+                         discrete: bool = False) -> Tensor:
+    """Sum samples of several levels by attention weight.
+
+    Args:
+        values: a map per level, `[B*heads, c, h, w]`.
+        locations: `[B, Q, heads, S, 2]` in 0..1, the points of level 0 first; S = sum of `num_points`.
+        weights: `[B, Q, heads, S]`, softmax over S.
+        num_points: points of each level.
+        discrete: read the nearest pixel in place of bilinear interpolation.
+
+    Returns:
+        `[B, Q, heads * c]`.
+    """
+    batch, queries, heads, _, _ = locations.shape
+    sample = sample_nearest_pixel if discrete else sample_bilinear
+    per_level = locations.permute(0, 2, 1, 3, 4).flatten(0, 1).split(num_points, dim=2)  # each [B*heads, Q, P, 2]
+    samples = torch.cat([sample(value, points) for value, points in zip(values, per_level)], dim=-1)  # [B*heads, c, Q, S]
+    weights = weights.permute(0, 2, 1, 3).flatten(0, 1)[:, None]  # [B*heads, 1, Q, S]
+    summed = (samples * weights).sum(-1)  # [B*heads, c, Q]
+    return summed.view(batch, -1, queries).transpose(1, 2)

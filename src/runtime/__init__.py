@@ -1,0 +1,1 @@
+"""Services of the process: ranks, logging, weight files."""

@@ -1,0 +1,33 @@
+"""The one logger, set up once a process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+logger = logging.getLogger("dfine")
+
+
+def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
+    """Send messages to the terminal; a rank that does not speak shows errors alone.
+
+    Args:
+        speaks: True on the rank that reports for all.
+        debug: show debug messages too.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_OneLine())
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO)
+
+
+class _OneLine(logging.Filter):
+    """Marks warnings and makes control characters visible: names from files must not move the cursor."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        record.msg, record.args = (f"warning: {text}" if record.levelno == logging.WARNING else text), ()
+        return True

@@ -1,0 +1,5 @@
+"""Detectors."""
+
+from . import dfine
+
+__all__ = ["dfine"]

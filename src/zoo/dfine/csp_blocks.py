@@ -1,0 +1,112 @@
+"""Convolutional fusion blocks of the encoder, and their fused forms for inference.
+
+Attribute names are those of the released weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ...ops.activations import build_activation
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation; the first two fuse into one for inference."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
+                 act: str | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = build_activation(act)
+        self.conv_bn_fused: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in, H, W]` to `[B, out, H/stride, W/stride]`."""
+        if self.conv_bn_fused is not None:
+            return self.act(self.conv_bn_fused(x))
+        return self.act(self.norm(self.conv(x)))
+
+    def convert_to_deploy(self) -> None:
+        """Replace convolution and norm by one convolution with bias."""
+        if self.conv_bn_fused is None:
+            self.conv_bn_fused = fuse_conv_bn_eval(self.conv, self.norm)
+            del self.conv, self.norm
+
+
+class VGGBlock(nn.Module):
+    """act(3x3 + 1x1); both branches become one 3x3 convolution for inference (RepVGG, Ding et al., 2021)."""
+
+    def __init__(self, channels: int, *, act: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = build_activation(act)
+        self.conv: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to the same shape."""
+        if self.conv is not None:
+            return self.act(self.conv(x))
+        return self.act(self.conv1(x) + self.conv2(x))
+
+    def convert_to_deploy(self) -> None:
+        """Replace both branches by their sum, the 1x1 kernel standing in the middle of the 3x3."""
+        if self.conv is None:
+            self.conv1.convert_to_deploy()
+            self.conv2.convert_to_deploy()
+            conv, point = self.conv1.conv_bn_fused, self.conv2.conv_bn_fused
+            conv.weight.data[:, :, 1:2, 1:2] += point.weight.data
+            conv.bias.data += point.bias.data
+            self.conv = conv
+            del self.conv1, self.conv2
+
+
+class CSPLayer(nn.Module):
+    """Two 1x1 paths that are summed, one of them through a chain of blocks."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, *, act: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 1, act=act)
+        self.conv2 = ConvNorm(in_channels, out_channels, 1, act=act)
+        self.bottlenecks = nn.Sequential(*(VGGBlock(out_channels, act=act) for _ in range(num_blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in, H, W]` to `[B, out, H, W]`."""
+        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+
+
+class RepNCSPELAN4(nn.Module):
+    """GELAN block (Wang et al., YOLOv9, 2024): a split, two CSP stages in a row, all parts concatenated."""
+
+    def __init__(self, in_channels: int, out_channels: int, mid_channels: int, inner_channels: int, num_blocks: int, *, act: str) -> None:
+        super().__init__()
+        half = mid_channels // 2
+        self.cv1 = ConvNorm(in_channels, mid_channels, 1, act=act)
+        self.cv2 = nn.Sequential(CSPLayer(half, inner_channels, num_blocks, act=act),
+                                 ConvNorm(inner_channels, inner_channels, 3, act=act))
+        self.cv3 = nn.Sequential(CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
+                                 ConvNorm(inner_channels, inner_channels, 3, act=act))
+        self.cv4 = ConvNorm(mid_channels + 2 * inner_channels, out_channels, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in, H, W]` to `[B, out, H, W]`."""
+        parts = list(self.cv1(x).chunk(2, 1))
+        parts.append(self.cv2(parts[-1]))
+        parts.append(self.cv3(parts[-1]))
+        return self.cv4(torch.cat(parts, 1))
+
+
+class SCDown(nn.Module):
+    """Half the size: a 1x1 convolution, then a depthwise 3x3 one of stride 2 (YOLOv10, 2024); no activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1 = ConvNorm(channels, channels, 1)
+        self.cv2 = ConvNorm(channels, channels, 3, stride=2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to `[B, C, H/2, W/2]`."""
+        return self.cv2(self.cv1(x))

@@ -1,0 +1,104 @@
+"""The parts of a decoder layer. Attribute names are those of the released weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.activations import build_activation
+from .deformable_attention import MultiScaleDeformableAttention
+
+HALF_MAX = 65504.0
+"""Largest fp16 number; the feed-forward sum is kept within it."""
+
+TOP_PROBABILITIES = 4
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden] * (num_layers - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., in]` to `[..., out]`."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class Gate(nn.Module):
+    """Mixes two streams by learned gates in place of a residual sum (D-FINE, section 4.3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * width, 2 * width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Map two tensors `[B, Q, D]` to one."""
+        gate_a, gate_b = torch.sigmoid(self.gate(torch.cat([a, b], -1))).chunk(2, -1)
+        return self.norm(gate_a * a + gate_b * b)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable cross-attention through a gate, feed-forward."""
+
+    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, activation: str,
+                 num_points: Sequence[int], *, discrete: bool = False) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, nhead, dropout=dropout, batch_first=True)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn = MultiScaleDeformableAttention(width, nhead, num_points, discrete=discrete)
+        self.gateway = Gate(width)
+        self.linear1 = nn.Linear(width, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = build_activation(activation)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, x: Tensor, reference: Tensor, values: list[Tensor], position: Tensor, mask: Tensor | None) -> Tensor:
+        """Refine queries.
+
+        Args:
+            x: `[B, Q, D]`.
+            reference: boxes, `[B, Q, 4]` cxcywh in 0..1.
+            values: a map per level, `[B * heads, D / heads, h, w]`.
+            position: position codes of the queries, `[B, Q, D]`.
+            mask: `[Q, Q]`, True where a query (row) must not see another; or None.
+
+        Returns:
+            `[B, Q, D]`.
+        """
+        placed = x + position
+        attended, _ = self.self_attn(placed, placed, x, attn_mask=mask, need_weights=False)
+        x = self.norm1(x + self.dropout(attended))
+        gathered = self.cross_attn(x + position, reference, values)
+        x = self.gateway(x, self.dropout(gathered))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.norm3((x + self.dropout(hidden)).clamp(-HALF_MAX, HALF_MAX))
+
+
+class LQE(nn.Module):
+    """Location quality estimator: how peaked a query's edge distributions are becomes a class-logit offset."""
+
+    def __init__(self, hidden: int = 64, num_layers: int = 2) -> None:
+        super().__init__()
+        self.reg_conf = MLP(4 * (TOP_PROBABILITIES + 1), hidden, 1, num_layers)
+        nn.init.zeros_(self.reg_conf.layers[-1].weight)
+        nn.init.zeros_(self.reg_conf.layers[-1].bias)
+
+    def forward(self, corners: Tensor) -> Tensor:
+        """Map corner logits `[B, Q, 4 * K]` to an offset `[B, Q, 1]`."""
+        top = F.softmax(corners.unflatten(-1, (4, -1)), dim=-1).topk(TOP_PROBABILITIES, dim=-1).values
+        statistics = torch.cat([top, top.mean(-1, keepdim=True)], -1)  # [B, Q, 4, 5]
+        return self.reg_conf(statistics.flatten(2))

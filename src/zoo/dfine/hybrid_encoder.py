@@ -1,0 +1,171 @@
+"""The encoder between backbone and decoder: self-attention on the coarsest map, then FPN and PAN fusion."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError
+from ...core.registry import register
+from ...ops.activations import build_activation
+from .csp_blocks import ConvNorm, RepNCSPELAN4, SCDown
+
+
+@register()
+class HybridEncoder(nn.Module):
+    """RT-DETR's efficient hybrid encoder with D-FINE's GELAN fusion blocks."""
+
+    __share__ = ["eval_spatial_size"]
+
+    def __init__(self, in_channels: Sequence[int] = (512, 1024, 2048), feat_strides: Sequence[int] = (8, 16, 32),
+                 hidden_dim: int = 256, nhead: int = 8, dim_feedforward: int = 1024, dropout: float = 0.0,
+                 enc_act: str = "gelu", use_encoder_idx: Sequence[int] = (2,), num_encoder_layers: int = 1,
+                 pe_temperature: float = 10000, expansion: float = 1.0, depth_mult: float = 1.0, act: str = "silu",
+                 eval_spatial_size: Sequence[int] | None = None) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: channels of the backbone's maps, fine to coarse.
+            feat_strides: strides of those maps.
+            hidden_dim: width of every output map.
+            nhead: attention heads.
+            dim_feedforward: hidden width of the attention layer's feed-forward part.
+            dropout: dropout in the attention layers.
+            enc_act: activation in the feed-forward part.
+            use_encoder_idx: levels that pass through self-attention.
+            num_encoder_layers: attention layers on each such level.
+            pe_temperature: base of the sine position code.
+            expansion: inner width of the fusion blocks relative to `hidden_dim` / 2.
+            depth_mult: number of blocks in each fusion stage relative to 3.
+            act: activation in the fusion blocks.
+            eval_spatial_size: (height, width) of evaluation images; their position tables are made ahead.
+        """
+        super().__init__()
+        levels = len(in_channels)
+        if len(feat_strides) != levels:
+            raise ConfigError(f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length")
+        if any(not 0 <= level < levels for level in use_encoder_idx):
+            raise ConfigError(f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}")
+        if hidden_dim % 4 or hidden_dim % nhead:
+            raise ConfigError(f"HybridEncoder.hidden_dim {hidden_dim} must be a multiple of 4 and of nhead {nhead}")
+        self.in_channels, self.feat_strides = list(in_channels), list(feat_strides)
+        self.hidden_dim = hidden_dim
+        self.use_encoder_idx = list(use_encoder_idx)
+        self.pe_temperature = pe_temperature
+        self.out_channels, self.out_strides = [hidden_dim] * levels, list(feat_strides)
+        inner, blocks = round(expansion * hidden_dim // 2), round(3 * depth_mult)
+
+        def fusion() -> RepNCSPELAN4:
+            return RepNCSPELAN4(2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act)
+
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, hidden_dim, 1, bias=False), norm=nn.BatchNorm2d(hidden_dim)))
+            for channels in in_channels)
+        self.encoder = nn.ModuleList(
+            TransformerEncoder(hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers) for _ in use_encoder_idx)
+        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1) for _ in range(levels - 1))
+        self.fpn_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
+        self.downsample_convs = nn.ModuleList(nn.Sequential(SCDown(hidden_dim)) for _ in range(levels - 1))
+        self.pan_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
+        if eval_spatial_size:
+            height, width = eval_spatial_size
+            for level in self.use_encoder_idx:
+                stride = feat_strides[level]
+                position_table(height // stride, width // stride, hidden_dim, pe_temperature, torch.device("cpu"))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Fuse the levels.
+
+        Args:
+            maps: `[B, C_l, h, w]` a level, fine to coarse, each half the size of the one before.
+
+        Returns:
+            `[B, hidden_dim, h, w]` a level, the same sizes.
+        """
+        maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        for encoder, level in zip(self.encoder, self.use_encoder_idx):
+            maps[level] = self._attend(encoder, maps[level])
+        return self._bottom_up(self._top_down(maps))
+
+    def _attend(self, encoder: TransformerEncoder, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        position = position_table(height, width, self.hidden_dim, self.pe_temperature, x.device)
+        tokens = encoder(x.flatten(2).transpose(1, 2), position)  # [B, h*w, D]
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    def _top_down(self, maps: list[Tensor]) -> list[Tensor]:
+        """FPN: from the coarsest level down, each level takes in the one above it."""
+        fused = [maps[-1]]
+        for lateral, block, finer in zip(self.lateral_convs, self.fpn_blocks, reversed(maps[:-1])):
+            fused[0] = lateral(fused[0])
+            above = F.interpolate(fused[0], scale_factor=2.0, mode="nearest")
+            fused.insert(0, block(torch.cat([above, finer], 1)))
+        return fused
+
+    def _bottom_up(self, maps: list[Tensor]) -> list[Tensor]:
+        """PAN: from the finest level up, each level takes in the one below it."""
+        fused = [maps[0]]
+        for down, block, coarser in zip(self.downsample_convs, self.pan_blocks, maps[1:]):
+            fused.append(block(torch.cat([down(fused[-1]), coarser], 1)))
+        return fused
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of attention layers without a final norm."""
+
+    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str, num_layers: int) -> None:
+        super().__init__()
+        first = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
+        self.layers = nn.ModuleList([first])
+        for _ in range(num_layers - 1):
+            layer = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
+            layer.load_state_dict(first.state_dict())  # the recipe starts all layers from equal weights
+            self.layers.append(layer)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Map tokens `[B, N, D]` with position codes `[1, N, D]` to `[B, N, D]`."""
+        for layer in self.layers:
+            tokens = layer(tokens, position)
+        return tokens
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Post-norm self-attention; positions enter queries and keys, not values."""
+
+    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, nhead, dropout, batch_first=True)
+        self.linear1 = nn.Linear(width, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = build_activation(act)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Map tokens `[B, N, D]` with position codes `[1, N, D]` to `[B, N, D]`."""
+        query = tokens + position
+        attended, _ = self.self_attn(query, query, tokens, need_weights=False)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
+        return self.norm2(tokens + self.dropout(hidden))
+
+
+@lru_cache(maxsize=64)
+def position_table(height: int, width: int, dim: int, temperature: float, device: torch.device) -> Tensor:
+    """Return the sine position codes of a map, `[1, height * width, dim]`, one row a token in row-major order.
+
+    Row y * width + x is [sin(y w), cos(y w), sin(x w), cos(x w)] with w_i = temperature^(-i / (dim / 4)). On square
+    maps this is the official table; on others the official one is misaligned (docs/decisions/0003).
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        frequency = 1.0 / temperature ** (torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
+        y = torch.arange(height, dtype=torch.float32)[:, None] * frequency
+        x = torch.arange(width, dtype=torch.float32)[:, None] * frequency
+        rows = torch.cat([y.sin(), y.cos()], 1)[:, None].expand(-1, width, -1)
+        columns = torch.cat([x.sin(), x.cos()], 1)[None].expand(height, -1, -1)
+        return torch.cat([rows, columns], 2).reshape(1, height * width, dim).to(device)

@@ -1,0 +1,60 @@
+"""Assignments between queries and targets, on the host: solving them, and uniting those of several heads.
+
+All pairs of all heads and images lie in flat arrays, so that nothing here walks over pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import lap
+import numpy as np
+
+
+class Pairs(NamedTuple):
+    """Matched pairs; all arrays `[M]` int64."""
+
+    head: np.ndarray
+    """Which prediction head the pair belongs to; zeros for a union."""
+    image: np.ndarray
+    query: np.ndarray
+    target: np.ndarray
+    """Position in the targets of the whole batch laid end to end."""
+
+
+def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
+    """Match queries to targets at least total cost, for every head and image.
+
+    Args:
+        costs: `[heads, B, T, Q]`, finite; T is padded.
+        counts: number of targets of each of the B images.
+
+    Returns:
+        min(Q, T_i) pairs for each head and image i, in the order of heads, then images.
+    """
+    parts = []
+    ends = np.cumsum(counts)
+    for head, of_head in enumerate(costs):
+        for image, (cost, count, end) in enumerate(zip(of_head, counts, ends)):
+            if count:
+                _, target, query = lap.lapjvr(cost[:count], extend_cost=True)
+                parts.append((np.full_like(query, head), np.full_like(query, image), query, target + (end - count)))
+    if not parts:
+        return Pairs(*[np.zeros(0, np.int64)] * 4)
+    return Pairs(*(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*parts)))
+
+
+def unite(pairs: Pairs) -> Pairs:
+    """Merge the matchings of several heads: a query keeps the target that most heads gave it.
+
+    Equal counts go to the target that comes first, whatever the sort (D-FINE's "GO" union; docs/decisions/0004).
+    A target may keep several queries.
+    """
+    queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
+    owners, votes = np.unique((pairs.image * queries + pairs.query) * targets + pairs.target, return_counts=True)
+    owner, target = owners // targets, owners % targets  # an owner is a query of an image
+    order = np.lexsort((target, -votes, owner))
+    owner, target = owner[order], target[order]
+    first = np.diff(owner, prepend=-1) != 0
+    owner, target = owner[first], target[first]
+    return Pairs(np.zeros_like(owner), owner // queries, owner % queries, target)

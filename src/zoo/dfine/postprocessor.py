@@ -1,0 +1,75 @@
+"""From model outputs to detections in pixels."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ...core.contracts import Detections, Predictions
+from ...core.errors import ConfigError
+from ...core.registry import register
+from ...ops.boxes import cxcywh_to_xyxy
+
+COCO_CATEGORY_IDS: tuple[int, ...] = (*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+                                      *range(72, 83), *range(84, 91))
+"""COCO's category id of each of its 80 labels."""
+
+
+@register()
+class DFINEPostProcessor(nn.Module):
+    """Takes the best (query, class) pairs of each image; no suppression, no threshold."""
+
+    __share__ = ["num_classes", "use_focal_loss", "num_top_queries", "remap_mscoco_category"]
+
+    def __init__(self, num_classes: int = 80, use_focal_loss: bool = True, num_top_queries: int = 300,
+                 remap_mscoco_category: bool = False) -> None:
+        """Store the settings.
+
+        Args:
+            num_classes: C.
+            use_focal_loss: classes have independent scores (sigmoid); otherwise a softmax over C + 1 with background last.
+            num_top_queries: detections kept for each image, at most.
+            remap_mscoco_category: return COCO category ids in place of labels 0..79.
+        """
+        super().__init__()
+        if remap_mscoco_category and num_classes != len(COCO_CATEGORY_IDS):
+            raise ConfigError(f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it to False")
+        self.num_classes, self.use_focal_loss, self.num_top_queries = num_classes, use_focal_loss, num_top_queries
+        self.remap_mscoco_category = remap_mscoco_category
+        self.deploy_mode = False
+
+    def forward(self, outputs: Predictions, orig_target_sizes: Tensor) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
+        """Pick and scale detections.
+
+        Args:
+            outputs: `pred_logits [B, Q, C]`, `pred_boxes [B, Q, 4]` cxcywh in 0..1.
+            orig_target_sizes: `[B, 2]`, (width, height) of each original image in pixels.
+
+        Returns:
+            For each image labels, boxes (xyxy, pixels) and scores, best first. After `deploy()` the same as a tuple of
+            batched tensors (labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`), labels always 0..C-1.
+        """
+        logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+        boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(boxes)
+        if self.use_focal_loss:
+            classes = logits.shape[-1]
+            scores, index = logits.sigmoid().flatten(1).topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
+            labels, query = index % classes, index // classes
+        else:
+            best, best_labels = logits.softmax(-1)[..., :-1].max(-1)
+            scores, query = best.topk(min(self.num_top_queries, best.shape[1]), dim=-1)
+            labels = best_labels.gather(1, query)
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        if self.deploy_mode:
+            return labels, boxes, scores
+        if self.remap_mscoco_category:
+            labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[labels]
+        return [{"labels": label, "boxes": box, "scores": score} for label, box, score in zip(labels, boxes, scores)]
+
+    def deploy(self) -> DFINEPostProcessor:
+        """Return a copy that gives batched tensors, as exports need."""
+        processor = copy.deepcopy(self).eval()
+        processor.deploy_mode = True
+        return processor
