@@ -1,5 +1,5 @@
 """D-FINE with HGNetv2 and DINOv3 backbones. Importing it registers every class that a configuration can name."""
 
-from . import nn, zoo
+from . import data, nn, optim, zoo
 
-__all__ = ["nn", "zoo"]
+__all__ = ["data", "nn", "optim", "zoo"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
 import typing
 from dataclasses import dataclass
@@ -34,14 +35,8 @@ class Component:
     @property
     def arguments(self) -> dict[str, Argument]:
         """The arguments that YAML may set, with those that the class lists in `__extra_arguments__`."""
-        found = {}
-        types = _type_hints(self.factory)
-        for parameter in inspect.signature(self.factory).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            found[parameter.name] = Argument(parameter.default, types.get(parameter.name, Any))
         extra = getattr(self.factory, "__extra_arguments__", None)
-        return found | (extra() if extra else {})
+        return arguments_of(self.factory) | (extra() if extra else {})
 
     @property
     def accepts_anything(self) -> bool:
@@ -84,6 +79,13 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
     return decorate
 
 
+def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
+    """List the named arguments of a class or function, less the one that the program supplies."""
+    types = _type_hints(factory)
+    return {p.name: Argument(p.default, types.get(p.name, Any)) for p in inspect.signature(factory).parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != skip}
+
+
 def find(name: str) -> Component | None:
     """Return the component registered under `name`, or None."""
     return _COMPONENTS.get(name)
@@ -104,8 +106,20 @@ def _origin(factory: Callable) -> str:
 
 
 def _type_hints(factory: Callable) -> dict[str, Any]:
+    """Return the annotations that can be resolved; those that cannot are left out."""
     target = factory.__init__ if inspect.isclass(factory) else factory
-    try:
-        return typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError):  # a user's class with annotations that cannot be resolved
-        return {}
+    scope = {**vars(typing), **vars(collections.abc), **getattr(inspect.unwrap(target), "__globals__", {})}
+    hints = {}
+    for name, annotation in getattr(target, "__annotations__", {}).items():
+        try:
+            hints[name] = typing.get_type_hints(_Annotated(name, annotation), scope)[name]
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            continue
+    return hints
+
+
+class _Annotated:
+    """Carries one annotation to `typing.get_type_hints`."""
+
+    def __init__(self, name: str, annotation: Any) -> None:
+        self.__annotations__ = {name: annotation}

@@ -56,7 +56,7 @@ class RunSettings:
 
 BLOCKS = {
     "train_dataloader": (), "val_dataloader": (), "evaluator": ("coco_gt",), "optimizer": ("model",),
-    "lr_scheduler": ("optimizer",), "lr_warmup_scheduler": ("optimizer",), "ema": ("model",), "scaler": ("device",),
+    "lr_scheduler": ("optimizer",), "lr_warmup_scheduler": (), "ema": ("model",), "scaler": ("device",),
 }
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
@@ -151,17 +151,16 @@ class YAMLConfig:
     @cached_property
     def lr_warmup_scheduler(self) -> Any:
         """The learning-rate warm-up over steps, or None."""
-        return self._create_block("lr_warmup_scheduler", optimizer=self.optimizer)
+        return self._create_block("lr_warmup_scheduler")
 
     @cached_property
     def ema(self) -> Any:
         """The moving average of `model`, or None if `use_ema` is off."""
         return self._create_block("ema", model=self.model) if self.settings.use_ema else None
 
-    @cached_property
-    def scaler(self) -> Any:
-        """The gradient scaler for fp16, or None."""
-        return self._create_block("scaler")
+    def scaler(self, device: str) -> Any:
+        """Build the gradient scaler for fp16 on a type of device, or return None."""
+        return self._create_block("scaler", device=device)
 
     def evaluator(self, coco_gt: Any) -> Any:
         """Build the evaluator for the labels of a data set."""

@@ -7,14 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ...core.coco_categories import COCO_CATEGORY_IDS
 from ...core.contracts import Detections, Predictions
 from ...core.errors import ConfigError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy
-
-COCO_CATEGORY_IDS: tuple[int, ...] = (*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
-                                      *range(72, 83), *range(84, 91))
-"""COCO's category id of each of its 80 labels."""
 
 
 @register()

@@ -1,0 +1,118 @@
+"""Batches over all ranks: who gets which images, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils import data
+from torch.utils.data import Dataset
+
+from ..core.errors import ConfigError
+from ..core.registry import register
+from ..runtime.distributed import rank, world_size
+from .collate import BatchImageCollateFunction
+
+
+class GlobalBatchSampler(data.Sampler[list[int]]):
+    """Cuts one permutation of the data into global batches and gives each rank its part.
+
+    The permutation follows from (seed, epoch), and a global batch holds the same images for any number of ranks.
+    Without `equal_shares` every image comes exactly once and ranks may differ in their number of batches, as
+    evaluation wants; with it a few images come twice so that all ranks take equally many steps, as training must.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
+        """Store the settings; `batch_size` is that of one rank."""
+        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.rank, self.world_size = rank(), world_size()
+        self.seed, self.epoch, self.start = 0, 0, 0
+        self.equal_shares = shuffle
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each of this rank's batches, from batch `start` on."""
+        order = self._order()
+        step = self.batch_size * self.world_size
+        for begin in range(self.start * step, len(self) * step, step):
+            block = order[begin:begin + step]
+            share = -(-len(block) // self.world_size)
+            mine = block[self.rank * share:(self.rank + 1) * share]
+            if mine:
+                yield mine
+
+    def __len__(self) -> int:
+        """Number of global batches in an epoch."""
+        step = self.batch_size * self.world_size
+        return self.length // step if self.drop_last else -(-self.length // step)
+
+    def _order(self) -> list[int]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = list(range(self.length))
+        return order + order[:-self.length % self.world_size] if self.equal_shares and not self.drop_last else order
+
+
+@register()
+class DataLoader(data.DataLoader):
+    """torch's loader over a `GlobalBatchSampler`."""
+
+    __inject__ = ["dataset", "collate_fn"]
+
+    def __init__(self, dataset: Dataset, collate_fn: Callable | None = None, batch_size: int | None = None, total_batch_size: int | None = None,
+                 shuffle: bool = False, num_workers: int = 0, drop_last: bool = False, pin_memory: bool | None = None,
+                 prefetch_factor: int | None = None, persistent_workers: bool = False) -> None:
+        """Build the loader for this rank.
+
+        Args:
+            dataset: what to load.
+            collate_fn: from a list of items to a batch.
+            batch_size: images of one rank; or
+            total_batch_size: images of all ranks together.
+            shuffle: another order in every epoch.
+            num_workers: processes that load.
+            drop_last: leave out a last batch that is not full.
+            pin_memory: None for: where there is a CUDA device.
+            prefetch_factor: batches that each worker keeps ready.
+            persistent_workers: not supported, since the epoch would not reach them.
+
+        Raises:
+            ConfigError: for a batch size that does not fit the ranks or the data.
+        """
+        if (batch_size is None) == (total_batch_size is None):
+            raise ConfigError("DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)")
+        ranks = world_size()
+        if total_batch_size is not None:
+            if total_batch_size % ranks or total_batch_size < ranks:
+                below, above = max(total_batch_size // ranks, 1) * ranks, (total_batch_size // ranks + 1) * ranks
+                raise ConfigError(f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks; the nearest that can are {below} and {above}")
+            batch_size = total_batch_size // ranks
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0")
+        if persistent_workers:
+            raise ConfigError("DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false")
+        if drop_last and batch_size * ranks > len(dataset):
+            raise ConfigError(f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size")
+        self.shuffle = shuffle
+        sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=collate_fn or BatchImageCollateFunction(), num_workers=num_workers,
+                         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, prefetch_factor=prefetch_factor)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Tell data set, collate function and sampler which epoch it is, and with which batch to begin."""
+        self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
+        for part in (self.dataset, self.collate_fn):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def set_seed(self, seed: int) -> None:
+        """Tell data set and sampler from which seed all chance follows."""
+        self.batch_sampler.seed = seed
+        if hasattr(self.dataset, "seed"):
+            self.dataset.seed = seed
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images of one step over all ranks."""
+        return self.batch_sampler.batch_size * self.batch_sampler.world_size

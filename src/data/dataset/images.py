@@ -1,0 +1,137 @@
+"""Reads image files as people see them: 8-bit RGB, upright, whatever the file's own mode.
+
+Plain JPEG files go through torchvision's decoder; all others through Pillow, which knows more modes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from ...core.errors import DataError
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded (Pillow's own limit against decompression bombs)."""
+
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels: white, as in most viewers."""
+
+
+class ImageError(DataError):
+    """One image cannot be read or is not what its labels say; names the file."""
+
+
+def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
+    """Decode an image.
+
+    Args:
+        path: the file.
+        expected_wh: (width, height) that the labels were made for. It decides whether a rotation noted in the file
+            is applied; if neither way fits, the file and its labels contradict each other.
+
+    Returns:
+        `[3, H, W]` uint8, RGB.
+
+    Raises:
+        ImageError: if the file is missing, damaged, too large, of a mode without a defined range, or of another size.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
+    if not raw:
+        raise ImageError(f"image {path} is empty (0 bytes)")
+    image = _decode_plain_jpeg(raw) if raw[:3] == b"\xff\xd8\xff" else None
+    if image is None:
+        image = _decode_any(raw, path, expected_wh)
+    size = (image.shape[2], image.shape[1])
+    if expected_wh is not None and size != tuple(expected_wh):
+        raise ImageError(f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for {expected_wh[0]} x {expected_wh[1]}")
+    return image
+
+
+def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
+    """Decode a grey or YCbCr JPEG without a rotation note; return None for anything that needs more care."""
+    components = _jpeg_components(raw)
+    if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
+        return None
+    buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    try:
+        return decode_jpeg(buffer, mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None  # Pillow names the reason
+
+
+def _jpeg_components(raw: bytes) -> int | None:
+    """Read the number of colour components and check the size in the first frame header; None if there is none."""
+    at = 2
+    while at + 10 < len(raw) and raw[at] == 0xFF:
+        marker, length = raw[at + 1], int.from_bytes(raw[at + 2:at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = int.from_bytes(raw[at + 5:at + 7], "big"), int.from_bytes(raw[at + 7:at + 9], "big")
+            return raw[at + 9] if 0 < height * width <= MAX_PIXELS else None
+        at += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | None) -> Tensor:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit stands below; broken metadata is no concern
+            image = Image.open(io.BytesIO(raw))
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; it was not decoded")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"image {path} is no image file (it begins with {raw[:12]!r})") from None
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
+        raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
+        upright = image  # the labels were made on the pixels as stored
+    return torch.from_numpy(_to_rgb(upright, path)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Convert any mode to `[H, W, 3]` uint8."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ImageError(f"image {path} has 32-bit values from {grey.min()} to {grey.max()}; convert it to 8 or 16 bits")
+        return np.repeat(((grey + 128) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ImageError(f"image {path} holds floating-point values without a defined range; convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read the header alone: (width, height) as stored, and upright.
+
+    Raises:
+        ImageError: if there is no such file or it is no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return image.size, image.size[::-1] if turned else image.size
+    except UnidentifiedImageError:
+        raise ImageError(f"image {path} is no image file") from None
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+

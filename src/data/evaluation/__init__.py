@@ -1,0 +1,5 @@
+"""Evaluation. Importing this package registers the evaluators."""
+
+from .coco_evaluator import CocoEvaluator
+
+__all__ = ["CocoEvaluator"]

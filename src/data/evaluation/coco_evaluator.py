@@ -1,0 +1,80 @@
+"""COCO average precision over all ranks, each image counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ...core.contracts import Detections
+from ...core.errors import DataError
+from ...core.registry import register
+from ...runtime.distributed import broadcast_object, gather_objects, is_main
+from ...runtime.log import logger
+
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+"""COCO's twelve numbers in their order; -1 where there is nothing to find."""
+
+
+@register()
+class CocoEvaluator:
+    """Collects detections by image id and scores them with faster-coco-eval."""
+
+    def __init__(self, coco_gt: Mapping[str, Any], iou_types: Sequence[Literal["bbox"]] = ("bbox",)) -> None:
+        """Store the truth.
+
+        Args:
+            coco_gt: a COCO dictionary whose category ids are those that detections carry.
+            iou_types: what to score; boxes are all that this detector gives.
+        """
+        self.coco_gt = coco_gt
+        self.iou_types = list(iou_types)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._detections: dict[int, np.ndarray] = {}
+
+    def update(self, predictions: Mapping[int, Detections]) -> None:
+        """Take the detections of some images, by image id; an image that came before is not counted again."""
+        for image_id, found in predictions.items():
+            if image_id in self._detections:
+                continue
+            boxes, scores, labels = (found[key].double().cpu().numpy() for key in ("boxes", "scores", "labels"))
+            rows = np.column_stack([np.full(len(boxes), image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
+            self._detections[image_id] = rows  # [R, 7]: image, x, y, w, h, score, category
+
+    def synchronize(self) -> None:
+        """Bring the detections of all ranks together."""
+        merged: dict[int, np.ndarray] = {}
+        for part in gather_objects(self._detections):
+            merged = part | merged
+        self._detections = merged
+
+    def summarize(self) -> dict[str, Any]:
+        """Score what was collected.
+
+        Returns:
+            The numbers of `METRICS`, and `AP_of_class`, AP by category id. The same on every rank.
+        """
+        return broadcast_object(self._score() if is_main() else None)
+
+    def _score(self) -> dict[str, Any]:
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        truth = COCO(dict(self.coco_gt), print_function=logger.debug)
+        known = set(truth.getImgIds())
+        if foreign := [i for i in self._detections if i not in known]:
+            raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
+        rows = [self._detections[i] for i in sorted(self._detections)]
+        rows = np.concatenate(rows) if rows else np.zeros((0, 7))
+        detections = [{"image_id": int(r[0]), "bbox": r[1:5].tolist(), "score": r[5], "category_id": int(r[6])} for r in rows]
+        run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=logger.debug)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        stats = {name: float(value) for name, value in zip(METRICS, run.stats)}
+        precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
+        by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
+        return stats | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}

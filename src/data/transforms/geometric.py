@@ -1,0 +1,183 @@
+"""Transforms that move pixels and boxes together. Distributions are those of torchvision v2 unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...core.errors import ConfigError
+from ...core.registry import register
+from .sample import Sample
+
+
+@register()
+class RandomZoomOut:
+    """Puts the image at a random place on a larger canvas (SSD, Liu et al., 2016)."""
+
+    def __init__(self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5) -> None:
+        """Store the settings.
+
+        Args:
+            fill: grey value around the image, 0..255.
+            side_range: how many times larger the canvas is, least and most; at least 1.
+            p: probability.
+        """
+        if len(side_range) != 2 or not 1 <= side_range[0] <= side_range[1]:
+            raise ConfigError(f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first")
+        _check_probability("RandomZoomOut", p)
+        self.fill, self.side_range, self.p = fill, tuple(side_range), p
+
+    def __call__(self, sample: Sample) -> None:
+        """Enlarge the canvas of a sample."""
+        if sample.rng.random() >= self.p:
+            return
+        side, right, down = sample.rng.random(3)
+        ratio = self.side_range[0] + side * (self.side_range[1] - self.side_range[0])
+        width, height = sample.canvas
+        canvas = (int(width * ratio), int(height * ratio))
+        sample.move((1, 1), (int((canvas[0] - width) * right), int((canvas[1] - height) * down)), canvas)
+        sample.fill = self.fill
+
+
+@register()
+class RandomIoUCrop:
+    """Crops so that some box keeps at least a drawn overlap with the crop; boxes with their centre outside go (SSD)."""
+
+    def __init__(self, min_scale: float = 0.3, max_scale: float = 1.0, min_aspect_ratio: float = 0.5, max_aspect_ratio: float = 2.0,
+                 sampler_options: Sequence[float] | None = None, trials: int = 40, p: float = 1.0) -> None:
+        """Store the settings.
+
+        Args:
+            min_scale: least side of the crop relative to the image's.
+            max_scale: largest.
+            min_aspect_ratio: least width / height of the crop.
+            max_aspect_ratio: largest.
+            sampler_options: overlaps to draw from; 1 or more leaves the image as it is.
+            trials: crops to try for each drawn overlap.
+            p: probability.
+        """
+        _check_probability("RandomIoUCrop", p)
+        if not 0 < min_scale <= max_scale <= 1:
+            raise ConfigError(f"RandomIoUCrop: expected 0 < min_scale {min_scale} <= max_scale {max_scale} <= 1")
+        self.scale = (min_scale, max_scale)
+        self.aspect = (min_aspect_ratio, max_aspect_ratio)
+        self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
+        if max(self.options) < 1:
+            raise ConfigError(f"RandomIoUCrop.sampler_options {list(self.options)} needs one of at least 1, which ends the search")
+        self.trials, self.p = trials, p
+
+    def __call__(self, sample: Sample) -> None:
+        """Crop a sample, unless no object is there to crop for."""
+        if sample.rng.random() >= self.p or not len(sample.boxes):
+            return
+        while (least := self.options[sample.rng.integers(len(self.options))]) < 1:
+            crop = self._find_crop(sample, least)
+            if crop is not None:
+                left, top, right, bottom = crop
+                centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
+                sample.keep(((centres > crop[:2]) & (centres < crop[2:])).all(1))
+                sample.move((1, 1), (-left, -top), (int(right - left), int(bottom - top)))
+                return
+
+    def _find_crop(self, sample: Sample, least: float) -> np.ndarray | None:
+        """Draw all trials at once and return the first that serves, xyxy, or None."""
+        size = np.array(sample.canvas)
+        draws = sample.rng.random((self.trials, 4))
+        sides = (size * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :2])).astype(int)  # [n, 2]
+        corner = ((size - sides) * draws[:, 2:]).astype(int)
+        crops = np.concatenate([corner, corner + sides], 1).astype(float)
+        positive = (sides > 0).all(1)
+        aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
+        fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
+        boxes = sample.boxes
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
+        overlap = (np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2])).clip(0).prod(2)
+        iou = overlap / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + sides.prod(1)[:, None] - overlap)
+        fits &= (inside & (iou >= least)).any(1)
+        return crops[fits.argmax()] if fits.any() else None
+
+
+@register()
+class RandomHorizontalFlip:
+    """Mirrors left and right."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        """Store the probability."""
+        _check_probability("RandomHorizontalFlip", p)
+        self.p = p
+
+    def __call__(self, sample: Sample) -> None:
+        """Mirror a sample."""
+        if sample.rng.random() < self.p:
+            sample.move((-1, 1), (sample.canvas[0], 0), sample.canvas)
+
+
+@register()
+class RandomCrop:
+    """Cuts a window of fixed size at a random place; an image smaller than the window is padded first."""
+
+    def __init__(self, size: Sequence[int], fill: float = 0) -> None:
+        """Store (height, width) of the window and the grey value of the padding."""
+        self.size, self.fill = _height_width("RandomCrop", size), fill
+
+    def __call__(self, sample: Sample) -> None:
+        """Cut a sample."""
+        height, width = self.size
+        free = np.array([sample.canvas[0] - width, sample.canvas[1] - height])
+        corner = np.where(free > 0, (sample.rng.random(2) * (free + 1)).astype(int), 0)
+        sample.move((1, 1), tuple(-corner), (width, height))
+        sample.fill = self.fill
+
+
+@register()
+class Resize:
+    """Stretches the canvas to a fixed size; the aspect ratio is not kept."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        """Store (height, width)."""
+        self.size = _height_width("Resize", size)
+
+    def __call__(self, sample: Sample) -> None:
+        """Stretch a sample."""
+        height, width = self.size
+        sample.move((width / sample.canvas[0], height / sample.canvas[1]), (0, 0), (width, height))
+
+
+@register()
+class PadToSize:
+    """Adds a margin at the right and the bottom up to a fixed size; larger images are cut."""
+
+    def __init__(self, size: Sequence[int], fill: float = 0) -> None:
+        """Store (height, width) and the grey value of the margin."""
+        self.size, self.fill = _height_width("PadToSize", size), fill
+
+    def __call__(self, sample: Sample) -> None:
+        """Pad a sample."""
+        sample.move((1, 1), (0, 0), (self.size[1], self.size[0]))
+        sample.fill = self.fill
+
+
+@register()
+class SanitizeBoundingBoxes:
+    """Drops boxes that have become too small to learn from."""
+
+    def __init__(self, min_size: float = 1) -> None:
+        """Store the least width and height in pixels of the canvas."""
+        self.min_size = min_size
+
+    def __call__(self, sample: Sample) -> None:
+        """Drop the small boxes of a sample."""
+        sample.keep((sample.boxes[:, 2:] - sample.boxes[:, :2] >= self.min_size).all(1))
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ConfigError(f"{name}.p is {p}, expected 0 to 1")
+
+
+def _height_width(name: str, size: Sequence[int]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ConfigError(f"{name}.size is {list(size)}, expected [height, width] in pixels")
+    return int(size[0]), int(size[1])

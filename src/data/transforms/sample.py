@@ -1,0 +1,167 @@
+"""An image on its way through the transforms: pixels as decoded, and what shall be done to them.
+
+Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
+resamples the pixels once, straight into the batch, however many transforms there were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
+"""ITU-R 601 luma, as in Pillow and torchvision."""
+
+
+@dataclass
+class Sample:
+    """One image with its boxes. All boxes are xyxy in pixels of the canvas; x points right, y down."""
+
+    image: Tensor
+    """`[3, h, w]` uint8, as decoded."""
+    boxes: np.ndarray
+    """`[T, 4]` float64."""
+    fields: dict[str, np.ndarray]
+    """What belongs to each box: `labels`, `area`, `iscrowd`; `[T]` each."""
+    info: dict[str, Any]
+    """What belongs to the image: tensors and strings that go into the target as they are."""
+    rng: np.random.Generator
+    """Source of all chance for this sample; derived from seed, epoch and image, never shared."""
+    canvas: tuple[int, int] = (0, 0)
+    """(width, height)."""
+    scale: np.ndarray = field(default_factory=lambda: np.ones(2))
+    """From pixels of the file to the canvas, (x, y); negative where mirrored."""
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    """Where the file's (0, 0) lies on the canvas."""
+    visible: np.ndarray = field(default_factory=lambda: np.zeros(4))
+    """The part of the canvas that shows the file, xyxy; the rest shows `fill`."""
+    fill: float = 0.0
+    """Grey value 0..255 outside the image."""
+    colour: np.ndarray | None = None
+    """`[3, 4]`: out = colour[:, :3] @ rgb + colour[:, 3], in 0..255; None leaves the colours."""
+    normalize: tuple[np.ndarray, np.ndarray] | None = None
+    """Mean and standard deviation a channel, taken off at the very end."""
+    as_float: bool = False
+    """Give float32 in place of uint8."""
+    value_scale: float = 1.0
+    """Factor on float values: 1 / 255 for 0..1."""
+    box_format: Literal["xyxy", "cxcywh"] = "xyxy"
+    relative_boxes: bool = False
+    """Boxes in 0..1 of the canvas in place of pixels."""
+
+    def __post_init__(self) -> None:
+        height, width = self.image.shape[1:]
+        self.canvas = (width, height)
+        self.visible = np.array([0.0, 0.0, width, height])
+
+    def move(self, scale: tuple[float, float], shift: tuple[float, float], canvas: tuple[int, int]) -> None:
+        """Map the canvas by x -> scale * x + shift onto a new one; what leaves the canvas is cut off, boxes too."""
+        factor, offset = np.asarray(scale, float), np.asarray(shift, float)
+        self.scale, self.shift = self.scale * factor, self.shift * factor + offset
+        limit = np.array([*canvas, *canvas], float)
+        self.visible = _mapped(self.visible, factor, offset).clip(0, limit)
+        self.boxes = _mapped(self.boxes, factor, offset).clip(0, limit)
+        self.canvas = canvas
+
+    def keep(self, mask: np.ndarray) -> None:
+        """Keep the boxes under `mask [T]` and drop the others."""
+        self.boxes = self.boxes[mask]
+        self.fields = {name: values[mask] for name, values in self.fields.items()}
+
+    def render(self, size_hw: tuple[int, int] | None = None, out: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """Resample the pixels and finish the target.
+
+        Args:
+            size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it is.
+            out: `[3, height, width]` to write into, of the result's type.
+
+        Returns:
+            The image, `[3, height, width]` float32 or uint8, and its target.
+        """
+        height, width = size_hw or self.canvas[::-1]
+        stretch = np.array([width / self.canvas[0], height / self.canvas[1]])
+        source, target = self._snap(stretch, width, height)
+        if out is None:
+            out = torch.empty(3, height, width, dtype=torch.float32 if self.as_float else torch.uint8)
+        x0, y0, x1, y1 = target
+        shown = bool((self.visible[2:] > self.visible[:2]).all())
+        if not shown or (x1 - x0, y1 - y0) != (width, height):
+            out.fill_(self.fill * (self.value_scale if self.as_float else 1))
+        if shown:
+            self._write(self._resample(source, target), out[:, y0:y1, x0:x1])
+        if self.normalize is not None:
+            mean, std = (torch.as_tensor(v, dtype=out.dtype)[:, None, None] for v in self.normalize)
+            out.sub_(mean).div_(std)
+        return out, self._target(self._final_boxes(source, target), width, height)
+
+    def _snap(self, stretch: np.ndarray, width: int, height: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Return which whole pixels of the file are drawn where, both xyxy.
+
+        Rounding both to whole pixels moves the picture by less than one; the boxes are then moved by exactly the
+        same, so they stay on their pixels.
+        """
+        inverse = np.sort((self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0)
+        seen = self.visible.reshape(2, 2) * stretch
+        source, target = [], []
+        for axis, (pixels, room) in enumerate(zip(self.image.shape[:0:-1], (width, height))):
+            source.append(_whole(inverse[:, axis], pixels))
+            target.append(_whole(seen[:, axis], room))
+        return (source[0][0], source[1][0], source[0][1], source[1][1]), (target[0][0], target[1][0], target[0][1], target[1][1])
+
+    def _resample(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> Tensor:
+        x0, y0, x1, y1 = source
+        pixels = self.image[None, :, y0:y1, x0:x1]
+        size = (target[3] - target[1], target[2] - target[0])
+        if pixels.shape[2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        mirrored = [axis for axis, scale in ((3, self.scale[0]), (2, self.scale[1])) if scale < 0]
+        return (pixels.flip(mirrored) if mirrored else pixels)[0]
+
+    def _write(self, pixels: Tensor, out: Tensor) -> None:
+        """Colour, scale and convert `pixels` (uint8) into `out`."""
+        factor = self.value_scale if self.as_float else 1.0
+        if self.colour is None:
+            out.copy_(pixels)
+            if factor != 1.0:
+                out.mul_(factor)
+            return
+        matrix = torch.from_numpy(self.colour * factor).float()
+        mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], pixels.flatten(1).float()).clamp_(0, 255 * factor)
+        out.copy_((mixed if self.as_float else mixed.round_()).view(pixels.shape))
+
+    def _final_boxes(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> np.ndarray:
+        """Carry the boxes from the canvas back to the file and on to the drawn picture."""
+        low, high = np.array(source[:2], float), np.array(source[2:], float)
+        out_low, out_high = np.array(target[:2], float), np.array(target[2:], float)
+        ratio = (out_high - out_low) / (high - low)
+        in_file = _mapped(self.boxes, 1 / self.scale, -self.shift / self.scale)
+        mirrored = self.scale < 0
+        offset = np.where(mirrored, out_high + low * ratio, out_low - low * ratio)
+        return _mapped(in_file, np.where(mirrored, -ratio, ratio), offset).clip([*out_low, *out_low], [*out_high, *out_high])
+
+    def _target(self, boxes: np.ndarray, width: int, height: int) -> dict[str, Any]:
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes = boxes[kept]
+        if self.relative_boxes:
+            boxes = boxes / [width, height, width, height]
+        if self.box_format == "cxcywh":
+            boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+        fields = {name: torch.from_numpy(values[kept]) for name, values in self.fields.items()}
+        return {"boxes": torch.from_numpy(boxes.astype(np.float32)), **fields, **self.info}
+
+
+def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered when a scale is negative."""
+    corners = boxes.reshape(*boxes.shape[:-1], 2, 2) * scale + shift
+    return np.concatenate([corners.min(-2), corners.max(-2)], -1)
+
+
+def _whole(interval: np.ndarray, room: int) -> tuple[int, int]:
+    """Round an interval to whole pixels within 0..room, at least one."""
+    low = min(max(round(float(interval[0])), 0), room - 1)
+    return low, min(max(round(float(interval[1])), low + 1), room)
