@@ -1,0 +1,180 @@
+"""DINOv3 as a detection backbone: timm's ViT, read at several depths, and the Spatial Tuning Adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ContextManager, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, ConfigError
+from ...core.registry import Argument, arguments_of, register
+from ...runtime.distributed import main_first
+from ...runtime.log import logger
+from .dinov3_weights import OFFICIAL_FILES, load_dinov3_weights
+from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
+from .timm_weights import timm_state_dict
+
+ALIASES = {
+    "dinov3_small": "vit_small_patch16_dinov3",
+    "dinov3_small_plus": "vit_small_plus_patch16_dinov3",
+    "dinov3_base": "vit_base_patch16_dinov3",
+    "dinov3_large": "vit_large_patch16_dinov3",
+}
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_OURS = frozenset({"img_size", "patch_size", "in_chans", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_path_rate",
+                   "rope_rescale_coords", "norm_layer", "device", "dtype"})
+"""Arguments of timm's ViT that this class sets itself."""
+
+
+def _timm_arguments() -> dict[str, Argument]:
+    from timm.models.eva import Eva
+
+    return {name: argument for name, argument in arguments_of(Eva).items() if name not in _OURS}
+
+
+@register()
+class DINOv3Backbone(nn.Module):
+    """Images `[B, 3, H, W]` in 0..1 to maps `[P8, P16, P32]`; any H and W that are multiples of 32."""
+
+    __load__ = "load_pretrained"
+    __extra_arguments__ = staticmethod(_timm_arguments)
+
+    def __init__(self, model_name: str = "dinov3_small", *, pretrained: bool = True, checkpoint_path: str | None = None,
+                 out_channels: int = 256, feat_strides: Sequence[int] = STRIDES, freeze_backbone: bool = False,
+                 tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
+                 upsample_mode: Literal["bilinear", "nearest"] = "bilinear", position_encoding: bool = False, detail_channels: int = 16,
+                 gradient_checkpointing: bool = False, rope_rescale_coords: float | None = None, drop_path: float = 0.0,
+                 image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD, **vit_arguments: Any) -> None:
+        """Build the layers; `load_pretrained` reads the weights.
+
+        Args:
+            model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base, dinov3_large.
+            pretrained: start from DINOv3's weights.
+            checkpoint_path: their file; None for `weights/` and the official name.
+            out_channels: channels of each map.
+            feat_strides: strides to give, out of 8, 16 and 32.
+            freeze_backbone: the ViT is never trained; the adapter is.
+            tap_blocks: blocks to read, 0-based, ascending; None for three, evenly spaced up to the last.
+            tap_norm: LayerNorm before the adapter: the ViT's "final" one on every tap, each tap's "own" new one, or "none".
+            upsample_mode: how stride 8 is made from stride 16.
+            position_encoding: the adapter adds a learned position code.
+            detail_channels: width of the adapter's convolutional detail branch; 0 for none.
+            gradient_checkpointing: compute blocks again in the backward pass; less memory, more time.
+            rope_rescale_coords: train with RoPE coordinates scaled by a factor from 1/r to r; None, the default, for not.
+            drop_path: stochastic depth of the last block; earlier ones get proportionally less.
+            image_mean: mean of each channel in 0..1, subtracted here.
+            image_std: deviation of each channel, divided by here.
+            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads, for small models.
+
+        Raises:
+            ConfigError: if the model, a tapped block or a stride does not exist.
+        """
+        super().__init__()
+        self.model_name = ALIASES.get(model_name, model_name)
+        self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
+        self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
+        depth = len(self.vit.blocks)
+        self.tap_blocks = _check_taps(tap_blocks, depth)
+        self.tap_norm = tap_norm
+        self.adapter = SpatialTuningAdapter(
+            self.vit.embed_dim, out_channels, feat_strides, len(self.tap_blocks), upsample_mode=upsample_mode, detail_channels=detail_channels,
+            layer_norm=tap_norm == "own", position_encoding=position_encoding)
+        self.out_channels, self.out_strides = [out_channels] * len(feat_strides), list(feat_strides)
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
+        if gradient_checkpointing:
+            self.vit.set_grad_checkpointing(True)
+        self.trainable_blocks = 0
+        self.set_trainable_blocks(0 if freeze_backbone else depth)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, out_channels, H/s, W/s]` for each stride s."""
+        images = (images - self.image_mean) / self.image_std
+        with self._precision(images):
+            taps = self.vit.forward_intermediates(images, indices=self.tap_blocks, norm=self.tap_norm == "final", stop_early=True,
+                                                  output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
+        return self.adapter(taps, images)
+
+    def set_trainable_blocks(self, count: int) -> None:
+        """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
+
+        Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and, since
+        nothing before them needs a gradient, without a graph.
+        """
+        depth = len(self.vit.blocks)
+        if not 0 <= count <= depth:
+            raise ConfigError(f"{count} trainable blocks were asked for, but {self.model_name} has {depth}")
+        self.trainable_blocks = count
+        self.vit.requires_grad_(count == depth)
+        for block in self.vit.blocks[depth - count:]:
+            block.requires_grad_(True)
+        self.vit.norm.requires_grad_(count > 0 and self.tap_norm == "final")
+        self.vit.blocks[self.tap_blocks[-1] + 1:].requires_grad_(False)  # blocks after the last tap do not run
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DINOv3Backbone:
+        """Set training mode; frozen blocks stay in eval mode."""
+        super().train(mode)
+        if mode and self.trainable_blocks < len(self.vit.blocks):
+            self.vit.eval()
+            for block in self.vit.blocks[len(self.vit.blocks) - self.trainable_blocks:]:
+                block.train()
+        return self
+
+    def load_pretrained(self) -> None:
+        """Load DINOv3's weights from `checkpoint_path`, else those that timm publishes, and report.
+
+        Raises:
+            CheckpointError: if there is neither a file nor a network, or the file does not fit.
+        """
+        if not self.pretrained:
+            return
+        base_name = self.model_name.split(".")[0].removesuffix("_qkvb")
+        path = Path(self.checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}").expanduser()
+        if path.exists() or "://" in str(path):
+            report = load_dinov3_weights(self.vit, path, self.model_name)
+            logger.info("DINOv3: %s", report)
+            return
+        try:
+            with main_first():
+                weights = timm_state_dict(self.model_name)
+        except CheckpointError as error:
+            raise CheckpointError(f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
+                                  f"file of {base_name} there, name another with -u DINOv3Backbone.checkpoint_path=FILE, or start "
+                                  f"without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)") from None
+        self.vit.load_state_dict(weights)
+        logger.info("DINOv3: loaded %d of %d tensors that timm publishes for %s", len(weights), len(self.vit.state_dict()), self.model_name)
+
+    def _precision(self, images: Tensor) -> ContextManager:
+        """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
+        kind = images.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        return torch.autocast(kind, enabled=False) if half else nullcontext()
+
+
+def _build_vit(name: str, **arguments: Any) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
+        known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
+        raise ConfigError(f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
+    except (AssertionError, ZeroDivisionError) as error:
+        raise ConfigError(f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}") from None
+
+
+def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
+    if taps is None:
+        return sorted({round(depth * part / 4) - 1 for part in (2, 3, 4)} - {-1})
+    taps = list(taps)
+    if not taps or taps != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < depth:
+        raise ConfigError(f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}")
+    return taps

@@ -1,0 +1,129 @@
+"""From the single-scale maps of a plain ViT to a pyramid: the Spatial Tuning Adapter.
+
+Every level is a 1x1 view of a learned mixture of all taps, brought to its stride, plus details from a small
+convolutional branch that sees the image itself. The reasons stand in docs/decisions/0005.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError
+
+PATCH = 16
+"""Stride of the taps."""
+
+STRIDES = (8, 16, 32)
+"""Strides that the adapter can give."""
+
+POSITION_GRID = 40
+"""Rows and columns of the learned position code; 640 pixels have as many patches."""
+
+
+class SpatialTuningAdapter(nn.Module):
+    """Turns taps of a ViT at stride 16 into maps at strides 8, 16 and 32."""
+
+    def __init__(self, in_channels: int, out_channels: int = 256, strides: Sequence[int] = STRIDES, num_taps: int = 3, *,
+                 upsample_mode: Literal["bilinear", "nearest"] = "bilinear", detail_channels: int = 16,
+                 layer_norm: bool = False, position_encoding: bool = False) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: width of the ViT, D.
+            out_channels: channels of each map.
+            strides: which maps to give, ascending, out of 8, 16 and 32.
+            num_taps: number of ViT blocks that are read.
+            upsample_mode: how stride 8 is made from stride 16.
+            detail_channels: width of the detail branch's first layer; 0 for no branch.
+            layer_norm: a LayerNorm of its own for each tap.
+            position_encoding: add a learned position code, resized to the map.
+        """
+        super().__init__()
+        if list(strides) != sorted(set(strides)) or not set(strides) <= set(STRIDES) or not strides:
+            raise ConfigError(f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of {list(STRIDES)}")
+        self.strides, self.upsample_mode = tuple(strides), upsample_mode
+        self.tap_norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
+        self.tap_mix = nn.Parameter(torch.zeros(len(strides), num_taps))  # softmax over taps: all equal at first
+        if position_encoding:
+            self.row_code = nn.Parameter(torch.empty(1, in_channels, POSITION_GRID, 1))
+            self.column_code = nn.Parameter(torch.empty(1, in_channels, 1, POSITION_GRID))
+            nn.init.trunc_normal_(self.row_code, std=0.02)
+            nn.init.trunc_normal_(self.column_code, std=0.02)
+        else:
+            self.row_code = self.column_code = None
+        self.shrink = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False) if 32 in strides else None
+        self.project = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1, bias=False) for _ in strides)
+        self.detail = DetailBranch(detail_channels, max(strides)) if detail_channels else None
+        self.add_detail = nn.ModuleList(nn.Conv2d(self.detail.out_channels[s], out_channels, 1, bias=False) for s in strides) if self.detail else None
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in strides)
+        self.act = nn.GELU()
+
+    def forward(self, taps: list[Tensor], images: Tensor) -> list[Tensor]:
+        """Build the pyramid.
+
+        Args:
+            taps: patch features of some blocks, earliest first, `[B, D, H/16, W/16]` each.
+            images: normalised images, `[B, 3, H, W]`.
+
+        Returns:
+            `[B, out_channels, H/s, W/s]` for each stride s.
+        """
+        if self.tap_norms is not None:
+            taps = [norm(tap.movedim(1, -1)).movedim(-1, 1) for norm, tap in zip(self.tap_norms, taps, strict=True)]
+        stacked = torch.stack(taps)  # [taps, B, D, h, w]
+        shares = self.tap_mix.softmax(-1).to(stacked.dtype)
+        details = self.detail(images) if self.detail is not None else {}
+        maps = []
+        for index, stride in enumerate(self.strides):
+            x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked) + self._position(stacked.shape[-2:])
+            x = self._to_stride(x, stride, self.project[index])
+            if details:
+                x = x + self.add_detail[index](details[stride])
+            maps.append(self.act(self.norms[index](x)))
+        return maps
+
+    def _position(self, shape: torch.Size) -> Tensor | float:
+        if self.row_code is None:
+            return 0.0
+        rows = F.interpolate(self.row_code, (shape[0], 1), mode="bilinear")
+        columns = F.interpolate(self.column_code, (1, shape[1]), mode="bilinear")
+        return rows + columns
+
+    def _to_stride(self, x: Tensor, stride: int, project: nn.Module) -> Tensor:
+        """Project and resample; upsampling comes last, where the map is small and the result the same."""
+        if stride > PATCH:
+            return project(self.shrink(x))
+        x = project(x)
+        if stride == PATCH:
+            return x
+        options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
+        return F.interpolate(x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options)
+
+
+class DetailBranch(nn.Module):
+    """Convolutions of stride 2 on the image: edges and small objects that patches of 16 pixels blur."""
+
+    def __init__(self, width: int, deepest: int) -> None:
+        super().__init__()
+        widths = {2: width, 4: 2 * width, 8: 4 * width, 16: 4 * width, 32: 4 * width}
+        self.out_channels = {stride: widths[stride] for stride in STRIDES}
+        self.layers = nn.ModuleList()
+        previous = 3
+        for stride, channels in widths.items():
+            if stride > deepest:
+                break
+            self.layers.append(nn.Sequential(nn.Conv2d(previous, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU()))
+            previous = channels
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """Map images `[B, 3, H, W]` to a map by stride."""
+        maps, stride = {}, 1
+        for layer in self.layers:
+            images, stride = layer(images), stride * 2
+            maps[stride] = images
+        return maps
