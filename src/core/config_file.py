@@ -40,6 +40,12 @@ class ConfigTree:
                 return self.origins[path[:end]]
         return "the configuration"
 
+    def drop_unset(self, keys: set[str]) -> None:
+        """Take out those top-level keys that are null: a shared value of null is one that nobody has set."""
+        for key in keys & set(self.values):
+            if self.values[key] is None:
+                del self.values[key]
+
     def resolve_references(self) -> None:
         """Replace each string `${a.b}` by the value found under a.b; list positions are numbers (`${size.0}`).
 

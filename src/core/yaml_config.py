@@ -15,7 +15,7 @@ import yaml
 from .build import create
 from .config_file import ConfigTree, load_config_tree
 from .errors import ConfigError
-from .registry import Argument, find, names
+from .registry import Argument, find, names, shared_names
 from .validate import validate
 
 
@@ -80,6 +80,7 @@ class YAMLConfig:
         """
         tree = load_config_tree(path)
         tree.merge(overrides, "command line")
+        tree.drop_unset(shared_names())
         tree.resolve_references()
         validate(tree, _top_level(), BLOCKS)
         self.path = Path(path)

@@ -77,6 +77,7 @@ def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
 
     def build(model: nn.Module, params: list[dict[str, Any]] | None = None, decay_matrices_only: bool = False,
               **settings: Any) -> torch.optim.Optimizer:
+        settings.setdefault("fused", True)  # one kernel for all tensors; torch's own default is a loop on a CPU
         return optimizer(build_param_groups(model, params, decay_matrices_only=decay_matrices_only), **settings)
 
     build.__extra_arguments__ = lambda: arguments_of(optimizer, skip="params")

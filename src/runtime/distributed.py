@@ -114,13 +114,20 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values) / world_size()
 
 
+def everywhere(conditions: Tensor) -> list[bool]:
+    """Return which conditions (`[n]` bool, on any device) hold on every rank."""
+    if world_size() > 1:
+        conditions = conditions.to(torch.int32)
+        dist.all_reduce(conditions, op=dist.ReduceOp.MIN)
+    return [bool(c) for c in conditions.tolist()]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Return the values of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     gathered = [None] * world_size()
-    with _objects_on_cpu():
-        dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value)
     return gathered
 
 
@@ -129,8 +136,7 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    with _objects_on_cpu():
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -153,8 +159,3 @@ def main_first() -> Iterator[None]:
         if is_main():
             barrier()
 
-
-@contextmanager
-def _objects_on_cpu() -> Iterator[None]:
-    """Object collectives pick the group's first device; with NCCL beside gloo that must be the CPU."""
-    yield

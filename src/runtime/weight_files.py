@@ -1,6 +1,7 @@
-"""Reading of tensor files without running anything that they contain.
+"""Tensor files: written with a digest of their content, read without running anything that they contain.
 
-Only `torch.load(weights_only=True)` and safetensors are used, and the archive is looked at before it is read.
+Only `torch.load(weights_only=True)` and safetensors are used, and the archive is looked at before it is read. The
+digest stands in the comment field of the zip archive that torch writes, so that any torch can read the file.
 """
 
 from __future__ import annotations
@@ -10,14 +11,69 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from ..core.errors import CheckpointError
+from .files import write_atomically
 
 EXPANSION_LIMIT = 1.1
 """An archive may unpack to this many times its own size; torch writes its records uncompressed."""
+
+
+_DIGEST_PREFIX = b"sha256:"
+_COMMENT_LENGTH = len(_DIGEST_PREFIX) + 64
+
+
+def write_tensor_file(path: str | Path, content: Any, *, keep_previous: str | Path | None = None) -> None:
+    """Write tensors and plain containers atomically, with their digest.
+
+    Raises:
+        ResourceError: if the disk is full.
+    """
+    def write(file: BinaryIO) -> None:
+        hashing = _HashingFile(file)
+        torch.save(content, hashing)
+        comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
+        file.seek(-2, 2)  # the archive ends with the length of its comment
+        file.write(len(comment).to_bytes(2, "little") + comment)
+
+    write_atomically(path, write, keep_previous=keep_previous)
+
+
+def verify_digest(path: Path) -> bool | None:
+    """Compare a file with the digest inside it: None if it carries none, else whether they agree."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        if size < _COMMENT_LENGTH + 2:
+            return None
+        file.seek(size - _COMMENT_LENGTH - 2)
+        tail = file.read()
+        if tail[:2] != _COMMENT_LENGTH.to_bytes(2, "little") or not tail[2:].startswith(_DIGEST_PREFIX):
+            return None
+        sha256, left = hashlib.sha256(), size - len(tail)
+        file.seek(0)
+        while left:
+            block = file.read(min(left, 1 << 20))
+            sha256.update(block)
+            left -= len(block)
+    sha256.update(b"\0\0")
+    return tail[2 + len(_DIGEST_PREFIX):] == sha256.hexdigest().encode()
+
+
+class _HashingFile:
+    """Passes writes on and digests them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, block: bytes) -> int:
+        self.sha256.update(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_tensor_file(path: str | Path) -> Any:
@@ -33,6 +89,8 @@ def read_tensor_file(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     _refuse_zip_bomb(path)
+    if verify_digest(path) is False:
+        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -81,8 +139,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _refuse_zip_bomb(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {_first_line(error)}") from None
     unpacked, packed = sum(record.file_size for record in records), path.stat().st_size
     if any(record.compress_type != zipfile.ZIP_STORED for record in records) and unpacked > EXPANSION_LIMIT * packed:
         raise CheckpointError(f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it was not loaded")

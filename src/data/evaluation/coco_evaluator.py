@@ -11,7 +11,6 @@ from ...core.contracts import Detections
 from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
-from ...runtime.log import logger
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 """COCO's twelve numbers in their order; -1 where there is nothing to find."""
@@ -63,14 +62,14 @@ class CocoEvaluator:
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        truth = COCO(dict(self.coco_gt), print_function=logger.debug)
+        truth = COCO(dict(self.coco_gt), print_function=_silent)
         known = set(truth.getImgIds())
         if foreign := [i for i in self._detections if i not in known]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
         rows = [self._detections[i] for i in sorted(self._detections)]
         rows = np.concatenate(rows) if rows else np.zeros((0, 7))
         detections = [{"image_id": int(r[0]), "bbox": r[1:5].tolist(), "score": r[5], "category_id": int(r[6])} for r in rows]
-        run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=logger.debug)
+        run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_silent)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -78,3 +77,7 @@ class CocoEvaluator:
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
         by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
         return stats | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+
+
+def _silent(*_: object) -> None:
+    """Swallow the library's progress messages."""

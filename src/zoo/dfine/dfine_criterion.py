@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
@@ -107,7 +107,11 @@ class DFINECriterion(nn.Module):
 
     def _terms(self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None) -> Iterator[tuple[str, Tensor]]:
         stacks = matching_heads(outputs, self.reg_max + 1)
-        pairs = self._match(stacks, batch)
+        try:
+            pairs = self._match(stacks, batch)
+        except NumericsError:
+            all_rank_normalizers(len(batch.labels), 0, batch.labels.device)  # the other ranks wait for this
+            raise
         union = unite(pairs)
         meta = outputs.get("dn_meta")
         dn_pairs = _denoising_pairs(batch.counts, meta["dn_num_group"]) if meta else _no_pairs()

@@ -1,0 +1,69 @@
+"""How a command ends: one line and an exit code for what a user can mend, a traceback for nobody but us."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ..core.errors import ResourceError, RunError
+from .distributed import is_distributed, leave_group, rank
+from .files import write_json
+from .log import logger
+
+STATUS_FILE = "run_status.json"
+
+
+def run_command(command: Callable[[], None], *, debug: bool = False, status_dir: Callable[[], Path | None] = lambda: None) -> None:
+    """Run a command and end the process with its exit code.
+
+    Args:
+        command: what to do; expected errors are `RunError`s.
+        debug: show tracebacks.
+        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end, None for nowhere.
+    """
+    try:
+        command()
+        code, message = 0, "done"
+    except BaseException as error:
+        code, message = explain(error)
+        if debug:
+            traceback.print_exc()
+        where = f" (rank {rank()})" if is_distributed() else ""
+        sys.stderr.write(f"error[{code}]: {_printable(message)}{where}\n")
+    _write_status(status_dir(), code, message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and is_distributed():
+        os._exit(code)  # leaving in good order would wait for ranks that wait for us
+    leave_group()
+    sys.exit(code)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line for a user."""
+    if isinstance(error, RunError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return ResourceError.exit_code, f"out of memory: {error or 'the system gave no more'}; reduce total_batch_size or num_workers"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "stopped by Ctrl-C"
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1, str(error.code)
+    return 1, f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints"
+
+
+def _printable(text: str) -> str:
+    """Keep a message on one line; names from files must not move the cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _write_status(folder: Path | None, code: int, message: str) -> None:
+    if folder is None or not folder.is_dir():
+        return
+    try:
+        write_json(folder / STATUS_FILE, {"exit_code": code, "message": message})
+    except ResourceError as error:
+        logger.warning("%s", error)

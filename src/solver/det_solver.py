@@ -1,0 +1,378 @@
+"""A run from start to end: what is set up, what happens in an epoch, what is kept."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.yaml_config import YAMLConfig
+from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
+from ..runtime.files import locked, prepare_output_dir, write_json
+from ..runtime.log import logger
+from .checkpoint import BEST, LAST, CheckpointFolder, WeightFile, load_strictly, read_weights
+from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, with_progress
+from .finetune import class_table, load_for_tuning
+from .model_selection import BestModel
+from .numerics import NumericsGuard
+from .stages import TrainingStages
+from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step to take."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps of this epoch that are done."""
+    total_steps: int = 0
+    """Steps of the run that are done."""
+
+
+class DetSolver:
+    """Trains and evaluates what a configuration describes."""
+
+    def __init__(self, cfg: YAMLConfig, device: torch.device) -> None:
+        """Store; nothing is built before `fit` or `val`.
+
+        Args:
+            cfg: the configuration.
+            device: of this rank.
+        """
+        self.cfg, self.settings, self.device = cfg, cfg.settings, device
+        self.output_dir = Path(self.settings.output_dir)
+        self.progress = Progress()
+        self.best = BestModel()
+        self.writers: list[Writer] = []
+
+    def fit(self) -> None:
+        """Train, evaluate after every epoch, keep the best and the last."""
+        with ExitStack() as stack:
+            self._claim_output_dir(stack)
+            self._choose_seed()
+            self._open_data(training=True)
+            self._build_model()
+            self._build_training()
+            self._resume()
+            self._open_writers()
+            self._introduce()
+            while self.progress.epoch < self.settings.epochs:
+                self._begin_epoch()
+                meter = self._train_epoch()
+                metrics = self._evaluate()
+                self._keep(metrics)
+                self._report(meter, metrics)
+            for writer in self.writers:
+                writer.close()
+        barrier()
+
+    def val(self) -> dict[str, Any]:
+        """Evaluate the weights of `-r` (or, without, those the model starts from) and return the metrics."""
+        self._choose_seed()
+        if is_main():
+            prepare_output_dir(self.output_dir)
+        self._open_data(training=False)
+        self._build_model()
+        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+        if is_main():
+            write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **_plain(metrics)})
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                logger.info("%-10s %s", name, f"{value:.4f}" if value >= 0 else "n/a")
+        return metrics
+
+    # ---- setting up ----
+
+    def _claim_output_dir(self, stack: ExitStack) -> None:
+        if is_main():
+            prepare_output_dir(self.output_dir)
+            stack.enter_context(locked(self.output_dir))
+            CheckpointFolder(self.output_dir).clean_up()
+        self.checkpoints = CheckpointFolder(self.output_dir)
+
+    def _choose_seed(self) -> None:
+        """Take the seed that was asked for, or draw one and say so: a run can always be repeated."""
+        seed = self.settings.seed
+        if seed is None:
+            seed = broadcast_object(random.SystemRandom().randrange(1 << 31))
+            logger.info("no --seed was given; this run uses --seed %d", seed)
+        self.seed = seed
+
+    def _open_data(self, *, training: bool) -> None:
+        """Read the labels and settle how many classes there are, before anything costly."""
+        self.val_loader = self.cfg.val_dataloader
+        data_sets = [self.val_loader.dataset]
+        if training:
+            self.train_loader = self.cfg.train_dataloader
+            self.train_loader.batch_sampler.equal_shares = True
+            self.train_loader.set_seed(self.seed)
+            data_sets.insert(0, self.train_loader.dataset)
+            _compare_categories(*data_sets)
+        for data in data_sets:
+            if is_main():
+                for line in data.labels.findings.describe():
+                    logger.warning("%s", line)
+                data.check_images_exist()
+        barrier()
+        self.start_file = self._read_start_file()
+        self._settle_classes(data_sets)
+        self.classes = class_table(data_sets[0])
+        if training and not bool((~data_sets[0].labels.crowds).any()):
+            raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
+        self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
+
+    def _read_start_file(self) -> WeightFile | None:
+        """Read the weights of -t, or of -r with --test-only."""
+        path = self.settings.tuning or (self.settings.resume if self.settings.test_only else None)
+        return read_weights(path) if path else None
+
+    def _settle_classes(self, data_sets: list[Any]) -> None:
+        """Let the number of classes follow from the data if the configuration leaves it open, and check it otherwise."""
+        file, needed = self.start_file, max(data.num_classes for data in data_sets)
+        count = self.cfg.yaml_cfg.get("num_classes")
+        if count is None:
+            self.cfg.set("num_classes", needed, f"counted in {data_sets[0].ann_file}")
+        elif count < needed:
+            raise ConfigError(f"num_classes is {count}, but {data_sets[0].ann_file} has {needed} categories; set it to {needed} or take it out")
+        elif count > needed:
+            logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
+        if file is not None and file.classes is None and count is not None and not data_sets[0].remap_mscoco_category:
+            highest = max(max(data.labels.category_ids) for data in data_sets)
+            if count > len(data_sets[0].labels.category_ids) and highest < count:
+                logger.info("%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer", file.path)
+                for data in data_sets:
+                    data.use_category_ids_as_labels()
+
+    def _build_model(self) -> None:
+        seed_step(self.seed, 0)
+        if self.start_file is not None or self.settings.resume:
+            self.cfg.without_pretrained()
+        model = self.cfg.model
+        if self.start_file is not None:
+            if self.settings.test_only:
+                load_strictly(model, self.start_file)
+                logger.info("loaded %d tensors from %s", len(self.start_file.weights), self.start_file.path)
+            else:
+                load_for_tuning(model, self.start_file, [c["name"] for c in self.classes])
+        if self.settings.sync_bn and world_size() > 1 and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(self.device)
+
+    def _build_training(self) -> None:
+        settings = self.settings
+        self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs)
+        self.optimizer, self.schedule, self.warmup, self.ema = (getattr(self.cfg, name) for name in ("optimizer", "lr_scheduler", "lr_warmup_scheduler", "ema"))
+        self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
+        self.scaler = self.cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
+        wrapped = self.model
+        if world_size() > 1:
+            wrapped = DistributedDataParallel(self.model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                                              find_unused_parameters=settings.find_unused_parameters, gradient_as_bucket_view=True)
+        self.step = TrainStep(self.model, wrapped, self.cfg.criterion.to(self.device).train(), self.optimizer, self.ema, self.scaler, self.device,
+                              self.amp_dtype, settings.clip_max_norm, NumericsGuard(len(self.train_loader)))
+
+    def _resume(self) -> None:
+        if not self.settings.resume:
+            return
+        state = self.checkpoints.load_last(Path(self.settings.resume))
+        self.load_state_dict(state)
+        logger.info("resumed from %s: epoch %d, step %d of it, best %s %s", self.settings.resume, self.progress.epoch + 1, self.progress.step,
+                    self.best.metric, self.best.score)
+
+    def _open_writers(self) -> None:
+        if not is_main():
+            return
+        text = self.cfg.to_yaml()
+        (self.output_dir / "config.yml").write_text(text, encoding="utf-8")
+        board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
+        board.add_text("config", text)
+        self.writers = [ConsoleWriter(), JsonLinesWriter(self.output_dir, self.progress.epoch), board]
+        if self.settings.use_wandb:
+            self.writers.append(WandbWriter(self.settings.project_name, self.settings.exp_name, self.cfg.yaml_cfg, self.output_dir))
+
+    def _introduce(self) -> None:
+        """Say once what is about to happen, with numbers."""
+        parameters = list(self.model.parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        precision = str(self.amp_dtype).removeprefix("torch.") if self.amp_dtype else "float32"
+        logger.info("%s: %.2f M parameters, %.2f M trained, on %s, %d rank(s), %s", type(self.model).__name__,
+                    sum(p.numel() for p in parameters) / 1e6, trainable / 1e6, self.device, world_size(), precision)
+        for group in self.optimizer.param_groups:
+            logger.info("  lr %-9.3g decay %-9.3g %8.3f M in %3d tensors: %s", group["initial_lr"], group["weight_decay"],
+                        sum(p.numel() for p in group["params"]) / 1e6, len(group["params"]), group.get("name", ""))
+        train, val = self.train_loader.dataset, self.val_loader.dataset
+        empty = int((train.labels.starts.diff() == 0).sum())
+        logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d, %d steps an epoch, %d epochs",
+                    len(train), empty, len(val), len(self.classes), self.train_loader.total_batch_size, len(self.train_loader), self.settings.epochs)
+
+    # ---- an epoch ----
+
+    def _begin_epoch(self) -> None:
+        """Set what holds from this epoch on, but only where it begins: a resumed run is past it already."""
+        epoch = self.progress.epoch
+        self.train_loader.set_epoch(epoch, self.progress.step)
+        if self.progress.step:
+            return
+        self.step.guard.start_epoch()
+        if self.stages.restarts_at(epoch) and self.best.stage_one_weights:
+            self._take_up_best_weights()
+
+    def _take_up_best_weights(self) -> None:
+        """Begin stage 2 from the best weights of stage 1, which every rank has kept."""
+        weights, self.best.stage_one_weights = self.best.stage_one_weights, {}
+        self.model.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.restart(weights, self.stages.ema_restart_decay)
+        logger.info("stage 2 begins: clean images, from the best weights (epoch %d, %s %.3f)", self.best.epoch + 1, self.best.metric, self.best.score)
+
+    def _train_epoch(self) -> EpochMeter:
+        self.model.train()
+        meter, progress = EpochMeter(), self.progress
+        bar = with_progress(self.train_loader, f"epoch {progress.epoch + 1}/{self.settings.epochs}", len(self.train_loader), progress.step)
+        before = time.perf_counter()
+        for images, targets in bar:
+            waited = time.perf_counter() - before
+            seed_step(self.seed, 1 + progress.total_steps)
+            self._set_learning_rates()
+            losses = self.step(progress.total_steps, images, targets)
+            progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
+            if losses is not None:
+                meter.add(losses, len(images) * world_size(), waited)
+                if progress.step % self.settings.print_freq == 0:
+                    self._show_step(losses, meter, bar)
+            before = time.perf_counter()
+        return meter
+
+    def _set_learning_rates(self) -> None:
+        """Set each group's rate: the schedule's for this epoch, scaled by warm-up."""
+        factor = self.warmup.factor(self.progress.total_steps) if self.warmup else 1.0
+        initial = [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        rates = self.schedule.rates(self.progress.epoch) if self.schedule else initial
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate * factor
+
+    def _show_step(self, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
+        """Write curves and, where no bar is seen, a line; only rank 0 reads its numbers back from the device."""
+        if not is_main():
+            return
+        values = {f"Loss/{name}": value.item() for name, value in losses.items()}
+        total = sum(values.values())
+        values |= {"Loss/total": total, **{f"Lr/pg_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}}
+        for writer in self.writers:
+            writer.write_step(self.progress.total_steps, values)
+        bar.set_postfix(loss=f"{total:.2f}", lr=f"{self.optimizer.param_groups[-1]['lr']:.1e}")
+        if bar.disable:
+            left = meter.seconds / meter.steps * (len(self.train_loader) - self.progress.step)
+            logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, len(self.train_loader), total,
+                        self.optimizer.param_groups[-1]["lr"], left)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Score the average, or the model if there is none, with the same batch statistics on every rank."""
+        module = self.ema.module if self.ema is not None else self.model
+        broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+
+    def _keep(self, metrics: dict[str, Any]) -> None:
+        """Count the epoch as done, and write what is to be kept: the best first, since the last refers to it."""
+        progress, epoch = self.progress, self.progress.epoch
+        weights = (self.ema.module if self.ema is not None else self.model).state_dict()
+        improved = self.best.consider(epoch, metrics, weights, self.stages.stage(epoch))
+        progress.epoch, progress.step = epoch + 1, 0
+        if is_main():
+            if improved:
+                self.checkpoints.save_best(self._inference_state(weights, epoch, metrics))
+            if self.settings.checkpoint_freq and (epoch + 1) % self.settings.checkpoint_freq == 0:
+                self.checkpoints.save_numbered(epoch, self._inference_state(weights, epoch, metrics))
+            self.checkpoints.save_last(self.state_dict())
+        barrier()
+
+    def _report(self, meter: EpochMeter, metrics: dict[str, Any]) -> None:
+        epoch, means = self.progress.epoch - 1, meter.means()
+        if not is_main():
+            return
+        memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
+        record = {
+            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self.optimizer.param_groups[-1]["lr"],
+            "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
+            "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **_plain(metrics),
+            "best_metric": self.best.metric, "best_score": self.best.score, "best_epoch": self.best.epoch,
+            "images_per_second": meter.images / max(meter.seconds, 1e-9), "data_wait": meter.waited / max(meter.seconds, 1e-9),
+            "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (self.settings.epochs - epoch - 1),
+            "n_parameters": sum(p.numel() for p in self.model.parameters())}
+        for writer in self.writers:
+            writer.write_epoch(epoch, record)
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a run needs to go on as if nothing had happened."""
+        return {
+            "progress": vars(self.progress).copy(), "seed": self.seed, "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None, "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None, "guard": {"in_a_row": self.step.guard.in_a_row, "in_epoch": self.step.guard.in_epoch},
+            "best": self.best.state_dict(), "meta": {"classes": self.classes, "config": self.cfg.to_yaml()},
+            "world_size": world_size(), "total_batch_size": self.train_loader.total_batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from `state_dict`.
+
+        Raises:
+            CheckpointError: if the state does not fit this model.
+        """
+        load_strictly(self.model, WeightFile(Path(self.settings.resume or LAST), state["model"], state["meta"]))
+        if self.ema is not None:
+            if state["ema"] is None:
+                raise CheckpointError("the checkpoint has no weight average, but use_ema is on; switch it off or start with -t")
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step.guard.in_a_row, self.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
+        self.best.load_state_dict(state["best"])
+        self.progress = Progress(**state["progress"])
+        self.seed = state["seed"]
+        self.train_loader.set_seed(self.seed)
+
+    def _inference_state(self, weights: dict[str, Tensor], epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return what `best.pth` holds: weights and everything needed to use them."""
+        meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
+                "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
+        return {"model": weights, "meta": meta}
+
+
+def _compare_categories(train: Any, val: Any) -> None:
+    """Refuse a validation file whose categories are not those of the training file."""
+    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
+    if ours == theirs:
+        return
+    differing = [f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}" for i in sorted(set(ours) | set(theirs)) if ours.get(i) != theirs.get(i)]
+    raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:20])}")
+
+
+def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
+    """Return the autocast type: bf16 where the device has it, else fp16 on accelerators; a CPU only if it was named."""
+    if not use_amp or (device.type == "cpu" and not named):
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as JSON knows them."""
+    return {key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value for key, value in metrics.items()}
+
+
+def resume_path(output_dir: Path) -> Path | None:
+    """Return the checkpoint that `-r auto` goes on from, or None for a fresh start."""
+    return next((output_dir / name for name in (LAST, "last.previous.pth") if (output_dir / name).exists()), None)

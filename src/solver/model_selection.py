@@ -1,0 +1,36 @@
+"""Which weights are the best so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class BestModel:
+    """Remembers the best score of the run and, through stage 1, the weights that reached it."""
+
+    metric: str = "AP"
+    score: float | None = None
+    epoch: int | None = None
+    stage_one_weights: dict[str, Tensor] = field(default_factory=dict)
+    """On the CPU; empty once stage 2 has begun."""
+
+    def consider(self, epoch: int, metrics: dict[str, Any], weights: dict[str, Tensor], stage: int) -> bool:
+        """Take note of an evaluation; return True if it is the best so far. A first one always is."""
+        score = metrics[self.metric]
+        if self.score is not None and score <= self.score:
+            return False
+        self.score, self.epoch = score, epoch
+        self.stage_one_weights = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()} if stage == 1 else {}
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, for the checkpoint."""
+        return {"metric": self.metric, "score": self.score, "epoch": self.epoch, "stage_one_weights": self.stage_one_weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from `state_dict`; the metric is the configuration's."""
+        self.score, self.epoch, self.stage_one_weights = state["score"], state["epoch"], state["stage_one_weights"]

@@ -1,0 +1,108 @@
+"""What happens when a number is not finite: the step is dropped and told of, and too many of them end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import NumericsError
+from ..runtime.distributed import gather_objects
+from ..runtime.log import logger
+
+IN_A_ROW = 10
+SHARE_OF_EPOCH = 0.01
+IMAGES_NAMED = 8
+
+ADVICE = ("things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
+          "the last good weights are in last.pth")
+
+
+@dataclass
+class NumericsGuard:
+    """Counts dropped steps and decides when a run is lost."""
+
+    steps_per_epoch: int
+    in_a_row: int = 0
+    in_epoch: int = 0
+
+    def start_epoch(self) -> None:
+        """Begin a new count for an epoch."""
+        self.in_epoch = 0
+
+    def passed(self) -> None:
+        """Take note of a good step."""
+        self.in_a_row = 0
+
+    def dropped(self, step: int, reason: str | None, image_paths: list[str]) -> None:
+        """Report a dropped step. All ranks must call this together.
+
+        Args:
+            step: number of the step.
+            reason: the first bad tensor of this rank, or None if all is well here.
+            image_paths: images of this rank's batch.
+
+        Raises:
+            NumericsError: after ten dropped steps in a row or more than one in a hundred of an epoch.
+        """
+        self.in_a_row += 1
+        self.in_epoch += 1
+        for number, (why, paths) in enumerate(gather_objects((reason, image_paths))):
+            if why:
+                shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
+                logger.warning("step %d dropped: %s on rank %d; images: %s", step, why, number, shown)
+        if self.in_a_row >= IN_A_ROW or self.in_epoch > max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch):
+            raise NumericsError(f"{self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were dropped at step {step}, "
+                                f"because numbers were not finite ({reason or 'on another rank'}); {ADVICE}")
+
+
+@dataclass
+class BatchStatistics:
+    """Keeps the batch norms' statistics of before a step: a bad forward pass has spoilt them by the time it is noticed."""
+
+    model: nn.Module
+    _pairs: tuple[list[Tensor], list[Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        buffers = [b for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers(recurse=False)]
+        self._pairs = (buffers, [b.clone() for b in buffers])
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Copy the statistics."""
+        if self._pairs[0]:
+            torch._foreach_copy_(self._pairs[1], self._pairs[0])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        if self._pairs[0]:
+            torch._foreach_copy_(self._pairs[0], self._pairs[1])
+
+
+def first_bad_tensor(images: Tensor, outputs: Mapping[str, Any], losses: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Name the first tensor that is not finite, in the order in which they came to be, or None."""
+    gradients = ((f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    for name, tensor in (("the input image", images), *_tensors(outputs, "output"), *losses.items(), *gradients):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"{name} is not finite"
+    return None
+
+
+def poisoned_total(outputs: Mapping[str, Any]) -> Tensor:
+    """Return a NaN that depends on every output: a rank whose loss failed still takes part in averaging gradients."""
+    return sum(tensor.sum() for _, tensor in _tensors(outputs, "") if tensor.requires_grad) * float("nan")
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name} {key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{index}]")

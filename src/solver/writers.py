@@ -1,0 +1,139 @@
+"""Where the history of a run goes: the terminal, `log.txt`, TensorBoard, wandb."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..core.errors import ConfigError
+from ..runtime.files import write_atomically
+from ..runtime.log import logger
+
+LOG_FILE = "log.txt"
+
+
+class Writer(Protocol):
+    """A destination."""
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Take numbers of one optimizer step."""
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Take everything about an epoch that has ended."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class ConsoleWriter:
+    """One line an epoch that a person can read."""
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Steps are shown by the progress bar."""
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Log the line."""
+        best = f"best {record['best_metric']} {record['best_score']:.3f} (epoch {record['best_epoch'] + 1})"
+        memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
+        logger.info("epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
+                    epoch + 1, record["epochs"], record["train_loss"], _share(record["AP"]), _share(record["AP50"]), best, record["train_lr"],
+                    record["images_per_second"], 100 * record["data_wait"], memory, format_seconds(record["seconds_left"]))
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+class JsonLinesWriter:
+    """`log.txt`: one JSON object an epoch, never rewritten but for epochs that a resumed run does again."""
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        self.path = folder / LOG_FILE
+        if self.path.exists():
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < first_epoch]
+            write_atomically(self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Steps are not kept here."""
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Append a line and bring it to disk."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+class TensorBoardWriter:
+    """Curves for TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder)
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add a point to each curve."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Add the evaluation."""
+        for index, value in enumerate(record["test_coco_eval_bbox"]):
+            self._writer.add_scalar(f"Test/coco_eval_bbox_{index}", value, epoch)
+        for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
+            self._writer.add_scalar(f"Epoch/{name}", record[name], epoch)
+        self._writer.flush()
+
+    def add_text(self, name: str, text: str) -> None:
+        """Add a text such as the configuration."""
+        self._writer.add_text(name, f"```yaml\n{text}\n```")
+
+    def close(self) -> None:
+        """Bring everything to disk."""
+        self._writer.close()
+
+
+class WandbWriter:
+    """Curves for Weights & Biases, if the user has installed and asked for it."""
+
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError("use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False") from None
+        self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Send the curves."""
+        self._run.log(dict(scalars), step=step)
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Send the evaluation."""
+        self._run.log({f"epoch/{key}": value for key, value in record.items() if isinstance(value, int | float)})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _share(value: float) -> str:
+    return "n/a" if value < 0 else f"{value:.3f}"
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("-inf")  # not ours: keep it

@@ -1,0 +1,63 @@
+"""Train or evaluate a detector.
+
+    python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
+    torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one a GPU
+    torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
+    parser.add_argument("-r", "--resume", help="go on from this last.pth; with --test-only, evaluate these weights")
+    parser.add_argument("-t", "--tuning", help="start a new run from these weights")
+    parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one")
+    parser.add_argument("--seed", type=int, help="where all chance follows from")
+    parser.add_argument("--use-amp", action="store_true", default=None, help="compute in bf16, or fp16 where the device has no bf16")
+    parser.add_argument("--output-dir", help="folder for checkpoints and logs")
+    parser.add_argument("--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder")
+    parser.add_argument("--test-only", action="store_true", default=None, help="evaluate and stop")
+    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings, e.g. epochs=12 optimizer.lr=1e-4")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args()
+    if arguments.resume and arguments.tuning:
+        parser.error("-r goes on with a run, -t starts a new one: give one of them")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()  # before torch is imported, so that --help answers at once
+
+    from src.core import YAMLConfig
+    from src.core.config_file import parse_overrides
+    from src.runtime.distributed import is_main, join_group, pick_device
+    from src.runtime.log import set_up_logging
+    from src.runtime.process import run_command
+    from src.solver import DetSolver
+
+    status_dir: Path | None = None
+
+    def command() -> None:
+        nonlocal status_dir
+        set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
+        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only")
+                 if (value := getattr(arguments, name)) is not None}
+        cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))
+        device = pick_device(cfg.settings.device)
+        join_group(device)
+        status_dir = Path(cfg.settings.output_dir) if is_main() else None
+        solver = DetSolver(cfg, device)
+        if cfg.settings.test_only:
+            solver.val()
+        else:
+            solver.fit()
+
+    run_command(command, debug=arguments.debug, status_dir=lambda: status_dir)
+
+
+if __name__ == "__main__":
+    main()
