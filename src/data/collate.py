@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..core.errors import ConfigError
 from ..core.registry import register
@@ -62,14 +64,8 @@ class BatchImageCollateFunction:
     def _render(self, samples: list[Sample]) -> Batch:
         width, height = samples[0].canvas
         size = self._draw_size((height, width), samples[0].rng)
-        images, targets = None, []
-        for index, sample in enumerate(samples):
-            image, target = sample.render(size, None if images is None else images[index])
-            if images is None:
-                images = image.new_empty(len(samples), *image.shape)
-                images[0] = image
-            targets.append(target)
-        return images, targets
+        images = _allocate((len(samples), 3, *size), torch.float32 if samples[0].as_float else torch.uint8)
+        return images, [sample.render(size, image)[1] for sample, image in zip(samples, images)]
 
     def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Draw a height from the list and scale the width alike; the chance is that of the batch's first image."""
@@ -78,6 +74,14 @@ class BatchImageCollateFunction:
             return height, width
         drawn = int(self.scales[rng.integers(len(self.scales))])
         return drawn, max(STRIDE, round(drawn * width / height / STRIDE) * STRIDE)
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an empty batch; in a worker process in shared memory, so that it is not copied on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:

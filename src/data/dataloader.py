@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from ..core.errors import ConfigError
 from ..core.registry import register
 from ..runtime.distributed import rank, world_size
+from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
 
 
@@ -94,6 +95,7 @@ class DataLoader(data.DataLoader):
             raise ConfigError("DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false")
         if drop_last and batch_size * ranks > len(dataset):
             raise ConfigError(f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size")
+        keep_freed_memory()
         self.shuffle = shuffle
         sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
         super().__init__(dataset, batch_sampler=sampler, collate_fn=collate_fn or BatchImageCollateFunction(), num_workers=num_workers,

@@ -74,16 +74,15 @@ class CocoDetection(Dataset):
 
     def raw_sample(self, index: int) -> Sample:
         """Decode an image; boxes are in its pixels, crowd regions left out."""
-        labels = self.labels
-        width, height = labels.sizes[index].tolist()
-        image = load_image(self.image_path(index), (width, height))
+        labels, path = self.labels, self.image_path(index)
+        size = labels.sizes[index]
+        image = load_image(path, (int(size[0]), int(size[1])))
         rows = labels.rows(index)
-        single = ~labels.crowds[rows]
-        fields = {"labels": self.label_of_category[labels.categories[rows][single]].numpy(), "area": labels.areas[rows][single].numpy(),
-                  "iscrowd": np.zeros(int(single.sum()), np.int64)}
-        info = {"image_id": labels.image_ids[index:index + 1], "orig_size": torch.tensor([width, height]), "idx": torch.tensor([index]),
-                "image_path": str(self.image_path(index))}
-        return Sample(image, labels.boxes[rows][single].double().numpy(), fields, info, np.random.default_rng([self.seed, self.epoch, index]))
+        single = ~labels.crowds.numpy()[rows]
+        fields = {"labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]], "area": labels.areas.numpy()[rows][single],
+                  "iscrowd": np.zeros(np.count_nonzero(single), np.int64)}
+        info = {"image_id": labels.image_ids[index:index + 1], "orig_size": size.long(), "idx": torch.tensor([index]), "image_path": str(path)}
+        return Sample(image, labels.boxes.numpy()[rows][single].astype(np.float64), fields, info, np.random.default_rng([self.seed, self.epoch, index]))
 
     def image_path(self, index: int) -> Path:
         """Return where an image lies."""

@@ -115,12 +115,12 @@ class CocoLabels:
 
     def file_name(self, index: int) -> str:
         """Return the file name of an image, relative to the image folder."""
-        start, end = self.name_starts[index:index + 2].tolist()
-        return self.name_bytes[start:end].numpy().tobytes().decode()
+        start, end = self.name_starts.numpy()[index:index + 2]
+        return self.name_bytes.numpy()[start:end].tobytes().decode()
 
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
-        return slice(*self.starts[index:index + 2].tolist())
+        return slice(*self.starts.numpy()[index:index + 2])
 
 
 def load_coco(path: str | Path) -> CocoLabels:

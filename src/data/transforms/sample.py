@@ -130,9 +130,11 @@ class Sample:
             if factor != 1.0:
                 out.mul_(factor)
             return
-        matrix = torch.from_numpy(self.colour * factor).float()
-        mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], pixels.flatten(1).float()).clamp_(0, 255 * factor)
-        out.copy_((mixed if self.as_float else mixed.round_()).view(pixels.shape))
+        matrix, flat = torch.from_numpy(self.colour * factor).float(), pixels.flatten(1).float()
+        straight = self.as_float and out.is_contiguous()
+        mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], flat, out=out.view(3, -1) if straight else None).clamp_(0, 255 * factor)
+        if not straight:
+            out.copy_((mixed if self.as_float else mixed.round_()).view(pixels.shape))
 
     def _final_boxes(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> np.ndarray:
         """Carry the boxes from the canvas back to the file and on to the drawn picture."""
@@ -145,20 +147,20 @@ class Sample:
         return _mapped(in_file, np.where(mirrored, -ratio, ratio), offset).clip([*out_low, *out_low], [*out_high, *out_high])
 
     def _target(self, boxes: np.ndarray, width: int, height: int) -> dict[str, Any]:
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        boxes = boxes[kept]
+        kept, fields = (boxes[:, 2:] > boxes[:, :2]).all(1), self.fields
+        if not kept.all():
+            boxes, fields = boxes[kept], {name: values[kept] for name, values in fields.items()}
         if self.relative_boxes:
-            boxes = boxes / [width, height, width, height]
+            boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
             boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
-        fields = {name: torch.from_numpy(values[kept]) for name, values in self.fields.items()}
-        return {"boxes": torch.from_numpy(boxes.astype(np.float32)), **fields, **self.info}
+        return {"boxes": torch.from_numpy(boxes.astype(np.float32)), **{name: torch.from_numpy(values) for name, values in fields.items()}, **self.info}
 
 
 def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered when a scale is negative."""
-    corners = boxes.reshape(*boxes.shape[:-1], 2, 2) * scale + shift
-    return np.concatenate([corners.min(-2), corners.max(-2)], -1)
+    low, high = boxes[..., :2] * scale + shift, boxes[..., 2:] * scale + shift
+    return np.concatenate([np.minimum(low, high), np.maximum(low, high)], -1)
 
 
 def _whole(interval: np.ndarray, room: int) -> tuple[int, int]:
