@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import lap
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 
 class Pairs(NamedTuple):
@@ -37,7 +37,7 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
     for head, of_head in enumerate(costs):
         for image, (cost, count, end) in enumerate(zip(of_head, counts, ends)):
             if count:
-                _, target, query = lap.lapjvr(cost[:count], extend_cost=True)
+                target, query = linear_sum_assignment(cost[:count])
                 parts.append((np.full_like(query, head), np.full_like(query, image), query, target + (end - count)))
     if not parts:
         return Pairs(*[np.zeros(0, np.int64)] * 4)
