@@ -21,7 +21,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
     parser.add_argument("--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder")
     parser.add_argument("--test-only", action="store_true", default=None, help="evaluate and stop")
-    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings, e.g. epochs=12 optimizer.lr=1e-4")
+    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="override settings, e.g. epochs=12 optimizer.lr=1e-4")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
     if arguments.resume and arguments.tuning:

@@ -54,14 +54,16 @@ class Backbone(Protocol):
     out_channels: list[int]
     out_strides: list[int]
 
-    def __call__(self, images: Tensor) -> list[Tensor]: ...
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Map images to feature maps."""
 
 
 @runtime_checkable
 class Deployable(Protocol):
     """A module with a leaner form for inference."""
 
-    def convert_to_deploy(self) -> None: ...
+    def convert_to_deploy(self) -> None:
+        """Take that form, in place."""
 
 
 class Evaluator(Protocol):

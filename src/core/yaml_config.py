@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from .build import create
-from .config_file import ConfigTree, load_config_tree
+from .config_file import load_config_tree
 from .errors import ConfigError
 from .registry import Argument, find, names, shared_names
 from .validate import validate

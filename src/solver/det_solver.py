@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +18,7 @@ from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
-from .checkpoint import BEST, LAST, CheckpointFolder, WeightFile, load_strictly, read_weights
+from .checkpoint import LAST, CheckpointFolder, WeightFile, load_strictly, read_weights
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, with_progress
 from .finetune import class_table, load_for_tuning
 from .model_selection import BestModel

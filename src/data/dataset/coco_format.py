@@ -362,7 +362,8 @@ def _check_images(content: _Content, findings: Findings) -> None:
         repeated[index] = record.file_name in seen_names
         seen_ids.add(record.id)
         seen_names.add(record.file_name)
-    findings.note("files listed more than once", content, "images", repeated, np.array([r.id for r in records], object), np.array([r.file_name for r in records], object))
+    findings.note("files listed more than once", content, "images", repeated,
+                  np.array([r.id for r in records], object), np.array([r.file_name for r in records], object))
 
 
 def _check_annotations(content: _Content, category_ids: list[int], findings: Findings) -> dict[str, Tensor]:
@@ -382,7 +383,8 @@ def _check_annotations(content: _Content, category_ids: list[int], findings: Fin
                       (areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0")):
         findings.faults += [f"{content.place('annotations', i)} (id {ids[i]}): {text(i)}" for i in np.flatnonzero(bad)]
     sound = known_image & known_category
-    size = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)[np.where(sound, image_of, 0)] if images else np.zeros((len(ids), 2))
+    sizes = np.array([(image.width, image.height) for image in images] or [(0, 0)], np.float64)
+    size = sizes[np.where(sound, image_of, 0)]
 
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
     inside = np.clip(corners, 0, np.tile(size, 2))

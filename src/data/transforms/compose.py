@@ -15,7 +15,8 @@ from .sample import Sample
 class Transform(Protocol):
     """Changes a sample in place, drawing chance from `sample.rng` alone."""
 
-    def __call__(self, sample: Sample) -> None: ...
+    def __call__(self, sample: Sample) -> None:
+        """Change a sample."""
 
 
 @register()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ContextManager, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ class DINOv3Backbone(nn.Module):
         self.vit.load_state_dict(weights)
         logger.info("DINOv3: loaded %d of %d tensors that timm publishes for %s", len(weights), len(self.vit.state_dict()), self.model_name)
 
-    def _precision(self, images: Tensor) -> ContextManager:
+    def _precision(self, images: Tensor) -> AbstractContextManager:
         """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
         kind = images.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16

@@ -14,8 +14,7 @@ from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
 from .distribution import box_to_bins, weighting_sequence
-from .losses import (Balance, Matched, box_losses, decoupled_distillation_loss, distillation_balance, fine_grained_localization_loss,
-                     focal_loss, varifocal_loss)
+from .losses import Balance, Matched, box_losses, decoupled_distillation_loss, distillation_balance, fine_grained_localization_loss, focal_loss, varifocal_loss
 from .matcher import HungarianMatcher
 from .matching import Pairs, unite
 from .prediction_heads import HeadStack, denoising_heads, matching_heads
