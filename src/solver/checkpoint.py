@@ -1,103 +1,18 @@
-"""What `last.pth` and `best.pth` hold, and how other people's checkpoints are read."""
+"""What `last.pth` and `best.pth` are: written whole, kept in pairs, read back even when one is damaged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ResourceError
 from ..runtime.files import remove_leftovers
 from ..runtime.log import logger
-from ..runtime.weight_files import checked_path, read_tensor_file, write_tensor_file
+from ..runtime.weight_files import read_tensor_file, write_tensor_file
 
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "last.previous.pth"
 
-COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
-"""Tables that a model computes for its input size; a file for another size has others."""
-
 SAVE_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """Weights from a file of ours or of D-FINE's, with what it says about itself."""
-
-    path: Path
-    weights: dict[str, Tensor]
-    meta: dict[str, Any]
-    """`classes`, `config`, `score` ...; empty for a file of D-FINE's."""
-
-    @property
-    def classes(self) -> list[dict[str, Any]] | None:
-        """Id and name of each label, or None if the file does not say."""
-        return self.meta.get("classes")
-
-
-def read_weights(path: str | Path) -> WeightFile:
-    """Read the weights to evaluate or start from: the average if there is one, else the model.
-
-    Raises:
-        CheckpointError: if the file is damaged or holds no weights.
-    """
-    path = checked_path(path)
-    content = read_tensor_file(path)
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'")
-    ema = content.get("ema")
-    weights = ema.get("module") if isinstance(ema, dict) else None
-    weights = weights or content.get("model") or content
-    if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has {', '.join(map(str, list(content)[:8]))}")
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    for key, value in weights.items():
-        if value.is_floating_point() and key not in COMPUTED_KEYS and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: tensor {key} holds values that are not finite; these weights cannot be used")
-    return WeightFile(path, weights, content.get("meta") or {})
-
-
-def load_strictly(model: nn.Module, file: WeightFile) -> None:
-    """Fill a model, every key accounted for.
-
-    Raises:
-        CheckpointError: with the keys that are missing, unexpected or of another shape; a differing number of
-            classes is named as such.
-    """
-    weights, own = without_foreign_tables(file.weights, model), model.state_dict()
-    for key in COMPUTED_KEYS:
-        if key in own:
-            weights.setdefault(key, own[key])
-    theirs, ours = class_count(weights), class_count(own)
-    if theirs != ours and None not in (theirs, ours):
-        raise CheckpointError(f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes")
-    if faults := describe_misfits(weights, own):
-        raise CheckpointError(f"{file.path} does not fit this model: {faults}")
-    model.load_state_dict(weights)
-
-
-def without_foreign_tables(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Leave out computed tables that were made for another input size."""
-    own = model.state_dict()
-    return {k: v for k, v in weights.items() if k not in COMPUTED_KEYS or (k in own and own[k].shape == v.shape)}
-
-
-def class_count(weights: dict[str, Tensor]) -> int | None:
-    """Return the rows of the decoder's class head, or None if there is none."""
-    head = next((v for k, v in sorted(weights.items()) if k.startswith("decoder.dec_score_head.") and k.endswith(".bias")), None)
-    return None if head is None else len(head)
-
-
-def describe_misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """Return "2 missing (a, b), 1 of another shape (c [3] not [4])", or "" if everything fits."""
-    shapes = [f"{k} {list(weights[k].shape)} not {list(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape]
-    parts = []
-    for kind, keys in (("missing", [k for k in own if k not in weights]), ("unexpected", [k for k in weights if k not in own]), ("of another shape", shapes)):
-        if keys:
-            parts.append(f"{len(keys)} {kind} ({', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''})")
-    return ", ".join(parts)
 
 
 class CheckpointFolder:

@@ -18,7 +18,8 @@ from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
-from .checkpoint import LAST, CheckpointFolder, WeightFile, load_strictly, read_weights
+from ..runtime.model_weights import WeightFile, load_strictly, read_weights
+from .checkpoint import LAST, CheckpointFolder
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, with_progress
 from .finetune import class_table, load_for_tuning
 from .model_selection import BestModel
@@ -126,6 +127,8 @@ class DetSolver:
         self.start_file = self._read_start_file()
         self._settle_classes(data_sets)
         self.classes = class_table(data_sets[0])
+        if not training and self.start_file is not None:
+            _compare_classes(self.start_file, self.classes, data_sets[0].ann_file)
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
@@ -358,6 +361,17 @@ def _compare_categories(train: Any, val: Any) -> None:
     raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:20])}")
 
 
+def _compare_classes(file: WeightFile, classes: list[dict[str, Any]], ann_file: str) -> None:
+    """Refuse to score a checkpoint on labels that mean something else than those it was trained with."""
+    if file.classes is None:
+        return
+    differing = [f"label {label}: {ours['name']} / {theirs['name']}" for label, (theirs, ours) in enumerate(zip(file.classes, classes))
+                 if theirs["name"] != ours["name"]]
+    if differing or len(classes) > len(file.classes):
+        counts = "" if len(classes) == len(file.classes) else f"{len(classes)} / {len(file.classes)} classes; "
+        raise CheckpointError(f"{ann_file} has other classes than {file.path} was trained with: {counts}{'; '.join(differing[:20])}".rstrip("; "))
+
+
 def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
     """Return the autocast type: bf16 where the device has it, else fp16 on accelerators; a CPU only if it was named."""
     if not use_amp or (device.type == "cpu" and not named):
@@ -370,8 +384,3 @@ def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dty
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics as JSON knows them."""
     return {key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value for key, value in metrics.items()}
-
-
-def resume_path(output_dir: Path) -> Path | None:
-    """Return the checkpoint that `-r auto` goes on from, or None for a fresh start."""
-    return next((output_dir / name for name in (LAST, "last.previous.pth") if (output_dir / name).exists()), None)

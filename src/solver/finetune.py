@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365, OBJECTS365_SLOTS
 from ..core.errors import CheckpointError
 from ..runtime.log import logger
-from .checkpoint import COMPUTED_KEYS, WeightFile, class_count, describe_misfits, without_foreign_tables
+from ..runtime.model_weights import COMPUTED_KEYS, WeightFile, class_count, describe_misfits, without_foreign_tables
 
 _CLASS_LAYERS = re.compile(r"^decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$")
 

@@ -106,12 +106,26 @@ class CocoDetection(Dataset):
         """Let label = category id, as in models trained by D-FINE with more class slots than categories."""
         self.label_of_category = torch.tensor(self.labels.category_ids, dtype=torch.int64)
 
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Names by the labels that samples carry."""
+        return dict(zip(self.label_of_category.tolist(), self.class_names))
+
+    @property
+    def detection_names(self) -> dict[int, str]:
+        """Names by what the post-processor gives as labels: COCO's ids with the remap on, else labels."""
+        return dict(zip(self._detection_ids.tolist(), self.class_names))
+
+    @property
+    def _detection_ids(self) -> Tensor:
+        return torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category
+
     def ground_truth(self) -> dict[str, Any]:
         """Return the checked labels as a COCO dictionary for an evaluator.
 
         Categories stand under the ids that detections carry: labels, or COCO's ids with the remap on.
         """
-        return _coco_dictionary(self.labels, torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category)
+        return _coco_dictionary(self.labels, self._detection_ids)
 
     def check_images_exist(self) -> None:
         """Compare the listed files with the folder, by listing each folder once.

@@ -1,0 +1,53 @@
+"""Pictures of what a detector found beside what is there."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torchvision.io import write_jpeg
+
+from ..core.yaml_config import YAMLConfig
+from ..runtime.files import prepare_output_dir
+from ..runtime.log import logger
+from ..runtime.model_weights import class_count, load_strictly, read_weights
+from .drawing import draw_boxes, side_by_side
+
+
+@torch.inference_mode()
+def draw_comparisons(cfg: YAMLConfig, device: torch.device, folder: Path, *, count: int, threshold: float) -> list[Path]:
+    """Write one JPEG an image: truth on the left, predictions on the right.
+
+    Args:
+        cfg: the configuration; `resume` names the checkpoint, `val_dataloader` the images.
+        device: where to compute.
+        folder: where the pictures go.
+        count: number of images, spread evenly over the data set.
+        threshold: least score that is drawn.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: if the checkpoint does not fit the configuration.
+    """
+    file, dataset = read_weights(cfg.settings.resume), cfg.val_dataloader.dataset
+    if cfg.yaml_cfg.get("num_classes") is None:
+        cfg.set("num_classes", class_count(file.weights) or dataset.num_classes, f"counted in {file.path}")
+    cfg.without_pretrained()
+    model = cfg.model
+    load_strictly(model, file)
+    model, postprocessor = model.to(device).eval(), cfg.postprocessor
+    folder, written = prepare_output_dir(folder), []
+    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
+        raw = dataset.raw_sample(index)
+        image, target = dataset.transforms(copy.copy(raw)).render()
+        found = postprocessor(model(image[None].to(device)), target["orig_size"][None].to(device))[0]
+        sure = found["scores"] >= threshold
+        truth = draw_boxes(raw.image, torch.from_numpy(raw.boxes), torch.from_numpy(raw.fields["labels"]), dataset.label_names)
+        guess = draw_boxes(raw.image, *(found[key][sure].cpu() for key in ("boxes", "labels")), dataset.detection_names, found["scores"][sure].cpu())
+        written.append(folder / f"{Path(target['image_path']).stem}.jpg")
+        write_jpeg(side_by_side([truth, guess]), str(written[-1]), quality=92)
+    logger.info("%d pictures in %s: truth on the left, predictions with a score from %.2f on the right", len(written), folder, threshold)
+    return written
