@@ -34,7 +34,7 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         built = component.factory(**arguments)
     except RunError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # as torch raises for sizes that cannot be
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
         getattr(built, component.load)()

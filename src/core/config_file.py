@@ -60,8 +60,8 @@ class ConfigTree:
                     value = value[int(part)] if isinstance(value, list) else value[part]
                 except (KeyError, IndexError, ValueError, TypeError):
                     raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})") from None
-            if isinstance(value, str) and _REFERENCE.fullmatch(value):
-                raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is a reference itself ({self.origin(path)})")
+            if any(isinstance(part[key], str) and _REFERENCE.fullmatch(part[key]) for part, key, _ in _leaves([value], ())):
+                raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself ({self.origin(path)})")
             return copy.deepcopy(value)
 
         for container, key, path in list(_leaves(self.values, ())):
@@ -132,6 +132,11 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
 
 
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Write settings as YAML text that `parse_yaml` reads back to the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def dotted(path: KeyPath) -> str:
     """Write a key path as people do: ("a", "ops", 0, "p") -> "a.ops[0].p"."""
     text = ""
@@ -144,7 +149,12 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with `1e-4` read as a number as YAML 1.2 does."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes a string that `_Loader` would take for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
@@ -190,8 +200,8 @@ def _inspect(node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, st
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise ConfigError(f"{name}:{line} has a key that is not a word")
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise ConfigError(f"{name}:{line} has a key that is not a word{f': {key}' if isinstance(key, str) else ''}")
             if key in seen:
                 raise ConfigError(f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} has it already")
             seen[key] = line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import typing
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from .build import create
-from .config_file import load_config_tree
+from .config_file import dump_yaml, load_config_tree
 from .errors import ConfigError
 from .registry import Argument, find, names, shared_names
 from .validate import validate
@@ -68,7 +65,7 @@ class YAMLConfig:
     file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
     """
 
-    def __init__(self, path: str | Path, **overrides: Any) -> None:
+    def __init__(self, path: str | Path, /, **overrides: Any) -> None:
         """Read and validate; nothing is built.
 
         Args:
@@ -112,7 +109,7 @@ class YAMLConfig:
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML text."""
-        return yaml.safe_dump(copy.deepcopy(self.yaml_cfg), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.yaml_cfg)
 
     @cached_property
     def model(self) -> Any:
