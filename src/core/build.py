@@ -34,7 +34,7 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         built = component.factory(**arguments)
     except RunError:
         raise
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # as torch raises for sizes that cannot be
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:  # the last two are torch's
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
         getattr(built, component.load)()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
@@ -32,20 +32,24 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
         raise ConfigError(f"{head}: " + "; ".join(faults))
 
 
+_LISTS = (list, tuple, set, Sequence, Iterable)
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a mapping",
+          Mapping: "a mapping", type(None): "null"}
+
+
 def type_name(annotation: Any) -> str:
     """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(type_name(a) for a in arguments))
+        writable = [a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)]  # YAML writes no tensors
+        return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     base = origin or annotation
-    if base in (list, tuple, set, Sequence):
+    if base in _LISTS:
         inner = [a for a in arguments if a is not Ellipsis]
         return f"a list of {type_name(inner[0])}s".replace("a list of a ", "a list of ") if inner else "a list"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a mapping",
-             Mapping: "a mapping", type(None): "null"}
-    return words.get(base, getattr(base, "__name__", str(base)))
+    return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 
 def matches(value: Any, annotation: Any) -> bool:
@@ -62,7 +66,7 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if base is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if base in (list, tuple, Sequence):
+    if base in (list, tuple, Sequence, Iterable):
         return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
     if base in (dict, Mapping):
         inner = arguments[1] if len(arguments) == 2 else Any

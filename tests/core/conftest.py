@@ -1,0 +1,11 @@
+"""Fixtures of the tests of configuration and registry."""
+
+import pytest
+
+from src.core import registry
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Let a test register classes that no other test sees."""
+    monkeypatch.setattr(registry, "_COMPONENTS", dict(registry._COMPONENTS))

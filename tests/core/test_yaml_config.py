@@ -1,0 +1,171 @@
+"""One run's configuration."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from src.core import YAMLConfig, register
+from src.core.config_file import parse_overrides, parse_yaml
+from src.core.errors import ConfigError
+from tests.fixtures.config_files import CONFIGS, config_from, model_configs, write_configs
+from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
+
+
+@pytest.mark.parametrize("path", model_configs(), ids=lambda path: str(path.relative_to(CONFIGS / "dfine")))
+def test_every_configuration_of_the_project_is_valid_and_its_resolved_form_loads_to_the_same(path, tmp_path):
+    first = YAMLConfig(path)
+    first.save(tmp_path / "config.yml")
+    assert YAMLConfig(tmp_path / "config.yml").yaml_cfg == first.yaml_cfg
+
+
+def test_the_29_official_configurations_are_there():
+    assert len([path for path in model_configs() if "hgnetv2" in path.name and "scratch" not in path.name]) == 29
+
+
+def test_settings_have_defaults(tmp_path):
+    settings = config_from(tmp_path, "").settings
+    assert (settings.epochs, settings.use_amp, settings.seed, settings.output_dir) == (72, False, None, "./output")
+
+
+def test_settings_come_from_the_file(tmp_path):
+    settings = config_from(tmp_path, "epochs: 7\nuse_ema: True\nclip_max_norm: 0.1\n").settings
+    assert (settings.epochs, settings.use_ema, settings.clip_max_norm) == (7, True, 0.1)
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    cfg = config_from(tmp_path, "epochs: 7\noptimizer: {type: AdamW, lr: 1, eps: 2}\n", **parse_overrides(["epochs=3", "optimizer.lr=1e-4"]))
+    assert (cfg.settings.epochs, cfg.yaml_cfg["optimizer"]) == (3, {"type": "AdamW", "lr": 1e-4, "eps": 2})
+
+
+def test_override_of_the_input_size_reaches_every_place_that_refers_to_it():
+    cfg = YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml", **parse_overrides(["eval_spatial_size=[320, 480]"]))
+    loaders = [cfg.yaml_cfg[f"{part}_dataloader"] for part in ("train", "val")]
+    sizes = [op["size"] for loader in loaders for op in loader["dataset"]["transforms"]["ops"] if op["type"] == "Resize"]
+    assert (sizes, loaders[0]["collate_fn"]["base_size"]) == ([[320, 480], [320, 480]], 320)
+
+
+def test_loading_one_configuration_leaves_the_next_untouched():
+    path = CONFIGS / "dfine/dfine_hgnetv2_l_coco.yml"
+    alone = YAMLConfig(path).yaml_cfg
+    YAMLConfig(CONFIGS / "dfine/dfine_hgnetv2_n_coco.yml", epochs=3, num_classes=7)
+    assert YAMLConfig(path).yaml_cfg == alone
+
+
+def test_building_does_not_change_the_configuration():
+    cfg = tiny_config()
+    before = cfg.to_yaml()
+    _ = cfg.model, cfg.criterion, cfg.optimizer, cfg.lr_warmup_scheduler, cfg.ema, cfg.postprocessor
+    assert cfg.to_yaml() == before
+
+
+def test_nothing_is_built_while_loading(tmp_path):
+    built = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.core.yaml_config.create", lambda *args, **kwargs: built.append(args))
+        tiny_config()
+    assert built == []
+
+
+def test_parts_are_built_once():
+    cfg = tiny_config()
+    assert cfg.model is cfg.model
+
+
+def test_optimizer_is_over_the_parameters_of_the_model():
+    cfg = tiny_config()
+    learning = {id(p) for group in cfg.optimizer.param_groups for p in group["params"]}
+    assert learning == {id(p) for p in cfg.model.parameters() if p.requires_grad}
+
+
+def test_average_is_left_out_unless_asked_for():
+    assert tiny_config(use_ema=False).ema is None
+
+
+def test_part_that_no_block_describes_is_none(tmp_path):
+    cfg = config_from(tmp_path, "epochs: 3\n")
+    assert (cfg.train_dataloader, cfg.val_dataloader, cfg.lr_warmup_scheduler, cfg.scaler("cpu")) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("key", ["model", "criterion", "postprocessor"])
+def test_missing_part_is_named_when_asked_for(tmp_path, key):
+    cfg = config_from(tmp_path, "epochs: 3\n")
+    with pytest.raises(ConfigError) as caught:
+        getattr(cfg, key)
+    assert str(caught.value) == f"{tmp_path / 'config.yml'} names no '{key}'; set it to a registered class such as DFINE"
+
+
+def test_model_that_is_not_registered_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="^'DFNE' is not registered; did you mean 'DFINE'\\?$"):
+        _ = config_from(tmp_path, "model: DFNE\n").model
+
+
+def test_value_found_by_the_program_is_set_with_its_reason(tmp_path):
+    cfg = config_from(tmp_path, "epochs: 3\n")
+    cfg.set("num_classes", 5, "counted in labels.json")
+    assert (cfg.yaml_cfg["num_classes"], cfg.origin("num_classes")) == (5, "counted in labels.json")
+
+
+def test_start_weights_can_be_switched_off():
+    cfg = YAMLConfig(CONFIGS / "dfine/dfine_hgnetv2_n_coco.yml")
+    cfg.without_pretrained()
+    assert (cfg.yaml_cfg["HGNetv2"]["pretrained"], cfg.yaml_cfg["HGNetv2"]["name"]) == (False, "B0")
+
+
+def test_resolved_configuration_keeps_words_that_look_like_numbers(tmp_path):
+    first = config_from(tmp_path, "exp_name: '1e-4'\nproject_name: 'yes'\noutput_dir: '012'\n")
+    assert config_from(tmp_path, first.to_yaml()).settings == first.settings
+
+
+def test_resolved_configuration_holds_no_references():
+    assert "${" not in YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml").to_yaml()
+
+
+def test_configuration_alone_knows_every_class():
+    code = "from src.core import YAMLConfig; import sys; YAMLConfig(sys.argv[1]); print('loaded')"
+    run = subprocess.run([sys.executable, "-c", code, str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout == "loaded\n", run.stderr
+
+
+class TestUsersOwnBackbone:
+    """A backbone file of a user's drops in by registering a class and naming it in YAML."""
+
+    @pytest.fixture(autouse=True)
+    def backbone(self, own_registry):
+        @register()
+        class PlainBackbone(nn.Module):
+            __share__ = ["eval_spatial_size"]
+
+            def __init__(self, width: int = 16, eval_spatial_size: list[int] | None = None) -> None:
+                super().__init__()
+                self.sizes = eval_spatial_size
+                self.stem = nn.Conv2d(3, width, 8, stride=8)
+                self.down = nn.ModuleList(nn.Conv2d(width, width, 2, stride=2) for _ in range(2))
+
+            def forward(self, images):
+                maps = [self.stem(images)]
+                for layer in self.down:
+                    maps.append(layer(maps[-1]))
+                return maps
+
+    def config(self, **changes) -> YAMLConfig:
+        return tiny_config(**merged({"DFINE": {"backbone": "PlainBackbone"}, "PlainBackbone": {"width": 24},
+                                     "HybridEncoder": {"in_channels": [24, 24, 24]}}, changes))
+
+    def test_model_detects_with_it(self):
+        output = self.config().model.eval()(torch.rand(2, 3, 64, 64))
+        assert output["pred_boxes"].shape == (2, TINY_MODEL["DFINETransformer"]["num_queries"], 4)
+
+    def test_shared_value_reaches_it(self):
+        assert self.config().model.backbone.sizes == [64, 64]
+
+    def test_misspelt_argument_of_it_is_found(self):
+        with pytest.raises(ConfigError, match="unknown key 'PlainBackbone.widht' \\(command line\\); did you mean 'width'\\?"):
+            self.config(PlainBackbone={"widht": 3})
+
+
+def test_official_style_file_with_unused_sections_loads(tmp_path):
+    path = write_configs(tmp_path, base="use_focal_loss: True\nHungarianMatcher: {alpha: 0.25}\n", main="__include__: ['./base.yml']\nnum_classes: 5\n")
+    assert parse_yaml(YAMLConfig(path).to_yaml(), "test")[0] == {"use_focal_loss": True, "HungarianMatcher": {"alpha": 0.25}, "num_classes": 5}
