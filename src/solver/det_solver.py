@@ -123,6 +123,7 @@ class DetSolver:
                 for line in data.labels.findings.describe():
                     logger.warning("%s", line)
                 data.check_images_exist()
+                self._compare_sizes(data)
         barrier()
         self.start_file = self._read_start_file()
         self._settle_classes(data_sets)
@@ -132,6 +133,12 @@ class DetSolver:
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
+
+    def _compare_sizes(self, data: Any) -> None:
+        """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
+        size, made_for = data.transforms.output_size, self.cfg.yaml_cfg.get("eval_spatial_size")
+        if size and made_for and list(size) != list(made_for):
+            logger.warning("images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike", data.ann_file, *size, *made_for)
 
     def _read_start_file(self) -> WeightFile | None:
         """Read the weights of -t, or of -r with --test-only."""

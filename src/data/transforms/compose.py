@@ -48,6 +48,11 @@ class Compose:
                 raise ConfigError(f"Compose.policy is {policy}, expected epoch (a whole number, or null for never) and ops (a list of class names)")
             self.stop_epoch, self.stopped = epoch, frozenset(stopped)
 
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) that all samples leave with, or None if they keep sizes of their own."""
+        return next((tuple(op.size) for op in reversed(self.ops) if hasattr(op, "size")), None)
+
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that act in `epoch` and return the sample."""
         clean = self.stop_epoch is not None and epoch >= self.stop_epoch

@@ -22,9 +22,12 @@ class DFINE(nn.Module):
         """Connect the parts.
 
         Raises:
-            ConfigError: if channels or strides of neighbours do not agree; both lists are named.
+            ConfigError: if channels or strides of neighbours do not agree (both lists are named), or the decoder's
+                `eval_spatial_size` is no multiple of 32.
         """
         super().__init__()
+        if size := getattr(decoder, "eval_spatial_size", None):
+            check_image_size(*size, name="eval_spatial_size")
         _check_joint(backbone, encoder, "in_channels")
         _check_joint(encoder, decoder, "feat_channels")
         self.backbone = backbone
@@ -57,17 +60,17 @@ class DFINE(nn.Module):
         return model
 
 
-def check_image_size(height: int, width: int, multiple: int = 32) -> None:
-    """Refuse sizes that the pyramid cannot halve five times.
+def check_image_size(height: int, width: int, multiple: int = 32, *, name: str = "image") -> None:
+    """Refuse sizes that the pyramid cannot halve five times; `name` says whose size it is.
 
     Raises:
         ConfigError: with the nearest valid sizes.
     """
-    for name, side in (("height", height), ("width", width)):
+    for axis, side in (("height", height), ("width", width)):
         if side % multiple or side < multiple:
             below, above = max(side // multiple, 1) * multiple, (side // multiple + 1) * multiple
             nearest = f"{below} or {above}" if below < side else str(below)
-            raise ConfigError(f"image {name} {side} is not a multiple of {multiple}; the nearest valid sizes are {nearest}")
+            raise ConfigError(f"{name} {axis} {side} is not a multiple of {multiple}; the nearest valid sizes are {nearest}")
 
 
 def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:

@@ -1,0 +1,124 @@
+"""Training and evaluation as users start them."""
+
+import json
+
+import pytest
+import yaml
+
+from src.runtime.weight_files import read_tensor_file
+from tests.fixtures.commands import read_log, run_python, write_tiny_config
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A finished run of two epochs, the second one clean, on one rank."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_tiny_config(folder, tiny_data)
+    result = run_python("train.py", "-c", config, "--seed=1")
+    assert result.returncode == 0, result.stderr + result.stdout
+    return config, folder / "run", result.stdout
+
+
+def test_a_run_leaves_what_its_users_need(trained):
+    _, run, _ = trained
+    assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {path.name for path in run.iterdir()}
+    assert json.loads((run / "run_status.json").read_text()) == {"exit_code": 0, "message": "done"}
+
+
+def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained):
+    records = read_log(trained[1])
+    assert [(r["epoch"], r["stage"]) for r in records] == [(0, 1), (1, 2)]
+    assert {"train_loss", "train_loss_vfl", "train_loss_ddf_aux_0", "train_loss_fgl_dn_1", "AP", "AP50", "train_lr", "best_score"} <= set(records[0])
+    assert len(records[0]["test_coco_eval_bbox"]) == 12
+
+
+def test_the_terminal_has_one_line_an_epoch(trained):
+    assert sum(" left 0:" in line and "AP50" in line for line in trained[2].splitlines()) == 2
+
+
+def test_the_stage_switch_is_told(trained):
+    assert "stage 2 begins: clean images, from the best weights (epoch 1" in trained[2]
+
+
+def test_the_resolved_configuration_trains_again(trained):
+    settings = yaml.safe_load((trained[1] / "config.yml").read_text())
+    assert settings["epochs"] == 2 and settings["num_classes"] == 4
+
+
+def test_best_pth_knows_its_classes_and_score(trained):
+    content = read_tensor_file(trained[1] / "best.pth")
+    assert [c["name"] for c in content["meta"]["classes"]] == ["disc", "square", "triangle", "ring"]
+    assert [c["id"] for c in content["meta"]["classes"]] == [1, 3, 7, 8]
+    assert content["meta"]["score"] == max(record["AP"] for record in read_log(trained[1]))
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 3), (2, 4)])
+def test_evaluating_best_pth_gives_the_score_of_the_log(trained, tmp_path, ranks, batch):
+    config, run, _ = trained
+    result = run_python("train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path,
+                        "-u", f"val_dataloader.total_batch_size={batch}", ranks=ranks)
+    assert result.returncode == 0, result.stderr
+    logged = max(read_log(run), key=lambda record: record["AP"])
+    evaluated = json.loads((tmp_path / "eval.json").read_text())
+    for name in ("AP", "AP50", "AR100"):
+        assert evaluated[name] == pytest.approx(logged[name], abs=1e-3)
+
+
+def test_a_checkpoint_is_not_scored_on_classes_it_was_not_trained_with(trained, tiny_data, tmp_path):
+    config, run, _ = trained
+    labels = json.loads((tiny_data.folder / "val.json").read_text())
+    labels["categories"][0]["name"], labels["categories"][1]["name"] = "square", "disc"
+    (tmp_path / "val.json").write_text(json.dumps(labels))
+    result = run_python("train.py", "-c", config, "--test-only", "-r", run / "best.pth", "-u", f"val_dataloader.dataset.ann_file={tmp_path / 'val.json'}")
+    assert result.returncode == 4
+    assert "has other classes than" in result.stderr and "label 0: square / disc" in result.stderr
+
+
+def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
+    config, run, _ = trained
+    result = run_python("train.py", "-c", config, "-t", run / "best.pth", "--output-dir", tmp_path / "tuned", "-u", "epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert "loaded" in result.stdout and "re-initialised" not in result.stdout
+
+
+def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
+    config, run, _ = trained
+    result = run_python("train.py", "-c", config, "-r", run / "last.pth", "--output-dir", tmp_path / "longer", "-u", "epochs=3")
+    assert result.returncode == 0, result.stderr
+    assert [record["epoch"] for record in read_log(tmp_path / "longer")] == [2]
+
+
+def test_two_ranks_train_through_the_stage_switch_and_agree(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data)
+    result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert "2 rank(s)" in result.stdout
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == [0, 1]
+
+
+@pytest.mark.slow
+def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8})
+    result = run_python("train.py", "-c", config, "--seed=1", ranks=8, timeout=900)
+    assert result.returncode == 0, result.stderr
+    assert "8 rank(s)" in result.stdout and "stage 2 begins" in result.stdout
+    evaluation = run_python("train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8, timeout=900)
+    assert evaluation.returncode == 0, evaluation.stderr
+
+
+def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data)
+    result = run_python("train.py", "-c", config, "--use-amp", "-d", "cpu", "-u", "epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert "bfloat16" in result.stdout
+    assert read_log(tmp_path / "run")[0]["train_loss"] > 0
+
+
+def test_the_model_learns_eight_pictures_by_heart(tiny_data, tmp_path):
+    """Overfitting: labels, boxes, loss and evaluation all mean the same."""
+    labels = str(tiny_data.folder / "val.json")
+    config = write_tiny_config(tmp_path, tiny_data, epochs=60, use_ema=False, optimizer={"lr": 0.003}, lr_scheduler={"milestones": [50]}, lr_warmup_scheduler={"warmup_duration": 10}, print_freq=1000,
+                               train_dataloader={"dataset": {"ann_file": labels}, "collate_fn": {"stop_epoch": None}})
+    result = run_python("train.py", "-c", config, "--seed=1")
+    assert result.returncode == 0, result.stderr
+    assert read_log(tmp_path / "run")[-1]["AP50"] > 0.5

@@ -1,0 +1,41 @@
+import torch
+
+from src.solver.model_selection import BestModel
+
+WEIGHTS = {"w": torch.ones(2)}
+
+
+def test_the_first_evaluation_is_the_best_even_at_zero():
+    assert BestModel().consider(0, {"AP": 0.0}, WEIGHTS, stage=1)
+
+
+def test_an_evaluation_without_anything_to_find_can_be_the_first():
+    assert BestModel().consider(0, {"AP": -1.0}, WEIGHTS, stage=1)
+
+
+def test_an_equal_score_is_no_better():
+    best = BestModel()
+    best.consider(0, {"AP": 0.3}, WEIGHTS, stage=1)
+    assert not best.consider(1, {"AP": 0.3}, WEIGHTS, stage=1)
+    assert best.epoch == 0
+
+
+def test_weights_of_stage_one_are_copies():
+    best, weights = BestModel(), {"w": torch.ones(2)}
+    best.consider(0, {"AP": 0.3}, weights, stage=1)
+    weights["w"].zero_()
+    assert best.stage_one_weights["w"].tolist() == [1, 1]
+
+
+def test_stage_two_keeps_no_weights():
+    best = BestModel()
+    best.consider(0, {"AP": 0.3}, WEIGHTS, stage=1)
+    best.consider(1, {"AP": 0.4}, WEIGHTS, stage=2)
+    assert best.stage_one_weights == {}
+
+
+def test_state_survives_a_round_trip():
+    best, copy = BestModel(), BestModel()
+    best.consider(4, {"AP": 0.3}, WEIGHTS, stage=1)
+    copy.load_state_dict(best.state_dict())
+    assert (copy.score, copy.epoch, list(copy.stage_one_weights)) == (0.3, 4, ["w"])
