@@ -37,7 +37,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, kee
             file.flush()
             os.fsync(file.fileno())
         if keep_previous is not None and path.exists():
-            os.replace(path, keep_previous)
+            _keep(path, Path(keep_previous))
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -100,6 +100,20 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name; it keeps the first all the while."""
+    link = name.with_name(f"{name.name}{TEMPORARY}.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, link)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, link)
+        os.replace(link, name)
+    finally:
+        link.unlink(missing_ok=True)  # still there if both names were the same file already
 
 
 def _flush_folder(folder: Path) -> None:

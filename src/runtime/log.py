@@ -23,11 +23,15 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
     logger.setLevel(logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO)
 
 
+def printable(text: str) -> str:
+    """Keep a message on one line; names from files must not move the cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class _OneLine(logging.Filter):
-    """Marks warnings and makes control characters visible: names from files must not move the cursor."""
+    """Marks warnings and keeps each message on its line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        text = printable(record.getMessage())
         record.msg, record.args = (f"warning: {text}" if record.levelno == logging.WARNING else text), ()
         return True

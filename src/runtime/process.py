@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.errors import ResourceError, RunError
 from .distributed import is_distributed, leave_group, rank
 from .files import write_json
-from .log import logger
+from .log import logger, printable
 
 STATUS_FILE = "run_status.json"
 
@@ -32,8 +32,8 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
         if debug:
             traceback.print_exc()
         where = f" (rank {rank()})" if is_distributed() else ""
-        sys.stderr.write(f"error[{code}]: {_printable(message)}{where}\n")
-    _write_status(status_dir(), code, message)
+        sys.stderr.write(f"error[{code}]: {printable(message)}{where}\n")
+    _write_status(status_dir(), code, printable(message))
     sys.stdout.flush()
     sys.stderr.flush()
     if code and is_distributed():
@@ -47,17 +47,12 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RunError):
         return error.exit_code, str(error)
     if isinstance(error, MemoryError):
-        return ResourceError.exit_code, f"out of memory: {error or 'the system gave no more'}; reduce total_batch_size or num_workers"
+        return ResourceError.exit_code, f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers"
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
     return 1, f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints"
-
-
-def _printable(text: str) -> str:
-    """Keep a message on one line; names from files must not move the cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,7 +35,10 @@ def write_tensor_file(path: str | Path, content: Any, *, keep_previous: str | Pa
     """
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
-        torch.save(content, hashing)
+        try:
+            torch.save(content, hashing)
+        except RuntimeError as error:  # torch's writer hides what the file said
+            raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
         file.seek(-2, 2)  # the archive ends with the length of its comment
         file.write(len(comment).to_bytes(2, "little") + comment)
@@ -63,14 +67,19 @@ def verify_digest(path: Path) -> bool | None:
 
 
 class _HashingFile:
-    """Passes writes on and digests them."""
+    """Passes writes on and digests them; remembers why one failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, block: bytes) -> int:
         self.sha256.update(block)
-        return self.file.write(block)
+        try:
+            return self.file.write(block)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -92,12 +101,14 @@ def read_tensor_file(path: str | Path) -> Any:
     if verify_digest(path) is False:
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch guesses at what is odd; below is one line that says it
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:Unsupported|global|class) ([\w.]+)", str(error))
         what = f"it refers to {found[1]}" if found else "its pickle is damaged or holds more than tensors"
         raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch's readers raise whatever they stumble over: KeyError, AssertionError, struct.error ...
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}") from None
 
 
@@ -137,9 +148,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_zip_bomb(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:

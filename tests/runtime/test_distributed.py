@@ -1,0 +1,312 @@
+"""Ranks: one process, and several that have joined."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+
+from src.core.errors import ConfigError, RankError
+from src.runtime import distributed
+from src.runtime.distributed import (
+    barrier,
+    broadcast_object,
+    broadcast_tensors,
+    everywhere,
+    gather_objects,
+    is_distributed,
+    is_main,
+    join_group,
+    leave_group,
+    main_first,
+    mean_over_ranks,
+    pick_device,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
+from src.runtime.process import run_command
+from tests.fixtures.commands import free_port
+from tests.fixtures.processes import on_ranks, run_forked
+
+CPU = torch.device("cpu")
+
+
+# ---- one process ----
+
+
+def test_single_process_is_the_main_rank_of_one():
+    assert (is_distributed(), rank(), world_size(), is_main()) == (False, 0, 1, True)
+
+
+@pytest.mark.parametrize("function", [sum_over_ranks, mean_over_ranks])
+def test_sums_of_a_single_process_are_its_own_values(function):
+    assert function(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+def test_conditions_of_a_single_process_hold_where_they_hold():
+    assert everywhere(torch.tensor([True, False])) == [True, False]
+
+
+def test_objects_of_a_single_process_are_gathered_alone():
+    assert (gather_objects({"a": 1}), broadcast_object("x")) == ([{"a": 1}], "x")
+
+
+def test_tensors_of_a_single_process_stay():
+    tensor = torch.ones(2)
+    broadcast_tensors([tensor])
+    assert tensor.tolist() == [1, 1]
+
+
+def test_body_runs_at_once_in_a_single_process():
+    with main_first():
+        ran = True
+    assert ran
+
+
+def test_leaving_without_a_group_does_nothing():
+    leave_group()
+    barrier()
+    assert not is_distributed()
+
+
+# ---- devices ----
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Pretend that this machine has two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+class TestWithoutGpu:
+    @pytest.mark.parametrize("name", [None, "cpu"])
+    def test_device_is_the_cpu(self, name):
+        assert pick_device(name) == CPU
+
+    def test_gpu_that_was_asked_for_is_missed(self):
+        with pytest.raises(ConfigError, match=r"^device 'cuda' was asked for, but torch .* sees no CUDA device here; use -d cpu$"):
+            pick_device("cuda")
+
+    def test_name_that_is_no_device_is_refused(self):
+        with pytest.raises(ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"):
+            pick_device("gpu")
+
+
+class TestWithTwoGpus:
+    @pytest.mark.parametrize("name", [None, "cuda"])
+    def test_each_process_takes_the_gpu_of_its_local_rank(self, two_gpus, monkeypatch, name):
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert pick_device(name) == torch.device("cuda", 1)
+        assert two_gpus == [torch.device("cuda", 1)]
+
+    def test_named_gpu_is_taken(self, two_gpus):
+        assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+    def test_cpu_may_be_asked_for(self, two_gpus):
+        assert (pick_device("cpu"), two_gpus) == (CPU, [])
+
+    def test_gpu_that_is_not_there_is_missed(self, two_gpus):
+        with pytest.raises(ConfigError, match="^device cuda:2 was asked for, but there are 2; start fewer processes a machine$"):
+            pick_device("cuda:2")
+
+    def test_more_processes_than_gpus_are_refused(self, two_gpus, monkeypatch):
+        monkeypatch.setenv("LOCAL_RANK", "5")
+        with pytest.raises(ConfigError, match="^device cuda:5 was asked for, but there are 2"):
+            pick_device(None)
+
+
+# ---- joining ----
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Set what a launcher sets, for rank 0 of 2."""
+    def launch(**changes: str) -> None:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **changes}.items():
+            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    return launch
+
+
+@pytest.mark.parametrize("count", [None, "1"])
+def test_single_process_joins_nobody(monkeypatch, count):
+    monkeypatch.setenv("WORLD_SIZE", count) if count else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    join_group(CPU)
+    assert not is_distributed()
+
+
+@pytest.mark.parametrize(("missing", "text"), [(["MASTER_ADDR"], "MASTER_ADDR"), (["RANK"], "RANK"),
+                                               (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT")])
+def test_rank_without_an_address_never_goes_on_alone(launched, monkeypatch, missing, text):
+    launched()
+    for name in missing:
+        monkeypatch.delenv(name)
+    with pytest.raises(RankError, match=f"^WORLD_SIZE is 2 but {text} is not set; start several ranks with torchrun$"):
+        join_group(CPU)
+
+
+def test_port_in_use_is_told(launched):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        launched(MASTER_PORT=str(port))
+        with pytest.raises(RankError, match=rf"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:{port}: .*EADDRINUSE"):
+            join_group(CPU, timedelta(seconds=5))
+    assert not is_distributed()
+
+
+def test_rank_that_finds_nobody_gives_up(launched):
+    launched(RANK="1")
+    with pytest.raises(RankError, match=r"^rank 1 of 2 cannot join the others at 127\.0\.0\.1:\d+: "):
+        join_group(CPU, timedelta(seconds=1))
+    assert not is_distributed()
+
+
+def test_main_rank_that_nobody_joins_gives_up(launched):
+    launched()
+    with pytest.raises(RankError, match=r"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:\d+: "):
+        join_group(CPU, timedelta(seconds=1))
+    assert not is_distributed()
+
+
+def test_restarted_ranks_meet_under_a_prefix_of_their_own(launched, monkeypatch):
+    prefixes = []
+
+    def remember(prefix, store):
+        prefixes.append(prefix)
+        raise RuntimeError("far enough")
+
+    launched(TORCHELASTIC_RESTART_COUNT="3")
+    monkeypatch.setattr(distributed.dist, "TCPStore", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "PrefixStore", remember)
+    with pytest.raises(RankError, match="far enough"):
+        join_group(CPU)
+    assert prefixes == ["attempt3"]
+
+
+# ---- two processes ----
+
+
+def two(function):
+    return on_ranks(2, function)
+
+
+def test_ranks_know_their_numbers():
+    assert two(lambda: (rank(), world_size(), is_main(), is_distributed())) == [(0, 2, True, True), (1, 2, False, True)]
+
+
+def test_objects_are_gathered_in_rank_order_on_every_rank():
+    assert two(lambda: gather_objects({"rank": rank(), "data": [rank()] * (1 + 1000 * rank())})) == [
+        [{"rank": 0, "data": [0]}, {"rank": 1, "data": [1] * 1001}]] * 2
+
+
+def test_value_of_rank_0_reaches_every_rank():
+    assert two(lambda: broadcast_object({"AP": 0.5} if is_main() else None)) == [{"AP": 0.5}] * 2
+
+
+def test_tensors_are_overwritten_by_those_of_rank_0():
+    def work():
+        tensors = [torch.full((3,), float(rank() + 1)), torch.tensor([rank() + 5])]
+        broadcast_tensors(tensors)
+        return [t.tolist() for t in tensors]
+
+    assert two(work) == [[[1.0, 1.0, 1.0], [5]]] * 2
+
+
+@pytest.mark.parametrize(("function", "expected"), [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])])
+def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expected):
+    def work():
+        own = torch.tensor([1.0, 3.0]) + rank()
+        joined = function(own)
+        return joined.tolist(), own.tolist()
+
+    assert two(work) == [(expected, [1.0, 3.0]), (expected, [2.0, 4.0])]
+
+
+def test_condition_holds_everywhere_only_if_it_holds_on_every_rank():
+    assert two(lambda: everywhere(torch.tensor([[True, True, False, False], [True, False, True, False]][rank()]))) == [[True, False, False, False]] * 2
+
+
+def test_main_rank_runs_first(tmp_path):
+    def work():
+        with main_first():
+            if is_main():
+                time.sleep(0.3)
+                (tmp_path / "file").write_text("fetched")
+            return (tmp_path / "file").read_text()
+
+    assert two(work) == ["fetched", "fetched"]
+
+
+def test_other_ranks_are_not_left_waiting_when_the_first_fails():
+    def work():
+        try:
+            with main_first():
+                if is_main():
+                    raise ValueError("no network")
+        except ValueError:
+            return "failed"
+        return "went on"
+
+    assert two(work) == ["failed", "went on"]
+
+
+def test_barrier_waits_for_the_slowest(tmp_path):
+    def work():
+        if rank() == 1:
+            time.sleep(0.3)
+            (tmp_path / "arrived").touch()
+        barrier()
+        return (tmp_path / "arrived").exists()
+
+    assert two(work) == [True, True]
+
+
+def test_group_can_be_left():
+    def work():
+        leave_group()
+        return is_distributed(), world_size()
+
+    assert two(work) == [(False, 1)] * 2
+
+
+def test_four_ranks_gather_too():
+    assert on_ranks(4, lambda: gather_objects(rank())) == [[0, 1, 2, 3]] * 4
+
+
+def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_path):
+    port = free_port()
+
+    def work(number: int) -> None:
+        os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+        def command():
+            join_group(CPU)
+            if number == 0:
+                signal.pause()
+            raise ConfigError("seed is 3, rank 0 has 4")
+        run_command(command)
+
+    waiting = multiprocessing.get_context("fork").Process(target=work, args=(0,))
+    waiting.start()
+    try:
+        ended = run_forked(lambda: work(1), tmp_path, timeout=30)
+    finally:
+        waiting.kill()
+    assert ended == (2, "", "error[2]: seed is 3, rank 0 has 4 (rank 1)\n")
