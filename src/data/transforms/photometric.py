@@ -11,8 +11,8 @@ from ...core.errors import ConfigError
 from ...core.registry import register
 from .sample import GREY_WEIGHTS, Sample
 
-_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_GREY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+"""The cross product with the grey axis (1, 1, 1) / sqrt(3)."""
 
 
 @register()
@@ -20,7 +20,7 @@ class RandomPhotometricDistort:
     """Brightness, contrast, saturation, hue and channel order, each with its own coin (SSD; torchvision v2).
 
     The steps are joined into one matrix, so values are clipped once at the end and not after each step, and the hue
-    turns around the grey axis of YIQ and not on the HSV cone; docs/decisions/0006 has the measured difference.
+    turns around the grey axis of RGB and not on the HSV cone; docs/decisions/0006 has the measured difference.
     """
 
     def __init__(self, brightness: Sequence[float] = (0.875, 1.125), contrast: Sequence[float] = (0.5, 1.5),
@@ -85,7 +85,6 @@ def saturation_matrix(factor: float) -> np.ndarray:
 
 
 def hue_matrix(turn: float) -> np.ndarray:
-    """Return the `[3, 3]` matrix that turns hues by a part of the circle and keeps the luma."""
-    angle = -2 * math.pi * turn
-    rotation = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
-    return _FROM_YIQ @ rotation @ _TO_YIQ
+    """Return the `[3, 3]` matrix that turns colours around the grey axis by a part of the circle (Rodrigues' formula)."""
+    angle = 2 * math.pi * turn
+    return math.cos(angle) * np.eye(3) + math.sin(angle) * _GREY_AXIS_CROSS + (1 - math.cos(angle)) / 3 * np.ones((3, 3))
