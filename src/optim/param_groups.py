@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..core.registry import arguments_of, register
+from ..core.registry import Argument, arguments_of, register
+from ..core.validate import did_you_mean, matches, require, type_name
 
 _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention)
 """Modules whose weights are decayed with `decay_matrices_only`."""
@@ -72,15 +73,30 @@ def _not_decayed(model: nn.Module) -> set[str]:
     return exempt
 
 
+def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argument]) -> None:
+    """Refuse settings of a group that the optimizer would not use, or not survive."""
+    for index, group in enumerate(groups):
+        for key, value in group.items():
+            place = f"optimizer.params[{index}].{key}"
+            if key == "params":
+                continue
+            if key not in accepted:
+                raise ConfigError(f"unknown key '{place}'{did_you_mean(key, list(accepted))}")
+            require(matches(value, accepted[key].annotation), f"{place} is {value!r}, expected {type_name(accepted[key].annotation)}")
+            require(key not in ("lr", "weight_decay") or value >= 0, f"{place} is {value}, expected at least 0")
+
+
 def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
     """Register a torch optimizer so that YAML sets its arguments and the groups, and the program gives the model."""
 
     def build(model: nn.Module, params: list[dict[str, Any]] | None = None, decay_matrices_only: bool = False,
               **settings: Any) -> torch.optim.Optimizer:
-        settings.setdefault("fused", True)  # one kernel for all tensors; torch's own default is a loop on a CPU
+        settings.setdefault("fused", not settings.get("foreach"))  # one kernel for all tensors; torch's own default is a loop on a CPU
+        _check_settings(params or [], accepted)
         return optimizer(build_param_groups(model, params, decay_matrices_only=decay_matrices_only), **settings)
 
-    build.__extra_arguments__ = lambda: arguments_of(optimizer, skip="params")
+    accepted = arguments_of(optimizer, skip="params")
+    build.__extra_arguments__ = lambda: accepted
     register(optimizer.__name__)(build)
 
 

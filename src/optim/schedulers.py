@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
+from ..core.errors import ConfigError
 from ..core.registry import arguments_of, register
 
 
@@ -25,14 +26,21 @@ class EpochSchedule:
         self.rates(0)
 
     def rates(self, epoch: int) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based), before warm-up."""
+        """Return the learning rate of each group in an epoch (0-based), before warm-up.
+
+        Raises:
+            ConfigError: if the scheduler ends before that epoch.
+        """
         if self._running is None:
             self._shadow = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial])
             self._running = self._scheduler(self._shadow, **self._settings)
             self._rates.append([group["lr"] for group in self._shadow.param_groups])
         while len(self._rates) <= epoch:
             self._shadow.step()
-            self._running.step()
+            try:
+                self._running.step()
+            except (ValueError, ArithmeticError) as error:
+                raise ConfigError(f"{self._scheduler.__name__} has no rate for epoch {len(self._rates)} (from 0): {error}") from error
             self._rates.append([group["lr"] for group in self._shadow.param_groups])
         return self._rates[epoch]
 
@@ -41,7 +49,8 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
         return EpochSchedule(scheduler, optimizer, **settings)
 
-    build.__extra_arguments__ = lambda: arguments_of(scheduler, skip="optimizer")
+    accepted = {name: a for name, a in arguments_of(scheduler, skip="optimizer").items() if name != "last_epoch"}  # the run knows its epoch
+    build.__extra_arguments__ = lambda: accepted
     register(scheduler.__name__)(build)
 
 
