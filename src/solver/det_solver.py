@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.errors import CheckpointError, DataError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, read_weights
 from .checkpoint import LAST, CheckpointFolder
+from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, with_progress
-from .finetune import class_table, load_for_tuning
+from .finetune import load_for_tuning
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .stages import TrainingStages
@@ -53,6 +54,7 @@ class DetSolver:
         self.output_dir = Path(self.settings.output_dir)
         self.progress = Progress()
         self.best = BestModel()
+        self.resumed: dict[str, Any] | None = None
         self.writers: list[Writer] = []
 
     def fit(self) -> None:
@@ -117,7 +119,7 @@ class DetSolver:
             self.train_loader.batch_sampler.equal_shares = True
             self.train_loader.set_seed(self.seed)
             data_sets.insert(0, self.train_loader.dataset)
-            _compare_categories(*data_sets)
+            compare_categories(*data_sets)
         for data in data_sets:
             if is_main():
                 for line in data.labels.findings.describe():
@@ -126,10 +128,8 @@ class DetSolver:
                 self._compare_sizes(data)
         barrier()
         self.start_file = self._read_start_file()
-        self._settle_classes(data_sets)
+        settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
-        if not training and self.start_file is not None:
-            _compare_classes(self.start_file, self.classes, data_sets[0].ann_file)
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
@@ -141,38 +141,25 @@ class DetSolver:
             logger.warning("images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike", data.ann_file, *size, *made_for)
 
     def _read_start_file(self) -> WeightFile | None:
-        """Read the weights of -t, or of -r with --test-only."""
-        path = self.settings.tuning or (self.settings.resume if self.settings.test_only else None)
+        """Read the weights of -t, or of -r with --test-only; or all that -r goes on from."""
+        settings = self.settings
+        if settings.resume and not settings.test_only:
+            self.resumed = self.checkpoints.load_last(Path(settings.resume))
+            return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
+        path = settings.tuning or settings.resume
         return read_weights(path) if path else None
-
-    def _settle_classes(self, data_sets: list[Any]) -> None:
-        """Let the number of classes follow from the data if the configuration leaves it open, and check it otherwise."""
-        file, needed = self.start_file, max(data.num_classes for data in data_sets)
-        count = self.cfg.yaml_cfg.get("num_classes")
-        if count is None:
-            self.cfg.set("num_classes", needed, f"counted in {data_sets[0].ann_file}")
-        elif count < needed:
-            raise ConfigError(f"num_classes is {count}, but {data_sets[0].ann_file} has {needed} categories; set it to {needed} or take it out")
-        elif count > needed:
-            logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
-        if file is not None and file.classes is None and count is not None and not data_sets[0].remap_mscoco_category:
-            highest = max(max(data.labels.category_ids) for data in data_sets)
-            if count > len(data_sets[0].labels.category_ids) and highest < count:
-                logger.info("%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer", file.path)
-                for data in data_sets:
-                    data.use_category_ids_as_labels()
 
     def _build_model(self) -> None:
         seed_step(self.seed, 0)
-        if self.start_file is not None or self.settings.resume:
+        file = self.start_file
+        if file is not None:
             self.cfg.without_pretrained()
         model = self.cfg.model
-        if self.start_file is not None:
-            if self.settings.test_only:
-                load_strictly(model, self.start_file)
-                logger.info("loaded %d tensors from %s", len(self.start_file.weights), self.start_file.path)
-            else:
-                load_for_tuning(model, self.start_file, [c["name"] for c in self.classes])
+        if self.settings.tuning:
+            load_for_tuning(model, file, [c["name"] for c in self.classes])
+        elif file is not None:
+            load_strictly(model, file)
+            logger.info("loaded %d tensors from %s", len(file.weights), file.path)
         if self.settings.sync_bn and world_size() > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(self.device)
@@ -191,10 +178,10 @@ class DetSolver:
                               self.amp_dtype, settings.clip_max_norm, NumericsGuard(len(self.train_loader)))
 
     def _resume(self) -> None:
-        if not self.settings.resume:
+        if self.resumed is None:
             return
-        state = self.checkpoints.load_last(Path(self.settings.resume))
-        self.load_state_dict(state)
+        self.load_state_dict(self.resumed)
+        self.resumed = None
         logger.info("resumed from %s: epoch %d, step %d of it, best %s %s", self.settings.resume, self.progress.epoch + 1, self.progress.step,
                     self.best.metric, self.best.score)
 
@@ -357,26 +344,6 @@ class DetSolver:
         meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
         return {"model": weights, "meta": meta}
-
-
-def _compare_categories(train: Any, val: Any) -> None:
-    """Refuse a validation file whose categories are not those of the training file."""
-    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
-    if ours == theirs:
-        return
-    differing = [f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}" for i in sorted(set(ours) | set(theirs)) if ours.get(i) != theirs.get(i)]
-    raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:20])}")
-
-
-def _compare_classes(file: WeightFile, classes: list[dict[str, Any]], ann_file: str) -> None:
-    """Refuse to score a checkpoint on labels that mean something else than those it was trained with."""
-    if file.classes is None:
-        return
-    differing = [f"label {label}: {ours['name']} / {theirs['name']}" for label, (theirs, ours) in enumerate(zip(file.classes, classes))
-                 if theirs["name"] != ours["name"]]
-    if differing or len(classes) > len(file.classes):
-        counts = "" if len(classes) == len(file.classes) else f"{len(classes)} / {len(file.classes)} classes; "
-        raise CheckpointError(f"{ann_file} has other classes than {file.path} was trained with: {counts}{'; '.join(differing[:20])}".rstrip("; "))
 
 
 def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:

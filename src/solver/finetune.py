@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +84,3 @@ def _mapped_rows(source: Tensor | None, fresh: Tensor, mapping: ClassMap, their_
         labels, rows = torch.tensor(pairs).T
         result[labels] = source[rows].to(result.dtype)
     return result
-
-
-def class_table(dataset: Any) -> list[dict[str, Any]]:
-    """Return id and name of each label of a data set, for the checkpoint."""
-    names = {int(label): (int(category), name) for label, category, name in
-             zip(dataset.label_of_category, dataset.labels.category_ids, dataset.class_names)}
-    return [{"id": names[label][0], "name": names[label][1]} if label in names else {"id": -1, "name": f"(unused {label})"}
-            for label in range(max(names) + 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ class CocoDetection(Dataset):
         """The least number of classes that a model of this data needs."""
         return int(self.label_of_category.max()) + 1
 
-    def use_category_ids_as_labels(self) -> None:
-        """Let label = category id, as in models trained by D-FINE with more class slots than categories."""
-        self.label_of_category = torch.tensor(self.labels.category_ids, dtype=torch.int64)
+    def use_labels(self, labels: Sequence[int]) -> None:
+        """Give the file's categories, in the order of their ids, other labels: those that a trained model knows them by."""
+        self.label_of_category = torch.tensor(labels, dtype=torch.int64)
 
     @property
     def label_names(self) -> dict[int, str]:

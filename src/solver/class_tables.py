@@ -1,0 +1,80 @@
+"""Which label means which class: settled before a model is built, and compared between files that must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.yaml_config import YAMLConfig
+from ..runtime.log import logger
+from ..runtime.model_weights import WeightFile, class_count
+
+LISTED = 20
+
+
+def settle_classes(cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile | None, *, same_classes: bool) -> None:
+    """Decide how many classes there are and which label each category has.
+
+    Args:
+        cfg: gets `num_classes` if it leaves it open.
+        data_sets: get the labels of the file where those count.
+        file: the weights that the model starts from, if any.
+        same_classes: the file's own classes go on to count (it is evaluated or resumed); otherwise they are the data's.
+
+    Raises:
+        ConfigError: if the configuration has fewer classes than the data needs.
+        CheckpointError: if the data has classes that the file does not know.
+    """
+    ann_file, count = data_sets[0].ann_file, cfg.yaml_cfg.get("num_classes")
+    if file is not None and file.classes and same_classes:
+        for data in data_sets:
+            data.use_labels(find_labels(file, data))
+        if count is None:
+            cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+        return
+    needed = max(data.num_classes for data in data_sets)
+    if count is None:
+        cfg.set("num_classes", needed, f"counted in {ann_file}")
+    elif count < needed:
+        raise ConfigError(f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it out")
+    elif count > needed:
+        logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
+        highest = max(max(data.labels.category_ids) for data in data_sets)
+        if file is not None and not file.classes and highest < count and not data_sets[0].remap_mscoco_category:
+            logger.info("%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer", file.path)
+            for data in data_sets:
+                data.use_labels(data.labels.category_ids)
+
+
+def find_labels(file: WeightFile, data: Any) -> list[int]:
+    """Return by which label a checkpoint knows each category of a data set: by name, or by id and name where names repeat.
+
+    Raises:
+        CheckpointError: with the categories that it does not know.
+    """
+    by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(file.classes)))}
+    by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(file.classes)}
+    categories = list(zip(data.labels.category_ids, data.class_names))
+    unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
+    if unknown:
+        raise CheckpointError(f"{data.ann_file} has classes that {file.path} was not trained with: {', '.join(unknown[:LISTED])}; "
+                              f"it knows {', '.join(entry['name'] for entry in file.classes[:LISTED])}; use -t to start a new run from its weights")
+    return [by_both.get((category, name), by_name[name]) for category, name in categories]
+
+
+def class_table(dataset: Any) -> list[dict[str, Any]]:
+    """Return id and name of each label of a data set, for the checkpoint."""
+    names = {int(label): (int(category), name) for label, category, name in
+             zip(dataset.label_of_category, dataset.labels.category_ids, dataset.class_names)}
+    return [{"id": names[label][0], "name": names[label][1]} if label in names else {"id": -1, "name": f"(unused {label})"}
+            for label in range(max(names) + 1)]
+
+
+def compare_categories(train: Any, val: Any) -> None:
+    """Refuse a validation file whose categories are not those of the training file."""
+    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
+    if ours == theirs:
+        return
+    differing = [f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}" for i in sorted(set(ours) | set(theirs)) if ours.get(i) != theirs.get(i)]
+    raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}")
