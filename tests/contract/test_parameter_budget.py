@@ -1,0 +1,101 @@
+"""What the top comment of a configuration says about its size is what is built; and the budget of the 25 M model holds."""
+
+import re
+from typing import NamedTuple
+
+import pytest
+from torch import nn
+
+from src.core import YAMLConfig
+from tests.fixtures.golden import ROOT
+
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs/dfine").rglob("dfine_*.yml") if path.parent.name not in ("include", "demo"))
+
+
+class Size(NamedTuple):
+    """What a configuration claims and what is built of it."""
+
+    file: str
+    comment: str
+    total: int
+    parts: dict[str, int]
+
+
+@pytest.fixture(scope="module", params=FILES)
+def size(request) -> Size:
+    comment = top_comment(request.param)
+    classes = re.search(r"\((\d+) class", comment)
+    backbone = "DINOv3Backbone" if "dinov3" in request.param else "HGNetv2"
+    model = YAMLConfig(ROOT / request.param, num_classes=int(classes[1]) if classes else 80, **{backbone: {"pretrained": False}}).model
+    parts = {"encoder": model.encoder, "decoder": model.decoder}
+    if backbone == "DINOv3Backbone":
+        parts |= {"ViT": model.backbone.vit, "adapter": model.backbone.adapter}
+    return Size(request.param, comment, count(model), {name: count(part) for name, part in parts.items()})
+
+
+def top_comment(file: str) -> str:
+    """Return the comment lines that a file begins with, joined."""
+    lines = (ROOT / file).read_text().splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def millions(number: int, like: str) -> str:
+    """Return a number in millions, with as many decimals as `like`."""
+    return f"{number / 1e6:.{len(like.partition('.')[2])}f}"
+
+
+def test_no_model_configuration_is_overlooked():
+    assert len(FILES) >= 29 + 5
+
+
+def test_the_count_in_the_top_comment_is_what_is_built(size):
+    claim = re.search(r"([\d.]+) M parameters \(\d+ class", size.comment)
+    assert claim, f"{size.file}: no '12.3 M parameters (80 classes)' in {size.comment!r}"
+    assert millions(size.total, claim[1]) == claim[1]
+
+
+def test_the_parts_in_the_top_comment_are_what_is_built(size):
+    claims = {part: number for number, part in re.findall(r"([\d.]+) M (ViT|adapter|encoder|decoder)", size.comment)}
+    assert claims == {name: millions(size.parts[name], number) for name, number in claims.items()}
+
+
+@pytest.mark.parametrize("file", ["dfine_dinov3_s_coco.yml", "dfine_dinov3_l_coco.yml", "dfine_dinov3_x_coco.yml", "custom/dfine_dinov3_s_custom.yml"])
+def test_the_top_comment_of_a_dinov3_size_names_its_parts(file):
+    assert set(re.findall(r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}"))) == {"ViT", "adapter", "encoder", "decoder"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_command_in_the_top_comment_names_the_file_itself(file):
+    assert f"train.py -c {file} " in top_comment(file)
+
+
+@pytest.fixture(scope="module")
+def small() -> YAMLConfig:
+    return YAMLConfig(ROOT / "configs/dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False})
+
+
+def test_dinov3_s_has_between_24_and_26_million_parameters(small):
+    assert 24.0e6 <= count(small.model) <= 26.0e6
+
+
+def test_dinov3_s_has_a_whole_vit_of_size_s(small):
+    assert count(small.model.backbone.vit) == 21_586_944
+
+
+def test_dinov3_s_learns_the_vit_at_1e_5_and_the_rest_at_25e_5(small):
+    rates = {id(p): group["lr"] for group in small.optimizer.param_groups for p in group["params"]}
+    expected = {id(p): 1e-5 if name.startswith("backbone.vit.") else 2.5e-4 for name, p in small.model.named_parameters() if p.requires_grad}
+    assert rates == expected
+
+
+def test_dinov3_s_decays_matrices_but_no_norms_biases_layer_scales_or_tokens(small):
+    decays = {id(p): group["weight_decay"] for group in small.optimizer.param_groups for p in group["params"]}
+    tokens = ("cls_token", "reg_token", "tap_mix")
+    wrong = [name for name, p in small.model.named_parameters() if p.requires_grad
+             and decays[id(p)] != (0.0 if p.ndim < 2 or name.endswith((*tokens, "bias")) else 1.25e-4)]
+    assert wrong == []
