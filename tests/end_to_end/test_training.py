@@ -98,6 +98,17 @@ def test_two_ranks_train_through_the_stage_switch_and_agree(tiny_data, tmp_path)
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == [0, 1]
 
 
+def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path):
+    labels = json.loads((tiny_data.folder / "train.json").read_text())
+    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= 3]
+    (tmp_path / "sparse.json").write_text(json.dumps(labels))
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, train_dataloader={"dataset": {"ann_file": str(tmp_path / "sparse.json")}})
+    result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert "21 without objects, learned as negatives" in result.stdout
+    assert "dropped" not in result.stdout and read_log(tmp_path / "run")[0]["train_loss_bbox"] > 0
+
+
 @pytest.mark.slow
 def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8})
