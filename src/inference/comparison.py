@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
-from torchvision.io import write_jpeg
+from PIL import Image
 
 from ..core.yaml_config import YAMLConfig
 from ..runtime.files import prepare_output_dir
@@ -48,6 +48,6 @@ def draw_comparisons(cfg: YAMLConfig, device: torch.device, folder: Path, *, cou
         truth = draw_boxes(raw.image, torch.from_numpy(raw.boxes), torch.from_numpy(raw.fields["labels"]), dataset.label_names)
         guess = draw_boxes(raw.image, *(found[key][sure].cpu() for key in ("boxes", "labels")), dataset.detection_names, found["scores"][sure].cpu())
         written.append(folder / f"{Path(target['image_path']).stem}.jpg")
-        write_jpeg(side_by_side([truth, guess]), str(written[-1]), quality=92)
+        Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()).save(written[-1], quality=92)
     logger.info("%d pictures in %s: truth on the left, predictions with a score from %.2f on the right", len(written), folder, threshold)
     return written

@@ -1,0 +1,31 @@
+import pytest
+import torch
+from PIL import Image
+
+from src.core import CheckpointError
+from src.inference.comparison import draw_comparisons
+from tests.fixtures.tiny import tiny_config
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save({"model": tiny_config(num_classes=4).model.state_dict()}, tmp_path / "best.pth")
+    return tmp_path / "best.pth"
+
+
+def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_data, checkpoint, tmp_path):
+    cfg = tiny_config(tiny_data, resume=str(checkpoint))
+    files = draw_comparisons(cfg, torch.device("cpu"), tmp_path / "pictures", count=3, threshold=0.0)
+    assert [file.name for file in files] == ["val_00000.jpg", "val_00004.jpg", "val_00007.jpg"]
+    assert Image.open(files[0]).size == (2 * 320 + 8, 320)
+
+
+def test_more_pictures_than_images_are_not_asked_for_twice(tiny_data, checkpoint, tmp_path):
+    files = draw_comparisons(tiny_config(tiny_data, resume=str(checkpoint)), torch.device("cpu"), tmp_path, count=100, threshold=0.5)
+    assert len(set(files)) == 8
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_data, checkpoint, tmp_path):
+    cfg = tiny_config(tiny_data, resume=str(checkpoint), num_classes=5)
+    with pytest.raises(CheckpointError, match="has 4 classes, the configuration has 5"):
+        draw_comparisons(cfg, torch.device("cpu"), tmp_path, count=1, threshold=0.5)
