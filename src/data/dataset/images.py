@@ -13,9 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ...core.errors import DataError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision announced that a later release drops its codecs; Pillow then decodes everything, at half the speed
+    decode_jpeg = None
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit against decompression bombs)."""
@@ -48,7 +52,7 @@ def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> 
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
-    image = _decode_plain_jpeg(raw) if raw[:3] == b"\xff\xd8\xff" else None
+    image = _decode_plain_jpeg(raw) if decode_jpeg and raw[:3] == b"\xff\xd8\xff" else None
     if image is None:
         image = _decode_any(raw, path, expected_wh)
     size = (image.shape[2], image.shape[1])

@@ -70,6 +70,7 @@ class TransformerDecoder(nn.Module):
         """
         weights = self.project if self.project is not None else weighting_sequence(self.reg_max, self.up, self.reg_scale)
         weights = weights.to(memory.device)
+        memory = memory.float()  # points would be rounded to the map's type: 1/256 of the image in bfloat16
         values = split_heads(memory, self.num_heads, shapes)
         x, reference = content, reference_unact.sigmoid()
         previous: Tensor | float = 0.0
