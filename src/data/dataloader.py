@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 
 import torch
 from torch.utils import data
@@ -52,7 +53,9 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
-        return order + order[:-self.length % self.world_size] if self.equal_shares and not self.drop_last else order
+        if self.equal_shares and not self.drop_last:
+            order = list(islice(cycle(order), self.length + -self.length % self.world_size))
+        return order
 
 
 @register()
@@ -85,9 +88,11 @@ class DataLoader(data.DataLoader):
             raise ConfigError("DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)")
         ranks = world_size()
         if total_batch_size is not None:
-            if total_batch_size % ranks or total_batch_size < ranks:
-                below, above = max(total_batch_size // ranks, 1) * ranks, (total_batch_size // ranks + 1) * ranks
-                raise ConfigError(f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks; the nearest that can are {below} and {above}")
+            fault, below = f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks", total_batch_size // ranks * ranks
+            if total_batch_size < ranks:
+                raise ConfigError(f"{fault}; the least that can is {ranks}")
+            if total_batch_size != below:
+                raise ConfigError(f"{fault}; the nearest that can are {below} and {below + ranks}")
             batch_size = total_batch_size // ranks
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0")

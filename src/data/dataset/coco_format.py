@@ -87,7 +87,7 @@ class Note:
 
     def describe(self, position: int) -> str:
         """Return "annotations[3] (id 7) [1.0, 2.0, 0.0, 4.0]" for one of the records."""
-        detail = "" if self.details is None else f" {self.details[position].tolist()}"
+        detail = "" if self.details is None else f" {self.details[position:position + 1].tolist()[0]}"
         return f"{self.where}[{self.index[position]}] (id {self.ids[position]}){detail}"
 
 
@@ -386,14 +386,15 @@ def _check_annotations(content: _Content, category_ids: list[int], findings: Fin
     sizes = np.array([(image.width, image.height) for image in images] or [(0, 0)], np.float64)
     size = sizes[np.where(sound, image_of, 0)]
 
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+    with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32)  # as they will be stored
     inside = np.clip(corners, 0, np.tile(size, 2))
-    flat = sound & (xywh[:, 2:] <= 0).any(1)
+    flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
     outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
     beyond = sound & ~flat & ~outside & (abs(corners - inside) > 0.5).any(1)
     kept = sound & ~flat & ~outside
     missing = kept & np.isnan(areas)
-    areas = np.where(missing, xywh[:, 2:].prod(1), areas)
+    areas = np.where(missing, (inside[:, 2:] - inside[:, :2]).prod(1), areas)
     findings.note("annotation ids used more than once", content, "annotations", _repeated(ids), ids)
     findings.note("boxes without area, dropped", content, "annotations", flat, ids, xywh)
     findings.note("boxes outside their image, dropped", content, "annotations", outside, ids, xywh)

@@ -41,8 +41,8 @@ class CocoEvaluator:
             if image_id in self._detections:
                 continue
             boxes, scores, labels = (found[key].double().cpu().numpy() for key in ("boxes", "scores", "labels"))
-            rows = np.column_stack([np.full(len(boxes), image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
-            self._detections[image_id] = rows  # [R, 7]: image, x, y, w, h, score, category
+            rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
+            self._detections[image_id] = rows  # [R, 6]: x, y, w, h, score, category
 
     def synchronize(self) -> None:
         """Bring the detections of all ranks together."""
@@ -66,9 +66,8 @@ class CocoEvaluator:
         known = set(truth.getImgIds())
         if foreign := [i for i in self._detections if i not in known]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
-        rows = [self._detections[i] for i in sorted(self._detections)]
-        rows = np.concatenate(rows) if rows else np.zeros((0, 7))
-        detections = [{"image_id": int(r[0]), "bbox": r[1:5].tolist(), "score": r[5], "category_id": int(r[6])} for r in rows]
+        detections = [{"image_id": image_id, "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
+                      for image_id, rows in sorted(self._detections.items()) for row in rows.tolist()]
         run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_silent)
         run.evaluate()
         run.accumulate()

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ...core.errors import ConfigError
-from ...core.registry import register
+from ...core.registry import find, names, register
+from ...core.validate import did_you_mean
 from .sample import Sample
 
 
@@ -34,10 +35,12 @@ class Compose:
                 the named ones out from epoch E on.
 
         Raises:
-            ConfigError: for an unknown policy.
+            ConfigError: for an unknown policy, or one that names no transform.
         """
         self.ops = list(ops or [])
         policy = policy or {"name": "default"}
+        for key in policy.keys() - {"name", "epoch", "ops"}:
+            raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
         if policy.get("name") not in ("default", "stop_epoch"):
             raise ConfigError(f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'")
         self.stop_epoch: int | None = None
@@ -46,6 +49,9 @@ class Compose:
             epoch, stopped = policy.get("epoch"), policy.get("ops")
             if not isinstance(epoch, int | None) or not isinstance(stopped, list):
                 raise ConfigError(f"Compose.policy is {policy}, expected epoch (a whole number, or null for never) and ops (a list of class names)")
+            for name in stopped:
+                if find(name) is None:
+                    raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}")
             self.stop_epoch, self.stopped = epoch, frozenset(stopped)
 
     @property
