@@ -96,6 +96,8 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
             upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own, from twice our limit on
+        raise ImageError(f"image {path} was not decoded: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"image {path} is no image file (it begins with {raw[:12]!r})") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
@@ -132,6 +134,8 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
             with Image.open(path) as image:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 return image.size, image.size[::-1] if turned else image.size
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {path} is too large: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"image {path} is no image file") from None
     except OSError as error:
