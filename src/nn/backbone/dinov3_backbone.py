@@ -137,9 +137,10 @@ class DINOv3Backbone(nn.Module):
         if not self.pretrained:
             return
         base_name = self.model_name.split(".")[0].removesuffix("_qkvb")
-        path = Path(self.checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}").expanduser()
-        if path.exists() or "://" in str(path):
-            report = load_dinov3_weights(self.vit, path, self.model_name)
+        file = self.checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
+        path = Path(file).expanduser()
+        if path.exists() or "://" in file:
+            report = load_dinov3_weights(self.vit, file, self.model_name)
             logger.info("DINOv3: %s", report)
             return
         try:
@@ -166,9 +167,15 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
         known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
         raise ConfigError(f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}")
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
-    except (AssertionError, ZeroDivisionError) as error:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
+    except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}") from None
+    if not len(vit.blocks):
+        raise ConfigError("DINOv3Backbone.depth is 0, expected at least 1")
+    if vit.embed_dim % (4 * vit.blocks[0].attn.num_heads):
+        raise ConfigError(f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
+                          f"rotary position codes turn pairs of channels in two directions")
+    return vit
 
 
 def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:

@@ -131,10 +131,10 @@ def fit_biases(state: dict[str, Tensor], vit: nn.Module, path: Path, model_name:
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    for key in ("model", "state_dict", "teacher"):
+    for key in ("model", "state_dict", "teacher", "ema", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors)")
     return {key.removeprefix("module.").removeprefix("backbone."): value for key, value in content.items()}
 
@@ -206,6 +206,8 @@ def _size_of(state: dict[str, Tensor]) -> str:
 def _describe(state: dict[str, Tensor]) -> str:
     """Name what a foreign file is, as far as its keys tell."""
     patch = next((v for k, v in state.items() if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))), None)
+    if any(key.startswith("decoder.") for key in state):
+        return "a detector's checkpoint (use -r or -t for those)"
     if any(key.startswith(("downsample_layers.", "stages.")) for key in state):
         return "a convolutional network (ConvNeXt or HGNetv2)"
     if patch is not None and any("pos_embed" in key or "position_embeddings" in key for key in state):
@@ -213,6 +215,4 @@ def _describe(state: dict[str, Tensor]) -> str:
         if patch.shape[-1] == 14:
             return f"DINOv2 ViT-{size}/14"
         return f"a ViT-{size}/{patch.shape[-1]} with absolute position embeddings (no DINOv3)"
-    if any("decoder" in key for key in state):
-        return "a detector's checkpoint (use -r or -t for those)"
     return f"no DINOv3 ViT ({len(state)} tensors, first {next(iter(state))})"

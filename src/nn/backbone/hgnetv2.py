@@ -98,6 +98,8 @@ class HGNetv2(nn.Module):
             except CheckpointError as error:
                 raise CheckpointError(f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put the file "
                                       f"there, or start without it: -u HGNetv2.pretrained=False") from None
+        if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+            raise CheckpointError(f"{source} holds no state dict (names to tensors)")
         own = self.state_dict()
         weights = {key: value for key, value in weights.items() if not key.startswith("head.") and (key in own or "num_batches_tracked" not in key)}
         wrong = sorted(set(own) ^ set(weights)) or sorted(k for k in own if own[k].shape != weights[k].shape)
