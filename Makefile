@@ -8,6 +8,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
+export OMP_WAIT_POLICY = passive  # threads that wait sleep: on shared cores spinning costs more than the work
 
 .PHONY: demo test test-slow lint clean
 

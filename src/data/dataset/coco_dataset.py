@@ -17,7 +17,8 @@ from ...core.errors import ConfigError, DataError
 from ...core.registry import register
 from ..transforms.compose import Compose
 from ..transforms.sample import Sample
-from .coco_format import FAULTS_SHOWN, CocoLabels, load_coco
+from .coco_format import CocoLabels, load_coco
+from .coco_records import FAULTS_SHOWN
 from .images import load_image
 
 

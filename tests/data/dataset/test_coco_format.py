@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from src.core.errors import DataError
-from src.data.dataset.coco_format import Findings, inspect_coco, load_coco, unsafe_file_name
+from src.data.dataset.coco_format import inspect_coco, load_coco
+from src.data.dataset.coco_records import Findings, unsafe_file_name
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
