@@ -135,7 +135,7 @@ class TestUsersOwnBackbone:
     @pytest.fixture(autouse=True)
     def backbone(self, own_registry):
         @register()
-        class PlainBackbone(nn.Module):
+        class OwnBackbone(nn.Module):
             __share__ = ["eval_spatial_size"]
 
             def __init__(self, width: int = 16, eval_spatial_size: list[int] | None = None) -> None:
@@ -151,7 +151,7 @@ class TestUsersOwnBackbone:
                 return maps
 
     def config(self, **changes) -> YAMLConfig:
-        return tiny_config(**merged({"DFINE": {"backbone": "PlainBackbone"}, "PlainBackbone": {"width": 24},
+        return tiny_config(**merged({"DFINE": {"backbone": "OwnBackbone"}, "OwnBackbone": {"width": 24},
                                      "HybridEncoder": {"in_channels": [24, 24, 24]}}, changes))
 
     def test_model_detects_with_it(self):
@@ -162,8 +162,8 @@ class TestUsersOwnBackbone:
         assert self.config().model.backbone.sizes == [64, 64]
 
     def test_misspelt_argument_of_it_is_found(self):
-        with pytest.raises(ConfigError, match="unknown key 'PlainBackbone.widht' \\(command line\\); did you mean 'width'\\?"):
-            self.config(PlainBackbone={"widht": 3})
+        with pytest.raises(ConfigError, match="unknown key 'OwnBackbone.widht' \\(command line\\); did you mean 'width'\\?"):
+            self.config(OwnBackbone={"widht": 3})
 
 
 def test_official_style_file_with_unused_sections_loads(tmp_path):
