@@ -86,7 +86,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:
     """Return the sizes to draw from: from 0.75 to 1.25 of the base in steps of 32, the base itself `repeat` times."""
-    low = int(base_size * 0.75 / STRIDE) * STRIDE
+    low = max(STRIDE, int(base_size * 0.75 / STRIDE) * STRIDE)
     high = int(base_size * 1.25 / STRIDE) * STRIDE
     steps = (base_size - low) // STRIDE
     return [low + i * STRIDE for i in range(steps)] + [base_size] * repeat + [high - i * STRIDE for i in range(steps)]

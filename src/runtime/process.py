@@ -45,7 +45,7 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
 def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the line for a user."""
     if isinstance(error, RunError):
-        return error.exit_code, str(error)
+        return error.exit_code, _own_words(error)
     if isinstance(error, MemoryError):
         return ResourceError.exit_code, f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers"
     if isinstance(error, KeyboardInterrupt):
@@ -53,6 +53,12 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
     return 1, f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints"
+
+
+def _own_words(error: RunError) -> str:
+    """Return what an error says; one from a loader's worker comes with the traceback of that process before it."""
+    text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
+    return text.rpartition(f"\n{name}")[2].rstrip() if "Original Traceback" in text else text
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:

@@ -1,0 +1,152 @@
+"""From samples to a batch."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from src.core.build import create
+from src.core.errors import ConfigError
+from src.data.collate import BatchImageCollateFunction, generate_scales
+from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Resize
+from tests.fixtures.samples import drawn, plain_sample, sample_of
+
+TO_64 = Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("cxcywh", True)])
+
+
+def batch(count: int = 3, seed: int = 0, transforms: Compose = TO_64):
+    return [transforms(sample_of(drawn(i), seed * 100 + i)) for i in range(count)]
+
+
+def sizes(collate, draws: int = 300, transforms: Compose = TO_64) -> Counter:
+    """Return how often each (height, width) came out."""
+    return Counter(tuple(collate(batch(1, seed, transforms))[0].shape[-2:]) for seed in range(draws))
+
+
+# ---- the list of sizes ----
+
+
+@pytest.mark.parametrize(("base", "repeat", "scales"), [
+    (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 800, 768, 736, 704, 672]), (640, 0, [480, 512, 544, 576, 608, 800, 768, 736, 704, 672]),
+    (320, 1, [224, 256, 288, 320, 384, 352, 320]), (64, 2, [32, 64, 64, 64]), (32, 1, [32])])
+def test_sizes_run_from_three_to_five_quarters_of_the_base(base, repeat, scales):
+    assert generate_scales(base, repeat) == scales
+
+
+# ---- batches ----
+
+
+def test_images_are_stacked_and_targets_listed():
+    images, targets = BatchImageCollateFunction()(batch())
+    assert (tuple(images.shape), images.dtype, len(targets)) == ((3, 3, 64, 64), torch.float32, 3)
+
+
+def test_batch_holds_what_each_sample_alone_would_give():
+    images, targets = BatchImageCollateFunction()(batch())
+    for sample, image, target in zip(batch(), images, targets):
+        alone, its_target = sample.render()
+        assert torch.equal(image, alone)
+        assert torch.equal(target["boxes"], its_target["boxes"])
+
+
+def test_images_in_8_bits_stay_so():
+    images, _ = BatchImageCollateFunction()(batch(transforms=Compose([Resize([64, 64])])))
+    assert images.dtype == torch.uint8
+
+
+def test_without_a_repeat_all_batches_have_the_size_of_the_canvas():
+    assert sizes(BatchImageCollateFunction(base_size=64), draws=30) == {(64, 64): 30}
+
+
+def test_sizes_are_drawn_evenly_from_the_list():
+    transforms = Compose([Resize([128, 128])])
+    drawn_sizes = sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=3), 600, transforms)
+    assert generate_scales(128, 3) == [96, 128, 128, 128, 160]
+    assert set(drawn_sizes) == {(96, 96), (128, 128), (160, 160)}
+    assert abs(drawn_sizes[128, 128] - 360) < 4 * (600 * 0.6 * 0.4) ** 0.5
+
+
+def test_boxes_of_a_resized_batch_stay_relative():
+    collate = BatchImageCollateFunction(base_size=128, base_size_repeat=0)
+    transforms = Compose([Resize([128, 128]), ConvertBoxes("cxcywh", True)])
+    for seed in range(10):
+        images, targets = collate(batch(1, seed, transforms))
+        assert images.shape[-1] in (96, 160)
+        expected = sample_of(drawn(0)).boxes / [160, 120, 160, 120]
+        centres = torch.from_numpy((expected[:, :2] + expected[:, 2:]) / 2).float()
+        assert (targets[0]["boxes"][:, :2] - centres).abs().max() < 1 / 96
+
+
+def test_same_chance_gives_the_same_size():
+    collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1)
+    assert [collate(batch(2, seed))[0].shape for seed in range(8)] == [collate(batch(2, seed))[0].shape for seed in range(8)]
+
+
+def test_width_follows_the_height_in_proportion():
+    transforms = Compose([Resize([128, 256])])
+    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {(96, 192), (128, 256), (160, 320)}
+
+
+def test_width_is_rounded_to_the_stride():
+    transforms = Compose([Resize([128, 160])])
+    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {(96, 128), (128, 160), (160, 192)}
+
+
+@pytest.mark.parametrize(("epoch", "several"), [(0, True), (4, True), (5, False), (9, False)])
+def test_clean_stage_has_the_base_size_alone(epoch, several):
+    collate = BatchImageCollateFunction(stop_epoch=5, base_size=64, base_size_repeat=1)
+    collate.set_epoch(epoch)
+    assert (len(sizes(collate, draws=40)) > 1) is several
+
+
+def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
+    collate = BatchImageCollateFunction(stop_epoch=0, base_size=64, base_size_repeat=1)
+    assert sizes(collate, draws=20) == {(64, 64): 20}
+
+
+# ---- finished images, as a data set of a user's own gives them ----
+
+
+def finished(count: int = 2, size: int = 64):
+    return [(torch.rand(3, size, size), {"boxes": torch.rand(1, 4), "labels": torch.zeros(1, dtype=torch.int64), "idx": torch.tensor([i])})
+            for i in range(count)]
+
+
+def test_finished_images_are_stacked():
+    items = finished()
+    images, targets = BatchImageCollateFunction()(items)
+    assert torch.equal(images, torch.stack([image for image, _ in items]))
+    assert targets == [target for _, target in items]
+
+
+def test_finished_images_are_resized_to_the_drawn_size():
+    items = finished()
+    images, _ = BatchImageCollateFunction(base_size=128, base_size_repeat=0)(items)
+    assert torch.equal(images, F.interpolate(torch.stack([image for image, _ in items]), tuple(images.shape[-2:])))
+    assert images.shape[-1] in (96, 160)
+
+
+def test_finished_images_without_an_index_are_taken_too():
+    images, _ = BatchImageCollateFunction(base_size=64, base_size_repeat=1)([(torch.rand(3, 64, 64), {"boxes": torch.zeros(0, 4)})])
+    assert images.shape[0] == 1
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize("size", [100, 0, -32, 16])
+def test_base_size_that_is_no_multiple_of_the_stride_is_refused(size):
+    with pytest.raises(ConfigError, match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$"):
+        create({"type": "BatchImageCollateFunction", "base_size": size})
+
+
+def test_narrow_canvas_keeps_one_stride_of_width():
+    transforms = Compose([Resize([128, 8])])
+    collate = BatchImageCollateFunction(base_size=128, base_size_repeat=0)
+    assert {width for _, width in sizes(collate, 10, transforms)} == {32}
+
+
+def test_plain_sample_goes_through():
+    images, _ = BatchImageCollateFunction()([plain_sample(32, 32)])
+    assert torch.equal(images[0], plain_sample(32, 32).image)
