@@ -62,7 +62,8 @@ class CocoEvaluator:
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        truth = COCO(dict(self.coco_gt), print_function=_silent)
+        own = {**self.coco_gt, "annotations": [dict(a) for a in self.coco_gt["annotations"]]}  # the library writes marks into them
+        truth = COCO(own, print_function=_silent)
         known = set(truth.getImgIds())
         if foreign := [i for i in self._detections if i not in known]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
