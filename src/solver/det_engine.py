@@ -131,7 +131,7 @@ class EpochMeter:
 
 def seed_step(seed: int, step: int) -> None:
     """Set all sources of chance for a step of this rank: they follow from (seed, step, rank), so none has to be saved."""
-    state = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0] >> 1)
+    state = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]) >> 1
     random.seed(state)
     np.random.seed(state % (1 << 32))
     torch.manual_seed(state)

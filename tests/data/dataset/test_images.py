@@ -235,7 +235,7 @@ def test_truncated_image_is_refused(tmp_path, name, settings, share):
 def test_truncated_jpeg_with_a_rotation_note_is_refused(tmp_path):
     path = with_note(tmp_path, 6, "image.jpg")
     raw = path.read_bytes()
-    path.write_bytes(raw[:len(raw) * 2 // 3])
+    path.write_bytes(raw[:-60])
     assert refused(path).startswith("image FILE is damaged: ")
 
 
