@@ -145,18 +145,16 @@ def test_largest_seeds_and_epochs_will_do(shares):
 # ---- the loader ----
 
 
-def images(folder, count: int = 12) -> CocoDetection:
-    """Return a data set with every kind of chance in it."""
+def images(folder) -> CocoDetection:
+    """Return a data set with every kind of chance in it, from a folder with labels.json."""
     transforms = Compose([RandomPhotometricDistort(), RandomZoomOut(), RandomIoUCrop(p=0.8), RandomHorizontalFlip(), Resize([64, 64]), ConvertPILImage(),
                           ConvertBoxes("cxcywh", True)])
-    return CocoDetection(str(folder), str(write_coco(folder, sound_coco(count))), transforms)
+    return CocoDetection(str(folder), str(folder / "labels.json"), transforms)
 
 
 @pytest.fixture(scope="module")
 def data_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    images(folder)
-    return folder
+    return write_coco(tmp_path_factory.mktemp("images"), sound_coco(12)).parent
 
 
 @pytest.fixture
@@ -243,7 +241,7 @@ def test_data_set_without_epochs_is_loaded_too():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_faulty_image_is_named_in_one_line_wherever_it_was_met(tmp_path, workers):
-    data = images(tmp_path, 4)
+    data = images(write_coco(tmp_path, sound_coco(4)).parent)
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError) as caught:
         list(DataLoader(data, batch_size=2, num_workers=workers))
