@@ -57,7 +57,7 @@ class DFINE(nn.Module):
         for module in list(model.modules()):
             if isinstance(module, Deployable):
                 module.convert_to_deploy()
-        return model
+        return model.eval()  # modules that the conversion made start in training mode
 
 
 def check_image_size(height: int, width: int, multiple: int = 32, *, name: str = "image") -> None:
@@ -79,6 +79,7 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
         given, wanted = getattr(giver, given_key, None), getattr(taker, wanted_key, None)
         if given is None or wanted is None:
             continue
-        if list(given) != list(wanted)[:len(given)] or (len(wanted) > len(given) and wanted_key == "feat_channels"):
+        may_add_levels = (taker_key, wanted_key) == ("feat_channels", "feat_strides")  # a decoder makes coarser ones itself
+        if list(given) != (list(wanted)[:len(given)] if may_add_levels else list(wanted)):
             raise ConfigError(f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives {list(given)}; "
                               f"set {wanted_key} to match")
