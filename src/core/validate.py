@@ -128,6 +128,8 @@ def _typed_faults(tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[s
         component, settings = find(value), tree.values.get(value) or {}
         if component is None:
             yield f"{dotted(path)} names '{value}', which is not registered ({place}){did_you_mean(value, names())}"
+        elif circle := _circle(tree, value):
+            yield f"{dotted(path)} names '{value}', which needs itself: {' -> '.join(circle)} ({place})"
         elif isinstance(settings, dict):
             yield from _missing_faults(tree, path, component, settings, supplied)
         return
@@ -142,6 +144,21 @@ def _typed_faults(tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[s
         yield f"{dotted(path)}.type is '{value['type']}', which is not registered ({place}){did_you_mean(value['type'], names())}"
         return
     yield from _component_faults(tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied)
+
+
+def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """Return the chain of names on which a component is injected into itself, or None."""
+    if isinstance(spec, str):
+        if spec in chain:
+            return (*chain, spec)
+        name, settings, chain = spec, tree.values.get(spec), (*chain, spec)
+    else:
+        name, settings = (spec.get("type"), spec) if isinstance(spec, dict) else (None, None)
+    component = find(name) if isinstance(name, str) else None
+    if component is None or not isinstance(settings, dict):
+        return None
+    parts = (part for key in component.inject for _, part in _injected((), settings.get(key)))
+    return next((circle for part in parts if (circle := _circle(tree, part, chain))), None)
 
 
 def _component_faults(tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...],

@@ -160,6 +160,14 @@ def test_block_of_null_switches_a_part_off():
     assert tiny_config(lr_scheduler=None).lr_scheduler is None
 
 
+@pytest.mark.parametrize(("text", "fault"), [
+    ("DFINE: {backbone: DFINE}\n", "DFINE.backbone names 'DFINE', which needs itself: DFINE -> DFINE (config.yml:1)"),
+    ("DFINE:\n  backbone: {type: DFINE, encoder: DFINE}\n",
+     "DFINE.backbone.encoder names 'DFINE', which needs itself: DFINE -> DFINE (config.yml:2)")])
+def test_component_that_is_injected_into_itself_is_refused_with_the_chain(tmp_path, text, fault):
+    assert fault in faults(tmp_path, text)
+
+
 def test_injected_null_is_accepted(tmp_path):
     assert config_from(tmp_path, DATASET + "    transforms: ~\n").yaml_cfg["train_dataloader"]["dataset"]["transforms"] is None
 

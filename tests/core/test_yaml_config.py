@@ -1,5 +1,7 @@
 """One run's configuration."""
 
+import copy
+import random
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from src.core import YAMLConfig, register
-from src.core.config_file import parse_overrides, parse_yaml
+from src.core.config_file import dump_yaml, parse_overrides, parse_yaml
 from src.core.errors import ConfigError
 from tests.fixtures.config_files import CONFIGS, config_from, model_configs, write_configs
 from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
@@ -169,3 +171,27 @@ class TestUsersOwnBackbone:
 def test_official_style_file_with_unused_sections_loads(tmp_path):
     path = write_configs(tmp_path, base="use_focal_loss: True\nHungarianMatcher: {alpha: 0.25}\n", main="__include__: ['./base.yml']\nnum_classes: 5\n")
     assert parse_yaml(YAMLConfig(path).to_yaml(), "test")[0] == {"use_focal_loss": True, "HungarianMatcher": {"alpha": 0.25}, "num_classes": 5}
+
+
+def test_spoilt_configurations_load_or_are_refused(tmp_path):
+    """Values and keys changed at random: no exception but a `ConfigError`."""
+    rng, refusals = random.Random(0), 0
+    junk = [None, -1, 0, 1e30, True, "x", "", [], [1], {}, {"type": "DFINE"}, {"type": 5}, "${epochs}", "${nothing}", [None], [{"type": "Resize"}]]
+    for _ in range(80):
+        values = copy.deepcopy(tiny_config().yaml_cfg)
+        for _ in range(rng.choice([1, 3])):
+            place = values
+            while True:
+                key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+                if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.2:
+                    break
+                place = place[key]
+            if isinstance(place, dict) and rng.random() < 0.3:
+                place[f"{key}s"] = place.pop(key)
+            else:
+                place[key] = rng.choice(junk)
+        try:
+            config_from(tmp_path, dump_yaml(values))
+        except ConfigError:
+            refusals += 1
+    assert refusals > 40
