@@ -72,44 +72,57 @@ def test_anchors_are_buffers_only_where_the_size_of_evaluation_is_known():
 
 # ---- what it computes ----
 
-@torch.no_grad()
-def reference_eval(decoder, maps):
-    """Return logits and boxes of every layer by the text of the recipe."""
+def reference_layers(decoder, maps):
+    """Return logits and boxes of every layer by the text of the recipe, gradients cut where it says so."""
     memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
     shapes = tuple(tuple(x.shape[-2:]) for x in maps)
     anchors, valid = make_anchors(shapes, 0.01, CPU)
     e = decoder.enc_output.norm(decoder.enc_output.proj(memory * valid))
     chosen = decoder.enc_score_head(e).max(-1).values.argsort(-1, descending=True)[:, :decoder.num_queries]
     rows = torch.arange(len(memory))[:, None]
-    x = e[rows, chosen]
-    reference = (decoder.enc_bbox_head(x) + anchors.expand(len(memory), -1, -1)[rows, chosen]).sigmoid()
+    x = e[rows, chosen].detach()
+    reference = (decoder.enc_bbox_head(x) + anchors.expand(len(memory), -1, -1)[rows, chosen]).sigmoid().detach()
     weights = weighting_sequence(BINS - 1, decoder.up, decoder.reg_scale)
     values, corners, previous, results = split_heads(memory, decoder.nhead, list(shapes)), 0, 0, []
     for i, layer in enumerate(decoder.decoder.layers):
         x = layer(x, reference, values, decoder.query_pos_head(reference).clamp(-10, 10), None)
         if i == 0:
-            initial = (decoder.pre_bbox_head(x) + inverse_sigmoid(reference)).sigmoid()
+            initial = (decoder.pre_bbox_head(x) + inverse_sigmoid(reference)).sigmoid().detach()
         corners = decoder.dec_bbox_head[i](x + previous) + corners
         boxes = distance_to_box(initial, expected_distances(corners, weights), decoder.reg_scale)
         results.append((decoder.dec_score_head[i](x) + decoder.decoder.lqe_layers[i](corners), boxes))
-        reference, previous = boxes, x
+        reference, previous = boxes.detach(), x.detach()
     return results
 
 
 @pytest.mark.parametrize("settings", [{}, {"reg_scale": 8}, {"num_layers": 1}], ids=str)
 def test_evaluation_equals_a_plain_reading_of_the_recipe(settings):
     decoder, maps = small_decoder(**settings).eval(), feature_maps()
-    outputs, (logits, boxes) = decoder(maps), reference_eval(decoder, maps)[-1]
+    outputs, (logits, boxes) = decoder(maps), reference_layers(decoder, maps)[-1]
     torch.testing.assert_close(outputs["pred_logits"], logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(outputs["pred_boxes"], boxes, rtol=1e-4, atol=1e-5)
 
 
 def test_every_layers_output_in_training_equals_a_plain_reading_of_the_recipe():
     decoder, maps = small_decoder().train(), feature_maps()
-    outputs, expected = decoder(maps), reference_eval(decoder, maps)
+    outputs, expected = decoder(maps), reference_layers(decoder, maps)
     for head, (logits, boxes) in zip([*outputs["aux_outputs"], outputs], expected):
         torch.testing.assert_close(head["pred_logits"], logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(head["pred_boxes"], boxes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_recipe(layer):
+    decoder, maps = small_decoder().train(), [x.requires_grad_(True) for x in feature_maps()]
+    outputs = decoder(maps)
+    head = [*outputs["aux_outputs"], outputs][layer]
+    leaves = [*maps, *(p for p in decoder.parameters() if p.requires_grad)]
+    ours, expected = (torch.autograd.grad(logits.square().sum() + boxes.square().sum(), leaves, allow_unused=True)
+                      for logits, boxes in ((head["pred_logits"], head["pred_boxes"]), reference_layers(decoder, maps)[layer]))
+    for a, b in zip(ours, expected):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize("eval_idx", [0, 1, 2, -1, -3])
