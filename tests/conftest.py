@@ -9,7 +9,7 @@ from tests.fixtures.tiny import SyntheticData, write_tiny_data
 @pytest.fixture(autouse=True)
 def fixed_seed_and_threads():
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # models here are small: on busy cores threads wait for each other longer than they work
 
 
 @pytest.fixture(scope="session")

@@ -56,12 +56,8 @@ def verify_digest(path: Path) -> bool | None:
         tail = file.read()
         if tail[:2] != _COMMENT_LENGTH.to_bytes(2, "little") or not tail[2:].startswith(_DIGEST_PREFIX):
             return None
-        sha256, left = hashlib.sha256(), size - len(tail)
         file.seek(0)
-        while left:
-            block = file.read(min(left, 1 << 20))
-            sha256.update(block)
-            left -= len(block)
+        sha256 = _digest(file, size - len(tail))
     sha256.update(b"\0\0")
     return tail[2 + len(_DIGEST_PREFIX):] == sha256.hexdigest().encode()
 
@@ -105,7 +101,7 @@ def read_tensor_file(path: str | Path) -> Any:
             warnings.simplefilter("ignore")  # torch guesses at what is odd; below is one line that says it
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:Unsupported|global|class) ([\w.]+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:global|class) ([\w.]+)", str(error))
         what = f"it refers to {found[1]}" if found else "its pickle is damaged or holds more than tensors"
         raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
     except Exception as error:  # torch's readers raise whatever they stumble over: KeyError, AssertionError, struct.error ...
@@ -134,7 +130,16 @@ def checked_path(path: str | Path) -> Path:
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file, Path(path).stat().st_size).hexdigest()
+
+
+def _digest(file: BinaryIO, length: int) -> hashlib._Hash:
+    """Digest the next `length` bytes, piece by piece."""
+    sha256 = hashlib.sha256()
+    while block := file.read(min(length, 1 << 20)):
+        sha256.update(block)
+        length -= len(block)
+    return sha256
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

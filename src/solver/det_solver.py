@@ -66,6 +66,9 @@ class DetSolver:
             self._build_model()
             self._build_training()
             self._resume()
+            if self.progress.epoch >= self.settings.epochs:
+                logger.info("this run is complete: epoch %d of %d; raise epochs to go on", self.progress.epoch, self.settings.epochs)
+                return
             self._open_writers()
             self._introduce()
             while self.progress.epoch < self.settings.epochs:
@@ -85,6 +88,8 @@ class DetSolver:
             prepare_output_dir(self.output_dir)
         self._open_data(training=False)
         self._build_model()
+        if self.start_file is None:
+            logger.warning("no -r was given: these are the weights that training would start from")
         metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
         if is_main():
             write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **_plain(metrics)})

@@ -90,6 +90,15 @@ def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
     assert [record["epoch"] for record in read_log(tmp_path / "longer")] == [2]
 
 
+def test_a_complete_run_is_left_alone(trained):
+    config, run, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*") if path.name not in ("run_status.json", ".lock")}
+    result = run_python("train.py", "-c", config, "-r", run / "last.pth")
+    assert result.returncode == 0, result.stderr
+    assert "this run is complete: epoch 2 of 2; raise epochs to go on" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_two_ranks_train_through_the_stage_switch_and_agree(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
