@@ -222,6 +222,8 @@ class DetSolver:
         """Set what holds from this epoch on, but only where it begins: a resumed run is past it already."""
         epoch = self.progress.epoch
         self.train_loader.set_epoch(epoch, self.progress.step)
+        if hasattr(self.step.criterion, "set_epoch"):  # a criterion of a user's own may know no epochs
+            self.step.criterion.set_epoch(epoch)
         if self.progress.step:
             return
         self.step.guard.start_epoch()

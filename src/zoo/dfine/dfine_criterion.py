@@ -14,14 +14,24 @@ from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
 from .distribution import box_to_bins, weighting_sequence
-from .losses import Balance, Matched, box_losses, decoupled_distillation_loss, distillation_balance, fine_grained_localization_loss, focal_loss, varifocal_loss
+from .losses import (
+    Balance,
+    Matched,
+    box_losses,
+    decoupled_distillation_loss,
+    distillation_balance,
+    fine_grained_localization_loss,
+    focal_loss,
+    matchability_aware_loss,
+    varifocal_loss,
+)
 from .matcher import HungarianMatcher
 from .matching import Pairs, unite
 from .prediction_heads import HeadStack, denoising_heads, matching_heads
 
-CLASS_LOSSES = {"loss_vfl": varifocal_loss, "loss_focal": focal_loss}
+CLASS_LOSSES = {"loss_vfl": varifocal_loss, "loss_mal": matchability_aware_loss, "loss_focal": focal_loss}
 
-TERMS = {"vfl": ("loss_vfl",), "focal": ("loss_focal",), "boxes": ("loss_bbox", "loss_giou"), "local": ("loss_fgl", "loss_ddf")}
+TERMS = {"vfl": ("loss_vfl",), "mal": ("loss_mal",), "focal": ("loss_focal",), "boxes": ("loss_bbox", "loss_giou"), "local": ("loss_fgl", "loss_ddf")}
 """What each entry of `losses` emits."""
 
 
@@ -53,21 +63,22 @@ class DFINECriterion(nn.Module):
     __share__ = ["num_classes"]
     __inject__ = ["matcher"]
 
-    def __init__(self, matcher: HungarianMatcher, weight_dict: Mapping[str, float], losses: Sequence[Literal["vfl", "focal", "boxes", "local"]],
+    def __init__(self, matcher: HungarianMatcher, weight_dict: Mapping[str, float], losses: Sequence[Literal["vfl", "mal", "focal", "boxes", "local"]],
                  alpha: float = 0.2, gamma: float = 2.0, num_classes: int = 80, reg_max: int = 32,
-                 boxes_weight_format: Literal["iou", "giou"] | None = None) -> None:
+                 boxes_weight_format: Literal["iou", "giou"] | None = None, mal_alpha: float | None = None) -> None:
         """Store the settings.
 
         Args:
             matcher: assigns queries to targets.
-            weight_dict: weight of each term, `loss_vfl`, `loss_focal`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`;
+            weight_dict: weight of each term, `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`;
                 a term without one is left out.
-            losses: "vfl" or "focal" for classes, "boxes", "local" (fine-grained localization and distillation).
+            losses: "vfl", "mal" or "focal" for classes, "boxes", "local" (fine-grained localization and distillation).
             alpha: weight of negatives in the class loss.
             gamma: focal exponent.
             num_classes: C.
             reg_max: bins of an edge less one.
             boxes_weight_format: multiply the GIoU term by the pair's IoU or GIoU, and use that as class target.
+            mal_alpha: weight of negatives in the matchability-aware loss; None for 1.
         """
         super().__init__()
         emitted = {name for loss in losses for name in TERMS[loss]}
@@ -76,8 +87,13 @@ class DFINECriterion(nn.Module):
         self.matcher = matcher
         self.weights = {name: float(weight) for name, weight in weight_dict.items()}
         self.losses = list(losses)
-        self.alpha, self.gamma, self.num_classes, self.reg_max = alpha, gamma, num_classes, reg_max
+        self.gamma, self.num_classes, self.reg_max = gamma, num_classes, reg_max
+        self.alphas = {"loss_vfl": alpha, "loss_focal": alpha, "loss_mal": 1.0 if mal_alpha is None else mal_alpha}
         self.boxes_weight_format = boxes_weight_format
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the matcher which epoch it is; its cost may change."""
+        self.matcher.set_epoch(epoch)
 
     def forward(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], normalizers: Normalizers | None = None) -> dict[str, Tensor]:
         """Compute all terms in float32.
@@ -144,7 +160,7 @@ class DFINECriterion(nn.Module):
         labels = batch.labels[pairs.target] if stack.logits.shape[-1] > 1 else torch.zeros_like(pairs.target)
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
-                sums = loss(stack.logits, pairs, labels, quality, self.alpha, self.gamma)
+                sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
                 yield from self._emit(term, stack.suffixes, sums / normalizer)
 
     def _box_terms(self, stack: HeadStack, pairs: Matched, batch: _Batch, outputs: dict[str, Any], normalizer: Tensor | float,

@@ -42,15 +42,26 @@ def varifocal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tens
 
     Source: VarifocalNet, Zhang et al., 2021, equation 2.
     """
-    where = (pairs.head, pairs.image, pairs.query, labels)
-    return _Varifocal.apply(logits, where, quality.detach(), alpha, gamma)
+    quality = quality.detach()
+    return _QualityFocal.apply(logits, (pairs.head, pairs.image, pairs.query, labels), quality, quality, alpha, gamma)
 
 
-class _Varifocal(torch.autograd.Function):
-    """The sum and its gradient in one sweep over the logits; the focal weight is a constant to the gradient."""
+def matchability_aware_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Return the matchability-aware loss of each head; arguments as in `varifocal_loss`.
+
+    The target of a pair's class is `quality ** gamma`, and every pair counts fully: unlike the varifocal loss, pairs that
+    overlap little still pull. Source: DEIM, Huang et al., 2024, equation 3.
+    """
+    target = quality.detach() ** gamma
+    return _QualityFocal.apply(logits, (pairs.head, pairs.image, pairs.query, labels), target, torch.ones_like(target), alpha, gamma)
+
+
+class _QualityFocal(torch.autograd.Function):
+    """Cross-entropy with soft targets at the pairs and focal weights elsewhere: the sum and its gradient in one sweep
+    over the logits; the weights are constants to the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, where: tuple[Tensor, ...], quality: Tensor, alpha: float, gamma: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, where: tuple[Tensor, ...], target: Tensor, weight_of_pair: Tensor, alpha: float, gamma: float) -> Tensor:
         gradient, totals = torch.empty_like(logits), []
         for heads in _pieces(logits):
             p = torch.sigmoid(logits[heads], out=gradient[heads])
@@ -59,16 +70,16 @@ class _Varifocal(torch.autograd.Function):
             totals.append(weight.mul_(F.softplus(logits[heads])).sum((1, 2, 3)))
         matched = logits[where]
         p = matched.sigmoid()
-        as_positive = quality * F.binary_cross_entropy_with_logits(matched, quality, reduction="none")
+        as_positive = weight_of_pair * F.binary_cross_entropy_with_logits(matched, target, reduction="none")
         as_negative = alpha * p ** gamma * F.softplus(matched)
-        gradient[where] = quality * (p - quality)
+        gradient[where] = weight_of_pair * (p - target)
         ctx.save_for_backward(gradient)
         return torch.cat(totals).index_add_(0, where[0], as_positive - as_negative)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None, None, None], None, None, None, None
+        return gradient * grad[:, None, None, None], None, None, None, None, None
 
 
 def focal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
-from ...ops.boxes import pairwise_l1_and_giou
+from ...ops.boxes import box_iou, cxcywh_to_xyxy, pairwise_l1_and_giou
 from .matching import Pairs, solve_assignments
 
 COSTS = ("cost_class", "cost_bbox", "cost_giou")
@@ -22,11 +22,16 @@ _PIECE = {True: 1 << 17, False: 1 << 23}
 
 @register()
 class HungarianMatcher(nn.Module):
-    """Optimal one-to-one matching of predictions and targets by class, L1 and GIoU costs."""
+    """Optimal one-to-one matching of predictions and targets by class, L1 and GIoU costs.
+
+    From `matcher_change_epoch` on the cost is minus the class probability times a power of the IoU (DEIMv2, Huang et al.,
+    2025): late in training a match shall be what would be scored as one.
+    """
 
     __share__ = ["use_focal_loss"]
 
-    def __init__(self, weight_dict: Mapping[str, float], use_focal_loss: bool = False, alpha: float = 0.25, gamma: float = 2.0) -> None:
+    def __init__(self, weight_dict: Mapping[str, float], use_focal_loss: bool = False, alpha: float = 0.25, gamma: float = 2.0,
+                 matcher_change_epoch: int | None = None, iou_order_alpha: float = 4.0) -> None:
         """Store the weights.
 
         Args:
@@ -34,12 +39,20 @@ class HungarianMatcher(nn.Module):
             use_focal_loss: class costs in the form of the focal loss; otherwise minus the softmax probability.
             alpha: balance of the focal cost.
             gamma: exponent of the focal cost.
+            matcher_change_epoch: first epoch of the late cost; None for never.
+            iou_order_alpha: power of the IoU in the late cost.
         """
         super().__init__()
         if set(weight_dict) != set(COSTS) or not any(weight_dict.values()):
             raise ConfigError(f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all zero")
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
+        self.matcher_change_epoch, self.iou_order_alpha = matcher_change_epoch, iou_order_alpha
+        self.late = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch it is."""
+        self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
     def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Match one head.
@@ -100,6 +113,8 @@ class HungarianMatcher(nn.Module):
 
     def _weighted(self, *arguments: Tensor) -> Tensor:
         terms = self._terms(*arguments)
+        if self.late:
+            return terms["late cost"]
         total = terms["cost_class"].mul_(self.weights["cost_class"])
         for name in COSTS[1:]:
             total.add_(terms[name], alpha=self.weights[name])
@@ -109,6 +124,10 @@ class HungarianMatcher(nn.Module):
         """Return each unweighted cost, `[n, T, Q]`, for logits `[n, Q, C]`, predicted `[n, Q, 4]`, labels `[n, T]`, boxes `[n, T, 4]`."""
         columns = torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
         columns = columns[..., None].expand(-1, -1, logits.shape[1])
+        if self.late:
+            p = (logits.sigmoid() if self.use_focal_loss else logits.softmax(-1)).transpose(1, 2).gather(1, columns)
+            iou = box_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(predicted)[:, None])
+            return {"late cost": -p * iou ** self.iou_order_alpha}
         if self.use_focal_loss:
             p = logits.transpose(1, 2).gather(1, columns).sigmoid_()
             class_cost = (1 - p).pow_(self.gamma).mul_(-self.alpha).mul_((p + 1e-8).log_())

@@ -366,3 +366,18 @@ def test_a_prediction_that_is_not_finite_is_told(head, key, term):
 def test_focal_loss_can_take_the_place_of_the_varifocal_one():
     losses = small_criterion(losses=["focal"], weight_dict={"loss_focal": 1})(*training_outputs(3, 1))
     assert {name for name in losses if "enc" in name or name == "loss_focal"} == {"loss_focal", "loss_focal_enc_0"}
+
+
+def test_matchability_aware_loss_can_take_the_place_of_the_varifocal_one():
+    outputs, targets = training_outputs(3, 1)
+    losses = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1})(outputs, targets)
+    half = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1}, mal_alpha=0.5)(outputs, targets)
+    assert "loss_mal_aux_0" in losses and "loss_mal_dn_pre" in losses
+    assert half["loss_mal"] < losses["loss_mal"]
+
+
+def test_the_matcher_learns_which_epoch_it_is():
+    criterion = small_criterion()
+    criterion.matcher.matcher_change_epoch = 3
+    criterion.set_epoch(3)
+    assert criterion.matcher.late

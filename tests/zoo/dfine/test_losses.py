@@ -15,6 +15,7 @@ from src.zoo.dfine.losses import (
     distillation_balance,
     fine_grained_localization_loss,
     focal_loss,
+    matchability_aware_loss,
     varifocal_loss,
 )
 
@@ -54,6 +55,14 @@ def gradient(losses, leaf):
     return torch.autograd.grad((losses * torch.arange(1, len(losses) + 1)).sum(), leaf)[0]
 
 
+def plain_matchability(logits, matched, labels, quality, alpha):
+    one_hot, target = torch.zeros_like(logits), torch.zeros_like(logits)
+    for head, image, query, label, q in zip(matched.head, matched.image, matched.query, labels, quality):
+        one_hot[head, image, query, label], target[head, image, query, label] = 1, q ** GAMMA
+    weight = alpha * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + one_hot
+    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum((1, 2, 3))
+
+
 # ---- classes ----
 
 def test_varifocal_loss_equals_its_formula():
@@ -86,6 +95,21 @@ def test_varifocal_loss_is_finite_for_large_logits(value):
     logits = torch.full((K, B, Q, C), value, requires_grad=True)
     losses = varifocal_loss(logits, pairs(), torch.zeros(6, dtype=torch.int64), torch.ones(6), ALPHA, GAMMA)
     assert losses.isfinite().all() and gradient(losses, logits).isfinite().all()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_matchability_aware_loss_and_its_gradient_equal_the_formula(alpha):
+    logits, labels, quality = class_inputs()
+    ours, plain = matchability_aware_loss(logits, pairs(), labels, quality, alpha, GAMMA), plain_matchability(logits, pairs(), labels, quality, alpha)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(gradient(ours, logits), gradient(plain, logits))
+
+
+def test_a_pair_that_overlaps_little_pulls_in_the_matchability_aware_loss_alone():
+    logits, labels = torch.zeros(K, B, Q, C, dtype=torch.float64, requires_grad=True), torch.zeros(6, dtype=torch.long)
+    poor = torch.full((6,), 0.01, dtype=torch.float64)
+    pull = [gradient(loss(logits, pairs(), labels, poor, 1.0, GAMMA), logits)[0, 0, 4, 0].abs() for loss in (matchability_aware_loss, varifocal_loss)]
+    assert pull[0] > 10 * pull[1]
 
 
 def test_focal_loss_equals_its_formula():

@@ -133,3 +133,37 @@ def test_weights_that_are_not_those_of_the_three_costs_are_told(weights):
     with pytest.raises(ConfigError) as caught:
         HungarianMatcher(weights)
     assert str(caught.value) == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, cost_bbox, cost_giou, not all zero"
+
+
+# ---- the late cost ----
+
+
+def late_matcher(epoch, **settings):
+    matcher = HungarianMatcher(COST_WEIGHTS, matcher_change_epoch=5, **settings)
+    matcher.set_epoch(epoch)
+    return matcher
+
+
+def test_before_the_change_the_published_cost_decides():
+    out, targets = outputs(2), random_targets(4, 3)
+    assert as_lists(late_matcher(4, use_focal_loss=True)(out, targets)["indices"]) == reference(out, targets, True)
+
+
+@pytest.mark.parametrize("use_focal_loss", [True, False])
+@pytest.mark.parametrize("power", [4.0, 1.0])
+def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(use_focal_loss, power):
+    out, targets = outputs(2, queries=40), random_targets(4, 3)
+    indices = late_matcher(5, use_focal_loss=use_focal_loss, iou_order_alpha=power)(out, targets)["indices"]
+    for (query, target), logits, boxes, truth in zip(indices, out["pred_logits"], out["pred_boxes"], targets):
+        p = (logits.sigmoid() if use_focal_loss else logits.softmax(-1))[:, truth["labels"]]
+        iou, _ = iou_and_giou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(truth["boxes"])[None])
+        gain = (p * iou ** power).double()
+        best_query, best_target = linear_sum_assignment(-gain.numpy())
+        assert gain[query, target].sum() == pytest.approx(gain[best_query, best_target].sum().item())
+
+
+def test_a_late_cost_that_is_not_finite_is_told():
+    out, targets = outputs(1), random_targets(2)
+    out["pred_logits"][0, 3] = float("nan")
+    with pytest.raises(NumericsError, match="matching late cost is not finite for image 0 of 1"):
+        late_matcher(5, use_focal_loss=True)(out, targets)
