@@ -8,7 +8,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
-export OMP_NUM_THREADS = 1  # the models here are small: two threads gain a third on quiet cores and lose far more on busy ones
+# The models here are small: two threads gain a third on quiet cores and lose far more on busy ones.
+export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-slow lint clean
 
