@@ -1,4 +1,4 @@
-# make demo    environment, drawn data, training, evaluation, pictures; about 7 CPU minutes of training
+# make demo    environment, drawn data, training, evaluation, pictures; about 6 minutes on one core
 # make test    environment and all tests but the slow ones
 # Both need nothing but Python 3.10 or newer.
 
