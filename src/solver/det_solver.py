@@ -88,7 +88,7 @@ class DetSolver:
             prepare_output_dir(self.output_dir)
         self._open_data(training=False)
         self._build_model()
-        if self.start_file is None:
+        if not (self.settings.resume or self.settings.tuning):
             logger.warning("no -r was given: these are the weights that training would start from")
         metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
         if is_main():
@@ -156,13 +156,13 @@ class DetSolver:
 
     def _build_model(self) -> None:
         seed_step(self.seed, 0)
-        file = self.start_file
+        file, self.start_file = self.start_file, None  # its weights need not stay in memory
         if file is not None:
             self.cfg.without_pretrained()
         model = self.cfg.model
         if self.settings.tuning:
             load_for_tuning(model, file, [c["name"] for c in self.classes])
-        elif file is not None:
+        elif file is not None and self.resumed is None:  # a resumed run is restored whole, later
             load_strictly(model, file)
             logger.info("loaded %d tensors from %s", len(file.weights), file.path)
         if self.settings.sync_bn and world_size() > 1 and self.device.type == "cuda":
