@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -56,6 +56,26 @@ class Backbone(Protocol):
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Map images to feature maps."""
+
+
+class Learning(NamedTuple):
+    """How a parameter learns."""
+
+    thaw_epoch: int
+    """First epoch in which it does, from 0."""
+    factor: float
+    """On the learning rate of its group."""
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A module whose parts begin to learn one after the other."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze and thaw what is due."""
+
+    def learning_plan(self) -> dict[str, Learning]:
+        """Tell for every parameter that it governs and that ever learns, by name, from when on and how fast."""
 
 
 @runtime_checkable

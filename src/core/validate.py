@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
+from .durations import Duration
 from .errors import ConfigError
 from .registry import REQUIRED, Argument, Component, find, names, shared_names
 
@@ -32,6 +33,8 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
         raise ConfigError(f"{head}: " + "; ".join(faults))
 
 
+_LENGTH = typing.get_args(Duration)
+
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a mapping",
           Mapping: "a mapping", type(None): "null"}
@@ -41,6 +44,8 @@ def type_name(annotation: Any) -> str:
     """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
+        if arguments[:len(_LENGTH)] == _LENGTH:
+            return " or ".join(["a length", *map(type_name, arguments[len(_LENGTH):])])
         writable = [a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)]  # YAML writes no tensors
         return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:

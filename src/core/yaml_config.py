@@ -27,6 +27,11 @@ class RunSettings:
     sync_bn: bool = False
     find_unused_parameters: bool = False
     clip_max_norm: float = 0.0
+    grad_accum_steps: int = 1
+    grad_accum_exact: bool = True
+    lr_base_batch_size: int | None = None
+    best_metric: str = "AP"
+    patience: int | None = None
     print_freq: int = 100
     checkpoint_freq: int = 0
     seed: int | None = None
@@ -42,7 +47,8 @@ class RunSettings:
     model: str | None = None
     criterion: str | None = None
     postprocessor: str | None = None
-    minima: typing.ClassVar[dict[str, float]] = {"epochs": 1, "clip_max_norm": 0, "print_freq": 1, "checkpoint_freq": 0, "seed": 0}
+    minima: typing.ClassVar[dict[str, float]] = {"epochs": 1, "clip_max_norm": 0, "print_freq": 1, "checkpoint_freq": 0, "seed": 0,
+                                                "grad_accum_steps": 1, "lr_base_batch_size": 1, "patience": 1}
 
     def __post_init__(self) -> None:
         for name, least in self.minima.items():
@@ -54,6 +60,7 @@ class RunSettings:
 BLOCKS = {
     "train_dataloader": (), "val_dataloader": (), "evaluator": ("coco_gt",), "optimizer": ("model",),
     "lr_scheduler": ("optimizer",), "lr_warmup_scheduler": (), "ema": ("model",), "scaler": ("device",),
+    "gram_anchoring": ("model",),
 }
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
@@ -155,6 +162,11 @@ class YAMLConfig:
     def ema(self) -> Any:
         """The moving average of `model`, or None if `use_ema` is off."""
         return self._create_block("ema", model=self.model) if self.settings.use_ema else None
+
+    @cached_property
+    def gram_anchoring(self) -> Any:
+        """The loss that keeps the backbone near DINOv3, or None."""
+        return self._create_block("gram_anchoring", model=self.model)
 
     def scaler(self, device: str) -> Any:
         """Build the gradient scaler for fp16 on a type of device, or return None."""

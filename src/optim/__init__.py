@@ -1,5 +1,5 @@
-"""Parameter groups, learning rates and weight averaging. Importing this package registers them."""
+"""Parameter groups, freezing, learning rates and weight averaging. Importing this package registers them."""
 
-from . import ema, param_groups, scaler, schedulers, warmup
+from . import ema, freezing, param_groups, scaler, schedulers, warmup
 
-__all__ = ["ema", "param_groups", "scaler", "schedulers", "warmup"]
+__all__ = ["ema", "freezing", "param_groups", "scaler", "schedulers", "warmup"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.durations import Duration, RunLength, settled
 from ..core.errors import ConfigError
 from ..core.registry import register
 
@@ -23,22 +24,29 @@ class ModelEMA:
     them would only add rounding errors. `decay` may be set at any time and acts from the next update on.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, warmups: int = 1000, start: int = 0) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.9999, warmups: Duration = 1000, start: Duration = 0) -> None:
         """Copy the model.
 
         Args:
             model: the unwrapped model.
             decay: weight of the past, 0..1.
-            warmups: updates over which the decay ramps up: decay * (1 - exp(-updates / warmups)); 0 for no ramp.
-            start: updates to leave out at first.
+            warmups: updates over which the decay ramps up: decay * (1 - exp(-updates / warmups)); 0 for no ramp. A whole number
+                counts steps.
+            start: updates to leave out at first, given likewise.
         """
-        if not 0 <= decay <= 1 or warmups < 0 or start < 0:
-            raise ConfigError(f"ModelEMA: decay {decay} must be in 0..1, warmups {warmups} and start {start} at least 0")
+        if not 0 <= decay <= 1:
+            raise ConfigError(f"ModelEMA.decay is {decay}, expected 0 to 1")
+        self._lengths = (warmups, start)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay, self.warmups, self.start = decay, warmups, start
+        self.decay = decay
+        self.warmups, self.start = (settled(length, f"ModelEMA.{name}", "steps") for name, length in zip(("warmups", "start"), self._lengths))
         self.updates = 0
         self.skipped = 0
         self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle lengths that depend on the run's."""
+        self.warmups, self.start = (run.in_steps(length, f"ModelEMA.{name}") for name, length in zip(("warmups", "start"), self._lengths))
 
     def current_decay(self) -> float:
         """Return the decay that the next update will use, as if it were counted already."""

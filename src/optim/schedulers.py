@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch.optim import lr_scheduler
 
+from ..core.durations import Duration, RunLength, settled
 from ..core.errors import ConfigError
-from ..core.registry import arguments_of, register
+from ..core.registry import Argument, arguments_of, register
+
+
+class Schedule(Protocol):
+    """Gives the learning rate of each group of an optimizer."""
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle lengths that depend on the run's."""
+
+    def rates(self, epoch: int, share: float = 0.0) -> list[float]:
+        """Return the rates in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
 
 
 class EpochSchedule:
@@ -20,13 +33,21 @@ class EpochSchedule:
 
     def __init__(self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any) -> None:
         self._scheduler, self._settings = scheduler, settings
-        self._initial = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        self._initial = _initial_rates(optimizer)
         self._rates: list[list[float]] = []
         self._shadow = self._running = None
-        self.rates(0)
+        known = self._each_length(lambda length, name: settled(length, name, "epochs"))
+        if not any(None in values if isinstance(values, list) else values is None for values in known.values()):
+            self._settings |= known
+            self.rates(0)  # whatever is wrong with the settings shows now
 
-    def rates(self, epoch: int) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based), before warm-up.
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle lengths that depend on the run's."""
+        self._settings |= self._each_length(run.in_epochs)
+        self._running, self._rates = None, []
+
+    def rates(self, epoch: int, share: float = 0.0) -> list[float]:
+        """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes no difference.
 
         Raises:
             ConfigError: if the scheduler ends before that epoch.
@@ -44,12 +65,70 @@ class EpochSchedule:
             self._rates.append([group["lr"] for group in self._shadow.param_groups])
         return self._rates[epoch]
 
+    def _each_length(self, read: Callable[[Any, str], int | None]) -> dict[str, Any]:
+        """Apply a function of (length, name of the setting) to the settings that are lengths."""
+        result = {}
+        for key in _LENGTHS:
+            name, value = f"{self._scheduler.__name__}.{key}", self._settings.get(key)
+            if value is not None:
+                result[key] = [read(one, name) for one in value] if isinstance(value, list | tuple) else read(value, name)
+        return result
+
+
+@register()
+class FlatCosineLR:
+    """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving with every step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, flat_epochs: Duration = 0.5, end_epoch: Duration = 1.0, lr_gamma: float = 0.5) -> None:
+        """Store the settings.
+
+        Args:
+            optimizer: its groups' rates are the full ones.
+            flat_epochs: where the cosine begins, from the start of the run.
+            end_epoch: where it ends; from there on the rate is constant, as the clean stage wants.
+            lr_gamma: part of the full rate that is reached then.
+        """
+        if not 0 <= lr_gamma <= 1:
+            raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
+        self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
+        self._lengths = (flat_epochs, end_epoch)
+        self._flat, self._end = (settled(length, f"FlatCosineLR.{name}", "epochs") for name, length in zip(("flat_epochs", "end_epoch"), self._lengths))
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle where the cosine begins and ends.
+
+        Raises:
+            ConfigError: if it ends before it begins.
+        """
+        self._flat, self._end = (run.in_epochs(length, f"FlatCosineLR.{name}") for name, length in zip(("flat_epochs", "end_epoch"), self._lengths))
+        if self._flat > self._end:
+            raise ConfigError(f"FlatCosineLR: the flat part ends in epoch {self._flat}, the cosine in epoch {self._end} of {run.epochs}, expected the second "
+                              f"to be no earlier")
+
+    def rates(self, epoch: int, share: float = 0.0) -> list[float]:
+        """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
+        if self._flat is None or self._end is None:
+            raise ConfigError(f"FlatCosineLR: lengths {self._lengths} depend on that of the run, which has not been told (set_run_length)")
+        done = min(max((epoch + share - self._flat) / max(self._end - self._flat, 1e-9), 0.0), 1.0)
+        factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
+        return [rate * factor for rate in self._initial]
+
+
+_LENGTHS: dict[str, Any] = {"milestones": Sequence[Duration], "T_max": Duration, "total_steps": Duration | None}
+"""Arguments of torch's schedulers that are lengths; a step of theirs is an epoch here."""
+
+
+def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+
 
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
         return EpochSchedule(scheduler, optimizer, **settings)
 
-    accepted = {name: a for name, a in arguments_of(scheduler, skip="optimizer").items() if name != "last_epoch"}  # the run knows its epoch
+    arguments = arguments_of(scheduler, skip="optimizer")
+    del arguments["last_epoch"]  # the run knows its epoch
+    accepted = {name: Argument(argument.default, _LENGTHS.get(name, argument.annotation)) for name, argument in arguments.items()}
     build.__extra_arguments__ = lambda: accepted
     register(scheduler.__name__)(build)
 

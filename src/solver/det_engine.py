@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +19,27 @@ from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere, mean_over_ranks, rank
 from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
 
+Batch = tuple[Tensor, list[dict[str, Any]]]
+"""Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
+
+
+class Part(NamedTuple):
+    """What one batch added to a step."""
+
+    losses: dict[str, Tensor]
+    """Detached; those of all parts add up to the step's."""
+    outputs: dict[str, Any]
+    failure: str | None
+    """Why there is no loss."""
+
+    def is_finite(self) -> Tensor | bool:
+        """True, on the device, if there is a loss and it is finite."""
+        return self.failure is None and torch.isfinite(sum(self.losses.values()))
+
 
 @dataclass
 class TrainStep:
-    """Forward, loss, backward, clipping, optimizer and average for one batch."""
+    """Forward, loss and backward for each batch of a window; then clipping, optimizer and average."""
 
     model: nn.Module
     """The detector itself."""
@@ -35,17 +53,20 @@ class TrainStep:
     amp_dtype: torch.dtype | None
     clip_max_norm: float
     guard: NumericsGuard
+    exact: bool = True
+    """Losses of a window are normalised by its objects as if it were one batch, for one more forward pass without a graph."""
+    anchoring: Callable[[], Tensor | None] | None = None
+    """One more loss of the last forward pass."""
 
     def __post_init__(self) -> None:
         self.statistics = BatchStatistics(self.model)
 
-    def __call__(self, step: int, images: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor] | None:
+    def __call__(self, step: int, window: Sequence[Batch]) -> dict[str, Tensor] | None:
         """Take one step.
 
         Args:
             step: its number.
-            images: `[B, 3, H, W]` in 0..1.
-            targets: one an image, `core.contracts.Target`.
+            window: batches whose gradients are added up; only the last one's backward pass waits for other ranks.
 
         Returns:
             The weighted loss terms, detached; None if the step was dropped.
@@ -53,49 +74,101 @@ class TrainStep:
         Raises:
             NumericsError: if too many steps were dropped.
         """
-        images = images.to(self.device, non_blocking=True)
-        learned_from = [{k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
         self.statistics.remember()
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            outputs = self.wrapped(images, targets=learned_from)
-        losses, failure = {}, None
-        try:
-            losses = self.criterion(outputs, learned_from)
-            total = sum(losses.values())
-        except NumericsError as error:
-            total, failure = poisoned_total(outputs), str(error)
-        finite_loss, moved = self._descend(total)
+        images = [len(images) for images, _ in window]
+        normalizers = self._normalizers(window, images)
+        parts: list[Part] = []
+        for batch, number, normalizer in zip(window, images, normalizers):
+            with nullcontext() if len(parts) == len(window) - 1 else self._without_sync():
+                part = self._learn(batch, normalizer, number / sum(images))
+            parts.append(part if len(parts) == len(window) - 1 else part._replace(outputs={}))  # frees the graph
+        finite_loss, moved = self._descend(parts)
         if not finite_loss or (not moved and self.scaler is None):
-            reason = failure or first_bad_tensor(images, outputs, losses, self.model)
-            self.statistics.restore()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.guard.dropped(step, reason, [str(t.get("image_path", "?")) for t in targets])
+            self._drop(step, window, parts)
             return None
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.passed()
         if self.ema is not None and moved:
             self.ema.update(self.model)
-        return {name: value.detach() for name, value in losses.items()}
+        return {name: sum(part.losses[name] for part in parts) for name in parts[0].losses}
 
-    def _descend(self, total: Tensor) -> tuple[bool, bool]:
-        """Go back through the graph and change the weights.
+    def _normalizers(self, window: Sequence[Batch], images: list[int]) -> list[Any]:
+        """Return what the criterion shall normalise each batch by; None leaves a batch to its own counts."""
+        if len(window) == 1 or not self.exact or not hasattr(self.criterion, "window_normalizers"):
+            return [None] * len(window)
+        counts = []
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():  # each batch meets the same chance again
+            for batch in window:
+                images_there, targets = self._to_device(batch)
+                try:
+                    counts.append(self.criterion.count(self._forward(self.model, images_there, targets), targets))
+                except NumericsError:  # comes again, and is told of, with the loss
+                    counts.append((sum(len(t["labels"]) for t in targets), 0))
+        self.statistics.restore()
+        return self.criterion.window_normalizers(counts, images, self.device)
+
+    def _learn(self, batch: Batch, normalizers: Any, share: float) -> Part:
+        """Add the gradients of a batch; `share` is its part of the window."""
+        images, targets = self._to_device(batch)
+        outputs = self._forward(self.wrapped, images, targets)
+        losses, failure = {}, None
+        try:
+            if normalizers is not None:
+                losses = self.criterion(outputs, targets, normalizers)
+            else:
+                losses = _scaled(self.criterion(outputs, targets), share)
+            if self.anchoring and (anchor := self.anchoring()) is not None:
+                losses["loss_gram"] = anchor * share
+            total = sum(losses.values())
+        except NumericsError as error:
+            total, failure = poisoned_total(outputs), str(error)
+        (self.scaler.scale(total) if self.scaler else total).backward()
+        return Part({name: value.detach() for name, value in losses.items()}, outputs, failure)
+
+    def _forward(self, module: nn.Module, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Any]:
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            return module(images, targets=targets)
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        images, targets = batch
+        return images.to(self.device, non_blocking=True), [{k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
+
+    def _without_sync(self) -> AbstractContextManager:
+        return self.wrapped.no_sync() if hasattr(self.wrapped, "no_sync") else nullcontext()
+
+    def _descend(self, parts: list[Part]) -> tuple[bool, bool]:
+        """Change the weights along the gradients.
 
         Returns:
             Whether the loss is finite, and whether the weights moved; both on all ranks. Under loss scaling a finite
             loss with overflowing gradients is no fault: the scale is lowered and the step left out.
         """
-        (self.scaler.scale(total) if self.scaler else total).backward()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
-        finite_loss, finite_gradient = everywhere(torch.stack([torch.isfinite(total), torch.isfinite(norm)]))
+        finite = torch.stack([torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]).all()
+        finite_loss, finite_gradient = everywhere(torch.stack([finite, torch.isfinite(norm)]))
         if self.scaler:
             self.scaler.step(self.optimizer)  # leaves the weights alone if a gradient overflowed
             self.scaler.update()
         elif finite_loss and finite_gradient:
             self.optimizer.step()
         return finite_loss, finite_loss and finite_gradient
+
+    def _drop(self, step: int, window: Sequence[Batch], parts: list[Part]) -> None:
+        """Undo what a bad step has done and tell of the batch that is to blame, or of all if only a gradient is bad."""
+        blamed = next((index for index, part in enumerate(parts) if not part.is_finite()), None)
+        part, (images, _) = (parts[-1], window[-1]) if blamed is None else (parts[blamed], window[blamed])
+        reason = part.failure or first_bad_tensor(images, part.outputs, part.losses, self.model)
+        self.statistics.restore()
+        self.optimizer.zero_grad(set_to_none=True)
+        shown = window if blamed is None else [window[blamed]]
+        self.guard.dropped(step, reason, [str(target.get("image_path", "?")) for _, targets in shown for target in targets])
+
+
+def _scaled(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return losses if share == 1 else {name: value * share for name, value in losses.items()}
 
 
 @dataclass
@@ -135,6 +208,18 @@ def seed_step(seed: int, step: int) -> None:
     random.seed(state)
     np.random.seed(state % (1 << 32))
     torch.manual_seed(state)
+
+
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Group batches into those of one optimizer step; the last group of an epoch may be smaller."""
+    window: list[Batch] = []
+    for batch in batches:
+        window.append(batch)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
 
 
 def with_progress(batches: Iterable, description: str, total: int, start: int = 0) -> tqdm:

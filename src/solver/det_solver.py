@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..core.errors import CheckpointError, DataError
+from ..core.durations import KnowsRunLength, RunLength
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
@@ -21,10 +22,11 @@ from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, read_weights
 from .checkpoint import LAST, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
-from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, with_progress
+from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
 from .model_selection import BestModel
 from .numerics import NumericsGuard
+from .phases import Phases, tell_what_learns
 from .stages import TrainingStages
 from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
 
@@ -53,7 +55,7 @@ class DetSolver:
         self.cfg, self.settings, self.device = cfg, cfg.settings, device
         self.output_dir = Path(self.settings.output_dir)
         self.progress = Progress()
-        self.best = BestModel()
+        self.best = BestModel(self.settings.best_metric)
         self.resumed: dict[str, Any] | None = None
         self.writers: list[Writer] = []
 
@@ -72,11 +74,12 @@ class DetSolver:
             self._open_writers()
             self._introduce()
             while self.progress.epoch < self.settings.epochs:
+                epoch = self.progress.epoch
                 self._begin_epoch()
                 meter = self._train_epoch()
                 metrics = self._evaluate()
                 self._keep(metrics)
-                self._report(meter, metrics)
+                self._report(epoch, meter, metrics)
             for writer in self.writers:
                 writer.close()
         barrier()
@@ -138,6 +141,9 @@ class DetSolver:
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
+        known = getattr(self.evaluator, "metric_names", None)
+        if known and self.best.metric not in known:
+            raise ConfigError(f"best_metric is '{self.best.metric}'{did_you_mean(self.best.metric, list(known))}; the evaluator gives {', '.join(known)}")
 
     def _compare_sizes(self, data: Any) -> None:
         """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
@@ -170,17 +176,44 @@ class DetSolver:
         self.model = model.to(self.device)
 
     def _build_training(self) -> None:
-        settings = self.settings
-        self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs)
-        self.optimizer, self.schedule, self.warmup, self.ema = (getattr(self.cfg, name) for name in ("optimizer", "lr_scheduler", "lr_warmup_scheduler", "ema"))
+        """Build all that only training needs; the wrapper for several ranks is made where a phase begins."""
+        settings, cfg = self.settings, self.cfg
+        self.steps_per_epoch = -(-len(self.train_loader) // settings.grad_accum_steps)
+        run = RunLength(settings.epochs, self.steps_per_epoch)
+        criterion = cfg.criterion.to(self.device).train()
+        _tell_run_length(run, self.train_loader, *self.model.modules(), *criterion.modules())
+        self.optimizer = cfg.optimizer
+        self._scale_learning_rates()
+        self.schedule, self.warmup, self.ema, self.anchoring = cfg.lr_scheduler, cfg.lr_warmup_scheduler, cfg.ema, cfg.gram_anchoring
+        _tell_run_length(run, self.schedule, self.warmup, self.ema, self.anchoring)
+        last_thaw = max((group.get("thaw_epoch", 0) for group in self.optimizer.param_groups), default=0)
+        self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
-        self.scaler = self.cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
-        wrapped = self.model
-        if world_size() > 1:
-            wrapped = DistributedDataParallel(self.model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                                              find_unused_parameters=settings.find_unused_parameters, gradient_as_bucket_view=True)
-        self.step = TrainStep(self.model, wrapped, self.cfg.criterion.to(self.device).train(), self.optimizer, self.ema, self.scaler, self.device,
-                              self.amp_dtype, settings.clip_max_norm, NumericsGuard(len(self.train_loader)))
+        self.scaler = cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
+        if self.anchoring:
+            self.anchoring.to(self.device).attach()
+        self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
+                              NumericsGuard(self.steps_per_epoch), settings.grad_accum_exact, self.anchoring)
+        self.phases = Phases(self.step, find_unused_parameters=settings.find_unused_parameters)
+
+    def _scale_learning_rates(self) -> None:
+        """Bring the rates from the batch size that they were chosen for to that of this run, in proportion (Goyal et al., 2017)."""
+        base = self.settings.lr_base_batch_size
+        if base is None:
+            return
+        scheduler = (self.cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
+        if scheduler == "OneCycleLR":
+            raise ConfigError("lr_base_batch_size scales the optimizer's rates, but OneCycleLR brings its own as max_lr; set that by hand and leave "
+                              "lr_base_batch_size out")
+        factor = self.effective_batch_size / base
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        logger.info("learning rates are scaled by %.3g: made for a batch of %d, used with %d", factor, base, self.effective_batch_size)
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images of one optimizer step, over all ranks."""
+        return self.train_loader.total_batch_size * self.settings.grad_accum_steps
 
     def _resume(self) -> None:
         if self.resumed is None:
@@ -203,27 +236,29 @@ class DetSolver:
 
     def _introduce(self) -> None:
         """Say once what is about to happen, with numbers."""
-        parameters = list(self.model.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
         precision = str(self.amp_dtype).removeprefix("torch.") if self.amp_dtype else "float32"
-        logger.info("%s: %.2f M parameters, %.2f M trained, on %s, %d rank(s), %s", type(self.model).__name__,
-                    sum(p.numel() for p in parameters) / 1e6, trainable / 1e6, self.device, world_size(), precision)
-        for group in self.optimizer.param_groups:
-            logger.info("  lr %-9.3g decay %-9.3g %8.3f M in %3d tensors: %s", group["initial_lr"], group["weight_decay"],
-                        sum(p.numel() for p in group["params"]) / 1e6, len(group["params"]), group.get("name", ""))
+        logger.info("%s on %s, %d rank(s), %s", type(self.model).__name__, self.device, world_size(), precision)
         train, val = self.train_loader.dataset, self.val_loader.dataset
         empty = int((train.labels.starts.diff() == 0).sum())
-        logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d, %d steps an epoch, %d epochs",
-                    len(train), empty, len(val), len(self.classes), self.train_loader.total_batch_size, len(self.train_loader), self.settings.epochs)
+        accumulated = f" ({self.settings.grad_accum_steps} x {self.train_loader.total_batch_size})" if self.settings.grad_accum_steps > 1 else ""
+        logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
+                    len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
+        stop = self.stages.stop_epoch
+        if stop is not None and stop >= self.settings.epochs:
+            logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
+                           "nine tenths of the run", stop + 1, self.settings.epochs)
 
     # ---- an epoch ----
 
     def _begin_epoch(self) -> None:
-        """Set what holds from this epoch on, but only where it begins: a resumed run is past it already."""
+        """Set what holds in this epoch; what happens only once at its start is left out where a resumed run is past it."""
         epoch = self.progress.epoch
-        self.train_loader.set_epoch(epoch, self.progress.step)
-        if hasattr(self.step.criterion, "set_epoch"):  # a criterion of a user's own may know no epochs
-            self.step.criterion.set_epoch(epoch)
+        self.train_loader.set_epoch(epoch, self.progress.step * self.settings.grad_accum_steps)
+        for part in (self.step.criterion, self.anchoring):
+            if hasattr(part, "set_epoch"):  # a criterion of a user's own may know no epochs
+                part.set_epoch(epoch)
+        if self.phases.begin(epoch):
+            tell_what_learns(epoch, self.model, self.optimizer, self._scheduled_rates())
         if self.progress.step:
             return
         self.step.guard.start_epoch()
@@ -241,28 +276,34 @@ class DetSolver:
     def _train_epoch(self) -> EpochMeter:
         self.model.train()
         meter, progress = EpochMeter(), self.progress
-        bar = with_progress(self.train_loader, f"epoch {progress.epoch + 1}/{self.settings.epochs}", len(self.train_loader), progress.step)
+        bar = with_progress(windows(self.train_loader, self.settings.grad_accum_steps), f"epoch {progress.epoch + 1}/{self.settings.epochs}",
+                            self.steps_per_epoch, progress.step)
         before = time.perf_counter()
-        for images, targets in bar:
+        for window in bar:
             waited = time.perf_counter() - before
             seed_step(self.seed, 1 + progress.total_steps)
             self._set_learning_rates()
-            losses = self.step(progress.total_steps, images, targets)
+            losses = self.step(progress.total_steps, window)
             progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
             if losses is not None:
-                meter.add(losses, len(images) * world_size(), waited)
+                meter.add(losses, sum(len(images) for images, _ in window) * world_size(), waited)
                 if progress.step % self.settings.print_freq == 0:
                     self._show_step(losses, meter, bar)
             before = time.perf_counter()
         return meter
 
     def _set_learning_rates(self) -> None:
-        """Set each group's rate: the schedule's for this epoch, scaled by warm-up."""
-        factor = self.warmup.factor(self.progress.total_steps) if self.warmup else 1.0
-        initial = [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
-        rates = self.schedule.rates(self.progress.epoch) if self.schedule else initial
-        for group, rate in zip(self.optimizer.param_groups, rates):
-            group["lr"] = rate * factor
+        """Set each group's rate: the schedule's at this step, scaled by warm-up, which begins anew for what thaws."""
+        progress = self.progress
+        for group, rate in zip(self.optimizer.param_groups, self._scheduled_rates()):
+            thaw = group.get("thaw_epoch", 0)
+            learned = (progress.epoch - thaw) * self.steps_per_epoch + progress.step if thaw else progress.total_steps
+            group["lr"] = rate * (self.warmup.factor(max(learned, 0)) if self.warmup else 1.0)
+
+    def _scheduled_rates(self) -> list[float]:
+        if self.schedule is None:
+            return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        return self.schedule.rates(self.progress.epoch, self.progress.step / self.steps_per_epoch)
 
     def _show_step(self, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
         """Write curves and, where no bar is seen, a line; only rank 0 reads its numbers back from the device."""
@@ -275,8 +316,8 @@ class DetSolver:
             writer.write_step(self.progress.total_steps, values)
         bar.set_postfix(loss=f"{total:.2f}", lr=f"{self.optimizer.param_groups[-1]['lr']:.1e}")
         if bar.disable:
-            left = meter.seconds / meter.steps * (len(self.train_loader) - self.progress.step)
-            logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, len(self.train_loader), total,
+            left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
+            logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
                         self.optimizer.param_groups[-1]["lr"], left)
 
     def _evaluate(self) -> dict[str, Any]:
@@ -290,7 +331,10 @@ class DetSolver:
         progress, epoch = self.progress, self.progress.epoch
         weights = (self.ema.module if self.ema is not None else self.model).state_dict()
         improved = self.best.consider(epoch, metrics, weights, self.stages.stage(epoch))
-        progress.epoch, progress.step = epoch + 1, 0
+        progress.epoch, progress.step = self.stages.next_epoch(epoch, self.best.epoch), 0
+        if progress.epoch > epoch + 1:
+            logger.info("no better %s for %d epochs: %s", self.best.metric, self.settings.patience,
+                        "the clean stage begins early" if progress.epoch < self.settings.epochs else "the run ends early")
         if is_main():
             if improved:
                 self.checkpoints.save_best(self._inference_state(weights, epoch, metrics))
@@ -299,8 +343,8 @@ class DetSolver:
             self.checkpoints.save_last(self.state_dict())
         barrier()
 
-    def _report(self, meter: EpochMeter, metrics: dict[str, Any]) -> None:
-        epoch, means = self.progress.epoch - 1, meter.means()
+    def _report(self, epoch: int, meter: EpochMeter, metrics: dict[str, Any]) -> None:
+        means = meter.means()
         if not is_main():
             return
         memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
@@ -310,8 +354,9 @@ class DetSolver:
             "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **_plain(metrics),
             "best_metric": self.best.metric, "best_score": self.best.score, "best_epoch": self.best.epoch,
             "images_per_second": meter.images / max(meter.seconds, 1e-9), "data_wait": meter.waited / max(meter.seconds, 1e-9),
-            "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (self.settings.epochs - epoch - 1),
-            "n_parameters": sum(p.numel() for p in self.model.parameters())}
+            "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (self.settings.epochs - self.progress.epoch),
+            "n_parameters": sum(p.numel() for p in self.model.parameters()),
+            "n_trainable": sum(p.numel() for p in self.model.parameters() if p.requires_grad)}
         for writer in self.writers:
             writer.write_epoch(epoch, record)
 
@@ -351,6 +396,12 @@ class DetSolver:
         meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
         return {"model": weights, "meta": meta}
+
+
+def _tell_run_length(run: RunLength, *parts: Any) -> None:
+    for part in parts:
+        if isinstance(part, KnowsRunLength):
+            part.set_run_length(run)
 
 
 def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:

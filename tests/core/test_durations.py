@@ -8,12 +8,14 @@ from src.core.errors import ConfigError
 RUN = RunLength(epochs=72, steps_per_epoch=100)
 
 
-@pytest.mark.parametrize(("duration", "epochs"), [(5, 5), (0.9, 64), (1.0, 72), ("5 epochs", 5), ("1 epoch", 1), ("500 steps", 5), ("10 %", 7), (0, 0), (0.0, 0)])
+@pytest.mark.parametrize(("duration", "epochs"),
+                         [(5, 5), (0.9, 64), (1.0, 72), ("5 epochs", 5), ("1 epoch", 1), ("500 steps", 5), ("10 %", 7), (0, 0), (0.0, 0)])
 def test_a_length_in_epochs_is_rounded_down(duration, epochs):
     assert RUN.in_epochs(duration, "stop_epoch") == epochs
 
 
-@pytest.mark.parametrize(("duration", "steps"), [(5, 5), (0.1, 720), (1.0, 7200), ("5 epochs", 500), ("0.5 epochs", 50), ("500 steps", 500), ("10 %", 720), (0, 0)])
+@pytest.mark.parametrize(("duration", "steps"),
+                         [(5, 5), (0.1, 720), (1.0, 7200), ("5 epochs", 500), ("0.5 epochs", 50), ("500 steps", 500), ("10 %", 720), (0, 0)])
 def test_a_length_in_steps(duration, steps):
     assert RUN.in_steps(duration, "warmup_duration") == steps
 

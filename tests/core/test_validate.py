@@ -87,7 +87,7 @@ def test_all_faults_are_listed_at_once(tmp_path):
     ("optimizer: {type: AdamW, lr: fast}\n", "optimizer.lr is 'fast', expected a number (config.yml:1)"),
     ("optimizer: {type: AdamW, betas: [0.9]}\n", "optimizer.betas is [0.9], expected a list of numbers (config.yml:1)"),
     ("optimizer: {type: AdamW, params: {params: x}}\n", "optimizer.params is {'params': 'x'}, expected a list of mappings or null (config.yml:1)"),
-    ("lr_scheduler: {type: MultiStepLR, milestones: abc}\n", "lr_scheduler.milestones is 'abc', expected a list of whole numbers (config.yml:1)"),
+    ("lr_scheduler: {type: MultiStepLR, milestones: abc}\n", "lr_scheduler.milestones is 'abc', expected a list of lengths (config.yml:1)"),
     ("ema: {type: ModelEMA, decay: '1e-4'}\n", "ema.decay is '1e-4', expected a number (config.yml:1)"),
 ])
 def test_value_of_a_wrong_type_is_named_with_what_was_expected(tmp_path, text, fault):
@@ -124,7 +124,7 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
     ("DFINE: {backbone: HGNetv3}\n", "DFINE.backbone names 'HGNetv3', which is not registered (config.yml:1); did you mean 'HGNetv2'?"),
     ("DFINE: {backbone: [5]}\n", "DFINE.backbone[0] is 5, expected a registered name or a mapping with 'type' (config.yml:1)"),
     ("train_dataloader: {type: DataLoader}\n", "train_dataloader needs 'dataset', the name of a registered class (config.yml:1)"),
-    ("lr_scheduler: {type: MultiStepLR}\n", "lr_scheduler.milestones is missing, expected a list of whole numbers (config.yml:1)"),
+    ("lr_scheduler: {type: MultiStepLR}\n", "lr_scheduler.milestones is missing, expected a list of lengths (config.yml:1)"),
     (DATASET + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
      "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of whole numbers (config.yml:9)"),
     (DATASET + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",

@@ -93,12 +93,11 @@ def test_first_updates_are_left_out_when_asked_for(net):
     torch.testing.assert_close(ema.module.trained.weight, (before + net.trained.weight) / 2)
 
 
-@pytest.mark.parametrize(("settings", "text"), [({"decay": 1.5}, "decay 1.5"), ({"decay": -0.1}, "decay -0.1"), ({"warmups": -1}, "warmups -1"),
-                                                ({"start": -1}, "start -1")])
+@pytest.mark.parametrize(("settings", "text"), [({"decay": 1.5}, "decay is 1.5, expected 0 to 1"), ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
+                                                ({"warmups": -1}, "warmups is -1, expected a whole"), ({"start": -1}, "start is -1, expected a whole")])
 def test_setting_out_of_range_is_refused(net, settings, text):
-    with pytest.raises(ConfigError, match=r"^ModelEMA: decay .* must be in 0\.\.1, warmups .* and start .* at least 0$") as caught:
+    with pytest.raises(ConfigError, match=f"^ModelEMA.{text}"):
         create({"type": "ModelEMA", **settings}, model=net)
-    assert text in str(caught.value)
 
 
 # ---- what is averaged and what is copied ----

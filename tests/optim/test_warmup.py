@@ -22,5 +22,5 @@ def test_duration_of_one_step_warms_up_nothing():
 
 
 def test_negative_duration_is_refused():
-    with pytest.raises(ConfigError, match="^LinearWarmup.warmup_duration is -1, expected at least 0$"):
+    with pytest.raises(ConfigError, match="^LinearWarmup.warmup_duration is -1, expected a whole number of steps"):
         create({"type": "LinearWarmup", "warmup_duration": -1})

@@ -49,7 +49,7 @@ def same(a, b) -> bool:
 def test_a_step_moves_weights_and_average_and_returns_the_terms():
     step = make_step(Model().train())
     before = snapshot(step)
-    losses = step(0, torch.rand(2, 3, 4, 4), TARGETS)
+    losses = step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
     assert set(losses) == {"loss_a", "loss_b"} and not losses["loss_a"].requires_grad
     assert step.model.weight != before["model"]["weight"] and step.ema.updates == 1
 
@@ -58,7 +58,7 @@ def test_the_gradient_is_clipped():
     model = Model().train()
     step = make_step(model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1)
     before = {k: v.clone() for k, v in model.named_parameters()}
-    step(0, torch.rand(2, 3, 4, 4), TARGETS)
+    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
     moved = torch.cat([(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]).norm().item()
     assert moved == pytest.approx(0.1 * 0.1, rel=1e-4)
 
@@ -66,7 +66,7 @@ def test_the_gradient_is_clipped():
 def test_a_loss_that_is_not_finite_changes_nothing(caplog):
     step = make_step(Model().train())
     before = snapshot(step)
-    assert step(3, torch.full((2, 3, 4, 4), float("nan")), TARGETS) is None
+    assert step(3, [(torch.full((2, 3, 4, 4), float("nan")), TARGETS)]) is None
     assert same(before, snapshot(step))
     assert "step 3 dropped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
 
@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine
 
     step = make_step(Model().train(), no_slope_at_zero)
     before = snapshot(step)
-    assert step(3, torch.rand(2, 3, 4, 4), TARGETS) is None
+    assert step(3, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
     assert same(before, snapshot(step))
     assert "gradient of" in caplog.text
 
@@ -88,7 +88,7 @@ def test_an_error_of_the_criterion_about_numbers_drops_the_step(caplog):
 
     step = make_step(Model().train(), broken)
     before = snapshot(step)
-    assert step(0, torch.rand(2, 3, 4, 4), TARGETS) is None
+    assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
     assert same(before, snapshot(step)) and "matching cost_class is not finite for image 0" in caplog.text
 
 
@@ -100,7 +100,7 @@ def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
             seen.append((images @ images.mT).dtype)
             return super().forward(images)
 
-    make_step(Watching().train(), amp_dtype=torch.bfloat16)(0, torch.rand(2, 3, 4, 4), TARGETS)
+    make_step(Watching().train(), amp_dtype=torch.bfloat16)(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
     assert seen == [torch.bfloat16]
 
 

@@ -20,6 +20,8 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR
 class CocoEvaluator:
     """Collects detections by image id and scores them with faster-coco-eval."""
 
+    metric_names = METRICS
+
     def __init__(self, coco_gt: Mapping[str, Any], iou_types: Sequence[Literal["bbox"]] = ("bbox",)) -> None:
         """Store the truth.
 

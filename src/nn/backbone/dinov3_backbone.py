@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...core.contracts import Learning
+from ...core.durations import Duration, RunLength, settled
 from ...core.errors import CheckpointError, ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ...runtime.distributed import main_first
@@ -47,8 +49,9 @@ class DINOv3Backbone(nn.Module):
     __extra_arguments__ = staticmethod(_timm_arguments)
 
     def __init__(self, model_name: str = "dinov3_small", *, pretrained: bool = True, checkpoint_path: str | None = None,
-                 out_channels: int = 256, feat_strides: Sequence[int] = STRIDES, freeze_backbone: bool = False,
-                 tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
+                 out_channels: int = 256, feat_strides: Sequence[int] = STRIDES, freeze_backbone: bool = False, freeze_backbone_epochs: Duration = 0,
+                 unfreeze_blocks: int | None = None, unfreeze_plan: Sequence[Sequence[Duration]] | None = None, unfreeze_lr_factor: float = 1.0,
+                 layer_decay: float = 1.0, tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
                  upsample_mode: Literal["bilinear", "nearest"] = "bilinear", position_encoding: bool = False, detail_channels: int = 16,
                  gradient_checkpointing: bool = False, rope_rescale_coords: float | None = None, drop_path: float = 0.0,
                  image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD, **vit_arguments: Any) -> None:
@@ -61,6 +64,13 @@ class DINOv3Backbone(nn.Module):
             out_channels: channels of each map.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
+            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 for never.
+            unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT. Patch embedding and
+                tokens thaw only with the first block.
+            unfreeze_plan: in place of the two above, any number of phases: pairs of (when, last blocks that train from then on).
+            unfreeze_lr_factor: factor on the learning rate of what thaws during the run.
+            layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al., 2022): block i of the n
+                that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the final norm 1.
             tap_blocks: blocks to read, 0-based, ascending; None for three, evenly spaced up to the last.
             tap_norm: LayerNorm before the adapter: the ViT's "final" one on every tap, each tap's "own" new one, or "none".
             upsample_mode: how stride 8 is made from stride 16.
@@ -91,8 +101,13 @@ class DINOv3Backbone(nn.Module):
         self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
         if gradient_checkpointing:
             self.vit.set_grad_checkpointing(True)
+        self.unfreeze_lr_factor, self.layer_decay = unfreeze_lr_factor, layer_decay
+        if unfreeze_lr_factor <= 0 or not 0 < layer_decay <= 1:
+            raise ConfigError(f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
+                              f"at most 1")
+        self._phases = _read_phases(depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)
         self.trainable_blocks = 0
-        self.set_trainable_blocks(0 if freeze_backbone else depth)
+        self.set_trainable_blocks(self._phases[0][1])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, out_channels, H/s, W/s]` for each stride s."""
@@ -101,6 +116,48 @@ class DINOv3Backbone(nn.Module):
             taps = self.vit.forward_intermediates(images, indices=self.tap_blocks, norm=self.tap_norm == "final", stop_early=True,
                                                   output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
         return self.adapter(taps, images)
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle when blocks thaw.
+
+        Raises:
+            ConfigError: if a phase does not begin after the one before it.
+        """
+        self._phases = [(run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases]
+        starts = [when for when, _ in self._phases]
+        if starts != sorted(set(starts)):
+            raise ConfigError(f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Train the blocks that are due in an epoch (from 0)."""
+        due = [blocks for when, blocks in self._phases if self._settled(when) <= epoch][-1]
+        if due != self.trainable_blocks:
+            self.set_trainable_blocks(due)
+
+    def learning_plan(self) -> dict[str, Learning]:
+        """Tell for every parameter of the ViT that is ever trained, by its name here, from which epoch on and how fast."""
+        present, plan = self.trainable_blocks, {}
+        for when, blocks in self._phases:
+            self.set_trainable_blocks(blocks)
+            factor = self.unfreeze_lr_factor if when else 1.0
+            for name, parameter in self.vit.named_parameters():
+                if parameter.requires_grad:
+                    plan.setdefault(f"vit.{name}", Learning(self._settled(when), factor * self._depth_factor(name)))
+        self.set_trainable_blocks(present)
+        return plan
+
+    def _settled(self, when: Duration) -> int:
+        epoch = settled(when, "DINOv3Backbone.unfreeze_plan", "epochs")
+        if epoch is None:
+            raise ConfigError(f"DINOv3Backbone: a phase begins at {when!r} of the run, whose length has not been told (set_run_length)")
+        return epoch
+
+    def _depth_factor(self, name: str) -> float:
+        """Factor of layer-wise decay for a parameter of the ViT."""
+        running = self.tap_blocks[-1] + 1
+        if name.startswith("blocks."):
+            return self.layer_decay ** (running - int(name.split(".")[1]))
+        return 1.0 if name.startswith("norm.") else self.layer_decay ** (running + 1)
 
     def set_trainable_blocks(self, count: int) -> None:
         """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
@@ -176,6 +233,29 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
         raise ConfigError(f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
                           f"rotary position codes turn pairs of channels in two directions")
     return vit
+
+
+def _read_phases(depth: int, frozen: bool, frozen_epochs: Duration, blocks: int | None,
+                 plan: Sequence[Sequence[Duration]] | None) -> list[tuple[Duration, int]]:
+    """Return (when, last blocks that train from then on) for each phase, the first from epoch 0."""
+    has_phase_a = settled(frozen_epochs, "DINOv3Backbone.freeze_backbone_epochs", "epochs") != 0
+    if sum((frozen, has_phase_a, plan is not None)) > 1:
+        raise ConfigError("DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; give one of them")
+    if plan is None:
+        phases = [(0, 0), (frozen_epochs, depth if blocks is None else blocks)] if has_phase_a else [(0, 0 if frozen else depth)]
+    else:
+        if blocks is not None:
+            raise ConfigError("DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out")
+        phases = [tuple(phase) for phase in plan]
+        if not phases or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in phases):
+            raise ConfigError(f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
+                              f"such as [[10, 4], [20, 12]]")
+        starts = [settled(when, "DINOv3Backbone.unfreeze_plan", "epochs") for when, _ in phases]
+        phases = phases if starts[0] == 0 else [(0, 0), *phases]
+    counts = [count for _, count in phases]
+    if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= depth:
+        raise ConfigError(f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {depth} that do not fall")
+    return phases
 
 
 def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:

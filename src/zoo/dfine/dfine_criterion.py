@@ -114,11 +114,22 @@ class DFINECriterion(nn.Module):
 
     @torch.no_grad()
     def count(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[int, int]:
-        """Return this batch's numbers of objects and of pairs in the union of matchings, from which `Normalizers` are made."""
+        """Return this batch's numbers of objects and of pairs in the union of matchings, for `window_normalizers`."""
         batch = _join(targets)
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             pairs = self._match(matching_heads(outputs, self.reg_max + 1), batch)
         return len(batch.labels), len(unite(pairs).query)
+
+    def window_normalizers(self, counts: Sequence[tuple[int, int]], images: Sequence[int], device: torch.device) -> list[Normalizers]:
+        """Return what each batch of an accumulation window is normalised by, so that the losses of all add up to those of one batch.
+
+        Args:
+            counts: from `count`, for each batch.
+            images: in each batch; the distillation terms, which are means, count by it.
+            device: where the losses are.
+        """
+        whole = all_rank_normalizers(*(sum(column) for column in zip(*counts)), device)
+        return [whole._replace(share=number / sum(images)) for number in images]
 
     def _terms(self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None) -> Iterator[tuple[str, Tensor]]:
         stacks = matching_heads(outputs, self.reg_max + 1)
@@ -192,12 +203,12 @@ class DFINECriterion(nn.Module):
             yield term + suffix, value
 
 
-def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device, *, share: float = 1.0) -> Normalizers:
+def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device) -> Normalizers:
     """Return the mean counts over ranks, at least 1, without a transfer to the host."""
     if world_size() == 1:
-        return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0), share)
+        return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
     counts = sum_over_ranks(torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)) / world_size()
-    return Normalizers(*counts.clamp(min=1).unbind(), share)
+    return Normalizers(*counts.clamp(min=1).unbind())
 
 
 def _join(targets: list[dict[str, Tensor]]) -> _Batch:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ...core.durations import Duration, RunLength, settled
 from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import box_iou, cxcywh_to_xyxy, pairwise_l1_and_giou
 from .matching import Pairs, solve_assignments
+
+_CHANGE = "HungarianMatcher.matcher_change_epoch"
 
 COSTS = ("cost_class", "cost_bbox", "cost_giou")
 
@@ -31,7 +34,7 @@ class HungarianMatcher(nn.Module):
     __share__ = ["use_focal_loss"]
 
     def __init__(self, weight_dict: Mapping[str, float], use_focal_loss: bool = False, alpha: float = 0.25, gamma: float = 2.0,
-                 matcher_change_epoch: int | None = None, iou_order_alpha: float = 4.0) -> None:
+                 matcher_change_epoch: Duration | None = None, iou_order_alpha: float = 4.0) -> None:
         """Store the weights.
 
         Args:
@@ -47,8 +50,14 @@ class HungarianMatcher(nn.Module):
             raise ConfigError(f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all zero")
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
-        self.matcher_change_epoch, self.iou_order_alpha = matcher_change_epoch, iou_order_alpha
+        self.matcher_change_epoch, self.iou_order_alpha = settled(matcher_change_epoch, _CHANGE, "epochs"), iou_order_alpha
+        self._change = matcher_change_epoch
         self.late = False
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle when the cost changes, if that depends on the run's length."""
+        if self._change is not None:
+            self.matcher_change_epoch = run.in_epochs(self._change, _CHANGE)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""
