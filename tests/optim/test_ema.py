@@ -211,3 +211,10 @@ def test_restart_does_not_repeat_the_ramp(net):
     ema.updates = 5000
     ema.restart(net.state_dict(), 0.5)
     assert ema.current_decay() == pytest.approx(0.5 * (1 - math.exp(-5.001)))
+
+
+@pytest.mark.parametrize(("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)])
+def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
+    ema = create({"type": "ModelEMA", "decay": 0.9, "warmups": warmups}, model=net)
+    ema.set_run_length(RunLength(10, 100))
+    assert ema.current_decay() == pytest.approx(0.9 * (1 - math.exp(-1 / steps)))

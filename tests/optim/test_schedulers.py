@@ -5,6 +5,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from src.core.build import create
+from src.core.durations import RunLength
 from src.core.errors import ConfigError
 
 
@@ -72,3 +73,65 @@ def test_schedule_that_divides_by_zero_is_refused():
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="^OneCycleLR cannot be built: You must define either total_steps OR"):
         create({"type": "OneCycleLR", "max_lr": 0.1}, optimizer=optimizer(0.1))
+
+
+# ---- lengths that depend on the run's ----
+
+@pytest.mark.parametrize("milestones", [[0.3, 0.7], ["3 epochs", "70 steps"], ["30 %", 7]])
+def test_milestones_may_be_shares_of_the_run(milestones):
+    schedule = create({"type": "MultiStepLR", "milestones": milestones}, optimizer=optimizer(0.1))
+    schedule.set_run_length(RunLength(10, 10))
+    assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx([0.1] * 3 + [0.01] * 4 + [0.001] * 3)
+
+
+def test_the_length_of_a_cosine_may_be_the_whole_run():
+    schedule = create({"type": "CosineAnnealingLR", "T_max": 1.0}, optimizer=optimizer(0.1, 0.02))
+    schedule.set_run_length(RunLength(12, 5))
+    assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch("CosineAnnealingLR", {"T_max": 12}, 12)
+
+
+def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
+    schedule = create({"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1))
+    before = [schedule.rates(epoch) for epoch in range(6)]
+    schedule.set_run_length(RunLength(72, 100))
+    assert [schedule.rates(epoch) for epoch in range(6)] == before
+
+
+# ---- flat, then cosine ----
+
+def flat_cosine(**settings):
+    schedule = create({"type": "FlatCosineLR", **settings}, optimizer=optimizer(0.1, 0.02))
+    schedule.set_run_length(RunLength(20, 10))
+    return schedule
+
+
+def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
+    schedule = flat_cosine(flat_epochs=10, end_epoch=18, lr_gamma=0.5)
+    assert {schedule.rates(epoch)[0] for epoch in range(11)} == {0.1}
+    assert schedule.rates(14)[0] == pytest.approx(0.075)
+    assert [schedule.rates(epoch)[0] for epoch in (18, 19)] == pytest.approx([0.05, 0.05])
+
+
+def test_cosine_moves_within_an_epoch():
+    schedule = flat_cosine(flat_epochs=10, end_epoch=20, lr_gamma=0.0)
+    rates = [schedule.rates(12, share / 10)[0] for share in range(10)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:]))
+    assert schedule.rates(12, 1.0) == pytest.approx(schedule.rates(13))
+
+
+def test_cosine_scales_all_groups_alike():
+    rates = flat_cosine(flat_epochs=0.25, end_epoch=0.9).rates(12)
+    assert rates[0] / 0.1 == pytest.approx(rates[1] / 0.02)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"flat_epochs": 0.9, "end_epoch": 0.5}, "the flat part ends in epoch 18, the cosine in epoch 10 of 20"),
+                                                   ({"lr_gamma": 1.5}, "lr_gamma is 1.5, expected 0 to 1"),
+                                                   ({"flat_epochs": -1}, "flat_epochs is -1, expected a whole number of epochs")])
+def test_a_cosine_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        flat_cosine(**settings)
+
+
+def test_a_cosine_in_a_run_of_unknown_length_is_refused_and_not_guessed():
+    with pytest.raises(ConfigError, match="depend on that of the run, which has not been told"):
+        create({"type": "FlatCosineLR"}, optimizer=optimizer(0.1)).rates(0)
