@@ -56,6 +56,7 @@ COMPONENTS = {
     "CosineAnnealingLR": "T_max eta_min",
     "OneCycleLR": "max_lr total_steps epochs steps_per_epoch pct_start anneal_strategy div_factor final_div_factor",
     "LinearWarmup": "warmup_duration",
+    "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
 }
 
 TOP_LEVEL_KEYS = [
