@@ -15,6 +15,9 @@ from .weight_files import checked_path, read_tensor_file
 COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
 """Tables that a model computes for its input size; a file for another size has others."""
 
+LORA_KEYS = (".lora_down", ".lora_up")
+"""Ends of the keys of LoRA factors (`src/nn/lora.py`)."""
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -54,16 +57,13 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def load_strictly(model: nn.Module, file: WeightFile) -> None:
-    """Fill a model, every key accounted for.
+    """Fill a model, every key accounted for; to a model with LoRA, a file without it brings no change.
 
     Raises:
         CheckpointError: with the keys that are missing, unexpected or of another shape; a differing number of
             classes is named as such.
     """
-    weights, own = without_foreign_tables(file.weights, model), model.state_dict()
-    for key in COMPUTED_KEYS:
-        if key in own:
-            weights.setdefault(key, own[key])
+    weights, own = completed(file.weights, model), model.state_dict()
     theirs, ours = class_count(weights), class_count(own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes")
@@ -72,10 +72,20 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     model.load_state_dict(weights)
 
 
-def without_foreign_tables(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Leave out computed tables that were made for another input size."""
+def completed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Take from the model what a file need not hold: computed tables of its input size and, if the file has none, LoRA factors.
+
+    Those become "no change" (`lora_up` is zero): the file's weights are plain or have theirs folded in.
+    """
     own = model.state_dict()
-    return {k: v for k, v in weights.items() if k not in COMPUTED_KEYS or (k in own and own[k].shape == v.shape)}
+    result = {k: v for k, v in weights.items() if k not in COMPUTED_KEYS or (k in own and own[k].shape == v.shape)}
+    plain = not any(key.endswith(LORA_KEYS) for key in weights)
+    for key, value in own.items():
+        if key in COMPUTED_KEYS:
+            result.setdefault(key, value)
+        elif plain and key.endswith(LORA_KEYS):
+            result[key] = torch.zeros_like(value) if key.endswith(".lora_up") else value
+    return result
 
 
 def class_count(weights: dict[str, Tensor]) -> int | None:

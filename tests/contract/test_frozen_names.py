@@ -20,8 +20,8 @@ COMPONENTS = {
     "DFINE": "backbone encoder decoder",
     "HGNetv2": "name use_lab return_idx freeze_stem_only freeze_at freeze_norm pretrained local_model_dir",
     "DINOv3Backbone": "model_name pretrained checkpoint_path out_channels feat_strides freeze_backbone tap_blocks tap_norm upsample_mode"
-                      " position_encoding detail_channels gradient_checkpointing rope_rescale_coords drop_path image_mean image_std"
-                      " embed_dim depth num_heads mlp_ratio init_values num_reg_tokens swiglu_mlp qkv_bias",
+                      " position_encoding detail_channels gradient_checkpointing rope_rescale_coords drop_path lora_rank lora_alpha lora_targets"
+                      " image_mean image_std embed_dim depth num_heads mlp_ratio init_values num_reg_tokens swiglu_mlp qkv_bias",
     "HybridEncoder": "in_channels feat_strides hidden_dim nhead dim_feedforward dropout enc_act use_encoder_idx num_encoder_layers"
                      " pe_temperature expansion depth_mult act eval_spatial_size",
     "DFINETransformer": "num_classes hidden_dim num_queries feat_channels feat_strides num_levels num_points nhead num_layers dim_feedforward"
@@ -56,6 +56,7 @@ COMPONENTS = {
     "CosineAnnealingLR": "T_max eta_min",
     "OneCycleLR": "max_lr total_steps epochs steps_per_epoch pct_start anneal_strategy div_factor final_div_factor",
     "LinearWarmup": "warmup_duration",
+    "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
 }
 
 TOP_LEVEL_KEYS = [

@@ -16,7 +16,8 @@ from ...core.errors import CheckpointError, ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ...runtime.distributed import main_first
 from ...runtime.log import logger
-from .dinov3_weights import OFFICIAL_FILES, load_dinov3_weights
+from ..lora import add_lora, freeze_all_but_lora
+from .dinov3_weights import OFFICIAL_FILES, load_dinov3_weights, refuse_misfits
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .timm_weights import timm_state_dict
 
@@ -54,6 +55,7 @@ class DINOv3Backbone(nn.Module):
                  layer_decay: float = 1.0, tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
                  upsample_mode: Literal["bilinear", "nearest"] = "bilinear", position_encoding: bool = False, detail_channels: int = 16,
                  gradient_checkpointing: bool = False, rope_rescale_coords: float | None = None, drop_path: float = 0.0,
+                 lora_rank: int = 0, lora_alpha: float | None = None, lora_targets: Sequence[str] = ("attention", "mlp"),
                  image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD, **vit_arguments: Any) -> None:
         """Build the layers; `load_pretrained` reads the weights.
 
@@ -79,17 +81,23 @@ class DINOv3Backbone(nn.Module):
             gradient_checkpointing: compute blocks again in the backward pass; less memory, more time.
             rope_rescale_coords: train with RoPE coordinates scaled by a factor from 1/r to r; None, the default, for not.
             drop_path: stochastic depth of the last block; earlier ones get proportionally less.
+            lora_rank: of a low-rank change that is trained instead of the ViT's own weights (`src/nn/lora.py`); 0 for none.
+            lora_alpha: that change is scaled by alpha / rank; None for the rank.
+            lora_targets: what it acts on: "attention" (or qkv, proj), "mlp" (or fc1, fc2).
             image_mean: mean of each channel in 0..1, subtracted here.
             image_std: deviation of each channel, divided by here.
             vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads, for small models.
 
         Raises:
-            ConfigError: if the model, a tapped block or a stride does not exist.
+            ConfigError: if the model, a tapped block, a stride or a target of LoRA does not exist, or its rank is out of range.
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
         self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
         self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
+        self.lora_rank = lora_rank
+        if lora_rank:
+            add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
         depth = len(self.vit.blocks)
         self.tap_blocks = _check_taps(tap_blocks, depth)
         self.tap_norm = tap_norm
@@ -112,10 +120,13 @@ class DINOv3Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, out_channels, H/s, W/s]` for each stride s."""
         images = (images - self.image_mean) / self.image_std
+        return self.adapter(self.taps_of(self.vit, images), images)
+
+    def taps_of(self, vit: nn.Module, images: Tensor) -> list[Tensor]:
+        """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit` or one like it."""
         with self._precision(images):
-            taps = self.vit.forward_intermediates(images, indices=self.tap_blocks, norm=self.tap_norm == "final", stop_early=True,
-                                                  output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
-        return self.adapter(taps, images)
+            return vit.forward_intermediates(images, indices=self.tap_blocks, norm=self.tap_norm == "final", stop_early=True,
+                                             output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
 
     def set_run_length(self, run: RunLength) -> None:
         """Settle when blocks thaw.
@@ -163,7 +174,7 @@ class DINOv3Backbone(nn.Module):
         """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
 
         Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and, since
-        nothing before them needs a gradient, without a graph.
+        nothing before them needs a gradient, without a graph. With LoRA only the factors of these blocks are trained.
         """
         depth = len(self.vit.blocks)
         if not 0 <= count <= depth:
@@ -174,6 +185,8 @@ class DINOv3Backbone(nn.Module):
             block.requires_grad_(True)
         self.vit.norm.requires_grad_(count > 0 and self.tap_norm == "final")
         self.vit.blocks[self.tap_blocks[-1] + 1:].requires_grad_(False)  # blocks after the last tap do not run
+        if self.lora_rank:
+            freeze_all_but_lora(self.vit)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DINOv3Backbone:
@@ -191,30 +204,47 @@ class DINOv3Backbone(nn.Module):
         Raises:
             CheckpointError: if there is neither a file nor a network, or the file does not fit.
         """
-        if not self.pretrained:
-            return
-        base_name = self.model_name.split(".")[0].removesuffix("_qkvb")
-        file = self.checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
-        path = Path(file).expanduser()
-        if path.exists() or "://" in file:
-            report = load_dinov3_weights(self.vit, file, self.model_name)
-            logger.info("DINOv3: %s", report)
-            return
-        try:
-            with main_first():
-                weights = timm_state_dict(self.model_name)
-        except CheckpointError as error:
-            raise CheckpointError(f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
-                                  f"file of {base_name} there, name another with -u DINOv3Backbone.checkpoint_path=FILE, or start "
-                                  f"without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)") from None
-        self.vit.load_state_dict(weights)
-        logger.info("DINOv3: loaded %d of %d tensors that timm publishes for %s", len(weights), len(self.vit.state_dict()), self.model_name)
+        if self.pretrained:
+            load_published_weights(self.vit, self.model_name, self.checkpoint_path, setting="DINOv3Backbone.checkpoint_path",
+                                   without="start without it: -u DINOv3Backbone.pretrained=False")
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
         """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
         kind = images.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         return torch.autocast(kind, enabled=False) if half else nullcontext()
+
+
+def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str | None, *, setting: str, without: str) -> None:
+    """Fill a ViT with the weights that DINOv3 was published with, and report.
+
+    Args:
+        vit: timm's model; a LoRA change in it becomes zero.
+        model_name: its name at timm.
+        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are taken.
+        setting: where a user names the file, for messages.
+        without: how a user does without, for messages.
+
+    Raises:
+        CheckpointError: if there is neither a file nor a network, or the weights do not fit.
+    """
+    base_name = model_name.split(".")[0].removesuffix("_qkvb")
+    file = checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
+    path = Path(file).expanduser()
+    if path.exists() or "://" in file:
+        report = load_dinov3_weights(vit, file, model_name)
+        logger.info("DINOv3: %s", report)
+        return
+    try:
+        with main_first():
+            weights = timm_state_dict(model_name)
+    except CheckpointError as error:
+        raise CheckpointError(f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
+                              f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
+                              f"(weights/README.md says where the files are)") from None
+    refuse_misfits(weights, vit, "what timm publishes", model_name)
+    vit.load_state_dict(weights)
+    logger.info("DINOv3: loaded all %d tensors that timm publishes for %s", len(weights), model_name)
 
 
 def _build_vit(name: str, **arguments: Any) -> nn.Module:

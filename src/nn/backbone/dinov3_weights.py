@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
+from ..lora import merged_state_dict
 
 OFFICIAL_FILES = {
     "vit_small_patch16_dinov3": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
@@ -60,7 +61,7 @@ def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str) -> Lo
     """Fill a timm ViT from a DINOv3 file, strictly.
 
     Args:
-        vit: timm's model.
+        vit: timm's model; a LoRA change in it becomes zero.
         path: file in Meta's, timm's or Hugging Face's layout; .pth or .safetensors.
         model_name: timm's name of `vit`, for messages.
 
@@ -76,11 +77,11 @@ def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str) -> Lo
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
     converted, remarks = fit_biases(convert_to_timm(state, layout), vit, path, model_name)
-    _refuse_misfits(converted, vit.state_dict(), path, model_name)
+    refuse_misfits(converted, vit, path, model_name)
     vit.load_state_dict(converted)
     if claimed:
         remarks.append("as its name says")
-    return LoadReport(path, layout, len(converted), len(vit.state_dict()), digest, tuple(remarks))
+    return LoadReport(path, layout, len(converted), len(merged_state_dict(vit)), digest, tuple(remarks))
 
 
 def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
@@ -183,7 +184,13 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _refuse_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, model_name: str) -> None:
+def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, model_name: str) -> None:
+    """Compare a state dict from `path` with a ViT, LoRA aside.
+
+    Raises:
+        CheckpointError: naming the sizes of both, or the keys that differ.
+    """
+    wanted = merged_state_dict(vit)
     odd = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if not (odd or missing or unexpected):

@@ -384,3 +384,19 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatc
     monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {})
     backbone.load_pretrained()
     assert torch.equal(backbone.vit.cls_token, source.vit.cls_token)
+
+
+def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_path):
+    source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: source.vit.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        backbone.load_pretrained()
+    assert str(caught.value) == f"what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; {PLAIN} has width 32, 2 blocks, patch 16"
+
+
+def test_taps_of_a_second_vit_are_read_as_the_backbone_reads_its_own():
+    backbone, other, images = small_backbone().eval(), small_backbone().eval(), torch.rand(1, 3, 32, 64)
+    expected, _ = seen_by(other.adapter, lambda: other(images))
+    for ours, theirs in zip(backbone.taps_of(other.vit, (images - IMAGENET_MEAN) / IMAGENET_STD), expected):
+        torch.testing.assert_close(ours, theirs)

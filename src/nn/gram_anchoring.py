@@ -1,0 +1,191 @@
+"""Gram anchoring (DINOv3, Siméoni et al., 2025): a ViT that is tuned keeps the similarities between its patches.
+
+A frozen copy of the published ViT is the teacher. It belongs to the training, not to the detector: neither parameters, checkpoints
+nor averages of the model know of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.durations import Duration, RunLength, settled
+from ..core.errors import ConfigError
+from ..core.registry import register
+from .backbone.dinov3_backbone import DINOv3Backbone, load_published_weights
+from .lora import LoRALinear
+
+
+@register()
+class GramAnchoring:
+    """A loss for the DINOv3 backbone of a detector, computed from what the model's last forward pass gave.
+
+    `attach` once, then call after each forward pass; `set_epoch` moves the weight along its schedule.
+    """
+
+    __load__ = "load_teacher"
+
+    def __init__(self, model: nn.Module, weight: float | Sequence[Sequence] = 100.0, num_tokens: int | None = 512, all_taps: bool = False,
+                 checkpoint_path: str | None = None) -> None:
+        """Store; `load_teacher` reads the weights.
+
+        Args:
+            model: the unwrapped detector.
+            weight: of the loss; or pairs of a length of training and a weight, such as [[0, 100], ["50 %", 0]], with straight lines between.
+            num_tokens: as many patches are drawn for each step, the same in all images; None for all.
+            all_taps: compare all blocks that the adapter reads, and not the last one alone.
+            checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
+
+        Raises:
+            ConfigError: if the model has no DINOv3 backbone, or a value is out of range.
+        """
+        if num_tokens is not None and num_tokens < 1:
+            raise ConfigError(f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1")
+        self._backbone = _backbone_of(model)
+        self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
+        self.teacher: nn.Module | None = None
+        self._lengths, self._weights = _read_schedule(weight)
+        self.weight = self._weights[0]
+        epochs = [settled(length, "GramAnchoring.weight", "epochs") for length in self._lengths]
+        if None not in epochs:
+            self._settle(epochs)
+        self._recorder, self._hook = _Recorder(), None
+
+    def load_teacher(self) -> None:
+        """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts from.
+
+        Raises:
+            CheckpointError: if there is neither a file nor a network, or the weights do not fit.
+        """
+        vit = copy.deepcopy(self._backbone.vit)
+        for layer in list(vit.modules()):
+            if isinstance(layer, LoRALinear):
+                layer.convert_to_deploy()
+        vit.set_grad_checkpointing(False)
+        load_published_weights(vit, self._backbone.model_name, self.checkpoint_path or self._backbone.checkpoint_path,
+                               setting="gram_anchoring.checkpoint_path", without="train without Gram anchoring: -u gram_anchoring=~")
+        self.teacher = vit.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> GramAnchoring:
+        """Move the teacher."""
+        self.teacher.to(device)
+        return self
+
+    def attach(self) -> None:
+        """Begin to watch the model; a copy of it that is made later is not watched."""
+        self.detach()
+        self._hook = self._backbone.adapter.register_forward_pre_hook(self._recorder)
+
+    def detach(self) -> None:
+        """Stop watching the model, and forget what was seen."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._recorder.seen = None
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle the lengths of the weight's schedule.
+
+        Raises:
+            ConfigError: if they do not ascend.
+        """
+        self._settle([run.in_epochs(length, "GramAnchoring.weight") for length in self._lengths])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the weight of an epoch, 0-based."""
+        self.weight = float(np.interp(epoch, self._epochs, self._weights))
+
+    def __call__(self) -> Tensor | None:
+        """Return the weighted loss of the last forward pass, a float32 scalar, and forget that pass.
+
+        None if no gradient reaches the ViT (frozen, evaluation), if the weight is zero or nothing was seen.
+        """
+        seen, self._recorder.seen = self._recorder.seen, None
+        if seen is None or not self.weight:
+            return None
+        device = seen.images.device
+        with torch.no_grad(), torch.autocast(device.type, seen.autocast_dtype, seen.autocast):
+            references = self._backbone.taps_of(self.teacher, seen.images)
+        first = 0 if self.all_taps else -1
+        num_patches = references[-1].shape[-2:].numel()
+        drawn = None
+        if self.num_tokens is not None and self.num_tokens < num_patches:
+            drawn = torch.randperm(num_patches, device=device)[:self.num_tokens]
+        losses = [gram_distance(student, teacher, drawn) for student, teacher in zip(seen.taps[first:], references[first:])]
+        return self.weight * torch.stack(losses).mean()
+
+    def _settle(self, epochs: list[int]) -> None:
+        if epochs != sorted(epochs):
+            raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
+        self._epochs = epochs
+        self.set_epoch(0)
+
+
+def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
+    """Compare the cosine similarities between patches: mean over images and pairs of (X_S X_S^T - X_G X_G^T)^2, in float32.
+
+    This is L_Gram (equation 2) with, as in its authors' code, the mean in place of the sum.
+
+    Args:
+        student: features `[B, D, h, w]`.
+        teacher: features `[B, D', h, w]`.
+        drawn: indices `[P]` of the patches to compare, row by row 0..h*w-1; None for all.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        grams = []
+        for maps in (student, teacher):
+            tokens = F.normalize(maps.flatten(2).float(), dim=1)  # [B, D, h*w]
+            tokens = tokens if drawn is None else tokens[..., drawn]
+            grams.append(tokens.transpose(1, 2) @ tokens)  # [B, P, P]
+        return F.mse_loss(*grams)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the adapter got, and the precision in which it was made."""
+
+    taps: list[Tensor]
+    images: Tensor
+    autocast: bool
+    autocast_dtype: torch.dtype
+
+
+class _Recorder:
+    """A hook before the adapter. It keeps the inputs of its last pass if a gradient will flow to the last tap."""
+
+    def __init__(self) -> None:
+        self.seen: _Seen | None = None
+
+    def __call__(self, adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
+        taps, images = arguments
+        kind = images.device.type
+        self.seen = _Seen(taps, images, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) if taps[-1].requires_grad else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _record_nothing
+
+
+def _record_nothing(adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
+    """Stand in for the hook in copies of a model."""
+
+
+def _backbone_of(model: nn.Module) -> DINOv3Backbone:
+    found = [module for module in model.modules() if isinstance(module, DINOv3Backbone)]
+    if len(found) != 1:
+        raise ConfigError(f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has {len(found)}")
+    return found[0]
+
+
+def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
+    """Return lengths of training and the weights that hold there."""
+    pairs = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
+    if not pairs or not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0 for pair in pairs):
+        raise ConfigError(f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
+                          f"[[0, 100], ['50 %', 0]]")
+    return [length for length, _ in pairs], [float(value) for _, value in pairs]

@@ -1,0 +1,151 @@
+"""Low-rank adaptation (LoRA, Hu et al., 2021): a pretrained ViT stays as it is, small factors beside its matrices are trained.
+
+Separate from the backbone, since it is about linear layers: where they sit in timm's ViT is all it knows of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+
+_LAYERS = {
+    "qkv": ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    "proj": ("attn.proj",),
+    "fc1": ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
+    "fc2": ("mlp.fc2",),
+}
+"""Target -> the layers of a block that it may mean; fused and separate projections, plain and gated feed-forward."""
+
+_GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
+
+_FACTORS = ("lora_down", "lora_up")
+
+
+class LoRALinear(nn.Linear):
+    """A frozen linear layer and a trained low-rank change: W x + b + alpha / rank * B A x (equation 3 of the paper).
+
+    `weight` and `bias` keep their names, so weights of a plain model load: they mean "no change". A is `lora_down`
+    `[rank, in]`, drawn as in the paper's code, B is `lora_up` `[out, rank]` and starts at zero.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rank: int, alpha: float, **factory: Any) -> None:
+        """Build a layer without change.
+
+        Args:
+            in_features: length of an input.
+            out_features: length of an output.
+            bias: the frozen layer has one.
+            rank: of the change, from 1 to the lesser of both lengths.
+            alpha: the change is scaled by alpha / rank.
+            factory: device and dtype.
+        """
+        super().__init__(in_features, out_features, bias, **factory)
+        self.requires_grad_(False)
+        self.scale = alpha / rank
+        self.lora_down = nn.Parameter(torch.empty(rank, in_features, **factory))
+        self.lora_up = nn.Parameter(torch.zeros(out_features, rank, **factory))
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+
+    @classmethod
+    def around(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
+        """Return a layer that shares the weights of `linear` and freezes them."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, rank=rank, alpha=alpha,
+                    device=linear.weight.device, dtype=linear.weight.dtype)
+        layer.weight, layer.bias = linear.requires_grad_(False).weight, linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map `[..., in]` to `[..., out]`."""
+        change = F.linear(F.linear(input, self.lora_down), self.lora_up)
+        return torch.add(super().forward(input), change, alpha=self.scale)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return W + alpha / rank * B A, `[out, in]`."""
+        return torch.addmm(self.weight, self.lora_up, self.lora_down, alpha=self.scale)
+
+    def convert_to_deploy(self) -> None:
+        """Become a plain linear layer with the merged weight."""
+        self.weight.data = self.merged_weight()
+        del self.lora_down, self.lora_up, self.scale
+        self.__class__ = nn.Linear
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        """Weights of a plain layer bring no factors: the change becomes zero."""
+        factors = {prefix + name: getattr(self, name).detach() for name in _FACTORS}
+        if prefix + "weight" in state_dict and not any(key in state_dict for key in factors):
+            factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
+            state_dict = {**state_dict, **factors}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
+    """Put `LoRALinear` in the place of layers of every block of timm's ViT.
+
+    Args:
+        vit: timm's Eva, changed in place.
+        rank: of each change.
+        alpha: each change is scaled by alpha / rank; None for `rank`.
+        targets: "attention" (qkv, proj), "mlp" (fc1, fc2; both halves of a gated fc1), or any of these four names.
+
+    Raises:
+        ConfigError: if a target is not known, or rank or alpha is out of range.
+    """
+    layers = _layers_of(vit, targets)
+    least = min(min(linear.in_features, linear.out_features) for _, _, linear in layers)
+    if not 1 <= rank <= least:
+        raise ConfigError(f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers {', '.join(targets)}")
+    alpha = rank if alpha is None else alpha
+    if not alpha > 0:
+        raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
+    for owner, name, linear in layers:
+        setattr(owner, name, LoRALinear.around(linear, rank, alpha))
+    for block in vit.blocks:
+        # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add them after it
+        block.attn.qkv_bias_separate = block.attn.qkv_bias_separate or isinstance(block.attn.qkv, LoRALinear)
+
+
+def freeze_all_but_lora(module: nn.Module) -> None:
+    """Leave no parameter trainable but LoRA factors that are so."""
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] not in _FACTORS:
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with every change folded into its weight: keys and shapes are those without LoRA.
+
+    The module stays as it is; entries that LoRA does not change are not copied.
+    """
+    state = module.state_dict()
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if isinstance(layer, LoRALinear):
+            prefix = f"{name}." if name else ""
+            state[f"{prefix}weight"] = layer.merged_weight()
+            for factor in _FACTORS:
+                del state[prefix + factor]
+    return state
+
+
+def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Return (owner, attribute, layer) of all blocks, each layer once."""
+    unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]
+    if unknown or not targets:
+        raise ConfigError(f"lora_targets is {list(targets)}, expected some of {', '.join([*_GROUPS, *_LAYERS])}")
+    paths = [path for name in _LAYERS if any(name in _GROUPS.get(target, (target,)) for target in targets) for path in _LAYERS[name]]
+    found = []
+    for block in vit.blocks:
+        for path in paths:
+            part, _, name = path.partition(".")
+            owner = getattr(block, part)
+            if isinstance(linear := getattr(owner, name, None), nn.Linear):
+                found.append((owner, name, linear))
+    return found
