@@ -79,6 +79,14 @@ class Phased(Protocol):
 
 
 @runtime_checkable
+class Adapted(Protocol):
+    """A layer with `weight` and a trained change of it, held in LoRA factors."""
+
+    def merged_weight(self) -> Tensor:
+        """Return the weight with the change folded in."""
+
+
+@runtime_checkable
 class Deployable(Protocol):
     """A module with a leaner form for inference."""
 

@@ -119,22 +119,6 @@ def freeze_all_but_lora(module: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-@torch.no_grad()
-def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with every change folded into its weight: keys and shapes are those without LoRA.
-
-    The module stays as it is; entries that LoRA does not change are not copied.
-    """
-    state = module.state_dict()
-    for name, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, LoRALinear):
-            prefix = f"{name}." if name else ""
-            state[f"{prefix}weight"] = layer.merged_weight()
-            for factor in _FACTORS:
-                del state[prefix + factor]
-    return state
-
-
 def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
     """Return (owner, attribute, layer) of all blocks, each layer once."""
     unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.contracts import Adapted
 from ..core.errors import CheckpointError
 from .weight_files import checked_path, read_tensor_file
 
@@ -86,6 +87,22 @@ def completed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         elif plain and key.endswith(LORA_KEYS):
             result[key] = torch.zeros_like(value) if key.endswith(".lora_up") else value
     return result
+
+
+@torch.no_grad()
+def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with every LoRA change folded into its weight: keys and shapes are those without LoRA.
+
+    The module stays as it is; entries that LoRA does not change are not copied.
+    """
+    state = module.state_dict()
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if isinstance(layer, Adapted):
+            prefix = f"{name}." if name else ""
+            state[f"{prefix}weight"] = layer.merged_weight()
+            for factor in LORA_KEYS:
+                del state[name + factor if name else factor[1:]]
+    return state
 
 
 def class_count(weights: dict[str, Tensor]) -> int | None:

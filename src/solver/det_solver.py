@@ -19,7 +19,7 @@ from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, load_strictly, read_weights
+from ..runtime.model_weights import WeightFile, load_strictly, merged_state_dict, read_weights
 from .checkpoint import LAST, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
@@ -305,6 +305,10 @@ class DetSolver:
             return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
         return self.schedule.rates(self.progress.epoch, self.progress.step / self.steps_per_epoch)
 
+    @property
+    def _highest_rate(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
     def _show_step(self, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
         """Write curves and, where no bar is seen, a line; only rank 0 reads its numbers back from the device."""
         if not is_main():
@@ -314,11 +318,11 @@ class DetSolver:
         values |= {"Loss/total": total, **{f"Lr/pg_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}}
         for writer in self.writers:
             writer.write_step(self.progress.total_steps, values)
-        bar.set_postfix(loss=f"{total:.2f}", lr=f"{self.optimizer.param_groups[-1]['lr']:.1e}")
+        bar.set_postfix(loss=f"{total:.2f}", lr=f"{self._highest_rate:.1e}")
         if bar.disable:
             left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
             logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
-                        self.optimizer.param_groups[-1]["lr"], left)
+                        self._highest_rate, left)
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
@@ -329,17 +333,17 @@ class DetSolver:
     def _keep(self, metrics: dict[str, Any]) -> None:
         """Count the epoch as done, and write what is to be kept: the best first, since the last refers to it."""
         progress, epoch = self.progress, self.progress.epoch
-        weights = (self.ema.module if self.ema is not None else self.model).state_dict()
-        improved = self.best.consider(epoch, metrics, weights, self.stages.stage(epoch))
+        scored = self.ema.module if self.ema is not None else self.model
+        improved = self.best.consider(epoch, metrics, scored.state_dict(), self.stages.stage(epoch))
         progress.epoch, progress.step = self.stages.next_epoch(epoch, self.best.epoch), 0
         if progress.epoch > epoch + 1:
             logger.info("no better %s for %d epochs: %s", self.best.metric, self.settings.patience,
                         "the clean stage begins early" if progress.epoch < self.settings.epochs else "the run ends early")
         if is_main():
             if improved:
-                self.checkpoints.save_best(self._inference_state(weights, epoch, metrics))
+                self.checkpoints.save_best(self._inference_state(scored, epoch, metrics))
             if self.settings.checkpoint_freq and (epoch + 1) % self.settings.checkpoint_freq == 0:
-                self.checkpoints.save_numbered(epoch, self._inference_state(weights, epoch, metrics))
+                self.checkpoints.save_numbered(epoch, self._inference_state(scored, epoch, metrics))
             self.checkpoints.save_last(self.state_dict())
         barrier()
 
@@ -349,7 +353,7 @@ class DetSolver:
             return
         memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
         record = {
-            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self.optimizer.param_groups[-1]["lr"],
+            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self._highest_rate,
             "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
             "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **_plain(metrics),
             "best_metric": self.best.metric, "best_score": self.best.score, "best_epoch": self.best.epoch,
@@ -391,11 +395,11 @@ class DetSolver:
         self.seed = state["seed"]
         self.train_loader.set_seed(self.seed)
 
-    def _inference_state(self, weights: dict[str, Tensor], epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return what `best.pth` holds: weights and everything needed to use them."""
+    def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return what `best.pth` holds: plain weights and everything needed to use them."""
         meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
-        return {"model": weights, "meta": meta}
+        return {"model": merged_state_dict(scored), "meta": meta}
 
 
 def _tell_run_length(run: RunLength, *parts: Any) -> None:

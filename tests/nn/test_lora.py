@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from src.core import CheckpointError, ConfigError
-from src.nn.lora import LoRALinear, add_lora, merged_state_dict
+from src.nn.lora import LoRALinear, add_lora
 from src.optim.ema import ModelEMA
-from src.runtime.model_weights import WeightFile, load_strictly
+from src.runtime.model_weights import WeightFile, load_strictly, merged_state_dict
 from src.solver.finetune import load_for_tuning
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, features, official_layout, small_backbone, timm_layout

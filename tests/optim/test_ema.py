@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from src.core.build import create
+from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.optim.ema import ModelEMA
 

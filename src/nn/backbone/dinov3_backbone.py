@@ -96,6 +96,9 @@ class DINOv3Backbone(nn.Module):
         self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
         self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
         self.lora_rank = lora_rank
+        if freeze_backbone and lora_rank:
+            raise ConfigError("DINOv3Backbone.freeze_backbone is true, so that LoRA would never learn; set it to false (with LoRA the ViT's own weights stay "
+                              "frozen anyway), or lora_rank to 0")
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
         depth = len(self.vit.blocks)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
+from ...runtime.model_weights import merged_state_dict
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
-from ..lora import merged_state_dict
 
 OFFICIAL_FILES = {
     "vit_small_patch16_dinov3": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
