@@ -143,7 +143,7 @@ class DetSolver:
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
         known = getattr(self.evaluator, "metric_names", None)
         if known and self.best.metric not in known:
-            raise ConfigError(f"best_metric is '{self.best.metric}'{did_you_mean(self.best.metric, list(known))}; the evaluator gives {', '.join(known)}")
+            raise ConfigError(f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}")
 
     def _compare_sizes(self, data: Any) -> None:
         """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
@@ -174,6 +174,7 @@ class DetSolver:
         if self.settings.sync_bn and world_size() > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(self.device)
+        broadcast_tensors(list(self.model.state_dict().values()))  # before copies of it are made, such as the average
 
     def _build_training(self) -> None:
         """Build all that only training needs; the wrapper for several ranks is made where a phase begins."""
