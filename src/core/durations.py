@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -94,3 +95,24 @@ def settled(duration: Duration | None, name: str, unit: Unit) -> int | None:
         return None
     number, given = read_duration(duration, name, unit)
     return int(number) if given == unit or not number else None
+
+
+def settled_points(points: Sequence[Duration | None], name: str, run: RunLength | None = None) -> tuple[int | None, ...]:
+    """Return points in time as numbers of whole epochs.
+
+    Args:
+        points: None for never.
+        name: of the setting, for the message.
+        run: settles all of them; without it, those that depend on the run's length are None too.
+
+    Raises:
+        ConfigError: if one is no length, or less than one before it.
+    """
+    if run is None:
+        epochs = tuple(settled(point, name, "epochs") for point in points)
+    else:
+        epochs = tuple(None if point is None else run.in_epochs(point, name) for point in points)
+    known = [epoch for epoch in epochs if epoch is not None]
+    if known != sorted(known):
+        raise ConfigError(f"{name} is {list(points)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left")
+    return epochs

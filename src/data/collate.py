@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ..core.durations import Duration, RunLength, settled_points
 from ..core.errors import ConfigError
 from ..core.registry import register
 from .transforms.sample import Sample
@@ -25,7 +26,7 @@ Batch = tuple[Tensor, list[dict[str, Any]]]
 class BatchImageCollateFunction:
     """Stacks images, in training with another size for each batch."""
 
-    def __init__(self, stop_epoch: int | None = None, ema_restart_decay: float = 0.9999, base_size: int = 640,
+    def __init__(self, stop_epoch: Duration | None = None, ema_restart_decay: float = 0.9999, base_size: int = 640,
                  base_size_repeat: int | None = None) -> None:
         """Store the settings.
 
@@ -37,11 +38,19 @@ class BatchImageCollateFunction:
         """
         if base_size < STRIDE or base_size % STRIDE:
             raise ConfigError(f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}")
-        self.stop_epoch = stop_epoch
+        self._stop_epoch = stop_epoch
         self.ema_restart_decay = ema_restart_decay
         self.base_size = base_size
         self.scales = generate_scales(base_size, base_size_repeat) if base_size_repeat is not None else None
         self.epoch = 0
+        self._settle()
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle epochs that depend on the run's length; until then they are None."""
+        self._settle(run)
+
+    def _settle(self, run: RunLength | None = None) -> None:
+        (self.stop_epoch,) = settled_points([self._stop_epoch], "BatchImageCollateFunction.stop_epoch", run)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""

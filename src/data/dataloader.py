@@ -9,6 +9,7 @@ import torch
 from torch.utils import data
 from torch.utils.data import Dataset
 
+from ..core.durations import KnowsRunLength, RunLength
 from ..core.errors import ConfigError
 from ..core.registry import register
 from ..runtime.distributed import rank, world_size
@@ -112,6 +113,12 @@ class DataLoader(data.DataLoader):
         for part in (self.dataset, self.collate_fn):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Tell data set and collate function how long the run is, before its first epoch."""
+        for part in (self.dataset, self.collate_fn):
+            if isinstance(part, KnowsRunLength):
+                part.set_run_length(run)
 
     def set_seed(self, seed: int) -> None:
         """Tell data set and sampler from which seed all chance follows."""

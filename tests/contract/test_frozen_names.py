@@ -1,7 +1,7 @@
 """Names that users' files, commands and code hold on to. Adding is free; taking away or renaming breaks them.
 
-Class and argument names are those of D-FINE's YAML files, and of `DINOv3Backbone`. Official settings that act nowhere are not
-accepted (docs/decisions), so they are not on the list.
+Class and argument names are those of D-FINE's YAML files, of DEIM's for its additions, and of `DINOv3Backbone`. Official settings
+that act nowhere are not accepted (docs/decisions), so they are not on the list.
 """
 
 import re
@@ -34,7 +34,8 @@ COMPONENTS = {
     "CocoDetection": "img_folder ann_file transforms return_masks remap_mscoco_category",
     "BatchImageCollateFunction": "base_size base_size_repeat stop_epoch ema_restart_decay",
     "CocoEvaluator": "iou_types",
-    "Compose": "ops policy",
+    "Compose": "ops policy mosaic_prob",
+    "Mosaic": "output_size rotation_range translation_range scaling_range probability fill_value use_cache max_cached_images random_pop",
     "RandomPhotometricDistort": "brightness contrast saturation hue p",
     "RandomZoomOut": "fill side_range p",
     "RandomIoUCrop": "min_scale max_scale min_aspect_ratio max_aspect_ratio sampler_options trials p",

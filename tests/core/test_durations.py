@@ -2,20 +2,20 @@
 
 import pytest
 
-from src.core.durations import RunLength, read_duration, settled
+from src.core.durations import RunLength, read_duration, settled, settled_points
 from src.core.errors import ConfigError
 
 RUN = RunLength(epochs=72, steps_per_epoch=100)
 
 
-@pytest.mark.parametrize(("duration", "epochs"),
-                         [(5, 5), (0.9, 64), (1.0, 72), ("5 epochs", 5), ("1 epoch", 1), ("500 steps", 5), ("10 %", 7), (0, 0), (0.0, 0)])
+@pytest.mark.parametrize(("duration", "epochs"), [(5, 5), (0.9, 64), (1.0, 72), ("5 epochs", 5), ("1 epoch", 1), ("500 steps", 5), ("10 %", 7), (0, 0),
+                                                   (0.0, 0)])
 def test_a_length_in_epochs_is_rounded_down(duration, epochs):
     assert RUN.in_epochs(duration, "stop_epoch") == epochs
 
 
-@pytest.mark.parametrize(("duration", "steps"),
-                         [(5, 5), (0.1, 720), (1.0, 7200), ("5 epochs", 500), ("0.5 epochs", 50), ("500 steps", 500), ("10 %", 720), (0, 0)])
+@pytest.mark.parametrize(("duration", "steps"), [(5, 5), (0.1, 720), (1.0, 7200), ("5 epochs", 500), ("0.5 epochs", 50), ("500 steps", 500), ("10 %", 720),
+                                                  (0, 0)])
 def test_a_length_in_steps(duration, steps):
     assert RUN.in_steps(duration, "warmup_duration") == steps
 
@@ -38,3 +38,17 @@ def test_what_is_no_length_is_refused_with_what_is_one(duration):
 @pytest.mark.parametrize(("duration", "known"), [(5, 5), ("5 epochs", 5), (None, None), (0, 0), (0.0, 0), (0.9, None), ("500 steps", None)])
 def test_only_lengths_in_their_own_unit_are_settled_without_a_run(duration, known):
     assert settled(duration, "stop_epoch", "epochs") == known
+
+
+@pytest.mark.parametrize(("points", "without", "within"), [
+    ([4, 34, 60], (4, 34, 60), (4, 34, 60)), (["5 %", 0.5, "68 epochs"], (None, None, 68), (3, 36, 68)), ([0, None, None], (0, None, None), (0, None, None)),
+    ([5, 5], (5, 5), (5, 5)), (["500 steps", None], (None, None), (5, None))])
+def test_points_in_time_are_settled_as_far_as_the_run_is_known(points, without, within):
+    assert (settled_points(points, "policy.epoch"), settled_points(points, "policy.epoch", RUN)) == (without, within)
+
+
+@pytest.mark.parametrize(("points", "run", "epochs"), [([5, 4], None, "5, 4"), ([5, 0.5, 4], None, "5, 4"), ([40, 0.5], RUN, "40, 36")])
+def test_points_that_do_not_ascend_are_refused(points, run, epochs):
+    with pytest.raises(ConfigError) as caught:
+        settled_points(points, "policy.epoch", run)
+    assert str(caught.value) == f"policy.epoch is {points}, which are the epochs {epochs}; none may come before the one on its left"

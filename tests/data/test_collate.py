@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from src.core.build import create
+from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.data.collate import BatchImageCollateFunction, generate_scales
 from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Resize
@@ -103,6 +104,13 @@ def test_clean_stage_has_the_base_size_alone(epoch, several):
 def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
     collate = BatchImageCollateFunction(stop_epoch=0, base_size=64, base_size_repeat=1)
     assert sizes(collate, draws=20) == {(64, 64): 20}
+
+
+def test_clean_stage_may_begin_at_a_share_of_the_run():
+    collate = BatchImageCollateFunction(stop_epoch=0.9)
+    assert collate.stop_epoch is None
+    collate.set_run_length(RunLength(epochs=72, steps_per_epoch=10))
+    assert collate.stop_epoch == 64
 
 
 # ---- finished images, as a data set of a user's own gives them ----

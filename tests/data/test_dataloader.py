@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from src.core.build import create
+from src.core.durations import RunLength
 from src.core.errors import ConfigError, DataError
 from src.data import dataloader
 from src.data.collate import BatchImageCollateFunction
@@ -14,6 +15,7 @@ from src.data.transforms import (
     Compose,
     ConvertBoxes,
     ConvertPILImage,
+    Mosaic,
     RandomHorizontalFlip,
     RandomIoUCrop,
     RandomPhotometricDistort,
@@ -147,8 +149,8 @@ def test_largest_seeds_and_epochs_will_do(shares):
 
 def images(folder) -> CocoDetection:
     """Return a data set with every kind of chance in it, from a folder with labels.json."""
-    transforms = Compose([RandomPhotometricDistort(), RandomZoomOut(), RandomIoUCrop(p=0.8), RandomHorizontalFlip(), Resize([64, 64]), ConvertPILImage(),
-                          ConvertBoxes("cxcywh", True)])
+    transforms = Compose([Mosaic(32), RandomPhotometricDistort(), RandomZoomOut(), RandomIoUCrop(p=0.8), RandomHorizontalFlip(), Resize([64, 64]),
+                          ConvertPILImage(), ConvertBoxes("cxcywh", True)], mosaic_prob=0.5)
     return CocoDetection(str(folder), str(folder / "labels.json"), transforms)
 
 
@@ -210,6 +212,15 @@ def test_epoch_reaches_data_set_and_collate_function(loader):
     assert (one.dataset.epoch, one.collate_fn.epoch, one.batch_sampler.epoch) == (7, 7, 7)
 
 
+def test_length_of_the_run_reaches_transforms_and_collate_function(data_folder):
+    transforms = Compose([], {"name": "stop_epoch", "epoch": 0.9, "ops": ["RandomZoomOut"]})
+    data = CocoDetection(str(data_folder), str(data_folder / "labels.json"), transforms)
+    one = DataLoader(data, BatchImageCollateFunction(stop_epoch=0.9), batch_size=2)
+    assert (transforms.stop, one.collate_fn.stop_epoch) == (None, None)
+    one.set_run_length(RunLength(epochs=20, steps_per_epoch=6))
+    assert (transforms.stop, one.collate_fn.stop_epoch) == (18, 18)
+
+
 def test_seed_reaches_data_set_and_sampler(loader):
     one = loader()
     one.set_seed(7)
@@ -236,6 +247,7 @@ def test_data_set_without_epochs_is_loaded_too():
     plain = DataLoader(Plain(), batch_size=2)
     plain.set_epoch(1)
     plain.set_seed(1)
+    plain.set_run_length(RunLength(epochs=20, steps_per_epoch=6))
     assert [batch[:, 0, 0, 0].tolist() for batch, _ in plain] == [[0, 1], [2, 3]]
 
 

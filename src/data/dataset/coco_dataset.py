@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.coco_categories import COCO_CATEGORY_IDS
+from ...core.durations import KnowsRunLength, RunLength
 from ...core.errors import ConfigError, DataError
 from ...core.registry import register
 from ..transforms.compose import Compose
@@ -74,8 +75,8 @@ class CocoDetection(Dataset):
         """Decode an image and apply the transforms, all but the resampling."""
         return self.transforms(self.raw_sample(index), self.epoch)
 
-    def raw_sample(self, index: int) -> Sample:
-        """Decode an image; boxes are in its pixels, crowd regions left out."""
+    def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """Decode an image; boxes are in its pixels, crowd regions left out. Its chance is its own, or that of `rng`."""
         labels, path = self.labels, self.image_path(index)
         size = labels.sizes[index]
         image = load_image(path, (int(size[0]), int(size[1])))
@@ -84,7 +85,12 @@ class CocoDetection(Dataset):
         fields = {"labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]], "area": labels.areas.numpy()[rows][single],
                   "iscrowd": np.zeros(np.count_nonzero(single), np.int64)}
         info = {"image_id": labels.image_ids[index:index + 1], "orig_size": size.long(), "idx": torch.tensor([index]), "image_path": str(path)}
-        return Sample(image, labels.boxes.numpy()[rows][single].astype(np.float64), fields, info, np.random.default_rng([self.seed, self.epoch, index]))
+        boxes = labels.boxes.numpy()[rows][single].astype(np.float64)
+        return Sample(image, boxes, fields, info, rng or np.random.default_rng([self.seed, self.epoch, index]), self.random_sample)
+
+    def random_sample(self, rng: np.random.Generator) -> Sample:
+        """Decode an image that `rng` draws, for a mosaic; what follows is drawn by the same."""
+        return self.raw_sample(int(rng.integers(len(self))), rng)
 
     def image_path(self, index: int) -> Path:
         """Return where an image lies."""
@@ -93,6 +99,11 @@ class CocoDetection(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch's chance and stage shall act."""
         self.epoch = epoch
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Tell the transforms how long the run is."""
+        if isinstance(self.transforms, KnowsRunLength):
+            self.transforms.set_run_length(run)
 
     @property
     def class_names(self) -> list[str]:

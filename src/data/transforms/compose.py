@@ -7,10 +7,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ...core.durations import Duration, RunLength, settled_points
 from ...core.errors import ConfigError
 from ...core.registry import find, names, register
 from ...core.validate import did_you_mean
+from .mosaic import Mosaic
 from .sample import Sample
+
+NOT_ON_MOSAICS = {"RandomZoomOut", "RandomIoUCrop"}
+"""Transforms that leave mosaics alone, which have been scaled and cut already (DEIM)."""
 
 
 class Transform(Protocol):
@@ -22,37 +27,38 @@ class Transform(Protocol):
 
 @register()
 class Compose:
-    """Applies transforms in order, leaving some out in the clean stage."""
+    """Applies transforms in order, some of them in some epochs only."""
 
     __inject__ = ["ops"]
 
-    def __init__(self, ops: list[Transform] | None = None, policy: dict[str, Any] | None = None) -> None:
+    def __init__(self, ops: list[Transform] | None = None, policy: dict[str, Any] | None = None, mosaic_prob: float = 1.0) -> None:
         """Store the transforms.
 
         Args:
             ops: in order.
             policy: None or `{name: default}` for always all; `{name: stop_epoch, epoch: E, ops: [class names]}` leaves
-                the named ones out from epoch E on.
+                the named ones out from epoch E on (a `Duration`, or None for never). With three points in place of E,
+                they act from the first to the third only, and Mosaic among them only to the second (DEIM's schedule).
+            mosaic_prob: chance with which a Mosaic in the list acts on a sample, where the policy lets it.
 
         Raises:
-            ConfigError: for an unknown policy, or one that names no transform.
+            ConfigError: for an unknown policy, one that names no transform, or points that do not ascend; for a Mosaic
+                that is not the first transform.
         """
-        self.ops = list(ops or [])
-        policy = policy or {"name": "default"}
-        for key in policy.keys() - {"name", "epoch", "ops"}:
-            raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
-        if policy.get("name") not in ("default", "stop_epoch"):
-            raise ConfigError(f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'")
-        self.stop_epoch: int | None = None
-        self.stopped: frozenset[str] = frozenset()
-        if policy["name"] == "stop_epoch":
-            epoch, stopped = policy.get("epoch"), policy.get("ops")
-            if not isinstance(epoch, int | None) or not isinstance(stopped, list):
-                raise ConfigError(f"Compose.policy is {policy}, expected epoch (a whole number, or null for never) and ops (a list of class names)")
-            for name in stopped:
-                if find(name) is None:
-                    raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}")
-            self.stop_epoch, self.stopped = epoch, frozenset(stopped)
+        self.ops, self.mosaic_prob = list(ops or []), mosaic_prob
+        if not 0 <= mosaic_prob <= 1:
+            raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
+        if place := next((number for number, op in enumerate(self.ops) if isinstance(op, Mosaic)), 0):
+            raise ConfigError(f"Compose.ops has Mosaic after {type(self.ops[place - 1]).__name__}; it puts images together as they are, move it to the front")
+        self._points, self.named = _read_policy(policy or {"name": "default"})
+        self._settle()
+
+    def set_run_length(self, run: RunLength) -> None:
+        """Settle points in time that depend on the run's length; until then such a point is not there."""
+        self._settle(run)
+
+    def _settle(self, run: RunLength | None = None) -> None:
+        self.start, self.mosaic_stop, self.stop = settled_points(self._points, "Compose.policy.epoch", run)
 
     @property
     def output_size(self) -> tuple[int, int] | None:
@@ -61,11 +67,37 @@ class Compose:
 
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that act in `epoch` and return the sample."""
-        clean = self.stop_epoch is not None and epoch >= self.stop_epoch
         for transform in self.ops:
-            if not (clean and type(transform).__name__ in self.stopped):
+            if self._acts(type(transform).__name__, sample, epoch):
                 transform(sample)
         return sample
+
+    def _acts(self, name: str, sample: Sample, epoch: int) -> bool:
+        stop = self.mosaic_stop if name == "Mosaic" else self.stop
+        if name in self.named and (epoch < (self.start or 0) or (stop is not None and epoch >= stop)):
+            return False
+        if name == "Mosaic":
+            return sample.rng.random() < self.mosaic_prob
+        return not (sample.is_mosaic and name in NOT_ON_MOSAICS)
+
+
+def _read_policy(policy: dict[str, Any]) -> tuple[list[Duration | None], frozenset[str]]:
+    """Return when the named transforms start, when Mosaic and when the others of them stop; and their names."""
+    for key in policy.keys() - {"name", "epoch", "ops"}:
+        raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
+    if policy.get("name") not in ("default", "stop_epoch"):
+        raise ConfigError(f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'")
+    if policy["name"] == "default":
+        return [0, None, None], frozenset()
+    epoch, named = policy.get("epoch"), policy.get("ops")
+    points = epoch if isinstance(epoch, list) else [0, epoch, epoch]
+    if len(points) != 3 or not isinstance(named, list):
+        raise ConfigError(f"Compose.policy is {policy}, expected epoch (when the named transforms stop, null for never; or a list of three: when they start, "
+                          f"when Mosaic stops, when all stop) and ops (a list of class names)")
+    for name in named:
+        if find(name) is None:
+            raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}")
+    return points, frozenset(named)
 
 
 @register()

@@ -1,11 +1,13 @@
 """An image on its way through the transforms: pixels as decoded, and what shall be done to them.
 
 Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
-resamples the pixels once, straight into the batch, however many transforms there were.
+resamples the pixels once, straight into the batch, however many transforms there were. A mosaic alone makes
+pixels of its own, and the sample begins anew with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +33,11 @@ class Sample:
     info: dict[str, Any]
     """What belongs to the image: tensors and strings that go into the target as they are."""
     rng: np.random.Generator
-    """Source of all chance for this sample; derived from seed, epoch and image, never shared."""
+    """Source of all chance for this sample and for those drawn for its mosaic; derived from seed, epoch and image."""
+    draw_other: Callable[[np.random.Generator], Sample] | None = None
+    """Gives another sample of the data set, drawn by a generator; None where there is no data set."""
+    is_mosaic: bool = False
+    """Made of several images; what belongs to the image is then said of the first."""
     canvas: tuple[int, int] = (0, 0)
     """(width, height)."""
     scale: np.ndarray = field(default_factory=lambda: np.ones(2))
@@ -73,12 +79,18 @@ class Sample:
         self.boxes = self.boxes[mask]
         self.fields = {name: values[mask] for name, values in self.fields.items()}
 
+    def restart(self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        """Begin anew with other pixels and boxes; nothing is to be done to them yet."""
+        self.image, self.boxes, self.fields = image, boxes, fields
+        self.scale, self.shift, self.fill, self.colour = np.ones(2), np.zeros(2), 0.0, None
+        self.__post_init__()
+
     def render(self, size_hw: tuple[int, int] | None = None, out: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Resample the pixels and finish the target.
 
         Args:
             size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it is.
-            out: `[3, height, width]` to write into, of the result's type.
+            out: `[3, height, width]` to write into, of the result's type or one that holds its values.
 
         Returns:
             The image, `[3, height, width]` float32 or uint8, and its target.

@@ -14,7 +14,7 @@ from src.core.coco_categories import COCO_CATEGORY_IDS
 from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, RandomHorizontalFlip, RandomIoUCrop, RandomZoomOut, Resize
+from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Mosaic, RandomHorizontalFlip, RandomIoUCrop, RandomZoomOut, Resize
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
@@ -23,7 +23,7 @@ def data_set(folder: Path, content=None, **settings) -> CocoDetection:
 
 
 def random_transforms() -> Compose:
-    return Compose([RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([32, 32])])
+    return Compose([Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([32, 32])], mosaic_prob=0.5)
 
 
 # ---- samples ----
@@ -167,8 +167,10 @@ def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
     assert torch.equal(first[1][1]["boxes"], second[1][1]["boxes"])
 
 
-def test_sample_does_not_depend_on_what_was_asked_for_before(tmp_path):
+@pytest.mark.parametrize("seed", range(4))
+def test_sample_does_not_depend_on_what_was_asked_for_before(tmp_path, seed):
     data = data_set(tmp_path, transforms=random_transforms())
+    data.seed = seed
     alone = data[2][0]
     np.random.seed(5)
     _ = data[0], data[1], torch.rand(3)
@@ -187,6 +189,14 @@ def test_another_epoch_seed_or_index_gives_another_sample(tmp_path):
     data.seed = 1
     images.append(data[0][0])
     assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+
+def test_sample_draws_all_others_of_the_data_set_evenly(tmp_path):
+    first = data_set(tmp_path).raw_sample(0)
+    others = [first.draw_other(first.rng) for _ in range(300)]
+    counts = np.bincount([int(other.info["idx"]) for other in others], minlength=3)
+    assert (abs(counts - 100) < 4 * (300 * 2 / 9) ** 0.5).all()
+    assert all(other.rng is first.rng for other in others)
 
 
 def test_epoch_reaches_the_transforms(tmp_path):

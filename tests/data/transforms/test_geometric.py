@@ -20,7 +20,7 @@ from src.data.transforms import (
     Sample,
     SanitizeBoundingBoxes,
 )
-from tests.fixtures.samples import drawn, filled, plain_sample, rendered_mask, sample_of, tight_box
+from tests.fixtures.samples import drawn, filled, iou, plain_sample, rendered_mask, sample_of, tight_box
 
 # ---- boxes stay on their pixels ----
 
@@ -54,11 +54,6 @@ def transformed(name: str, size_hw=None, *, least_side: int = 16):
         for box, index in zip(target["boxes"].numpy(), target["index"].tolist()):
             if (box[2:] - box[:2]).min() >= least_side:
                 yield sample, scene, box, index
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    overlap = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    return overlap / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - overlap)
 
 
 @pytest.mark.parametrize("size_hw", [None, (192, 160)], ids=["as it is", "another batch size"])
