@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     theirs, ours = class_count(weights), class_count(own)
     if theirs is None:
         raise CheckpointError(f"{file.path} is no D-FINE checkpoint: it has no class head (first keys: {', '.join(list(weights)[:5])})")
-    mapping = map_classes(theirs, ours, [c["name"] for c in file.classes] if file.classes else None, class_names)
+    mapping = map_classes(theirs, ours, _names_of(file.classes) if file.classes else None, class_names)
     layers = [key for key in own if _CLASS_LAYERS.match(key)]
     for key in layers:
         weights[key] = _mapped_rows(weights.get(key), own[key], mapping, theirs)
@@ -49,15 +50,26 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     logger.info("tuning from %s: loaded %d of %d tensors%s", file.path, len(own) - (0 if kept else len(layers)), len(own), anew)
 
 
+def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of a checkpoint's classes; Objects365's, known by their ids, under COCO's names where it has the class."""
+    names = [c["name"] for c in classes]
+    row = {c["id"]: index for index, c in enumerate(classes)}
+    if sorted(row) == list(range(1, OBJECTS365_SLOTS)):
+        for label, index in enumerate(COCO_TO_OBJECTS365):
+            names[row[index + 1]] = COCO_NAMES[label]
+    return names
+
+
 def map_classes(theirs: int, ours: int, their_names: Sequence[str] | None, our_names: Sequence[str] | None) -> ClassMap:
     """Decide which class rows carry over.
 
-    Names decide where both sides have them. Without names, Objects365 and COCO know each other; an equal number of
+    Names decide where both sides have them, whatever their case. Without names, Objects365 and COCO know each other; an equal number of
     classes is taken to be the same classes; anything else starts anew, since positions mean nothing.
     """
     if their_names and our_names:
-        row = {name: index for index, name in reversed(list(enumerate(their_names)))}
-        mapping: ClassMap = [row.get(name) for name in our_names]
+        row = {name.casefold(): index for index, name in reversed(list(enumerate(their_names)))}
+        row |= {name: index for index, name in reversed(list(enumerate(their_names)))}
+        mapping: ClassMap = [row.get(name, row.get(name.casefold())) for name in our_names]
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
         return [index + 1 for index in COCO_TO_OBJECTS365]

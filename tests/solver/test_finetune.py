@@ -27,6 +27,18 @@ def test_names_decide_which_rows_carry_over():
     assert map_classes(3, 2, ["cat", "dog", "cow"], ["cow", "pig"]) == [2, None]
 
 
+def test_names_match_whatever_their_case_but_the_same_spelling_comes_first():
+    assert map_classes(3, 2, ["Cat", "cat", "Dog"], ["cat", "dog"]) == [1, 2]
+
+
+def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_published_table(tmp_path):
+    source, target = model(366), model(80)
+    classes = [{"id": i, "name": f"Object {i}"} for i in range(1, 366)]
+    load_for_tuning(target, WeightFile(tmp_path / "source.pth", source.state_dict(), {"classes": classes}), list(COCO_NAMES))
+    expected = source.state_dict()[HEAD][torch.tensor(COCO_TO_OBJECTS365)]  # ids begin with 1, our labels with 0
+    assert torch.equal(target.state_dict()[HEAD], expected)
+
+
 def test_positions_mean_nothing_when_counts_differ_and_names_are_unknown():
     assert map_classes(80, 3, None, ["a", "b", "c"]) == [None, None, None]
 

@@ -63,7 +63,7 @@ class DFINECriterion(nn.Module):
     __share__ = ["num_classes"]
     __inject__ = ["matcher"]
 
-    def __init__(self, matcher: HungarianMatcher, weight_dict: Mapping[str, float], losses: Sequence[Literal["vfl", "mal", "focal", "boxes", "local"]],
+    def __init__(self, matcher: HungarianMatcher, weight_dict: Mapping[str, float | None], losses: Sequence[Literal["vfl", "mal", "focal", "boxes", "local"]],
                  alpha: float = 0.2, gamma: float = 2.0, num_classes: int = 80, reg_max: int = 32,
                  boxes_weight_format: Literal["iou", "giou"] | None = None, mal_alpha: float | None = None) -> None:
         """Store the settings.
@@ -71,7 +71,7 @@ class DFINECriterion(nn.Module):
         Args:
             matcher: assigns queries to targets.
             weight_dict: weight of each term, `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`;
-                a term without one is left out.
+                a term without one, or with null, is left out.
             losses: "vfl", "mal" or "focal" for classes, "boxes", "local" (fine-grained localization and distillation).
             alpha: weight of negatives in the class loss.
             gamma: focal exponent.
@@ -82,10 +82,10 @@ class DFINECriterion(nn.Module):
         """
         super().__init__()
         emitted = {name for loss in losses for name in TERMS[loss]}
-        if idle := set(weight_dict) - emitted:
+        self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
+        if idle := set(self.weights) - emitted:
             raise ConfigError(f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses {list(losses)} computes")
         self.matcher = matcher
-        self.weights = {name: float(weight) for name, weight in weight_dict.items()}
         self.losses = list(losses)
         self.gamma, self.num_classes, self.reg_max = gamma, num_classes, reg_max
         self.alphas = {"loss_vfl": alpha, "loss_focal": alpha, "loss_mal": 1.0 if mal_alpha is None else mal_alpha}
