@@ -116,3 +116,8 @@ def settled_points(points: Sequence[Duration | None], name: str, run: RunLength 
     if known != sorted(known):
         raise ConfigError(f"{name} is {list(points)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left")
     return epochs
+
+
+def is_between(epoch: int, start: int | None, stop: int | None) -> bool:
+    """Tell whether an epoch is `start` or later and before `stop`; None is no limit."""
+    return (start is None or epoch >= start) and (stop is None or epoch < stop)

@@ -52,8 +52,10 @@ def type_name(annotation: Any) -> str:
         return "one of " + ", ".join(repr(a) for a in arguments)
     base = origin or annotation
     if base in _LISTS:
-        inner = [a for a in arguments if a is not Ellipsis]
-        return f"a list of {type_name(inner[0])}s".replace("a list of a ", "a list of ") if inner else "a list"
+        inner = [type_name(a) for a in arguments if a is not Ellipsis]
+        if not inner or " or " in inner[0]:
+            return f"a list, each item {inner[0]}" if inner else "a list"
+        return f"a list of {inner[0]}s".replace("a list of a ", "a list of ")
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 

@@ -1,9 +1,10 @@
-"""From samples to a batch; the size of the batch is chosen here, before the pixels are resampled."""
+"""From samples to a batch; its size is chosen here, before the pixels are resampled, and its images are mixed here, after."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,23 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ..core.durations import Duration, RunLength, settled_points
+from ..core.durations import Duration, RunLength, is_between, settled_points
 from ..core.errors import ConfigError
 from ..core.registry import register
+from .transforms.batch_mixing import CopyBlend, check_mixable, mixup
 from .transforms.sample import Sample
 
 STRIDE = 32
 """Sides of images are multiples of this."""
+
+FIELDS = ("boxes", "labels", "area", "iscrowd")
+"""What finished targets have a row a box of."""
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 
 
 @register()
 class BatchImageCollateFunction:
-    """Stacks images, in training with another size for each batch."""
+    """Stacks images, in training with another size for each batch, and mixes them.
+
+    A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each by a chance of its own.
+    """
 
     def __init__(self, stop_epoch: Duration | None = None, ema_restart_decay: float = 0.9999, base_size: int = 640,
-                 base_size_repeat: int | None = None) -> None:
+                 base_size_repeat: int | None = None, mixup_prob: float = 0.0, mixup_epochs: Sequence[Duration] | None = None,
+                 copyblend_prob: float = 0.0, copyblend_epochs: Sequence[Duration] | None = None, copyblend_type: Literal["blend", "paste"] = "blend",
+                 area_threshold: float = 100, num_objects: int = 3, with_expand: bool = False, expand_ratios: Sequence[float] = (0.1, 0.25)) -> None:
         """Store the settings.
 
         Args:
@@ -35,10 +45,28 @@ class BatchImageCollateFunction:
             ema_restart_decay: decay of the weight average from that epoch on.
             base_size: height around which sizes are drawn; widths follow in proportion.
             base_size_repeat: how often the base size itself stands in the list of sizes; None for that size alone.
+            mixup_prob: chance that a batch is blended with itself.
+            mixup_epochs: first epoch with it, and the first without; None for all before the clean stage.
+            copyblend_prob: chance that objects are copied about in a batch without mixup.
+            copyblend_epochs: as `mixup_epochs`.
+            copyblend_type: blend a copy with what lies below it, or cover that.
+            area_threshold: least area of an object that is copied, in square pixels of the batch's images.
+            num_objects: copies an image.
+            with_expand: copy some of an object's surroundings too.
+            expand_ratios: how much at each side, as a part of the object's width or height, least and most.
+
+        Raises:
+            ConfigError: for a value out of its range.
         """
         if base_size < STRIDE or base_size % STRIDE:
             raise ConfigError(f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}")
-        self._stop_epoch = stop_epoch
+        for name, chance in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
+            if not 0 <= chance <= 1:
+                raise ConfigError(f"BatchImageCollateFunction.{name} is {chance}, expected 0 to 1")
+        self._points = {"stop_epoch": [stop_epoch], "mixup_epochs": _span("mixup_epochs", mixup_epochs, stop_epoch),
+                        "copyblend_epochs": _span("copyblend_epochs", copyblend_epochs, stop_epoch)}
+        self.mixup_prob, self.copyblend_prob = mixup_prob, copyblend_prob
+        self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
         self.ema_restart_decay = ema_restart_decay
         self.base_size = base_size
         self.scales = generate_scales(base_size, base_size_repeat) if base_size_repeat is not None else None
@@ -50,7 +78,8 @@ class BatchImageCollateFunction:
         self._settle(run)
 
     def _settle(self, run: RunLength | None = None) -> None:
-        (self.stop_epoch,) = settled_points([self._stop_epoch], "BatchImageCollateFunction.stop_epoch", run)
+        self.points = {name: settled_points(points, f"BatchImageCollateFunction.{name}", run) for name, points in self._points.items()}
+        (self.stop_epoch,) = self.points["stop_epoch"]
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""
@@ -60,14 +89,25 @@ class BatchImageCollateFunction:
         """Return images `[B, 3, H, W]` and their targets.
 
         Args:
-            items: samples, which are rendered at the size of this batch; or finished images of equal size with targets.
+            items: samples, which are rendered at the size of this batch; or finished images of equal size with targets,
+                of which mixing joins what `FIELDS` names.
+
+        Raises:
+            ConfigError: if they shall be mixed and are not floating-point with boxes as cxcywh in 0..1.
         """
         if isinstance(items[0], Sample):
-            return self._render(items)
-        images, targets = torch.stack([image for image, _ in items]), [target for _, target in items]
-        size = self._draw_size(images.shape[-2:], np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))]))
-        if size != tuple(images.shape[-2:]):
-            images = F.interpolate(images, size)
+            rng, fields, box_format = items[0].rng, ("boxes", *items[0].fields), items[0].box_format
+            images, targets = self._render(items)
+        else:
+            images, targets = torch.stack([image for image, _ in items]), [target for _, target in items]
+            rng = np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))])
+            fields, box_format = tuple(name for name in FIELDS if all(name in target for target in targets)), "cxcywh"
+            size = self._draw_size(images.shape[-2:], rng)
+            if size != tuple(images.shape[-2:]):
+                images = F.interpolate(images, size)
+        if self.mixup_prob or self.copyblend_prob:
+            check_mixable(images, targets, box_format)
+            targets = self._mix(images, targets, fields, rng)
         return images, targets
 
     def _render(self, samples: list[Sample]) -> Batch:
@@ -76,6 +116,13 @@ class BatchImageCollateFunction:
         images = _allocate((len(samples), 3, *size), torch.float32 if samples[0].as_float else torch.uint8)
         return images, [sample.render(size, image)[1] for sample, image in zip(samples, images)]
 
+    def _mix(self, images: Tensor, targets: list[dict[str, Any]], fields: tuple[str, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Mix images in place, with the chance of the batch's first, and return their targets."""
+        for name, chance, mix in (("mixup_epochs", self.mixup_prob, mixup), ("copyblend_epochs", self.copyblend_prob, self.copy_blend)):
+            if is_between(self.epoch, *self.points[name]) and rng.random() < chance:
+                return mix(images, targets, fields, rng)
+        return targets
+
     def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Draw a height from the list and scale the width alike; the chance is that of the batch's first image."""
         height, width = size_hw
@@ -83,6 +130,13 @@ class BatchImageCollateFunction:
             return height, width
         drawn = int(self.scales[rng.integers(len(self.scales))])
         return drawn, max(STRIDE, round(drawn * width / height / STRIDE) * STRIDE)
+
+
+def _span(name: str, epochs: Sequence[Duration] | None, stop_epoch: Duration | None) -> Sequence[Duration | None]:
+    """Return the first epoch of something and the first without it: as given, or all before the clean stage."""
+    if epochs is not None and len(epochs) != 2:
+        raise ConfigError(f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without")
+    return [0, stop_epoch] if epochs is None else epochs
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -32,7 +32,8 @@ COMPONENTS = {
     "DFINEPostProcessor": "num_classes use_focal_loss num_top_queries remap_mscoco_category",
     "DataLoader": "dataset collate_fn batch_size total_batch_size shuffle num_workers drop_last",
     "CocoDetection": "img_folder ann_file transforms return_masks remap_mscoco_category",
-    "BatchImageCollateFunction": "base_size base_size_repeat stop_epoch ema_restart_decay",
+    "BatchImageCollateFunction": "base_size base_size_repeat stop_epoch ema_restart_decay mixup_prob mixup_epochs copyblend_prob copyblend_epochs"
+                                 " copyblend_type area_threshold num_objects with_expand expand_ratios",
     "CocoEvaluator": "iou_types",
     "Compose": "ops policy mosaic_prob",
     "Mosaic": "output_size rotation_range translation_range scaling_range probability fill_value use_cache max_cached_images random_pop",

@@ -180,6 +180,7 @@ def test_injected_null_is_accepted(tmp_path):
     (list[int], "a list of whole numbers"), (Sequence[float], "a list of numbers"), (Iterable[int], "a list of whole numbers"),
     (tuple[int, ...], "a list of whole numbers"), (list, "a list"), (dict[str, Any], "a mapping"), (list[dict[str, Any]] | None, "a list of mappings or null"),
     (Literal["a", "b"], "one of 'a', 'b'"), (float | Tensor, "a number"), (Mapping[str, float], "a mapping"), (Tensor, "Tensor"),
+    (Sequence[int | str], "a list, each item a whole number or a string"),
 ])
 def test_types_are_described_in_a_users_words(annotation, words):
     assert type_name(annotation) == words

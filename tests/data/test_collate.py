@@ -140,6 +140,98 @@ def test_finished_images_without_an_index_are_taken_too():
     assert images.shape[0] == 1
 
 
+# ---- mixing ----
+
+
+def counts(collate, epoch: int = 0, seeds: int = 1) -> list[int]:
+    """Return by how many boxes batches of three images grew, of the images together."""
+    collate.set_epoch(epoch)
+    return [sum(len(t["boxes"]) for t in collate(batch(seed=seed))[1]) - sum(len(drawn(i).boxes) for i in range(3)) for seed in range(seeds)]
+
+
+OWN = sum(len(drawn(i).boxes) for i in range(3))
+"""What mixup adds; CopyBlend adds three objects an image, 9."""
+
+
+@pytest.mark.parametrize(("settings", "grown"), [({}, 0), ({"mixup_prob": 1}, OWN), ({"copyblend_prob": 1}, 9), ({"copyblend_prob": 1, "num_objects": 1}, 3),
+                                                 ({"mixup_prob": 1, "copyblend_prob": 1}, OWN), ({"copyblend_prob": 1, "area_threshold": 64 * 64}, 0)])
+def test_batch_is_mixed_as_it_is_set(settings, grown):
+    assert OWN != 9
+    assert counts(BatchImageCollateFunction(**settings)) == [grown]
+
+
+def test_mixup_and_copies_have_their_share_of_the_batches():
+    """Copies come where mixup did not: 0.5 and (1 - 0.5) * 0.4."""
+    grown = Counter(counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300))
+    assert set(grown) == {0, OWN, 9}
+    for value, share in ((OWN, 0.5), (9, 0.2)):
+        assert abs(grown[value] - 300 * share) < 4 * (300 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize(("epoch", "grown"), [(3, 0), (4, OWN), (33, OWN), (34, 9), (59, 9), (60, 0)])
+@pytest.mark.parametrize("ends", [(34, 60), (0.34, 0.6), ("340 steps", "60 %")], ids=str)
+def test_mixup_and_copies_act_in_their_epochs(ends, epoch, grown):
+    collate = BatchImageCollateFunction(mixup_prob=1, mixup_epochs=[4, ends[0]], copyblend_prob=1, copyblend_epochs=["4 epochs", ends[1]])
+    collate.set_run_length(RunLength(epochs=100, steps_per_epoch=10))
+    assert counts(collate, epoch) == [grown]
+
+
+@pytest.mark.parametrize(("epoch", "grown"), [(0, OWN), (4, OWN), (5, 0)])
+def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(epoch, grown):
+    assert counts(BatchImageCollateFunction(stop_epoch=5, mixup_prob=1), epoch) == [grown]
+
+
+@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
+def test_mixed_batch_has_the_size_that_it_would_have_unmixed(chance):
+    plain, mixed = BatchImageCollateFunction(base_size=64, base_size_repeat=1), BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{chance: 0.5})
+    assert [plain(batch(2, seed))[0].shape for seed in range(8)] == [mixed(batch(2, seed))[0].shape for seed in range(8)]
+
+
+def test_batch_that_chance_leaves_unmixed_is_what_it_would_be():
+    plain, mixed = BatchImageCollateFunction(), BatchImageCollateFunction(mixup_prob=1e-9, copyblend_prob=1e-9)
+    assert torch.equal(plain(batch())[0], mixed(batch())[0])
+
+
+def test_same_chance_mixes_alike():
+    collate = BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.5, with_expand=True)
+    for seed in range(8):
+        (a, s), (b, t) = collate(batch(seed=seed)), collate(batch(seed=seed))
+        assert torch.equal(a, b) and all(torch.equal(p["boxes"], q["boxes"]) for p, q in zip(s, t))
+
+
+@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
+def test_all_fields_grow_with_the_boxes(chance):
+    _, targets = BatchImageCollateFunction(**{chance: 1})(batch())
+    assert all(len(t["boxes"]) == len(t["labels"]) == len(t["index"]) for t in targets)
+
+
+@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
+def test_finished_images_are_mixed_too(chance):
+    items = finished()
+    images, targets = BatchImageCollateFunction(area_threshold=1e-3, num_objects=1, **{chance: 1})(items)
+    assert not torch.equal(images, torch.stack([image for image, _ in items]))
+    assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [(2, 2, 1), (2, 2, 1)]
+
+
+@pytest.mark.parametrize("transforms", [Compose([Resize([64, 64])]), Compose([Resize([64, 64]), ConvertPILImage()]),
+                                        Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("xyxy", True)])])
+def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transforms):
+    with pytest.raises(ConfigError, match="^mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got torch."):
+        BatchImageCollateFunction(mixup_prob=0.1, mixup_epochs=[4, 5])(batch(transforms=transforms))
+
+
+@pytest.mark.parametrize(("settings", "fault"), [
+    ({"mixup_prob": 1.5}, "mixup_prob is 1.5, expected 0 to 1"), ({"copyblend_prob": -1.0}, "copyblend_prob is -1.0, expected 0 to 1"),
+    ({"mixup_epochs": [4]}, "mixup_epochs is [4], expected two: the first epoch with it and the first without"),
+    ({"copyblend_epochs": [40, 4]}, "copyblend_epochs is [40, 4], which are the epochs 40, 4; none may come before the one on its left"),
+    ({"copyblend_type": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
+    ({"num_objects": 0}, "num_objects is 0, expected at least 1")])
+def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
+    with pytest.raises(ConfigError) as caught:
+        create({"type": "BatchImageCollateFunction", **settings})
+    assert str(caught.value) == f"BatchImageCollateFunction.{fault}"
+
+
 # ---- settings ----
 
 

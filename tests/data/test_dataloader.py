@@ -162,7 +162,7 @@ def data_folder(tmp_path_factory):
 @pytest.fixture
 def loader(data_folder):
     def make(**settings) -> DataLoader:
-        collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1)
+        collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1, mixup_prob=0.4, copyblend_prob=0.5, area_threshold=20)
         return DataLoader(images(data_folder), collate, **{"total_batch_size": 4, "shuffle": True, **settings})
     return make
 

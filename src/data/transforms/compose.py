@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ...core.durations import Duration, RunLength, settled_points
+from ...core.durations import Duration, RunLength, is_between, settled_points
 from ...core.errors import ConfigError
 from ...core.registry import find, names, register
 from ...core.validate import did_you_mean
@@ -73,8 +73,7 @@ class Compose:
         return sample
 
     def _acts(self, name: str, sample: Sample, epoch: int) -> bool:
-        stop = self.mosaic_stop if name == "Mosaic" else self.stop
-        if name in self.named and (epoch < (self.start or 0) or (stop is not None and epoch >= stop)):
+        if name in self.named and not is_between(epoch, self.start, self.mosaic_stop if name == "Mosaic" else self.stop):
             return False
         if name == "Mosaic":
             return sample.rng.random() < self.mosaic_prob

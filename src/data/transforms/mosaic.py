@@ -130,7 +130,7 @@ def warp(image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0) 
     for axis in range(2):
         torch.add(x * inverse[axis, 0], y * inverse[axis, 1] + start[axis], out=grid[0, ..., axis])
     sampled = F.grid_sample(image.sub_(fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    return sampled.add_(fill).round_().to(torch.uint8)
+    return sampled.add_(fill + 0.5).to(torch.uint8)  # rounded: the conversion cuts off
 
 
 def moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

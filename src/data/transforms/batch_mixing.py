@@ -1,0 +1,124 @@
+"""More objects an image by mixing the images of a batch: mixup (DEIM, arXiv 2412.04234) and CopyBlend (DEIMv2, arXiv 2509.20787).
+
+Both work on finished images of one size, `[B, 3, H, W]` floating point, and on targets with boxes as cxcywh in 0..1,
+and change the images in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigError
+from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+BLEND_RANGE = (0.45, 0.55)
+"""Weights of what is blended in: near one half, since the objects of both sides count in full."""
+
+_SLACK_PX = 1e-3
+"""Relative boxes of whole pixels are a little more or less than whole."""
+
+
+def check_mixable(images: Tensor, targets: list[dict[str, Any]], box_format: str = "cxcywh") -> None:
+    """Make sure that images and boxes come as mixing takes them.
+
+    Raises:
+        ConfigError: naming the transforms that bring them into that form.
+    """
+    largest = max((float(target["boxes"].max()) for target in targets if len(target["boxes"])), default=0.0)
+    if not images.is_floating_point() or box_format != "cxcywh" or largest > 1.01:
+        raise ConfigError(f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {images.dtype} and {box_format} up to "
+                          f"{largest:g}; end the transforms with ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)")
+
+
+def mixup(images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Blend each image with the one before it, all with one weight; the objects of both count in full.
+
+    A batch of one image stays as it is.
+
+    Args:
+        images: `[B, 3, H, W]`, changed in place.
+        targets: of each image.
+        fields: keys of targets that hold one row a box, `boxes` among them.
+        rng: source of chance.
+
+    Returns:
+        New targets; what is no field is that of the image itself.
+    """
+    if len(targets) == 1:
+        return targets
+    weight, last = rng.uniform(*BLEND_RANGE), images[-1].clone()
+    for number in range(len(images) - 1, 0, -1):  # backwards, so that each is still itself when the next takes it in
+        images[number].lerp_(images[number - 1], weight)
+    images[0].lerp_(last, weight)
+    return [target | {name: torch.cat([target[name], other[name]]) for name in fields} for target, other in zip(targets, [targets[-1], *targets])]
+
+
+class CopyBlend:
+    """Copies objects of the batch to random places of its images.
+
+    A copy may hide other objects wholly; their boxes stay, as in DEIMv2.
+    """
+
+    def __init__(self, kind: Literal["blend", "paste"] = "blend", area_threshold: float = 100, num_objects: int = 3, with_expand: bool = False,
+                 expand_ratios: Sequence[float] = (0.1, 0.25)) -> None:
+        """Store the settings.
+
+        Args:
+            kind: blend a copy with what lies below it, or cover that.
+            area_threshold: least area of an object that is copied, in square pixels of the batch's images.
+            num_objects: copies an image; fewer only if the batch has not so many objects.
+            with_expand: copy some of what surrounds an object too; its box stays the object's.
+            expand_ratios: how much at each side, as a part of the object's width or height, least and most.
+
+        Raises:
+            ConfigError: for a value out of its range.
+        """
+        for name, value, sound, expected in (
+                ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
+                ("area_threshold", area_threshold, area_threshold > 0, "square pixels, more than 0"),
+                ("num_objects", num_objects, num_objects >= 1, "at least 1"),
+                ("expand_ratios", expand_ratios, len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1],
+                 "two numbers from 0, the smaller first")):
+            if not sound:
+                raise ConfigError(f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}")
+        self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
+        self.area_threshold, self.num_objects = area_threshold, num_objects
+        self.expand_ratios = tuple(expand_ratios) if with_expand else (0.0, 0.0)
+
+    def __call__(self, images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Copy objects into every image, all of them as they were before; arguments and result as in `mixup`."""
+        height, width = images.shape[-2:]
+        size = np.array([width, height, width, height], float)
+        objects = {name: torch.cat([target[name] for target in targets]) for name in fields}
+        owners = np.repeat(np.arange(len(targets)), [len(target["boxes"]) for target in targets])
+        boxes_px = (cxcywh_to_xyxy(objects["boxes"].double()).numpy() * size).clip(0, size)  # [N, 4]
+        large = np.flatnonzero((boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold)
+        if not len(large):
+            return targets
+        copies, result = [], []
+        for number, target in enumerate(targets):
+            chosen, moved = rng.choice(large, min(self.num_objects, len(large)), replace=False), []
+            for index in chosen:
+                x0, y0, x1, y1 = self._window(boxes_px[index], width, height, rng)
+                x, y = rng.integers(0, [width - (x1 - x0) + 1, height - (y1 - y0) + 1]).tolist()
+                place = images[number, :, y:y + y1 - y0, x:x + x1 - x0]
+                copies.append((place, images[owners[index], :, y0:y1, x0:x1].clone(), rng.uniform(*self.weights)))
+                moved.append(boxes_px[index] + [x - x0, y - y0, x - x0, y - y0])
+            added = {name: values[chosen] for name, values in objects.items()}
+            added["boxes"] = xyxy_to_cxcywh(torch.from_numpy(np.stack(moved) / size)).to(target["boxes"].dtype)
+            result.append(target | {name: torch.cat([target[name], added[name]]) for name in fields})
+        for place, patch, weight in copies:  # only now, so that no copy shows another
+            place.lerp_(patch, weight)
+        return result
+
+    def _window(self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return the whole pixels to copy for an object, xyxy."""
+        margin = rng.uniform(*self.expand_ratios) * (box_px[2:] - box_px[:2])
+        low = np.floor(box_px[:2] - margin + _SLACK_PX).clip(0)
+        high = np.ceil(box_px[2:] + margin - _SLACK_PX).clip(max=[width, height])
+        return (*low.astype(int).tolist(), *high.astype(int).tolist())
