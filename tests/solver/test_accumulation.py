@@ -66,9 +66,10 @@ def gradient(parts: int, exact: bool = True) -> tuple[dict[str, torch.Tensor], d
     Phases(step).begin(0)
     if world_size() > 1:
         step.wrapped.register_comm_hook(None, lambda state, bucket: calls.append(bucket.index()) or allreduce_hook(None, bucket))
-    before = {name: p.detach().clone() for name, p in step.model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in step.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
     losses = step(0, window(parts))
-    return {name: before[name] - p.detach() for name, p in step.model.named_parameters() if p.requires_grad}, {k: v.item() for k, v in losses.items()}, len(calls)
+    return {name: before[name] - p.detach() for name, p in trained.items()}, {name: value.item() for name, value in losses.items()}, len(calls)
 
 
 def apart(one: dict, two: dict) -> float:
