@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,12 @@ from .checkpoint import LAST, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
+from .learning_rates import LearningRates, scale_to_batch
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
-from .stages import TrainingStages
+from .stages import Progress, TrainingStages
 from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
-
-
-@dataclass
-class Progress:
-    """Where a run stands: the next step to take."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps of this epoch that are done."""
-    total_steps: int = 0
-    """Steps of the run that are done."""
 
 
 class DetSolver:
@@ -184,9 +173,11 @@ class DetSolver:
         criterion = cfg.criterion.to(self.device).train()
         _tell_run_length(run, self.train_loader, *self.model.modules(), *criterion.modules())
         self.optimizer = cfg.optimizer
-        self._scale_learning_rates()
-        self.schedule, self.warmup, self.ema, self.anchoring = cfg.lr_scheduler, cfg.lr_warmup_scheduler, cfg.ema, cfg.gram_anchoring
-        _tell_run_length(run, self.schedule, self.warmup, self.ema, self.anchoring)
+        if settings.lr_base_batch_size:
+            scale_to_batch(self.optimizer, settings.lr_base_batch_size, self.effective_batch_size, (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type"))
+        self.rates = LearningRates(self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch)
+        self.ema, self.anchoring = cfg.ema, cfg.gram_anchoring
+        _tell_run_length(run, self.rates.schedule, self.rates.warmup, self.ema, self.anchoring)
         last_thaw = max((group.get("thaw_epoch", 0) for group in self.optimizer.param_groups), default=0)
         self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
@@ -196,20 +187,6 @@ class DetSolver:
         self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
                               NumericsGuard(self.steps_per_epoch), settings.grad_accum_exact, self.anchoring)
         self.phases = Phases(self.step, find_unused_parameters=settings.find_unused_parameters)
-
-    def _scale_learning_rates(self) -> None:
-        """Bring the rates from the batch size that they were chosen for to that of this run, in proportion (Goyal et al., 2017)."""
-        base = self.settings.lr_base_batch_size
-        if base is None:
-            return
-        scheduler = (self.cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
-        if scheduler == "OneCycleLR":
-            raise ConfigError("lr_base_batch_size scales the optimizer's rates, but OneCycleLR brings its own as max_lr; set that by hand and leave "
-                              "lr_base_batch_size out")
-        factor = self.effective_batch_size / base
-        for group in self.optimizer.param_groups:
-            group["lr"] *= factor
-        logger.info("learning rates are scaled by %.3g: made for a batch of %d, used with %d", factor, base, self.effective_batch_size)
 
     @property
     def effective_batch_size(self) -> int:
@@ -259,7 +236,7 @@ class DetSolver:
             if hasattr(part, "set_epoch"):  # a criterion of a user's own may know no epochs
                 part.set_epoch(epoch)
         if self.phases.begin(epoch):
-            tell_what_learns(epoch, self.model, self.optimizer, self._scheduled_rates())
+            tell_what_learns(epoch, self.model, self.optimizer, self.rates.scheduled(self.progress))
         if self.progress.step:
             return
         self.step.guard.start_epoch()
@@ -283,7 +260,7 @@ class DetSolver:
         for window in bar:
             waited = time.perf_counter() - before
             seed_step(self.seed, 1 + progress.total_steps)
-            self._set_learning_rates()
+            self.rates.set(progress)
             losses = self.step(progress.total_steps, window)
             progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
             if losses is not None:
@@ -292,23 +269,6 @@ class DetSolver:
                     self._show_step(losses, meter, bar)
             before = time.perf_counter()
         return meter
-
-    def _set_learning_rates(self) -> None:
-        """Set each group's rate: the schedule's at this step, scaled by warm-up, which begins anew for what thaws."""
-        progress = self.progress
-        for group, rate in zip(self.optimizer.param_groups, self._scheduled_rates()):
-            thaw = group.get("thaw_epoch", 0)
-            learned = (progress.epoch - thaw) * self.steps_per_epoch + progress.step if thaw else progress.total_steps
-            group["lr"] = rate * (self.warmup.factor(max(learned, 0)) if self.warmup else 1.0)
-
-    def _scheduled_rates(self) -> list[float]:
-        if self.schedule is None:
-            return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
-        return self.schedule.rates(self.progress.epoch, self.progress.step / self.steps_per_epoch)
-
-    @property
-    def _highest_rate(self) -> float:
-        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _show_step(self, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
         """Write curves and, where no bar is seen, a line; only rank 0 reads its numbers back from the device."""
@@ -319,11 +279,11 @@ class DetSolver:
         values |= {"Loss/total": total, **{f"Lr/pg_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}}
         for writer in self.writers:
             writer.write_step(self.progress.total_steps, values)
-        bar.set_postfix(loss=f"{total:.2f}", lr=f"{self._highest_rate:.1e}")
+        bar.set_postfix(loss=f"{total:.2f}", lr=f"{self.rates.highest:.1e}")
         if bar.disable:
             left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
             logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
-                        self._highest_rate, left)
+                        self.rates.highest, left)
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
@@ -354,7 +314,7 @@ class DetSolver:
             return
         memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
         record = {
-            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self._highest_rate,
+            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self.rates.highest,
             "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
             "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **_plain(metrics),
             "best_metric": self.best.metric, "best_score": self.best.score, "best_epoch": self.best.epoch,

@@ -1,9 +1,20 @@
-"""What holds in which epoch: strong augmentation or clean, when the weight average starts anew, when a run may stop early."""
+"""Where a run stands, and what holds in which epoch: strong augmentation or clean, when the weight average starts anew, when a run may stop early."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step to take."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps of this epoch that are done."""
+    total_steps: int = 0
+    """Steps of the run that are done."""
 
 
 @dataclass(frozen=True)

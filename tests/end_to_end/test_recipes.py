@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
-from tests.fixtures.tiny import tiny_config
+from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
 from tests.fixtures.vits import official_layout
 
 PHASES = {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1, "unfreeze_lr_factor": 0.1}
@@ -123,3 +124,20 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
     assert "warm-up takes 2 steps, a tenth of the run, in place of 500" in out
     assert "epoch 2: 0.12 M of 0.16 M parameters train" in out
     assert [record["stage"] for record in read_log(tmp_path / "run")] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("backbone", ["dinov3", "hgnetv2"])
+def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone, tiny_data, tmp_path):
+    size = "dinov3_tiny" if backbone == "dinov3" else "hgnetv2_n"
+    folder = ROOT / "configs"
+    parts = ["dataset/synthetic_detection.yml", "runtime.yml", "dfine/include/dataloader.yml", "dfine/include/optimizer.yml",
+             f"dfine/include/dfine_{backbone}.yml", f"dfine/include/{size}.yml", "dfine/include/deim.yml"]
+    settings = merged(TINY_MODEL if backbone == "dinov3" else {"eval_spatial_size": [64, 64], "HGNetv2": {"pretrained": False}}, tiny_data.settings,
+                      {"epochs": 4, "output_dir": str(tmp_path / "run"), "checkpoint_freq": 0, "train_dataloader": {
+                          "total_batch_size": 4, "num_workers": 1, "collate_fn": {"stop_epoch": 0.75, "mixup_prob": 1.0, "mixup_epochs": [0.25, 0.5],
+                                                                                 "copyblend_prob": 1.0}}, "val_dataloader": {"total_batch_size": 4}})
+    (tmp_path / "deim.yml").write_text(yaml.safe_dump({"__include__": [str(folder / part) for part in parts], **settings}))
+    succeed("-c", tmp_path / "deim.yml", "--seed=1")
+    records = read_log(tmp_path / "run")
+    assert [record["stage"] for record in records] == [1, 1, 1, 2]
+    assert all(record["train_loss_mal"] > 0 and "train_loss_vfl" not in record for record in records)
