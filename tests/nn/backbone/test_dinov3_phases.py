@@ -146,3 +146,15 @@ def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
     made = small_backbone(freeze_backbone_epochs=0.5)
     with pytest.raises(ConfigError, match=r"a phase begins at 0.5 of the run, whose length has not been told"):
         made.set_epoch(3)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 4])
+def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        made = backbone(unfreeze_plan=[[0, blocks]], gradient_checkpointing=checkpointing).train()
+        sum(level.square().sum() for level in made(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))).backward()
+        gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
