@@ -7,13 +7,16 @@
 
 import argparse
 import os
+from datetime import timedelta
 from pathlib import Path
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
-    parser.add_argument("-r", "--resume", help="go on from this last.pth; with --test-only, evaluate these weights")
+    parser.add_argument("-r", "--resume", help="go on from this last.pth, or with auto from that of the output folder if there is one; "
+                                                   "with --test-only, evaluate these weights")
+    parser.add_argument("--override", action="store_true", default=None, help="go on with a run although its configuration has changed")
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one")
     parser.add_argument("--seed", type=int, help="where all chance follows from")
@@ -25,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="override settings, e.g. epochs=12 optimizer.lr=1e-4")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
-    if arguments.resume and arguments.tuning:
+    if arguments.resume and arguments.tuning and arguments.resume != "auto":
         parser.error("-r goes on with a run, -t starts a new one: give one of them")
     return arguments
 
@@ -38,6 +41,7 @@ def main() -> None:
     from src.runtime.distributed import is_main, join_group, pick_device
     from src.runtime.log import set_up_logging
     from src.runtime.process import run_command
+    from src.runtime.stop import StopRequest, end_with_launcher, warn_of_unheard_signal
     from src.solver import DetSolver
 
     status_dir: Path | None = None
@@ -45,17 +49,21 @@ def main() -> None:
     def command() -> None:
         nonlocal status_dir
         set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
-        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only")
+        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only", "override")
                  if (value := getattr(arguments, name)) is not None}
+        end_with_launcher()
+        warn_of_unheard_signal()
         cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))
         device = pick_device(cfg.settings.device)
-        join_group(device)
+        join_group(device, timedelta(seconds=cfg.settings.rank_timeout))
         status_dir = Path(cfg.settings.output_dir) if is_main() else None
-        solver = DetSolver(cfg, device)
+        stop = StopRequest()
+        solver = DetSolver(cfg, device, stop)
         if cfg.settings.test_only:
             solver.val()
         else:
-            solver.fit()
+            with stop.listening():
+                solver.fit()
 
     run_command(command, debug=arguments.debug, status_dir=lambda: status_dir)
 

@@ -34,11 +34,15 @@ class RunSettings:
     patience: int | None = None
     print_freq: int = 100
     checkpoint_freq: int = 0
+    save_every_steps: int | None = None
+    save_every_minutes: float | None = 15.0
+    rank_timeout: float = 600.0
     seed: int | None = None
     device: str | None = None
     output_dir: str = "./output"
     summary_dir: str | None = None
     resume: str | None = None
+    override: bool = False
     tuning: str | None = None
     test_only: bool = False
     use_wandb: bool = False
@@ -47,8 +51,9 @@ class RunSettings:
     model: str | None = None
     criterion: str | None = None
     postprocessor: str | None = None
-    minima: typing.ClassVar[dict[str, float]] = {"epochs": 1, "clip_max_norm": 0, "print_freq": 1, "checkpoint_freq": 0, "seed": 0,
-                                                "grad_accum_steps": 1, "lr_base_batch_size": 1, "patience": 1}
+    minima: typing.ClassVar[dict[str, float]] = {
+        "epochs": 1, "clip_max_norm": 0, "grad_accum_steps": 1, "lr_base_batch_size": 1, "patience": 1, "print_freq": 1, "checkpoint_freq": 0,
+        "save_every_steps": 1, "save_every_minutes": 0, "rank_timeout": 1, "seed": 0}
 
     def __post_init__(self) -> None:
         for name, least in self.minima.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,25 @@ from torch import Tensor
 from ..core.errors import ConfigError, RankError
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+
+_store: dist.Store | None = None
+"""Where ranks leave notes for each other; outlives a rank that has ended."""
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL", "ProcessGroup", "gloo")
+"""Parts of what torch says when another rank does not answer."""
+
+
+_GRACE = 2.0
+"""Seconds in which ranks that wait for the same one tell so."""
+
+
+class LostRank(RankError):
+    """Another rank ended or does not answer."""
+
+    def __init__(self, message: str, first_code: int | None = None) -> None:
+        super().__init__(message)
+        self.first_code = first_code
+        """Exit code of the rank that ended first, if it told."""
 
 
 def is_distributed() -> bool:
@@ -76,13 +96,15 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise RankError(f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun")
+    global _store
     own_rank, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = dist.TCPStore(address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=own_rank, world_size=count,
-                                store=dist.PrefixStore(f"attempt{attempt}", store), timeout=timeout)
+        store = dist.PrefixStore(f"attempt{attempt}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=own_rank, world_size=count, store=store, timeout=timeout)
+        _store = dist.PrefixStore("notes", store)
         barrier()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -91,8 +113,53 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
 
 def leave_group() -> None:
     """Leave the group of ranks, if there is one."""
+    global _store
+    _store = None
     if is_distributed():
         dist.destroy_process_group()
+
+
+def tell_step(step: int) -> None:
+    """Leave a note of the step that this rank begins."""
+    _note(f"step{rank()}", str(step))
+
+
+def _note(key: str, value: str) -> None:
+    try:
+        if _store is not None:
+            _store.set(key, value)
+    except RuntimeError:
+        pass  # the store is gone with its host, and so are those who could read
+
+
+def tell_error(code: int, message: str) -> None:
+    """Leave a note of why this rank ends, before it does; the first one counts."""
+    if _read_note("error") is None:
+        _note("error", f"{code} {message} (rank {rank()})")
+
+
+def _read_note(key: str) -> str | None:
+    try:
+        return _store.get(key).decode() if _store is not None and _store.check([key]) else None
+    except RuntimeError:
+        return None
+
+
+def explain_lost_rank(error: BaseException) -> LostRank | None:
+    """Return why another rank does not answer, if that is what an error is about."""
+    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)):
+        return None
+    _note(f"waiting{rank()}", "")
+    if told := _read_note("error"):
+        code, _, message = told.partition(" ")
+        return LostRank(f"another rank ended first: error[{code}]: {message}", int(code))
+    time.sleep(_GRACE)  # the others find out at about the same time
+    silent = [number for number in range(world_size()) if number != rank() and _read_note(f"waiting{number}") is None]
+    if not silent or _store is None:
+        return LostRank("another rank ended or does not answer; its own output says why")
+    shown = ", ".join(f"rank {number} (last seen at step {_read_note(f'step{number}') or '?'})" for number in silent)
+    return LostRank(f"{shown} ended or does not answer, this rank is at step {_read_note(f'step{rank()}') or '?'}; stacks of ranks that took too long are in "
+                    f"the output folder")
 
 
 def barrier() -> None:
@@ -130,6 +197,19 @@ def gather_objects(value: Any) -> list[Any]:
     gathered = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def check_ranks_agree(known: dict[str, Any]) -> None:
+    """Compare what all ranks must have alike.
+
+    Raises:
+        RankError: with the first thing that differs, and on which ranks.
+    """
+    everyone = gather_objects(known)
+    for name, value in everyone[0].items():
+        if others := [number for number, theirs in enumerate(everyone) if theirs[name] != value]:
+            shown = "" if name == "configuration" else f": {everyone[others[0]][name]} and {value}"
+            raise RankError(f"rank(s) {', '.join(map(str, others))} and rank 0 have another {name}{shown}; start all ranks with the same command and files")
 
 
 def broadcast_object(value: Any) -> Any:

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ..core.errors import ResourceError, RunError
-from .distributed import is_distributed, leave_group, rank
+from ..core.errors import Preempted, ResourceError, RunError
+from .distributed import LostRank, explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
 from .log import logger, printable
 
@@ -24,16 +24,21 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
         debug: show tracebacks.
         status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end, None for nowhere.
     """
+    true_code = 0
     try:
         command()
         code, message = 0, "done"
     except BaseException as error:
-        code, message = explain(error)
+        lost = explain_lost_rank(error)
+        code, message = explain(lost or error)
+        true_code = lost.first_code if isinstance(lost, LostRank) and lost.first_code else code
         if debug:
             traceback.print_exc()
+        if lost is None:
+            tell_error(code, printable(message))
         where = f" (rank {rank()})" if is_distributed() else ""
         sys.stderr.write(f"error[{code}]: {printable(message)}{where}\n")
-    _write_status(status_dir(), code, printable(message))
+    _write_status(status_dir(), true_code, printable(message))
     sys.stdout.flush()
     sys.stderr.flush()
     if code and is_distributed():
@@ -65,6 +70,7 @@ def _write_status(folder: Path | None, code: int, message: str) -> None:
     if folder is None or not folder.is_dir():
         return
     try:
-        write_json(folder / STATUS_FILE, {"exit_code": code, "message": message})
+        status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
+        write_json(folder / STATUS_FILE, {"status": status, "exit_code": code, "message": message})
     except ResourceError as error:
         logger.warning("%s", error)

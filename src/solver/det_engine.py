@@ -57,9 +57,13 @@ class TrainStep:
     """Losses of a window are normalised by its objects as if it were one batch, for one more forward pass without a graph."""
     anchoring: Callable[[], Tensor | None] | None = None
     """One more loss of the last forward pass."""
+    stop: Callable[[], bool] = lambda: False
+    """Tells whether this rank was asked to stop."""
 
     def __post_init__(self) -> None:
         self.statistics = BatchStatistics(self.model)
+        self.stopping = False
+        """After a step: whether any rank was asked to stop; the same on all."""
 
     def __call__(self, step: int, window: Sequence[Batch]) -> dict[str, Tensor] | None:
         """Take one step.
@@ -148,7 +152,9 @@ class TrainStep:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
         finite = torch.stack([torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]).all()
-        finite_loss, finite_gradient = everywhere(torch.stack([finite, torch.isfinite(norm)]))
+        go_on = torch.tensor(not self.stop(), device=norm.device)
+        finite_loss, finite_gradient, go_on = everywhere(torch.stack([finite, torch.isfinite(norm), go_on]))
+        self.stopping = not go_on
         if self.scaler:
             self.scaler.step(self.optimizer)  # leaves the weights alone if a gradient overflowed
             self.scaler.update()
@@ -198,8 +204,18 @@ class EpochMeter:
 
     @property
     def seconds(self) -> float:
-        """Time since the meter was made."""
+        """Time that the epoch has taken."""
         return time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of this rank."""
+        return {"names": self.names, "total": self.total, "steps": self.steps, "images": self.images, "waited": self.waited, "seconds": self.seconds}
+
+    @staticmethod
+    def from_state(state: dict[str, Any], device: torch.device) -> EpochMeter:
+        """Go on with the sums of `state_dict`."""
+        total = None if state["total"] is None else state["total"].to(device)
+        return EpochMeter(list(state["names"]), total, state["steps"], state["images"], state["waited"], time.perf_counter() - state["seconds"])
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -228,7 +244,8 @@ def with_progress(batches: Iterable, description: str, total: int, start: int = 
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evaluator: Evaluator, device: torch.device) -> dict[str, Any]:
+def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evaluator: Evaluator, device: torch.device,
+             between: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Score a model on a data set, in float32.
 
     Args:
@@ -237,6 +254,7 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
         loader: batches of images and targets; every image once over all ranks.
         evaluator: takes detections by image id.
         device: where the model is.
+        between: called before each batch.
 
     Returns:
         Metrics by name, the same on every rank.
@@ -245,6 +263,7 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
     model.eval()
     evaluator.reset()
     for images, targets in with_progress(loader, "evaluation", len(loader)):
+        between()
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
         found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
         evaluator.update({int(target["image_id"]): detections for target, detections in zip(targets, found)})

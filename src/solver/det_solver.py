@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..core.durations import KnowsRunLength, RunLength
-from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.errors import CheckpointError, ConfigError, DataError, Preempted
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
-from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, is_main, world_size
+from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, check_ranks_agree, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, merged_state_dict, read_weights
-from .checkpoint import LAST, CheckpointFolder
+from ..runtime.stop import StopRequest
+from ..runtime.watchdog import Watchdog
+from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
@@ -27,26 +29,34 @@ from .learning_rates import LearningRates, scale_to_batch
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
+from .resume import check_same_run, continued_progress
 from .stages import Progress, TrainingStages
 from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+
+AUTO = "auto"
+"""In place of a file to go on from: `last.pth` of the output folder, or a new run if there is none."""
 
 
 class DetSolver:
     """Trains and evaluates what a configuration describes."""
 
-    def __init__(self, cfg: YAMLConfig, device: torch.device) -> None:
+    def __init__(self, cfg: YAMLConfig, device: torch.device, stop: StopRequest | None = None) -> None:
         """Store; nothing is built before `fit` or `val`.
 
         Args:
             cfg: the configuration.
             device: of this rank.
+            stop: tells when a signal has asked to stop; None for never.
         """
+        self.stop = stop or StopRequest()
         self.cfg, self.settings, self.device = cfg, cfg.settings, device
         self.output_dir = Path(self.settings.output_dir)
         self.progress = Progress()
         self.best = BestModel(self.settings.best_metric)
         self.resumed: dict[str, Any] | None = None
         self.writers: list[Writer] = []
+        self.meter: EpochMeter | None = None
+        """Of an epoch that is not over."""
 
     def fit(self) -> None:
         """Train, evaluate after every epoch, keep the best and the last."""
@@ -58,8 +68,9 @@ class DetSolver:
             self._build_training()
             self._resume()
             if self.progress.epoch >= self.settings.epochs:
-                logger.info("this run is complete: epoch %d of %d; raise epochs to go on", self.progress.epoch, self.settings.epochs)
+                logger.info("this run is complete: epoch %d of %d; to go on, raise epochs and give --override", self.progress.epoch, self.settings.epochs)
                 return
+            stack.callback(self.watchdog.rest)
             self._open_writers()
             self._introduce()
             while self.progress.epoch < self.settings.epochs:
@@ -67,6 +78,7 @@ class DetSolver:
                 self._begin_epoch()
                 meter = self._train_epoch()
                 metrics = self._evaluate()
+                self.meter = None
                 self._keep(metrics)
                 self._report(epoch, meter, metrics)
             for writer in self.writers:
@@ -127,6 +139,10 @@ class DetSolver:
         self.start_file = self._read_start_file()
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
+        self.config_text = self.cfg.to_yaml()
+        check_ranks_agree({"configuration": self.config_text, "seed": self.seed, "number of images": [len(data) for data in data_sets]})
+        if self.resumed is not None:
+            check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=self.settings.override)
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
@@ -143,6 +159,11 @@ class DetSolver:
     def _read_start_file(self) -> WeightFile | None:
         """Read the weights of -t, or of -r with --test-only; or all that -r goes on from."""
         settings = self.settings
+        if settings.resume == AUTO:
+            last = self.output_dir / LAST
+            there = broadcast_object(last.exists() or last.with_name(PREVIOUS).exists())
+            settings.resume, settings.tuning = (str(last), None) if there else (None, settings.tuning)
+            logger.info("-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins")
         if settings.resume and not settings.test_only:
             self.resumed = self.checkpoints.load_last(Path(settings.resume))
             return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
@@ -186,6 +207,9 @@ class DetSolver:
             self.anchoring.to(self.device).attach()
         self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
                               NumericsGuard(self.steps_per_epoch), settings.grad_accum_exact, self.anchoring)
+        self.step.stop = lambda: self.stop.asked
+        self.saved_at = time.monotonic()
+        self.watchdog = Watchdog(self.output_dir, settings.rank_timeout)
         self.phases = Phases(self.step, find_unused_parameters=settings.find_unused_parameters)
 
     @property
@@ -204,7 +228,7 @@ class DetSolver:
     def _open_writers(self) -> None:
         if not is_main():
             return
-        text = self.cfg.to_yaml()
+        text = self.config_text
         (self.output_dir / "config.yml").write_text(text, encoding="utf-8")
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
         board.add_text("config", text)
@@ -253,7 +277,8 @@ class DetSolver:
 
     def _train_epoch(self) -> EpochMeter:
         self.model.train()
-        meter, progress = EpochMeter(), self.progress
+        self.meter = meter = self.meter or EpochMeter()
+        progress = self.progress
         bar = with_progress(windows(self.train_loader, self.settings.grad_accum_steps), f"epoch {progress.epoch + 1}/{self.settings.epochs}",
                             self.steps_per_epoch, progress.step)
         before = time.perf_counter()
@@ -261,13 +286,18 @@ class DetSolver:
             waited = time.perf_counter() - before
             seed_step(self.seed, 1 + progress.total_steps)
             self.rates.set(progress)
+            self.watchdog.beat(progress.total_steps)
             losses = self.step(progress.total_steps, window)
             progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
             if losses is not None:
                 meter.add(losses, sum(len(images) for images, _ in window) * world_size(), waited)
                 if progress.step % self.settings.print_freq == 0:
                     self._show_step(losses, meter, bar)
+            if self.step.stopping:
+                self._save_and_stop()
+            self._save_if_due()
             before = time.perf_counter()
+        self.watchdog.rest()
         return meter
 
     def _show_step(self, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
@@ -289,7 +319,42 @@ class DetSolver:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
         module = self.ema.module if self.ema is not None else self.model
         broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
-        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation)
+
+    def _stop_evaluation(self) -> None:
+        """Save and end if rank 0 was asked to stop: the epoch's training is done, its evaluation comes anew.
+
+        Other ranks do not look here, since ranks may have different numbers of batches; the launcher ends them with rank 0.
+        """
+        if self.stop.asked and is_main():
+            self._save_last()
+            raise self._preempted()
+
+    def _save_and_stop(self) -> None:
+        """Save and end, on all ranks after the same step."""
+        if is_main():
+            self._save_last()
+        barrier()
+        raise self._preempted()
+
+    def _preempted(self) -> Preempted:
+        name = self.stop.signal.name if self.stop.asked else "a signal to another rank"
+        return Preempted(f"stopped by {name} after step {self.progress.step} of {self.steps_per_epoch} in epoch {self.progress.epoch + 1}; the state is saved, "
+                         f"go on with -r {self.output_dir / LAST}")
+
+    def _save_if_due(self) -> None:
+        """Write `last.pth` within an epoch, as often as is set; rank 0 alone knows of it."""
+        settings, progress = self.settings, self.progress
+        if not is_main() or progress.step == self.steps_per_epoch:
+            return
+        by_steps = settings.save_every_steps and progress.step % settings.save_every_steps == 0
+        by_time = settings.save_every_minutes and time.monotonic() - self.saved_at >= 60 * settings.save_every_minutes
+        if by_steps or by_time:
+            self._save_last()
+
+    def _save_last(self) -> None:
+        self.checkpoints.save_last(self.state_dict())
+        self.saved_at = time.monotonic()
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         """Count the epoch as done, and write what is to be kept: the best first, since the last refers to it."""
@@ -305,7 +370,7 @@ class DetSolver:
                 self.checkpoints.save_best(self._inference_state(scored, epoch, metrics))
             if self.settings.checkpoint_freq and (epoch + 1) % self.settings.checkpoint_freq == 0:
                 self.checkpoints.save_numbered(epoch, self._inference_state(scored, epoch, metrics))
-            self.checkpoints.save_last(self.state_dict())
+            self._save_last()
         barrier()
 
     def _report(self, epoch: int, meter: EpochMeter, metrics: dict[str, Any]) -> None:
@@ -333,8 +398,8 @@ class DetSolver:
             "progress": vars(self.progress).copy(), "seed": self.seed, "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None, "guard": {"in_a_row": self.step.guard.in_a_row, "in_epoch": self.step.guard.in_epoch},
-            "best": self.best.state_dict(), "meta": {"classes": self.classes, "config": self.cfg.to_yaml()},
-            "world_size": world_size(), "total_batch_size": self.train_loader.total_batch_size}
+            "best": self.best.state_dict(), "meta": {"classes": self.classes, "config": self.config_text},
+            "world_size": world_size(), "effective_batch_size": self.effective_batch_size, "meter": self.meter.state_dict() if self.meter else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from `state_dict`.
@@ -352,13 +417,17 @@ class DetSolver:
             self.scaler.load_state_dict(state["scaler"])
         self.step.guard.in_a_row, self.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
         self.best.load_state_dict(state["best"])
-        self.progress = Progress(**state["progress"])
+        self.progress = continued_progress(Progress(**state["progress"]), state["effective_batch_size"], self.effective_batch_size)
+        if state["world_size"] != world_size():
+            logger.warning("going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
+                           world_size(), state["world_size"])
+        self.meter = EpochMeter.from_state(state["meter"], self.device) if state["meter"] else None
         self.seed = state["seed"]
         self.train_loader.set_seed(self.seed)
 
     def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return what `best.pth` holds: plain weights and everything needed to use them."""
-        meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
+        meta = {"classes": self.classes, "config": self.config_text, "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
         return {"model": merged_state_dict(scored), "meta": meta}
 

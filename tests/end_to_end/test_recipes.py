@@ -61,7 +61,7 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
 def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tmp_path, epochs_done):
     config, run, _ = phased
     succeed("-c", config, "--seed=1", "--output-dir", tmp_path, "-u", f"epochs={epochs_done}", ranks=2)
-    succeed("-c", config, "-r", tmp_path / "last.pth", "--output-dir", tmp_path, ranks=2)
+    succeed("-c", config, "-r", tmp_path / "last.pth", "--output-dir", tmp_path, "--override", ranks=2)
     ours, theirs = weights_of(tmp_path / "last.pth"), weights_of(run / "last.pth")
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 

@@ -22,7 +22,7 @@ def trained(tiny_data, tmp_path_factory):
 def test_a_run_leaves_what_its_users_need(trained):
     _, run, _ = trained
     assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {path.name for path in run.iterdir()}
-    assert json.loads((run / "run_status.json").read_text()) == {"exit_code": 0, "message": "done"}
+    assert json.loads((run / "run_status.json").read_text()) == {"status": "done", "exit_code": 0, "message": "done"}
 
 
 def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained):
@@ -85,7 +85,7 @@ def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
 
 def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
     config, run, _ = trained
-    result = run_python("train.py", "-c", config, "-r", run / "last.pth", "--output-dir", tmp_path / "longer", "-u", "epochs=3")
+    result = run_python("train.py", "-c", config, "-r", run / "last.pth", "--output-dir", tmp_path / "longer", "--override", "-u", "epochs=3")
     assert result.returncode == 0, result.stderr
     assert [record["epoch"] for record in read_log(tmp_path / "longer")] == [2]
 
@@ -95,7 +95,7 @@ def test_a_complete_run_is_left_alone(trained):
     before = {path: path.stat().st_mtime_ns for path in run.glob("*") if path.name not in ("run_status.json", ".lock")}
     result = run_python("train.py", "-c", config, "-r", run / "last.pth")
     assert result.returncode == 0, result.stderr
-    assert "this run is complete: epoch 2 of 2; raise epochs to go on" in result.stdout
+    assert "this run is complete: epoch 2 of 2; to go on, raise epochs and give --override" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -66,16 +66,18 @@ def status_after(tmp_path, command) -> dict:
 
 
 def test_status_of_a_success_is_written(tmp_path):
-    assert status_after(tmp_path, lambda: None) == {"exit_code": 0, "message": "done"}
+    assert status_after(tmp_path, lambda: None) == {"status": "done", "exit_code": 0, "message": "done"}
 
 
 @pytest.mark.parametrize(("kind", "code"), KINDS)
 def test_status_of_an_error_is_written(tmp_path, kind, code):
-    assert status_after(tmp_path, failing(kind("what happened"))) == {"exit_code": code, "message": "what happened"}
+    assert status_after(tmp_path, failing(kind("what happened"))) == {
+        "status": "preempted" if code == 75 else "failed", "exit_code": code, "message": "what happened"}
 
 
 def test_status_holds_a_name_that_is_not_valid_text(tmp_path):
-    assert status_after(tmp_path, failing(errors.DataError("image \udcff.png"))) == {"exit_code": 3, "message": "image \\udcff.png"}
+    assert status_after(tmp_path, failing(errors.DataError("image \udcff.png"))) == {
+        "status": "failed", "exit_code": 3, "message": "image \\udcff.png"}
 
 
 def test_status_folder_is_asked_for_at_the_end(tmp_path):

@@ -1,0 +1,43 @@
+"""Where ranks stand: each tells its step, and writes its stack if a step takes too long, so that a hang can be explained."""
+
+from __future__ import annotations
+
+import faulthandler
+from pathlib import Path
+from typing import TextIO
+
+from .distributed import rank, tell_step, world_size
+
+
+class Watchdog:
+    """Watches over the steps of one rank of several; alone, it does nothing."""
+
+    def __init__(self, folder: Path, timeout: float) -> None:
+        """Store.
+
+        Args:
+            folder: for `stacks.rankN.txt`, which stays only if something was written.
+            timeout: seconds after which a step is too long.
+        """
+        self.timeout, self.path = timeout, folder / f"stacks.rank{rank()}.txt"
+        self._file: TextIO | None = None
+
+    def beat(self, step: int) -> None:
+        """Tell that a step begins."""
+        if world_size() == 1:
+            return
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w", encoding="utf-8")
+        tell_step(step)
+        faulthandler.dump_traceback_later(self.timeout, file=self._file)
+
+    def rest(self) -> None:
+        """Stop watching."""
+        if self._file is None:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        self._file = None
+        if not self.path.stat().st_size:
+            self.path.unlink()

@@ -1,0 +1,82 @@
+"""Going on with a run: whether it still is the same run, and where its data continues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..core.config_file import dotted, parse_yaml
+from ..core.errors import ConfigError
+from ..runtime.log import logger
+from .stages import Progress
+
+FREE = frozenset({"resume", "tuning", "test_only", "device", "output_dir", "summary_dir", "print_freq", "checkpoint_freq", "save_every_steps",
+                  "save_every_minutes", "use_wandb", "project_name", "exp_name", "find_unused_parameters", "rank_timeout", "override"})
+"""Top-level settings that do not change what a run computes."""
+
+FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file"})
+"""Likewise of data loaders; another batch size is told of by itself, and moved data are compared by their content."""
+
+NAMED = 20
+
+
+def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) -> None:
+    """Compare the configuration that a run began with to the present one.
+
+    Args:
+        saved: as YAML, from the checkpoint.
+        present: as a dict.
+        override: changes are wanted; they are told of.
+
+    Raises:
+        ConfigError: with the keys that differ, if they are not free to.
+    """
+    before, _ = parse_yaml(saved, "the checkpoint's configuration")
+    changes = [change for change in _differences(before, present) if change[0] != ("seed",) or "seed" in present]  # else that of the run holds
+    if not changes:
+        return
+    more = f" ... and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
+    told = "; ".join(f"{dotted(path)} was {_short(old)}, is {_short(new)}" for path, old, new in changes[:NAMED]) + more
+    if not override:
+        raise ConfigError(f"the configuration is not that of the run to go on with: {told}; go on with the changes by --override, or start a new run from its "
+                          f"weights with -t")
+    logger.warning("going on with a changed configuration: %s", told)
+
+
+def continued_progress(saved: Progress, saved_batch: int, batch: int) -> Progress:
+    """Return where a run goes on if a step now takes another number of images.
+
+    Whole epochs stay whole; within one, the data go on at the last whole new step, so that no image is left out.
+    """
+    if batch == saved_batch:
+        return saved
+    step = saved.step * saved_batch // batch
+    logger.warning("a step takes %d images now, %d before: epoch %d goes on with step %d, rates and averages count other steps than they would have",
+                   batch, saved_batch, saved.epoch + 1, step + 1)
+    return Progress(saved.epoch, step, saved.total_steps)
+
+
+def _differences(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
+    """Walk two configurations and yield (path, old, new) of what differs and matters."""
+    for key in dict.fromkeys((*old, *new)):
+        here = (*path, key)
+        if (not path and key in FREE) or (path and str(path[0]).endswith("_dataloader") and key in FREE_OF_LOADERS):
+            continue
+        before, after = old.get(key, _UNSET), new.get(key, _UNSET)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, here)
+        elif before != after and not (before in (None, _UNSET) and after in (None, _UNSET)):
+            yield here, before, after
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_UNSET = _Unset()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

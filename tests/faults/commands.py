@@ -1,0 +1,88 @@
+"""Training as users start it, in the background, with signals sent at chosen moments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from tests.fixtures.commands import free_port
+from tests.fixtures.tiny import ROOT
+
+
+class Training:
+    """A running `train.py`, alone or under torchrun; its processes never outlive the block."""
+
+    def __init__(self, output: Path, *arguments: str | Path, ranks: int = 1, launcher: tuple[str, ...] = (), **environment: str) -> None:
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}", *launcher]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **environment}
+        self.output = output
+        self.text = output.with_suffix(".stdout")
+        with open(self.text, "w") as out:
+            self.process = subprocess.Popen([*command, "train.py", *map(str, arguments), "--output-dir", str(output)], cwd=ROOT, env=env, stdout=out,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pids = [*self.workers(), self.process.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def said(self) -> str:
+        return self.text.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, timeout: float = 60) -> None:
+        """Wait until the output has a line that matches."""
+        end = time.monotonic() + timeout
+        while not re.search(pattern, self.said()):
+            assert time.monotonic() < end and self.process.poll() is None, self.said()
+            time.sleep(0.02)
+
+    def send(self, number: signal.Signals, pid: int | None = None) -> None:
+        os.kill(pid or self.process.pid, number)
+
+    def workers(self) -> list[int]:
+        """Return the processes of the ranks, in the order of their numbers."""
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+                environment = dict(item.partition("=")[::2] for item in (stat.parent / "environ").read_text().split("\0"))
+            except (OSError, ValueError):
+                continue
+            if int(fields[1]) == self.process.pid and "RANK" in environment:
+                found[int(environment["RANK"])] = int(stat.parent.name)
+        return [found[number] for number in sorted(found)]
+
+    def end(self, timeout: float = 30) -> int:
+        """Wait for the end and return the exit code."""
+        return self.process.wait(timeout)
+
+    def status(self) -> dict:
+        return json.loads((self.output / "run_status.json").read_text())
+
+
+def is_gone(pid: int, within: float) -> bool:
+    """Tell whether a process ends within some seconds; one that nobody has waited for counts as ended."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,124 @@
+"""A run that is stopped and goes on ends as if nothing had happened: rows F01, F11, F12, F13, F16 and F19."""
+
+import json
+
+import pytest
+
+from src.core.errors import ConfigError
+from tests.faults.runs import STEPS, final_state, run, same
+from tests.fixtures.commands import read_log
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_data, tmp_path_factory):
+    """The end of undisturbed runs on one rank and on two."""
+    folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
+    for ranks, folder in folders.items():
+        assert run(tiny_data, folder, ranks=ranks)
+    return {ranks: final_state(folder) for ranks, folder in folders.items()}, folders
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(straight, tiny_data, tmp_path, step):
+    assert not run(tiny_data, tmp_path, stop_after=step)
+    assert run(tiny_data, tmp_path)
+    assert same(final_state(tmp_path), straight[0][1])
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(straight, tiny_data, tmp_path, step):
+    assert not run(tiny_data, tmp_path, ranks=2, stop_after=step)
+    assert run(tiny_data, tmp_path, ranks=2)
+    assert same(final_state(tmp_path), straight[0][2])
+
+
+def test_f01_a_run_stopped_in_its_evaluation_evaluates_anew_and_ends_with_the_same_state(straight, tiny_data, tmp_path):
+    assert not run(tiny_data, tmp_path, stop_after=3, in_evaluation=True)
+    assert not (tmp_path / "best.pth").exists()
+    assert run(tiny_data, tmp_path)
+    assert same(final_state(tmp_path), straight[0][1])
+
+
+def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(straight, tiny_data, tmp_path):
+    for step in range(1, STEPS):
+        assert not run(tiny_data, tmp_path, stop_after=step)
+    assert run(tiny_data, tmp_path)
+    assert same(final_state(tmp_path), straight[0][1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f11_workers_of_the_loader_change_nothing(straight, tiny_data, tmp_path, workers):
+    settings = {"train_dataloader": {"num_workers": workers}}
+    assert not run(tiny_data, tmp_path, stop_after=5, **settings)
+    assert run(tiny_data, tmp_path)
+    assert same(final_state(tmp_path), straight[0][1])
+
+
+def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(tiny_data, tmp_path, caplog):
+    assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
+    assert run(tiny_data, tmp_path)
+    assert "going on with 1 rank(s) where 2 began: the images of every step are the same" in caplog.text
+    assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
+
+
+def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_data, tmp_path, caplog):
+    assert not run(tiny_data, tmp_path, stop_after=4)
+    assert run(tiny_data, tmp_path, train_dataloader={"total_batch_size": 2})
+    assert "a step takes 4 images now, 8 before: epoch 2 goes on with step 3" in caplog.text
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.001, is 0.5"),
+    ({"epochs": 4}, "epochs was 3, is 4"),
+    ({"HybridEncoder": {"hidden_dim": 64}}, "HybridEncoder.hidden_dim was 32, is 64"),
+    ({"patience": 3}, "patience was not set, is 3"),
+    ({"seed": 5}, "seed was 1, is 5"),
+])
+def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_data, tmp_path, change, told):
+    assert not run(tiny_data, tmp_path, stop_after=1)
+    before = (tmp_path / "last.pth").read_bytes()
+    with pytest.raises(ConfigError, match="not that of the run to go on with") as caught:
+        run(tiny_data, tmp_path, **change)
+    assert told in str(caught.value) and "--override" in str(caught.value)
+    assert (tmp_path / "last.pth").read_bytes() == before
+
+
+def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path, caplog):
+    assert not run(tiny_data, tmp_path, stop_after=1)
+    assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
+    assert "going on with a changed configuration: optimizer.lr was 0.001, is 0.0005" in caplog.text
+
+
+@pytest.mark.parametrize("free", [{"print_freq": 2}, {"save_every_steps": 1}, {"checkpoint_freq": 1}, {"val_dataloader": {"total_batch_size": 3}}])
+def test_f12_settings_that_do_not_change_the_result_are_free(straight, tiny_data, tmp_path, free):
+    assert not run(tiny_data, tmp_path, stop_after=4)
+    assert run(tiny_data, tmp_path, **free)
+    assert same(final_state(tmp_path), straight[0][1])
+
+
+def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
+    folder = straight[1][1]
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*") if path.is_file() and path.name != ".lock"}
+    with caplog.at_level("INFO"):
+        assert run(tiny_data, folder)
+    assert "this run is complete: epoch 3 of 3" in caplog.text
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before} == before
+
+
+def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(tiny_data, tmp_path):
+    assert not run(tiny_data, tmp_path, stop_after=4)
+    best = (tmp_path / "best.pth").read_bytes()
+    assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0})
+    scores = [record["best_score"] for record in read_log(tmp_path)]
+    assert scores == sorted(scores)
+    if scores[-1] == scores[0]:
+        assert (tmp_path / "best.pth").read_bytes() == best
+
+
+def test_f19_the_log_of_a_stopped_run_has_every_epoch_once(straight, tiny_data, tmp_path):
+    assert not run(tiny_data, tmp_path, stop_after=5)
+    assert run(tiny_data, tmp_path)
+    ours, theirs = read_log(tmp_path), read_log(straight[1][1])
+    timeless = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
+    assert [{key: record[key] for key in timeless} for record in ours] == [{key: record[key] for key in timeless} for record in theirs]
+    assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"] == 0

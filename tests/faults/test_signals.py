@@ -1,0 +1,166 @@
+"""Signals, dead and silent ranks, launchers that disappear: rows F21 to F30 and F32."""
+
+import json
+import shutil
+import signal
+
+import pytest
+
+from src.core.errors import RankError
+from src.runtime.distributed import check_ranks_agree, rank
+from src.runtime.weight_files import read_tensor_file
+from tests.faults.commands import Training, is_gone
+from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.fixtures.processes import on_ranks
+
+UNDERWAY = r"epoch \d+ \[[2-9]/"
+ERROR = "error["
+
+
+@pytest.fixture
+def config(tiny_data, tmp_path):
+    """A run that does not end by itself within the test; every step is told."""
+    return write_tiny_config(tmp_path, tiny_data, epochs=200, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+
+
+def saved_step(run) -> int:
+    """Return after how many steps the state was saved; the file is whole, or this fails."""
+    return read_tensor_file(run / "last.pth")["progress"]["total_steps"]
+
+
+def errors_of(training) -> list[str]:
+    return [line for line in training.said().splitlines() if ERROR in line]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, name):
+    with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
+        training.wait_for(UNDERWAY)
+        training.send(signal.Signals[name])
+        assert training.end(timeout=10) == 75
+    assert training.status()["status"] == "preempted" and f"stopped by {name} after step" in training.status()["message"]
+    assert saved_step(tmp_path / "run") > 0
+
+
+def test_f21_a_run_goes_on_after_a_signal(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=6, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
+        training.wait_for(UNDERWAY)
+        training.send(signal.SIGTERM)
+        assert training.end() == 75
+    result = run_python("train.py", "-c", config, "-r", "auto", "--output-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(6))
+
+
+def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_path):
+    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+        training.wait_for(UNDERWAY)
+        training.send(signal.SIGTERM)
+        assert training.end(timeout=30) != 0
+    assert training.status()["status"] == "preempted" and training.status()["exit_code"] == 75
+    stops = {line.partition("after step")[2].partition(";")[0] for line in errors_of(training) if "after step" in line}
+    assert len(stops) == 1 and saved_step(tmp_path / "run") > 0
+
+
+def test_f23_torchrun_hands_on_sigusr1_if_it_is_told_to(config, tmp_path):
+    flag = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2, launcher=(flag,), SLURM_JOB_ID="1") as training:
+        training.wait_for(UNDERWAY)
+        training.send(signal.SIGUSR1)
+        training.end(timeout=30)
+    assert training.status()["status"] == "preempted"
+    assert "--signals-to-handle" not in training.said()
+
+
+def test_f23_on_slurm_a_torchrun_that_would_die_of_sigusr1_is_warned_of(config, tmp_path):
+    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2, SLURM_JOB_ID="1") as training:
+        training.wait_for("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+
+
+def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
+    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+        training.wait_for(UNDERWAY)
+        training.send(signal.SIGTERM, training.workers()[1])
+        training.end(timeout=30)
+    assert training.status()["status"] == "preempted" and "a signal to another rank" in training.status()["message"]
+    assert saved_step(tmp_path / "run") > 0
+
+
+def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=200, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
+        training.wait_for(r"epoch 2 \[[2-9]/")
+        training.send(signal.SIGTERM)
+        training.wait_for("SIGTERM: ending this step")
+        training.send(signal.SIGTERM)
+        assert training.end(timeout=5) in (143, 75)  # 75 if it was faster
+    assert saved_step(tmp_path / "run") >= 6
+
+
+def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=20, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    with Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", ranks=2, launcher=("--max-restarts=2",)) as training:
+        training.wait_for(r"epoch 2 \[")
+        training.send(signal.SIGKILL, training.workers()[1])
+        training.wait_for("-r auto: going on from")
+        assert training.end(timeout=90) == 0
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(20))
+
+
+def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(config, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data.folder, data)
+    labels = json.loads((data / "train.json").read_text())
+    labels["images"][5]["width"] += 1  # met when the image is decoded, by one rank
+    (data / "train.json").write_text(json.dumps(labels))
+    paths = [f"train_dataloader.dataset.img_folder={data}/images", f"train_dataloader.dataset.ann_file={data}/train.json",
+             "train_dataloader.dataset.bad_images=0"]
+    with Training(tmp_path / "run", "-c", config, "--seed=1", "-u", *paths, ranks=2) as training:
+        assert training.end(timeout=30) != 0
+    assert errors_of(training) and all("its labels were made for" in line for line in errors_of(training))
+    assert training.status()["exit_code"] == 3
+
+
+def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp_path):
+    with Training(tmp_path / "run", "-c", config, "--seed=1", "-u", "rank_timeout=5", ranks=2) as training:
+        training.wait_for(UNDERWAY)
+        hung = training.workers()[1]
+        training.send(signal.SIGSTOP, hung)
+        training.wait_for(r"error\[7\]", timeout=30)
+        said = errors_of(training)[0]
+        training.send(signal.SIGKILL, hung)
+    assert "rank 1 (last seen at step" in said and "does not answer" in said
+    assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
+
+
+def test_f29_ranks_end_with_a_launcher_that_was_killed(config, tmp_path):
+    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+        training.wait_for(UNDERWAY)
+        workers = training.workers()
+        training.send(signal.SIGKILL)
+        assert all(is_gone(pid, within=5) for pid in workers), training.said()
+    assert "the state is saved" in training.said(), training.said()
+    assert saved_step(tmp_path / "run") > 0
+
+
+def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_path):
+    def known() -> str:
+        try:
+            check_ranks_agree({"configuration": "a" if rank() else "b", "seed": 1})
+        except RankError as error:
+            return str(error)
+        return ""
+
+    assert on_ranks(2, known) == ["rank(s) 1 and rank 0 have another configuration; start all ranks with the same command and files"] * 2
+
+
+def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named():
+    def known() -> str:
+        try:
+            check_ranks_agree({"number of images": 7 + rank()})
+        except RankError as error:
+            return str(error)
+        return ""
+
+    assert "another number of images: 8 and 7" in on_ranks(2, known)[0]
