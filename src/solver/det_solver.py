@@ -121,6 +121,7 @@ class DetSolver:
     def _open_data(self, *, training: bool) -> None:
         """Read the labels and settle how many classes there are, before anything costly."""
         self.val_loader = self.cfg.val_dataloader
+        _refuse_mixing(self.val_loader)
         data_sets = [self.val_loader.dataset]
         if training:
             self.train_loader = self.cfg.train_dataloader
@@ -187,7 +188,7 @@ class DetSolver:
         self._scale_learning_rates()
         self.schedule, self.warmup, self.ema, self.anchoring = cfg.lr_scheduler, cfg.lr_warmup_scheduler, cfg.ema, cfg.gram_anchoring
         _tell_run_length(run, self.schedule, self.warmup, self.ema, self.anchoring)
-        last_thaw = max((group.get("thaw_epoch", 0) for group in self.optimizer.param_groups), default=0)
+        last_thaw = max((thaw for thaw in self._thaws if thaw < settings.epochs), default=0)
         self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
         self.scaler = cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
@@ -212,9 +213,19 @@ class DetSolver:
         logger.info("learning rates are scaled by %.3g: made for a batch of %d, used with %d", factor, base, self.effective_batch_size)
 
     @property
+    def _window(self) -> int:
+        """Batches of one optimizer step: not more than an epoch has."""
+        return min(self.settings.grad_accum_steps, len(self.train_loader))
+
+    @property
     def effective_batch_size(self) -> int:
         """Images of one optimizer step, over all ranks."""
-        return self.train_loader.total_batch_size * self.settings.grad_accum_steps
+        return self.train_loader.total_batch_size * self._window
+
+    @property
+    def _thaws(self) -> set[int]:
+        """Epochs in which something begins to learn."""
+        return {group.get("thaw_epoch", 0) for group in self.optimizer.param_groups}
 
     def _resume(self) -> None:
         if self.resumed is None:
@@ -241,13 +252,16 @@ class DetSolver:
         logger.info("%s on %s, %d rank(s), %s", type(self.model).__name__, self.device, world_size(), precision)
         train, val = self.train_loader.dataset, self.val_loader.dataset
         empty = int((train.labels.starts.diff() == 0).sum())
-        accumulated = f" ({self.settings.grad_accum_steps} x {self.train_loader.total_batch_size})" if self.settings.grad_accum_steps > 1 else ""
+        accumulated = f" ({self._window} x {self.train_loader.total_batch_size})" if self._window > 1 else ""
         logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
                     len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
         stop = self.stages.stop_epoch
         if stop is not None and stop >= self.settings.epochs:
             logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
                            "nine tenths of the run", stop + 1, self.settings.epochs)
+        if late := [thaw for thaw in sorted(self._thaws) if thaw >= self.settings.epochs]:
+            logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
+                           "0 from the start", late[0] + 1, self.settings.epochs)
 
     # ---- an epoch ----
 
@@ -401,6 +415,12 @@ class DetSolver:
         meta = {"classes": self.classes, "config": self.cfg.to_yaml(), "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
         return {"model": merged_state_dict(scored), "meta": meta}
+
+
+def _refuse_mixing(loader: Any) -> None:
+    """Make sure that images are evaluated as they are: what is found is held against the labels of each."""
+    if mixing := [name for part in (loader.collate_fn, loader.dataset.transforms) for name in getattr(part, "mixing", [])]:
+        raise ConfigError(f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them")
 
 
 def _tell_run_length(run: RunLength, *parts: Any) -> None:

@@ -123,3 +123,16 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
     assert "warm-up takes 2 steps, a tenth of the run, in place of 500" in out
     assert "epoch 2: 0.12 M of 0.16 M parameters train" in out
     assert [record["stage"] for record in read_log(tmp_path / "run")] == [1, 1, 1, 2]
+
+
+def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100)
+    out = succeed("-c", config)
+    assert "learning rates are scaled by 0.5: made for a batch of 48, used with 24" in out and "batch 24 (6 x 4), 1 steps an epoch" in out
+
+
+def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=5, patience=1, optimizer={"lr": 0.0}, DINOv3Backbone={"freeze_backbone_epochs": 10},
+                               train_dataloader={"collate_fn": {"stop_epoch": None}})
+    out = succeed("-c", config, "--seed=1")
+    assert "what thaws with epoch 11 of 5 stays frozen in this run" in out and "the run ends early" in out
