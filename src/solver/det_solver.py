@@ -401,7 +401,7 @@ class DetSolver:
             if state["ema"] is None:
                 raise CheckpointError("the checkpoint has no weight average, but use_ema is on; switch it off or start with -t")
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step.guard.in_a_row, self.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
@@ -409,6 +409,18 @@ class DetSolver:
         self.progress = Progress(**state["progress"])
         self.seed = state["seed"]
         self.train_loader.set_seed(self.seed)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
+        own = [{"thaw_epoch": group.get("thaw_epoch", 0), "name": group.get("name", ""), "initial_lr": group.get("initial_lr", group["lr"])}
+               for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(f"{self.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
+                                  f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
+        for group, settings in zip(self.optimizer.param_groups, own):
+            group.update(settings)
 
     def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return what `best.pth` holds: plain weights and everything needed to use them."""

@@ -136,3 +136,13 @@ def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_
                                train_dataloader={"collate_fn": {"stop_epoch": None}})
     out = succeed("-c", config, "--seed=1")
     assert "what thaws with epoch 11 of 5 stays frozen in this run" in out and "the run ends early" in out
+
+
+def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1})
+    succeed("-c", config, "--seed=1")
+    last = tmp_path / "run/last.pth"
+    refused = run_python("train.py", "-c", config, "-r", last, "-u", "epochs=6", "DINOv3Backbone.unfreeze_blocks=2")
+    assert refused.returncode == 4 and "was written with other groups of parameters" in refused.stderr
+    out = succeed("-c", config, "-r", last, "-u", "epochs=6")
+    assert "from epoch 4" in out and "from epoch 2" not in out
