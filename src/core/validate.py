@@ -55,7 +55,8 @@ def type_name(annotation: Any) -> str:
         inner = [type_name(a) for a in arguments if a is not Ellipsis]
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
-        return f"a list of {inner[0]}s".replace("a list of a ", "a list of ")
+        first, _, rest = inner[0].removeprefix("a ").partition(" of ")
+        return f"a list of {first}s" + (f" of {rest}" if rest else "")
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 

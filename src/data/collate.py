@@ -35,8 +35,8 @@ class BatchImageCollateFunction:
     """
 
     def __init__(self, stop_epoch: Duration | None = None, ema_restart_decay: float = 0.9999, base_size: int = 640,
-                 base_size_repeat: int | None = None, mixup_prob: float = 0.0, mixup_epochs: Sequence[Duration] | None = None,
-                 copyblend_prob: float = 0.0, copyblend_epochs: Sequence[Duration] | None = None, copyblend_type: Literal["blend", "paste"] = "blend",
+                 base_size_repeat: int | None = None, mixup_prob: float = 0.0, mixup_epochs: Sequence[Duration | None] | None = None,
+                 copyblend_prob: float = 0.0, copyblend_epochs: Sequence[Duration | None] | None = None, copyblend_type: Literal["blend", "paste"] = "blend",
                  area_threshold: float = 100, num_objects: int = 3, with_expand: bool = False, expand_ratios: Sequence[float] = (0.1, 0.25)) -> None:
         """Store the settings.
 
@@ -46,7 +46,7 @@ class BatchImageCollateFunction:
             base_size: height around which sizes are drawn; widths follow in proportion.
             base_size_repeat: how often the base size itself stands in the list of sizes; None for that size alone.
             mixup_prob: chance that a batch is blended with itself.
-            mixup_epochs: first epoch with it, and the first without; None for all before the clean stage.
+            mixup_epochs: first epoch with it, and the first without (None for never); None for all before the clean stage.
             copyblend_prob: chance that objects are copied about in a batch without mixup.
             copyblend_epochs: as `mixup_epochs`.
             copyblend_type: blend a copy with what lies below it, or cover that.
@@ -81,6 +81,11 @@ class BatchImageCollateFunction:
         self.points = {name: settled_points(points, f"BatchImageCollateFunction.{name}", run) for name, points in self._points.items()}
         (self.stop_epoch,) = self.points["stop_epoch"]
 
+    @property
+    def mixing(self) -> list[str]:
+        """Settings by which images are mixed."""
+        return [name for name in ("mixup_prob", "copyblend_prob") if getattr(self, name)]
+
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""
         self.epoch = epoch
@@ -105,7 +110,7 @@ class BatchImageCollateFunction:
             size = self._draw_size(images.shape[-2:], rng)
             if size != tuple(images.shape[-2:]):
                 images = F.interpolate(images, size)
-        if self.mixup_prob or self.copyblend_prob:
+        if self.mixing:
             check_mixable(images, targets, box_format)
             targets = self._mix(images, targets, fields, rng)
         return images, targets
@@ -132,7 +137,7 @@ class BatchImageCollateFunction:
         return drawn, max(STRIDE, round(drawn * width / height / STRIDE) * STRIDE)
 
 
-def _span(name: str, epochs: Sequence[Duration] | None, stop_epoch: Duration | None) -> Sequence[Duration | None]:
+def _span(name: str, epochs: Sequence[Duration | None] | None, stop_epoch: Duration | None) -> Sequence[Duration | None]:
     """Return the first epoch of something and the first without it: as given, or all before the clean stage."""
     if epochs is not None and len(epochs) != 2:
         raise ConfigError(f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without")

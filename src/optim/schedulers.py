@@ -42,19 +42,27 @@ class EpochSchedule:
             self.rates(0)  # whatever is wrong with the settings shows now
 
     def set_run_length(self, run: RunLength) -> None:
-        """Settle lengths that depend on the run's."""
+        """Settle lengths that depend on the run's.
+
+        Raises:
+            ConfigError: if the scheduler cannot be built with them, or ends before the run.
+        """
         self._settings |= self._each_length(run.in_epochs)
         self._running, self._rates = None, []
+        self.rates(run.epochs - 1)
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes no difference.
 
         Raises:
-            ConfigError: if the scheduler ends before that epoch.
+            ConfigError: if the scheduler cannot be built, or ends before that epoch.
         """
         if self._running is None:
             self._shadow = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial])
-            self._running = self._scheduler(self._shadow, **self._settings)
+            try:
+                self._running = self._scheduler(self._shadow, **self._settings)
+            except (ValueError, TypeError, ArithmeticError) as error:
+                raise ConfigError(f"{self._scheduler.__name__} cannot be built: {error}") from error
             self._rates.append([group["lr"] for group in self._shadow.param_groups])
         while len(self._rates) <= epoch:
             self._shadow.step()
@@ -79,19 +87,19 @@ class EpochSchedule:
 class FlatCosineLR:
     """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving with every step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, flat_epochs: Duration = 0.5, end_epoch: Duration = 1.0, lr_gamma: float = 0.5) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, flat_epochs: Duration = 0.5, end_epoch: Duration | None = 1.0, lr_gamma: float = 0.5) -> None:
         """Store the settings.
 
         Args:
             optimizer: its groups' rates are the full ones.
             flat_epochs: where the cosine begins, from the start of the run.
-            end_epoch: where it ends; from there on the rate is constant, as the clean stage wants.
+            end_epoch: where it ends; from there on the rate is constant, as the clean stage wants. None for the end of the run.
             lr_gamma: part of the full rate that is reached then.
         """
         if not 0 <= lr_gamma <= 1:
             raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
         self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
-        self._lengths = (flat_epochs, end_epoch)
+        self._lengths = (flat_epochs, 1.0 if end_epoch is None else end_epoch)
         self._flat, self._end = (settled(length, f"FlatCosineLR.{name}", "epochs") for name, length in zip(("flat_epochs", "end_epoch"), self._lengths))
 
     def set_run_length(self, run: RunLength) -> None:

@@ -101,7 +101,7 @@ class TrainStep:
         if len(window) == 1 or not self.exact or not hasattr(self.criterion, "window_normalizers"):
             return [None] * len(window)
         counts = []
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():  # each batch meets the same chance again
+        with self._own_chance(), torch.no_grad():  # each batch meets the same chance again
             for batch in window:
                 images_there, targets = self._to_device(batch)
                 try:
@@ -121,8 +121,11 @@ class TrainStep:
                 losses = self.criterion(outputs, targets, normalizers)
             else:
                 losses = _scaled(self.criterion(outputs, targets), share)
-            if self.anchoring and (anchor := self.anchoring()) is not None:
-                losses["loss_gram"] = anchor * share
+            if self.anchoring:
+                with self._own_chance():  # what it draws was not drawn when the window was counted
+                    anchor = self.anchoring()
+                if anchor is not None:
+                    losses["loss_gram"] = anchor * share
             total = sum(losses.values())
         except NumericsError as error:
             total, failure = poisoned_total(outputs), str(error)
@@ -132,6 +135,10 @@ class TrainStep:
     def _forward(self, module: nn.Module, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Any]:
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             return module(images, targets=targets)
+
+    def _own_chance(self) -> AbstractContextManager:
+        """Leave the chance of what comes after as it would be without what is done within."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
         images, targets = batch

@@ -122,6 +122,7 @@ class DetSolver:
     def _open_data(self, *, training: bool) -> None:
         """Read the labels and settle how many classes there are, before anything costly."""
         self.val_loader = self.cfg.val_dataloader
+        _refuse_mixing(self.val_loader)
         data_sets = [self.val_loader.dataset]
         if training:
             self.train_loader = self.cfg.train_dataloader
@@ -199,7 +200,7 @@ class DetSolver:
         self.rates = LearningRates(self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch)
         self.ema, self.anchoring = cfg.ema, cfg.gram_anchoring
         _tell_run_length(run, self.rates.schedule, self.rates.warmup, self.ema, self.anchoring)
-        last_thaw = max((group.get("thaw_epoch", 0) for group in self.optimizer.param_groups), default=0)
+        last_thaw = max((thaw for thaw in self._thaws if thaw < settings.epochs), default=0)
         self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
         self.scaler = cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
@@ -213,9 +214,19 @@ class DetSolver:
         self.phases = Phases(self.step, find_unused_parameters=settings.find_unused_parameters)
 
     @property
+    def _window(self) -> int:
+        """Batches of one optimizer step: not more than an epoch has."""
+        return min(self.settings.grad_accum_steps, len(self.train_loader))
+
+    @property
     def effective_batch_size(self) -> int:
         """Images of one optimizer step, over all ranks."""
-        return self.train_loader.total_batch_size * self.settings.grad_accum_steps
+        return self.train_loader.total_batch_size * self._window
+
+    @property
+    def _thaws(self) -> set[int]:
+        """Epochs in which something begins to learn."""
+        return {group.get("thaw_epoch", 0) for group in self.optimizer.param_groups}
 
     def _resume(self) -> None:
         if self.resumed is None:
@@ -242,13 +253,16 @@ class DetSolver:
         logger.info("%s on %s, %d rank(s), %s", type(self.model).__name__, self.device, world_size(), precision)
         train, val = self.train_loader.dataset, self.val_loader.dataset
         empty = int((train.labels.starts.diff() == 0).sum())
-        accumulated = f" ({self.settings.grad_accum_steps} x {self.train_loader.total_batch_size})" if self.settings.grad_accum_steps > 1 else ""
+        accumulated = f" ({self._window} x {self.train_loader.total_batch_size})" if self._window > 1 else ""
         logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
                     len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
         stop = self.stages.stop_epoch
         if stop is not None and stop >= self.settings.epochs:
             logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
                            "nine tenths of the run", stop + 1, self.settings.epochs)
+        if late := [thaw for thaw in sorted(self._thaws) if thaw >= self.settings.epochs]:
+            logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
+                           "0 from the start", late[0] + 1, self.settings.epochs)
 
     # ---- an epoch ----
 
@@ -412,7 +426,7 @@ class DetSolver:
             if state["ema"] is None:
                 raise CheckpointError("the checkpoint has no weight average, but use_ema is on; switch it off or start with -t")
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step.guard.in_a_row, self.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
@@ -425,11 +439,29 @@ class DetSolver:
         self.seed = state["seed"]
         self.train_loader.set_seed(self.seed)
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
+        own = [{"thaw_epoch": group.get("thaw_epoch", 0), "name": group.get("name", ""), "initial_lr": group.get("initial_lr", group["lr"])}
+               for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(f"{self.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
+                                  f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
+        for group, settings in zip(self.optimizer.param_groups, own):
+            group.update(settings)
+
     def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return what `best.pth` holds: plain weights and everything needed to use them."""
         meta = {"classes": self.classes, "config": self.config_text, "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
                 "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
         return {"model": merged_state_dict(scored), "meta": meta}
+
+
+def _refuse_mixing(loader: Any) -> None:
+    """Make sure that images are evaluated as they are: what is found is held against the labels of each."""
+    if mixing := [name for part in (loader.collate_fn, loader.dataset.transforms) for name in getattr(part, "mixing", [])]:
+        raise ConfigError(f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them")
 
 
 def _tell_run_length(run: RunLength, *parts: Any) -> None:

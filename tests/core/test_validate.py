@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 from torch import Tensor
 
+from src.core.durations import Duration
 from src.core.errors import ConfigError
 from src.core.validate import did_you_mean, matches, require, type_name
 from tests.fixtures.config_files import config_from
@@ -180,6 +181,7 @@ def test_injected_null_is_accepted(tmp_path):
     (list[int], "a list of whole numbers"), (Sequence[float], "a list of numbers"), (Iterable[int], "a list of whole numbers"),
     (tuple[int, ...], "a list of whole numbers"), (list, "a list"), (dict[str, Any], "a mapping"), (list[dict[str, Any]] | None, "a list of mappings or null"),
     (Literal["a", "b"], "one of 'a', 'b'"), (float | Tensor, "a number"), (Mapping[str, float], "a mapping"), (Tensor, "Tensor"),
+    (Sequence[Sequence[Duration]], "a list of lists of lengths"),
     (Sequence[int | str], "a list, each item a whole number or a string"),
 ])
 def test_types_are_described_in_a_users_words(annotation, words):

@@ -232,6 +232,12 @@ def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
     assert str(caught.value) == f"BatchImageCollateFunction.{fault}"
 
 
+def test_mixing_may_go_on_to_the_end():
+    collate = create({"type": "BatchImageCollateFunction", "copyblend_epochs": [0.5, None], "stop_epoch": None})
+    collate.set_run_length(RunLength(10, 5))
+    assert collate.points["copyblend_epochs"] == (5, None)
+
+
 # ---- settings ----
 
 

@@ -52,6 +52,10 @@ CONFIG_FAULTS = {
     "more images a batch than there are": (["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
                                            "0 steps per epoch: 24 images do not fill one batch of 64"),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
+    "a rate policy that torch refuses": (["lr_scheduler={type: OneCycleLR, max_lr: 0.1, total_steps: 1.0, pct_start: 5.0}"], "OneCycleLR cannot be built"),
+    "mixing in evaluation": (["val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"],
+                             "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them"),
+    "a mosaic in evaluation": (["val_dataloader.dataset.transforms.ops=[{type: Mosaic}]"], "val_dataloader has Mosaic, but images are evaluated"),
     "a missing image folder": (["train_dataloader.dataset.img_folder=/nowhere"], "CocoDetection.img_folder /nowhere is not a folder"),
 }
 

@@ -141,3 +141,26 @@ def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone
     records = read_log(tmp_path / "run")
     assert [record["stage"] for record in records] == [1, 1, 1, 2]
     assert all(record["train_loss_mal"] > 0 and "train_loss_vfl" not in record for record in records)
+
+
+def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100)
+    out = succeed("-c", config)
+    assert "learning rates are scaled by 0.5: made for a batch of 48, used with 24" in out and "batch 24 (6 x 4), 1 steps an epoch" in out
+
+
+def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=5, patience=1, optimizer={"lr": 0.0}, DINOv3Backbone={"freeze_backbone_epochs": 10},
+                               train_dataloader={"collate_fn": {"stop_epoch": None}})
+    out = succeed("-c", config, "--seed=1")
+    assert "what thaws with epoch 11 of 5 stays frozen in this run" in out and "the run ends early" in out
+
+
+def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1})
+    succeed("-c", config, "--seed=1")
+    last = tmp_path / "run/last.pth"
+    refused = run_python("train.py", "-c", config, "-r", last, "--override", "-u", "epochs=6", "DINOv3Backbone.unfreeze_blocks=2")
+    assert refused.returncode == 4 and "was written with other groups of parameters" in refused.stderr
+    out = succeed("-c", config, "-r", last, "--override", "-u", "epochs=6")
+    assert "from epoch 4" in out and "from epoch 2" not in out

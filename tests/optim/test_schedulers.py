@@ -97,6 +97,16 @@ def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
     assert [schedule.rates(epoch) for epoch in range(6)] == before
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"total_steps": 0.5}, "OneCycleLR has no rate for epoch 7"),
+    ({"total_steps": 1.0, "pct_start": 5.0}, "OneCycleLR cannot be built: .*pct_start"),
+])
+def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(settings, message):
+    schedule = create({"type": "OneCycleLR", "max_lr": 0.1, **settings}, optimizer=optimizer(0.1))
+    with pytest.raises(ConfigError, match=message):
+        schedule.set_run_length(RunLength(12, 5))
+
+
 # ---- flat, then cosine ----
 
 def flat_cosine(**settings):
@@ -110,6 +120,10 @@ def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
     assert {schedule.rates(epoch)[0] for epoch in range(11)} == {0.1}
     assert schedule.rates(14)[0] == pytest.approx(0.075)
     assert [schedule.rates(epoch)[0] for epoch in (18, 19)] == pytest.approx([0.05, 0.05])
+
+
+def test_cosine_without_an_end_ends_with_the_run():
+    assert flat_cosine(end_epoch=None).rates(15) == flat_cosine(end_epoch=20).rates(15)
 
 
 def test_cosine_moves_within_an_epoch():

@@ -116,6 +116,16 @@ def test_counting_leaves_chance_and_batch_statistics_as_they_were():
     assert all(m.num_batches_tracked == n.num_batches_tracked + 2 for m, n in zip(model.modules(), once.modules()) if isinstance(m, torch.nn.BatchNorm2d))
 
 
+def test_a_loss_that_draws_leaves_the_next_batch_the_chance_that_it_was_counted_with():
+    model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
+    step = TrainStep(model, model, criterion, torch.optim.SGD(model.parameters(), lr=0.0), None, None, torch.device("cpu"), None, 0.0, NumericsGuard(1000),
+                     anchoring=lambda: torch.randperm(8).sum() * 0.0)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone()))
+    step(0, window(2))
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+
+
 @functools.cache
 def tiny():
     return tiny_config(num_classes=4)

@@ -61,6 +61,11 @@ class Compose:
         self.start, self.mosaic_stop, self.stop = settled_points(self._points, "Compose.policy.epoch", run)
 
     @property
+    def mixing(self) -> list[str]:
+        """Transforms that put several images together."""
+        return [type(op).__name__ for op in self.ops if isinstance(op, Mosaic)]
+
+    @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) that all samples leave with, or None if they keep sizes of their own."""
         return next((tuple(op.size) for op in reversed(self.ops) if hasattr(op, "size")), None)

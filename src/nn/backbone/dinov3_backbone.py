@@ -96,9 +96,6 @@ class DINOv3Backbone(nn.Module):
         self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
         self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
         self.lora_rank = lora_rank
-        if freeze_backbone and lora_rank:
-            raise ConfigError("DINOv3Backbone.freeze_backbone is true, so that LoRA would never learn; set it to false (with LoRA the ViT's own weights stay "
-                              "frozen anyway), or lora_rank to 0")
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
         depth = len(self.vit.blocks)
@@ -117,6 +114,9 @@ class DINOv3Backbone(nn.Module):
             raise ConfigError(f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
                               f"at most 1")
         self._phases = _read_phases(depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)
+        if lora_rank and not self._phases[-1][1]:
+            raise ConfigError("DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), so that LoRA would never learn; "
+                              "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0")
         self.trainable_blocks = 0
         self.set_trainable_blocks(self._phases[0][1])
 
@@ -132,14 +132,15 @@ class DINOv3Backbone(nn.Module):
                                              output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
 
     def set_run_length(self, run: RunLength) -> None:
-        """Settle when blocks thaw.
+        """Settle when blocks thaw. In a run so short that two phases begin in one epoch, the later one counts.
 
         Raises:
-            ConfigError: if a phase does not begin after the one before it.
+            ConfigError: if a phase begins before the one before it, or two are written to begin together.
         """
+        together = len({when for when, _ in self._phases}) < len(self._phases)
         self._phases = [(run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases]
         starts = [when for when, _ in self._phases]
-        if starts != sorted(set(starts)):
+        if together or starts != sorted(starts):
             raise ConfigError(f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before")
 
     def set_epoch(self, epoch: int) -> None:

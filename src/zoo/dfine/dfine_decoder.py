@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.registry import register
 from ...ops.activations import inverse_sigmoid
+from ...ops.maps import flatten_map
 from .decoder_layers import LQE, MLP, DecoderLayer
 from .deformable_attention import split_heads
 from .denoising import DenoisingQueries, make_denoising_queries
@@ -283,7 +284,7 @@ class DFINETransformer(nn.Module):
         for level in range(len(maps), len(self.input_proj)):
             levels.append(self.input_proj[level](maps[-1] if level == len(maps) else levels[-1]))
         shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
-        return torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2), shapes
+        return torch.cat([flatten_map(x) for x in levels], 2).transpose(1, 2), shapes
 
     def _select_queries(self, memory: Tensor, shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the encoder's own

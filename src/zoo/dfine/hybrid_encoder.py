@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.registry import register
 from ...ops.activations import build_activation
+from ...ops.maps import flatten_map
 from .csp_blocks import ConvNorm, RepNCSPELAN4, SCDown
 
 
@@ -95,7 +96,7 @@ class HybridEncoder(nn.Module):
     def _attend(self, encoder: TransformerEncoder, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         position = position_table(height, width, self.hidden_dim, self.pe_temperature, x.device)
-        tokens = encoder(x.flatten(2).transpose(1, 2), position)  # [B, h*w, D]
+        tokens = encoder(flatten_map(x).transpose(1, 2), position)  # [B, h*w, D]
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     def _top_down(self, maps: list[Tensor]) -> list[Tensor]:

@@ -41,6 +41,7 @@ def trained(made) -> set[str]:
     ({"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1}, [0] * 3 + [1] * 17),
     ({"unfreeze_plan": [[2, 1], [0.5, 3], ["15 epochs", 4]]}, [0] * 2 + [1] * 8 + [3] * 5 + [4] * 5),
     ({"unfreeze_plan": [[0, 2], [5, 4]]}, [2] * 5 + [4] * 15),
+    ({"unfreeze_plan": [[0.01, 1], [0.02, 2], [1, 3]]}, [0] + [3] * 19),  # all of them begin with epoch 1
 ])
 def test_blocks_that_train_in_each_epoch(settings, blocks):
     assert blocks_by_epoch(backbone(**settings)) == blocks
@@ -135,7 +136,10 @@ def test_gated_mlps_thaw_too():
     ({"unfreeze_plan": [[5, 1], [5, 2]]}, r"phases begin in epochs \[0, 5, 5\] \(of 20, from 0\), expected each after the one before"),
     ({"freeze_backbone_epochs": 1.5}, "freeze_backbone_epochs is 1.5, expected a whole number of epochs"),
     ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
+    ({"unfreeze_plan": [[5, 1], [0.2, 2]]}, r"phases begin in epochs \[0, 5, 4\] \(of 20, from 0\), expected each after the one before"),
     ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+    ({"lora_rank": 2, "freeze_backbone": True}, "no block is ever trained"),
+    ({"lora_rank": 2, "unfreeze_plan": [[0, 0]]}, "no block is ever trained"),
 ])
 def test_a_plan_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
@@ -158,3 +162,9 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
+
+
+def test_phases_that_a_short_run_lays_together_learn_from_one_epoch_on():
+    made = backbone(unfreeze_plan=[[0.01, 1], [0.02, 2]])
+    assert {learning.thaw_epoch for learning in made.learning_plan().values()} == {1}
+    assert {name.split(".")[2] for name in made.learning_plan() if ".blocks." in name} == {"2", "3"}

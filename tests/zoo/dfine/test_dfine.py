@@ -168,3 +168,21 @@ def test_published_sizes_keep_reg_scale_as_a_whole_number(size):
     config = YAMLConfig(ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml").yaml_cfg
     settings = config["DFINETransformer"]
     assert isinstance(settings["reg_scale"], int) and settings["reg_scale"] == (8 if size == "x" else 4)
+
+
+def test_one_image_gives_the_gradients_that_two_copies_of_it_give():
+    torch.manual_seed(0)
+    model = randomize(tiny_config(num_classes=4, DFINETransformer={"num_denoising": 0}).model).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    image, found = torch.rand(1, 3, 64, 64), []
+    for copies in (1, 2):
+        outputs = model(image.repeat(copies, 1, 1, 1), targets=[{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}] * copies)
+        loss = sum(outputs[name].square().sum() / copies for name in ("pred_logits", "pred_boxes"))
+        loss += sum(outputs["enc_aux_outputs"][0][name].square().sum() / copies for name in ("pred_logits", "pred_boxes"))
+        model.zero_grad()
+        loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], rtol=1e-3, atol=1e-3 * max(1.0, found[1][name].abs().max().item()), msg=name)
