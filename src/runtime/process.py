@@ -41,10 +41,11 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
     _write_status(status_dir(), true_code, printable(message))
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and is_distributed():
-        os._exit(code)  # leaving in good order would wait for ranks that wait for us
-    leave_group()
-    sys.exit(code)
+    if not is_distributed():
+        sys.exit(code)
+    if not code:  # else leaving in good order would wait for ranks that wait for us
+        leave_group()
+    os._exit(code)  # threads of the group may outlive it, and then the interpreter's own end now and then aborts
 
 
 def explain(error: BaseException) -> tuple[int, str]:

@@ -25,6 +25,8 @@ class DenoisingQueries(NamedTuple):
     positive_idx: list[Tensor]
     """For each image, the positions of its positive queries, group by group: `[groups * T_i]`."""
     num_groups: int
+    chosen: list[Tensor | None]
+    """For each image, which of its objects are denoised, `[num_denoising]` on the CPU; None for all."""
 
 
 def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embedding, *, num_classes: int, num_queries: int,
@@ -36,7 +38,8 @@ def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embed
         embedding: `[C + 1, D]`; row C is padding.
         num_classes: C.
         num_queries: matching queries that will follow.
-        num_denoising: positives an image, shared among the groups.
+        num_denoising: positives an image, shared among the groups. Of an image with more objects as many are drawn, so that a
+            crowded image does not set the memory of a run.
         label_noise_ratio: half of this share of the labels is drawn anew.
         box_noise_scale: a positive's edges move by up to this many half sizes, a negative's by up to twice that.
 
@@ -44,6 +47,8 @@ def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embed
         The queries; with zero length, but still tied to the embedding, if no image has an object.
     """
     device = embedding.weight.device
+    chosen = [torch.randperm(n)[:num_denoising].sort().values if (n := len(target["labels"])) > num_denoising else None for target in targets]
+    targets = [t if few is None else {name: t[name][few.to(device)] for name in ("labels", "boxes")} for t, few in zip(targets, chosen)]
     counts = [len(target["labels"]) for target in targets]
     most = max(counts, default=0)
     groups = max(1, num_denoising // most) if most else 0
@@ -55,7 +60,8 @@ def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embed
     labels = _noise_labels(labels, num_classes, label_noise_ratio)
     boxes = _noise_boxes(boxes, negative, box_noise_scale)
     positive_idx = [(torch.arange(groups, device=device)[:, None] * 2 * most + torch.arange(n, device=device)).flatten() for n in counts]
-    return DenoisingQueries(embedding(labels), inverse_sigmoid(boxes), _visibility_mask(length, num_queries, 2 * most, device), positive_idx, groups)
+    return DenoisingQueries(embedding(labels), inverse_sigmoid(boxes), _visibility_mask(length, num_queries, 2 * most, device), positive_idx, groups,
+                            chosen)
 
 
 def _noise_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:

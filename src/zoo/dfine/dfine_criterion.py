@@ -140,7 +140,7 @@ class DFINECriterion(nn.Module):
             raise
         union = unite(pairs)
         meta = outputs.get("dn_meta")
-        dn_pairs = _denoising_pairs(batch.counts, meta["dn_num_group"]) if meta else _no_pairs()
+        dn_pairs = _denoising_pairs(batch.counts, meta["dn_num_group"], meta.get("dn_chosen")) if meta else _no_pairs()
         ends = np.cumsum([len(stack.suffixes) for stack in stacks])
         own = [_heads_between(pairs, end - len(stack.suffixes), end) for stack, end in zip(stacks, ends)]
         *own, union, dn_pairs = _to_device([*own, union, dn_pairs], batch.labels.device)
@@ -215,13 +215,14 @@ def _join(targets: list[dict[str, Tensor]]) -> _Batch:
     return _Batch(torch.cat([t["labels"] for t in targets]), torch.cat([t["boxes"] for t in targets]).float(), [len(t["labels"]) for t in targets])
 
 
-def _denoising_pairs(counts: list[int], num_groups: int) -> Pairs:
+def _denoising_pairs(counts: list[int], num_groups: int, chosen: list[Tensor | None] | None) -> Pairs:
     """Each positive denoising query with the object that it was made from; the queries are filled in on the device."""
     if not num_groups:
         return _no_pairs()
     starts = np.cumsum(counts) - counts
-    image = np.repeat(np.arange(len(counts)), np.multiply(counts, num_groups))
-    target = np.concatenate([np.tile(np.arange(start, start + n), num_groups) for start, n in zip(starts, counts)])
+    objects = [start + (np.arange(n) if few is None else few.numpy()) for start, n, few in zip(starts, counts, chosen or [None] * len(counts))]
+    image = np.repeat(np.arange(len(counts)), [num_groups * len(own) for own in objects])
+    target = np.concatenate([np.tile(own, num_groups) for own in objects])
     return Pairs(np.zeros_like(image), image, np.zeros_like(image), target)
 
 

@@ -334,7 +334,8 @@ class DFINETransformer(nn.Module):
                 "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"}}
         if denoising is not None:
             out["dn_outputs"], out["dn_pre_outputs"] = outputs(0)
-            out["dn_meta"] = {"dn_positive_idx": denoising.positive_idx, "dn_num_group": denoising.num_groups, "dn_num_split": split}
+            out["dn_meta"] = {"dn_positive_idx": denoising.positive_idx, "dn_num_group": denoising.num_groups, "dn_num_split": split,
+                              "dn_chosen": denoising.chosen}
         return out
 
 

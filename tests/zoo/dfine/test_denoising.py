@@ -49,7 +49,7 @@ def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale)
     return content, unact
 
 
-@pytest.mark.parametrize("counts", [(3, 1), (0, 4), (2, 2, 2), (9,)])
+@pytest.mark.parametrize("counts", [(3, 1), (0, 4), (2, 2, 2), (7,)])
 def test_queries_equal_a_plain_reading_of_the_recipe(counts):
     targets, embed = random_targets(*counts), embedding()
     torch.manual_seed(5)
@@ -87,7 +87,7 @@ def test_an_image_without_objects_has_no_positive_queries():
 @pytest.mark.parametrize(("counts", "num_denoising", "groups"), [((3, 1), 7, 2), ((1, 1), 7, 7), ((9, 2), 7, 1), ((7,), 7, 1), ((3,), 100, 33)])
 def test_positives_are_shared_among_groups_of_which_there_is_at_least_one(counts, num_denoising, groups):
     ours = queries(random_targets(*counts), num_denoising=num_denoising)
-    assert (ours.num_groups, ours.content.shape[1]) == (groups, 2 * groups * max(counts))
+    assert (ours.num_groups, ours.content.shape[1]) == (groups, 2 * groups * min(max(counts), num_denoising))
 
 
 def test_mask_blocks_other_groups_and_hides_all_of_them_from_matching_queries():
@@ -162,3 +162,22 @@ def test_gradients_reach_the_embedding_of_the_labels():
     embed, targets = embedding(), [{"labels": torch.tensor([1, 3]), "boxes": torch.rand(2, 4)}]
     queries(targets, embed).content.sum().backward()
     assert embed.weight.grad.any(-1).tolist() == [False, True, False, True, False, False]
+
+
+# ---- crowded images ----
+
+def test_of_a_crowded_image_as_many_objects_are_denoised_as_there_are_denoising_queries():
+    targets = random_targets(3, 50)
+    ours = queries(targets)
+    assert ours.chosen[0] is None and len(ours.chosen[1]) == 7
+    assert len(set(ours.chosen[1].tolist())) == 7 and ours.content.shape[1] == 14
+    torch.testing.assert_close(boxes_of(ours)[1, :7], targets[1]["boxes"][ours.chosen[1]])
+
+
+def test_no_image_makes_more_denoising_queries_than_twice_their_number():
+    assert max(queries(random_targets(count)).content.shape[1] for count in (1, 3, 7, 8, 100, 1000)) <= 2 * 7
+
+
+def test_another_draw_denoises_other_objects():
+    targets = random_targets(50)
+    assert queries(targets).chosen[0].tolist() != queries(targets).chosen[0].tolist()

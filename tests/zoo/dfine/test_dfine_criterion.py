@@ -106,8 +106,9 @@ def reference_losses(outputs, targets):
     for i, head in enumerate(layers[:-1]):
         losses[f"loss_ddf_aux_{i}"] = 1.5 * distillation(head, united, targets, counts)
     groups = outputs["dn_meta"]["dn_num_group"]
-    pairs = [[(int(query), index % len(targets[image]["labels"])) for index, query in enumerate(outputs["dn_meta"]["dn_positive_idx"][image])]
-             for image in images]
+    objects = [range(len(targets[image]["labels"])) if few is None else few.tolist() for image, few in zip(images, outputs["dn_meta"]["dn_chosen"])]
+    pairs = [[(int(query), own[index % len(own)]) for index, query in enumerate(outputs["dn_meta"]["dn_positive_idx"][image])]
+             for image, own in zip(images, objects)]
     for suffix, head in {**{f"_dn_{i}": head for i, head in enumerate(outputs["dn_outputs"])}, "_dn_pre": outputs["dn_pre_outputs"]}.items():
         add_class_terms(losses, suffix, head, pairs, targets, total * groups)
         add_box_terms(losses, suffix, head, pairs, targets, total * groups, outputs)
