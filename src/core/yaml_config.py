@@ -37,6 +37,7 @@ class RunSettings:
     save_every_steps: int | None = None
     save_every_minutes: float | None = 15.0
     rank_timeout: float = 600.0
+    memory_trial: bool | None = None
     seed: int | None = None
     device: str | None = None
     output_dir: str = "./output"

@@ -128,13 +128,21 @@ class BatchImageCollateFunction:
                 return mix(images, targets, fields, rng)
         return targets
 
+    def largest_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the largest (height, width) that a batch of images of a size can have."""
+        if self.scales is None or self.stop_epoch == 0:
+            return size_hw
+        return self._scaled(max(self.scales), size_hw)
+
+    def _scaled(self, drawn: int, size_hw: tuple[int, int]) -> tuple[int, int]:
+        return drawn, max(STRIDE, round(drawn * size_hw[1] / size_hw[0] / STRIDE) * STRIDE)
+
     def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Draw a height from the list and scale the width alike; the chance is that of the batch's first image."""
         height, width = size_hw
         if self.scales is None or (self.stop_epoch is not None and self.epoch >= self.stop_epoch):
             return height, width
-        drawn = int(self.scales[rng.integers(len(self.scales))])
-        return drawn, max(STRIDE, round(drawn * width / height / STRIDE) * STRIDE)
+        return self._scaled(int(self.scales[rng.integers(len(self.scales))]), (height, width))
 
 
 def _span(name: str, epochs: Sequence[Duration | None] | None, stop_epoch: Duration | None) -> Sequence[Duration | None]:

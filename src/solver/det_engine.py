@@ -96,6 +96,15 @@ class TrainStep:
             self.ema.update(self.model)
         return {name: sum(part.losses[name] for part in parts) for name in parts[0].losses}
 
+    def rehearse(self, batch: Batch) -> None:
+        """Go forth and back with a batch, and leave everything as it was but the highest mark of memory."""
+        self.statistics.remember()
+        try:
+            self._learn(batch, None, 1.0)
+        finally:
+            self.statistics.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+
     def _normalizers(self, window: Sequence[Batch], images: list[int]) -> list[Any]:
         """Return what the criterion shall normalise each batch by; None leaves a batch to its own counts."""
         if len(window) == 1 or not self.exact or not hasattr(self.criterion, "window_normalizers"):

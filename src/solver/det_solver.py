@@ -26,6 +26,7 @@ from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
+from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
@@ -35,6 +36,10 @@ from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWri
 
 AUTO = "auto"
 """In place of a file to go on from: `last.pth` of the output folder, or a new run if there is none."""
+
+
+PATIENCE_WITH_NOTHING, ALMOST_NOTHING = 3, 1e-3
+"""From which epoch on, and up to which AP50, a model is taken to find nothing."""
 
 
 class DetSolver:
@@ -57,6 +62,8 @@ class DetSolver:
         self.writers: list[Writer] = []
         self.meter: EpochMeter | None = None
         """Of an epoch that is not over."""
+        self.first_loss: float | None = None
+        self.explained = False
 
     def fit(self) -> None:
         """Train, evaluate after every epoch, keep the best and the last."""
@@ -73,12 +80,14 @@ class DetSolver:
             stack.callback(self.watchdog.rest)
             self._open_writers()
             self._introduce()
+            self._try_memory()
             while self.progress.epoch < self.settings.epochs:
                 epoch = self.progress.epoch
                 self._begin_epoch()
                 meter = self._train_epoch()
                 metrics = self._evaluate()
                 self.meter = None
+                self._explain_nothing_found(metrics, meter)
                 self._keep(metrics)
                 self._report(epoch, meter, metrics)
             for writer in self.writers:
@@ -256,6 +265,10 @@ class DetSolver:
         accumulated = f" ({self._window} x {self.train_loader.total_batch_size})" if self._window > 1 else ""
         logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
                     len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
+        most, queries = int(train.labels.starts.diff().max()), getattr(getattr(self.model, "decoder", None), "num_queries", None)
+        if queries and most > queries:
+            logger.warning("an image has %d objects, more than the %d queries, so that some of them cannot be found; raise DFINETransformer.num_queries",
+                           most, queries)
         stop = self.stages.stop_epoch
         if stop is not None and stop >= self.settings.epochs:
             logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
@@ -263,6 +276,19 @@ class DetSolver:
         if late := [thaw for thaw in sorted(self._thaws) if thaw >= self.settings.epochs]:
             logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
                            "0 from the start", late[0] + 1, self.settings.epochs)
+
+    def _try_memory(self) -> None:
+        """Know before the first step whether the run fits: at its largest size, most crowded image and last phase. On a CPU only if asked."""
+        wanted = self.device.type == "cuda" if self.settings.memory_trial is None else self.settings.memory_trial
+        data, collate = self.train_loader.dataset, self.train_loader.collate_fn
+        size = data.transforms.output_size or self.cfg.yaml_cfg.get("eval_spatial_size")
+        if not wanted or not size or not hasattr(collate, "largest_size"):
+            return
+        most = int(data.labels.starts.diff().max())
+        self.phases.foresee(self.settings.epochs - 1)
+        rehearse_largest_step(self.step, self.train_loader.batch_sampler.batch_size, collate.largest_size(tuple(size)), most,
+                              int(self.cfg.yaml_cfg.get("num_classes") or len(self.classes)))
+        self.phases.foresee(self.progress.epoch)
 
     # ---- an epoch ----
 
@@ -334,6 +360,16 @@ class DetSolver:
         module = self.ema.module if self.ema is not None else self.model
         broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
         return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation)
+
+    def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:
+        """If the loss has fallen for some epochs and still nothing is found, say why, once."""
+        loss = meter.means().get("loss", 0.0)
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        if self.explained or self.progress.epoch < PATIENCE_WITH_NOTHING or metrics.get("AP50", 1.0) > ALMOST_NOTHING or loss >= self.first_loss:
+            return
+        self.explained = True
+        if is_main() and hasattr(self.evaluator, "diagnose"):
+            logger.warning("nothing is found although the loss falls: %s", self.evaluator.diagnose())
 
     def _stop_evaluation(self) -> None:
         """Save and end if rank 0 was asked to stop: the epoch's training is done, its evaluation comes anew.
@@ -441,14 +477,16 @@ class DetSolver:
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
-        own = [{"thaw_epoch": group.get("thaw_epoch", 0), "name": group.get("name", ""), "initial_lr": group.get("initial_lr", group["lr"])}
-               for group in self.optimizer.param_groups]
+        kept = ("thaw_epoch", "name", "initial_lr")
+        own = [{"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state)
         except ValueError as error:
             raise CheckpointError(f"{self.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
                                   f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
         for group, settings in zip(self.optimizer.param_groups, own):
+            for key in kept:
+                group.pop(key, None)
             group.update(settings)
 
     def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -28,11 +28,15 @@ class Phases:
         self._phased = [module for module in step.model.modules() if isinstance(module, Phased)]
         self._begun = False
 
+    def foresee(self, epoch: int) -> None:
+        """Put the model in the phase of an epoch, for a rehearsal before the run."""
+        for module in self._phased:
+            module.set_epoch(epoch)
+
     def begin(self, epoch: int) -> bool:
         """Freeze and thaw what is due in an epoch; return whether that is new. All ranks must call this together."""
         before = self._trained()
-        for module in self._phased:
-            module.set_epoch(epoch)
+        self.foresee(epoch)
         if self._begun and before == self._trained():
             return False
         self._begun = True

@@ -89,7 +89,8 @@ def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path
     assert "going on with a changed configuration: optimizer.lr was 0.001, is 0.0005" in caplog.text
 
 
-@pytest.mark.parametrize("free", [{"print_freq": 2}, {"save_every_steps": 1}, {"checkpoint_freq": 1}, {"val_dataloader": {"total_batch_size": 3}}])
+@pytest.mark.parametrize("free", [{"print_freq": 2}, {"save_every_steps": 1}, {"memory_trial": True}, {"checkpoint_freq": 1},
+                                  {"val_dataloader": {"total_batch_size": 3}}])
 def test_f12_settings_that_do_not_change_the_result_are_free(straight, tiny_data, tmp_path, free):
     assert not run(tiny_data, tmp_path, stop_after=4)
     assert run(tiny_data, tmp_path, **free)

@@ -11,6 +11,7 @@ from ...core.contracts import Detections
 from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
+from .diagnosis import diagnose
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 """COCO's twelve numbers in their order; -1 where there is nothing to find."""
@@ -32,6 +33,10 @@ class CocoEvaluator:
         self.coco_gt = coco_gt
         self.iou_types = list(iou_types)
         self.reset()
+
+    def diagnose(self) -> str:
+        """Tell in a sentence why nothing was found; on rank 0, after `summarize`."""
+        return diagnose(self.coco_gt, self._detections)
 
     def reset(self) -> None:
         """Forget all detections."""

@@ -1,0 +1,67 @@
+"""Why average precision is zero although the loss falls: boxes that lie elsewhere, labels that never meet, or scores that say nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+BEST_OF_IMAGE = 20
+"""Detections that are looked at, by score."""
+
+FITS = 0.5
+"""IoU from which on a box counts as found."""
+
+FEW = 0.02
+
+
+def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -> str:
+    """Compare the best detections of each image with its objects, labels apart from boxes.
+
+    Args:
+        coco_gt: the truth, a COCO dictionary.
+        detections: by image id, `[R, 6]`: x, y, w, h, score, category.
+
+    Returns:
+        One sentence for a user.
+    """
+    truth: dict[int, list[list[float]]] = {}
+    for annotation in coco_gt["annotations"]:
+        truth.setdefault(annotation["image_id"], []).append([*annotation["bbox"], annotation["category_id"]])
+    scores, met, said, meant = [], 0, Counter(), Counter()
+    for image_id, rows in detections.items():
+        best = rows[np.argsort(-rows[:, 4])[:BEST_OF_IMAGE]]
+        scores.extend(best[:, 4].tolist())
+        if image_id not in truth or not len(best):
+            continue
+        objects = np.array(truth[image_id])
+        overlap = _iou(best[:, :4], objects[:, :4])
+        nearest, fits = overlap.argmax(1), overlap.max(1) >= FITS
+        met += int(fits.sum())
+        said.update(best[fits, 5].astype(int).tolist())
+        meant.update(objects[nearest[fits], 4].astype(int).tolist())
+    if not scores:
+        return "the model gives no detections at all"
+    range_told = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
+    share = f"{met} of the {len(scores)} best detections"
+    if met < FEW * len(scores):
+        return (f"boxes do not meet objects: {share} overlap one by half; {range_told}; compare a training picture with its boxes (xywh or xyxy, another "
+                f"folder, another size?), or train longer")
+    if not any(said[category] and meant[category] for category in said):
+        return (f"boxes meet objects ({share}) but labels never do: found as category {_most(said)}, labelled {_most(meant)}; compare the categories of the "
+                f"training and the validation file")
+    return f"boxes meet objects ({share}) and labels do too, but {range_told}: too early to say, or learning rates too small"
+
+
+def _most(counter: Counter) -> str:
+    return ", ".join(str(category) for category, _ in counter.most_common(3))
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return IoUs `[N, M]` of xywh boxes."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
+    common = (high - low).clip(0).prod(2)
+    return common / np.maximum(one[:, 2:].prod(1)[:, None] + other[:, 2:].prod(1)[None] - common, 1e-9)
