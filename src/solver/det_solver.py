@@ -118,6 +118,7 @@ class DetSolver:
             self.train_loader.set_seed(self.seed)
             data_sets.insert(0, self.train_loader.dataset)
             compare_categories(*data_sets)
+            data_sets[0].allow_bad_images()
             if both := data_sets[0].images_in_common(data_sets[1]):
                 logger.warning("%d images are used for training and for evaluation (first: %s); the score will be too good", len(both), both[0])
         for data in data_sets:

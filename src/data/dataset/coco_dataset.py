@@ -26,6 +26,9 @@ from .image_folder import find_misplaced
 from .image_marks import ImageMarks
 from .images import ImageError, ImageSizeError, Mark, inspect_image, load_image
 
+BAD_IMAGES = 0.001
+"""Share of a training set's images that may be unreadable."""
+
 _TOLD = ((Mark.SEVERAL_FRAMES, logging.WARNING, "images with several frames, of which the first is used"),
          (Mark.TURNED, logging.INFO, "images turned upright, as a note in their files says"), (Mark.CMYK, logging.INFO, "CMYK images, converted to RGB"))
 """What is said once about images with a mark, and how loudly."""
@@ -43,7 +46,7 @@ class CocoDetection(Dataset):
     __share__ = ["remap_mscoco_category"]
 
     def __init__(self, img_folder: str, ann_file: str, transforms: Compose | None = None, return_masks: bool = False,
-                 remap_mscoco_category: bool = False, bad_images: float = 0.0, follow_links: bool = False) -> None:
+                 remap_mscoco_category: bool = False, bad_images: float | None = None, follow_links: bool = False) -> None:
         """Read and check the annotation file; images are not touched.
 
         Args:
@@ -53,7 +56,8 @@ class CocoDetection(Dataset):
             return_masks: not supported; there for D-FINE's files, which say False.
             remap_mscoco_category: labels are positions in COCO's 80 classes, for files with COCO's category ids.
             bad_images: share of the images that may turn out unreadable, 0..1; another image, by the chance of the one
-                that it replaces, takes the place of each. 0 for evaluation, where every image counts.
+                that it replaces, takes the place of each. None for `BAD_IMAGES` in training and none in evaluation, where
+                every image counts.
             follow_links: open images that are symbolic links out of the folder.
 
         Raises:
@@ -64,7 +68,7 @@ class CocoDetection(Dataset):
             raise ConfigError("CocoDetection.return_masks is true; this detector has no use for masks, set it to false")
         if not Path(img_folder).is_dir():
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder")
-        if not 0 <= bad_images < 1:
+        if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
         self.img_folder, self.ann_file = Path(img_folder), ann_file
         self.bad_images, self.follow_links = bad_images, follow_links
@@ -125,10 +129,19 @@ class CocoDetection(Dataset):
                 self.marks.add(index, marks)
                 return index, image
 
+    def allow_bad_images(self) -> None:
+        """Leave out images that cannot be read, as training may: `BAD_IMAGES` of them where the settings say nothing."""
+        if self.bad_images is None:
+            self.bad_images = BAD_IMAGES
+
+    @property
+    def _tolerated(self) -> int:
+        return int((self.bad_images or 0) * len(self) + 1e-9)
+
     def _limit_bad_images(self, detail: str = "") -> None:
         """Raise `DataError` once more images are unreadable than may be."""
         bad = self.marks.images(Mark.UNREADABLE)
-        if len(bad) > self.bad_images * len(self) + 1e-9:
+        if len(bad) > self._tolerated:
             raise DataError(f"{len(bad)} of {len(self)} images of {self.ann_file} cannot be read, more than the share of {self.bad_images:g} that "
                             f"bad_images tolerates: {listed([str(self.image_path(i)) for i in bad])}{detail}; repair them, or raise dataset.bad_images")
 
@@ -144,7 +157,7 @@ class CocoDetection(Dataset):
             logger.warning("%s; another image takes its place", self._why_bad(index))
         if bad:
             logger.warning("%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)", self.ann_file,
-                           len(self.marks.images(Mark.UNREADABLE)), int(self.bad_images * len(self) + 1e-9), self.bad_images)
+                           len(self.marks.images(Mark.UNREADABLE)), self._tolerated, self.bad_images)
         for mark, level, text in _TOLD:
             if new := self.marks.take_news(mark):
                 logger.log(level, "%s: %s: %d (first: %s)", self.ann_file, text, len(self.marks.images(mark)), self.labels.file_name(new[0]))

@@ -15,6 +15,7 @@ from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
 from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
+from src.data.dataset.images import Mark
 from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Mosaic, RandomHorizontalFlip, RandomIoUCrop, RandomZoomOut, Resize
 from src.runtime.distributed import rank
 from tests.fixtures.coco_files import sound_coco, write_coco
@@ -341,9 +342,28 @@ def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_p
                                  f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images")
 
 
-def test_without_a_share_the_first_ends_the_run(tmp_path):
+@pytest.mark.parametrize("share", [None, 0])
+def test_without_a_share_the_first_ends_the_run(tmp_path, share):
     with pytest.raises(DataError, match=f"^image {tmp_path}/4.png is empty"):
-        with_bad(tmp_path, 3).sample(3)
+        with_bad(tmp_path, 3, bad_images=share).sample(3)
+
+
+@pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
+def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_path, given, allowed):
+    data = data_set(tmp_path, bad_images=given)
+    data.allow_bad_images()
+    assert data.bad_images == allowed
+
+
+@pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
+def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
+    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001)
+    for index in range(tolerated):
+        data.marks.add(index, Mark.UNREADABLE)
+    data.report_images()
+    data.marks.add(tolerated, Mark.UNREADABLE)
+    with pytest.raises(DataError, match=f"^{tolerated + 1} of {count} images"):
+        data.report_images()
 
 
 def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
