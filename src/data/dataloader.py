@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch.utils import data
@@ -15,6 +16,7 @@ from ..core.registry import register
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
+from .worker_watch import POLL_SECONDS, watched
 
 
 class GlobalBatchSampler(data.Sampler[list[int]]):
@@ -67,7 +69,7 @@ class DataLoader(data.DataLoader):
 
     def __init__(self, dataset: Dataset, collate_fn: Callable | None = None, batch_size: int | None = None, total_batch_size: int | None = None,
                  shuffle: bool = False, num_workers: int = 0, drop_last: bool = False, pin_memory: bool | None = None,
-                 prefetch_factor: int | None = None, persistent_workers: bool = False) -> None:
+                 prefetch_factor: int | None = None, persistent_workers: bool = False, data_timeout: float = 300.0) -> None:
         """Build the loader for this rank.
 
         Args:
@@ -81,6 +83,7 @@ class DataLoader(data.DataLoader):
             pin_memory: None for: where there is a CUDA device.
             prefetch_factor: batches that each worker keeps ready.
             persistent_workers: not supported, since the epoch would not reach them.
+            data_timeout: longest wait for a batch of workers, in seconds; 0 for no limit.
 
         Raises:
             ConfigError: for a batch size that does not fit the ranks or the data.
@@ -97,15 +100,30 @@ class DataLoader(data.DataLoader):
             batch_size = total_batch_size // ranks
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0")
+        if data_timeout < 0:
+            raise ConfigError(f"DataLoader.data_timeout is {data_timeout}, expected seconds, or 0 for no limit")
         if persistent_workers:
             raise ConfigError("DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false")
         if drop_last and batch_size * ranks > len(dataset):
             raise ConfigError(f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size")
         keep_freed_memory()
-        self.shuffle = shuffle
+        self.shuffle, self.data_timeout = shuffle, data_timeout
         sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
         super().__init__(dataset, batch_sampler=sampler, collate_fn=collate_fn or BatchImageCollateFunction(), num_workers=num_workers,
-                         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, prefetch_factor=prefetch_factor)
+                         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, prefetch_factor=prefetch_factor,
+                         timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this rank's batches.
+
+        Raises:
+            ResourceError: if a worker dies or hangs.
+        """
+        start = super().__iter__
+        return watched(start, self.data_timeout, self._last_image) if self.num_workers else start()
+
+    def _last_image(self, worker: int) -> str:
+        return self.dataset.last_image(worker) if hasattr(self.dataset, "last_image") else "not known"
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Tell data set, collate function and sampler which epoch it is, and with which batch to begin."""
@@ -113,6 +131,11 @@ class DataLoader(data.DataLoader):
         for part in (self.dataset, self.collate_fn):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def report_images(self) -> None:
+        """Let the data set say what it noticed about its images; all ranks call this together, after an epoch."""
+        if hasattr(self.dataset, "report_images"):
+            self.dataset.report_images()
 
     def set_run_length(self, run: RunLength) -> None:
         """Tell data set and collate function how long the run is, before its first epoch."""

@@ -31,8 +31,10 @@ def draw_comparisons(cfg: YAMLConfig, device: torch.device, folder: Path, *, cou
 
     Raises:
         CheckpointError: if the checkpoint does not fit the configuration.
+        DataError: if images are missing, or lie outside their folder: pictures shall not carry out what does not belong to the data.
     """
     file, dataset = read_weights(cfg.settings.resume), cfg.val_dataloader.dataset
+    dataset.check_images_exist()
     if cfg.yaml_cfg.get("num_classes") is None:
         cfg.set("num_classes", class_count(file.weights) or dataset.num_classes, f"counted in {file.path}")
     cfg.without_pretrained()

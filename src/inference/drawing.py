@@ -11,8 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
+from ..runtime.log import printable
+
 LEAST_SIDE = 320
 """Smaller pictures are enlarged, so that names can be read."""
+
+LONGEST_NAME = 40
+"""Characters of a class's name that are written."""
 
 GAP = 8
 """White pixels between pictures that stand side by side."""
@@ -32,7 +37,7 @@ def draw_boxes(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping
     image = F.interpolate(image[None], scale_factor=float(factor))[0]
     if not len(boxes_xyxy):
         return image
-    texts = [names.get(label, str(label)) for label in labels.tolist()]
+    texts = [printable(names.get(label, str(label))[:LONGEST_NAME]) for label in labels.tolist()]
     colours = [_colour(text) for text in texts]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist())]

@@ -182,6 +182,15 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values) / world_size()
 
 
+def bits_over_ranks(values: Tensor) -> Tensor:
+    """Return the bit-wise or over ranks of whole numbers on the CPU; the argument is not changed."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values, op=dist.ReduceOp.BOR)
+    return values
+
+
 def everywhere(conditions: Tensor) -> list[bool]:
     """Return which conditions (`[n]` bool, on any device) hold on every rank."""
     if world_size() > 1:

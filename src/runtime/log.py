@@ -7,6 +7,9 @@ import sys
 
 logger = logging.getLogger("dfine")
 
+LONGEST_LINE = 20_000
+"""Characters; a name in a file can be a megabyte long."""
+
 
 def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
     """Send messages to the terminal; a rank that does not speak shows errors alone.
@@ -24,8 +27,9 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """Keep a message on one line; names from files must not move the cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Keep a message on one line of bounded length; names from files must not move the cursor."""
+    cut = f" ... ({len(text) - LONGEST_LINE} more characters)" if len(text) > LONGEST_LINE else ""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE]) + cut
 
 
 class _OneLine(logging.Filter):

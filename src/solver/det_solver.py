@@ -104,6 +104,7 @@ class DetSolver:
         if not (self.settings.resume or self.settings.tuning):
             logger.warning("no -r was given: these are the weights that training would start from")
         metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+        self.val_loader.report_images()
         if is_main():
             write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **_plain(metrics)})
         for name, value in metrics.items():
@@ -139,6 +140,9 @@ class DetSolver:
             self.train_loader.set_seed(self.seed)
             data_sets.insert(0, self.train_loader.dataset)
             compare_categories(*data_sets)
+            data_sets[0].allow_bad_images()
+            if both := data_sets[0].images_in_common(data_sets[1]):
+                logger.warning("%d images are used for training and for evaluation (first: %s); the score will be too good", len(both), both[0])
         for data in data_sets:
             if is_main():
                 for line in data.labels.findings.describe():
@@ -265,10 +269,9 @@ class DetSolver:
         accumulated = f" ({self._window} x {self.train_loader.total_batch_size})" if self._window > 1 else ""
         logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
                     len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
-        most, queries = int(train.labels.starts.diff().max()), getattr(getattr(self.model, "decoder", None), "num_queries", None)
-        if queries and most > queries:
-            logger.warning("an image has %d objects, more than the %d queries, so that some of them cannot be found; raise DFINETransformer.num_queries",
-                           most, queries)
+        queries = getattr(getattr(self.model, "decoder", None), "num_queries", None)
+        if queries is not None and train.labels.most_boxes > queries:
+            logger.warning("there is an image with %d objects, but only %d can be found in one (num_queries)", train.labels.most_boxes, queries)
         stop = self.stages.stop_epoch
         if stop is not None and stop >= self.settings.epochs:
             logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
@@ -284,7 +287,7 @@ class DetSolver:
         size = data.transforms.output_size or self.cfg.yaml_cfg.get("eval_spatial_size")
         if not wanted or not size or not hasattr(collate, "largest_size"):
             return
-        most = int(data.labels.starts.diff().max())
+        most = data.labels.most_boxes
         self.phases.foresee(self.settings.epochs - 1)
         rehearse_largest_step(self.step, self.train_loader.batch_sampler.batch_size, collate.largest_size(tuple(size)), most,
                               int(self.cfg.yaml_cfg.get("num_classes") or len(self.classes)))
@@ -425,6 +428,8 @@ class DetSolver:
 
     def _report(self, epoch: int, meter: EpochMeter, metrics: dict[str, Any]) -> None:
         means = meter.means()
+        for loader in (self.train_loader, self.val_loader):
+            loader.report_images()
         if not is_main():
             return
         memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0

@@ -299,6 +299,7 @@ def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
 
 @pytest.mark.parametrize(("settings", "fault"), [
     ({"batch_size": 0, "total_batch_size": None}, "batch_size is 0, expected at least 1"), ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
+    ({"data_timeout": -1}, "data_timeout is -1, expected seconds, or 0 for no limit"),
     ({"persistent_workers": True}, "persistent_workers is true; workers are started anew each epoch, set it to false")])
 def test_setting_out_of_range_is_refused(loader, settings, fault):
     with pytest.raises(ConfigError, match=fault):

@@ -8,6 +8,7 @@ import pytest
 
 import train
 from tests.fixtures.commands import write_tiny_config
+from tests.fixtures.train_here import train_here
 
 
 @pytest.fixture
@@ -109,6 +110,13 @@ def test_labels_without_a_usable_box_are_refused(run_train, spoilt_labels, tiny_
     code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", spoilt_labels(lambda labels: labels.update(annotations=[])))
     assert code == 3
     assert "no usable box" in message
+
+
+def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, DFINETransformer={"num_queries": 2}, DFINEPostProcessor={"num_top_queries": 2})
+    ended = train_here("-c", config, "--seed=0")
+    assert ended.code == 0, ended.err
+    assert "there is an image with 3 objects, but only 2 can be found in one (num_queries)" in ended.out
 
 
 def test_a_missing_checkpoint_is_exit_code_4(run_train, tiny_data, tmp_path):

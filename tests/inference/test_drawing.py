@@ -1,6 +1,6 @@
 import torch
 
-from src.inference.drawing import GAP, LEAST_SIDE, draw_boxes, side_by_side
+from src.inference.drawing import GAP, LEAST_SIDE, LONGEST_NAME, draw_boxes, side_by_side
 
 NAMES = {0: "cat", 1: "dog"}
 
@@ -42,3 +42,9 @@ def test_pictures_stand_side_by_side_with_a_white_gap():
     row = side_by_side([grey(10, 20), grey(10, 30)])
     assert row.shape == (3, 10, 50 + GAP)
     assert (row[:, :, 20:20 + GAP] == 255).all()
+
+
+def test_huge_and_hostile_names_are_drawn_cut_and_printable():
+    box = torch.tensor([[10.0, 10, 60, 60]])
+    huge, cut = (draw_boxes(torch.zeros(3, 320, 320, dtype=torch.uint8), box, torch.tensor([0]), {0: "x" * length}) for length in (1_000_000, LONGEST_NAME))
+    assert torch.equal(huge, cut)

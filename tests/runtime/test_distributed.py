@@ -14,6 +14,7 @@ from src.core.errors import ConfigError, RankError
 from src.runtime import distributed
 from src.runtime.distributed import (
     barrier,
+    bits_over_ranks,
     broadcast_object,
     broadcast_tensors,
     everywhere,
@@ -310,3 +311,15 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
     finally:
         waiting.kill()
     assert ended == (2, "", "error[2]: seed is 3, rank 0 has 4 (rank 1)\n")
+
+
+def test_bits_of_all_ranks_are_joined():
+    def work():
+        own = torch.tensor([[1, 0, 4], [2, 0, 4]][rank()], dtype=torch.uint8)
+        return bits_over_ranks(own).tolist(), own.tolist()
+
+    assert two(work) == [([3, 0, 4], [1, 0, 4]), ([3, 0, 4], [2, 0, 4])]
+
+
+def test_bits_of_a_single_process_are_its_own():
+    assert bits_over_ranks(torch.tensor([1, 2])).tolist() == [1, 2]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from src.runtime.log import logger, printable, set_up_logging
+from src.runtime.log import LONGEST_LINE, logger, printable, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,8 @@ def test_control_characters_of_a_name_are_made_visible(capsys, name, shown):
 
 def test_printable_text_is_left_as_it_is():
     assert printable("plain text, ünï: 猫 100 %") == "plain text, ünï: 猫 100 %"
+
+
+def test_line_of_absurd_length_is_cut():
+    shown = printable("x" * (LONGEST_LINE + 7))
+    assert shown == "x" * LONGEST_LINE + " ... (7 more characters)"

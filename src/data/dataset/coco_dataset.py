@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,21 @@ from ...core.coco_categories import COCO_CATEGORY_IDS
 from ...core.durations import KnowsRunLength, RunLength
 from ...core.errors import ConfigError, DataError
 from ...core.registry import register
+from ...runtime.log import logger
 from ..transforms.compose import Compose
 from ..transforms.sample import Sample
 from .coco_format import CocoLabels, load_coco
-from .coco_records import FAULTS_SHOWN
-from .images import load_image
+from .coco_records import FAULTS_SHOWN, listed
+from .image_folder import find_misplaced
+from .image_marks import ImageMarks
+from .images import ImageError, ImageSizeError, Mark, inspect_image, load_image
+
+BAD_IMAGES = 0.001
+"""Share of a training set's images that may be unreadable."""
+
+_TOLD = ((Mark.SEVERAL_FRAMES, logging.WARNING, "images with several frames, of which the first is used"),
+         (Mark.TURNED, logging.INFO, "images turned upright, as a note in their files says"), (Mark.CMYK, logging.INFO, "CMYK images, converted to RGB"))
+"""What is said once about images with a mark, and how loudly."""
 
 
 @register()
@@ -35,7 +46,7 @@ class CocoDetection(Dataset):
     __share__ = ["remap_mscoco_category"]
 
     def __init__(self, img_folder: str, ann_file: str, transforms: Compose | None = None, return_masks: bool = False,
-                 remap_mscoco_category: bool = False) -> None:
+                 remap_mscoco_category: bool = False, bad_images: float | None = None, follow_links: bool = False) -> None:
         """Read and check the annotation file; images are not touched.
 
         Args:
@@ -44,6 +55,10 @@ class CocoDetection(Dataset):
             transforms: what happens to each sample.
             return_masks: not supported; there for D-FINE's files, which say False.
             remap_mscoco_category: labels are positions in COCO's 80 classes, for files with COCO's category ids.
+            bad_images: share of the images that may turn out unreadable, 0..1; another image, by the chance of the one
+                that it replaces, takes the place of each. None for `BAD_IMAGES` in training and none in evaluation, where
+                every image counts.
+            follow_links: open images that are symbolic links out of the folder.
 
         Raises:
             DataError: for faults in the file.
@@ -53,11 +68,15 @@ class CocoDetection(Dataset):
             raise ConfigError("CocoDetection.return_masks is true; this detector has no use for masks, set it to false")
         if not Path(img_folder).is_dir():
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder")
+        if not 0 <= (bad_images or 0) < 1:
+            raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
         self.img_folder, self.ann_file = Path(img_folder), ann_file
+        self.bad_images, self.follow_links = bad_images, follow_links
         self.transforms = transforms or Compose()
         self.remap_mscoco_category = remap_mscoco_category
         self.labels = load_coco(ann_file)
         self.label_of_category = self._label_table()
+        self.marks = ImageMarks(len(self.labels))
         self.seed, self.epoch = 0, 0
 
     def __len__(self) -> int:
@@ -76,29 +95,106 @@ class CocoDetection(Dataset):
         return self.transforms(self.raw_sample(index), self.epoch)
 
     def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """Decode an image; boxes are in its pixels, crowd regions left out. Its chance is its own, or that of `rng`."""
+        """Decode an image, or one in its place; boxes are in its pixels, crowd regions left out. Its chance is its own, or that of `rng`."""
+        rng = rng or np.random.default_rng([self.seed, self.epoch, index])
+        index, image = self._decode(index, rng)
         labels, path = self.labels, self.image_path(index)
-        size = labels.sizes[index]
-        image = load_image(path, (int(size[0]), int(size[1])))
         rows = labels.rows(index)
         single = ~labels.crowds.numpy()[rows]
         fields = {"labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]], "area": labels.areas.numpy()[rows][single],
                   "iscrowd": np.zeros(np.count_nonzero(single), np.int64)}
-        info = {"image_id": labels.image_ids[index:index + 1], "orig_size": size.long(), "idx": torch.tensor([index]), "image_path": str(path)}
+        info = {"image_id": labels.image_ids[index:index + 1], "orig_size": labels.sizes[index].long(), "idx": torch.tensor([index]), "image_path": str(path)}
         boxes = labels.boxes.numpy()[rows][single].astype(np.float64)
-        return Sample(image, boxes, fields, info, rng or np.random.default_rng([self.seed, self.epoch, index]), self.random_sample)
+        return Sample(image, boxes, fields, info, rng, self.random_sample)
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
         """Decode an image that `rng` draws, for a mosaic; what follows is drawn by the same."""
         return self.raw_sample(int(rng.integers(len(self))), rng)
 
+    def _decode(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
+        """Decode an image, or others that `rng` draws until one is sound; return which it is."""
+        while True:
+            self.marks.begin(index)
+            try:
+                image, marks = inspect_image(self.image_path(index), self._size(index))
+            except ImageSizeError:  # the file is sound: the labels are not to be trusted
+                raise
+            except ImageError as error:
+                if not self.bad_images:
+                    raise
+                self.marks.add(index, Mark.UNREADABLE)
+                self._limit_bad_images(f"; the last: {error}")
+                index = int(rng.integers(len(self)))
+            else:
+                self.marks.add(index, marks)
+                return index, image
+
+    def allow_bad_images(self) -> None:
+        """Leave out images that cannot be read, as training may: `BAD_IMAGES` of them where the settings say nothing."""
+        if self.bad_images is None:
+            self.bad_images = BAD_IMAGES
+
+    @property
+    def _tolerated(self) -> int:
+        return int((self.bad_images or 0) * len(self) + 1e-9)
+
+    def _limit_bad_images(self, detail: str = "") -> None:
+        """Raise `DataError` once more images are unreadable than may be."""
+        bad = self.marks.images(Mark.UNREADABLE)
+        if len(bad) > self._tolerated:
+            raise DataError(f"{len(bad)} of {len(self)} images of {self.ann_file} cannot be read, more than the share of {self.bad_images:g} that "
+                            f"bad_images tolerates: {listed([str(self.image_path(i)) for i in bad])}{detail}; repair them, or raise dataset.bad_images")
+
+    def report_images(self) -> None:
+        """Say what is new since the last time about images that were decoded, over all ranks; all of them call this together.
+
+        Raises:
+            DataError: if the ranks together met more unreadable images than `bad_images` allows.
+        """
+        self.marks.join_ranks()
+        bad = self.marks.take_news(Mark.UNREADABLE)
+        for index in bad[:FAULTS_SHOWN]:
+            logger.warning("%s; another image takes its place", self._why_bad(index))
+        if bad:
+            logger.warning("%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)", self.ann_file,
+                           len(self.marks.images(Mark.UNREADABLE)), self._tolerated, self.bad_images)
+        for mark, level, text in _TOLD:
+            if new := self.marks.take_news(mark):
+                logger.log(level, "%s: %s: %d (first: %s)", self.ann_file, text, len(self.marks.images(mark)), self.labels.file_name(new[0]))
+        self._limit_bad_images()
+
+    def _why_bad(self, index: int) -> str:
+        """Decode an image that was unreadable once more, since the process that met it could not tell us."""
+        path = self.image_path(index)
+        try:
+            load_image(path, self._size(index))
+        except ImageError as error:
+            return str(error)
+        return f"image {path} could not be read at first, but can be now"
+
+    def _size(self, index: int) -> tuple[int, int]:
+        width, height = self.labels.sizes[index].tolist()
+        return width, height
+
     def image_path(self, index: int) -> Path:
         """Return where an image lies."""
         return self.img_folder / self.labels.file_name(index)
 
+    def last_image(self, worker: int) -> str:
+        """Return id and file name of the image that a worker of the loader began with last."""
+        index = self.marks.last_begun(worker)
+        return "none yet" if index is None else f"{int(self.labels.image_ids[index])} ({self.labels.file_name(index)})"
+
+    def images_in_common(self, other: CocoDetection) -> list[str]:
+        """Return the files that another data set holds too, by their paths."""
+        ours, theirs = ({f"{folder}/{data.labels.file_name(i)}" for i in range(len(data))}
+                        for data, folder in ((data, os.path.realpath(data.img_folder)) for data in (self, other)))
+        return sorted(ours & theirs)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch's chance and stage shall act."""
         self.epoch = epoch
+        self.marks.forget_workers()
 
     def set_run_length(self, run: RunLength) -> None:
         """Tell the transforms how long the run is."""
@@ -137,28 +233,32 @@ class CocoDetection(Dataset):
         """Return the checked labels as a COCO dictionary for an evaluator.
 
         Categories stand under the ids that detections carry: labels, or COCO's ids with the remap on.
+
+        Raises:
+            DataError: if there is nothing to find.
+            ConfigError: if images may be left out.
         """
+        if self.bad_images:
+            raise ConfigError(f"val_dataloader.dataset.bad_images is {self.bad_images:g}; an image left out would count as objects missed, set it to 0")
+        if bool(self.labels.crowds.all()):
+            raise DataError(f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored")
         return _coco_dictionary(self.labels, self._detection_ids)
 
     def check_images_exist(self) -> None:
-        """Compare the listed files with the folder, by listing each folder once.
+        """Compare the listed files with the folder, by listing each folder once; nothing is opened.
 
         Raises:
-            DataError: with the number of missing files and the first of them.
+            DataError: with the number of files that are missing or lead out of the folder, and the first of them.
         """
-        listings: dict[str, set[str]] = {}
-        missing = []
-        for index in range(len(self)):
-            name = self.labels.file_name(index)
-            folder, _, file = name.rpartition("/")
-            if folder not in listings:
-                path = self.img_folder / folder
-                listings[folder] = set(os.listdir(path)) if path.is_dir() else set()
-            if file not in listings[folder]:
-                missing.append(str(self.img_folder / name))
+        names = [self.labels.file_name(index) for index in range(len(self))]
+        missing, leaving = find_misplaced(self.img_folder, names)
         if missing:
-            more = f" ... and {len(missing) - FAULTS_SHOWN} more" if len(missing) > FAULTS_SHOWN else ""
-            raise DataError(f"{len(missing)} of {len(self)} images of {self.ann_file} are missing: " + ", ".join(missing[:FAULTS_SHOWN]) + more)
+            shown = listed([str(self.img_folder / names[i]) for i in missing])
+            raise DataError(f"{len(missing)} of {len(self)} images of {self.ann_file} are missing: {shown}")
+        if leaving and not self.follow_links:
+            shown = listed([f"images[{i}] (id {int(self.labels.image_ids[i])}) {names[i]} -> {target}" for i, target in leaving.items()])
+            raise DataError(f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
+                            "set img_folder to where the images are, or dataset.follow_links to True if you trust the links")
 
     def _label_table(self) -> Tensor:
         ids = self.labels.category_ids

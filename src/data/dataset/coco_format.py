@@ -55,6 +55,11 @@ class CocoLabels:
         start, end = self.name_starts.numpy()[index:index + 2]
         return self.name_bytes.numpy()[start:end].tobytes().decode()
 
+    @property
+    def most_boxes(self) -> int:
+        """The number of boxes of the image that has most."""
+        return int(self.starts.diff().max())
+
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
         return slice(*self.starts.numpy()[index:index + 2])
@@ -153,9 +158,9 @@ def _check_annotations(content: CocoContent, category_ids: list[int], findings: 
     image_of, known_image = _positions(image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64))
     category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
     known = ", ".join(map(str, category_ids[:20])) + (" ..." if len(category_ids) > 20 else "")
-    for bad, text in ((~known_image, lambda i: f"image_id {image_ids[i]} is not among the images"),
-                      (~known_category, lambda i: f"category_id {categories[i]} is unknown; known ids: {known}"),
-                      (~np.isin(crowds, (0, 1)), lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
+    for bad, text in ((~known_image & (image_ids >= 0), lambda i: f"image_id {image_ids[i]} is not among the images"),
+                      (~known_category & (categories >= 0), lambda i: f"category_id {categories[i]} is unknown; known ids: {known}"),
+                      (crowds > 1, lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
                       (areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0")):
         findings.faults += [f"{content.place('annotations', i)} (id {ids[i]}): {text(i)}" for i in np.flatnonzero(bad)]
     sound = known_image & known_category
@@ -189,11 +194,13 @@ def _check_annotations(content: CocoContent, category_ids: list[int], findings: 
 
 
 def _whole_numbers(values: list[Any], key: str, content: CocoContent, findings: Findings) -> np.ndarray:
-    """Return ids as int64; ids that do not fit are faults."""
+    """Return ids as int64; ids that do not fit are faults, and become -1."""
     values = [0 if value is None else value for value in values]
     for index, value in enumerate(values):
         if not 0 <= value <= LARGEST_ID:
-            findings.faults.append(f"{content.place('annotations', index)}: {key} is {value}, expected a whole number from 0")
+            own_id = content.annotations[index].id
+            shown = f" (id {own_id})" if is_id(own_id) else ""
+            findings.faults.append(f"{content.place('annotations', index)}{shown}: {key} is {value}, expected a whole number from 0")
             values[index] = -1
     return np.array(values, np.int64)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -113,9 +113,14 @@ class Findings:
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the first faults, if there are any."""
         if self.faults:
-            more = f" ... and {len(self.faults) - FAULTS_SHOWN} more" if len(self.faults) > FAULTS_SHOWN else ""
             head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-            raise DataError(f"{self.path} has {head}: " + "; ".join(self.faults[:FAULTS_SHOWN]) + more)
+            raise DataError(f"{self.path} has {head}: {listed(self.faults, '; ')}")
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """Join items for a message: the first ones, and how many more there are."""
+    more = f" ... and {len(items) - FAULTS_SHOWN} more" if len(items) > FAULTS_SHOWN else ""
+    return separator.join(items[:FAULTS_SHOWN]) + more
 
 
 def read_records(path: Path, findings: Findings) -> CocoContent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from enum import IntFlag
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,34 @@ BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels: white, as in most viewers."""
 
 
+ORIENTATION = 0x0112
+"""Exif's tag for how a camera was held."""
+
+
 class ImageError(DataError):
     """One image cannot be read or is not what its labels say; names the file."""
 
 
+class ImageSizeError(ImageError):
+    """An image is sound, but its labels were made for another size: one of the two is wrong."""
+
+
+class Mark(IntFlag):
+    """What is worth counting about an image."""
+
+    UNREADABLE = 1
+    SEVERAL_FRAMES = 2
+    TURNED = 4
+    CMYK = 8
+
+
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image.
+    """Decode an image: `inspect_image` without its marks."""
+    return inspect_image(path, expected_wh)[0]
+
+
+def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> tuple[Tensor, Mark]:
+    """Decode an image and tell what is special about it.
 
     Args:
         path: the file.
@@ -41,10 +64,11 @@ def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> 
             is applied; if neither way fits, the file and its labels contradict each other.
 
     Returns:
-        `[3, H, W]` uint8, RGB.
+        `[3, H, W]` uint8, RGB; and its marks.
 
     Raises:
-        ImageError: if the file is missing, damaged, too large, of a mode without a defined range, or of another size.
+        ImageError: if the file is missing, damaged, too large or of a mode without a defined range.
+        ImageSizeError: if it has another size.
     """
     try:
         raw = Path(path).read_bytes()
@@ -52,13 +76,13 @@ def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> 
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
-    image = _decode_plain_jpeg(raw) if decode_jpeg and raw[:3] == b"\xff\xd8\xff" else None
+    image, marks = _decode_plain_jpeg(raw) if decode_jpeg and raw[:3] == b"\xff\xd8\xff" else None, Mark(0)
     if image is None:
-        image = _decode_any(raw, path, expected_wh)
+        image, marks = _decode_any(raw, path, expected_wh)
     size = (image.shape[2], image.shape[1])
     if expected_wh is not None and size != tuple(expected_wh):
-        raise ImageError(f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for {expected_wh[0]} x {expected_wh[1]}")
-    return image
+        raise ImageSizeError(f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for {expected_wh[0]} x {expected_wh[1]}")
+    return image, marks
 
 
 def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
@@ -85,15 +109,16 @@ def _jpeg_components(raw: bytes) -> int | None:
     return None
 
 
-def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | None) -> Tensor:
+def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | None) -> tuple[Tensor, Mark]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit stands below; broken metadata is no concern
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; it was not decoded")
+            marks = Mark.SEVERAL_FRAMES if getattr(image, "is_animated", False) else Mark(0)
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright, turned = ImageOps.exif_transpose(image), image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, from twice our limit on
@@ -103,8 +128,9 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
         raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
-        upright = image  # the labels were made on the pixels as stored
-    return torch.from_numpy(_to_rgb(upright, path)).permute(2, 0, 1)
+        upright, turned = image, False  # the labels were made on the pixels as stored
+    marks |= (Mark.TURNED if turned else 0) | (Mark.CMYK if image.mode == "CMYK" else 0)
+    return torch.from_numpy(_to_rgb(upright, path)).permute(2, 0, 1), marks
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
@@ -132,7 +158,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 return image.size, image.size[::-1] if turned else image.size
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path} is too large: {error}") from None

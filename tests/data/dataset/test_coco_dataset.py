@@ -13,9 +13,13 @@ from PIL import Image
 from src.core.coco_categories import COCO_CATEGORY_IDS
 from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
+from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
+from src.data.dataset.images import Mark
 from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Mosaic, RandomHorizontalFlip, RandomIoUCrop, RandomZoomOut, Resize
+from src.runtime.distributed import rank
 from tests.fixtures.coco_files import sound_coco, write_coco
+from tests.fixtures.processes import on_ranks
 
 
 def data_set(folder: Path, content=None, **settings) -> CocoDetection:
@@ -260,6 +264,148 @@ def test_missing_folder_of_images_is_noticed(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=rf"^1 of 3 images of .* are missing: {tmp_path}/absent/2.png$"):
         data.check_images_exist()
+
+
+def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    labels = write_coco(folder, sound_coco())
+    (tmp_path / "elsewhere.png").write_bytes((folder / "2.png").read_bytes())
+    (folder / "2.png").unlink()
+    (folder / "2.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(DataError, match=r"^1 of 3 images of .* lead out of .* by symbolic links: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set"):
+        CocoDetection(str(folder), str(labels)).check_images_exist()
+    CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
+
+
+def test_images_in_common_are_those_of_the_same_path(tmp_path):
+    data = data_set(tmp_path)
+    content = sound_coco(2)
+    content["images"][0]["file_name"] = "other.png"
+    other = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, "other.json", draw=False)))
+    assert data.images_in_common(other) == [str(tmp_path / "2.png")]
+
+
+def test_last_image_of_a_worker_is_named_by_id_and_file(tmp_path):
+    data = data_set(tmp_path)
+    assert data.last_image(0) == "none yet"
+    list(DataLoader(data, batch_size=3, num_workers=1, collate_fn=list))
+    assert data.last_image(0) == "3 (3.png)"
+    data.set_epoch(1)
+    assert data.last_image(0) == "none yet"
+
+
+# ---- images that cannot be read ----
+
+
+def with_bad(folder: Path, *indices: int, count: int = 10, **settings) -> CocoDetection:
+    """Return a data set of which some images are empty files."""
+    data = data_set(folder, sound_coco(count), **settings)
+    for index in indices:
+        data.image_path(index).write_bytes(b"")
+    return data
+
+
+def test_another_image_takes_the_place_of_one_that_cannot_be_read(tmp_path):
+    data = with_bad(tmp_path, 3, bad_images=0.1)
+    taken = [int(data.sample(3).info["idx"]) for data.epoch in range(20)]
+    assert 3 not in taken and len(set(taken)) > 4
+    assert [int(data.sample(3).info["idx"]) for data.epoch in range(20)] == taken
+
+
+def test_sound_images_are_what_they_would_be_without_bad_ones(tmp_path):
+    before = data_set(tmp_path, sound_coco(10), transforms=random_transforms())
+    expected = before[5]
+    after = with_bad(tmp_path, 3, bad_images=0.1, transforms=random_transforms())
+    assert torch.equal(after[5][0], expected[0]) and torch.equal(after[5][1]["boxes"], expected[1]["boxes"])
+
+
+def test_mosaic_does_without_images_that_cannot_be_read(tmp_path):
+    data = with_bad(tmp_path, *range(1, 10), bad_images=0.9, transforms=Compose([Mosaic(32)]))
+    assert int(data.sample(0).info["idx"]) == 0
+
+
+def test_image_met_twice_counts_once(tmp_path):
+    data = with_bad(tmp_path, 3, bad_images=0.1)
+    for data.epoch in range(3):
+        data.sample(3)
+    data.report_images()
+
+
+def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_path):
+    data = with_bad(tmp_path, 3, 4, bad_images=0.1)
+    data.sample(3)
+    with pytest.raises(DataError) as caught:
+        data.sample(4)
+    bad = [str(tmp_path / f"{i}.png") for i in (4, 5)]
+    assert str(caught.value) == (f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than the share of 0.1 that bad_images tolerates: "
+                                 f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images")
+
+
+@pytest.mark.parametrize("share", [None, 0])
+def test_without_a_share_the_first_ends_the_run(tmp_path, share):
+    with pytest.raises(DataError, match=f"^image {tmp_path}/4.png is empty"):
+        with_bad(tmp_path, 3, bad_images=share).sample(3)
+
+
+@pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
+def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_path, given, allowed):
+    data = data_set(tmp_path, bad_images=given)
+    data.allow_bad_images()
+    assert data.bad_images == allowed
+
+
+@pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
+def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
+    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001)
+    for index in range(tolerated):
+        data.marks.add(index, Mark.UNREADABLE)
+    data.report_images()
+    data.marks.add(tolerated, Mark.UNREADABLE)
+    with pytest.raises(DataError, match=f"^{tolerated + 1} of {count} images"):
+        data.report_images()
+
+
+def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
+    data = with_bad(tmp_path, 3, 4, bad_images=0.2)
+    data.sample(3)
+    data.report_images()
+    data.sample(3), data.sample(4)
+    data.report_images()
+    assert [caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); another image takes its place") for name in ("4.png", "5.png")] == [1, 1]
+    assert "images that cannot be read: 2, tolerated are 2 (bad_images: 0.2)" in caplog.text
+
+
+def test_image_that_can_be_read_later_is_told_too(tmp_path, caplog):
+    data = with_bad(tmp_path, 3, bad_images=0.1)
+    data.sample(3)
+    Image.new("RGB", (40, 30)).save(tmp_path / "4.png")
+    data.report_images()
+    assert f"image {tmp_path / '4.png'} could not be read at first, but can be now" in caplog.text
+
+
+def test_ranks_count_bad_images_together(tmp_path):
+    def work() -> str:
+        data = CocoDetection(str(tmp_path), str(tmp_path / "labels.json"), bad_images=0.1)
+        data.sample(3 + rank())
+        with pytest.raises(DataError) as caught:
+            data.report_images()
+        return str(caught.value)
+
+    with_bad(tmp_path, 3, 4)
+    messages = on_ranks(2, work)
+    assert messages[0] == messages[1] and messages[0].startswith("2 of 10 images")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1])
+def test_share_out_of_range_is_refused(tmp_path, share):
+    with pytest.raises(ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a share from 0 to below 1$"):
+        data_set(tmp_path, bad_images=share)
+
+
+def test_evaluation_leaves_out_no_image(tmp_path):
+    with pytest.raises(ConfigError, match="^val_dataloader.dataset.bad_images is 0.1; an image left out would count as objects missed, set it to 0$"):
+        data_set(tmp_path, bad_images=0.1).ground_truth()
 
 
 def test_image_that_vanished_later_is_named(tmp_path):

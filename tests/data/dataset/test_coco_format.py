@@ -142,6 +142,12 @@ def test_largest_ids_are_kept(tmp_path):
     assert load(tmp_path, content).image_ids.tolist() == [largest]
 
 
+def test_most_boxes_of_an_image_are_counted(tmp_path):
+    content = sound_coco(3)
+    content["annotations"][0]["image_id"] = 2
+    assert load(tmp_path, content).most_boxes == 3
+
+
 # ---- size ----
 
 
@@ -330,7 +336,8 @@ def test_faulty_category_is_named(tmp_path, change, fault):
 
 
 def test_negative_category_id_is_named_with_its_annotation(tmp_path):
-    assert "annotations[2] (id 3): category_id -1 is unknown; known ids: 3, 7" in faults(tmp_path, coco(annotations=(2, {"category_id": -1})))
+    message = "annotations[2] (id 3): category_id is -1, expected a whole number from 0"
+    assert faults(tmp_path, coco(annotations=(2, {"category_id": -1}))) == f"labels.json has 1 fault: {message}"
 
 
 def test_faults_of_several_records_are_listed_at_once(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from src.data.dataset import images
-from src.data.dataset.images import MAX_PIXELS, ImageError, image_size, load_image
+from src.data.dataset.images import MAX_PIXELS, ImageError, ImageSizeError, Mark, image_size, inspect_image, load_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 GREY = RGB[..., 0]
@@ -218,6 +218,43 @@ def test_size_that_fits_neither_way_is_a_contradiction(tmp_path, orientation):
 def test_plain_jpeg_of_another_size_is_a_contradiction(tmp_path):
     path = saved(tmp_path, Image.fromarray(SMOOTH), "image.jpg")
     assert refused(path, (24, 36)) == "image FILE has 36 x 24 pixels but its labels were made for 24 x 36"
+
+
+def test_contradiction_is_told_apart_from_damage(tmp_path):
+    with pytest.raises(ImageSizeError):
+        load_image(saved(tmp_path, Image.fromarray(SMOOTH)), (24, 36))
+    (tmp_path / "image.png").write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "image.png", (24, 36))
+    assert not isinstance(caught.value, ImageSizeError)
+
+
+# ---- marks ----
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.jpg"])
+def test_plain_image_bears_no_mark(tmp_path, name):
+    assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[1] == Mark(0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_image_is_marked_unless_its_labels_want_the_pixels_as_stored(tmp_path, orientation):
+    path = with_note(tmp_path, orientation, "image.jpg")
+    assert inspect_image(path)[1] == (Mark.TURNED if orientation > 1 else Mark(0))
+    if orientation > 4:
+        assert inspect_image(path, (36, 24))[1] == Mark(0)
+
+
+def test_cmyk_is_marked(tmp_path):
+    assert inspect_image(saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"))[1] == Mark.CMYK
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_several_frames_are_marked(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    path = saved(tmp_path, frames[0], f"image.{suffix}", save_all=True, append_images=frames[1:])
+    assert inspect_image(path)[1] == Mark.SEVERAL_FRAMES
+    assert inspect_image(saved(tmp_path, frames[0], f"single.{suffix}"))[1] == Mark(0)
 
 
 # ---- damage ----

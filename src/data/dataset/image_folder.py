@@ -1,0 +1,49 @@
+"""Whether the files that labels list are there and lie where they should: folders are listed, no image is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Misplaced(NamedTuple):
+    """What is wrong with the files of a list, by their positions in it."""
+
+    missing: list[int]
+    leaving: dict[int, str]
+    """Those that symbolic links carry out of the image folder, and where to."""
+
+
+def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
+    """Look for files by listing each of their folders once; only links are followed.
+
+    Args:
+        img_folder: what the names are relative to; may be a link itself.
+        names: as in `file_name`, without `..`.
+    """
+    root = os.path.realpath(img_folder)
+    folders: dict[str, tuple[str, dict[str, bool]]] = {}
+    missing, leaving = [], {}
+    for index, name in enumerate(names):
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _listing(img_folder / folder)
+        real_folder, is_link = folders[folder]
+        real_file = os.path.join(real_folder, file)
+        if is_link.get(file):
+            real_file = os.path.realpath(real_file)
+        if file not in is_link or (is_link[file] and not os.path.exists(real_file)):
+            missing.append(index)
+        elif not real_file.startswith(root.rstrip("/") + "/"):
+            leaving[index] = real_file
+    return Misplaced(missing, leaving)
+
+
+def _listing(folder: Path) -> tuple[str, dict[str, bool]]:
+    """Return the real path of a folder, and for each name in it whether that is a link."""
+    if not folder.is_dir():
+        return str(folder), {}
+    with os.scandir(folder) as entries:
+        return os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}

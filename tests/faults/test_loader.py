@@ -1,0 +1,138 @@
+"""Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F74, F76)."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from src.core.yaml_config import YAMLConfig
+from src.data import worker_watch
+from src.data.dataset.coco_dataset import CocoDetection
+from src.solver import DetSolver
+from tests.fixtures.commands import write_tiny_config
+from tests.fixtures.processes import on_ranks
+from tests.fixtures.tiny import tiny_config
+from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
+
+
+@pytest.fixture
+def own_data(tiny_data, tmp_path):
+    """A data set of the test's own."""
+    return private_copy(tiny_data, tmp_path / "data")
+
+
+@pytest.fixture
+def in_a_worker(monkeypatch):
+    """Return a function that lets something happen where a worker decodes the image of this index."""
+    original = CocoDetection.raw_sample
+
+    def let(index: int, happen) -> None:
+        def raw_sample(self, asked, rng=None):
+            if asked == index and get_worker_info() is not None:
+                self.marks.begin(asked)
+                happen()
+            return original(self, asked, rng)
+        monkeypatch.setattr(CocoDetection, "raw_sample", raw_sample)
+        monkeypatch.setattr(worker_watch, "POLL_SECONDS", 0.5)
+        monkeypatch.setattr("src.data.dataloader.POLL_SECONDS", 0.5)
+    return let
+
+
+def first_annotated(labels, count: int) -> None:
+    """Keep the objects of the first images alone."""
+    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= count]
+
+
+# ---- ranks ----
+
+
+def test_f31_ranks_without_boxes_in_their_batches_train_along(own_data, tmp_path):
+    change_labels(own_data, lambda labels: first_annotated(labels, 6))
+    config = write_tiny_config(tmp_path, own_data, epochs=1, seed=1)
+
+    def fit():
+        solver = DetSolver(YAMLConfig(config), torch.device("cpu"))
+        solver.fit()
+        return solver.progress.total_steps, solver.step.guard.in_epoch, torch.cat([p.detach().flatten() for p in solver.model.parameters()])
+
+    (steps, dropped, weights), (_, _, others) = on_ranks(2, fit)
+    assert (steps, dropped) == (6, 0)
+    assert torch.equal(weights, others)
+
+
+@pytest.mark.parametrize("images", [7, 1])
+def test_f33_ranks_score_every_image_once_and_train_equally_long(own_data, images):
+    for part in ("train", "val"):
+        change_labels(own_data, lambda labels: (labels.update(images=labels["images"][:images]), first_annotated(labels, images)), part)
+
+    def load():
+        cfg = tiny_config(own_data, train_dataloader={"drop_last": False})
+        cfg.train_dataloader.batch_sampler.equal_shares = True
+        return ([int(t["image_id"]) for _, targets in cfg.val_dataloader for t in targets], [len(targets) for _, targets in cfg.train_dataloader])
+
+    (scored, steps), (also_scored, other_steps) = on_ranks(2, load)
+    assert sorted(scored + also_scored) == list(range(1, images + 1))
+    assert steps == other_steps
+
+
+# ---- processes that load ----
+
+
+def test_f39_killed_worker_ends_the_run_with_its_signal_and_images(own_data, tmp_path, in_a_worker):
+    assert worker_watch.POLL_SECONDS <= 5
+    in_a_worker(13, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader={"num_workers": 2, "total_batch_size": 24}), "--seed=0")
+    assert ended.code == 6
+    assert ended.err.startswith("error[6]: loader worker ") and "reduce num_workers" in ended.err
+    assert "was killed by SIGKILL, likely because memory ran out; its last image: 14 (train_00013.jpg)" in ended.err
+
+
+def test_f40_hanging_worker_ends_the_run_after_the_timeout(own_data, tmp_path, in_a_worker):
+    in_a_worker(13, lambda: time.sleep(3))
+    settings = {"num_workers": 1, "total_batch_size": 24, "data_timeout": 1.0}
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader=settings), "--seed=0")
+    assert ended.code == 6
+    assert ended.err.startswith("error[6]: no batch came for 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: ")
+    assert "14 (train_00013.jpg)" in ended.err
+
+
+# ---- files outside the folder, hostile names ----
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("../val.json", "leaves the image folder"), ("a/../../val.json", "leaves the image folder"), ("/etc/passwd", "is an absolute path"),
+    ("a\0.jpg", "holds a control character"), ("\\\\host\\share\\a.jpg", "is an absolute path"), ("https://host/a.jpg", "is an address")])
+def test_f74_name_that_leaves_the_image_folder_is_refused_with_its_record(own_data, tmp_path, name, reason):
+    change_labels(own_data, lambda labels: labels["images"][5].update(file_name=name))
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data))
+    assert ended.code == 3
+    assert "images[5] (id 6): file_name is " in ended.err and reason in ended.err
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_f74_link_out_of_the_image_folder_is_refused_with_its_record(own_data, tmp_path, linked):
+    image = image_path(own_data, 5)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    image.rename(outside / image.name)
+    if linked == "file":
+        image.symlink_to(outside / image.name)
+    else:
+        (image.parent / "sub").symlink_to(outside)
+        change_labels(own_data, lambda labels: labels["images"][5].update(file_name=f"sub/{image.name}"))
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data))
+    assert ended.code == 3
+    assert "1 of 24 images of" in ended.err and "images[5] (id 6)" in ended.err and f"-> {outside / image.name}" in ended.err
+
+
+def test_f76_hostile_class_names_stay_on_one_line_of_bounded_length(own_data, tmp_path):
+    names = ["\x1b[2J\x1b]0;x\x07", "=cmd()\n\rerror[0]: done", "x" * 1_000_000, "\u202egnp.exe"]
+    change_labels(own_data, lambda labels: [category.update(name=name) for category, name in zip(labels["categories"], names)])
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data))
+    status = (tmp_path / "run/run_status.json").read_text()
+    assert ended.code == 3
+    assert ended.err.count("\n") == 1 and len(ended.err) < 25_000 and len(status) < 30_000
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & {*ended.err, *ended.out, *status}
