@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RankError
+from .log import logger
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
@@ -85,7 +86,8 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
     Each restart by torchrun meets under its own prefix: its store outlives the workers, and addresses of dead
-    peers would be found there otherwise.
+    peers would be found there otherwise. Several torchruns count their restarts apart, so they have to make a new store for each,
+    which they do with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
 
     Raises:
         RankError: if the ranks do not find each other. A process never goes on alone.
@@ -99,10 +101,14 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
     global _store
     own_rank, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if hosted_by_agent and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        logger.warning("several torchruns share one store, in which ranks do not find each other after a restart; start them with "
+                       "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = dist.TCPStore(address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout)
-        store = dist.PrefixStore(f"attempt{attempt}", store)
+        if hosted_by_agent:  # else the store is as new as this attempt
+            store = dist.PrefixStore(f"attempt{attempt}", store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=own_rank, world_size=count, store=store, timeout=timeout)
         _store = dist.PrefixStore("notes", store)
         barrier()

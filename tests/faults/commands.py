@@ -20,13 +20,26 @@ from tests.fixtures.tiny import ROOT
 class Training:
     """A running `train.py`, alone or under torchrun; its processes never outlive the block."""
 
-    def __init__(self, output: Path, *arguments: str | Path, ranks: int = 1, launcher: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(self, output: Path, *arguments: str | Path, ranks: int = 1, per_agent: int | None = None, launcher: tuple[str, ...] = (),
+                 text: str = "stdout", **environment: str) -> None:
+        """Start it.
+
+        Args:
+            output: output folder.
+            arguments: of `train.py`.
+            ranks: on this machine.
+            per_agent: in place of that, ranks of one of several torchrun agents, which `launcher` makes find each other.
+            launcher: more arguments of torchrun.
+            text: end of the name of the file for what is printed.
+            environment: more variables.
+        """
         command = [sys.executable]
-        if ranks > 1:
-            command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}", *launcher]
+        if ranks > 1 or per_agent:
+            meeting = [] if per_agent else [f"--master_port={free_port()}"]
+            command += ["-m", "torch.distributed.run", f"--nproc_per_node={per_agent or ranks}", *meeting, *launcher]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **environment}
         self.output = output
-        self.text = output.with_suffix(".stdout")
+        self.text = output.with_suffix(f".{text}")
         with open(self.text, "w") as out:
             self.process = subprocess.Popen([*command, "train.py", *map(str, arguments), "--output-dir", str(output)], cwd=ROOT, env=env, stdout=out,
                                             stderr=subprocess.STDOUT, start_new_session=True)
@@ -73,6 +86,17 @@ class Training:
 
     def status(self) -> dict:
         return json.loads((self.output / "run_status.json").read_text())
+
+
+def wait_for_any(trainings: tuple[Training, ...], pattern: str, timeout: float = 120) -> Training:
+    """Wait until one of several has a line that matches, and return it."""
+    end = time.monotonic() + timeout
+    while True:
+        for training in trainings:
+            if re.search(pattern, training.said()):
+                return training
+        assert time.monotonic() < end, [training.said() for training in trainings]
+        time.sleep(0.05)
 
 
 def is_gone(pid: int, within: float) -> bool:

@@ -9,8 +9,8 @@ import pytest
 from src.core.errors import RankError
 from src.runtime.distributed import check_ranks_agree, rank
 from src.runtime.weight_files import read_tensor_file
-from tests.faults.commands import Training, is_gone
-from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.faults.commands import Training, is_gone, wait_for_any
+from tests.fixtures.commands import free_port, read_log, run_python, write_tiny_config
 from tests.fixtures.processes import on_ranks
 
 UNDERWAY = r"epoch \d+ \[[2-9]/"
@@ -164,3 +164,20 @@ def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named()
         return ""
 
     assert "another number of images: 8 and 7" in on_ranks(2, known)[0]
+
+
+@pytest.mark.slow
+def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_killed(tiny_data, tmp_path):
+    config = write_tiny_config(tmp_path, tiny_data, epochs=20, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    port = free_port()
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    agents = [f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one --max-restarts=3 --node_rank={n}".split() for n in range(2)]
+    with (Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", per_agent=1, launcher=tuple(agents[0]), **own_store) as first,
+          Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", per_agent=1, launcher=tuple(agents[1]), text="second",
+                   **own_store) as second):
+        main = first if wait_for_any((first, second), r"epoch 2 \[") is first else second
+        other = second if main is first else first
+        other.send(signal.SIGKILL, other.workers()[0])
+        wait_for_any((first, second), "-r auto: going on from", timeout=120)
+        assert [first.end(timeout=180), second.end(timeout=180)] == [0, 0]
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(20))

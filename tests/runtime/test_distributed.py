@@ -186,19 +186,20 @@ def test_main_rank_that_nobody_joins_gives_up(launched):
     assert not is_distributed()
 
 
-def test_restarted_ranks_meet_under_a_prefix_of_their_own(launched, monkeypatch):
+def test_ranks_that_torchrun_restarted_meet_under_a_prefix_of_their_own_in_its_store(launched, monkeypatch, caplog):
     prefixes = []
 
     def remember(prefix, store):
         prefixes.append(prefix)
         raise RuntimeError("far enough")
 
-    launched(TORCHELASTIC_RESTART_COUNT="3")
+    launched(TORCHELASTIC_RESTART_COUNT="3", TORCHELASTIC_USE_AGENT_STORE="True", GROUP_WORLD_SIZE="2", TORCHELASTIC_MAX_RESTARTS="3")
     monkeypatch.setattr(distributed.dist, "TCPStore", lambda *_, **__: None)
     monkeypatch.setattr(distributed.dist, "PrefixStore", remember)
     with pytest.raises(RankError, match="far enough"):
         join_group(CPU)
     assert prefixes == ["attempt3"]
+    assert "start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text
 
 
 # ---- two processes ----
