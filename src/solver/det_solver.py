@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.durations import KnowsRunLength, RunLength
-from ..core.errors import CheckpointError, ConfigError, DataError, Preempted
+from ..core.errors import ConfigError, DataError, Preempted
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, check_ranks_agree, is_main, world_size
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, load_strictly, merged_state_dict, read_weights
+from ..runtime.model_weights import WeightFile, load_strictly, read_weights
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
@@ -30,7 +30,9 @@ from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
-from .resume import check_same_run, continued_progress
+from .reporting import epoch_record, introduce, plain
+from .resume import check_same_run
+from .run_state import for_inference, gather, restore
 from .stages import Progress, TrainingStages
 from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
 
@@ -79,7 +81,7 @@ class DetSolver:
                 return
             stack.callback(self.watchdog.rest)
             self._open_writers()
-            self._introduce()
+            introduce(self)
             self._try_memory()
             while self.progress.epoch < self.settings.epochs:
                 epoch = self.progress.epoch
@@ -106,7 +108,7 @@ class DetSolver:
         metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
         self.val_loader.report_images()
         if is_main():
-            write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **_plain(metrics)})
+            write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **plain(metrics)})
         for name, value in metrics.items():
             if isinstance(value, float):
                 logger.info("%-10s %s", name, f"{value:.4f}" if value >= 0 else "n/a")
@@ -213,7 +215,7 @@ class DetSolver:
         self.rates = LearningRates(self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch)
         self.ema, self.anchoring = cfg.ema, cfg.gram_anchoring
         _tell_run_length(run, self.rates.schedule, self.rates.warmup, self.ema, self.anchoring)
-        last_thaw = max((thaw for thaw in self._thaws if thaw < settings.epochs), default=0)
+        last_thaw = max((thaw for thaw in self.thaws if thaw < settings.epochs), default=0)
         self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
         self.scaler = cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
@@ -227,24 +229,24 @@ class DetSolver:
         self.phases = Phases(self.step, find_unused_parameters=settings.find_unused_parameters)
 
     @property
-    def _window(self) -> int:
+    def window(self) -> int:
         """Batches of one optimizer step: not more than an epoch has."""
         return min(self.settings.grad_accum_steps, len(self.train_loader))
 
     @property
     def effective_batch_size(self) -> int:
         """Images of one optimizer step, over all ranks."""
-        return self.train_loader.total_batch_size * self._window
+        return self.train_loader.total_batch_size * self.window
 
     @property
-    def _thaws(self) -> set[int]:
+    def thaws(self) -> set[int]:
         """Epochs in which something begins to learn."""
         return {group.get("thaw_epoch", 0) for group in self.optimizer.param_groups}
 
     def _resume(self) -> None:
         if self.resumed is None:
             return
-        self.load_state_dict(self.resumed)
+        restore(self, self.resumed)
         self.resumed = None
         logger.info("resumed from %s: epoch %d, step %d of it, best %s %s", self.settings.resume, self.progress.epoch + 1, self.progress.step,
                     self.best.metric, self.best.score)
@@ -259,26 +261,6 @@ class DetSolver:
         self.writers = [ConsoleWriter(), JsonLinesWriter(self.output_dir, self.progress.epoch), board]
         if self.settings.use_wandb:
             self.writers.append(WandbWriter(self.settings.project_name, self.settings.exp_name, self.cfg.yaml_cfg, self.output_dir))
-
-    def _introduce(self) -> None:
-        """Say once what is about to happen, with numbers."""
-        precision = str(self.amp_dtype).removeprefix("torch.") if self.amp_dtype else "float32"
-        logger.info("%s on %s, %d rank(s), %s", type(self.model).__name__, self.device, world_size(), precision)
-        train, val = self.train_loader.dataset, self.val_loader.dataset
-        empty = int((train.labels.starts.diff() == 0).sum())
-        accumulated = f" ({self._window} x {self.train_loader.total_batch_size})" if self._window > 1 else ""
-        logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
-                    len(train), empty, len(val), len(self.classes), self.effective_batch_size, accumulated, self.steps_per_epoch, self.settings.epochs)
-        queries = getattr(getattr(self.model, "decoder", None), "num_queries", None)
-        if queries is not None and train.labels.most_boxes > queries:
-            logger.warning("there is an image with %d objects, but only %d can be found in one (num_queries)", train.labels.most_boxes, queries)
-        stop = self.stages.stop_epoch
-        if stop is not None and stop >= self.settings.epochs:
-            logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
-                           "nine tenths of the run", stop + 1, self.settings.epochs)
-        if late := [thaw for thaw in sorted(self._thaws) if thaw >= self.settings.epochs]:
-            logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
-                           "0 from the start", late[0] + 1, self.settings.epochs)
 
     def _try_memory(self) -> None:
         """Know before the first step whether the run fits: at its largest size, most crowded image and last phase. On a CPU only if asked."""
@@ -406,7 +388,7 @@ class DetSolver:
             self._save_last()
 
     def _save_last(self) -> None:
-        self.checkpoints.save_last(self.state_dict())
+        self.checkpoints.save_last(gather(self))
         self.saved_at = time.monotonic()
 
     def _keep(self, metrics: dict[str, Any]) -> None:
@@ -420,9 +402,9 @@ class DetSolver:
                         "the clean stage begins early" if progress.epoch < self.settings.epochs else "the run ends early")
         if is_main():
             if improved:
-                self.checkpoints.save_best(self._inference_state(scored, epoch, metrics))
+                self.checkpoints.save_best(for_inference(self, scored, epoch, metrics))
             if self.settings.checkpoint_freq and (epoch + 1) % self.settings.checkpoint_freq == 0:
-                self.checkpoints.save_numbered(epoch, self._inference_state(scored, epoch, metrics))
+                self.checkpoints.save_numbered(epoch, for_inference(self, scored, epoch, metrics))
             self._save_last()
         barrier()
 
@@ -430,75 +412,10 @@ class DetSolver:
         means = meter.means()
         for loader in (self.train_loader, self.val_loader):
             loader.report_images()
-        if not is_main():
-            return
-        memory = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
-        record = {
-            "epoch": epoch, "epochs": self.settings.epochs, "stage": self.stages.stage(epoch), "train_lr": self.rates.highest,
-            "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
-            "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **_plain(metrics),
-            "best_metric": self.best.metric, "best_score": self.best.score, "best_epoch": self.best.epoch,
-            "images_per_second": meter.images / max(meter.seconds, 1e-9), "data_wait": meter.waited / max(meter.seconds, 1e-9),
-            "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (self.settings.epochs - self.progress.epoch),
-            "n_parameters": sum(p.numel() for p in self.model.parameters()),
-            "n_trainable": sum(p.numel() for p in self.model.parameters() if p.requires_grad)}
-        for writer in self.writers:
-            writer.write_epoch(epoch, record)
-
-    # ---- state ----
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on as if nothing had happened."""
-        return {
-            "progress": vars(self.progress).copy(), "seed": self.seed, "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler else None, "guard": {"in_a_row": self.step.guard.in_a_row, "in_epoch": self.step.guard.in_epoch},
-            "best": self.best.state_dict(), "meta": {"classes": self.classes, "config": self.config_text},
-            "world_size": world_size(), "effective_batch_size": self.effective_batch_size, "meter": self.meter.state_dict() if self.meter else None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from `state_dict`.
-
-        Raises:
-            CheckpointError: if the state does not fit this model.
-        """
-        load_strictly(self.model, WeightFile(Path(self.settings.resume or LAST), state["model"], state["meta"]))
-        if self.ema is not None:
-            if state["ema"] is None:
-                raise CheckpointError("the checkpoint has no weight average, but use_ema is on; switch it off or start with -t")
-            self.ema.load_state_dict(state["ema"])
-        self._load_optimizer(state["optimizer"])
-        if self.scaler and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step.guard.in_a_row, self.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
-        self.best.load_state_dict(state["best"])
-        self.progress = continued_progress(Progress(**state["progress"]), state["effective_batch_size"], self.effective_batch_size)
-        if state["world_size"] != world_size():
-            logger.warning("going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
-                           world_size(), state["world_size"])
-        self.meter = EpochMeter.from_state(state["meter"], self.device) if state["meter"] else None
-        self.seed = state["seed"]
-        self.train_loader.set_seed(self.seed)
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
-        kept = ("thaw_epoch", "name", "initial_lr")
-        own = [{"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group} for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointError(f"{self.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
-                                  f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
-        for group, settings in zip(self.optimizer.param_groups, own):
-            for key in kept:
-                group.pop(key, None)
-            group.update(settings)
-
-    def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return what `best.pth` holds: plain weights and everything needed to use them."""
-        meta = {"classes": self.classes, "config": self.config_text, "epoch": epoch, "score": metrics[self.best.metric], "metric": self.best.metric,
-                "metrics": _plain(metrics), "input_size": list(self.cfg.yaml_cfg.get("eval_spatial_size") or [])}
-        return {"model": merged_state_dict(scored), "meta": meta}
+        if is_main():
+            record = epoch_record(self, epoch, meter, means, metrics)
+            for writer in self.writers:
+                writer.write_epoch(epoch, record)
 
 
 def _refuse_mixing(loader: Any) -> None:
@@ -520,8 +437,3 @@ def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dty
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as JSON knows them."""
-    return {key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value for key, value in metrics.items()}
