@@ -21,6 +21,7 @@ from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, merged_state_dict, read_weights
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
+from ..runtime.weight_files import refuse_address
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
@@ -166,7 +167,7 @@ class DetSolver:
             settings.resume, settings.tuning = (str(last), None) if there else (None, settings.tuning)
             logger.info("-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins")
         if settings.resume and not settings.test_only:
-            self.resumed = self.checkpoints.load_last(Path(settings.resume))
+            self.resumed = self.checkpoints.load_last(Path(refuse_address(settings.resume)))
             return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
         path = settings.tuning or settings.resume
         return read_weights(path) if path else None
@@ -441,14 +442,16 @@ class DetSolver:
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
-        own = [{"thaw_epoch": group.get("thaw_epoch", 0), "name": group.get("name", ""), "initial_lr": group.get("initial_lr", group["lr"])}
-               for group in self.optimizer.param_groups]
+        configured = ("thaw_epoch", "name", "initial_lr")
+        own = [{key: group[key] for key in configured if key in group} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state)
         except ValueError as error:
             raise CheckpointError(f"{self.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
                                   f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
         for group, settings in zip(self.optimizer.param_groups, own):
+            for key in configured:
+                group.pop(key, None)
             group.update(settings)
 
     def _inference_state(self, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
