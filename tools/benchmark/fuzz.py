@@ -149,7 +149,8 @@ def change_labels(content: dict, rng: random.Random) -> None:
     elif isinstance(record.get("bbox"), list) and len(record["bbox"]) == 4:
         record["bbox"][rng.randrange(4)] = rng.choice((*JUNK, 0, -5, 190, 199.9, 400, 1e-9, 90.25)) if way < 8 else rng.uniform(-50, 250)
     else:
-        record[key] = records[rng.randrange(len(records))].get(key) if isinstance(records[0], dict) else None
+        other = records[rng.randrange(len(records))]
+        record[key] = other.get(key) if isinstance(other, dict) else None
 
 
 def compare_labels(found, content: dict) -> None:
