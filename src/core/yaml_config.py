@@ -95,7 +95,10 @@ class YAMLConfig:
         validate(tree, _top_level(), BLOCKS)
         self.path = Path(path)
         self._tree = tree
-        self.settings = RunSettings(**{name: tree.values[name] for name in _top_level() if name in tree.values})
+        try:
+            self.settings = RunSettings(**{name: tree.values[name] for name in _top_level() if name in tree.values})
+        except ConfigError as error:  # its text begins with the key
+            raise ConfigError(f"{error} ({tree.origin((str(error).partition(' ')[0],))})") from None
 
     @property
     def yaml_cfg(self) -> dict[str, Any]:

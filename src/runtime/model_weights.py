@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.contracts import Adapted
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, NumericsError
 from .weight_files import checked_path, read_tensor_file
 
 COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
@@ -40,6 +41,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
     Raises:
         CheckpointError: if the file is damaged or holds no weights.
+        NumericsError: if a weight is not finite.
     """
     path = checked_path(path)
     content = read_tensor_file(path)
@@ -51,10 +53,19 @@ def read_weights(path: str | Path) -> WeightFile:
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has {', '.join(map(str, list(content)[:8]))}")
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    refuse_non_finite(path, weights)
+    return WeightFile(path, weights, content.get("meta") or {})
+
+
+def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Look for NaN and infinity in weights.
+
+    Raises:
+        NumericsError: with the first tensor that has one.
+    """
     for key, value in weights.items():
         if value.is_floating_point() and key not in COMPUTED_KEYS and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: tensor {key} holds values that are not finite; these weights cannot be used")
-    return WeightFile(path, weights, content.get("meta") or {})
+            raise NumericsError(f"{path}: tensor {key} holds values that are not finite; these weights cannot be used")
 
 
 def load_strictly(model: nn.Module, file: WeightFile) -> None:
@@ -63,7 +74,9 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     Raises:
         CheckpointError: with the keys that are missing, unexpected or of another shape; a differing number of
             classes is named as such.
+        NumericsError: if a weight is not finite.
     """
+    refuse_non_finite(file.path, file.weights)
     weights, own = completed(file.weights, model), model.state_dict()
     theirs, ours = class_count(weights), class_count(own)
     if theirs != ours and None not in (theirs, ours):

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from ..core.errors import Preempted, ResourceError, RunError
 from .distributed import LostRank, explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
@@ -54,11 +56,19 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, _own_words(error)
     if isinstance(error, MemoryError):
         return ResourceError.exit_code, f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers"
+    if _is_torch_out_of_memory(error):
+        return ResourceError.exit_code, (f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
+                                         f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last")
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
     return 1, f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints"
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
 
 
 def _own_words(error: RunError) -> str:

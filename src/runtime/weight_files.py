@@ -114,10 +114,7 @@ def checked_path(path: str | Path) -> Path:
     Raises:
         CheckpointError: for a URL, a missing path, a folder or an empty file.
     """
-    text = str(path)
-    if re.match(r"[a-z][a-z0-9+.-]*://", text):
-        raise CheckpointError(f"{text} is an address; download the file yourself, check it, and give its local path")
-    path = Path(text).expanduser()
+    path = Path(refuse_address(path)).expanduser()
     if not path.exists():
         raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()})")
     if not path.is_file():
@@ -125,6 +122,17 @@ def checked_path(path: str | Path) -> Path:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes)")
     return path
+
+
+def refuse_address(path: str | Path) -> str:
+    """Return a path as text; made a `Path` before, an address would lose a slash and look like a file that is missing.
+
+    Raises:
+        CheckpointError: for a URL.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*://", text := str(path)):
+        raise CheckpointError(f"{text} is an address; download the file yourself, check it, and give its local path")
+    return text
 
 
 def file_sha256(path: str | Path) -> str:

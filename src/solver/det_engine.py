@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..core.contracts import Evaluator
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere, mean_over_ranks, rank
-from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
+from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 """Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
@@ -274,6 +274,9 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
 
     Returns:
         Metrics by name, the same on every rank.
+
+    Raises:
+        NumericsError: if a score is not finite.
     """
     was_training = model.training
     model.eval()
@@ -282,7 +285,10 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
         between()
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
         found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
-        evaluator.update({int(target["image_id"]): detections for target, detections in zip(targets, found)})
+        detections = {int(target["image_id"]): found_there for target, found_there in zip(targets, found)}
+        if bad := [image for image, found_there in detections.items() if not bool(torch.isfinite(found_there["scores"]).all())]:
+            raise NumericsError(f"the model scores what it finds in image {bad[0]} with NaN or infinity: it has diverged; {ADVICE}")
+        evaluator.update(detections)
     evaluator.synchronize()
     model.train(was_training)
     return evaluator.summarize()

@@ -21,6 +21,7 @@ from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, read_weights
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
+from ..runtime.weight_files import refuse_address
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
@@ -181,7 +182,7 @@ class DetSolver:
             settings.resume, settings.tuning = (str(last), None) if there else (None, settings.tuning)
             logger.info("-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins")
         if settings.resume and not settings.test_only:
-            self.resumed = self.checkpoints.load_last(Path(settings.resume))
+            self.resumed = self.checkpoints.load_last(Path(refuse_address(settings.resume)))
             return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
         path = settings.tuning or settings.resume
         return read_weights(path) if path else None

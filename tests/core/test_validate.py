@@ -111,7 +111,7 @@ def test_not_a_number_deep_inside_a_list_is_refused(tmp_path):
                                              ("print_freq: 0\n", "print_freq is 0, expected at least 1"), ("seed: -1\n", "seed is -1, expected at least 0"),
                                              ("checkpoint_freq: -1\n", "checkpoint_freq is -1, expected at least 0")])
 def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
-    assert faults(tmp_path, text) == fault
+    assert faults(tmp_path, text) == f"{fault} (config.yml:1)"
 
 
 # ---- components ----

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tests.fixtures.commands import free_port
+from tests.fixtures.ports import free_port
 from tests.fixtures.tiny import ROOT
 
 

@@ -10,7 +10,8 @@ from src.core.errors import RankError
 from src.runtime.distributed import check_ranks_agree, rank
 from src.runtime.weight_files import read_tensor_file
 from tests.faults.commands import Training, is_gone, wait_for_any
-from tests.fixtures.commands import free_port, read_log, run_python, write_tiny_config
+from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.fixtures.ports import free_port
 from tests.fixtures.processes import on_ranks
 
 UNDERWAY = r"epoch \d+ \[[2-9]/"

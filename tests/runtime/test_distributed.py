@@ -31,7 +31,7 @@ from src.runtime.distributed import (
     world_size,
 )
 from src.runtime.process import run_command
-from tests.fixtures.commands import free_port
+from tests.fixtures.ports import free_port
 from tests.fixtures.processes import on_ranks, run_forked
 
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from src.core import CheckpointError
+from src.core.errors import NumericsError
 from src.runtime.model_weights import class_count, load_strictly, read_weights
 
 
@@ -45,7 +46,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(path):
     weights = Model().state_dict()
     weights["decoder.dec_score_head.0.weight"][0, 0] = float("nan")
     torch.save({"model": weights}, path)
-    with pytest.raises(CheckpointError, match=r"tensor decoder\.dec_score_head\.0\.weight holds values that are not finite"):
+    with pytest.raises(NumericsError, match=r"tensor decoder\.dec_score_head\.0\.weight holds values that are not finite"):
         read_weights(path)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from src.core import errors
 from src.runtime.process import STATUS_FILE, explain, run_command
@@ -43,6 +44,13 @@ def test_interrupt_ends_with_130(tmp_path):
 def test_lack_of_memory_ends_with_6_and_advice(tmp_path):
     ended = run_forked(lambda: run_command(failing(MemoryError())), tmp_path)
     assert ended == (6, "", "error[6]: out of memory: the system gave no more; reduce total_batch_size or num_workers\n")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nmore"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_lack_of_memory_in_torch_ends_with_6_and_what_takes_less(tmp_path, error):
+    ended = run_forked(lambda: run_command(failing(error)), tmp_path)
+    assert ended.code == 6
+    assert all(name in ended.err for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing"))
 
 
 def test_no_traceback_without_debug(tmp_path):

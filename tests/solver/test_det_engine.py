@@ -141,5 +141,5 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
 
     model, loader = Model().train(), [(torch.rand(2, 3, 4, 4), [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in ids])
                                       for ids in ((1, 2), (3, 4))]
-    assert evaluate(model, lambda outputs, sizes: [{}] * len(sizes), loader, Evaluator(), torch.device("cpu")) == {"AP": 4.0}
+    assert evaluate(model, lambda outputs, sizes: [{"scores": torch.ones(1)}] * len(sizes), loader, Evaluator(), torch.device("cpu")) == {"AP": 4.0}
     assert model.training

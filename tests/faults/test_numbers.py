@@ -1,0 +1,101 @@
+"""Numbers that are not finite, rates that diverge, memory that runs out within a step: rows F35, F36, F37 and F41."""
+
+import pytest
+import torch
+from torch import nn
+
+from src.core.errors import NumericsError
+from src.runtime.process import explain
+from src.runtime.weight_files import read_tensor_file
+from src.solver.det_engine import TrainStep
+from tests.faults.runs import final_state, run, same
+
+SHORT = {"epochs": 2, "grad_accum_steps": 1, "save_every_steps": 1}
+
+
+def weights(step: TrainStep) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for part in (step.model, step.ema.module) for name, tensor in part.state_dict().items()}
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Put faults into chosen steps; watch that such a step changes neither model nor average. Returns the steps met."""
+    def install(steps, fault) -> list[int]:
+        met, ordinary = [], TrainStep.__call__
+
+        def call(self, step, window):
+            if step not in steps:
+                return ordinary(self, step, window)
+            met.append(step)
+            before = weights(self)
+            with pytest.MonkeyPatch.context() as patch:
+                fault(patch, self)
+                losses = ordinary(self, step, window)
+            assert losses is None and same(weights(self), before)
+            return losses
+
+        monkeypatch.setattr(TrainStep, "__call__", call)
+        return met
+
+    return install
+
+
+def bad_loss(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
+    ordinary = step.criterion.forward
+    patch.setattr(step.criterion, "forward", lambda *a, **k: {name: value * float("nan") for name, value in ordinary(*a, **k).items()})
+
+
+def bad_gradient(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
+    ordinary = nn.utils.clip_grad_norm_
+
+    def clip(parameters, limit):
+        parameters[0].grad.view(-1)[0] = float("inf")
+        return ordinary(parameters, limit)
+
+    patch.setattr(nn.utils, "clip_grad_norm_", clip)
+
+
+@pytest.mark.parametrize(("fault", "told"), [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")])
+@pytest.mark.parametrize("steps", [{3}, {0, 5, 11}])
+def test_f35_f36_a_step_with_a_bad_number_is_dropped_told_with_its_images_and_changes_nothing(tiny_data, tmp_path, faulty, caplog, fault, told, steps):
+    met = faulty(steps, fault)
+    assert run(tiny_data, tmp_path, **SHORT)
+    assert set(met) == steps
+    lines = [line for line in caplog.messages if "dropped" in line]
+    assert len(lines) == len(steps)
+    assert all(told in line and "on rank 0; images: " in line and ".jpg" in line for line in lines), lines
+    assert all(bool(torch.isfinite(value).all()) for name, value in final_state(tmp_path).items() if name.startswith("/model"))
+
+
+def test_f35_ten_bad_steps_in_a_row_end_the_run_and_the_last_good_state_stays(tiny_data, tmp_path, faulty):
+    faulty(range(2, 50), bad_loss)
+    with pytest.raises(NumericsError) as caught:
+        run(tiny_data, tmp_path, **SHORT)
+    code, message = explain(caught.value)
+    assert code == 5 and "10 steps in a row" in message and "last.pth" in message
+    assert all(bool(torch.isfinite(value).all()) for value in read_tensor_file(tmp_path / "last.pth")["model"].values() if value.is_floating_point())
+
+
+def test_f37_a_learning_rate_that_diverges_ends_the_run_with_finite_weights_kept(tiny_data, tmp_path):
+    """There is no file of the batch: the images of each dropped step are named in the log."""
+    with pytest.raises(NumericsError) as caught:
+        run(tiny_data, tmp_path, **SHORT | {"epochs": 4}, optimizer={"lr": 1e12}, lr_warmup_scheduler={"warmup_duration": 1}, clip_max_norm=0.0)
+    code, message = explain(caught.value)
+    assert code == 5 and "a lower learning rate" in message
+    assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] > 0
+
+
+def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_state_stays(tiny_data, tmp_path, monkeypatch):
+    assert not run(tiny_data, tmp_path, stop_after=4, **SHORT)
+    before = (tmp_path / "last.pth").read_bytes()
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TrainStep, "_forward", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run(tiny_data, tmp_path, **SHORT)
+    code, message = explain(caught.value)
+    assert code == 6 and "Tried to allocate 2.00 GiB" in message
+    assert all(name in message for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing"))
+    assert (tmp_path / "last.pth").read_bytes() == before

@@ -1,0 +1,29 @@
+"""The tools that kill, damage and spoil at random do so, and find nothing in a few tries."""
+
+import re
+
+import pytest
+
+from tests.fixtures.commands import run_python
+
+
+def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
+    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--kills=2", "--bits=3", "--cuts=2", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("2 kills in ")
+    assert "end equal to the bit: 1 of 1\n" in result.stdout
+    assert "flipped bits of last.pth noticed, last.previous.pth taken: 3 of 3\n" in result.stdout
+    assert "cuts of last.pth noticed, last.previous.pth taken: 2 of 2\n" in result.stdout
+
+
+def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
+    result = run_python("-W", "ignore", "tools/benchmark/fuzz.py", "--labels=30", "--configs=12", "--checkpoints=12", "--images=15", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| 0 \|", result.stdout)
+    assert [row[0] for row in rows] == ["labels", "configs", "checkpoints", "images"]
+    assert all(int(n) == int(refused) + int(right) and int(refused) > 0 for _, n, refused, right in rows)
+
+
+@pytest.mark.parametrize("tool", ["soak", "fuzz"])
+def test_a_word_that_is_no_number_is_refused(tool):
+    assert run_python(f"tools/benchmark/{tool}.py", "--seed=x").returncode == 2

@@ -1,0 +1,214 @@
+"""Kills a small training at random moments until it has survived so many kills, and damages its checkpoints bit by bit.
+
+    python tools/benchmark/soak.py --kills 200 --seed 0                 # about two minutes on one core
+    python tools/benchmark/soak.py --kills 0 --bits 200 --cuts 50       # damage only
+
+A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and started again with `-r auto`; half of the kills come at any
+time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of
+an undisturbed run, bit for bit, and the next run begins, until the kills are reached. Exit code 1 if anything was lost.
+"""
+
+import argparse
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+PHASES = ("starting", "in a step", "saving", "evaluating")
+LONGEST_WAIT = 0.6
+"""Seconds from the start of an attempt to its end at the latest."""
+TINY = {
+    "epochs": 6, "eval_spatial_size": [64, 64], "seed": 1, "save_every_steps": 3, "resume": "auto", "print_freq": 1000,
+    "DINOv3Backbone": {"embed_dim": 32, "depth": 2, "num_heads": 2, "tap_blocks": [0, 1], "out_channels": 32, "detail_channels": 4,
+                       "freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
+    "HybridEncoder": {"in_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "dim_feedforward": 32},
+    "DFINETransformer": {"feat_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "num_layers": 2, "dim_feedforward": 32, "num_queries": 20,
+                         "num_denoising": 6},
+    "DFINEPostProcessor": {"num_top_queries": 20},
+}
+LOADERS = {"train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}}, "val": {"total_batch_size": 4, "num_workers": 0}}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="kills to survive")
+    parser.add_argument("--bits", type=int, default=0, help="single bits of last.pth to flip, one at a time")
+    parser.add_argument("--cuts", type=int, default=0, help="places to cut last.pth at, one at a time")
+    parser.add_argument("--seed", type=int, default=0, help="where moments and places follow from")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    import logging
+
+    import torch
+
+    torch.set_num_threads(1)
+    logging.getLogger("dfine").addHandler(logging.NullHandler())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        from src.data.dataset.synthetic import write_synthetic_coco
+
+        write_synthetic_coco(folder, train=24, val=8, size=64, seed=3, max_objects=3)
+        train(folder, "straight")  # in this process: children find everything imported
+        rng = random.Random(arguments.seed)
+        lost = soak(folder, arguments.kills, rng) if arguments.kills else 0
+        lost += damage(folder / "straight", "flipped bits", arguments.bits, rng, flip)
+        lost += damage(folder / "straight", "cuts", arguments.cuts, rng, lambda raw, rng: raw[:rng.randrange(len(raw) - 80)])
+    sys.exit(1 if lost else 0)
+
+
+def train(folder: Path, name: str) -> None:
+    """Begin or go on with the run in a folder, to its end."""
+    import torch
+
+    from src.core import YAMLConfig
+    from src.solver import DetSolver
+
+    loaders = {f"{part}_dataloader": {**settings, "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")}}
+               for part, settings in LOADERS.items()}
+    cfg = YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **TINY, **loaders, output_dir=str(folder / name))
+    DetSolver(cfg, torch.device("cpu")).fit()
+
+
+# ---- kills ----
+
+
+def soak(folder: Path, kills: int, rng: random.Random) -> int:
+    """Print how many of the kills cost something; return how many faults there were."""
+    mark = mmap.mmap(-1, 1)  # what the child is doing; shared with it
+    met, unreadable, checked, ends, differing, began = Counter(), 0, 0, 0, 0, time.monotonic()
+    goal = final_state(folder / "straight")
+    while sum(met.values()) < kills:
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        while not attempt(folder, mark, rng, met, kills):
+            read = [is_whole(path) for path in run.glob("*.pth")]
+            checked, unreadable = checked + len(read), unreadable + read.count(False)
+        ends, differing = ends + 1, differing + (not same(final_state(run), goal))
+    print(f"{sum(met.values())} kills in {time.monotonic() - began:.0f} s: " + ", ".join(f"{met[n]} while {phase}" for n, phase in enumerate(PHASES)))
+    print(f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}")
+    print(f"runs whose model, average and optimizer end equal to the bit: {ends - differing} of {ends}")
+    return unreadable + differing
+
+
+def attempt(folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int) -> bool:
+    """Start the run once and kill it, if kills are left; tell whether it came to its end."""
+    mark[0] = 0
+    deadline, aimed, late = rng.uniform(0.05, LONGEST_WAIT), rng.choice((None, None, None, 1, 2, 3)), rng.uniform(0, 0.01)
+    child = os.fork()
+    if not child:
+        try:
+            watched(mark)
+            with open(folder / "output.txt", "ab") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+            train(folder, "run")
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    began = time.monotonic()
+    while sum(met.values()) < kills and (mark[0] != aimed if aimed else time.monotonic() - began < deadline):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.0005)
+    if sum(met.values()) < kills:
+        time.sleep(late)
+        os.kill(child, signal.SIGKILL)
+    phase, status = mark[0], os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        met[phase] += 1
+        return False
+    if os.WEXITSTATUS(status):
+        sys.exit(f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}")
+    return True
+
+
+def watched(mark: mmap.mmap) -> None:
+    """Make this process tell what it is doing."""
+    from src.solver import checkpoint, det_engine, det_solver
+
+    def marking(function, phase: int):
+        def call(*arguments, **keywords):
+            before, mark[0] = mark[0], phase
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                mark[0] = before
+        return call
+
+    det_engine.TrainStep.__call__ = marking(det_engine.TrainStep.__call__, 1)
+    checkpoint.write_tensor_file = marking(checkpoint.write_tensor_file, 2)
+    det_solver.evaluate = marking(det_solver.evaluate, 3)
+
+
+# ---- damage ----
+
+
+def flip(raw: bytes, rng: random.Random) -> bytes:
+    damaged = bytearray(raw)
+    damaged[rng.randrange(len(raw) - 80)] ^= 1 << rng.randrange(8)  # the last 80 bytes are the digest and its frame
+    return bytes(damaged)
+
+
+def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
+    """Spoil `last.pth` again and again; print and return how often that went unnoticed or without the file before it."""
+    from src.solver.checkpoint import CheckpointFolder
+
+    if not count:
+        return 0
+    path, checkpoints = run / "last.pth", CheckpointFolder(run)
+    raw, before = path.read_bytes(), checkpoints.load_last(run / "last.previous.pth")["progress"]
+    noticed = 0
+    for _ in range(count):
+        path.write_bytes(spoil(raw, rng))
+        noticed += checkpoints.load_last(path)["progress"] == before
+    path.write_bytes(raw)
+    print(f"{kind} of last.pth noticed, last.previous.pth taken: {noticed} of {count}")
+    return count - noticed
+
+
+def is_whole(path: Path) -> bool:
+    from src.core.errors import CheckpointError
+    from src.runtime.weight_files import read_tensor_file, verify_digest
+
+    try:
+        read_tensor_file(path)
+    except CheckpointError:
+        return False
+    return verify_digest(path) is True
+
+
+def final_state(run: Path) -> dict:
+    from src.runtime.weight_files import read_tensor_file
+
+    state = read_tensor_file(run / "last.pth")
+    return {key: state[key] for key in ("model", "ema", "optimizer", "progress", "best")}
+
+
+def same(one, two) -> bool:
+    """Compare nested containers of tensors, to the bit."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return isinstance(two, torch.Tensor) and torch.equal(one, two)
+    if isinstance(one, dict):
+        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return isinstance(two, list | tuple) and len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+if __name__ == "__main__":
+    main()
