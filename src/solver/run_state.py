@@ -48,11 +48,12 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
         solver.scaler.load_state_dict(state["scaler"])
     solver.step.guard.in_a_row, solver.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
     solver.best.load_state_dict(state["best"])
-    solver.progress = continued_progress(Progress(**state["progress"]), state["effective_batch_size"], solver.effective_batch_size)
+    batch = solver.effective_batch_size
+    solver.progress = continued_progress(Progress(**state["progress"]), state.get("effective_batch_size", batch), batch)
     if state["world_size"] != world_size():
         logger.warning("going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
                        world_size(), state["world_size"])
-    solver.meter = EpochMeter.from_state(state["meter"], solver.device) if state["meter"] else None
+    solver.meter = EpochMeter.from_state(state["meter"], solver.device) if state.get("meter") else None
     solver.seed = state["seed"]
     solver.train_loader.set_seed(solver.seed)
 
