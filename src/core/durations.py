@@ -74,9 +74,9 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
     """
     if isinstance(duration, str) and (match := _TEXT.fullmatch(duration)):
         number, word = float(match[1]), match[2]
-        duration = number / 100 if word == "%" else duration
         if word != "%":
             return Length(number, "epochs" if word.startswith("epoch") else "steps")
+        duration = number / 100
     if isinstance(duration, int) and not isinstance(duration, bool) and duration >= 0:
         return Length(duration, unit)
     if isinstance(duration, float) and 0 <= duration <= 1:

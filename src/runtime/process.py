@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import Preempted, ResourceError, RunError
-from .distributed import LostRank, explain_lost_rank, is_distributed, leave_group, rank, tell_error
+from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
 from .log import logger, printable
 
@@ -33,7 +33,7 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
     except BaseException as error:
         lost = explain_lost_rank(error)
         code, message = explain(lost or error)
-        true_code = lost.first_code if isinstance(lost, LostRank) and lost.first_code else code
+        true_code = (lost and lost.first_code) or code
         if debug:
             traceback.print_exc()
         if lost is None:
