@@ -84,6 +84,17 @@ def load_config_tree(path: str | Path) -> ConfigTree:
     return tree
 
 
+def parse_config_tree(text: str, name: str) -> ConfigTree:
+    """Read YAML text that includes nothing; `name` stands for a file's in messages.
+
+    Raises:
+        ConfigError: for malformed text or a duplicate key.
+    """
+    tree = ConfigTree()
+    tree.merge(*_mapping_in(text, name))
+    return tree
+
+
 def parse_overrides(items: list[str]) -> dict[str, Any]:
     """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML.
 
@@ -183,11 +194,15 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         raise ConfigError(f"configuration file not found: {shown}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown} cannot be read: {error}") from None
-    values, places = parse_yaml(text, str(path))
+    return _mapping_in(text, str(path))
+
+
+def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    values, places = parse_yaml(text, name)
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of settings")
+        raise ConfigError(f"{name} holds a {type(values).__name__}, not a mapping of settings")
     return values, places
 
 

@@ -87,6 +87,14 @@ class Adapted(Protocol):
 
 
 @runtime_checkable
+class Licensed(Protocol):
+    """A module that may have been filled with published weights."""
+
+    licence_note: str | None
+    """Whose they are and what licence they stand under; None as long as there are none."""
+
+
+@runtime_checkable
 class Deployable(Protocol):
     """A module with a leaner form for inference."""
 

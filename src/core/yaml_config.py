@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .build import create
-from .config_file import dump_yaml, load_config_tree
+from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
 from .errors import ConfigError
 from .registry import Argument, find, names, shared_names
 from .validate import validate
@@ -88,7 +89,20 @@ class YAMLConfig:
         Raises:
             ConfigError: one error that lists every fault found.
         """
-        tree = load_config_tree(path)
+        self._use(load_config_tree(path), path, overrides)
+
+    @classmethod
+    def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
+        """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose it is in messages.
+
+        Raises:
+            ConfigError: as the constructor does.
+        """
+        config = cls.__new__(cls)
+        config._use(parse_config_tree(text, name), name, overrides)
+        return config
+
+    def _use(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -112,6 +126,12 @@ class YAMLConfig:
     def set(self, key: str, value: Any, reason: str) -> None:
         """Set a top-level key that the program found out itself; `reason` becomes its origin."""
         self._tree.merge({key: value}, reason)
+
+    @property
+    def evaluation_transforms(self) -> list[dict[str, Any]]:
+        """What happens to an image before it is evaluated: `{type: name, argument: value ...}` in order, as it stands in the configuration."""
+        transforms = (self.yaml_cfg.get("val_dataloader") or {}).get("dataset", {}).get("transforms") or {}
+        return copy.deepcopy(transforms.get("ops") or [])
 
     def without_pretrained(self) -> None:
         """Switch off start weights of backbones, because a checkpoint will fill the whole model."""

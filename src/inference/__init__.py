@@ -1,1 +1,7 @@
 """A trained checkpoint in use."""
+
+from .detector import Detector
+from .prediction import Prediction
+from .preprocessing import Preprocessing
+
+__all__ = ["Detector", "Prediction", "Preprocessing"]

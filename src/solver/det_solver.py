@@ -31,6 +31,7 @@ from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
+from .provenance import provenance
 from .reporting import epoch_record, introduce, plain
 from .resume import check_same_run
 from .run_state import for_inference, gather, restore
@@ -193,6 +194,7 @@ class DetSolver:
         if file is not None:
             self.cfg.without_pretrained()
         model = self.cfg.model
+        self.origin = provenance(model, file)
         if self.settings.tuning:
             load_for_tuning(model, file, [c["name"] for c in self.classes])
         elif file is not None and self.resumed is None:  # a resumed run is restored whole, later

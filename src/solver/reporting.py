@@ -49,7 +49,7 @@ def epoch_record(solver: DetSolver, epoch: int, meter: EpochMeter, means: dict[s
     return {
         "epoch": epoch, "epochs": solver.settings.epochs, "stage": solver.stages.stage(epoch), "train_lr": solver.rates.highest,
         "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
-        "test_coco_eval_bbox": [v for k, v in metrics.items() if k != "AP_of_class"], **plain(metrics),
+        "test_coco_eval_bbox": [v for k, v in metrics.items() if k.startswith(("AP", "AR")) and isinstance(v, float)], **plain(metrics),
         "best_metric": solver.best.metric, "best_score": solver.best.score, "best_epoch": solver.best.epoch,
         "images_per_second": meter.images / max(meter.seconds, 1e-9), "data_wait": meter.waited / max(meter.seconds, 1e-9),
         "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (solver.settings.epochs - solver.progress.epoch),

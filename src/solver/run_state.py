@@ -28,7 +28,7 @@ def gather(solver: DetSolver) -> dict[str, Any]:
         "progress": vars(solver.progress).copy(), "seed": solver.seed, "model": solver.model.state_dict(),
         "ema": solver.ema.state_dict() if solver.ema is not None else None, "optimizer": solver.optimizer.state_dict(),
         "scaler": solver.scaler.state_dict() if solver.scaler else None, "guard": {"in_a_row": guard.in_a_row, "in_epoch": guard.in_epoch},
-        "best": solver.best.state_dict(), "meta": {"classes": solver.classes, "config": solver.config_text},
+        "best": solver.best.state_dict(), "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
         "world_size": world_size(), "effective_batch_size": solver.effective_batch_size, "meter": solver.meter.state_dict() if solver.meter else None}
 
 
@@ -74,7 +74,8 @@ def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
 
 
 def for_inference(solver: DetSolver, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return what `best.pth` holds: plain weights and everything needed to use them."""
+    """Return what `best.pth` holds: plain weights and everything needed to use them (`src/inference/detector.py`)."""
     meta = {"classes": solver.classes, "config": solver.config_text, "epoch": epoch, "score": metrics[solver.best.metric], "metric": solver.best.metric,
-            "metrics": plain(metrics), "input_size": list(solver.cfg.yaml_cfg.get("eval_spatial_size") or [])}
+            "metrics": plain(metrics), "threshold": metrics.get("F1_threshold"), "preprocessing": solver.cfg.evaluation_transforms,
+            "input_size": list(solver.val_loader.dataset.transforms.output_size or solver.cfg.yaml_cfg.get("eval_spatial_size") or []), **solver.origin}
     return {"model": merged_state_dict(scored), "meta": meta}

@@ -85,6 +85,19 @@ def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None) 
     return image, marks
 
 
+def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
+    """Convert an opened image as a file of it would be read: `[3, H, W]` uint8, RGB, upright.
+
+    Raises:
+        ImageError: if it is damaged or of a mode without a defined range.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # an image is decoded when first used; see _decode_any
+        raise ImageError(f"image {name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
+
+
 def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
     """Decode a grey or YCbCr JPEG without a rotation note; return None for anything that needs more care."""
     components = _jpeg_components(raw)

@@ -12,6 +12,7 @@ from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
 from .diagnosis import diagnose
+from .matching import best_operating_point, match, objects_of, operating_point_at
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 """COCO's twelve numbers in their order; -1 where there is nothing to find."""
@@ -21,7 +22,7 @@ METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR
 class CocoEvaluator:
     """Collects detections by image id and scores them with faster-coco-eval."""
 
-    metric_names = METRICS
+    metric_names = (*METRICS, "F1")
 
     def __init__(self, coco_gt: Mapping[str, Any], iou_types: Sequence[Literal["bbox"]] = ("bbox",)) -> None:
         """Store the truth.
@@ -62,7 +63,9 @@ class CocoEvaluator:
         """Score what was collected.
 
         Returns:
-            The numbers of `METRICS`, and `AP_of_class`, AP by category id. The same on every rank.
+            The numbers of `METRICS`; `F1`, the highest over all scores at IoU 0.5, with `F1_threshold`, `F1_precision` and
+            `F1_recall` there; by category id `AP_of_class`, and `precision_of_class` and `recall_of_class` from that
+            threshold on. The same on every rank.
         """
         return broadcast_object(self._score() if is_main() else None)
 
@@ -83,7 +86,16 @@ class CocoEvaluator:
         stats = {name: float(value) for name, value in zip(METRICS, run.stats)}
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
         by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
-        return stats | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+        return stats | self._operating_point() | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+
+    def _operating_point(self) -> dict[str, Any]:
+        matches = match(objects_of(self.coco_gt), self._detections)
+        best = best_operating_point(matches)
+        if best is None:
+            return {"F1": 0.0}
+        own = {c: operating_point_at(matches.of_category(c), best.threshold) for c in sorted(matches.objects)}
+        return {"F1": best.f1, "F1_threshold": best.threshold, "F1_precision": best.precision, "F1_recall": best.recall,
+                "precision_of_class": {c: point.precision for c, point in own.items()}, "recall_of_class": {c: point.recall for c, point in own.items()}}
 
 
 def _silent(*_: object) -> None:

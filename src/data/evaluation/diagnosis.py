@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .matching import FITS, box_iou, objects_of
+
 BEST_OF_IMAGE = 20
 """Detections that are looked at, by score."""
-
-FITS = 0.5
-"""IoU from which on a box counts as found."""
 
 FEW = 0.02
 
@@ -27,17 +26,15 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     Returns:
         One sentence for a user.
     """
-    truth: dict[int, list[list[float]]] = {}
-    for annotation in coco_gt["annotations"]:
-        truth.setdefault(annotation["image_id"], []).append([*annotation["bbox"], annotation["category_id"]])
+    truth = objects_of(coco_gt)
     scores, met, said, meant = [], 0, Counter(), Counter()
     for image_id, rows in detections.items():
         best = rows[np.argsort(-rows[:, 4])[:BEST_OF_IMAGE]]
         scores.extend(best[:, 4].tolist())
         if image_id not in truth or not len(best):
             continue
-        objects = np.array(truth[image_id])
-        overlap = _iou(best[:, :4], objects[:, :4])
+        objects = truth[image_id]
+        overlap = box_iou(best[:, :4], objects[:, :4])
         nearest, fits = overlap.argmax(1), overlap.max(1) >= FITS
         met += int(fits.sum())
         said.update(best[fits, 5].astype(int).tolist())
@@ -58,10 +55,3 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
 def _most(counter: Counter) -> str:
     return ", ".join(str(category) for category, _ in counter.most_common(3))
 
-
-def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return IoUs `[N, M]` of xywh boxes."""
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
-    common = (high - low).clip(0).prod(2)
-    return common / np.maximum(one[:, 2:].prod(1)[:, None] + other[:, 2:].prod(1)[None] - common, 1e-9)

@@ -94,6 +94,7 @@ class DINOv3Backbone(nn.Module):
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
         self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
+        self.licence_note: str | None = None
         self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
         self.lora_rank = lora_rank
         if lora_rank:
@@ -211,6 +212,7 @@ class DINOv3Backbone(nn.Module):
         if self.pretrained:
             load_published_weights(self.vit, self.model_name, self.checkpoint_path, setting="DINOv3Backbone.checkpoint_path",
                                    without="start without it: -u DINOv3Backbone.pretrained=False")
+            self.licence_note = f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
         """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""

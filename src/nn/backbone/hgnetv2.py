@@ -51,6 +51,7 @@ class HGNetv2(nn.Module):
         self.name = name
         self.return_idx = list(return_idx)
         self.pretrained = pretrained
+        self.licence_note: str | None = None
         self.local_model_dir = local_model_dir
         self.out_channels = [variant.stages[index].out for index in self.return_idx]
         self.out_strides = [STRIDES[index] for index in self.return_idx]
@@ -106,6 +107,7 @@ class HGNetv2(nn.Module):
         if wrong:
             raise CheckpointError(f"{source} does not fit HGNetv2 {self.name}: {len(wrong)} tensors differ, first {wrong[0]}")
         self.load_state_dict(weights)
+        self.licence_note = f"HGNetv2 {self.name} by Baidu (PaddlePaddle), trained on ImageNet: Apache-2.0"
         logger.info("HGNetv2 %s: loaded %d of %d tensors from %s", self.name, len(weights), len(own), source)
 
 

@@ -1,0 +1,224 @@
+"""A checkpoint in use: images in, boxes with names out. No configuration file is needed beside it.
+
+    from src.inference import Detector
+
+    detector = Detector.from_checkpoint("best.pth")
+    for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for field in ("boxes", "scores", "names"))):
+        print(name, score, box)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
+from ..core.errors import CheckpointError, ConfigError
+from ..core.yaml_config import YAMLConfig
+from ..data.dataset.images import ImageError, image_from_pil, load_image
+from ..runtime.distributed import pick_device
+from ..runtime.log import logger
+from ..runtime.model_weights import class_count, load_strictly, read_weights
+from .engines import Engine, TorchEngine
+from .prediction import Prediction
+from .preprocessing import Preprocessing
+
+Readable = str | Path | Image.Image | np.ndarray | Tensor
+"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H, W]`, uint8, RGB."""
+
+DEFAULT_THRESHOLD = 0.4
+"""Least score that counts where a checkpoint names none; D-FINE's tools take the same."""
+
+READERS = 4
+"""Threads that read images while the model computes."""
+
+
+class Seen(NamedTuple):
+    """An image and what was found in it."""
+
+    image: Tensor
+    """`[3, H, W]` uint8, RGB."""
+    prediction: Prediction
+
+
+class Detector:
+    """Finds objects in images, with an engine of any kind."""
+
+    def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: Sequence[dict[str, Any]], threshold: float | None = None,
+                 meta: dict[str, Any] | None = None) -> None:
+        """Put a detector together; `from_checkpoint` and its siblings do so from files.
+
+        Args:
+            engine: computes detections from prepared images.
+            preprocessing: prepares images.
+            classes: `{"id": category id, "name": name}` for each label in order.
+            threshold: least score that counts if `predict` is given none; None for 0.4.
+            meta: what the file says about itself.
+        """
+        self.engine, self.preprocessing, self.classes, self.meta = engine, preprocessing, list(classes), meta or {}
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
+        self._names = np.array([entry["name"] for entry in self.classes], object)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | None = None, config: str | Path | None = None,
+                        input_size: Sequence[int] | None = None, use_amp: bool = False) -> Detector:
+        """Load `best.pth`, `last.pth` or a file of D-FINE's.
+
+        Args:
+            path: the checkpoint; the average of its weights is used if it has one.
+            device: cpu, cuda or cuda:N; None for CUDA if there is one.
+            config: a configuration file, for checkpoints that hold none.
+            input_size: (height, width) in place of the one that the model was trained for.
+            use_amp: compute in bf16, or fp16 where the device has no bf16; CUDA only.
+
+        Raises:
+            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit it.
+            ConfigError: for a device that is not there or a size that does not fit.
+        """
+        file, device = read_weights(path), pick_device(device)
+        cfg = read_config(file.path, file.meta, config)
+        cfg.without_pretrained()
+        if cfg.yaml_cfg.get("num_classes") is None:
+            cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+        preprocessing = Preprocessing.from_config(cfg)
+        if input_size is not None and tuple(input_size) != preprocessing.input_size:
+            logger.warning("input size %d x %d in place of %d x %d (height x width), which the model was trained for: expect another quality",
+                           *input_size, *preprocessing.input_size)
+            preprocessing = preprocessing.resized(input_size)
+        cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
+        model = cfg.model
+        load_strictly(model, file)
+        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
+        return cls(engine, preprocessing, named_classes(file.classes, class_count(file.weights)), file.meta.get("threshold"),
+                   {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)})
+
+    def predict(self, images: Readable | Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8,
+                nms: float | None = None) -> Prediction | list[Prediction]:
+        """Find objects.
+
+        Args:
+            images: one image, or any number of them; a 4-dimensional array or tensor is a number of them.
+            threshold: least score; None for the checkpoint's own, at which F1 was best on the validation data.
+            batch_size: images that are computed at once.
+            nms: drop boxes that overlap a better one of the same class by more than this IoU; None keeps all, since
+                the model has learned to find each object once.
+
+        Returns:
+            What was found, for one image or for each of them.
+
+        Raises:
+            DataError: if an image cannot be read.
+            ConfigError: if something is no image.
+        """
+        single = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4)
+        found = [seen.prediction for seen in self.stream([images] if single else images, threshold=threshold, batch_size=batch_size, nms=nms)]
+        return found[0] if single else found
+
+    def stream(self, images: Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8, nms: float | None = None,
+               unreadable: list[ImageError] | None = None) -> Iterator[Seen]:
+        """Find objects in images one after the other, holding a few of them in memory.
+
+        Args:
+            images: any number of images.
+            threshold: as for `predict`.
+            batch_size: as for `predict`; an engine with a fixed batch takes its own.
+            nms: as for `predict`.
+            unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
+        """
+        size = self.engine.batch_size or batch_size
+        if size < 1:
+            raise ConfigError(f"batch_size is {size}, expected at least 1")
+        reading = _read_ahead(images, unreadable, ahead=2 * size)
+        while chunk := list(islice(reading, size)):
+            batch = [image for image, _ in chunk]
+            for (image, source), prediction in zip(chunk, self._predict_batch(batch, threshold, nms)):
+                yield Seen(image, Prediction(**{**vars(prediction), "source": source}))
+
+    def _predict_batch(self, images: list[Tensor], threshold: float | None, nms: float | None) -> list[Prediction]:
+        labels, boxes, scores = (part.float().numpy() if part.is_floating_point() else part.numpy() for part in self.engine(*self.preprocessing(images)))
+        least = self.threshold if threshold is None else threshold
+        result = []
+        for image, label, box, score in zip(images, labels, boxes, scores):
+            sure = score >= least
+            label = label[sure].astype(np.int64)
+            prediction = Prediction(box[sure], score[sure], label, self._ids[label], self._names[label].tolist(), (image.shape[2], image.shape[1]))
+            result.append(prediction if nms is None else prediction.select(_without_doubles(prediction, nms)))
+        return result
+
+
+def read_image(image: Readable) -> tuple[Tensor, str | None]:
+    """Return an image as `[3, H, W]` uint8, RGB, and its file if it is one.
+
+    Raises:
+        ImageError: if a file cannot be read.
+        ConfigError: if it is no image, or an array of another shape or type.
+    """
+    if isinstance(image, (str, Path)):
+        return load_image(image), str(image)
+    if isinstance(image, Image.Image):
+        return image_from_pil(image), getattr(image, "filename", None) or None
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ConfigError(f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]")
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+    if isinstance(image, np.ndarray):
+        pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
+        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+        wanted = "[3, H, W] uint8" if isinstance(image, Tensor) else "[H, W, 3] (RGB) or [H, W] (grey), uint8"
+        raise ConfigError(f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}")
+    return pixels.cpu(), None
+
+
+def read_config(path: Path, meta: dict[str, Any], config: str | Path | None = None) -> YAMLConfig:
+    """Return the configuration that a checkpoint holds, or that of a file if it holds none.
+
+    Raises:
+        CheckpointError: if there is neither.
+    """
+    if meta.get("config"):
+        return YAMLConfig.from_text(meta["config"], f"the configuration in {path}")
+    if config is None:
+        raise CheckpointError(f"{path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: -c configs/dfine/...yml")
+    return YAMLConfig(config)
+
+
+def named_classes(classes: list[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
+    """Return id and name for each of `count` labels: those of a checkpoint; without any COCO's, if there are as many, else numbers."""
+    if classes is None and count == len(COCO_NAMES):
+        classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
+    if classes is None:
+        return [{"id": label, "name": f"class {label}"} for label in range(count)]
+    return classes + [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
+
+
+def _read_ahead(images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int) -> Iterator[tuple[Tensor, str | None]]:
+    """Read images in threads, a few ahead, and give them in order."""
+    source, waiting = iter(images), deque[Future]()
+    with ThreadPoolExecutor(READERS) as readers:
+        while True:
+            waiting.extend(readers.submit(read_image, image) for image in islice(source, ahead - len(waiting)))
+            if not waiting:
+                return
+            try:
+                yield waiting.popleft().result()
+            except ImageError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(error)
+
+
+def _without_doubles(prediction: Prediction, iou: float) -> np.ndarray:
+    from torchvision.ops import batched_nms
+
+    boxes, scores, labels = (torch.from_numpy(getattr(prediction, key)) for key in ("boxes", "scores", "labels"))
+    return batched_nms(boxes, scores, labels, iou).numpy()

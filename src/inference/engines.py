@@ -1,0 +1,44 @@
+"""What computes detections from prepared images: torch, ONNX Runtime, OpenVINO or TensorRT."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
+
+
+class Engine(Protocol):
+    """Computes detections."""
+
+    batch_size: int | None
+    """The one number of images that it takes at once; None for any."""
+
+    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+        """Detect objects in `images [B, 3, H, W]` float32, whose originals have `sizes [B, 2]` int64 (width, height)."""
+
+
+class TorchEngine:
+    """A deployed detector and post-processor on a device."""
+
+    batch_size = None
+
+    def __init__(self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False) -> None:
+        """Move both to the device; `use_amp` computes the model in bf16, or fp16 without it, on CUDA."""
+        self.model, self.postprocessor, self.device = model.to(device).eval(), postprocessor.to(device).eval(), device
+        self.amp_dtype = None
+        if use_amp and device.type == "cuda":
+            self.amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+        """Detect objects (`Engine`)."""
+        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
+            outputs = self.model(images)
+        labels, boxes, scores = self.postprocessor(outputs, sizes)
+        return labels.cpu(), boxes.cpu(), scores.cpu()

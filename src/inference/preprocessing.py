@@ -1,0 +1,75 @@
+"""From an image to what a model takes: the transforms of the validation data, carried in checkpoints and exports.
+
+Training evaluates with the same classes and the same arithmetic (`data/transforms/sample.py`), so that no tool can differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.build import create
+from ..core.errors import ConfigError
+from ..core.yaml_config import YAMLConfig
+from ..data.transforms.compose import Compose
+from ..data.transforms.sample import Sample
+
+STEADY = ("Resize", "ConvertPILImage", "Normalize", "ConvertBoxes", "SanitizeBoundingBoxes", "EmptyTransform")
+"""Transforms without chance that show the whole image on the whole input, so that boxes need nothing but scaling."""
+
+
+class Preprocessing:
+    """Stretches an RGB image to the input size and scales its values, as evaluation does."""
+
+    def __init__(self, ops: Sequence[Mapping[str, Any]]) -> None:
+        """Build the transforms.
+
+        Args:
+            ops: `{type: name, argument: value ...}` in order, as in `val_dataloader.dataset.transforms.ops`.
+
+        Raises:
+            ConfigError: if one has chance or cuts or pads the image, or none says to which size.
+        """
+        self.ops = [dict(op) for op in ops]
+        if foreign := [str(op.get("type")) for op in self.ops if op.get("type") not in STEADY]:
+            raise ConfigError(f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(STEADY)} alone")
+        self._transforms = Compose([create(op) for op in self.ops])
+        if self._transforms.output_size is None:
+            raise ConfigError("val_dataloader.dataset.transforms has no Resize, so the input size is not known")
+
+    @classmethod
+    def from_config(cls, cfg: YAMLConfig) -> Preprocessing:
+        """Take the transforms of the validation data."""
+        return cls(cfg.evaluation_transforms)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) that images are stretched to."""
+        return self._transforms.output_size
+
+    def resized(self, input_size: Sequence[int]) -> Preprocessing:
+        """Return the same for another (height, width)."""
+        return Preprocessing([{**op, "size": list(input_size)} if op["type"] == "Resize" else op for op in self.ops])
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Prepare a batch.
+
+        Args:
+            images: `[3, h, w]` uint8 each, RGB, of any sizes.
+
+        Returns:
+            `[B, 3, H, W]` float32 for the model, and (width, height) of each image, `[B, 2]` int64, for the post-processor.
+        """
+        batch = torch.empty(len(images), 3, *self.input_size)
+        for image, out in zip(images, batch):
+            sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+            self._transforms(sample).render(out=out)
+        return batch, torch.tensor([[image.shape[2], image.shape[1]] for image in images])
+
+    def __repr__(self) -> str:
+        steps = [f"{op['type']}({', '.join(f'{k}={v}' for k, v in op.items() if k != 'type')})" for op in self.ops]
+        return f"RGB -> {' -> '.join(steps)}"
