@@ -3,5 +3,6 @@
 from .detector import Detector
 from .prediction import Prediction
 from .preprocessing import Preprocessing
+from .tiling import Tiling
 
-__all__ = ["Detector", "Prediction", "Preprocessing"]
+__all__ = ["Detector", "Prediction", "Preprocessing", "Tiling"]

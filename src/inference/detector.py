@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ from ..runtime.model_weights import class_count, load_strictly, read_weights
 from .engines import Engine, TorchEngine
 from .prediction import Prediction
 from .preprocessing import Preprocessing
+from .tiling import Tiling, predict_tiled
 
 Readable = str | Path | Image.Image | np.ndarray | Tensor
 """An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H, W]`, uint8, RGB."""
@@ -103,7 +106,7 @@ class Detector:
                    {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)})
 
     def predict(self, images: Readable | Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8,
-                nms: float | None = None) -> Prediction | list[Prediction]:
+                nms: float | None = None, tiling: Tiling | None = None) -> Prediction | list[Prediction]:
         """Find objects.
 
         Args:
@@ -112,6 +115,7 @@ class Detector:
             batch_size: images that are computed at once.
             nms: drop boxes that overlap a better one of the same class by more than this IoU; None keeps all, since
                 the model has learned to find each object once.
+            tiling: look at large images in tiles, too.
 
         Returns:
             What was found, for one image or for each of them.
@@ -121,11 +125,12 @@ class Detector:
             ConfigError: if something is no image.
         """
         single = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4)
-        found = [seen.prediction for seen in self.stream([images] if single else images, threshold=threshold, batch_size=batch_size, nms=nms)]
+        found = [seen.prediction for seen in self.stream([images] if single else images, threshold=threshold, batch_size=batch_size, nms=nms,
+                                                         tiling=tiling)]
         return found[0] if single else found
 
     def stream(self, images: Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8, nms: float | None = None,
-               unreadable: list[ImageError] | None = None) -> Iterator[Seen]:
+               tiling: Tiling | None = None, unreadable: list[ImageError] | None = None) -> Iterator[Seen]:
         """Find objects in images one after the other, holding a few of them in memory.
 
         Args:
@@ -133,16 +138,19 @@ class Detector:
             threshold: as for `predict`.
             batch_size: as for `predict`; an engine with a fixed batch takes its own.
             nms: as for `predict`.
+            tiling: as for `predict`.
             unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
         """
         size = self.engine.batch_size or batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        reading = _read_ahead(images, unreadable, ahead=2 * size)
-        while chunk := list(islice(reading, size)):
+        predict = partial(self._predict_batch, threshold=threshold, nms=nms)
+        reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
+        while chunk := list(islice(reading, 1 if tiling else size)):
             batch = [image for image, _ in chunk]
-            for (image, source), prediction in zip(chunk, self._predict_batch(batch, threshold, nms)):
-                yield Seen(image, Prediction(**{**vars(prediction), "source": source}))
+            found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
+            for (image, source), prediction in zip(chunk, found):
+                yield Seen(image, replace(prediction, source=source))
 
     def _predict_batch(self, images: list[Tensor], threshold: float | None, nms: float | None) -> list[Prediction]:
         labels, boxes, scores = (part.float().numpy() if part.is_floating_point() else part.numpy() for part in self.engine(*self.preprocessing(images)))

@@ -31,7 +31,7 @@ def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any
     notes = [module.licence_note for module in model.modules() if isinstance(module, Licensed) and module.licence_note]
     if start_file is not None:
         notes += start_file.meta.get("licences") or [f"start weights {start_file.path.name}: the file names no licence, look where it came from"]
-    return {"commit": code_version(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "torch": torch.__version__,
+    return {"commit": code_version(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "torch": str(torch.__version__),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "licences": list(dict.fromkeys(notes))}
 
 

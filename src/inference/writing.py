@@ -1,0 +1,128 @@
+"""Predictions of whole folders, videos and cameras, written as pictures or a video and as COCO results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..core.errors import ConfigError, DataError
+from ..data.dataset.coco_format import load_coco
+from ..data.dataset.images import ImageError
+from ..runtime.files import prepare_output_dir, write_atomically
+from ..runtime.log import logger
+from .detector import Detector, Seen
+from .sources import VIDEO_SUFFIXES, Video, VideoWriter, image_files
+
+PREDICTIONS = "predictions.json"
+
+
+def predict_source(detector: Detector, source: str, output: Path, *, annotations: Path | None = None, draw: bool = True, frames: int | None = None,
+                   **settings: Any) -> Path:
+    """Find objects in all images of a source; write pictures or a video, and `predictions.json`.
+
+    Args:
+        detector: finds them.
+        source: an image, a folder, a video, or `camera:N`.
+        output: folder for the results.
+        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`; without, images are
+            numbered from 1 in the order of their names, frames in their order.
+        draw: write pictures, or a video.
+        frames: stop after so many images.
+        settings: for `Detector.stream`: threshold, batch_size, nms, tiling.
+
+    Returns:
+        The file of the predictions, a list of COCO result entries with `file_name` added.
+
+    Raises:
+        DataError: if there is nothing to read; or, after all others were written, if images could not be read.
+    """
+    folder = prepare_output_dir(output)
+    video = _open_video(source)
+    if video is not None:
+        if annotations is not None:
+            raise ConfigError("--annotations names image files; it has no meaning for a video")
+        return _predict_video(detector, video, folder, draw, frames, settings)
+    root, ids = _images(Path(source), annotations)
+    if folder.resolve() in (root.resolve(), *(file.parent.resolve() for file in ids)) and draw:
+        raise ConfigError(f"the pictures would be written among the images in {folder}; choose another --output")
+    ids = dict(islice(ids.items(), frames))
+    unreadable: list[ImageError] = []
+    seen = detector.stream(tqdm(ids, desc="images", disable=None, leave=False), unreadable=unreadable, **settings)
+    results = _ImageResults(folder, root, ids, draw)
+    written = _write_results(folder, map(results.take, seen))
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(ids)} images could not be read (first: {unreadable[0]}); the results of the others are in {folder}")
+    return written
+
+
+def _open_video(source: str) -> Video | None:
+    kind, _, number = source.rpartition(":")
+    if number.isdecimal() and kind in ("camera", ""):
+        return Video(int(number))
+    return Video(Path(source)) if Path(source).suffix.lower() in VIDEO_SUFFIXES else None
+
+
+def _images(source: Path, annotations: Path | None) -> tuple[Path, dict[Path, int]]:
+    """Return the folder that names are relative to, and the id of each image file."""
+    root = source.parent if source.is_file() else source
+    if annotations is None:
+        return root, {file: number for number, file in enumerate(image_files(source), start=1)}
+    labels = load_coco(str(annotations))
+    return root, {root / labels.file_name(i): int(labels.image_ids[i]) for i in range(len(labels))}
+
+
+class _ImageResults:
+    """Draws the pictures of image files and gives their entries."""
+
+    def __init__(self, folder: Path, root: Path, ids: dict[Path, int], draw: bool) -> None:
+        self.folder, self.root, self.ids, self.draw = folder, root, ids, draw
+        plain = [file.with_suffix("") for file in ids]
+        self.ambiguous = {stem for stem in plain if plain.count(stem) > 1} if len(set(plain)) < len(plain) else set()
+
+    def take(self, seen: Seen) -> list[dict[str, Any]]:
+        file = Path(seen.prediction.source)
+        name = file.relative_to(self.root)
+        if self.draw:
+            picture = self.folder / (f"{name}.jpg" if file.with_suffix("") in self.ambiguous else name.with_suffix(".jpg"))
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            seen.prediction.draw(seen.image).save(picture, quality=92)
+        return [{**entry, "file_name": str(name)} for entry in seen.prediction.to_coco(self.ids[file])]
+
+
+def _predict_video(detector: Detector, video: Video, folder: Path, draw: bool, frames: int | None, settings: dict[str, Any]) -> Path:
+    name = Path(video.name)
+    writer = VideoWriter(folder / (f"{name.stem}.mp4" if name.suffix else "camera.mp4"), video.rate)
+
+    def entries() -> Iterator[list[dict[str, Any]]]:
+        numbered = islice(video, frames)
+        bar = tqdm(numbered, desc="frames", total=min(filter(None, (video.count, frames)), default=None), disable=None, leave=False)
+        try:
+            for number, seen in enumerate(detector.stream(bar, **settings), start=1):
+                if draw:
+                    writer.write(np.asarray(seen.prediction.draw(seen.image)))
+                yield [{**entry, "file_name": f"frame {number}"} for entry in seen.prediction.to_coco(number)]
+        except KeyboardInterrupt:
+            logger.info("stopped by Ctrl-C; what was seen until then is written")
+
+    try:
+        return _write_results(folder, entries())
+    finally:
+        writer.close()
+
+
+def _write_results(folder: Path, entries: Iterable[list[dict[str, Any]]]) -> Path:
+    """Write the entries of all images as one JSON list; they are kept as text, which takes a fraction of the memory."""
+    lines, images = [], 0
+    for own in entries:
+        images += 1
+        lines += [json.dumps(entry, ensure_ascii=False) for entry in own]
+    path = folder / PREDICTIONS
+    write_atomically(path, lambda file: file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode()))
+    logger.info("%d images, %d detections: %s", images, len(lines), path)
+    return path
