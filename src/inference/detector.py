@@ -177,7 +177,7 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]")
-    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if isinstance(image, np.ndarray):
         pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels

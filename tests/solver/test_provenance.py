@@ -37,7 +37,8 @@ def test_a_start_file_without_notes_is_named():
 
 def test_the_commit_is_told_and_whether_files_differ_from_it(tmp_path):
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True, text=True).stdout
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     git("init", "-q")
     (tmp_path / "a.txt").write_text("one")

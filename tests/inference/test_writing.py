@@ -1,0 +1,89 @@
+"""Predictions of folders and videos are written as pictures and COCO results."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from src.core import ConfigError, DataError
+from src.inference.sources import Video, VideoWriter
+from src.inference.writing import predict_source
+from src.solver import DetSolver
+from tests.fixtures.tiny import tiny_config
+from tests.fixtures.trained_tiny import TRAINED
+from tests.inference.test_sources import needs_opencv
+
+
+def entries(folder) -> list[dict]:
+    return json.loads((folder / "predictions.json").read_text())
+
+
+def test_the_results_scored_by_pycocotools_give_the_ap_of_an_evaluation(detector, tiny_data, tmp_path):
+    expected = DetSolver(tiny_config(tiny_data, tmp_path / "run", resume=str(TRAINED), test_only=True), torch.device("cpu")).val()
+    results = predict_source(detector, str(tiny_data.folder / "images"), tmp_path / "found", annotations=tiny_data.folder / "val.json", draw=False,
+                             threshold=0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tiny_data.folder / "val.json")
+        run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        run.evaluate(), run.accumulate(), run.summarize()
+    assert expected["AP"] > 0.1
+    assert run.stats[0] == pytest.approx(expected["AP"], abs=1e-3) and run.stats[1] == pytest.approx(expected["AP50"], abs=1e-3)
+
+
+def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(detector, val_images, tmp_path):
+    source = tmp_path / "images"
+    (source / "deep").mkdir(parents=True)
+    shutil.copy(val_images[0], source / "a.jpg")
+    shutil.copy(val_images[1], source / "deep/b.jpg")
+    Image.open(val_images[0]).save(source / "a.png")
+    predict_source(detector, str(source), tmp_path / "found", threshold=0.1)
+    assert sorted(str(p.relative_to(tmp_path / "found")) for p in (tmp_path / "found").rglob("*.jpg")) == ["a.jpg.jpg", "a.png.jpg", "deep/b.jpg"]
+    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(1, "a.jpg"), (2, "a.png"), (3, "deep/b.jpg")}
+
+
+def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
+    predict_source(detector, str(val_images[0]), tmp_path, threshold=0.1)
+    assert (tmp_path / val_images[0].name).exists() and entries(tmp_path)[0]["file_name"] == val_images[0].name
+
+
+def test_no_more_images_than_asked_for_are_looked_at(detector, val_images, tmp_path):
+    predict_source(detector, str(val_images[0].parent), tmp_path, frames=2, threshold=0.0, draw=False)
+    assert {e["image_id"] for e in entries(tmp_path)} == {1, 2}
+    assert not list(tmp_path.glob("*.jpg"))
+
+
+def test_an_unreadable_image_is_told_after_all_others_were_written(detector, val_images, tmp_path):
+    source = tmp_path / "images"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(b"not an image")
+    shutil.copy(val_images[0], source / "b.jpg")
+    with pytest.raises(DataError, match="1 of 2 images could not be read.*a.jpg"):
+        predict_source(detector, str(source), tmp_path / "found", threshold=0.0)
+    assert {e["file_name"] for e in entries(tmp_path / "found")} == {"b.jpg"}
+
+
+def test_pictures_never_replace_the_images_that_they_show(detector, val_images, tmp_path):
+    shutil.copy(val_images[0], tmp_path / "a.jpg")
+    before = (tmp_path / "a.jpg").read_bytes()
+    with pytest.raises(ConfigError, match="among the images"):
+        predict_source(detector, str(tmp_path), tmp_path)
+    assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+@needs_opencv
+def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_path):
+    writer = VideoWriter(tmp_path / "clip.mp4", 5)
+    for image in val_images[:4]:
+        writer.write(np.asarray(Image.open(image)))
+    writer.close()
+    predict_source(detector, str(tmp_path / "clip.mp4"), tmp_path / "found", threshold=0.0, frames=3)
+    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(n, f"frame {n}") for n in (1, 2, 3)}
+    drawn = Video(tmp_path / "found/clip.mp4")
+    assert drawn.rate == 5 and drawn.count == 3
