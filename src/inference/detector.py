@@ -57,7 +57,7 @@ class Detector:
     """Finds objects in images, with an engine of any kind."""
 
     def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: Sequence[dict[str, Any]], threshold: float | None = None,
-                 meta: dict[str, Any] | None = None) -> None:
+                 meta: dict[str, Any] | None = None, cfg: YAMLConfig | None = None) -> None:
         """Put a detector together; `from_checkpoint` and its siblings do so from files.
 
         Args:
@@ -66,8 +66,9 @@ class Detector:
             classes: `{"id": category id, "name": name}` for each label in order.
             threshold: least score that counts if `predict` is given none; None for 0.4.
             meta: what the file says about itself.
+            cfg: the configuration that it was trained with, if it is known.
         """
-        self.engine, self.preprocessing, self.classes, self.meta = engine, preprocessing, list(classes), meta or {}
+        self.engine, self.preprocessing, self.classes, self.meta, self.cfg = engine, preprocessing, list(classes), meta or {}, cfg
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
@@ -103,7 +104,7 @@ class Detector:
         load_strictly(model, file)
         engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
         return cls(engine, preprocessing, named_classes(file.classes, class_count(file.weights)), file.meta.get("threshold"),
-                   {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)})
+                   {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)}, cfg)
 
     def predict(self, images: Readable | Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8,
                 nms: float | None = None, tiling: Tiling | None = None) -> Prediction | list[Prediction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
 
 LORA_KEYS = (".lora_down", ".lora_up")
 """Ends of the keys of LoRA factors (`src/nn/lora.py`)."""
+
+
+LISTED = 20
+"""Classes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,27 @@ def class_count(weights: dict[str, Tensor]) -> int | None:
     """Return the rows of the decoder's class head, or None if there is none."""
     head = next((v for k, v in sorted(weights.items()) if k.startswith("decoder.dec_score_head.") and k.endswith(".bias")), None)
     return None if head is None else len(head)
+
+
+def find_labels(classes: Sequence[Mapping[str, Any]], path: Path, data: Any) -> list[int]:
+    """Return by which label a checkpoint knows each category of a data set: by name, or by id and name where names repeat.
+
+    Args:
+        classes: `{"id": ..., "name": ...}` of each label.
+        path: of the checkpoint, for messages.
+        data: has `ann_file`, `class_names` and `labels.category_ids`.
+
+    Raises:
+        CheckpointError: with the categories that it does not know.
+    """
+    by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(classes)))}
+    by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(classes)}
+    categories = list(zip(data.labels.category_ids, data.class_names))
+    unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
+    if unknown:
+        raise CheckpointError(f"{data.ann_file} has classes that {path} was not trained with: {', '.join(unknown[:LISTED])}; "
+                              f"it knows {', '.join(entry['name'] for entry in classes[:LISTED])}; use -t to start a new run from its weights")
+    return [by_both.get((category, name), by_name[name]) for category, name in categories]
 
 
 def describe_misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.errors import ConfigError, DataError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, class_count
+from ..runtime.model_weights import WeightFile, class_count, find_labels
 
 LISTED = 20
 
@@ -29,7 +29,7 @@ def settle_classes(cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile |
     ann_file, count = data_sets[0].ann_file, cfg.yaml_cfg.get("num_classes")
     if file is not None and file.classes and same_classes:
         for data in data_sets:
-            data.use_labels(find_labels(file, data))
+            data.use_labels(find_labels(file.classes, file.path, data))
         if count is None:
             cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
         return
@@ -45,22 +45,6 @@ def settle_classes(cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile |
             logger.info("%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer", file.path)
             for data in data_sets:
                 data.use_labels(data.labels.category_ids)
-
-
-def find_labels(file: WeightFile, data: Any) -> list[int]:
-    """Return by which label a checkpoint knows each category of a data set: by name, or by id and name where names repeat.
-
-    Raises:
-        CheckpointError: with the categories that it does not know.
-    """
-    by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(file.classes)))}
-    by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(file.classes)}
-    categories = list(zip(data.labels.category_ids, data.class_names))
-    unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
-    if unknown:
-        raise CheckpointError(f"{data.ann_file} has classes that {file.path} was not trained with: {', '.join(unknown[:LISTED])}; "
-                              f"it knows {', '.join(entry['name'] for entry in file.classes[:LISTED])}; use -t to start a new run from its weights")
-    return [by_both.get((category, name), by_name[name]) for category, name in categories]
 
 
 def class_table(dataset: Any) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from src.core import CheckpointError
 from src.core.errors import NumericsError
-from src.runtime.model_weights import class_count, load_strictly, read_weights
+from src.runtime.model_weights import class_count, find_labels, load_strictly, read_weights
 
 
 class Model(nn.Module):
@@ -76,3 +79,21 @@ def test_stored_tables_are_kept_at_their_size_and_left_out_at_another(path):
 
 def test_class_count_is_none_without_a_class_head():
     assert class_count({"w": torch.ones(3)}) is None
+
+
+def known(*classes: tuple[int, str]) -> list[dict]:
+    return [{"id": i, "name": n} for i, n in classes]
+
+
+def labelled(categories: dict[int, str]) -> SimpleNamespace:
+    """What `find_labels` looks at in a data set."""
+    return SimpleNamespace(ann_file="labels.json", class_names=list(categories.values()), labels=SimpleNamespace(category_ids=list(categories)))
+
+
+def test_classes_that_a_checkpoint_does_not_know_are_named():
+    with pytest.raises(CheckpointError, match=r"has classes that best\.pth was not trained with: dog \(id 7\); it knows cat, cow; use -t"):
+        find_labels(known((3, "cat"), (9, "cow")), Path("best.pth"), labelled({3: "cat", 7: "dog"}))
+
+
+def test_names_that_repeat_are_told_apart_by_id():
+    assert find_labels(known((3, "part"), (7, "part")), Path("best.pth"), labelled({3: "part", 7: "part"})) == [0, 1]

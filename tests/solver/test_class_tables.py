@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.core import CheckpointError, ConfigError, DataError
+from src.core import ConfigError, DataError
 from src.data.dataset.coco_dataset import CocoDetection
 from src.runtime.model_weights import WeightFile
-from src.solver.class_tables import class_table, compare_categories, find_labels, settle_classes
+from src.solver.class_tables import class_table, compare_categories, settle_classes
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tiny import tiny_config
 
@@ -72,15 +72,6 @@ def test_a_new_run_from_a_checkpoint_has_the_datas_own_labels(cats_and_dogs):
     cfg = tiny_config()
     settle_classes(cfg, [cats_and_dogs], file((7, "dog"), (3, "cat"), (9, "cow")), same_classes=False)
     assert cats_and_dogs.label_of_category.tolist() == [0, 1] and cfg.yaml_cfg["num_classes"] == 2
-
-
-def test_classes_that_a_checkpoint_does_not_know_are_named(cats_and_dogs):
-    with pytest.raises(CheckpointError, match=r"has classes that best\.pth was not trained with: dog \(id 7\); it knows cat, cow; use -t"):
-        find_labels(file((3, "cat"), (9, "cow")), cats_and_dogs)
-
-
-def test_names_that_repeat_are_told_apart_by_id(tmp_path):
-    assert find_labels(file((3, "part"), (7, "part")), data(tmp_path, {3: "part", 7: "part"})) == [0, 1]
 
 
 def test_the_table_has_a_row_for_each_label_and_marks_unused_ones(cats_and_dogs):

@@ -1,0 +1,119 @@
+"""A detector held against labels: the numbers of an evaluation, and what they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..core.errors import ConfigError
+from ..data.dataset.coco_dataset import CocoDetection
+from ..data.evaluation.coco_evaluator import CocoEvaluator
+from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
+from ..runtime.model_weights import find_labels
+from .detector import Detector
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was found in a labelled data set. Categories are labels of the detector."""
+
+    dataset: CocoDetection
+    names: dict[int, str]
+    """Class names by label."""
+    metrics: dict[str, Any]
+    """As of `CocoEvaluator.summarize`."""
+    objects: Objects
+    detections: dict[int, np.ndarray]
+    """By image id, `[R, 6]`, best first: x, y, w, h, score, label."""
+
+    @property
+    def matches(self) -> Matches:
+        """Which detection found which object."""
+        return match(self.objects, self.detections)
+
+    def sure(self, image_id: int, threshold: float) -> np.ndarray:
+        """Return an image's detections with at least a score."""
+        rows = self.detections[image_id]
+        return rows[rows[:, 4] >= threshold]
+
+
+def open_labelled_images(detector: Detector, images: Path | None = None, annotations: Path | None = None) -> CocoDetection:
+    """Open the data to evaluate on, with the labels that the detector has for its categories.
+
+    Args:
+        detector: knows classes by name, and the validation data of its training.
+        images: folder; None for that data.
+        annotations: COCO file.
+
+    Raises:
+        ConfigError: if only one of both is given, or the configuration names no data.
+        DataError: for faults in the file or missing images.
+        CheckpointError: if the data has classes that the detector does not know.
+    """
+    if (images is None) != (annotations is None):
+        raise ConfigError("give --images and --annotations together, or neither for the validation data that the checkpoint names")
+    settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get("dataset") or {}
+    images, annotations = images or settings.get("img_folder"), annotations or settings.get("ann_file")
+    if images is None or annotations is None:
+        raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
+    try:
+        dataset = CocoDetection(str(images), str(annotations), follow_links=bool(settings.get("follow_links")))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
+    dataset.use_labels(find_labels(detector.classes, Path(detector.meta.get("file", "the checkpoint")), dataset))
+    dataset.check_images_exist()
+    return dataset
+
+
+def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
+    """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
+    evaluator, detections, ids = CocoEvaluator(dataset.ground_truth()), {}, dataset.labels.image_ids.tolist()
+    images = (dataset.raw_sample(index).image for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False))
+    for image_id, seen in zip(ids, detector.stream(images, threshold=0.0, batch_size=batch_size)):
+        found = seen.prediction
+        evaluator.update({image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}})
+        detections[image_id] = np.column_stack([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]).astype(float)
+    evaluator.synchronize()
+    return Evaluation(dataset, dataset.label_names, evaluator.summarize(), objects_of(evaluator.coco_gt), detections)
+
+
+def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
+    """Count which class was seen as which.
+
+    Args:
+        evaluation: of K classes, in the order of their labels.
+        threshold: least score that counts.
+
+    Returns:
+        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last column "missed". Objects
+        are given to detections of their own class first, then to what else lies on them.
+    """
+    position = {label: number for number, label in enumerate(sorted(evaluation.names))}
+    counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
+    for image_id in evaluation.detections:
+        rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
+        objects = np.empty((0, 6)) if objects is None else objects
+        found = match_image(rows, objects)
+        open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
+        others = np.flatnonzero(found == MISSED)
+        taken = match_image(rows[others], objects[open_objects], same_category=False)
+        found[others[taken >= 0]] = open_objects[taken[taken >= 0]]
+        for row, target in zip(rows, found):
+            if target != CROWD:
+                counts[-1 if target == MISSED else position[int(objects[target, 4])], position.get(int(row[5]), -1)] += 1
+        for target in np.setdiff1d(open_objects, found):
+            counts[position[int(objects[target, 4])], -1] += 1
+    return counts
+
+
+def errors_of_image(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
+    """Return how many objects of an image were missed and how many detections are wrong."""
+    rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
+    found = match_image(rows, objects)
+    total = 0 if objects is None else int((objects[:, 5] == 0).sum())
+    return total - int((found >= 0).sum()), int((found == MISSED).sum())

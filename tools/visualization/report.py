@@ -1,0 +1,44 @@
+"""Write one HTML page about a checkpoint on labelled images: AP, curves, confusions, sizes, threshold, and the worst images.
+
+    python tools/visualization/report.py -r output/demo/best.pth                       # on its own validation data
+    python tools/visualization/report.py -r best.pth --images test/ --annotations test.json --output report.html
+
+The page needs no network and no other file.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.common import add_checkpoint_arguments, detector_from, parser_for, run  # noqa: E402
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--images", type=Path, help="folder of images; default: the validation data that the checkpoint names")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO file")
+    parser.add_argument("--output", type=Path, help="the page; default: report.html beside the checkpoint")
+    parser.add_argument("--threshold", type=float, help="least score that counts; default: that with the highest F1 on these images")
+    parser.add_argument("--worst", type=int, default=12, help="images shown, those with the most errors; default: 12")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
+    arguments = parser.parse_args()
+
+    def command() -> None:
+        from src.inference.evaluation import evaluate_detector, open_labelled_images
+        from src.inference.report import write_report
+        from src.runtime.files import prepare_output_dir
+
+        detector = detector_from(arguments)
+        dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
+        path = arguments.output or Path(arguments.resume).parent / "report.html"
+        prepare_output_dir(path.parent)
+        evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
+        write_report(evaluation, detector, path, threshold=arguments.threshold, worst=arguments.worst)
+
+    run(command, arguments)
+
+
+if __name__ == "__main__":
+    main()
