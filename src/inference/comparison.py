@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from ..core.yaml_config import YAMLConfig
+from ..runtime.drawing import draw_boxes, side_by_side
 from ..runtime.files import prepare_output_dir
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
-from .drawing import draw_boxes, side_by_side
 
 
 @torch.inference_mode()

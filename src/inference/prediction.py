@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..data.dataset.images import load_image
-from .drawing import draw_boxes
+from ..runtime.drawing import draw_boxes
 
 
 @dataclass(frozen=True)

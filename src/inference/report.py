@@ -15,11 +15,11 @@ from PIL import Image
 
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import best_operating_point, match_image, operating_point_at, operating_points
+from ..runtime.drawing import draw_boxes
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from .charts import Line, line_chart, sparkline
 from .detector import Detector
-from .drawing import draw_boxes
 from .evaluation import Evaluation, confusion_matrix, errors_of_image
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

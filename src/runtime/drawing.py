@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from ..runtime.log import printable
+from .log import printable
 
 LEAST_SIDE = 320
 """Smaller pictures are enlarged, so that names can be read."""

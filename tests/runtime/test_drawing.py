@@ -1,6 +1,6 @@
 import torch
 
-from src.inference.drawing import GAP, LEAST_SIDE, LONGEST_NAME, draw_boxes, side_by_side
+from src.runtime.drawing import GAP, LEAST_SIDE, LONGEST_NAME, draw_boxes, side_by_side
 
 NAMES = {0: "cat", 1: "dog"}
 
