@@ -34,6 +34,7 @@ class RunSettings:
     best_metric: str = "AP"
     patience: int | None = None
     print_freq: int = 100
+    pictures: bool = True
     checkpoint_freq: int = 0
     save_every_steps: int | None = None
     save_every_minutes: float | None = 15.0

@@ -31,12 +31,13 @@ from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
+from .pictures import shows_pictures, training_grid, validation_grid
 from .provenance import provenance
 from .reporting import epoch_record, introduce, plain
 from .resume import check_same_run
 from .run_state import for_inference, gather, restore
 from .stages import Progress, TrainingStages
-from .writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+from .writers import ConsoleWriter, JsonLinesWriter, PictureFolder, TensorBoardWriter, WandbWriter, Writer
 
 AUTO = "auto"
 """In place of a file to go on from: `last.pth` of the output folder, or a new run if there is none."""
@@ -92,6 +93,7 @@ class DetSolver:
                 metrics = self._evaluate()
                 self.meter = None
                 self._explain_nothing_found(metrics, meter)
+                self._show_found(metrics)
                 self._keep(metrics)
                 self._report(epoch, meter, metrics)
             for writer in self.writers:
@@ -261,7 +263,7 @@ class DetSolver:
         (self.output_dir / "config.yml").write_text(text, encoding="utf-8")
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
         board.add_text("config", text)
-        self.writers = [ConsoleWriter(), JsonLinesWriter(self.output_dir, self.progress.epoch), board]
+        self.writers = [ConsoleWriter(), JsonLinesWriter(self.output_dir, self.progress.epoch), board, PictureFolder(self.output_dir)]
         if self.settings.use_wandb:
             self.writers.append(WandbWriter(self.settings.project_name, self.settings.exp_name, self.cfg.yaml_cfg, self.output_dir))
 
@@ -312,6 +314,8 @@ class DetSolver:
         before = time.perf_counter()
         for window in bar:
             waited = time.perf_counter() - before
+            if progress.step == 0:
+                self._show_learned(*window[0])
             seed_step(self.seed, 1 + progress.total_steps)
             self.rates.set(progress)
             self.watchdog.beat(progress.total_steps)
@@ -342,6 +346,31 @@ class DetSolver:
             left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
             logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
                         self.rates.highest, left)
+
+    def _show_learned(self, images: Tensor, targets: list[dict[str, Any]]) -> None:
+        """Show images as they are learned from, with their boxes, in some epochs."""
+        if is_main() and self._shows_pictures:
+            self._write_picture("training", training_grid(images, targets, self._names))
+
+    def _show_found(self, metrics: dict[str, Any]) -> None:
+        """Show what is found in the same few validation images, in some epochs; an evaluator of a user's own may keep no detections."""
+        found = getattr(self.evaluator, "detections", None)
+        if is_main() and found and self._shows_pictures:
+            picture = validation_grid(self.val_loader.dataset, found, metrics.get("F1_threshold"))
+            if picture is not None:
+                self._write_picture("validation", picture)
+
+    @property
+    def _shows_pictures(self) -> bool:
+        return self.settings.pictures and shows_pictures(self.progress.epoch, self.settings.epochs)
+
+    @property
+    def _names(self) -> dict[int, str]:
+        return {label: entry["name"] for label, entry in enumerate(self.classes)}
+
+    def _write_picture(self, name: str, picture: Tensor) -> None:
+        for writer in self.writers:
+            writer.write_picture(self.progress.epoch, name, picture)
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""

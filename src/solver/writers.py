@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+from torch import Tensor
+
 from ..core.errors import ConfigError
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
@@ -23,6 +26,9 @@ class Writer(Protocol):
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Take everything about an epoch that has ended."""
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Take a picture `[3, H, W]` uint8 of an epoch."""
 
     def close(self) -> None:
         """Finish."""
@@ -41,6 +47,9 @@ class ConsoleWriter:
         logger.info("epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
                     epoch + 1, record["epochs"], record["train_loss"], _share(record["AP"]), _share(record["AP50"]), best, record["train_lr"],
                     record["images_per_second"], 100 * record["data_wait"], memory, format_seconds(record["seconds_left"]))
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """A terminal shows none."""
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -65,12 +74,37 @@ class JsonLinesWriter:
             file.flush()
             os.fsync(file.fileno())
 
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Pictures are not kept here."""
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+class PictureFolder:
+    """`pictures/`: JPEG files for those who open no TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "pictures"
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Numbers are not kept here."""
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Numbers are not kept here."""
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Write `NAME_epoch0001.jpg`, epochs counted from 1."""
+        self.folder.mkdir(exist_ok=True)
+        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        write_atomically(self.folder / f"{name}_epoch{epoch + 1:04}.jpg", lambda file: image.save(file, "JPEG", quality=90))
+
     def close(self) -> None:
         """Nothing to finish."""
 
 
 class TensorBoardWriter:
-    """Curves for TensorBoard."""
+    """Curves and pictures for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -89,6 +123,10 @@ class TensorBoardWriter:
         for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
             self._writer.add_scalar(f"Epoch/{name}", record[name], epoch)
         self._writer.flush()
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Add a picture."""
+        self._writer.add_image(f"Images/{name}", picture, epoch)
 
     def add_text(self, name: str, text: str) -> None:
         """Add a text such as the configuration."""
@@ -116,6 +154,12 @@ class WandbWriter:
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Send the evaluation."""
         self._run.log({f"epoch/{key}": value for key, value in record.items() if isinstance(value, int | float)})
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Send a picture."""
+        import wandb
+
+        self._run.log({f"images/{name}": wandb.Image(picture.permute(1, 2, 0).numpy())})
 
     def close(self) -> None:
         """Finish the run."""

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from src.inference import Detector
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
 
@@ -13,7 +14,7 @@ from tests.fixtures.commands import read_log, run_python, write_tiny_config
 def trained(tiny_data, tmp_path_factory):
     """A finished run of two epochs, the second one clean, on one rank."""
     folder = tmp_path_factory.mktemp("trained")
-    config = write_tiny_config(folder, tiny_data)
+    config = write_tiny_config(folder, tiny_data, pictures=True)
     result = run_python("train.py", "-c", config, "--seed=1")
     assert result.returncode == 0, result.stderr + result.stdout
     return config, folder / "run", result.stdout
@@ -23,6 +24,10 @@ def test_a_run_leaves_what_its_users_need(trained):
     _, run, _ = trained
     assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {path.name for path in run.iterdir()}
     assert json.loads((run / "run_status.json").read_text()) == {"status": "done", "exit_code": 0, "message": "done"}
+
+
+def test_a_run_shows_what_it_learns_from_and_what_it_finds(trained):
+    assert {path.name for path in (trained[1] / "pictures").iterdir()} == {f"{name}_epoch000{n}.jpg" for name in ("training", "validation") for n in (1, 2)}
 
 
 def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained):
@@ -50,6 +55,14 @@ def test_best_pth_knows_its_classes_and_score(trained):
     assert [c["name"] for c in content["meta"]["classes"]] == ["disc", "square", "triangle", "ring"]
     assert [c["id"] for c in content["meta"]["classes"]] == [1, 3, 7, 8]
     assert content["meta"]["score"] == max(record["AP"] for record in read_log(trained[1]))
+
+
+def test_best_pth_is_enough_to_find_objects(trained, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    detector = Detector.from_checkpoint(trained[1] / "best.pth", device="cpu")
+    assert len(detector.predict(tiny_data.folder / "images/val_00000.jpg", threshold=0.0)) == 20
+    meta = detector.meta
+    assert meta["input_size"] == [64, 64] and meta["licences"] == [] and "-c" in meta["command"] and meta["threshold"] == meta["metrics"]["F1_threshold"]
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 3), (2, 4)])

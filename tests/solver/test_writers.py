@@ -2,9 +2,11 @@ import json
 import logging
 
 import pytest
+import torch
+from PIL import Image
 
 from src.core import ConfigError
-from src.solver.writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, WandbWriter, format_seconds
+from src.solver.writers import ConsoleWriter, JsonLinesWriter, PictureFolder, TensorBoardWriter, WandbWriter, format_seconds
 
 RECORD = {"epochs": 3, "train_loss": 1.5, "AP": 0.5, "AP50": -1.0, "best_metric": "AP", "best_score": 0.5, "best_epoch": 1, "train_lr": 1e-4,
           "images_per_second": 10.0, "data_wait": 0.25, "peak_memory_mb": 2048.0, "seconds_left": 3661.0, "test_coco_eval_bbox": [0.5] * 12}
@@ -56,3 +58,15 @@ def test_wandb_that_is_not_installed_is_told_before_training(monkeypatch, tmp_pa
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")])
 def test_durations_are_hours_minutes_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, board = PictureFolder(tmp_path), TensorBoardWriter(tmp_path / "summary")
+    for writer in (folder, board):
+        writer.write_picture(4, "training", torch.full((3, 20, 30), 200, dtype=torch.uint8))
+        writer.close()
+    assert Image.open(tmp_path / "pictures/training_epoch0005.jpg").size == (30, 20)
+    shown = EventAccumulator(str(tmp_path / "summary")).Reload().Images("Images/training")
+    assert [(event.step, event.width, event.height) for event in shown] == [(4, 30, 20)]

@@ -39,6 +39,11 @@ class CocoEvaluator:
         """Tell in a sentence why nothing was found; on rank 0, after `summarize`."""
         return diagnose(self.coco_gt, self._detections)
 
+    @property
+    def detections(self) -> Mapping[int, np.ndarray]:
+        """What was collected, by image id: `[R, 6]`, x, y, w, h, score, category; after `synchronize` of all ranks."""
+        return self._detections
+
     def reset(self) -> None:
         """Forget all detections."""
         self._detections: dict[int, np.ndarray] = {}
