@@ -35,6 +35,13 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
                                     use_amp=arguments.use_amp)
 
 
+def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says on which labelled images a checkpoint is tried."""
+    parser.add_argument("--images", type=Path, help="folder of images; default: the validation data that the checkpoint names")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO file")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
+
+
 def add_prediction_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     """Add what `predict_from` needs; `output` is the default folder."""
     parser.add_argument("-i", "--input", required=True, help="image, folder, video, or camera:N")

@@ -30,7 +30,8 @@ ALLOWED = {
 OUTSIDE = {"core": {"yaml", "torch"}, "ops": {"torch"}}
 """For the two lowest floors, what they may import besides the standard library."""
 
-LAZY = {"timm", "huggingface_hub", "safetensors", "tensorboard", "wandb", "pycocotools", "faster_coco_eval", "onnx", "onnxruntime", "tensorrt", "openvino"}
+LAZY = {"timm", "huggingface_hub", "safetensors", "tensorboard", "wandb", "pycocotools", "faster_coco_eval", "onnx", "onnxruntime", "tensorrt", "openvino",
+        "cv2", "fiftyone", "jinja2"}
 """Heavy or optional packages: imported inside the functions that use them."""
 
 COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py"))]

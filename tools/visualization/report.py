@@ -11,18 +11,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_checkpoint_arguments, detector_from, parser_for, run  # noqa: E402
+from tools.common import add_checkpoint_arguments, add_labelled_images_arguments, detector_from, parser_for, run  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     add_checkpoint_arguments(parser)
-    parser.add_argument("--images", type=Path, help="folder of images; default: the validation data that the checkpoint names")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO file")
+    add_labelled_images_arguments(parser)
     parser.add_argument("--output", type=Path, help="the page; default: report.html beside the checkpoint")
     parser.add_argument("--threshold", type=float, help="least score that counts; default: that with the highest F1 on these images")
     parser.add_argument("--worst", type=int, default=12, help="images shown, those with the most errors; default: 12")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
     arguments = parser.parse_args()
 
     def command() -> None:

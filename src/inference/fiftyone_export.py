@@ -1,0 +1,70 @@
+"""An evaluation as a data set of FiftyOne, an app for looking through images."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..data.evaluation.matching import CROWD, match_image
+from ..runtime.log import logger
+from .evaluation import Evaluation
+
+
+def import_fiftyone() -> ModuleType:
+    """Import FiftyOne.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import fiftyone
+    except ImportError:
+        raise ConfigError("this tool needs FiftyOne, an optional extra: pip install fiftyone") from None
+    return fiftyone
+
+
+def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
+    """Store images, truth and detections as a persistent data set.
+
+    Args:
+        evaluation: what to store; images are referred to, not copied.
+        name: of the data set; one of this name is replaced.
+        threshold: least score of detections that are stored.
+
+    Returns:
+        The `fiftyone.Dataset`.
+
+    Raises:
+        ConfigError: if FiftyOne has no database.
+    """
+    fo = import_fiftyone()
+    try:
+        data_set = fo.Dataset(name, overwrite=True, persistent=True)
+    except Exception as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
+        raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
+    data_set.add_samples(samples_of(evaluation, threshold))
+    logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
+    return data_set
+
+
+def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
+    """Return a `fiftyone.Sample` for each image: `ground_truth`, `predictions`, and the counts `missed` and `false`.
+
+    Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
+    """
+    fo, data, samples = import_fiftyone(), evaluation.dataset, []
+    for index, image_id in enumerate(data.labels.image_ids.tolist()):
+        size = np.tile(np.array(data.labels.sizes[index], float), 2)
+        rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id, np.empty((0, 6)))
+        found = match_image(rows, objects)
+        verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
+        truth = [fo.Detection(label=evaluation.names[int(row[4])], bounding_box=(row[:4] / size).tolist(), iscrowd=bool(row[5])) for row in objects]
+        guess = [fo.Detection(label=evaluation.names.get(int(row[5]), str(int(row[5]))), bounding_box=(row[:4] / size).tolist(), confidence=float(row[4]),
+                              eval=verdict) for row, verdict in zip(rows, verdicts)]
+        missed = int((objects[:, 5] == 0).sum()) - int((found >= 0).sum())
+        samples.append(fo.Sample(filepath=str(data.image_path(index).resolve()), image_id=image_id, ground_truth=fo.Detections(detections=truth),
+                                 predictions=fo.Detections(detections=guess), missed=missed, false=verdicts.count("fp")))
+    return samples

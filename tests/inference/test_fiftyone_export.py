@@ -1,0 +1,49 @@
+"""An evaluation becomes samples of FiftyOne; the app itself is not here, a stand-in takes what it would get."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from src.core import ConfigError
+from src.inference.evaluation import evaluate_detector, open_labelled_images
+from src.inference.fiftyone_export import import_fiftyone, samples_of, to_fiftyone
+
+
+class DatabaseIsMissing:
+    def __init__(self, *_, **__):
+        raise RuntimeError("MongoDB could not be installed")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Makes objects that are nothing but their arguments."""
+    kinds = {name: lambda **fields: SimpleNamespace(**fields) for name in ("Sample", "Detection", "Detections")}
+    monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing))
+
+
+@pytest.fixture(scope="module")
+def evaluation(detector, tiny_data):
+    return evaluate_detector(detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json"))
+
+
+def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluation):
+    samples = samples_of(evaluation, 0.3)
+    assert len(samples) == 8 and samples[0].filepath.endswith("val_00000.jpg")
+    truth = [d for s in samples for d in s.ground_truth.detections]
+    guesses = [d for s in samples for d in s.predictions.detections]
+    hits = sum(d.eval == "tp" for d in guesses)
+    assert hits > 0 and sum(s.missed for s in samples) == len(truth) - hits and sum(s.false for s in samples) == len(guesses) - hits
+    assert {d.label for d in truth + guesses} <= {"disc", "square", "triangle", "ring"}
+    assert all(0 <= v <= 1 for d in truth for v in d.bounding_box) and all(d.confidence >= 0.3 for d in guesses)
+
+
+def test_a_missing_database_is_told(stand_in, evaluation):
+    with pytest.raises(ConfigError, match="FiftyOne cannot open its database: MongoDB could not be installed"):
+        to_fiftyone(evaluation, "name", 0.5)
+
+
+def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(ConfigError, match="pip install fiftyone"):
+        import_fiftyone()

@@ -1,0 +1,42 @@
+"""Look at a checkpoint's detections beside the truth in the FiftyOne app; an optional extra: pip install fiftyone.
+
+    python tools/visualization/fiftyone_vis.py -r output/demo/best.pth                  # on its own validation data
+    python tools/visualization/fiftyone_vis.py -r best.pth --images test/ --annotations test.json
+
+Every detection carries its score and, at IoU 0.5, whether it found an object: filter by them in the app.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.common import add_checkpoint_arguments, add_labelled_images_arguments, detector_from, parser_for, run  # noqa: E402
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    add_checkpoint_arguments(parser)
+    add_labelled_images_arguments(parser)
+    parser.add_argument("--name", default="dfine", help="of the data set in FiftyOne, replaced if it is there; default: dfine")
+    parser.add_argument("--threshold", type=float, help="least score; default: the checkpoint's")
+    parser.add_argument("--port", type=int, default=5151, help="of the app; default: 5151")
+    parser.add_argument("--no-launch", action="store_true", help="store the data set and end; open it later with: fiftyone app launch NAME")
+    arguments = parser.parse_args()
+
+    def command() -> None:
+        from src.inference.evaluation import evaluate_detector, open_labelled_images
+        from src.inference.fiftyone_export import import_fiftyone, to_fiftyone
+
+        import_fiftyone()  # before anything costly
+        detector = detector_from(arguments)
+        evaluation = evaluate_detector(detector, open_labelled_images(detector, arguments.images, arguments.annotations), batch_size=arguments.batch_size)
+        data_set = to_fiftyone(evaluation, arguments.name, detector.threshold if arguments.threshold is None else arguments.threshold)
+        if not arguments.no_launch:
+            import_fiftyone().launch_app(data_set, port=arguments.port).wait()
+
+    run(command, arguments)
+
+
+if __name__ == "__main__":
+    main()
