@@ -41,6 +41,9 @@ def watched(start: Callable[[], Iterator[Any]], timeout_seconds: float, last_ima
             batch = _next_batch(batches, timeout_seconds, last_image)
         except StopIteration:
             return
+        except Exception:  # the run ends: it need not wait for what the workers have in hand
+            _end_all(batches._workers)
+            raise
         yield batch
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +58,14 @@ def world_size() -> int:
 def is_main() -> bool:
     """True on the one rank that writes files and speaks."""
     return rank() == 0
+
+
+def machine() -> str:
+    """Tell machines apart, by what the system drew when it started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -146,12 +146,16 @@ class DetSolver:
             data_sets[0].allow_bad_images()
             if both := data_sets[0].images_in_common(data_sets[1]):
                 logger.warning("%d images are used for training and for evaluation (first: %s); the score will be too good", len(both), both[0])
-        for data in data_sets:
+        for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
             if is_main():
                 for line in data.labels.findings.describe():
                     logger.warning("%s", line)
                 data.check_images_exist()
                 self._compare_sizes(data)
+            barrier()
+            data.scan_images(self.output_dir / f"images.{name}.npz")
+        if is_main():
+            data_sets[0].tell_twins(*data_sets[1:])
         barrier()
         self.start_file = self._read_start_file()
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)

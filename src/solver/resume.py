@@ -14,7 +14,8 @@ FREE = frozenset({"resume", "tuning", "test_only", "device", "output_dir", "summ
                   "save_every_minutes", "use_wandb", "project_name", "exp_name", "find_unused_parameters", "rank_timeout", "memory_trial", "override"})
 """Top-level settings that do not change what a run computes."""
 
-FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file"})
+FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file",
+                             "watch_files"})
 """Likewise of data loaders; another batch size is told of by itself, and moved data are compared by their content."""
 
 NAMED = 20
