@@ -55,14 +55,12 @@ def _next_batch(batches: Iterator[Any], timeout_seconds: float, last_image: Call
         except (RuntimeError, OSError, EOFError) as error:  # the last two: what a dead worker was handing over is gone
             for number, worker in enumerate(batches._workers):
                 if worker.exitcode:
-                    _end_all(batches._workers)
                     raise ResourceError(f"loader worker {number} (pid {worker.pid}) {_ending(worker.exitcode)}; its last image: {last_image(number)}; "
                                         "reduce num_workers, prefetch_factor or total_batch_size, and look at this image") from error
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 images = ", ".join(last_image(number) for number in range(len(batches._workers)))
-                _end_all(batches._workers)
                 raise ResourceError(f"no batch came for {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very slow; last images of the "
                                     f"workers: {images}; check that the storage answers, or raise data_timeout") from error
 

@@ -106,7 +106,7 @@ class DetSolver:
         self._build_model()
         if not (self.settings.resume or self.settings.tuning):
             logger.warning("no -r was given: these are the weights that training would start from")
-        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, folder=self.output_dir)
         self.val_loader.report_images()
         if is_main():
             write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **plain(metrics)})
@@ -227,7 +227,7 @@ class DetSolver:
         if self.anchoring:
             self.anchoring.to(self.device).attach()
         self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
-                              NumericsGuard(self.steps_per_epoch), settings.grad_accum_exact, self.anchoring)
+                              NumericsGuard(self.steps_per_epoch, folder=self.output_dir), settings.grad_accum_exact, self.anchoring)
         self.step.stop = lambda: self.stop.asked
         self.saved_at = time.monotonic()
         self.watchdog = Watchdog(self.output_dir, settings.rank_timeout)
@@ -349,7 +349,8 @@ class DetSolver:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
         module = self.ema.module if self.ema is not None else self.model
         broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
-        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation)
+        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation,
+                        self.output_dir)
 
     def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:
         """If the loss has fallen for some epochs and still nothing is found, say why, once."""
