@@ -140,6 +140,11 @@ def tell_step(step: int) -> None:
     _note(f"step{rank()}", str(step))
 
 
+def tell_stacks(path: Path) -> None:
+    """Leave a note of where this rank writes its stack if a step takes too long."""
+    _note(f"stacks{rank()}", str(path.absolute()))
+
+
 def _note(key: str, value: str) -> None:
     try:
         if _store is not None:
@@ -173,9 +178,25 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     silent = [number for number in range(world_size()) if number != rank() and _read_note(f"waiting{number}") is None]
     if not silent or _store is None:
         return LostRank("another rank ended or does not answer; its own output says why")
-    shown = ", ".join(f"rank {number} (last seen at step {_read_note(f'step{number}') or '?'})" for number in silent)
-    return LostRank(f"{shown} ended or does not answer, this rank is at step {_read_note(f'step{rank()}') or '?'}; stacks of ranks that took too long are in "
-                    f"the output folder")
+    return LostRank(f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}")
+
+
+def _absence(number: int) -> str:
+    """Tell where a rank is missed: "rank 1 did not reach step 123 (last seen 122)"."""
+    seen, here = _read_note(f"step{number}"), _read_note(f"step{rank()}")
+    if seen is None or here is None:
+        return f"rank {number} did not reach step {here or 0} ({'never seen at one' if seen is None else f'last seen {seen}'})"
+    return f"rank {number} did not {'reach' if int(seen) < int(here) else 'finish'} step {here} (last seen {seen})"
+
+
+def _stacks_written() -> str:
+    """Tell which ranks have written where they stand, and where that is."""
+    files = {number: path for number in range(world_size()) if (path := _read_note(f"stacks{number}"))}
+    written = {number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size}
+    if not written:
+        return "no rank took so long that it wrote its stack"
+    without = [number for number in range(world_size()) if number not in written]
+    return f"stacks: {', '.join(written.values())}" + (f" (rank {', '.join(map(str, without))} wrote none)" if without else "")
 
 
 def barrier() -> None:
