@@ -13,6 +13,7 @@ import torch
 from ..core.errors import Preempted, ResourceError, RunError
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
+from .limits import explain_limit
 from .log import logger, printable
 
 STATUS_FILE = "run_status.json"
@@ -59,6 +60,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
                                          f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last")
+    if limit := explain_limit(error):
+        return ResourceError.exit_code, f"{limit}; last.pth is as it was saved last"
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
