@@ -55,7 +55,7 @@ def main() -> None:
         warn_of_unheard_signal()
         cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))
         device = pick_device(cfg.settings.device)
-        join_group(device, timedelta(seconds=cfg.settings.rank_timeout))
+        join_group(device, timedelta(seconds=cfg.settings.rank_timeout), Path(cfg.settings.output_dir))
         status_dir = Path(cfg.settings.output_dir) if is_main() else None
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RankError
+from .device_faults import describe_recordings, is_device_fault, record_collectives
 from .log import logger
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -92,12 +93,17 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None) -> None:
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
     Each restart by torchrun meets under its own prefix: its store outlives the workers, and addresses of dead
     peers would be found there otherwise. Several torchruns count their restarts apart, so they have to make a new store for each,
     which they do with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+
+    Args:
+        device: of this rank.
+        timeout: how long ranks wait for each other.
+        records: folder for what NCCL remembers of its collectives when one fails; None for nothing.
 
     Raises:
         RankError: if the ranks do not find each other. A process never goes on alone.
@@ -115,6 +121,8 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
         logger.warning("several torchruns share one store, in which ranks do not find each other after a restart; start them with "
                        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if records is not None and device.type == "cuda":
+        record_collectives(records, own_rank)
     try:
         store = dist.TCPStore(address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout)
         if hosted_by_agent:  # else the store is as new as this attempt
@@ -168,7 +176,7 @@ def _read_note(key: str) -> str | None:
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return why another rank does not answer, if that is what an error is about."""
-    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)):
+    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)) or is_device_fault(error):
         return None
     _note(f"waiting{rank()}", "")
     if told := _read_note("error"):
@@ -177,8 +185,8 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     time.sleep(_GRACE)  # the others find out at about the same time
     silent = [number for number in range(world_size()) if number != rank() and _read_note(f"waiting{number}") is None]
     if not silent or _store is None:
-        return LostRank("another rank ended or does not answer; its own output says why")
-    return LostRank(f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}")
+        return LostRank("another rank ended or does not answer; its own output says why" + describe_recordings())
+    return LostRank(f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}{describe_recordings()}")
 
 
 def _absence(number: int) -> str:
