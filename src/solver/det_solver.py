@@ -144,24 +144,13 @@ class DetSolver:
             data_sets.insert(0, self.train_loader.dataset)
             compare_categories(*data_sets)
             data_sets[0].allow_bad_images()
-            if both := data_sets[0].images_in_common(data_sets[1]):
-                logger.warning("%d images are used for training and for evaluation (first: %s); the score will be too good", len(both), both[0])
-        for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
-            if is_main():
-                for line in data.labels.findings.describe():
-                    logger.warning("%s", line)
-                data.check_images_exist()
-                self._compare_sizes(data)
-            barrier()
-            data.scan_images(self.output_dir / f"images.{name}.npz")
-        if is_main():
-            data_sets[0].tell_twins(*data_sets[1:])
-        barrier()
+        check_ranks_agree({"number of images": [len(data) for data in data_sets]})
+        self._check_images(data_sets)
         self.start_file = self._read_start_file()
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
         self.config_text = self.cfg.to_yaml()
-        check_ranks_agree({"configuration": self.config_text, "seed": self.seed, "number of images": [len(data) for data in data_sets]})
+        check_ranks_agree({"configuration": self.config_text, "seed": self.seed})
         if self.resumed is not None:
             check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=self.settings.override)
         if training and not bool((~data_sets[0].labels.crowds).any()):
@@ -170,6 +159,29 @@ class DetSolver:
         known = getattr(self.evaluator, "metric_names", None)
         if known and self.best.metric not in known:
             raise ConfigError(f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}")
+
+    def _check_images(self, data_sets: list[Any]) -> None:
+        """Look at all image files from outside, on all ranks; rank 0 says what is doubtful about the data, or with `strict` ends the run for it."""
+        doubts: list[str] = []
+        if len(data_sets) > 1 and (both := data_sets[0].images_in_common(data_sets[1])):
+            doubts.append(f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good")
+        for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
+            if self.settings.strict:
+                data.refuse_bad_images()
+            doubts += data.labels.findings.describe()
+            if is_main():
+                data.check_images_exist()
+                self._compare_sizes(data)
+            barrier()
+            data.scan_images(self.output_dir / f"images.{name}.npz")
+            doubts += data.describe_frames()
+        if is_main():
+            doubts += data_sets[0].describe_twins(*data_sets[1:])
+            if doubts and self.settings.strict:
+                raise DataError(f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}")
+            for line in doubts:
+                logger.warning("%s", line)
+        barrier()
 
     def _compare_sizes(self, data: Any) -> None:
         """Say so if images come in another size than the model is made for: it works, but is rarely meant."""

@@ -153,6 +153,28 @@ def test_f49_of_several_frames_the_first_is_used_with_one_warning(own_data, capl
     assert marks_told(own_data, caplog).count("images with several frames, of which the first is used: 1 (first: val_00000.jpg)") == 1
 
 
+DOUBTFUL = {
+    "several frames": lambda data: saved(data, Image.new("RGB", (64, 64)), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 64), (9, 9, 9))]),
+    "the content of another": lambda data: shutil.copy(image_path(data, 1), image_path(data, 5)),
+    "boxes without area, dropped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 0, 5])),
+    "boxes reaching beyond their image, clipped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 99, 5])),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTFUL)
+def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(own_data, tmp_path, doubt):
+    DOUBTFUL[doubt](own_data)
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--strict")
+    assert ended.code == 3
+    assert ended.err.startswith("error[3]: with strict no warning about the data is accepted, and there are 1: ") and doubt in ended.err
+
+
+def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(own_data, tmp_path):
+    image_path(own_data, 3).write_bytes(b"")
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}), "--seed=0", "--strict")
+    assert (ended.code, ended.err) == (3, f"error[3]: image {image_path(own_data, 3)} is empty (0 bytes)\n")
+
+
 @pytest.mark.parametrize(("mode", "seen"), [("RGBA", (255, 127, 127)), ("LA", (165.5,) * 3), ("P", (255, 0, 0)), ("1", (255,) * 3), ("I", (128,) * 3)])
 def test_f50_every_mode_with_a_defined_range_is_read_transparency_over_white(own_data, mode, seen):
     image = {"RGBA": lambda: Image.new("RGBA", (64, 64), (255, 0, 0, 128)), "LA": lambda: Image.new("LA", (64, 64), (76, 128)),

@@ -32,8 +32,8 @@ from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect
 BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
 
-_TOLD = ((Mark.SEVERAL_FRAMES, logging.WARNING, "images with several frames, of which the first is used"),
-         (Mark.TURNED, logging.INFO, "images turned upright, as a note in their files says"), (Mark.CMYK, logging.INFO, "CMYK images, converted to RGB"))
+_TOLD = {Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
+         Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"), Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB")}
 """What is said once about images with a mark, and how loudly."""
 
 
@@ -141,6 +141,10 @@ class CocoDetection(Dataset):
         if self.scan is not None and self.watch_files:
             self.scan.check_unchanged(index, now)
 
+    def refuse_bad_images(self) -> None:
+        """Let the first image that cannot be read end the run, whatever the settings say."""
+        self.bad_images = 0
+
     def allow_bad_images(self) -> None:
         """Leave out images that cannot be read, as training may: `BAD_IMAGES` of them where the settings say nothing."""
         if self.bad_images is None:
@@ -170,13 +174,13 @@ class CocoDetection(Dataset):
         if bad:
             logger.warning("%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)", self.ann_file,
                            len(self.marks.images(Mark.UNREADABLE)), self._tolerated, self.bad_images)
-        self._tell_marks()
+        for mark, (level, _) in _TOLD.items():
+            if new := self.marks.take_news(mark):
+                logger.log(level, "%s", self._told(mark, new[0]))
         self._limit_bad_images()
 
-    def _tell_marks(self) -> None:
-        for mark, level, text in _TOLD:
-            if new := self.marks.take_news(mark):
-                logger.log(level, "%s: %s: %d (first: %s)", self.ann_file, text, len(self.marks.images(mark)), self.labels.file_name(new[0]))
+    def _told(self, mark: Mark, first: int) -> str:
+        return f"{self.ann_file}: {_TOLD[mark][1]}: {len(self.marks.images(mark))} (first: {self.labels.file_name(first)})"
 
     def _why_bad(self, index: int) -> str:
         """Decode an image that was unreadable once more, since the process that met it could not tell us."""
@@ -288,25 +292,28 @@ class CocoDetection(Dataset):
         self.scan = scan_images([str(self.image_path(index)) for index in range(len(self))], sizes, cache)
         for index in self.scan.several_frames():
             self.marks.add(index, Mark.SEVERAL_FRAMES)
-        self._tell_marks()
         if odd := self.scan.contradictions(sizes):
             shown = listed([f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}" for i, (w, h) in odd.items()], "; ")
             raise DataError(f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
                             f"in the annotation file, or, if the boxes fit the images as they are, set dataset.trust_files to True")
 
-    def tell_twins(self, *others: CocoDetection) -> None:
-        """Say which images are there twice under different names, in this data set, in another or in both; all have been scanned."""
+    def describe_frames(self) -> list[str]:
+        """Return a line about images with several frames, if the scan found some; it is not told again."""
+        new = self.marks.take_news(Mark.SEVERAL_FRAMES)
+        return [self._told(Mark.SEVERAL_FRAMES, new[0])] if new else []
+
+    def describe_twins(self, *others: CocoDetection) -> list[str]:
+        """Return a line about images that are there twice under different names, for each data set and for what they share; all have been scanned."""
         data_sets = [self, *others]
         twins = find_twins([data.scan for data in data_sets])
-        for number, data in enumerate(data_sets):
-            if groups := twins.within(number):
-                logger.warning("%s: images with the content of another one: %d (first: %s is %s)", data.ann_file, sum(len(group) - 1 for group in groups),
-                               groups[0][1], groups[0][0])
+        lines = [f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
+                 for number, data in enumerate(data_sets) if (groups := twins.within(number))]
         if groups := twins.shared():
-            logger.warning("%d images are in both data sets under different names (first: %s is %s); the score will be too good", len(groups),
-                           groups[0][-1], groups[0][0])
+            lines.append(f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
+                         f"too good")
         if twins.unread:
-            logger.warning("%d images that look alike were not compared in full: there are too many", twins.unread)
+            logger.info("%d images that look alike were not compared in full: there are too many", twins.unread)
+        return lines
 
     def _sizes_of_files(self, names: list[str], sizes: np.ndarray) -> np.ndarray:
         return sizes_of_files([str(self.img_folder / name) for name in names], sizes)
