@@ -5,7 +5,6 @@ from torch import nn
 from src.core import CheckpointError
 from src.core.errors import NumericsError
 from src.runtime.model_weights import class_count, load_strictly, read_weights
-from src.solver.finetune import load_for_tuning
 
 
 class Model(nn.Module):
@@ -77,13 +76,3 @@ def test_stored_tables_are_kept_at_their_size_and_left_out_at_another(path):
 
 def test_class_count_is_none_without_a_class_head():
     assert class_count({"w": torch.ones(3)}) is None
-
-
-@pytest.mark.parametrize("load", [load_strictly, lambda model, file: load_for_tuning(model, file, None)], ids=["-r", "-t"])
-def test_state_with_lora_factors_is_refused_by_a_plain_model_in_one_sentence(path, load):
-    factors = {"backbone.qkv.lora_down": torch.zeros(4, 2), "backbone.qkv.lora_up": torch.zeros(2, 4)}
-    torch.save({"model": Model().state_dict() | factors}, path)
-    with pytest.raises(CheckpointError) as caught:
-        load(Model(), read_weights(path))
-    assert str(caught.value) == (f"{path} is the state of a run with LoRA (2 factors of rank 4), this model has none; take that run's best.pth, whose weights "
-                                 f"are plain, or set DINOv3Backbone.lora_rank=4")
