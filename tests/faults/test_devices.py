@@ -22,6 +22,8 @@ TIMEOUT = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=71, OpT
 @pytest.fixture
 def collective_fails(tmp_path, monkeypatch):
     """Return a function that lets `all_reduce` of a run on one of two ranks fail so, and gives how that rank ends."""
+    monkeypatch.setattr("src.runtime.distributed._GRACE", 0.0)
+
     def run(words: str, recorded: bool = True):
         def command() -> None:
             os.environ.update(RANK="0", WORLD_SIZE="1")
