@@ -346,8 +346,11 @@ def test_a_checkpoint_with_factors_loads_into_a_model_with_lora(load, detectors,
 @LOADERS
 def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(load, detectors, tmp_path):
     plain, adapted = detectors
-    with pytest.raises(CheckpointError, match=r"best\.pth does not fit this model: 16 unexpected \(backbone\.vit\.blocks\.0\.attn\.qkv\.lora_down, "):
-        load(plain, saved(adapted.state_dict(), tmp_path))
+    file = saved(adapted.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        load(plain, file)
+    assert str(caught.value) == (f"{file.path} is the state of a run with LoRA (16 factors of rank 4), this model has none; take that run's best.pth, "
+                                 f"whose weights are plain, or set DINOv3Backbone.lora_rank=4")
 
 
 @LOADERS
