@@ -1,5 +1,6 @@
 # make demo    environment, drawn data, training, evaluation, pictures; about 6 minutes on one core
 # make test    environment and all tests but the slow ones
+# make tools   what single tools need besides: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt); their tests are skipped without
 # Both need nothing but Python 3.10 or newer.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ OUTPUT = output/demo
 # The models here are small: two threads gain a third on quiet cores and lose far more on busy ones.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow tools lint clean
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,9 @@ demo: $(READY) data/synthetic/val.json
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+tools: $(READY)
+	$(BIN)/python -m pip install --quiet -r tools/requirements.txt
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

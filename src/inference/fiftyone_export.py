@@ -57,7 +57,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
     """
     fo, data, samples = import_fiftyone(), evaluation.dataset, []
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
-        size = np.tile(np.array(data.labels.sizes[index], float), 2)
+        size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
         rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
         verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
