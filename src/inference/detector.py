@@ -35,7 +35,16 @@ from .prediction import Prediction
 from .preprocessing import Preprocessing
 from .tiling import Tiling, predict_tiled
 
-Readable = str | Path | Image.Image | np.ndarray | Tensor
+
+class LabelledFile(NamedTuple):
+    """An image file whose labels were made for a size; a rotation noted in the file is applied only if that gives it."""
+
+    path: Path
+    size: tuple[int, int]
+    """(width, height)."""
+
+
+Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
 """An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H, W]`, uint8, RGB."""
 
 DEFAULT_THRESHOLD = 0.4
@@ -172,6 +181,8 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         ImageError: if a file cannot be read.
         ConfigError: if it is no image, or an array of another shape or type.
     """
+    if isinstance(image, LabelledFile):
+        return load_image(*image), str(image.path)
     if isinstance(image, (str, Path)):
         return load_image(image), str(image)
     if isinstance(image, Image.Image):

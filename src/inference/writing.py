@@ -16,7 +16,7 @@ from ..data.dataset.coco_format import load_coco
 from ..data.dataset.images import ImageError
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
-from .detector import Detector, Seen
+from .detector import Detector, LabelledFile, Readable, Seen
 from .sources import VIDEO_SUFFIXES, Video, VideoWriter, image_files
 
 PREDICTIONS = "predictions.json"
@@ -48,12 +48,12 @@ def predict_source(detector: Detector, source: str, output: Path, *, annotations
         if annotations is not None:
             raise ConfigError("--annotations names image files; it has no meaning for a video")
         return _predict_video(detector, video, folder, draw, frames, settings)
-    root, ids = _images(Path(source), annotations)
+    root, ids, files = _images(Path(source), annotations)
     if folder.resolve() in (root.resolve(), *(file.parent.resolve() for file in ids)) and draw:
         raise ConfigError(f"the pictures would be written among the images in {folder}; choose another --output")
-    ids = dict(islice(ids.items(), frames))
+    ids, files = dict(islice(ids.items(), frames)), files[:frames]
     unreadable: list[ImageError] = []
-    seen = detector.stream(tqdm(ids, desc="images", disable=None, leave=False), unreadable=unreadable, **settings)
+    seen = detector.stream(tqdm(files, desc="images", disable=None, leave=False), unreadable=unreadable, **settings)
     results = _ImageResults(folder, root, ids, draw)
     written = _write_results(folder, map(results.take, seen))
     if unreadable:
@@ -68,13 +68,15 @@ def _open_video(source: str) -> Video | None:
     return Video(Path(source)) if Path(source).suffix.lower() in VIDEO_SUFFIXES else None
 
 
-def _images(source: Path, annotations: Path | None) -> tuple[Path, dict[Path, int]]:
-    """Return the folder that names are relative to, and the id of each image file."""
+def _images(source: Path, annotations: Path | None) -> tuple[Path, dict[Path, int], list[Readable]]:
+    """Return the folder that names are relative to, the id of each image file, and the files as they are to be read."""
     root = source.parent if source.is_file() else source
     if annotations is None:
-        return root, {file: number for number, file in enumerate(image_files(source), start=1)}
+        ids = {file: number for number, file in enumerate(image_files(source), start=1)}
+        return root, ids, list(ids)
     labels = load_coco(str(annotations))
-    return root, {root / labels.file_name(i): int(labels.image_ids[i]) for i in range(len(labels))}
+    ids = {root / labels.file_name(i): int(labels.image_ids[i]) for i in range(len(labels))}
+    return root, ids, [LabelledFile(file, tuple(size)) for file, size in zip(ids, labels.sizes.tolist())]
 
 
 class _ImageResults:

@@ -16,6 +16,7 @@ from src.core import ConfigError, DataError
 from src.inference.sources import Video, VideoWriter
 from src.inference.writing import predict_source
 from src.solver import DetSolver
+from tests.fixtures.coco_files import write_coco
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 from tests.inference.test_sources import needs_opencv
@@ -87,3 +88,14 @@ def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_
     assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(n, f"frame {n}") for n in (1, 2, 3)}
     drawn = Video(tmp_path / "found/clip.mp4")
     assert drawn.rate == 5 and drawn.count == 3
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96)])
+def test_an_image_is_turned_only_if_its_labels_say_so(detector, tmp_path, size):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "a.jpg", exif=turned)
+    labels = write_coco(tmp_path, {"images": [{"id": 3, "file_name": "a.jpg", "width": size[0], "height": size[1]}], "annotations": [],
+                                   "categories": [{"id": 1, "name": "disc"}]}, draw=False)
+    predict_source(detector, str(tmp_path), tmp_path / "found", annotations=labels, threshold=0.0)
+    assert Image.open(tmp_path / "found/a.jpg").size == (5 * size[0], 5 * size[1])
