@@ -85,7 +85,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run at a time; the lock goes with the process, however it ends.
+    """Hold a folder for one run at a time; the lock goes with the process, however it ends, also if its children go on for a while.
 
     Raises:
         ConfigError: if another process holds it, with its number.
@@ -99,6 +99,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        os.register_at_fork(after_in_child=file.close)  # a loader's worker would hold the folder after a run that was killed
         yield
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -235,3 +237,24 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
     assert run_forked(child, tmp_path).code == 9
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+
+
+def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(tmp_path):
+    ready, begun = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with locked(tmp_path):
+            worker = os.fork()
+            if not worker:
+                os.write(begun, b"x")
+                time.sleep(30)
+                os._exit(0)
+            (tmp_path / "worker").write_text(str(worker))
+            os.read(ready, 1)
+            os._exit(9)
+    os.waitpid(holder, 0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
