@@ -8,7 +8,7 @@ A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and
 time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of
 an undisturbed run, bit for bit, and the next run begins, until the kills are reached. Exit code 1 if anything was lost.
 
-With `--minutes` one run without an end, with a loader worker, is killed again and again. An undisturbed one would take as long once more, so every step
+With `--minutes` one run of 20000 epochs, with a loader worker, is killed again and again. An undisturbed one would take as long once more, so every step
 that is learned again after a kill is compared with itself: its loss must be the one of before, to the bit. Memory and open files of the training are
 looked at every second; exit code 1 also if they grow by more than 5 %, within attempts or over all of them.
 """
@@ -87,17 +87,22 @@ def train(folder: Path, name: str, *, endless: bool = False) -> None:
     """Begin or go on with the run in a folder, to its end."""
     import torch
 
-    from src.core import YAMLConfig
     from src.solver import DetSolver
+
+    DetSolver(configuration(folder, name, endless=endless), torch.device("cpu")).fit()
+
+
+def configuration(folder: Path, name: str, *, endless: bool = False):
+    """Return that of a run on the data of a folder."""
+    from src.core import YAMLConfig
 
     loaders = {f"{part}_dataloader": {**settings, "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")}}
                for part, settings in LOADERS.items()}
     settings = {**TINY, **loaders, "output_dir": str(folder / name)}
     if endless:
-        settings |= {"epochs": 1_000_000, "save_every_steps": 12}
+        settings |= {"epochs": 20_000, "save_every_steps": 12}
         settings["train_dataloader"] |= {"num_workers": 1, "collate_fn": {"stop_epoch": None}}
-    cfg = YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings)
-    DetSolver(cfg, torch.device("cpu")).fit()
+    return YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings)
 
 
 # ---- kills ----
