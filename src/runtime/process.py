@@ -12,7 +12,7 @@ import torch
 
 from ..core.errors import Preempted, ResourceError, RunError
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
-from .files import write_json
+from .files import DISK_FULL, write_json
 from .log import logger, printable
 
 STATUS_FILE = "run_status.json"
@@ -56,6 +56,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, _own_words(error)
     if isinstance(error, MemoryError):
         return ResourceError.exit_code, f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ResourceError.exit_code, f"disk full writing {error.filename or 'a file'}: {error.strerror}; make room and go on with -r auto"
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
                                          f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last")

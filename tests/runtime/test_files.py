@@ -114,10 +114,10 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(path, monk
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
-def test_full_disk_is_told_with_what_was_written_and_what_is_free(path):
+def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: 1\.0 MB written when it ended, free \d+\.\d MB$"):
+        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$"):
             write_atomically(path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)])
 
     ended = run_forked(child, path.parent.parent)
