@@ -70,12 +70,13 @@ def main() -> None:
         folder = Path(name)
         from src.data.dataset.synthetic import write_synthetic_coco
 
-        write_synthetic_coco(folder, train=LONG_IMAGES if arguments.minutes else 24, val=8, size=64, seed=3, max_objects=3)
+        write_synthetic_coco(folder, train=24, val=8, size=64, seed=3, max_objects=3)
         train(folder, "straight")  # in this process: children find everything imported
         rng = random.Random(arguments.seed)
         lost = 0
         if arguments.minutes:
-            lost += long_soak(folder, arguments.minutes, arguments.wait, rng)
+            write_synthetic_coco(folder / "long", train=LONG_IMAGES, val=8, size=64, seed=3, max_objects=3)
+            lost += long_soak(folder / "long", arguments.minutes, arguments.wait, rng)
         elif arguments.kills:
             lost += soak(folder, arguments.kills, rng)
         lost += damage(folder / "straight", "flipped bits", arguments.bits, rng, flip)
