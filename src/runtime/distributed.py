@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,6 +179,15 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return why another rank does not answer, if that is what an error is about."""
     if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)) or is_device_fault(error):
         return None
+    found: list[LostRank] = []
+    asking = threading.Thread(target=lambda: found.append(_ask_for_lost_rank()), daemon=True)
+    asking.start()
+    asking.join(2 * _GRACE)  # a store does not answer if the rank that hosts it is the silent one
+    return found[0] if found else LostRank("another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why")
+
+
+def _ask_for_lost_rank() -> LostRank:
+    """Look through the notes for the rank that ended or is silent."""
     _note(f"waiting{rank()}", "")
     if told := _read_note("error"):
         code, _, message = told.partition(" ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from ..core.errors import ConfigError, ResourceError
 TEMPORARY = ".tmp"
 """Part of the name of every file that is being written."""
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or a limit is reached."""
+
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, keep_previous: str | Path | None = None) -> None:
     """Replace `path` by what `write` puts into a file; whatever happens, `path` holds the old content or the new.
@@ -27,7 +31,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, kee
         keep_previous: another name under which the old content stays.
 
     Raises:
-        ResourceError: if the disk is full or a limit is reached, with what is free.
+        ResourceError: if the disk is full or a limit is reached, with what is needed and what is free.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}{TEMPORARY}.{os.getpid()}")
@@ -43,9 +47,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, kee
     except OSError as error:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             free = shutil.disk_usage(path.parent).free
-            raise ResourceError(f"disk full writing {path}: {written / 1e6:.1f} MB written when it ended, free {free / 1e6:.1f} MB") from error
+            raise ResourceError(f"disk full writing {path}: need {_size_of(write) / 1e6:.1f} MB, free {free / 1e6:.1f} MB, "
+                                f"{written / 1e6:.1f} MB written when it ended") from error
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -85,7 +90,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run at a time; the lock goes with the process, however it ends.
+    """Hold a folder for one run at a time; the lock goes with the process, however it ends, also if its children go on for a while.
 
     Raises:
         ConfigError: if another process holds it, with its number.
@@ -99,7 +104,37 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        os.register_at_fork(after_in_child=file.close)  # a loader's worker would hold the folder after a run that was killed
         yield
+
+
+def _size_of(write: Callable[[BinaryIO], None]) -> int:
+    """Return how many bytes would be written, and write none."""
+    counter = _Counter()
+    write(counter)
+    return counter.size
+
+
+class _Counter(io.RawIOBase):
+    """A file to write to that knows its size alone."""
+
+    size = position = 0
+
+    def writable(self) -> bool:
+        """Tell so."""
+        return True
+
+    def write(self, block: bytes) -> int:
+        """Count a block."""
+        length = memoryview(block).nbytes
+        self.position += length
+        self.size = max(self.size, self.position)
+        return length
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, as in any file."""
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
 
 
 def _keep(path: Path, name: Path) -> None:

@@ -7,6 +7,8 @@ import resource
 import shutil
 from pathlib import Path
 
+from .files import DISK_FULL
+
 SHARED_MEMORY = Path("/dev/shm")
 
 _TOO_MANY_FILES = ("Too many open files", "received 0 items of ancdata")
@@ -26,8 +28,9 @@ def explain_limit(error: BaseException) -> str | None:
     limit = limit_of(error)
     if limit is not None:
         return describe_limit(limit)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {error.filename}" if error.filename else f"no space left on a disk, or {describe_limit(errno.ENOSPC)}"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        place = f"disk full writing {error.filename}" if error.filename else "a disk is full, or shared memory is"
+        return f"{place}: {error.strerror}; make room and go on with -r auto"
     return None
 
 

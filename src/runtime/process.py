@@ -64,7 +64,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if fault := explain_device_fault(error):
         return (RankError if is_distributed() else ResourceError).exit_code, fault
     if limit := explain_limit(error):
-        return ResourceError.exit_code, f"{limit}; last.pth is as it was saved last"
+        return ResourceError.exit_code, limit
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):

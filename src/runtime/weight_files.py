@@ -23,6 +23,9 @@ EXPANSION_LIMIT = 1.1
 """An archive may unpack to this many times its own size; torch writes its records uncompressed."""
 
 
+_ALWAYS_ALLOWED = 1 << 20
+"""Bytes of a tensor in a file of any size: one that was expanded from a single number is common and harmless."""
+
 _DIGEST_PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_DIGEST_PREFIX) + 64
 
@@ -99,13 +102,17 @@ def read_tensor_file(path: str | Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch guesses at what is odd; below is one line that says it
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:global|class) ([\w.]+)", str(error))
         what = f"it refers to {found[1]}" if found else "its pickle is damaged or holds more than tensors"
         raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
     except Exception as error:  # torch's readers raise whatever they stumble over: KeyError, AssertionError, struct.error ...
+        if "weights_only" in str(error):  # torch would advise to load it all the same
+            raise CheckpointError(f"{path} is a TorchScript archive or a tar file, which may hold code; it was not loaded") from None
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}") from None
+    _refuse_hollow(path, content)
+    return content
 
 
 def checked_path(path: str | Path) -> Path:
@@ -173,6 +180,25 @@ def _refuse_zip_bomb(path: Path) -> None:
         raise CheckpointError(f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it was not loaded")
     if unpacked > EXPANSION_LIMIT * packed:
         raise CheckpointError(f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded")
+
+
+def _refuse_hollow(path: Path, content: Any) -> None:
+    """Make sure that tensors are plain numbers that the file holds: a few bytes can stand for terabytes, by strides of 0, without data, or sparsely."""
+    size, found, seen = path.stat().st_size, [content], set()
+    while found:  # not by recursion, and each thing once: a file may nest deep and repeat itself
+        value = found.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            found += value.values()
+        elif isinstance(value, list | tuple | set):
+            found += value
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+                raise CheckpointError(f"{path} holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded")
+            if value.numel() * value.element_size() > max(EXPANSION_LIMIT * size, _ALWAYS_ALLOWED):
+                raise CheckpointError(f"{path} has {size} bytes but holds a tensor of {value.numel() * value.element_size()}; it was not loaded")
 
 
 def _first_line(error: BaseException) -> str:

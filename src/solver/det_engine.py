@@ -196,7 +196,10 @@ def _scaled(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
 
 @dataclass
 class EpochMeter:
-    """Adds up losses on the device and times on the host; reads the device only when asked."""
+    """Adds up losses on the device and times on the host; reads the device only when asked.
+
+    Losses are those of all ranks, so that what one rank saves of an epoch holds for the others when they go on with it.
+    """
 
     names: list[str] = field(default_factory=list)
     total: Tensor | None = None
@@ -206,17 +209,17 @@ class EpochMeter:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, losses: dict[str, Tensor], images: int, waited: float) -> None:
-        """Count a step."""
-        stacked = torch.stack(list(losses.values()))
+        """Count a step. All ranks must call this together."""
+        stacked = mean_over_ranks(torch.stack(list(losses.values())))
         self.names = list(losses)
         self.total = stacked if self.total is None else self.total + stacked
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each term over steps and ranks, and their sum as `loss`. All ranks must call this together."""
+        """Return the mean of each term over steps and ranks, and their sum as `loss`."""
         if self.total is None:
             return {}
-        means = dict(zip(self.names, mean_over_ranks(self.total / self.steps).tolist()))
+        means = dict(zip(self.names, (self.total / self.steps).tolist()))
         return {"loss": sum(means.values()), **means}
 
     @property
@@ -225,7 +228,7 @@ class EpochMeter:
         return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of this rank."""
+        """Return the sums."""
         return {"names": self.names, "total": self.total, "steps": self.steps, "images": self.images, "waited": self.waited, "seconds": self.seconds}
 
     @staticmethod

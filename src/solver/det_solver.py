@@ -94,8 +94,9 @@ class DetSolver:
                 self.meter = None
                 self._explain_nothing_found(metrics, meter)
                 self._show_found(metrics)
-                self._keep(metrics)
-                self._report(epoch, meter, metrics)
+                improved = self._count_epoch(metrics)
+                self._report(epoch, meter, metrics)  # before what says that the epoch is done: a run killed in between does both again
+                self._keep(epoch, metrics, improved)
             for writer in self.writers:
                 writer.close()
         barrier()
@@ -390,10 +391,8 @@ class DetSolver:
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
-        module = self.ema.module if self.ema is not None else self.model
-        broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
-        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation,
-                        self.output_dir)
+        broadcast_tensors([buffer for buffer in self.scored.buffers() if buffer.is_floating_point()])
+        return evaluate(self.scored, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation, self.output_dir)
 
     def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:
         """If the loss has fallen for some epochs and still nothing is found, say why, once."""
@@ -440,20 +439,28 @@ class DetSolver:
         self.checkpoints.save_last(gather(self))
         self.saved_at = time.monotonic()
 
-    def _keep(self, metrics: dict[str, Any]) -> None:
-        """Count the epoch as done, and write what is to be kept: the best first, since the last refers to it."""
+    @property
+    def scored(self) -> nn.Module:
+        """What is evaluated and kept: the average, or the model if there is none."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def _count_epoch(self, metrics: dict[str, Any]) -> bool:
+        """Count the epoch as done; return whether it was the best."""
         progress, epoch = self.progress, self.progress.epoch
-        scored = self.ema.module if self.ema is not None else self.model
-        improved = self.best.consider(epoch, metrics, scored.state_dict(), self.stages.stage(epoch))
+        improved = self.best.consider(epoch, metrics, self.scored.state_dict(), self.stages.stage(epoch))
         progress.epoch, progress.step = self.stages.next_epoch(epoch, self.best.epoch), 0
         if progress.epoch > epoch + 1:
             logger.info("no better %s for %d epochs: %s", self.best.metric, self.settings.patience,
                         "the clean stage begins early" if progress.epoch < self.settings.epochs else "the run ends early")
+        return improved
+
+    def _keep(self, epoch: int, metrics: dict[str, Any], improved: bool) -> None:
+        """Write what is to be kept after an epoch: the best first, since the last refers to it."""
         if is_main():
             if improved:
-                self.checkpoints.save_best(for_inference(self, scored, epoch, metrics))
+                self.checkpoints.save_best(for_inference(self, self.scored, epoch, metrics))
             if self.settings.checkpoint_freq and (epoch + 1) % self.settings.checkpoint_freq == 0:
-                self.checkpoints.save_numbered(epoch, for_inference(self, scored, epoch, metrics))
+                self.checkpoints.save_numbered(epoch, for_inference(self, self.scored, epoch, metrics))
             self._save_last()
         barrier()
 

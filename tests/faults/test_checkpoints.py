@@ -266,7 +266,7 @@ def test_f14_a_full_disk_is_told_thrice_and_what_was_saved_stays(tiny_data, fold
     def on_a_small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
         code, message = ended(tiny_data, folder, save_every_steps=1)
-        assert code == 6 and "disk full writing" in message and "free" in message and "given up after 3 attempts" in message, message
+        assert code == 6 and "disk full writing" in message and "MB, free " in message and "given up after 3 attempts" in message, message
 
     child = run_forked(on_a_small_disk, folder.parent)
     assert child.code == 0, child.err
@@ -279,7 +279,7 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, f
 
     def write(*arguments, **keywords) -> None:
         if next(full, False):
-            raise ResourceError("disk full writing last.pth: 0.1 MB written when it ended, free 0.0 MB")
+            raise ResourceError("disk full writing last.pth: need 0.2 MB, free 0.0 MB, 0.1 MB written when it ended")
         write_tensor_file(*arguments, **keywords)
 
     monkeypatch.setattr(checkpoint, "write_tensor_file", write)

@@ -153,8 +153,8 @@ def test_f42_worker_killed_by_sigbus_points_to_shared_memory(own_data, tmp_path,
 @pytest.mark.parametrize(("error", "text"), [
     (OSError(24, "Too many open files", "a.jpg"), "too many open files"), (RuntimeError("received 0 items of ancdata"), "too many open files"),
     (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "too many open files"),
-    (OSError(28, "No space left on device"), "no space left on a disk, or shared memory is full"),
-    (OSError(28, "No space left on device", "log.txt"), "no space left for log.txt")])
+    (OSError(28, "No space left on device"), "a disk is full, or shared memory is: No space left on device"),
+    (OSError(28, "No space left on device", "log.txt"), "disk full writing log.txt")])
 def test_f42_limits_of_the_system_are_exit_6(error, text):
     code, message = explain(error)
     assert code == 6 and message.startswith(text)

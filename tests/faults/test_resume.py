@@ -1,12 +1,15 @@
 """A run that is stopped and goes on ends as if nothing had happened: rows F01, F11, F12, F13, F16 and F19."""
 
 import json
+import os
 
 import pytest
 
 from src.core.errors import ConfigError
+from src.solver import DetSolver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
+from tests.fixtures.processes import run_forked
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +119,27 @@ def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(tiny_data, t
         assert (tmp_path / "best.pth").read_bytes() == best
 
 
-def test_f19_the_log_of_a_stopped_run_has_every_epoch_once(straight, tiny_data, tmp_path):
-    assert not run(tiny_data, tmp_path, stop_after=5)
-    assert run(tiny_data, tmp_path)
-    ours, theirs = read_log(tmp_path), read_log(straight[1][1])
-    timeless = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
-    assert [{key: record[key] for key in timeless} for record in ours] == [{key: record[key] for key in timeless} for record in theirs]
+def timeless(folder) -> list[dict]:
+    """Return what the log says of each epoch but for times."""
+    keys = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
+    return [{key: record[key] for key in keys} for record in read_log(folder)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(straight, tiny_data, tmp_path, ranks):
+    assert not run(tiny_data, tmp_path, ranks=ranks, stop_after=5)
+    assert run(tiny_data, tmp_path, ranks=ranks)
+    assert timeless(tmp_path) == timeless(straight[1][ranks])
     assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"] == 0
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["before its state is saved", "after its state is saved"])
+def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once(straight, tiny_data, tmp_path, saved):
+    def killed() -> None:
+        ordinary = DetSolver._keep
+        DetSolver._keep = lambda *arguments: (saved and ordinary(*arguments), os._exit(9))
+        run(tiny_data, tmp_path / "run")
+
+    assert run_forked(killed, tmp_path).code == 9
+    assert run(tiny_data, tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(straight[1][1])

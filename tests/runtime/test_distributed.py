@@ -324,3 +324,21 @@ def test_bits_of_all_ranks_are_joined():
 
 def test_bits_of_a_single_process_are_its_own():
     assert bits_over_ranks(torch.tensor([1, 2])).tolist() == [1, 2]
+
+
+def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others():
+    def explain() -> tuple[str, float]:
+        pids = gather_objects(os.getpid())
+        if rank() == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return "", 0.0
+        time.sleep(0.3)
+        began = time.monotonic()
+        try:
+            return str(distributed.explain_lost_rank(RuntimeError("Timed out waiting 5000ms for recv operation to complete"))), time.monotonic() - began
+        finally:
+            os.kill(pids[0], signal.SIGCONT)
+
+    said, seconds = on_ranks(2, explain)[1]
+    assert said == "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
+    assert seconds < 5

@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -112,10 +114,10 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(path, monk
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
-def test_full_disk_is_told_with_what_was_written_and_what_is_free(path):
+def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: 1\.0 MB written when it ended, free \d+\.\d MB$"):
+        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$"):
             write_atomically(path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)])
 
     ended = run_forked(child, path.parent.parent)
@@ -235,3 +237,24 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
     assert run_forked(child, tmp_path).code == 9
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+
+
+def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(tmp_path):
+    ready, begun = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with locked(tmp_path):
+            worker = os.fork()
+            if not worker:
+                os.write(begun, b"x")
+                time.sleep(30)
+                os._exit(0)
+            (tmp_path / "worker").write_text(str(worker))
+            os.read(ready, 1)
+            os._exit(9)
+    os.waitpid(holder, 0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)

@@ -114,6 +114,8 @@ def test_exit_code_reaches_the_shell(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "expected"), [(SystemExit(5), (5, "5")), (SystemExit("usage"), (1, "usage")),
-                                                 (errors.RunError("x"), (1, "x"))])
+                                                 (errors.RunError("x"), (1, "x")),
+                                                 (OSError(28, "No space left on device", "log.txt"),
+                                                  (6, "disk full writing log.txt: No space left on device; make room and go on with -r auto"))])
 def test_other_ways_to_end_are_explained(error, expected):
     assert explain(error) == expected

@@ -106,7 +106,7 @@ def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: 1\.0 MB written when it ended, free \d"):
+        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$"):
             write_tensor_file(path, {"big": torch.zeros(1 << 19)})
 
     ended = run_forked(child, path.parent.parent)
@@ -291,6 +291,29 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
         archive.filelist += archive.filelist * 50
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
     assert refused(path) == f"FILE has {path.stat().st_size} bytes but claims records of 510000; it was not loaded"
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (lambda: torch.ones(1).expand(100_000_000_000), "bytes but holds a tensor of 400000000000; it was not loaded"),
+    (lambda: torch.ones(1 << 40, device="meta"), "holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded"),
+    (lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)), "holds a tensor that is sparse, quantized or without data"),
+], ids=["stride of 0", "meta", "sparse"])
+def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(tmp_path, make, told):
+    torch.save({"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]}, tmp_path / "hollow.pth")
+    assert told in refused(tmp_path / "hollow.pth")
+
+
+def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):
+    part = {"w": torch.ones(4)}
+    content = {"a": part, "b": [part, part], "row": torch.zeros(1).expand(1000), "half": part["w"][:2]}
+    content["itself"] = content["b"]
+    torch.save(content, tmp_path / "shared.pth")
+    assert equal(read_tensor_file(tmp_path / "shared.pth"), content)
+
+
+def test_script_is_refused_and_unsafe_loading_never_advised(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
+    assert refused(tmp_path / "script.pth") == "FILE is a TorchScript archive or a tar file, which may hold code; it was not loaded"
 
 
 @pytest.mark.parametrize("address", ["https://example.com/best.pth", "http://example.com/best.pth", "file:///etc/passwd", "s3://bucket/best.pth"])

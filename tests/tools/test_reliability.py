@@ -24,6 +24,31 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
     assert all(int(n) == int(refused) + int(right) and int(refused) > 0 for _, n, refused, right in rows)
 
 
-@pytest.mark.parametrize("tool", ["soak", "fuzz"])
+def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
+    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--minutes=0.03", "--wait", "1", "1", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d+ kills in 0\.03 min, \d+ steps\ncheckpoints that can be read after a kill: (\d+) of \1\n", result.stdout)
+    assert "memory of the training: within an attempt" in result.stdout
+
+
+def test_a_series_of_faults_is_counted():
+    result = run_python("-W", "ignore", "tools/benchmark/fault_series.py", "numbers", "--repeat=2", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
+
+
+def test_hostile_files_are_refused():
+    result = run_python("-W", "ignore", "tools/benchmark/hostile_files.py", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no code ran: 42 of 42; " in result.stdout
+
+
+def test_the_cost_of_safety_is_measured():
+    result = run_python("-W", "ignore", "tools/benchmark/safety_cost.py", "--millions=1", "--saves=1", "--images=100", "--steps=1", timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("\n| ") == 5 and "% of its " in result.stdout
+
+
+@pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
 def test_a_word_that_is_no_number_is_refused(tool):
     assert run_python(f"tools/benchmark/{tool}.py", "--seed=x").returncode == 2

@@ -2,10 +2,15 @@
 
     python tools/benchmark/soak.py --kills 200 --seed 0                 # about two minutes on one core
     python tools/benchmark/soak.py --kills 0 --bits 200 --cuts 50       # damage only
+    python tools/benchmark/soak.py --minutes 120 --seed 0               # one long run, killed every 20 to 60 seconds
 
 A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and started again with `-r auto`; half of the kills come at any
 time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of
 an undisturbed run, bit for bit, and the next run begins, until the kills are reached. Exit code 1 if anything was lost.
+
+With `--minutes` one run of 20000 epochs, with a loader worker, is killed again and again. An undisturbed one would take as long once more, so every step
+that is learned again after a kill is compared with itself: its loss must be the one of before, to the bit. Memory and open files of the training are
+looked at every second; exit code 1 also if they grow by more than 5 %, within attempts or over all of them.
 """
 
 import argparse
@@ -14,6 +19,8 @@ import os
 import random
 import shutil
 import signal
+import statistics
+import struct
 import sys
 import tempfile
 import time
@@ -35,12 +42,16 @@ TINY = {
                          "num_denoising": 6},
     "DFINEPostProcessor": {"num_top_queries": 20},
 }
+LONG_IMAGES, GROWTH = 96, 0.05
+"""Of the long run: images of an epoch, and by how much memory and open files may grow."""
 LOADERS = {"train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}}, "val": {"total_batch_size": 4, "num_workers": 0}}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="kills to survive")
+    parser.add_argument("--kills", type=int, default=200, help="kills to survive; not with --minutes")
+    parser.add_argument("--minutes", type=float, default=0, help="keep killing one long run for so long")
+    parser.add_argument("--wait", type=float, nargs=2, default=(20, 60), metavar=("LEAST", "MOST"), help="seconds to a kill of the long run")
     parser.add_argument("--bits", type=int, default=0, help="single bits of last.pth to flip, one at a time")
     parser.add_argument("--cuts", type=int, default=0, help="places to cut last.pth at, one at a time")
     parser.add_argument("--seed", type=int, default=0, help="where moments and places follow from")
@@ -62,23 +73,37 @@ def main() -> None:
         write_synthetic_coco(folder, train=24, val=8, size=64, seed=3, max_objects=3)
         train(folder, "straight")  # in this process: children find everything imported
         rng = random.Random(arguments.seed)
-        lost = soak(folder, arguments.kills, rng) if arguments.kills else 0
+        lost = 0
+        if arguments.minutes:
+            write_synthetic_coco(folder / "long", train=LONG_IMAGES, val=8, size=64, seed=3, max_objects=3)
+            lost += long_soak(folder / "long", arguments.minutes, arguments.wait, rng)
+        elif arguments.kills:
+            lost += soak(folder, arguments.kills, rng)
         lost += damage(folder / "straight", "flipped bits", arguments.bits, rng, flip)
         lost += damage(folder / "straight", "cuts", arguments.cuts, rng, lambda raw, rng: raw[:rng.randrange(len(raw) - 80)])
     sys.exit(1 if lost else 0)
 
 
-def train(folder: Path, name: str) -> None:
+def train(folder: Path, name: str, *, endless: bool = False) -> None:
     """Begin or go on with the run in a folder, to its end."""
     import torch
 
-    from src.core import YAMLConfig
     from src.solver import DetSolver
+
+    DetSolver(configuration(folder, name, endless=endless), torch.device("cpu")).fit()
+
+
+def configuration(folder: Path, name: str, *, endless: bool = False):
+    """Return that of a run on the data of a folder."""
+    from src.core import YAMLConfig
 
     loaders = {f"{part}_dataloader": {**settings, "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")}}
                for part, settings in LOADERS.items()}
-    cfg = YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **TINY, **loaders, output_dir=str(folder / name))
-    DetSolver(cfg, torch.device("cpu")).fit()
+    settings = {**TINY, **loaders, "output_dir": str(folder / name)}
+    if endless:
+        settings |= {"epochs": 20_000, "save_every_steps": 12}
+        settings["train_dataloader"] |= {"num_workers": 1, "collate_fn": {"stop_epoch": None}}
+    return YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings)
 
 
 # ---- kills ----
@@ -151,6 +176,92 @@ def watched(mark: mmap.mmap) -> None:
     det_engine.TrainStep.__call__ = marking(det_engine.TrainStep.__call__, 1)
     checkpoint.write_tensor_file = marking(checkpoint.write_tensor_file, 2)
     det_solver.evaluate = marking(det_solver.evaluate, 3)
+
+
+# ---- one long run ----
+
+
+def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: random.Random) -> int:
+    """Kill one run for so long; print what it did, took and left; return how many faults there were."""
+    end = time.monotonic() + 60 * minutes
+    attempts, own, disk, losses = [], [], [], {}
+    unreadable = checked = differing = again = 0
+    while time.monotonic() < end:
+        attempts.append(long_attempt(folder, min(rng.uniform(*wait), max(end - time.monotonic(), wait[0]))))
+        before, losses = losses, read_losses(folder)
+        again, differing = again + len(before.keys() & losses), differing + sum(before[step] != losses[step] for step in before.keys() & losses)
+        read = [is_whole(path) for path in (folder / "run").glob("*.pth")]
+        checked, unreadable = checked + len(read), unreadable + read.count(False)
+        own.append(taken(os.getpid()))
+        disk.append({path: path.stat().st_size for path in (folder / "run").rglob("*") if path.is_file()})
+    print(f"{len(attempts)} kills in {minutes:g} min, {max(losses)} steps")
+    print(f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}")
+    print(f"steps learned again whose loss is equal to the bit: {again - differing} of {again}")
+    faults = unreadable + differing
+    quarter = max(len(attempts) // 4, 1)
+    for index, (name, unit) in enumerate((("memory", " MB"), ("open files", ""))):
+        within = [(late[index] - early[index]) / early[index] for early, late in attempts]
+        over = [statistics.median(late[index] for _, late in part) for part in (attempts[:quarter], attempts[-quarter:])]
+        ours = [statistics.median(sample[index] for sample in part) for part in (own[:quarter], own[-quarter:])]
+        print(f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
+              f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}")
+        faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
+    for name, pattern in (("checkpoints", "*.pth"), ("half-written files", "*.tmp.*"), ("log.txt", "log.txt"), ("curves", "events.*")):
+        sizes = [[size for path, size in files.items() if path.match(pattern)] for files in (disk[0], disk[-1])]
+        print(f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB")
+    return faults
+
+
+def long_attempt(folder: Path, seconds: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Start the long run, kill it after so many seconds; return what it took a little after its first steps and at the end."""
+    (folder / "losses").unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        try:
+            with open(folder / "losses", "ab", buffering=0) as losses, open(folder / "output.txt", "wb") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                note_losses(losses)
+                train(folder, "run", endless=True)
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+        os._exit(1)
+    samples, began = [], time.monotonic()
+    while time.monotonic() - began < seconds or len(samples) < 2:
+        time.sleep(min(1, seconds / 8))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            sys.exit(f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}")
+        if (folder / "losses").exists() and (folder / "losses").stat().st_size:
+            samples.append(taken(child))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    part = max(len(samples) // 5, 1)
+    early, late = samples[part:2 * part], samples[-part:]
+    return tuple(map(statistics.median, zip(*early))), tuple(map(statistics.median, zip(*late)))
+
+
+def taken(process: int) -> tuple[float, float]:
+    """Return the resident megabytes and the open files of a process."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1e3, len(os.listdir(f"/proc/{process}/fd"))
+
+
+def note_losses(file) -> None:
+    """Make this process write the number and the loss of each step."""
+    from src.solver import det_engine
+
+    ordinary = det_engine.TrainStep.__call__
+
+    def call(self, step, window):
+        losses = ordinary(self, step, window)
+        file.write(struct.pack("<qd", step, float(sum(losses.values())) if losses else 0.0))
+        return losses
+
+    det_engine.TrainStep.__call__ = call
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    return dict(struct.iter_unpack("<qd", (folder / "losses").read_bytes()))
 
 
 # ---- damage ----
