@@ -33,7 +33,7 @@ OUTSIDE = {"core": {"yaml", "torch"}, "ops": {"torch"}}
 LAZY = {"timm", "huggingface_hub", "safetensors", "tensorboard", "wandb", "pycocotools", "faster_coco_eval", "onnx", "onnxruntime", "tensorrt", "openvino"}
 """Heavy or optional packages: imported inside the functions that use them."""
 
-COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py"))]
+COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py")), *sorted((ROOT / "reference").glob("*.py"))]
 SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if path != ROOT / "src/__init__.py"]
 
 
