@@ -7,10 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from src.core import CheckpointError, ConfigError
 from src.inference import Detector
 from src.inference.exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine, warn_of_version
+from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
 
@@ -119,6 +121,21 @@ def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
     warn_of_version("10.6.0")
     warn_of_version("10.13.3")
     assert not caplog.text
+
+
+def test_the_runner_in_the_documentation_finds_what_the_detector_finds(exported, val_images, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    blocks = (ROOT / "docs/deployment.md").read_text().split("```")
+    (runner,) = [block.removeprefix("python") for block in blocks if "ort.InferenceSession" in block]
+    assert len(runner.strip().splitlines()) <= 17
+    shutil.copy(exported, tmp_path / "best.onnx")
+    Image.open(val_images[0]).resize((120, 90)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(runner, names)
+    expected = Detector.from_onnx("best.onnx").predict("image.jpg")
+    assert [name for name, _, _ in names["found"]] == expected.names and len(expected) > 0
+    np.testing.assert_allclose([box for _, _, box in names["found"]], expected.boxes, atol=1)
 
 
 class Counting(ExportedEngine):

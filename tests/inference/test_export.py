@@ -2,7 +2,9 @@
 
 import json
 import logging
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,31 +16,16 @@ from src.inference.detector import named_classes
 from src.inference.engines import TorchEngine
 from src.inference.export import check_agreement, compare, export_onnx, images_for_check
 from src.inference.metadata import KEY, Metadata, metadata_for
+from tests.fixtures.exported import shift_boxes, spoil
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
-needs_runtime = pytest.mark.skipif(not pytest.importorskip("importlib.util").find_spec("onnxruntime"), reason="onnxruntime is not installed")
+needs_runtime = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (tools/requirements.txt)")
 
 
 def ops_of(path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
-
-
-def spoil(path, folder, change):
-    """Write a copy of an exported file with another graph."""
-    proto = onnx.load(path)
-    change(proto)
-    onnx.save(proto, folder / "spoiled.onnx")
-    return folder / "spoiled.onnx"
-
-
-def shift_boxes(proto) -> None:
-    """Turn the last bias of every box head a little."""
-    for weight in proto.graph.initializer:
-        if "dec_bbox_head" in weight.name and weight.name.endswith("bias"):
-            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + np.linspace(-3, 3, weight.dims[0], dtype=np.float32),
-                                                         weight.name))
 
 
 def test_the_interface_is_the_frozen_one(exported):
@@ -90,8 +77,8 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
 
 
 def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxslim", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnxsim", None)
+    monkeypatch.setitem(sys.modules, "onnxslim", None)
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
     with pytest.raises(ConfigError, match="--simplify needs onnxslim or onnxsim"):
         export_onnx(detector, tmp_path / "a.onnx", simplify=True)
 

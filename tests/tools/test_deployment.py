@@ -8,10 +8,10 @@ import torch
 
 import src.inference.export
 from src.runtime.model_weights import read_weights
+from tests.fixtures.exported import shift_boxes, spoil
 from tests.fixtures.run_here import run_here
 from tests.fixtures.tiny import DEMO_CONFIG, ROOT, tiny_config
 from tests.fixtures.trained_tiny import TRAINED
-from tests.inference.test_export import shift_boxes, spoil
 
 EXPORT = "tools/deployment/export_onnx.py"
 
@@ -21,6 +21,7 @@ def entries(folder) -> list[dict]:
 
 
 def test_an_export_lies_beside_its_checkpoint_and_is_checked(tmp_path, tiny_data):
+    pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     checkpoint = shutil.copy(TRAINED, tmp_path / "best.pth")
     ended = run_here(EXPORT, "-r", checkpoint, "--batch", 2, "--exporter", "torchscript", "--check", "--images", tiny_data.folder / "images", "--count", 5)
