@@ -1,9 +1,12 @@
 """Fixtures that several folders of tests share."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.fixtures.tiny import SyntheticData, write_tiny_data
+from tests.fixtures.trained_tiny import TRAINED
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +19,24 @@ def fixed_seed_and_threads():
 def tiny_data(tmp_path_factory) -> SyntheticData:
     """24 training and 8 validation scenes of 64 pixels."""
     return write_tiny_data(tmp_path_factory.mktemp("tiny_data"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """The trained checkpoint as an ONNX file for batches of any size; its metadata lies beside it."""
+    pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed (tools/requirements.txt)")
+    from src.inference import Detector
+    from src.inference.export import export_onnx
+
+    return export_onnx(Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def exported_fixed(tmp_path_factory) -> Path:
+    """The same for batches of 2, by the older exporter."""
+    pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
+    from src.inference import Detector
+    from src.inference.export import export_onnx
+
+    return export_onnx(Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "two.onnx", batch_size=2,
+                       exporter="torchscript")

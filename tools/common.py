@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,9 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Add what `predict_from` needs; `output` is the default folder."""
-    parser.add_argument("-i", "--input", required=True, help="image, folder, video, or camera:N")
+def add_prediction_arguments(parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()) -> None:
+    """Add what `predict_from` needs; `output` is the default folder, `also` holds further names of `--input`."""
+    parser.add_argument("-i", "--input", *also, dest="input", required=True, help="image, folder, video, or camera:N")
     parser.add_argument("--output", default=output, help=f"folder for pictures or a video and predictions.json; default: {output}")
     parser.add_argument("--threshold", type=float, help="least score; default: the checkpoint's, with the best F1 on its validation data")
     parser.add_argument("--annotations", metavar="FILE", help="COCO file: look at its images within the folder --input, under its image ids")
@@ -54,6 +54,11 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, output: str) -> No
     parser.add_argument("--overlap", type=float, default=0.2, help="share that neighbouring tiles have in common; default: 0.2")
     parser.add_argument("--frames", type=int, metavar="N", help="stop after so many images or frames")
     parser.add_argument("--no-draw", action="store_true", help="write predictions.json alone")
+
+
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads`, for runtimes on the CPU."""
+    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; default: torch's number, which OMP_NUM_THREADS sets")
 
 
 def predict_from(arguments: argparse.Namespace, detector: Detector) -> None:

@@ -31,6 +31,8 @@ from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
 from .engines import Engine, TorchEngine
+from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
+from .metadata import metadata_for
 from .prediction import Prediction
 from .preprocessing import Preprocessing
 from .tiling import Tiling, predict_tiled
@@ -114,6 +116,31 @@ class Detector:
         engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
         return cls(engine, preprocessing, named_classes(file.classes, class_count(file.weights)), file.meta.get("threshold"),
                    {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)}, cfg)
+
+    @classmethod
+    def from_onnx(cls, path: str | Path, *, device: str | None = None, threads: int | None = None) -> Detector:
+        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime; arguments and errors as of `OnnxEngine`.
+
+        Raises:
+            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in NAME.json beside it.
+        """
+        return cls._from_export(OnnxEngine(path, device, threads=threads), path)
+
+    @classmethod
+    def from_openvino(cls, path: str | Path, *, device: str | None = None, threads: int | None = None) -> Detector:
+        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO; arguments and errors as of `OpenVinoEngine` and `from_onnx`."""
+        return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
+
+    @classmethod
+    def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
+        """Load an engine built of an exported model, with NAME.json beside it; arguments and errors as of `TensorRtEngine` and `from_onnx`."""
+        return cls._from_export(TensorRtEngine(path, device), path)
+
+    @classmethod
+    def _from_export(cls, engine: ExportedEngine, path: str | Path) -> Detector:
+        metadata = metadata_for(Path(path), engine.metadata)
+        return cls(engine, Preprocessing(metadata.preprocessing), metadata.classes, metadata.threshold,
+                   {"file": str(path), "licences": metadata.licences, "commit": metadata.commit, "checkpoint": metadata.checkpoint})
 
     def predict(self, images: Readable | Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8,
                 nms: float | None = None, tiling: Tiling | None = None) -> Prediction | list[Prediction]:

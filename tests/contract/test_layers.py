@@ -34,7 +34,7 @@ LAZY = {"timm", "huggingface_hub", "safetensors", "tensorboard", "wandb", "pycoc
         "cv2", "fiftyone", "jinja2"}
 """Heavy or optional packages: imported inside the functions that use them."""
 
-COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py"))]
+COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py")), *sorted((ROOT / "reference").glob("*.py"))]
 SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if path != ROOT / "src/__init__.py"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.fixtures.commands import run_python
 from tests.fixtures.tiny import DEMO_CONFIG, ROOT
 
-COMMANDS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "train.py", *ROOT.glob("tools/*/*.py")])
+COMMANDS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "train.py", *ROOT.glob("tools/*/*.py"), *ROOT.glob("reference/*.py")])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -294,10 +294,10 @@ class DFINETransformer(nn.Module):
         logits = self.enc_score_head(tokens)
         chosen = select_tokens(logits.detach(), self.num_queries, self.query_select_method)
         tokens, logits = gather_tokens(tokens, chosen), gather_tokens(logits, chosen)
-        boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(anchors.expand(len(memory), -1, -1), chosen)
+        boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(anchors.expand(memory.shape[0], -1, -1), chosen)
         content = tokens.detach()
         if self.learn_query_content:
-            content = self.tgt_embed.weight[:chosen.shape[1]].expand(len(memory), -1, -1)
+            content = self.tgt_embed.weight[:chosen.shape[1]].expand(memory.shape[0], -1, -1)
         first = {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()} if self.training else {}
         return content, boxes_unact.detach(), first
 

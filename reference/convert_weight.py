@@ -1,0 +1,66 @@
+"""Keep of a training checkpoint what inference needs: the average of its weights, and what it says about itself.
+
+    python reference/convert_weight.py output/run/last.pth      # writes output/run/last_converted.pth
+
+Takes D-FINE's checkpoints and last.pth; the result is {"model": weights}, with "meta" if there was one. LoRA factors are folded in.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.common import parser_for, run  # noqa: E402
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    parser.add_argument("checkpoint_file", help="checkpoint with an average (ema)")
+    arguments = parser.parse_args()
+    run(lambda: convert(arguments.checkpoint_file), arguments)
+
+
+def convert(file: str) -> Path:
+    """Write the converted file and return its path.
+
+    Raises:
+        CheckpointError: if the file is damaged or has no average.
+    """
+    from src.core.errors import CheckpointError
+    from src.runtime.log import logger
+    from src.runtime.model_weights import read_weights
+    from src.runtime.weight_files import read_tensor_file, write_tensor_file
+
+    read = read_weights(file)
+    content = read_tensor_file(file)
+    ema = content.get("ema")
+    if not (isinstance(ema, dict) and ema.get("module")):
+        raise CheckpointError(f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are")
+    path = read.path.with_stem(f"{read.path.stem}_converted")
+    weights = folded(read)
+    write_tensor_file(path, {"model": weights, **({"meta": read.meta} if read.meta else {})})
+    logger.info("%s: %d tensors, %.1f of %.1f MB", path, len(weights), path.stat().st_size / 1e6, read.path.stat().st_size / 1e6)
+    return path
+
+
+def folded(read) -> dict:
+    """Return the weights with LoRA's factors folded in, for which the model has to be built."""
+    from src.core import YAMLConfig
+    from src.core.errors import CheckpointError
+    from src.runtime.model_weights import LORA_KEYS, class_count, load_strictly, merged_state_dict
+
+    if not any(key.endswith(LORA_KEYS) for key in read.weights):
+        return read.weights
+    if not read.meta.get("config"):
+        raise CheckpointError(f"{read.path} has LoRA factors but no configuration that says how they are scaled")
+    cfg = YAMLConfig.from_text(read.meta["config"], f"the configuration in {read.path}")
+    cfg.without_pretrained()
+    if cfg.yaml_cfg.get("num_classes") is None:
+        cfg.set("num_classes", class_count(read.weights), f"counted in {read.path}")
+    model = cfg.model
+    load_strictly(model, read)
+    return merged_state_dict(model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""A detector as an ONNX file, and the check that the file finds what the detector finds.
+
+Why torch's exporters are used as they are here stands in docs/decisions/0016.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, DataError, ExportError
+from ..data.dataset.synthetic import draw_scene
+from ..runtime.files import prepare_output_dir, write_atomically
+from ..runtime.log import logger
+from .detector import Detector, Readable
+from .engines import TorchEngine
+from .evaluation import open_labelled_images
+from .exported_engines import INPUTS, OUTPUTS
+from .metadata import KEY, Metadata
+from .prediction import Prediction
+from .sources import image_files
+
+if TYPE_CHECKING:
+    import onnx
+
+Exporter = Literal["dynamo", "torchscript"]
+
+OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
+"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on LayerNormalization is one op."""
+
+BATCH = "N"
+"""Name of the batch dimension where it is free."""
+
+CONTROL_FLOW = ("If", "Loop", "Scan")
+"""Ops that a graph must not have, and all whose names begin with Sequence."""
+
+BOX_TOLERANCE = 1.0
+"""Pixels of the image by which a side of a box may differ."""
+
+SCORE_TOLERANCE = 0.01
+
+BEST = 10
+"""Detections of an image that are compared where fewer reach the threshold."""
+
+CHUNKS = (1, 2, 5)
+"""Sizes of the batches in which images are compared, in turn."""
+
+
+class Deployed(nn.Module):
+    """Detector and post-processor in one, with the frozen interface of exports."""
+
+    def __init__(self, model: nn.Module, postprocessor: nn.Module) -> None:
+        super().__init__()
+        self.model, self.postprocessor = model, postprocessor
+
+    def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map images `[N, 3, H, W]` float32 and sizes `[N, 2]` int64 (width, height) to labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in
+        pixels, and scores `[N, R]`."""
+        return self.postprocessor(self.model(images), orig_target_sizes)
+
+
+def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None = None, opset: int | None = None, exporter: Exporter = "dynamo",
+                simplify: bool = False) -> Path:
+    """Write a detector as an ONNX file, and its metadata as NAME.json beside it.
+
+    Args:
+        detector: from a checkpoint, on the CPU.
+        path: `.onnx`; it appears when it is complete.
+        batch_size: images at once; None for any number.
+        opset: version of ONNX's operators; None for the lowest that the exporter has.
+        exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that need opset 17.
+        simplify: pass the graph through onnxslim or onnxsim.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or name, or a missing package.
+        ExportError: if the graph is not as it must be.
+    """
+    path = Path(path)
+    opset = _checked_opset(opset, exporter, batch_size)
+    if path.suffix != ".onnx":
+        raise ConfigError(f"the file is called {path.name}, expected a name that ends with .onnx")
+    engine = detector.engine
+    if not isinstance(engine, TorchEngine) or engine.device.type != "cpu":
+        raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
+    onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
+    prepare_output_dir(path.parent)
+    deployed = Deployed(engine.model, engine.postprocessor).eval()
+    images = torch.rand(batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
+    with torch.no_grad(), _quietly():
+        deployed(*example)  # tables that are made at the first use are numbers then, not a part of the graph
+        proto = (_by_dynamo if exporter == "dynamo" else _by_torchscript)(deployed, example, opset, free_batch=batch_size is None)
+        proto = proto if simplifier is None else simplifier(proto)
+    _strip(proto)
+    metadata = _metadata_of(detector, batch_size)
+    onnx.helper.set_model_props(proto, {KEY: metadata.to_json()})
+    onnx.checker.check_model(proto)
+    _check_graph(proto, opset, path)
+    write_atomically(path, lambda file: file.write(proto.SerializeToString()))
+    write_atomically(path.with_suffix(".json"), lambda file: file.write(metadata.to_json().encode()))
+    logger.info("%s: opset %d, %s, %d operations, %.1f MB; %s beside it holds the same metadata", path, opset,
+                f"batches of {batch_size}" if batch_size else "batches of any size", len(proto.graph.node), path.stat().st_size / 1e6,
+                path.with_suffix(".json").name)
+    return path
+
+
+def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
+    if exporter not in OPSETS:
+        raise ConfigError(f"exporter is '{exporter}', expected one of {', '.join(OPSETS)}")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"the batch is {batch_size}, expected at least 1")
+    if exporter == "torchscript" and batch_size is None:
+        raise ConfigError("the torchscript exporter writes the example's batch size into the graph here; give --batch N, or use --exporter dynamo")
+    opset = OPSETS[exporter] if opset is None else opset
+    least = min(OPSETS.values())
+    if opset < least:
+        raise ConfigError(f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization is one operation: taken apart it "
+                          f"overflows in fp16")
+    if opset < OPSETS[exporter]:
+        raise ConfigError(f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; for {opset} use --exporter "
+                          f"torchscript --batch N")
+    return opset
+
+
+def _onnx(exporter: str):  # noqa: ANN202
+    try:
+        import onnx
+
+        if exporter == "dynamo":
+            import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the export needs {error.name}: pip install -r tools/requirements.txt") from None
+    return onnx
+
+
+def _by_dynamo(deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool) -> onnx.ModelProto:
+    batch = torch.export.Dim(BATCH)
+    shapes = {name: {0: batch} for name in INPUTS} if free_batch else None
+    program = torch.onnx.export(deployed, example, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, opset_version=opset, dynamic_shapes=shapes,
+                                verbose=False)
+    return program.model_proto
+
+
+def _by_torchscript(deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool) -> onnx.ModelProto:
+    import onnx
+
+    assert not free_batch
+    file = io.BytesIO()
+    torch.onnx.export(deployed, example, file, dynamo=False, input_names=list(INPUTS), output_names=list(OUTPUTS), opset_version=opset)
+    return onnx.load_from_string(file.getvalue())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporters' remarks about tracing to themselves: `_check_graph` and the check of results say what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [one.level for one in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for one in loggers:
+                one.setLevel(logging.ERROR)
+            yield
+        finally:
+            for one, level in zip(loggers, levels):
+                one.setLevel(level)
+
+
+def _simplifier():  # noqa: ANN202
+    """Return a function from a graph to a simpler one."""
+    try:
+        import onnxslim
+
+        return onnxslim.slim
+    except ImportError:
+        pass
+    try:
+        import onnxsim
+    except ImportError:
+        raise ConfigError("--simplify needs onnxslim or onnxsim: pip install onnxslim") from None
+
+    def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
+        result, fits = onnxsim.simplify(proto)
+        if not fits:
+            raise ExportError("onnxsim says itself that its result differs; export without --simplify")
+        return result
+
+    return simplified
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes for debugging: source lines and paths of this machine, which take half the space of a small model."""
+    proto.doc_string = ""
+    del proto.metadata_props[:], proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
+    """Refuse graphs that runtimes are known to choke on, and such whose interface is not the frozen one."""
+    ops = {node.op_type for node in proto.graph.node}
+    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    faults = [(bool(found := sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))), f"it has control flow ({', '.join(found)})"),
+              ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
+              (written != opset, f"its opset is {written}, not {opset}"),
+              (bool(foreign), f"it has operations of {', '.join(foreign)}"),
+              (tuple(entry.name for entry in proto.graph.input) != INPUTS or tuple(entry.name for entry in proto.graph.output) != OUTPUTS,
+               "its inputs or outputs are others")]
+    if found := [text for bad, text in faults if bad]:
+        raise ExportError(f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}")
+
+
+def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
+    meta = detector.meta
+    return Metadata(detector.preprocessing.ops, detector.classes, detector.threshold, list(detector.preprocessing.input_size), batch_size,
+                    list(meta.get("licences") or []), meta.get("commit"), Path(meta["file"]).name if "file" in meta else None)
+
+
+class Difference(NamedTuple):
+    """How far two detectors are apart on one image."""
+
+    name: str
+    compared: int
+    """Detections that were."""
+    box_px: float
+    """Largest difference of a side in pixels; infinite if a detection has no partner."""
+    score: float
+
+    @property
+    def relative(self) -> float:
+        """The larger of both, in tolerances; above 1 they disagree."""
+        return max(self.box_px / BOX_TOLERANCE, self.score / SCORE_TOLERANCE)
+
+
+def compare(reference: Prediction, other: Prediction, threshold: float, name: str = "") -> Difference:
+    """Compare what two detectors found in an image, whatever the order.
+
+    The reference's detections from `threshold` on, or its `BEST` if these are fewer, are each given a partner of their class among all of the
+    other's, at the least total difference; and so the other way round, so that nothing is lost and nothing is added. Ranks do not count: among
+    nearly equal scores they are chance, and so is which detections are the last of the list.
+
+    Args:
+        reference: all detections, whatever their score.
+        other: the same of the other detector.
+        threshold: least score of what must have a partner.
+        name: of the image.
+    """
+    forth, back = _distances(reference, other, threshold), _distances(other, reference, threshold)
+    both = np.concatenate([forth, back])
+    return Difference(name, len(forth), *both.max(0, initial=0.0).tolist())
+
+
+def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
+    """Return (pixels, score) between each detection that counts and its partner, `[n, 2]`; infinite without one."""
+    best_first = np.argsort(-one.scores, kind="stable")
+    count = max(int((one.scores >= threshold).sum()), min(BEST, len(one)))
+    sure = best_first[:count]
+    box = np.abs(one.boxes[sure][:, None] - other.boxes[None]).max(-1, initial=0.0)  # [n, R]
+    score = np.abs(one.scores[sure][:, None] - other.scores[None])
+    foreign = one.labels[sure][:, None] != other.labels[None]
+    cost = np.where(foreign, 1e9, np.minimum(np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE), 1e6))
+    rows, columns = linear_sum_assignment(cost)
+    result = np.full((count, 2), np.inf)
+    result[rows] = np.where(foreign[rows, columns][:, None], np.inf, np.column_stack([box[rows, columns], score[rows, columns]]))
+    return result
+
+
+def check_agreement(reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]) -> list[Difference]:
+    """Run images through both, in batches of 1, 2 and 5 in turn, and compare what they find.
+
+    Args:
+        reference: the detector that was exported.
+        exported: the same from the file, by its own metadata.
+        images: any kind.
+        names: of the images, for messages.
+
+    Returns:
+        The difference on each image.
+
+    Raises:
+        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are not the same.
+    """
+    same = {"preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops), "classes": (reference.classes, exported.classes),
+            "threshold": (reference.threshold, exported.threshold)}
+    if other := [f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in same.items() if ours != theirs]:
+        raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(other)}")
+    found: list[Prediction] = []
+    while len(found) < len(images):
+        size = CHUNKS[len(found) % len(CHUNKS)]
+        found += exported.predict(images[len(found):len(found) + size], threshold=0.0, batch_size=size)
+    expected = reference.predict(images, threshold=0.0)
+    differences = [compare(*pair, reference.threshold, name) for pair, name in zip(zip(expected, found), names)]
+    worst = max(differences, key=lambda difference: difference.relative)
+    if worst.relative > 1:
+        bad = sum(difference.relative > 1 for difference in differences)
+        raise ExportError(f"{exported.meta['file']} does not find what its model finds: {bad} of {len(images)} images differ, worst {worst.name}, where a box "
+                          f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)")
+    logger.info("%d images agree: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)", len(images),
+                sum(difference.compared for difference in differences), max(d.box_px for d in differences), max(d.score for d in differences), worst.name)
+    return differences
+
+
+def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
+    """Return up to `count` images and their names: of a folder, else the validation data of the checkpoint, else drawn ones.
+
+    Raises:
+        DataError: if the folder has no images.
+        ConfigError: if `count` is below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"--count is {count}, expected at least 1")
+    files = image_files(folder) if folder is not None else _validation_files(detector)
+    if files:
+        chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))]
+        logger.info("compared on %d of %d images of %s", len(chosen), len(files), folder or "the validation data that the checkpoint names")
+        return chosen, list(map(str, chosen))
+    logger.info("compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others", count)
+    rng, side = np.random.default_rng(0), max(detector.preprocessing.input_size)
+    return [draw_scene(rng, side, empty_share=0).image for _ in range(count)], [f"drawn image {number}" for number in range(1, count + 1)]
+
+
+def _validation_files(detector: Detector) -> list[Path]:
+    try:
+        dataset = open_labelled_images(detector)
+    except (ConfigError, DataError):
+        return []
+    return [Path(dataset.img_folder) / dataset.labels.file_name(i) for i in range(len(dataset))]

@@ -1,0 +1,230 @@
+"""Engines for exported models: ONNX Runtime, OpenVINO and TensorRT. Each needs its own package, imported when it is used.
+
+All have the inputs `images [N, 3, H, W]` float32 and `orig_target_sizes [N, 2]` int64 (width, height), and the outputs `labels [N, R]`
+int64, `boxes [N, R, 4]` xyxy in pixels, `scores [N, R]`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import CheckpointError, ConfigError
+from ..runtime.distributed import pick_device
+from ..runtime.log import logger
+from ..runtime.weight_files import checked_path
+from .engines import Found
+from .metadata import KEY
+
+INPUTS, OUTPUTS = ("images", "orig_target_sizes"), ("labels", "boxes", "scores")
+
+WRONG_IN_FP16 = ("8.5", "10.3", "10.4")
+"""Versions of TensorRT whose fp16 engines users report to be wrong for these models (docs/deployment.md)."""
+
+
+class ExportedEngine(ABC):
+    """What the engines have in common: batches of any size are cut and padded to what the model takes."""
+
+    batch_size: int | None = None
+    """The one number of images that it takes at once; None for any."""
+    largest: int | None = None
+    """Most images at once, where there is a limit."""
+    metadata: str | None = None
+    """Metadata from within the file, JSON; None if there is none."""
+
+    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+        """Detect objects (`Engine`)."""
+        step = self.batch_size or self.largest or max(1, len(images))
+        parts = []
+        for start in range(0, len(images), step):
+            batch, own = images[start:start + step], sizes[start:start + step]
+            missing = self.batch_size - len(batch) if self.batch_size else 0
+            if missing:
+                batch, own = (torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in (batch, own))
+            parts.append([part[:len(part) - missing] for part in self._compute(batch, own)])
+        labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
+        return labels.long(), boxes.float(), scores.float()
+
+    @abstractmethod
+    def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
+        """Run the model once; return `OUTPUTS` on the CPU."""
+
+
+class OnnxEngine(ExportedEngine):
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, path: str | Path, device: str | None = None, *, threads: int | None = None) -> None:
+        """Load the file.
+
+        Args:
+            path: `.onnx`.
+            device: cpu, cuda or cuda:N; None for CUDA if ONNX Runtime has it, else the CPU.
+            threads: of one operation on the CPU; None for torch's number.
+
+        Raises:
+            ConfigError: if ONNX Runtime is not installed or cannot use the device.
+            CheckpointError: if the file is missing, damaged or has another interface.
+        """
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise ConfigError("ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)") from None
+        path = checked_path(path)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
+        providers = _providers(device, ort.get_available_providers())
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
+            raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}") from None
+        self.providers = self._session.get_providers()
+        _check_interface(path, [entry.name for entry in self._session.get_inputs()], [entry.name for entry in self._session.get_outputs()])
+        first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
+        self.batch_size = first if isinstance(first, int) else None
+        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+
+    def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
+        values = (images.contiguous().numpy(), sizes.contiguous().numpy())
+        return map(torch.from_numpy, self._session.run(list(OUTPUTS), dict(zip(INPUTS, values))))
+
+
+class OpenVinoEngine(ExportedEngine):
+    """An ONNX file or OpenVINO's own `.xml` in OpenVINO."""
+
+    def __init__(self, path: str | Path, device: str | None = None, *, threads: int | None = None) -> None:
+        """Read and compile the model, in float32.
+
+        Args:
+            path: `.onnx`, or `.xml` with its `.bin`.
+            device: OpenVINO's name: CPU, GPU, NPU, AUTO ...; None for CPU.
+            threads: on the CPU; None for torch's number.
+
+        Raises:
+            ConfigError: if OpenVINO is not installed or does not know the device.
+            CheckpointError: if the file is missing, damaged or has another interface.
+        """
+        try:
+            import openvino
+        except ImportError:
+            raise ConfigError("OpenVINO is not installed: pip install openvino") from None
+        path, core, device = checked_path(path), openvino.Core(), (device or "CPU").upper()
+        if device != "AUTO" and device.split(".")[0] not in {known.split(".")[0] for known in core.available_devices}:
+            raise ConfigError(f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}")
+        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
+            settings |= {"INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            model = core.read_model(str(path))
+            names = [sorted(port.get_names()) for ports in (model.inputs, model.outputs) for port in ports]
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {_first_line(error)}") from None
+        _check_interface(path, *([next((n for n in own if n in INPUTS + OUTPUTS), ", ".join(own)) for own in part]
+                                 for part in (names[:len(model.inputs)], names[len(model.inputs):])))
+        self._model = core.compile_model(model, device, settings)
+        first = model.input(INPUTS[0]).partial_shape[0]
+        self.batch_size = None if first.is_dynamic else first.get_length()
+        self.metadata = _onnx_metadata(path) if path.suffix == ".onnx" else None
+
+    def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
+        found = self._model(dict(zip(INPUTS, (images.contiguous().numpy(), sizes.contiguous().numpy()))))
+        return [torch.from_numpy(np.array(found[name])) for name in OUTPUTS]
+
+
+class TensorRtEngine(ExportedEngine):
+    """A TensorRT engine (API of version 10), with torch's memory on the device as its buffers."""
+
+    def __init__(self, path: str | Path, device: str | None = None) -> None:
+        """Load the engine; it fits the GPU and the version of TensorRT that built it.
+
+        Args:
+            path: what `trtexec --saveEngine` wrote.
+            device: cuda or cuda:N; None for the first.
+
+        Raises:
+            ConfigError: if TensorRT is not installed, is older than 10, or there is no such device.
+            CheckpointError: if the file is missing, damaged, built elsewhere or has another interface.
+        """
+        path = checked_path(path)
+        self.device = pick_device(device or "cuda")
+        if self.device.type != "cuda":
+            raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
+        try:
+            import tensorrt as trt
+        except ImportError:
+            raise ConfigError("TensorRT is not installed: pip install tensorrt (10.6 or later)") from None
+        if int(trt.__version__.split(".")[0]) < 10:
+            raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
+        warn_of_version(trt.__version__)
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise CheckpointError(f"{path} is no engine that TensorRT {trt.__version__} can use on {torch.cuda.get_device_name(self.device)}: engines fit "
+                                  f"the version and the GPU that built them; build it here (docs/deployment.md)")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        _check_interface(path, inputs, [name for name in names if name not in inputs])
+        self._context = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream(self.device)
+        types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.int32: torch.int32, trt.int64: torch.int64}
+        self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
+        if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
+            least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0))
+            self.batch_size, self.largest = (most if least == most else None), most
+        else:
+            self.batch_size = self._engine.get_tensor_shape(INPUTS[0])[0]
+
+    @torch.inference_mode()
+    def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            buffers = {name: value.to(self.device, self._types[name], non_blocking=True).contiguous()
+                       for name, value in zip(INPUTS, (images, sizes))}
+            for name, value in buffers.items():
+                self._context.set_input_shape(name, tuple(value.shape))
+            for name in OUTPUTS:
+                buffers[name] = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device=self.device)
+            for name, value in buffers.items():
+                self._context.set_tensor_address(name, value.data_ptr())
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError(f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what it logs")
+            return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
+
+
+def warn_of_version(version: str) -> None:
+    """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
+    if ".".join(version.split(".")[:2]) in WRONG_IN_FP16:
+        logger.warning("TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
+                       "rely on it (docs/deployment.md)", version, ", ".join(WRONG_IN_FP16))
+
+
+def _providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+    """Return ONNX Runtime's execution providers for a device."""
+    cuda = "CUDAExecutionProvider" in available
+    wanted = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu") if device is None else pick_device(device)
+    if wanted.type == "cuda" and not cuda:
+        raise ConfigError(f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install onnxruntime-gpu in its place")
+    return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"] if wanted.type == "cuda" else ["CPUExecutionProvider"]
+
+
+def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
+    if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
+        raise CheckpointError(f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
+                              f"export the checkpoint with tools/deployment/export_onnx.py")
+
+
+def _onnx_metadata(path: Path) -> str | None:
+    """Read the metadata of an ONNX file, or None without the onnx package; then NAME.json beside it serves."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    return next((entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props if entry.key == KEY), None)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,159 @@
+"""Exported models in ONNX Runtime and OpenVINO; TensorRT as far as it goes without a GPU."""
+
+import shutil
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.core import CheckpointError, ConfigError
+from src.inference import Detector
+from src.inference.exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine, warn_of_version
+from tests.fixtures.tiny import ROOT
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def load(request):
+    """Return a function that loads a file into an engine, each file once."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param), reason=f"{request.param} is not installed (tools/requirements.txt)")
+    return cache({"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param])
+
+
+def agree(found, expected) -> None:
+    assert [one.names for one in found] == [other.names for other in expected]
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.02)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_images_gives_what_torch_gives(load, exported, detector, val_images, count):
+    other = load(exported)
+    assert other.engine.batch_size is None
+    agree(other.predict(val_images[:count], threshold=0.3, batch_size=count), detector.predict(val_images[:count], threshold=0.3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_fixed_batch_is_filled_up_and_the_rest_thrown_away(load, exported_fixed, detector, val_images, count):
+    other = load(exported_fixed)
+    assert other.engine.batch_size == 2
+    agree(other.predict(val_images[:count], threshold=0.3), detector.predict(val_images[:count], threshold=0.3))
+
+
+def test_classes_threshold_preprocessing_and_origin_are_those_of_the_checkpoint(load, exported, detector, val_images):
+    other = load(exported)
+    assert (other.classes, other.threshold, other.preprocessing.ops) == (detector.classes, detector.threshold, detector.preprocessing.ops)
+    assert other.meta["checkpoint"] == "trained_tiny.pth" and other.meta["commit"] == detector.meta["commit"]
+    image = torch.randint(0, 255, (3, 40, 70), dtype=torch.uint8)
+    assert torch.equal(other.preprocessing([image])[0], detector.preprocessing([image])[0])
+
+
+def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(load, exported, tmp_path, val_images):
+    proto = onnx.load(exported)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "bare.onnx")
+    with pytest.raises(CheckpointError, match="there is no bare.json beside it"):
+        load(tmp_path / "bare.onnx")
+    shutil.copy(exported.with_suffix(".json"), tmp_path / "bare.json")
+    assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
+
+
+def test_openvinos_own_format_is_read_with_the_json_beside_it(exported, detector, val_images, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    openvino.save_model(openvino.Core().read_model(exported), tmp_path / "tiny.xml", compress_to_fp16=False)
+    shutil.copy(exported.with_suffix(".json"), tmp_path / "tiny.json")
+    agree(Detector.from_openvino(tmp_path / "tiny.xml").predict(val_images, threshold=0.3), detector.predict(val_images, threshold=0.3))
+
+
+def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path):
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["input"], ["output"])], "g", [tensor("input", 1, [1, 3, 8, 8])],
+                                   [tensor("output", 1, [1, 3, 8, 8])])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match="foreign.onnx takes input and gives output, expected images, orig_target_sizes and labels, boxes, scores"):
+        load(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize("content, message", [(None, "does not exist"), (b"", "is empty"), (b"no model at all", "cannot be loaded by")])
+def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(tmp_path / "a.onnx")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine, package, message", [(OnnxEngine, "onnxruntime", "pip install onnxruntime"),
+                                                      (OpenVinoEngine, "openvino", "pip install openvino")])
+def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch, engine, package, message):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=message):
+        engine(exported)
+
+
+def test_devices_that_are_not_there_are_refused(exported):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ConfigError, match="device 'cuda:77' was asked for|device cuda:77 was asked for"):
+        OnnxEngine(exported, "cuda:77")
+    pytest.importorskip("openvino")
+    with pytest.raises(ConfigError, match="device TPU was asked for, OpenVINO"):
+        OpenVinoEngine(exported, "tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_tensorrt_needs_cuda(exported):
+    with pytest.raises(ConfigError, match="sees no CUDA device"):
+        TensorRtEngine(exported)
+    with pytest.raises(ConfigError, match="TensorRT runs on CUDA devices alone"):
+        TensorRtEngine(exported, "cpu")
+
+
+def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
+    for version in ("10.3.0", "10.4.0.26", "8.5.1"):
+        warn_of_version(version)
+    assert caplog.text.count("users report wrong fp16 engines") == 3
+    caplog.clear()
+    warn_of_version("10.6.0")
+    warn_of_version("10.13.3")
+    assert not caplog.text
+
+
+def test_the_runner_in_the_documentation_finds_what_the_detector_finds(exported, val_images, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    blocks = (ROOT / "docs/deployment.md").read_text().split("```")
+    (runner,) = [block.removeprefix("python") for block in blocks if "ort.InferenceSession" in block]
+    assert len(runner.strip().splitlines()) <= 17
+    shutil.copy(exported, tmp_path / "best.onnx")
+    Image.open(val_images[0]).resize((120, 90)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(runner, names)
+    expected = Detector.from_onnx("best.onnx").predict("image.jpg")
+    assert [name for name, _, _ in names["found"]] == expected.names and len(expected) > 0
+    np.testing.assert_allclose([box for _, _, box in names["found"]], expected.boxes, atol=1)
+
+
+class Counting(ExportedEngine):
+    """Gives the number of its run and each image's mean."""
+
+    def __init__(self, batch_size=None, largest=None) -> None:
+        self.batch_size, self.largest, self.batches = batch_size, largest, []
+
+    def _compute(self, images, sizes):
+        self.batches.append(len(images))
+        means = images.flatten(1).mean(1, keepdim=True)
+        return means.int(), means[..., None].expand(-1, 1, 4), means
+
+
+@pytest.mark.parametrize("settings, batches", [({}, [5]), ({"largest": 3}, [3, 2]), ({"batch_size": 2}, [2, 2, 2]), ({"batch_size": 8}, [8])])
+def test_batches_are_cut_and_filled_to_what_an_engine_takes(settings, batches):
+    engine = Counting(**settings)
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
+    labels, boxes, scores = engine(images, torch.ones(5, 2, dtype=torch.long))
+    assert engine.batches == batches
+    assert labels.dtype == torch.int64 and labels[:, 0].tolist() == scores[:, 0].tolist() == [0, 1, 2, 3, 4] and boxes.shape == (5, 1, 4)

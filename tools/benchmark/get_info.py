@@ -1,0 +1,137 @@
+"""Parameters by part, operations, and memory of a forward pass; no weights are needed.
+
+    python tools/benchmark/get_info.py -c configs/dfine/dfine_hgnetv2_l_coco.yml
+    python tools/benchmark/get_info.py -r best.pth [--batch 8] [-d cuda:0]
+
+Operations are counted on the deploy form with torch.utils.flop_counter: 2 for each multiply-add of convolutions, matrix products and
+attention (also fused attention). Not counted are norms, activations, softmax, resizing, and the sampling of deformable attention.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would speak of every start, and of a missing GPU
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.common import parser_for, run  # noqa: E402
+
+PARTS = ("backbone", "encoder", "decoder")
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration")
+    parser.add_argument("-r", "--resume", metavar="FILE", help="checkpoint that holds one, in place of -c; or with -c for D-FINE's own")
+    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the configuration")
+    parser.add_argument("--batch", type=int, default=1, help="images of the pass whose memory is measured; default: 1")
+    parser.add_argument("-d", "--device", default="cpu", help="where that pass runs; default: cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    arguments = parser.parse_args()
+    run(lambda: report(arguments), arguments)
+
+
+def report(arguments) -> dict:
+    import torch
+
+    from src.core.errors import ConfigError
+    from src.runtime.distributed import pick_device
+    from src.runtime.files import write_json
+
+    if arguments.batch < 1:
+        raise ConfigError(f"--batch is {arguments.batch}, expected at least 1")
+    device, cfg = pick_device(arguments.device), open_config(arguments)
+    size = tuple(arguments.input_size or cfg.yaml_cfg.get("eval_spatial_size") or (640, 640))
+    cfg.set("eval_spatial_size", list(size), "the input size")
+    model = cfg.model
+    info = {"torch": torch.__version__, "input_size": list(size), "parameters": {"train": count_parameters(model)},
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    model = model.deploy()
+    info["parameters"]["deploy"] = count_parameters(model)
+    info["flops"] = count_flops(model, size)
+    info["forward_memory_mib"], info["memory_of"] = forward_memory(model.to(device), torch.rand(arguments.batch, 3, *size, device=device)), arguments.batch
+    print(as_text(info, device))
+    if arguments.json:
+        write_json(arguments.json, info)
+    return info
+
+
+def open_config(arguments):
+    """Return the configuration of `-c`, or of the checkpoint `-r`, with the checkpoint's number of classes and without start weights."""
+    from src.core import YAMLConfig
+    from src.core.errors import ConfigError
+    from src.inference.detector import read_config
+    from src.runtime.model_weights import class_count, read_weights
+
+    if arguments.resume:
+        file = read_weights(arguments.resume)
+        cfg = read_config(file.path, file.meta, arguments.config)
+        cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+    elif arguments.config:
+        cfg = YAMLConfig(arguments.config)
+    else:
+        raise ConfigError("give a configuration (-c) or a checkpoint (-r)")
+    cfg.without_pretrained()
+    if cfg.yaml_cfg.get("num_classes") is None:
+        cfg.set("num_classes", 80, "get_info.py, since the data decides")
+    return cfg
+
+
+def count_parameters(model) -> dict[str, int]:
+    """Return the number of parameters of each part, each parameter once, and in all."""
+    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    return counts | {"all": sum(p.numel() for p in model.parameters())}
+
+
+def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
+    """Return the operations of one image by part and in all."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # attention as matrix products: the counter does not know every fused kernel
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=2) as counter:
+        model(torch.zeros(1, 3, *size))
+    by_module = counter.get_flop_counts()
+    name = type(model).__name__
+    return {part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS} | {"all": counter.get_total_flops()}
+
+
+def forward_memory(model, images) -> float:
+    """Return the most MiB that a forward pass holds besides weights and images.
+
+    On CUDA torch counts them; on the CPU the profiler records every allocation, and their running sum is what counts.
+    """
+    import torch
+
+    with torch.inference_mode():
+        model(images)  # what is made once is not counted
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+            torch.cuda.reset_peak_memory_stats(images.device)
+            before = torch.cuda.memory_allocated(images.device)
+            model(images)
+            torch.cuda.synchronize(images.device)
+            return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            kept = model(images)
+        del kept
+    total = peak = 0
+    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak / 2**20
+
+
+def as_text(info: dict, device) -> str:
+    """Return the numbers as a Markdown table."""
+    train, deploy, flops = info["parameters"]["train"], info["parameters"]["deploy"], info["flops"]
+    lines = ["| part | parameters, training | parameters, deployed | GFLOPs | GMACs |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {part} | {train[part]:,} | {deploy[part]:,} | {flops[part] / 1e9:.3f} | {flops[part] / 2e9:.3f} |" for part in (*PARTS, "all")]
+    height, width = info["input_size"]
+    return "\n".join([*lines, "", f"{info['trainable']:,} parameters are trained at the start; input {height} x {width}; a forward pass of {info['memory_of']} "
+                      f"image(s) on {device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and images (torch {info['torch']})"])
+
+
+if __name__ == "__main__":
+    main()

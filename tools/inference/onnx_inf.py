@@ -1,0 +1,34 @@
+"""Find objects in an image, a folder, a video or a camera with an exported ONNX file, in ONNX Runtime.
+
+    python tools/inference/onnx_inf.py --onnx best.onnx -i image.jpg
+    python tools/inference/onnx_inf.py --onnx best.onnx -i images/ --output found/ -d cuda:0      # with onnxruntime-gpu
+
+The file says itself how images are prepared and what its classes are; everything else is as in torch_inf.py.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.common import add_prediction_arguments, add_threads_argument, parser_for, predict_from, run  # noqa: E402
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    parser.add_argument("--onnx", required=True, metavar="FILE", help="what tools/deployment/export_onnx.py wrote")
+    parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime has it")
+    add_threads_argument(parser)
+    add_prediction_arguments(parser, "onnx_results")
+    arguments = parser.parse_args()
+
+    def command() -> None:
+        from src.inference import Detector
+
+        predict_from(arguments, Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads))
+
+    run(command, arguments)
+
+
+if __name__ == "__main__":
+    main()
