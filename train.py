@@ -17,6 +17,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-r", "--resume", help="go on from this last.pth, or with auto from that of the output folder if there is one; "
                                                    "with --test-only, evaluate these weights")
     parser.add_argument("--override", action="store_true", default=None, help="go on with a run although its configuration has changed")
+    parser.add_argument("--strict", action="store_true", default=None,
+                        help="accept no warning about the data: what would be dropped, clipped, skipped or is there twice ends the run with code 3")
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one")
     parser.add_argument("--seed", type=int, help="where all chance follows from")
@@ -49,13 +51,13 @@ def main() -> None:
     def command() -> None:
         nonlocal status_dir
         set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
-        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only", "override")
+        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only", "override", "strict")
                  if (value := getattr(arguments, name)) is not None}
         end_with_launcher()
         warn_of_unheard_signal()
         cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))
         device = pick_device(cfg.settings.device)
-        join_group(device, timedelta(seconds=cfg.settings.rank_timeout))
+        join_group(device, timedelta(seconds=cfg.settings.rank_timeout), Path(cfg.settings.output_dir))
         status_dir = Path(cfg.settings.output_dir) if is_main() else None
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)

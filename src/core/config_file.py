@@ -68,6 +68,8 @@ class ConfigTree:
             value = container[key]
             if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
                 container[key] = lookup(match, path)
+                target = tuple(int(part) if part.isdigit() else part for part in match[1].split("."))
+                self.origins[path] = f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
 
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")

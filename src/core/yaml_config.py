@@ -46,6 +46,7 @@ class RunSettings:
     summary_dir: str | None = None
     resume: str | None = None
     override: bool = False
+    strict: bool = False
     tuning: str | None = None
     test_only: bool = False
     use_wandb: bool = False

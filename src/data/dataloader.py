@@ -16,7 +16,7 @@ from ..core.registry import register
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
-from .worker_watch import POLL_SECONDS, watched
+from .worker_watch import POLL_SECONDS, end_if_not_handed_over, watched
 
 
 class GlobalBatchSampler(data.Sampler[list[int]]):
@@ -111,6 +111,7 @@ class DataLoader(data.DataLoader):
         sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
         super().__init__(dataset, batch_sampler=sampler, collate_fn=collate_fn or BatchImageCollateFunction(), num_workers=num_workers,
                          pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, prefetch_factor=prefetch_factor,
+                         worker_init_fn=end_if_not_handed_over if num_workers else None,
                          timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0)
 
     def __iter__(self) -> Iterator[Any]:

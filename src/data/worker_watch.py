@@ -6,21 +6,40 @@ last image that the worker began with is what it died of, if it was an image.
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.queues
+import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ..core.errors import ResourceError
+from ..runtime.limits import describe_limit, limit_of
 
 POLL_SECONDS = 5.0
 """How often it is checked, while a batch is due, whether the workers are alive; torch's own interval."""
 
-_LIKELY = {signal.SIGKILL: "likely because memory ran out", signal.SIGBUS: "likely because shared memory (/dev/shm) is full",
-           signal.SIGSEGV: "likely by a crash in an image decoder"}
+_LIKELY = {signal.SIGKILL: lambda: "likely because memory ran out", signal.SIGBUS: lambda: f"likely because {describe_limit(errno.ENOSPC)}",
+           signal.SIGSEGV: lambda: "likely by a crash in an image decoder"}
+
+_LIMIT_MET = 200
+"""Added to the limit's number, this is the code by which a worker ends that could not hand over a batch."""
+
+
+def end_if_not_handed_over(worker: int) -> None:
+    """In a loading process: end if a batch cannot be handed over. Without this it would be dropped, and waited for in vain."""
+    def end(error: Exception, batch: Any) -> None:
+        limit = limit_of(error)
+        if limit is None:
+            traceback.print_exception(error)
+        os._exit(1 if limit is None else _LIMIT_MET + limit)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # the hook that multiprocessing has for it
 
 
 def watched(start: Callable[[], Iterator[Any]], timeout_seconds: float, last_image: Callable[[int], str]) -> Iterator[Any]:
@@ -41,6 +60,9 @@ def watched(start: Callable[[], Iterator[Any]], timeout_seconds: float, last_ima
             batch = _next_batch(batches, timeout_seconds, last_image)
         except StopIteration:
             return
+        except Exception:  # the run ends: it need not wait for what the workers have in hand
+            _end_all(batches._workers)
+            raise
         yield batch
 
 
@@ -51,15 +73,15 @@ def _next_batch(batches: Iterator[Any], timeout_seconds: float, last_image: Call
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:  # the last two: what a dead worker was handing over is gone
             for number, worker in enumerate(batches._workers):
+                if (worker.exitcode or 0) > _LIMIT_MET:
+                    raise ResourceError(f"loader worker {number} could not hand over a batch: {describe_limit(worker.exitcode - _LIMIT_MET)}") from error
                 if worker.exitcode:
-                    _end_all(batches._workers)
                     raise ResourceError(f"loader worker {number} (pid {worker.pid}) {_ending(worker.exitcode)}; its last image: {last_image(number)}; "
                                         "reduce num_workers, prefetch_factor or total_batch_size, and look at this image") from error
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 images = ", ".join(last_image(number) for number in range(len(batches._workers)))
-                _end_all(batches._workers)
                 raise ResourceError(f"no batch came for {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very slow; last images of the "
                                     f"workers: {images}; check that the storage answers, or raise data_timeout") from error
 
@@ -75,7 +97,7 @@ def _ending(exit_code: int) -> str:
     if exit_code > 0:
         return f"ended with code {exit_code}"
     number = signal.Signals(-exit_code)
-    return f"was killed by {number.name}" + (f", {_LIKELY[number]}" if number in _LIKELY else "")
+    return f"was killed by {number.name}" + (f", {_LIKELY[number]()}" if number in _LIKELY else "")
 
 
 @contextmanager

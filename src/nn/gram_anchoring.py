@@ -44,11 +44,14 @@ class GramAnchoring:
             checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
 
         Raises:
-            ConfigError: if the model has no DINOv3 backbone, or a value is out of range.
+            ConfigError: if the model has no DINOv3 backbone or one that is never trained, or a value is out of range.
         """
         if num_tokens is not None and num_tokens < 1:
             raise ConfigError(f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1")
         self._backbone = _backbone_of(model)
+        if not self._backbone.ever_learns:
+            raise ConfigError("gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns (DINOv3Backbone.freeze_backbone, "
+                              "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~")
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
         self.teacher: nn.Module | None = None
         self._lengths, self._weights = _read_schedule(weight)
@@ -70,7 +73,8 @@ class GramAnchoring:
                 layer.convert_to_deploy()
         vit.set_grad_checkpointing(False)
         load_published_weights(vit, self._backbone.model_name, self.checkpoint_path or self._backbone.checkpoint_path,
-                               setting="gram_anchoring.checkpoint_path", without="train without Gram anchoring: -u gram_anchoring=~")
+                               None if self.checkpoint_path else self._backbone.checkpoint_sha256, setting="gram_anchoring.checkpoint_path",
+                               without="train without Gram anchoring: -u gram_anchoring=~")
         self.teacher = vit.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> GramAnchoring:

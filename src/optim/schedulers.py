@@ -130,8 +130,20 @@ def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
 
 
+def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
+    """A schedule that brings its own rate would overrule what groups of parameters were given."""
+    different = sorted(set(rates))
+    if len(different) > 1:
+        shown = ", ".join(f"{rate:.3g}" for rate in different[:8])
+        raise ConfigError(f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates would not act ({shown}; from "
+                          f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} rates in the order of the groups, "
+                          f"or take another schedule such as FlatCosineLR")
+
+
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
+        if isinstance(settings.get("max_lr"), int | float):
+            _refuse_one_rate_for_many(scheduler.__name__, settings["max_lr"], _initial_rates(optimizer))
         return EpochSchedule(scheduler, optimizer, **settings)
 
     arguments = arguments_of(scheduler, skip="optimizer")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RankError
+from .device_faults import describe_recordings, is_device_fault, record_collectives
 from .log import logger
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -58,6 +61,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def machine() -> str:
+    """Tell machines apart, by what the system drew when it started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
 def pick_device(name: str | None) -> torch.device:
     """Return the device of this process: `name`, else CUDA by local rank if there is one, else the CPU.
 
@@ -82,12 +93,17 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None) -> None:
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
     Each restart by torchrun meets under its own prefix: its store outlives the workers, and addresses of dead
     peers would be found there otherwise. Several torchruns count their restarts apart, so they have to make a new store for each,
     which they do with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+
+    Args:
+        device: of this rank.
+        timeout: how long ranks wait for each other.
+        records: folder for what NCCL remembers of its collectives when one fails; None for nothing.
 
     Raises:
         RankError: if the ranks do not find each other. A process never goes on alone.
@@ -105,6 +121,8 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> No
         logger.warning("several torchruns share one store, in which ranks do not find each other after a restart; start them with "
                        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if records is not None and device.type == "cuda":
+        record_collectives(records, own_rank)
     try:
         store = dist.TCPStore(address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout)
         if hosted_by_agent:  # else the store is as new as this attempt
@@ -130,6 +148,11 @@ def tell_step(step: int) -> None:
     _note(f"step{rank()}", str(step))
 
 
+def tell_stacks(path: Path) -> None:
+    """Leave a note of where this rank writes its stack if a step takes too long."""
+    _note(f"stacks{rank()}", str(path.absolute()))
+
+
 def _note(key: str, value: str) -> None:
     try:
         if _store is not None:
@@ -153,7 +176,7 @@ def _read_note(key: str) -> str | None:
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return why another rank does not answer, if that is what an error is about."""
-    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)):
+    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)) or is_device_fault(error):
         return None
     _note(f"waiting{rank()}", "")
     if told := _read_note("error"):
@@ -162,10 +185,26 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     time.sleep(_GRACE)  # the others find out at about the same time
     silent = [number for number in range(world_size()) if number != rank() and _read_note(f"waiting{number}") is None]
     if not silent or _store is None:
-        return LostRank("another rank ended or does not answer; its own output says why")
-    shown = ", ".join(f"rank {number} (last seen at step {_read_note(f'step{number}') or '?'})" for number in silent)
-    return LostRank(f"{shown} ended or does not answer, this rank is at step {_read_note(f'step{rank()}') or '?'}; stacks of ranks that took too long are in "
-                    f"the output folder")
+        return LostRank("another rank ended or does not answer; its own output says why" + describe_recordings())
+    return LostRank(f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}{describe_recordings()}")
+
+
+def _absence(number: int) -> str:
+    """Tell where a rank is missed: "rank 1 did not reach step 123 (last seen 122)"."""
+    seen, here = _read_note(f"step{number}"), _read_note(f"step{rank()}")
+    if seen is None or here is None:
+        return f"rank {number} did not reach step {here or 0} ({'never seen at one' if seen is None else f'last seen {seen}'})"
+    return f"rank {number} did not {'reach' if int(seen) < int(here) else 'finish'} step {here} (last seen {seen})"
+
+
+def _stacks_written() -> str:
+    """Tell which ranks have written where they stand, and where that is."""
+    files = {number: path for number in range(world_size()) if (path := _read_note(f"stacks{number}"))}
+    written = {number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size}
+    if not written:
+        return "no rank took so long that it wrote its stack"
+    without = [number for number in range(world_size()) if number not in written]
+    return f"stacks: {', '.join(written.values())}" + (f" (rank {', '.join(map(str, without))} wrote none)" if without else "")
 
 
 def barrier() -> None:

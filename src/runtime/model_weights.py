@@ -82,12 +82,26 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     """
     refuse_non_finite(file.path, file.weights)
     weights, own = completed(file.weights, model), model.state_dict()
+    refuse_factors(file, own)
     theirs, ours = class_count(weights), class_count(own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes")
     if faults := describe_misfits(weights, own):
         raise CheckpointError(f"{file.path} does not fit this model: {faults}")
     model.load_state_dict(weights)
+
+
+def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
+    """Make sure that a model without LoRA does not get a file whose change is not folded in.
+
+    Raises:
+        CheckpointError: with what the file is, and what to take in its place.
+    """
+    factors = [key for key in file.weights if key.endswith(LORA_KEYS)]
+    if factors and not any(key.endswith(LORA_KEYS) for key in own):
+        rank = next((len(file.weights[key]) for key in factors if key.endswith(".lora_down")), "?")
+        raise CheckpointError(f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this model has none; take that run's "
+                              f"best.pth, whose weights are plain, or set DINOv3Backbone.lora_rank={rank}")
 
 
 def completed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import Preempted, ResourceError, RunError
+from ..core.errors import Preempted, RankError, ResourceError, RunError
+from .device_faults import explain_device_fault
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
+from .limits import explain_limit
 from .log import logger, printable
 
 STATUS_FILE = "run_status.json"
@@ -59,6 +61,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
                                          f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last")
+    if fault := explain_device_fault(error):
+        return (RankError if is_distributed() else ResourceError).exit_code, fault
+    if limit := explain_limit(error):
+        return ResourceError.exit_code, f"{limit}; last.pth is as it was saved last"
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):

@@ -6,7 +6,7 @@ import faulthandler
 from pathlib import Path
 from typing import TextIO
 
-from .distributed import rank, tell_step, world_size
+from .distributed import rank, tell_stacks, tell_step, world_size
 
 
 class Watchdog:
@@ -29,6 +29,7 @@ class Watchdog:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8")
+            tell_stacks(self.path)
         tell_step(step)
         faulthandler.dump_traceback_later(self.timeout, file=self._file)
 

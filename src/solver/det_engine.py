@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from ..core.contracts import Evaluator
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere, mean_over_ranks, rank
-from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
+from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 """Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
@@ -185,8 +186,8 @@ class TrainStep:
         reason = part.failure or first_bad_tensor(images, part.outputs, part.losses, self.model)
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
-        shown = window if blamed is None else [window[blamed]]
-        self.guard.dropped(step, reason, [str(target.get("image_path", "?")) for _, targets in shown for target in targets])
+        which = slice(None) if blamed is None else slice(blamed, blamed + 1)
+        self.guard.dropped(step, reason, window[which], [part.losses for part in parts[which]])
 
 
 def _scaled(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -261,7 +262,7 @@ def with_progress(batches: Iterable, description: str, total: int, start: int = 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evaluator: Evaluator, device: torch.device,
-             between: Callable[[], None] = lambda: None) -> dict[str, Any]:
+             between: Callable[[], None] = lambda: None, folder: Path | None = None) -> dict[str, Any]:
     """Score a model on a data set, in float32.
 
     Args:
@@ -271,6 +272,7 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
         evaluator: takes detections by image id.
         device: where the model is.
         between: called before each batch.
+        folder: where a batch goes that a model scores with NaN; None for nowhere.
 
     Returns:
         Metrics by name, the same on every rank.
@@ -287,7 +289,8 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
         found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
         detections = {int(target["image_id"]): found_there for target, found_there in zip(targets, found)}
         if bad := [image for image, found_there in detections.items() if not bool(torch.isfinite(found_there["scores"]).all())]:
-            raise NumericsError(f"the model scores what it finds in image {bad[0]} with NaN or infinity: it has diverged; {ADVICE}")
+            reason = f"the model scores what it finds in image {bad[0]} with NaN or infinity"
+            raise NumericsError(f"{reason}: it has diverged; {keep_batch(folder, None, reason, [(images, targets)])}; {ADVICE}")
         evaluator.update(detections)
     evaluator.synchronize()
     model.train(was_training)

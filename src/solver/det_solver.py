@@ -109,7 +109,7 @@ class DetSolver:
         self._build_model()
         if not (self.settings.resume or self.settings.tuning):
             logger.warning("no -r was given: these are the weights that training would start from")
-        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device)
+        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, folder=self.output_dir)
         self.val_loader.report_images()
         if is_main():
             write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **plain(metrics)})
@@ -147,20 +147,13 @@ class DetSolver:
             data_sets.insert(0, self.train_loader.dataset)
             compare_categories(*data_sets)
             data_sets[0].allow_bad_images()
-            if both := data_sets[0].images_in_common(data_sets[1]):
-                logger.warning("%d images are used for training and for evaluation (first: %s); the score will be too good", len(both), both[0])
-        for data in data_sets:
-            if is_main():
-                for line in data.labels.findings.describe():
-                    logger.warning("%s", line)
-                data.check_images_exist()
-                self._compare_sizes(data)
-        barrier()
+        check_ranks_agree({"number of images": [len(data) for data in data_sets]})
+        self._check_images(data_sets)
         self.start_file = self._read_start_file()
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
         self.config_text = self.cfg.to_yaml()
-        check_ranks_agree({"configuration": self.config_text, "seed": self.seed, "number of images": [len(data) for data in data_sets]})
+        check_ranks_agree({"configuration": self.config_text, "seed": self.seed})
         if self.resumed is not None:
             check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=self.settings.override)
         if training and not bool((~data_sets[0].labels.crowds).any()):
@@ -169,6 +162,29 @@ class DetSolver:
         known = getattr(self.evaluator, "metric_names", None)
         if known and self.best.metric not in known:
             raise ConfigError(f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}")
+
+    def _check_images(self, data_sets: list[Any]) -> None:
+        """Look at all image files from outside, on all ranks; rank 0 says what is doubtful about the data, or with `strict` ends the run for it."""
+        doubts: list[str] = []
+        if len(data_sets) > 1 and (both := data_sets[0].images_in_common(data_sets[1])):
+            doubts.append(f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good")
+        for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
+            if self.settings.strict:
+                data.refuse_bad_images()
+            doubts += data.labels.findings.describe()
+            if is_main():
+                data.check_images_exist()
+                self._compare_sizes(data)
+            barrier()
+            data.scan_images(self.output_dir / f"images.{name}.npz")
+            doubts += data.describe_frames()
+        if is_main():
+            doubts += data_sets[0].describe_twins(*data_sets[1:])
+            if doubts and self.settings.strict:
+                raise DataError(f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}")
+            for line in doubts:
+                logger.warning("%s", line)
+        barrier()
 
     def _compare_sizes(self, data: Any) -> None:
         """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
@@ -227,7 +243,7 @@ class DetSolver:
         if self.anchoring:
             self.anchoring.to(self.device).attach()
         self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
-                              NumericsGuard(self.steps_per_epoch), settings.grad_accum_exact, self.anchoring)
+                              NumericsGuard(self.steps_per_epoch, folder=self.output_dir), settings.grad_accum_exact, self.anchoring)
         self.step.stop = lambda: self.stop.asked
         self.saved_at = time.monotonic()
         self.watchdog = Watchdog(self.output_dir, settings.rank_timeout)
@@ -376,7 +392,8 @@ class DetSolver:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
         module = self.ema.module if self.ema is not None else self.model
         broadcast_tensors([buffer for buffer in module.buffers() if buffer.is_floating_point()])
-        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation)
+        return evaluate(module, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation,
+                        self.output_dir)
 
     def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:
         """If the loss has fallen for some epochs and still nothing is found, say why, once."""

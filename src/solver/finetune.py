@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365, OBJECTS365_SLOTS
 from ..core.errors import CheckpointError
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, class_count, completed, describe_misfits
+from ..runtime.model_weights import WeightFile, class_count, completed, describe_misfits, refuse_factors
 
 _CLASS_LAYERS = re.compile(r"^decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$")
 
@@ -32,6 +32,7 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
         CheckpointError: if anything but class layers and computed tables does not fit; all keys are listed.
     """
     own = model.state_dict()
+    refuse_factors(file, own)
     weights = completed(file.weights, model)
     theirs, ours = class_count(weights), class_count(own)
     if theirs is None:

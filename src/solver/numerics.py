@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import NumericsError
-from ..runtime.distributed import gather_objects
+from ..core.errors import NumericsError, ResourceError
+from ..runtime.distributed import barrier, gather_objects, rank
 from ..runtime.log import logger
+from ..runtime.weight_files import write_tensor_file
 
 IN_A_ROW = 10
 SHARE_OF_EPOCH = 0.01
 IMAGES_NAMED = 8
+
+BAD_BATCH = "bad_batch.pth"
+"""What a run that ends for its numbers could not digest, in the output folder; torch.load reads it."""
 
 ADVICE = ("things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
           "the last good weights are in last.pth")
@@ -28,6 +33,8 @@ class NumericsGuard:
     steps_per_epoch: int
     in_a_row: int = 0
     in_epoch: int = 0
+    folder: Path | None = None
+    """Where `BAD_BATCH` goes; None for nowhere."""
 
     def start_epoch(self) -> None:
         """Begin a new count for an epoch."""
@@ -37,26 +44,56 @@ class NumericsGuard:
         """Take note of a good step."""
         self.in_a_row = 0
 
-    def dropped(self, step: int, reason: str | None, image_paths: list[str]) -> None:
+    def dropped(self, step: int, reason: str | None, batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+                losses: Sequence[Mapping[str, Tensor]] = ()) -> None:
         """Report a dropped step. All ranks must call this together.
 
         Args:
             step: number of the step.
             reason: the first bad tensor of this rank, or None if all is well here.
-            image_paths: images of this rank's batch.
+            batches: of this rank, that are to blame.
+            losses: of each of these batches.
 
         Raises:
             NumericsError: after ten dropped steps in a row or more than one in a hundred of an epoch.
         """
         self.in_a_row += 1
         self.in_epoch += 1
-        for number, (why, paths) in enumerate(gather_objects((reason, image_paths))):
+        everyone = gather_objects((reason, [str(target.get("image_path", "?")) for _, targets in batches for target in targets]))
+        for number, (why, paths) in enumerate(everyone):
             if why:
                 shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
                 logger.warning("step %d dropped: %s on rank %d; images: %s", step, why, number, shown)
         if self.in_a_row >= IN_A_ROW or self.in_epoch > max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch):
-            raise NumericsError(f"{self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were dropped at step {step}, "
-                                f"because numbers were not finite ({reason or 'on another rank'}); {ADVICE}")
+            blamed = next((number for number, (why, _) in enumerate(everyone) if why), 0)
+            kept = f"the batch of rank {blamed} is in {(self.folder or Path()) / BAD_BATCH}"
+            if rank() == blamed:
+                kept = keep_batch(self.folder, step, reason, batches, losses)
+            barrier()  # a rank that ends takes the others with it
+            raise NumericsError(f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were "
+                                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE}")
+
+
+def keep_batch(folder: Path | None, step: int | None, reason: str | None, batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+               losses: Sequence[Mapping[str, Tensor]] = ()) -> str:
+    """Write batches with their targets and losses to `BAD_BATCH`, and tell where they are.
+
+    The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and `targets`) and `losses`.
+    """
+    if folder is None:
+        return "the batch was not kept"
+    path = folder / BAD_BATCH
+    plain = [{"images": images.detach().cpu(), "targets": [_plain(target) for target in targets]} for images, targets in batches]
+    try:
+        write_tensor_file(path, {"step": step, "reason": reason, "rank": rank(), "batches": plain, "losses": [_plain(terms) for terms in losses]})
+    except ResourceError as error:
+        return f"the batch could not be kept ({error})"
+    return f"its batch is in {path}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what a file of plain tensors may hold."""
+    return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in values.items() if isinstance(value, Tensor | str | int | float)}
 
 
 @dataclass

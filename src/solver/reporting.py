@@ -28,8 +28,9 @@ def introduce(solver: DetSolver) -> None:
         logger.warning("there is an image with %d objects, but only %d can be found in one (num_queries)", train.labels.most_boxes, queries)
     stop = solver.stages.stop_epoch
     if stop is not None and stop >= solver.settings.epochs:
-        logger.warning("there will be no clean stage: it would begin with epoch %d of %d; train_dataloader.collate_fn.stop_epoch=0.9 begins it after "
-                       "nine tenths of the run", stop + 1, solver.settings.epochs)
+        advice = ("train_dataloader.collate_fn.stop_epoch=0.9 begins it after nine tenths of the run" if solver.settings.epochs > 1
+                  else "a single epoch has room for one stage")
+        logger.warning("there will be no clean stage: it would begin with epoch %d of %d; %s", stop + 1, solver.settings.epochs, advice)
     if late := [thaw for thaw in sorted(solver.thaws) if thaw >= solver.settings.epochs]:
         logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
                        "0 from the start", late[0] + 1, solver.settings.epochs)

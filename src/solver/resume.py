@@ -11,10 +11,12 @@ from ..runtime.log import logger
 from .stages import Progress
 
 FREE = frozenset({"resume", "tuning", "test_only", "device", "output_dir", "summary_dir", "print_freq", "checkpoint_freq", "save_every_steps",
-                  "save_every_minutes", "use_wandb", "project_name", "exp_name", "find_unused_parameters", "rank_timeout", "memory_trial", "override"})
+                  "save_every_minutes", "use_wandb", "project_name", "exp_name", "find_unused_parameters", "rank_timeout", "memory_trial", "override",
+                  "strict"})
 """Top-level settings that do not change what a run computes."""
 
-FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file"})
+FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file",
+                             "watch_files"})
 """Likewise of data loaders; another batch size is told of by itself, and moved data are compared by their content."""
 
 NAMED = 20

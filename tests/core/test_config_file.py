@@ -340,3 +340,10 @@ def test_written_settings_read_back_equal(value):
 @pytest.mark.parametrize(("path", "text"), [(("a",), "a"), (("a", "b"), "a.b"), (("a", "ops", 0, "p"), "a.ops[0].p"), (("a", 1, 2), "a[1][2]")])
 def test_key_paths_are_written_as_people_do(path, text):
     assert dotted(path) == text
+
+
+def test_value_that_was_referred_to_is_said_to_come_from_where_it_is_set(tmp_path):
+    tree = load_config_tree(write_configs(tmp_path, config="size: [64, wide]\nx:\n  y: ${size.1}\n"))
+    tree.resolve_references()
+    config = tmp_path / "config.yml"
+    assert tree.origin(("x", "y")) == f"{config}:3, which takes it from size[1] at {config}:1"

@@ -52,7 +52,7 @@ def fault(happen, **settings) -> str:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "text"), [
     (signal.SIGKILL, "was killed by SIGKILL, likely because memory ran out; its last image: number 5;"),
-    (signal.SIGBUS, "was killed by SIGBUS, likely because shared memory (/dev/shm) is full; its last image: number 5;"),
+    (signal.SIGBUS, "was killed by SIGBUS, likely because shared memory is full (/dev/shm has "),
     (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;")])
 def test_killed_worker_is_told_with_its_signal_and_images(workers, number, text):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)

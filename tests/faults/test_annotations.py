@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from PIL import Image
 
 from src.core.yaml_config import YAMLConfig
+from src.solver import DetSolver
 from src.solver.class_tables import class_table
 from src.solver.model_selection import BestModel
 from tests.fixtures.commands import write_tiny_config
@@ -187,11 +190,32 @@ def test_f65_labels_without_a_usable_box_are_refused(fault, change):
     assert "train.json has no usable box to learn from" in fault(change)
 
 
-def test_f66_image_of_another_size_than_its_labels_say_is_named(own_data, tmp_path):
-    change_labels(own_data, set_values("images", 5, width=999))
+def test_f66_images_of_other_sizes_than_their_labels_say_are_counted_and_named_before_training(own_data, tmp_path, monkeypatch):
+    change_labels(own_data, lambda labels: (labels["images"][5].update(width=999), labels["images"][7].update(height=63)))
+    monkeypatch.setattr(DetSolver, "_build_model", lambda _: pytest.fail("the data were not checked first"))
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--seed=0")
     assert ended.code == 3
-    assert ended.err == f"error[3]: image {image_path(own_data, 5)} has 64 x 64 pixels but its labels were made for 999 x 64\n"
+    assert ended.err.startswith(f"error[3]: 2 of 24 images of {own_data.folder}/train.json have other sizes than their labels say: ")
+    assert f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; {image_path(own_data, 7)} has 64 x 64" in ended.err
+    assert "correct width and height in the annotation file" in ended.err and "dataset.trust_files to True" in ended.err
+
+
+def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(own_data, tmp_path):
+    before = tiny_config(own_data).train_dataloader.dataset.labels
+    change_labels(own_data, lambda labels: [image.update(width=40, height=7) for image in labels["images"]])
+    data = tiny_config(own_data, train_dataloader={"dataset": {"trust_files": True}}).train_dataloader.dataset
+    data.scan_images()
+    assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(data.labels.boxes, before.boxes)
+    assert any("sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64)" in line for line in data.labels.findings.describe())
+
+
+@pytest.mark.parametrize("noted", [False, True], ids=["for the pixels as stored", "for the image as it is seen"])
+def test_f66_labels_may_be_made_for_either_way_that_a_turned_image_can_be_seen(own_data, noted):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(image_path(own_data, 3), exif=exif)
+    change_labels(own_data, set_values("images", 3, width=48 if noted else 64, height=64 if noted else 48))
+    tiny_config(own_data).train_dataloader.dataset.scan_images()
 
 
 @pytest.mark.parametrize(("change", "text"), [

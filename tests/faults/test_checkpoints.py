@@ -18,7 +18,7 @@ from src.core import YAMLConfig
 from src.core.errors import ResourceError, RunError
 from src.runtime.files import locked
 from src.runtime.process import explain
-from src.runtime.weight_files import read_tensor_file, write_tensor_file
+from src.runtime.weight_files import file_sha256, read_tensor_file, write_tensor_file
 from src.solver import DetSolver, checkpoint, det_solver
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import run_forked
@@ -350,6 +350,21 @@ def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data,
 
 
 # ---- start weights ----
+
+
+@pytest.mark.parametrize("digest", ["0123456789abcdef" * 4, "01234567"])
+def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(tiny_data, tmp_path, digest):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"something else")
+    code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path), "checkpoint_sha256": digest})
+    assert code == 4
+    assert message.startswith(f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)")
+
+
+def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
+    settings = {"pretrained": True, "checkpoint_path": str(tmp_path / "none.pth"), "checkpoint_sha256": "01234567"}
+    code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone=settings)
+    assert code == 4 and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
 
 
 @pytest.mark.parametrize(("name", "content", "told"), [

@@ -1,6 +1,8 @@
 """Faults of image files (F43 to F54)."""
 
 import json
+import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 
 from src.data.dataset.images import MAX_PIXELS
 from src.runtime.process import explain
+from src.solver import DetSolver
 from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.tiny import SyntheticData, tiny_config
 from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
@@ -29,8 +32,8 @@ def own_data(tiny_data, tmp_path) -> SyntheticData:
 @pytest.fixture
 def fit(own_data, tmp_path):
     """Return a function that trains for an epoch on the data, with settings of the training data set."""
-    def run(**settings):
-        return train_here("-c", write_tiny_config(tmp_path, own_data, epochs=1, train_dataloader={"dataset": settings}), "--seed=0")
+    def run(num_workers=0, **settings):
+        return train_here("-c", write_tiny_config(tmp_path, own_data, epochs=1, train_dataloader={"dataset": settings, "num_workers": num_workers}), "--seed=0")
     return run
 
 
@@ -139,7 +142,7 @@ def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fi
     Image.fromarray(SMOOTH[:48]).save(path, exif=exif)
     ended = fit(bad_images=0.9)
     assert ended.code == 3
-    assert ended.err.startswith(f"error[3]: image {path} has 48 x 64 pixels but its labels were made for 64 x 64")
+    assert f"{path} has 48 x 64, its labels were made for 64 x 64" in ended.err
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -148,6 +151,28 @@ def test_f49_of_several_frames_the_first_is_used_with_one_warning(own_data, capl
     saved(own_data, frames[0], form, save_all=True, append_images=frames[1:], **({"lossless": True} if form == "WEBP" else {}))
     assert abs(grey_levels(own_data) - (255, 0, 0)).max() <= 1
     assert marks_told(own_data, caplog).count("images with several frames, of which the first is used: 1 (first: val_00000.jpg)") == 1
+
+
+DOUBTFUL = {
+    "several frames": lambda data: saved(data, Image.new("RGB", (64, 64)), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 64), (9, 9, 9))]),
+    "the content of another": lambda data: shutil.copy(image_path(data, 1), image_path(data, 5)),
+    "boxes without area, dropped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 0, 5])),
+    "boxes reaching beyond their image, clipped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 99, 5])),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTFUL)
+def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(own_data, tmp_path, doubt):
+    DOUBTFUL[doubt](own_data)
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--strict")
+    assert ended.code == 3
+    assert ended.err.startswith("error[3]: with strict no warning about the data is accepted, and there are 1: ") and doubt in ended.err
+
+
+def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(own_data, tmp_path):
+    image_path(own_data, 3).write_bytes(b"")
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}), "--seed=0", "--strict")
+    assert (ended.code, ended.err) == (3, f"error[3]: image {image_path(own_data, 3)} is empty (0 bytes)\n")
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("RGBA", (255, 127, 127)), ("LA", (165.5,) * 3), ("P", (255, 0, 0)), ("1", (255,) * 3), ("I", (128,) * 3)])
@@ -205,6 +230,41 @@ def test_f53_image_that_changes_its_size_between_epochs_is_named(own_data):
     with pytest.raises(Exception) as caught:
         list(loader)
     assert explain(caught.value) == (3, f"image {image_path(own_data, 3)} has 64 x 48 pixels but its labels were made for 64 x 64")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", ["other bytes", "same bytes"])
+def test_f53_image_that_changes_during_the_run_ends_it_by_name(own_data, fit, monkeypatch, change, workers):
+    path, ordinary = image_path(own_data, 3), DetSolver._begin_epoch
+
+    def rewrite_then_begin(solver):
+        os.utime(path, (1, 1)) if change == "same bytes" else saved_as_png(path)
+        ordinary(solver)
+
+    monkeypatch.setattr(DetSolver, "_begin_epoch", rewrite_then_begin)
+    ended = fit(num_workers=workers, bad_images=0.9)
+    assert ended.code == 3
+    assert f"image {path} has changed since the run began (" in ended.err and "-r auto" in ended.err
+    assert ("bytes still, written anew" if change == "same bytes" else "bytes then, ") in ended.err
+
+
+def saved_as_png(path: Path) -> None:
+    Image.open(path).save(path, "PNG")
+
+
+def test_f53_without_watching_files_may_be_written_anew(own_data, fit, monkeypatch):
+    ordinary = DetSolver._begin_epoch
+    monkeypatch.setattr(DetSolver, "_begin_epoch", lambda solver: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(solver)))
+    assert fit(watch_files=False).code == 0
+
+
+def test_f54_images_with_the_content_of_another_are_counted_within_and_across_data_sets(own_data, fit):
+    for part, index in (("train", 5), ("train", 9), ("val", 2)):
+        shutil.copy(image_path(own_data, 1), image_path(own_data, index, part))
+    ended = fit()
+    assert ended.code == 0
+    assert (f"train.json: images with the content of another one: 2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})") in ended.out
+    assert f"1 images are in both data sets under different names (first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})" in ended.out
 
 
 def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_data, fit):

@@ -1,19 +1,23 @@
-"""Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F74, F76)."""
+"""Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F42, F74, F76)."""
 
 import os
+import resource
 import signal
+import sys
 import time
 
 import pytest
 import torch
 from torch.utils.data import get_worker_info
 
+from src.core.errors import ResourceError
 from src.core.yaml_config import YAMLConfig
 from src.data import worker_watch
 from src.data.dataset.coco_dataset import CocoDetection
+from src.runtime.process import explain
 from src.solver import DetSolver
 from tests.fixtures.commands import write_tiny_config
-from tests.fixtures.processes import on_ranks
+from tests.fixtures.processes import on_ranks, run_forked
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
 
@@ -97,6 +101,70 @@ def test_f40_hanging_worker_ends_the_run_after_the_timeout(own_data, tmp_path, i
     assert ended.code == 6
     assert ended.err.startswith("error[6]: no batch came for 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: ")
     assert "14 (train_00013.jpg)" in ended.err
+
+
+# ---- limits of the system ----
+
+
+def test_f42_too_few_open_files_are_named_with_the_limit_and_what_to_set(own_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.data.dataloader.POLL_SECONDS", 0.5)
+    config = write_tiny_config(tmp_path, own_data, train_dataloader={"num_workers": 1, "total_batch_size": 8})
+
+    def train() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        train_here_and_exit("-c", config, "--seed=0")
+
+    ended = run_forked(train, tmp_path)
+    assert ended.code == 6
+    assert "error[6]: loader worker 0 could not hand over a batch: too many open files: this process may have 64 (ulimit -n); " in ended.err
+    assert "4096" in ended.err and "num_workers" in ended.err and "Traceback" not in ended.err
+
+
+def train_here_and_exit(*arguments) -> None:
+    ended = train_here(*arguments)
+    sys.stderr.write(ended.err)
+    sys.stderr.flush()
+    os._exit(ended.code)
+
+
+class Unsendable:
+    """Stands for a batch for which shared memory has no room."""
+
+    def __reduce__(self):
+        raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+
+def test_f42_full_shared_memory_is_named_with_its_size_and_what_to_set(tiny_data, monkeypatch):
+    monkeypatch.setattr("src.data.dataloader.POLL_SECONDS", 0.5)
+    loader = tiny_config(tiny_data, train_dataloader={"num_workers": 1}).train_dataloader
+    loader.collate_fn = lambda _: Unsendable()
+    with pytest.raises(ResourceError, match=r"^loader worker 0 could not hand over a batch: shared memory is full \(/dev/shm has \d+ MB, ") as caught:
+        next(iter(loader))
+    assert "--shm-size=8g" in str(caught.value) and "num_workers" in str(caught.value)
+
+
+def test_f42_worker_killed_by_sigbus_points_to_shared_memory(own_data, tmp_path, in_a_worker):
+    in_a_worker(13, lambda: os.kill(os.getpid(), signal.SIGBUS))
+    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader={"num_workers": 1, "total_batch_size": 24}), "--seed=0")
+    assert ended.code == 6
+    assert "was killed by SIGBUS, likely because shared memory is full (/dev/shm has " in ended.err and "--shm-size=8g" in ended.err
+
+
+@pytest.mark.parametrize(("error", "text"), [
+    (OSError(24, "Too many open files", "a.jpg"), "too many open files"), (RuntimeError("received 0 items of ancdata"), "too many open files"),
+    (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "too many open files"),
+    (OSError(28, "No space left on device"), "no space left on a disk, or shared memory is full"),
+    (OSError(28, "No space left on device", "log.txt"), "no space left for log.txt")])
+def test_f42_limits_of_the_system_are_exit_6(error, text):
+    code, message = explain(error)
+    assert code == 6 and message.startswith(text)
+
+
+def test_f42_an_image_is_not_called_unreadable_when_files_cannot_be_opened(tiny_data, monkeypatch):
+    data = tiny_config(tiny_data).val_dataloader.dataset
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+    with pytest.raises(OSError, match="Too many open files"):
+        data[0]
 
 
 # ---- files outside the folder, hostile names ----

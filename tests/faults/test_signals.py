@@ -1,13 +1,15 @@
 """Signals, dead and silent ranks, launchers that disappear: rows F21 to F30 and F32."""
 
-import json
+import re
 import shutil
 import signal
+import time
 
 import pytest
 
 from src.core.errors import RankError
-from src.runtime.distributed import check_ranks_agree, rank
+from src.runtime.distributed import barrier, check_ranks_agree, explain_lost_rank, rank
+from src.runtime.watchdog import Watchdog
 from src.runtime.weight_files import read_tensor_file
 from tests.faults.commands import Training, is_gone, wait_for_any
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
@@ -110,16 +112,13 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
 
 
 def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(config, tiny_data, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(tiny_data.folder, data)
-    labels = json.loads((data / "train.json").read_text())
-    labels["images"][5]["width"] += 1  # met when the image is decoded, by one rank
-    (data / "train.json").write_text(json.dumps(labels))
-    paths = [f"train_dataloader.dataset.img_folder={data}/images", f"train_dataloader.dataset.ann_file={data}/train.json",
-             "train_dataloader.dataset.bad_images=0"]
+    images = tmp_path / "images"
+    shutil.copytree(tiny_data.folder / "images", images)
+    (images / "train_00005.jpg").write_bytes(b"")  # met when the image is decoded, by one rank
+    paths = [f"train_dataloader.dataset.img_folder={images}", "train_dataloader.dataset.bad_images=0"]
     with Training(tmp_path / "run", "-c", config, "--seed=1", "-u", *paths, ranks=2) as training:
         assert training.end(timeout=30) != 0
-    assert errors_of(training) and all("its labels were made for" in line for line in errors_of(training))
+    assert errors_of(training) and all("is empty (0 bytes)" in line for line in errors_of(training))
     assert training.status()["exit_code"] == 3
 
 
@@ -131,8 +130,34 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         training.wait_for(r"error\[7\]", timeout=30)
         said = errors_of(training)[0]
         training.send(signal.SIGKILL, hung)
-    assert "rank 1 (last seen at step" in said and "does not answer" in said
+    assert re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen \d+\)", said) and "does not answer" in said
+    assert f"stacks: {tmp_path}/run/stacks.rank0.txt (rank 1 wrote none)" in said  # a stopped process cannot
     assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
+
+
+def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_ranks_show_where_they_stand(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.runtime.distributed._GRACE", 0.3)
+
+    def hangs_here() -> None:
+        time.sleep(2)
+
+    def train() -> str:
+        watchdog = Watchdog(tmp_path, timeout=1)
+        try:
+            watchdog.beat(122)
+            barrier()
+            if rank():
+                hangs_here()
+                return ""
+            watchdog.beat(123)
+            barrier()
+        except RuntimeError as error:
+            return str(explain_lost_rank(error))
+
+    said, _ = on_ranks(2, train, rank_timeout=1)
+    stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
+    assert said == f"rank 1 did not reach step 123 (last seen 122); it ended or does not answer; stacks: {stacks[0]}, {stacks[1]}"
+    assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
 
 
 def test_f29_ranks_end_with_a_launcher_that_was_killed(config, tmp_path):

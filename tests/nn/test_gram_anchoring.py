@@ -220,14 +220,14 @@ def test_steps_bring_the_student_back_and_leave_the_teacher(watched):
 
 
 def test_a_frozen_vit_has_no_loss_and_the_teacher_does_not_run(watched):
-    model, anchoring = watched(backbone={"freeze_backbone": True})
+    model, anchoring = watched(backbone={"freeze_backbone_epochs": 3})
     anchoring.teacher = None
     model(images())
     assert anchoring() is None
 
 
 def test_a_vit_that_thaws_has_one(watched):
-    model, anchoring = watched(backbone={"freeze_backbone": True})
+    model, anchoring = watched(backbone={"freeze_backbone_epochs": 3})
     model.backbone.set_trainable_blocks(1)
     model(images())
     assert anchoring().requires_grad
@@ -427,3 +427,8 @@ def test_a_model_without_a_dinov3_backbone_is_told():
 def test_a_number_of_tokens_below_one_is_told():
     with pytest.raises(ConfigError, match="GramAnchoring.num_tokens is 0, expected at least 1"):
         GramAnchoring(Detector(small_backbone()), num_tokens=0)
+
+
+def test_a_backbone_that_never_learns_is_told_and_no_teacher_is_read():
+    with pytest.raises(ConfigError, match="^gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns"):
+        GramAnchoring(Detector(small_backbone(freeze_backbone=True)))

@@ -26,13 +26,20 @@ def rates_of_torch(name: str, settings: dict, epochs: int) -> list[list[float]]:
 
 
 CASES = [("MultiStepLR", {"milestones": [3, 7], "gamma": 0.1}), ("MultiStepLR", {"milestones": [500]}), ("CosineAnnealingLR", {"T_max": 12}),
-         ("CosineAnnealingLR", {"T_max": 5, "eta_min": 1e-3}), ("OneCycleLR", {"max_lr": 0.3, "total_steps": 12})]
+         ("CosineAnnealingLR", {"T_max": 5, "eta_min": 1e-3}), ("OneCycleLR", {"max_lr": [0.3, 0.06], "total_steps": 12})]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_rates_are_those_of_torchs_scheduler(name, settings):
     schedule = create({"type": name, **settings}, optimizer=optimizer(0.1, 0.02))
     assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch(name, settings, 12)
+
+
+def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
+    with pytest.raises(ConfigError, match=r"^OneCycleLR.max_lr is 0.3 for all 2 groups of parameters, so that their own rates would not act \(0.02, 0.1; from "
+                                          r"optimizer.params, layer_decay, unfreeze_lr_factor\); give max_lr as a list of 2 rates"):
+        create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.02))
+    assert create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.1)).rates(3) == pytest.approx([0.3, 0.3], rel=0.3)
 
 
 def test_rates_may_be_asked_for_in_any_order():

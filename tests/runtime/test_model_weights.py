@@ -8,6 +8,7 @@ from torch import nn
 from src.core import CheckpointError
 from src.core.errors import NumericsError
 from src.runtime.model_weights import class_count, find_labels, load_strictly, read_weights
+from src.solver.finetune import load_for_tuning
 
 
 class Model(nn.Module):
@@ -97,3 +98,13 @@ def test_classes_that_a_checkpoint_does_not_know_are_named():
 
 def test_names_that_repeat_are_told_apart_by_id():
     assert find_labels(known((3, "part"), (7, "part")), Path("best.pth"), labelled({3: "part", 7: "part"})) == [0, 1]
+
+
+@pytest.mark.parametrize("load", [load_strictly, lambda model, file: load_for_tuning(model, file, None)], ids=["-r", "-t"])
+def test_state_with_lora_factors_is_refused_by_a_plain_model_in_one_sentence(path, load):
+    factors = {"backbone.qkv.lora_down": torch.zeros(4, 2), "backbone.qkv.lora_up": torch.zeros(2, 4)}
+    torch.save({"model": Model().state_dict() | factors}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load(Model(), read_weights(path))
+    assert str(caught.value) == (f"{path} is the state of a run with LoRA (2 factors of rank 4), this model has none; take that run's best.pth, whose weights "
+                                 f"are plain, or set DINOv3Backbone.lora_rank=4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from .coco_format import CocoLabels, load_coco
 from .coco_records import FAULTS_SHOWN, listed
 from .image_folder import find_misplaced
 from .image_marks import ImageMarks
-from .images import ImageError, ImageSizeError, Mark, inspect_image, load_image
+from .image_scan import ImageScan, scan_images, sizes_of_files
+from .image_twins import find_twins
+from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect_image, load_image
 
 BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
 
-_TOLD = ((Mark.SEVERAL_FRAMES, logging.WARNING, "images with several frames, of which the first is used"),
-         (Mark.TURNED, logging.INFO, "images turned upright, as a note in their files says"), (Mark.CMYK, logging.INFO, "CMYK images, converted to RGB"))
+_TOLD = {Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
+         Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"), Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB")}
 """What is said once about images with a mark, and how loudly."""
 
 
@@ -46,8 +49,9 @@ class CocoDetection(Dataset):
     __share__ = ["remap_mscoco_category"]
 
     def __init__(self, img_folder: str, ann_file: str, transforms: Compose | None = None, return_masks: bool = False,
-                 remap_mscoco_category: bool = False, bad_images: float | None = None, follow_links: bool = False) -> None:
-        """Read and check the annotation file; images are not touched.
+                 remap_mscoco_category: bool = False, bad_images: float | None = None, follow_links: bool = False, trust_files: bool = False,
+                 watch_files: bool = True) -> None:
+        """Read and check the annotation file; images are not touched, but for their headers with `trust_files`.
 
         Args:
             img_folder: folder that the file names are relative to.
@@ -59,6 +63,9 @@ class CocoDetection(Dataset):
                 that it replaces, takes the place of each. None for `BAD_IMAGES` in training and none in evaluation, where
                 every image counts.
             follow_links: open images that are symbolic links out of the folder.
+            trust_files: where an image has another size than its labels say, the image is right, and the boxes are kept as they
+                stand, in its pixels. Otherwise that is a fault.
+            watch_files: an image that changes during a run ends it; False for storage whose times of change are not steady.
 
         Raises:
             DataError: for faults in the file.
@@ -71,12 +78,13 @@ class CocoDetection(Dataset):
         if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
         self.img_folder, self.ann_file = Path(img_folder), ann_file
-        self.bad_images, self.follow_links = bad_images, follow_links
+        self.bad_images, self.follow_links, self.watch_files = bad_images, follow_links, watch_files
         self.transforms = transforms or Compose()
         self.remap_mscoco_category = remap_mscoco_category
-        self.labels = load_coco(ann_file)
+        self.labels = load_coco(ann_file, self._sizes_of_files if trust_files else None)
         self.label_of_category = self._label_table()
         self.marks = ImageMarks(len(self.labels))
+        self.scan: ImageScan | None = None
         self.seed, self.epoch = 0, 0
 
     def __len__(self) -> int:
@@ -116,8 +124,8 @@ class CocoDetection(Dataset):
         while True:
             self.marks.begin(index)
             try:
-                image, marks = inspect_image(self.image_path(index), self._size(index))
-            except ImageSizeError:  # the file is sound: the labels are not to be trusted
+                image, marks = inspect_image(self.image_path(index), self._size(index), partial(self._check_unchanged, index))
+            except (ImageSizeError, ImageChangedError):  # the file is sound: the labels, or those who write, are not to be trusted
                 raise
             except ImageError as error:
                 if not self.bad_images:
@@ -128,6 +136,14 @@ class CocoDetection(Dataset):
             else:
                 self.marks.add(index, marks)
                 return index, image
+
+    def _check_unchanged(self, index: int, now: os.stat_result) -> None:
+        if self.scan is not None and self.watch_files:
+            self.scan.check_unchanged(index, now)
+
+    def refuse_bad_images(self) -> None:
+        """Let the first image that cannot be read end the run, whatever the settings say."""
+        self.bad_images = 0
 
     def allow_bad_images(self) -> None:
         """Leave out images that cannot be read, as training may: `BAD_IMAGES` of them where the settings say nothing."""
@@ -158,10 +174,13 @@ class CocoDetection(Dataset):
         if bad:
             logger.warning("%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)", self.ann_file,
                            len(self.marks.images(Mark.UNREADABLE)), self._tolerated, self.bad_images)
-        for mark, level, text in _TOLD:
+        for mark, (level, _) in _TOLD.items():
             if new := self.marks.take_news(mark):
-                logger.log(level, "%s: %s: %d (first: %s)", self.ann_file, text, len(self.marks.images(mark)), self.labels.file_name(new[0]))
+                logger.log(level, "%s", self._told(mark, new[0]))
         self._limit_bad_images()
+
+    def _told(self, mark: Mark, first: int) -> str:
+        return f"{self.ann_file}: {_TOLD[mark][1]}: {len(self.marks.images(mark))} (first: {self.labels.file_name(first)})"
 
     def _why_bad(self, index: int) -> str:
         """Decode an image that was unreadable once more, since the process that met it could not tell us."""
@@ -259,6 +278,45 @@ class CocoDetection(Dataset):
             shown = listed([f"images[{i}] (id {int(self.labels.image_ids[i])}) {names[i]} -> {target}" for i, target in leaving.items()])
             raise DataError(f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
                             "set img_folder to where the images are, or dataset.follow_links to True if you trust the links")
+
+    def scan_images(self, cache: Path | None = None) -> None:
+        """Look at the headers of all images, and from now on for changes of their files; all ranks together.
+
+        Args:
+            cache: file in which this is kept for the next start.
+
+        Raises:
+            DataError: with the number of images that have another size than their labels say, and the first of them.
+        """
+        sizes = self.labels.sizes.numpy()
+        self.scan = scan_images([str(self.image_path(index)) for index in range(len(self))], sizes, cache)
+        for index in self.scan.several_frames():
+            self.marks.add(index, Mark.SEVERAL_FRAMES)
+        if odd := self.scan.contradictions(sizes):
+            shown = listed([f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}" for i, (w, h) in odd.items()], "; ")
+            raise DataError(f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
+                            f"in the annotation file, or, if the boxes fit the images as they are, set dataset.trust_files to True")
+
+    def describe_frames(self) -> list[str]:
+        """Return a line about images with several frames, if the scan found some; it is not told again."""
+        new = self.marks.take_news(Mark.SEVERAL_FRAMES)
+        return [self._told(Mark.SEVERAL_FRAMES, new[0])] if new else []
+
+    def describe_twins(self, *others: CocoDetection) -> list[str]:
+        """Return a line about images that are there twice under different names, for each data set and for what they share; all have been scanned."""
+        data_sets = [self, *others]
+        twins = find_twins([data.scan for data in data_sets])
+        lines = [f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
+                 for number, data in enumerate(data_sets) if (groups := twins.within(number))]
+        if groups := twins.shared():
+            lines.append(f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
+                         f"too good")
+        if twins.unread:
+            logger.info("%d images that look alike were not compared in full: there are too many", twins.unread)
+        return lines
+
+    def _sizes_of_files(self, names: list[str], sizes: np.ndarray) -> np.ndarray:
+        return sizes_of_files([str(self.img_folder / name) for name in names], sizes)
 
     def _label_table(self) -> Tensor:
         ids = self.labels.category_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,10 @@ from .coco_records import LARGEST_ID, CocoContent, Findings, is_id, read_records
 
 OUTSIDE_LIMIT = 0.01
 """Share of boxes wholly outside their image above which the file is refused."""
+
+
+TrueSizes = Callable[[list[str], np.ndarray], np.ndarray]
+"""From the file names of images and the sizes `[N, 2]` in their records to those that count."""
 
 
 @dataclass
@@ -65,22 +69,26 @@ class CocoLabels:
         return slice(*self.starts.numpy()[index:index + 2])
 
 
-def load_coco(path: str | Path) -> CocoLabels:
+def load_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoLabels:
     """Read and check an annotation file.
 
     Boxes without area and boxes wholly outside their image are dropped, boxes partly outside are clipped, missing
     areas computed; all of it is counted in `findings.notes`.
 
+    Args:
+        path: the file.
+        true_sizes: gives the images other sizes than their records do, before boxes are held against them.
+
     Raises:
         DataError: one error with every fault that cannot be mended.
     """
-    labels = inspect_coco(path)
+    labels = inspect_coco(path, true_sizes)
     if isinstance(labels, Findings):
         labels.raise_if_faulty()
     return labels
 
 
-def inspect_coco(path: str | Path) -> CocoLabels | Findings:
+def inspect_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoLabels | Findings:
     """Read and check an annotation file; return the findings alone if they contain faults.
 
     Raises:
@@ -91,6 +99,8 @@ def inspect_coco(path: str | Path) -> CocoLabels | Findings:
     content = read_records(path, findings)
     category_ids, category_names = _check_categories(content, findings)
     _check_images(content, findings)
+    if true_sizes and not findings.faults:
+        _correct_sizes(content, true_sizes, findings)
     rows = _check_annotations(content, category_ids, findings)
     if findings.faults:
         return findings
@@ -145,6 +155,16 @@ def _check_images(content: CocoContent, findings: Findings) -> None:
         seen_names.add(record.file_name)
     findings.note("files listed more than once", content, "images", repeated,
                   np.array([r.id for r in records], object), np.array([r.file_name for r in records], object))
+
+
+def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findings) -> None:
+    images = content.images
+    written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
+    sizes = true_sizes([image.file_name for image in images], written)
+    findings.note("sizes taken from the image files", content, "images", (sizes != written).any(1), np.array([image.id for image in images], object),
+                  np.array([f"{image.file_name}: {w} x {h}" for image, (w, h) in zip(images, sizes.tolist())], object))
+    for image, (width, height) in zip(images, sizes.tolist()):
+        image.width, image.height = width, height
 
 
 def _check_annotations(content: CocoContent, category_ids: list[int], findings: Findings) -> dict[str, Tensor]:

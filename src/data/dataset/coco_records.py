@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from ...core.errors import DataError
+from ...runtime.limits import is_system_limit
 
 FAULTS_SHOWN = 20
 """Faults that one message lists."""
@@ -159,6 +160,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
+        if is_system_limit(error):
+            raise
         raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}") from None
 
 

@@ -6,7 +6,9 @@ Plain JPEG files go through torchvision's decoder; all others through Pillow, wh
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Callable
 from enum import IntFlag
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.errors import DataError
+from ...runtime.limits import is_system_limit
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -41,6 +44,10 @@ class ImageSizeError(ImageError):
     """An image is sound, but its labels were made for another size: one of the two is wrong."""
 
 
+class ImageChangedError(ImageError):
+    """A file is no longer the one that it was at the start of the run."""
+
+
 class Mark(IntFlag):
     """What is worth counting about an image."""
 
@@ -55,13 +62,15 @@ def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> 
     return inspect_image(path, expected_wh)[0]
 
 
-def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> tuple[Tensor, Mark]:
+def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None,
+                  check: Callable[[os.stat_result], None] = lambda _: None) -> tuple[Tensor, Mark]:
     """Decode an image and tell what is special about it.
 
     Args:
         path: the file.
         expected_wh: (width, height) that the labels were made for. It decides whether a rotation noted in the file
             is applied; if neither way fits, the file and its labels contradict each other.
+        check: gets the state of the opened file, and may refuse it.
 
     Returns:
         `[3, H, W]` uint8, RGB; and its marks.
@@ -71,8 +80,12 @@ def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None) 
         ImageSizeError: if it has another size.
     """
     try:
-        raw = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            check(os.fstat(file.fileno()))
+            raw = file.read()
     except OSError as error:
+        if is_system_limit(error):
+            raise
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
@@ -178,6 +191,8 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     except UnidentifiedImageError:
         raise ImageError(f"image {path} is no image file") from None
     except OSError as error:
+        if is_system_limit(error):
+            raise
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
         raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None

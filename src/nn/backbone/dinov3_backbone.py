@@ -50,7 +50,8 @@ class DINOv3Backbone(nn.Module):
     __extra_arguments__ = staticmethod(_timm_arguments)
 
     def __init__(self, model_name: str = "dinov3_small", *, pretrained: bool = True, checkpoint_path: str | None = None,
-                 out_channels: int = 256, feat_strides: Sequence[int] = STRIDES, freeze_backbone: bool = False, freeze_backbone_epochs: Duration = 0,
+                 checkpoint_sha256: str | None = None, out_channels: int = 256, feat_strides: Sequence[int] = STRIDES,
+                 freeze_backbone: bool = False, freeze_backbone_epochs: Duration = 0,
                  unfreeze_blocks: int | None = None, unfreeze_plan: Sequence[Sequence[Duration]] | None = None, unfreeze_lr_factor: float = 1.0,
                  layer_decay: float = 1.0, tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
                  upsample_mode: Literal["bilinear", "nearest"] = "bilinear", position_encoding: bool = False, detail_channels: int = 16,
@@ -63,6 +64,7 @@ class DINOv3Backbone(nn.Module):
             model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base, dinov3_large.
             pretrained: start from DINOv3's weights.
             checkpoint_path: their file; None for `weights/` and the official name.
+            checkpoint_sha256: digest that this file must have, or 8 or more digits of its beginning.
             out_channels: channels of each map.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
@@ -93,7 +95,7 @@ class DINOv3Backbone(nn.Module):
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
-        self.pretrained, self.checkpoint_path = pretrained, checkpoint_path
+        self.pretrained, self.checkpoint_path, self.checkpoint_sha256 = pretrained, checkpoint_path, checkpoint_sha256
         self.licence_note: str | None = None
         self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
         self.lora_rank = lora_rank
@@ -115,7 +117,7 @@ class DINOv3Backbone(nn.Module):
             raise ConfigError(f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
                               f"at most 1")
         self._phases = _read_phases(depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)
-        if lora_rank and not self._phases[-1][1]:
+        if lora_rank and not self.ever_learns:
             raise ConfigError("DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), so that LoRA would never learn; "
                               "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0")
         self.trainable_blocks = 0
@@ -143,6 +145,11 @@ class DINOv3Backbone(nn.Module):
         starts = [when for when, _ in self._phases]
         if together or starts != sorted(starts):
             raise ConfigError(f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before")
+
+    @property
+    def ever_learns(self) -> bool:
+        """True if some block of the ViT is trained in some phase."""
+        return any(blocks for _, blocks in self._phases)
 
     def set_epoch(self, epoch: int) -> None:
         """Train the blocks that are due in an epoch (from 0)."""
@@ -210,7 +217,7 @@ class DINOv3Backbone(nn.Module):
             CheckpointError: if there is neither a file nor a network, or the file does not fit.
         """
         if self.pretrained:
-            load_published_weights(self.vit, self.model_name, self.checkpoint_path, setting="DINOv3Backbone.checkpoint_path",
+            load_published_weights(self.vit, self.model_name, self.checkpoint_path, self.checkpoint_sha256, setting="DINOv3Backbone.checkpoint_path",
                                    without="start without it: -u DINOv3Backbone.pretrained=False")
             self.licence_note = f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
 
@@ -221,13 +228,14 @@ class DINOv3Backbone(nn.Module):
         return torch.autocast(kind, enabled=False) if half else nullcontext()
 
 
-def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str | None, *, setting: str, without: str) -> None:
+def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str | None, sha256: str | None = None, *, setting: str, without: str) -> None:
     """Fill a ViT with the weights that DINOv3 was published with, and report.
 
     Args:
         vit: timm's model; a LoRA change in it becomes zero.
         model_name: its name at timm.
         checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are taken.
+        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file can be held against it.
         setting: where a user names the file, for messages.
         without: how a user does without, for messages.
 
@@ -238,9 +246,12 @@ def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str
     file = checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
     path = Path(file).expanduser()
     if path.exists() or "://" in file:
-        report = load_dinov3_weights(vit, file, model_name)
+        report = load_dinov3_weights(vit, file, model_name, sha256)
         logger.info("DINOv3: %s", report)
         return
+    if sha256:
+        raise CheckpointError(f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
+                              f"another with -u {setting}=FILE")
     try:
         with main_first():
             weights = timm_state_dict(model_name)

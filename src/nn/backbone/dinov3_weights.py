@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import CheckpointError
+from ...core.errors import CheckpointError, ConfigError
 from ...runtime.model_weights import merged_state_dict
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
 
@@ -57,20 +57,26 @@ class LoadReport:
         return f"{self.path}: {self.layout} layout, {self.loaded} of {self.expected} tensors, sha256 {self.sha256[:8]}{remarks}"
 
 
-def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str) -> LoadReport:
+def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str, sha256: str | None = None) -> LoadReport:
     """Fill a timm ViT from a DINOv3 file, strictly.
 
     Args:
         vit: timm's model; a LoRA change in it becomes zero.
         path: file in Meta's, timm's or Hugging Face's layout; .pth or .safetensors.
         model_name: timm's name of `vit`, for messages.
+        sha256: digest that the file must have, or at least 8 digits of its beginning; None for the one in its name, if there is one.
 
     Raises:
+        ConfigError: if `sha256` is no digest.
         CheckpointError: if the file is missing, damaged, of another model, or has query or value biases that the model
             cannot hold.
     """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise ConfigError(f"checkpoint_sha256 is {sha256!r}, expected 64 hexadecimal digits, or the first 8 or more of them")
     path = checked_path(path)
     digest = file_sha256(path)
+    if sha256 is not None and not digest.startswith(sha256.lower()):
+        raise CheckpointError(f"{path} is damaged or another file: its sha256 is {digest}, expected {sha256.lower()} (checkpoint_sha256); download it again")
     claimed = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
     if claimed and not digest.startswith(claimed[1]):
         raise CheckpointError(f"{path} is damaged or not what its name says: its sha256 begins with {digest[:8]}, expected {claimed[1]}; download it again")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.core import CheckpointError
+from src.core import CheckpointError, ConfigError
 from src.nn.backbone.dinov3_weights import load_dinov3_weights
 from src.runtime.weight_files import file_sha256
 from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, features, hugging_face_layout, official_layout, small_backbone, timm_layout
@@ -25,6 +25,14 @@ def refusal(state, folder, model_name=PLAIN, name="weights.pth", **settings):
     with pytest.raises(CheckpointError) as caught:
         load_dinov3_weights(small_backbone(model_name, **settings).vit, path, model_name)
     return str(caught.value).replace(str(folder) + "/", "")
+
+
+def test_file_of_the_wanted_digest_loads_and_what_is_no_digest_is_refused(tmp_path):
+    vit = small_backbone(PLAIN).vit
+    path = write(tmp_path / "weights.pth", timm_layout(vit))
+    load_dinov3_weights(vit, path, PLAIN, file_sha256(path).upper())
+    with pytest.raises(ConfigError, match="^checkpoint_sha256 is 'abc', expected 64 hexadecimal digits, or the first 8 or more of them$"):
+        load_dinov3_weights(vit, path, PLAIN, "abc")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
