@@ -9,7 +9,8 @@ import torch
 
 from src.core.errors import DataError
 from src.data.dataset.coco_format import inspect_coco, load_coco
-from src.data.dataset.coco_records import Findings, unsafe_file_name
+from src.data.dataset.coco_records import unsafe_file_name
+from src.data.dataset.findings import CHECK_HINT, Findings
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
@@ -21,7 +22,7 @@ def faults(folder: Path, content) -> str:
     """Return what is said about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
-    return str(caught.value).replace(str(folder / "labels.json"), "labels.json")
+    return str(caught.value).replace(str(folder / "labels.json"), "labels.json").removesuffix(CHECK_HINT)
 
 
 def notes(labels) -> list[str]:
@@ -367,7 +368,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 def test_record_that_is_no_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
-    assert f"{part}[{len(content[part]) - 1}] is a int, expected an object" in faults(tmp_path, content)
+    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(tmp_path, content)
 
 
 # ---- faults of the file ----
