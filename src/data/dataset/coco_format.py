@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .coco_records import LARGEST_ID, CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
+from .coco_records import CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
 from .findings import Findings, Kind
 
 OUTSIDE_LIMIT = 0.01
@@ -127,7 +126,11 @@ def examine_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> Exami
         DataError: if the file cannot be read as COCO at all.
     """
     findings = Findings(Path(path))
-    content = read_records(findings.path, findings)
+    return examine_records(read_records(findings.path, findings), findings, true_sizes)
+
+
+def examine_records(content: CocoContent, findings: Findings, true_sizes: TrueSizes | None = None) -> Examination:
+    """Go through records that have been read, past the faults in `findings`, and add to them."""
     table = _check_categories(content, findings)
     _check_images(content, findings)
     if true_sizes and not findings.faults:
@@ -195,10 +198,8 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
 def _check_annotations(content: CocoContent, category_ids: list[int], findings: Findings) -> dict[str, Tensor]:
     """Return `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images."""
     records, images = content.annotations, content.images
-    ids, image_ids, categories, crowds = (_whole_numbers([getattr(r, key) for r in records], key, content, findings)
-                                          for key in ("id", "image_id", "category_id", "iscrowd"))
-    xywh = np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(-1, 4)
-    areas = np.array([np.nan if r.area is None else r.area for r in records], np.float64)
+    ids, image_ids, categories, crowds = (_whole_numbers(key, content, findings) for key in ("id", "image_id", "category_id", "iscrowd"))
+    xywh, areas = records.bbox, records.area
 
     image_of, known_image = _positions(image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64))
     category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
@@ -255,16 +256,13 @@ def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
     return bool(beyond.sum() >= max(3, CORNERS_LIMIT * len(boxes)) and fit.mean() >= 1 - OUTSIDE_LIMIT)
 
 
-def _whole_numbers(values: list[Any], key: str, content: CocoContent, findings: Findings) -> np.ndarray:
-    """Return ids as int64; ids that do not fit are faults, and become -1."""
-    values = [0 if value is None else value for value in values]
-    for index, value in enumerate(values):
-        if not 0 <= value <= LARGEST_ID:
-            own_id = content.annotations[index].id
-            findings.fault(Kind.BAD_ID, f"{key} is {value}, expected a whole number from 0", "annotations", content.places["annotations"][index],
-                           own_id if is_id(own_id) else None)
-            values[index] = -1
-    return np.array(values, np.int64)
+def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.ndarray:
+    """Return a column of ids; negative ones are faults, and become -1."""
+    values, ids = getattr(content.annotations, key), content.annotations.id
+    for index in np.flatnonzero(values < 0):
+        findings.fault(Kind.BAD_ID, f"{key} is {values[index]}, expected a whole number from 0", "annotations", content.places["annotations"][index],
+                       ids[index] if ids[index] >= 0 else None)
+    return values.clip(min=-1)
 
 
 def _positions(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,9 @@ from .findings import Findings, Kind
 
 LARGEST_ID = (1 << 63) - 1
 """Ids are kept as int64."""
+
+BLOCK = 10_000
+"""Annotations that are decoded at a time."""
 
 
 class ImageRecord(msgspec.Struct, gc=False):
@@ -58,8 +62,51 @@ LISTS = ("images", "annotations", "categories")
 
 class _File(msgspec.Struct):
     images: list[ImageRecord]
-    annotations: list[AnnotationRecord]
+    annotations: list[msgspec.Raw]
     categories: list[CategoryRecord]
+
+
+@dataclass
+class Annotations:
+    """Annotations as columns of M values, an eighth of what records take."""
+
+    id: np.ndarray
+    image_id: np.ndarray
+    category_id: np.ndarray
+    iscrowd: np.ndarray
+    """`[M]` int64, these four."""
+    bbox: np.ndarray
+    """`[M, 4]` float64, as in `AnnotationRecord`."""
+    area: np.ndarray
+    """`[M]` float64, NaN where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @classmethod
+    def of(cls, records: Sequence[AnnotationRecord]) -> Annotations:
+        """Return the columns of records.
+
+        Raises:
+            OverflowError: if a number does not fit.
+        """
+        ids, images, categories, crowds = (np.array([getattr(r, key) or 0 for r in records], np.int64) for key in ("id", "image_id", "category_id", "iscrowd"))
+        return cls(ids, images, categories, crowds, np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(-1, 4),
+                   np.array([np.nan if r.area is None else r.area for r in records], np.float64))
+
+    @classmethod
+    def room_for(cls, count: int) -> Annotations:
+        """Return columns to be filled by `put`."""
+        return cls(*(np.empty(count, np.int64) for _ in range(4)), np.empty((count, 4)), np.empty(count))
+
+    def put(self, start: int, block: Annotations) -> None:
+        """Fill the rows from `start` on."""
+        for key in fields(self):
+            getattr(self, key.name)[start:start + len(block)] = getattr(block, key.name)
+
+    def first(self, count: int) -> Annotations:
+        """Return the first rows."""
+        return Annotations(*(getattr(self, key.name)[:count] for key in fields(self)))
 
 
 @dataclass
@@ -67,7 +114,7 @@ class CocoContent:
     """The sound records of a file, and where each stood in it."""
 
     images: list[ImageRecord]
-    annotations: list[AnnotationRecord]
+    annotations: Annotations
     categories: list[CategoryRecord]
     places: dict[str, np.ndarray]
     lost: dict[str, set[int]]
@@ -85,8 +132,10 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
         file = msgspec.json.decode(raw, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_leniently(raw, path, error, findings)
-    return CocoContent(file.images, file.annotations, file.categories,
-                       {where: np.arange(len(getattr(file, where))) for where in LISTS}, {where: set() for where in LISTS})
+    annotations, places, lost = _read_annotations(file.annotations, findings)
+    return CocoContent(file.images, annotations, file.categories,
+                       {"images": np.arange(len(file.images)), "annotations": places, "categories": np.arange(len(file.categories))},
+                       {"images": set(), "annotations": lost, "categories": set()})
 
 
 def unsafe_file_name(name: Any) -> str | None:
@@ -163,26 +212,53 @@ def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
 
 def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findings) -> CocoContent:
     """Decode a file that is not as it should be; keep the sound records and list the faults of the others."""
-    content = split_records(raw, path)
-    sound, places, lost = {}, {}, {}
-    for key, faults_of, kind in _KINDS:
-        sound[key], places[key], lost[key] = _sound(content[key], key, faults_of, kind, findings)
+    content = sound_records(split_records(raw, path), findings)
     if not findings.faults:
         raise DataError(f"{path} is not a COCO file: {reason}")
+    return content
+
+
+def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
+    """Return the records of `split_records` that are sound in themselves; the others are noted in `findings`."""
+    sound, places, lost = {}, {}, {}
+    for key, read in _READ.items():
+        sound[key], places[key], lost[key] = read(content[key], findings)
     return CocoContent(**sound, places=places, lost=lost)
 
 
-def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[tuple[str, str]]], kind: type,
-           findings: Findings) -> tuple[list[Any], np.ndarray, set[int]]:
+def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
+    """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
+    columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
+    decoder = msgspec.json.Decoder(list[AnnotationRecord])
+    for start in range(0, len(records), BLOCK):
+        block = records[start:start + BLOCK]
+        try:
+            sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
+            places.append(np.arange(start, start + len(block)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, TypeError):  # TypeError: plain values, no bytes
+            kept, where, without = _sound(block, "annotations", _annotation_faults, AnnotationRecord, findings, start)
+            sound = Annotations.of(kept)
+            places.append(where)
+            lost |= without
+        columns.put(count, sound)
+        count += len(sound)
+    return columns.first(count), np.concatenate(places), lost
+
+
+def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[tuple[str, str]]], kind: type, findings: Findings,
+           start: int = 0) -> tuple[list[Any], np.ndarray, set[int]]:
     """Return the records that can be used, where they stood, and the ids that the others have or mean to have."""
     kept, places, lost = [], [], set()
     decoder = msgspec.json.Decoder(kind)
-    for index, record in enumerate(records):
+    for index, record in enumerate(records, start):
         if isinstance(record, msgspec.Raw):
             try:
-                kept.append(decoder.decode(record))
-                places.append(index)
-                continue
+                decoded = decoder.decode(record)
+                if all(abs(value) <= LARGEST_ID for value in msgspec.structs.astuple(decoded) if isinstance(value, int)):
+                    kept.append(decoded)
+                    places.append(index)
+                    continue
+                record = parse_record(record)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 record = parse_record(record)
         if not isinstance(record, dict):
@@ -255,6 +331,8 @@ def _shown(record: dict[str, Any], key: str) -> str:
     return f"{key} is {text[:80]}{'...' if len(text) > 80 else ''}"
 
 
-_KINDS = (("images", _image_faults, ImageRecord), ("annotations", _annotation_faults, AnnotationRecord),
-          ("categories", _category_faults, CategoryRecord))
-"""For each list of a file, what is wrong with an entry, and its typed form."""
+_READ: dict[str, Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]] = {
+    "images": lambda records, findings: _sound(records, "images", _image_faults, ImageRecord, findings),
+    "annotations": _read_annotations,
+    "categories": lambda records, findings: _sound(records, "categories", _category_faults, CategoryRecord, findings)}
+"""For each list of a file, what reads its records."""

@@ -200,7 +200,6 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
     add("categories without a box", False, [Entry("", i, f"category {i} ({name})") for n, (i, name) in enumerate(categories.items()) if n not in used])
     for mark, kind in _MARKS.items():
         add(kind, False, [told(i) for i in checked.marks[mark]])
-    content.annotations = []  # no longer needed, and most of the memory
     return Checked(data, examined, checked)
 
 

@@ -5,7 +5,6 @@ Records without a finding are copied byte for byte, with all that detection does
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,15 +12,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from ...core.errors import ConfigError, DataError
-from ...runtime.files import TEMPORARY, write_atomically
-from ..dataset.coco_format import Examination, examine_coco
-from ..dataset.coco_records import LISTS, is_id, meant_id, parse_record, read_annotation_file, split_records, unsafe_file_name
-from ..dataset.findings import Kind
+from ...runtime.files import write_atomically
+from ..dataset.coco_format import Examination, examine_records
+from ..dataset.coco_records import LISTS, is_id, meant_id, parse_record, read_annotation_file, sound_records, split_records, unsafe_file_name
+from ..dataset.findings import Findings, Kind
 from ..dataset.image_folder import find_misplaced
 from ..dataset.images import ImageError, image_size
 from .check import DataSet, look_at_images
-from .coco_writing import write_records
+from .coco_writing import encoded, write_records
 from .image_check import ImageCheck
 
 ROUNDS = 12
@@ -55,21 +57,15 @@ def fix(data: DataSet, output: Path, images: ImageCheck, *, boxes: str | None = 
     mending = _Mending(data, content)
     if boxes == "xyxy":
         mending.change_corners()
-    draft = output.with_name(f"{output.name}{TEMPORARY}.draft.{os.getpid()}")
-    try:
-        for _ in range(ROUNDS):
-            write_atomically(draft, lambda file: write_records(file, mending.content))
-            examined = examine_coco(draft)
-            if boxes is None and any(fault.kind == Kind.CORNERS for fault in examined.findings.faults):
-                corners = next(fault for fault in examined.findings.faults if fault.kind == Kind.CORNERS)
-                raise DataError(f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are")
-            if not mending.mend_records(examined) and not mending.mend_images(examined, images):
-                break
-        else:
-            write_atomically(draft, lambda file: write_records(file, mending.content))
-        os.replace(draft, output)
-    finally:
-        draft.unlink(missing_ok=True)
+    for _ in range(ROUNDS):
+        findings = Findings(data.annotations)
+        examined = examine_records(sound_records(content, findings), findings)
+        corners = next((fault for fault in findings.faults if fault.kind == Kind.CORNERS), None)
+        if corners and boxes is None:
+            raise DataError(f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are")
+        if not mending.mend_records(examined) and not mending.mend_images(examined, images):
+            break
+    write_atomically(output, lambda file: write_records(file, content))
     return mending.changes
 
 
@@ -94,7 +90,7 @@ class _Mending:
             if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
                 record["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
                 record.pop("area", None)  # of a box that was no box
-                records[index] = record
+                self._close("annotations", index, record)
                 self.changes["boxes converted from corners"] += 1
 
     def mend_records(self, examined: Examination) -> bool:
@@ -125,7 +121,7 @@ class _Mending:
             self._drop("images", int(places[index]), "images dropped: no file that can be read")
         for index, (width, height) in checked.sizes.items():
             record = self._open("images", int(places[index]))
-            record.update(width=width, height=height)
+            self._close("images", int(places[index]), {**record, "width": width, "height": height})
             self.changes["sizes of images taken from their files"] += 1
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
@@ -134,7 +130,8 @@ class _Mending:
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
-            used = {record.id for record in self._examined.content.annotations}
+            content = self._examined.content
+            used = set(content.annotations.id.tolist()) | content.lost["annotations"]
             self._new_ids = (i for i in count(1) if i not in used)
         return next(self._new_ids)
 
@@ -145,15 +142,20 @@ class _Mending:
         if mend is None or self.content[where][index] is None:
             return
         try:
-            for change in mend(self, self._open(where, index)):
+            record = self._open(where, index)
+            for change in mend(self, record):
                 self.changes[change] += 1
+            self._close(where, index, record)
         except _Dropped as reason:
             self._drop(where, index, f"{_CALLED[where]} dropped: {reason}")
 
     def _open(self, where: str, index: int) -> Record:
         """Return a record as a dictionary that may be changed."""
-        record = self.content[where][index] = parse_record(self.content[where][index])
-        return record
+        return parse_record(self.content[where][index])
+
+    def _close(self, where: str, index: int, record: Record) -> None:
+        """Put a changed record back, in the form that takes least memory."""
+        self.content[where][index] = msgspec.Raw(encoded(record))
 
     def _drop(self, where: str, index: int, change: str) -> None:
         if self.content[where][index] is not None:
@@ -161,9 +163,9 @@ class _Mending:
             self.changes[change] += 1
 
     def _drop_boxes_of_dropped_images(self, examined: Examination) -> None:
-        for record, place in zip(examined.content.annotations, examined.content.places["annotations"]):
-            if record.image_id in self.dropped_images:
-                self._drop("annotations", int(place), "boxes dropped: their image was dropped")
+        orphaned = np.isin(examined.content.annotations.image_id, list(self.dropped_images))
+        for place in examined.content.places["annotations"][orphaned].tolist():
+            self._drop("annotations", place, "boxes dropped: their image was dropped")
         for image, place in zip(examined.content.images, examined.content.places["images"]):
             if image.id in self.dropped_images:
                 self._drop("images", int(place), "images dropped: two of them have one id")
@@ -272,7 +274,7 @@ def _category_name(_: _Mending, record: Record) -> Iterator[str]:
 
 def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
     first = next(r for r in map(parse_record, mending.content["categories"]) if isinstance(r, dict) and r.get("id") == record["id"])
-    if first is not record and first.get("name") == record.get("name") and is_id(record["id"]):
+    if first.get("name") == record.get("name") and is_id(record["id"]):
         raise _Dropped("listed twice")
     return
     yield

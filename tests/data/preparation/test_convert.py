@@ -62,7 +62,8 @@ def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
     assert sorted(boxes_of(tmp_path / "coco/train.json") | boxes_of(tmp_path / "coco/val.json")) == ["a.png", "b.png", "c.png"]
 
 
-@pytest.mark.parametrize(("arguments", "text"), [(["nowhere"], "nowhere does not exist"), ([".", "--val-fraction", "1.5"], "expected a share above 0 and below 1")])
+@pytest.mark.parametrize(("arguments", "text"), [(["nowhere"], "nowhere does not exist"),
+                                                 ([".", "--val-fraction", "1.5"], "expected a share above 0 and below 1")])
 def test_wrong_arguments_are_named(tmp_path, arguments, text):
     ended = tool_here("dataset.convert", *arguments, "--output", tmp_path / "coco")
     assert ended.code == 2 and text in ended.err
@@ -82,7 +83,8 @@ def test_any_label_file_is_converted_or_refused_with_its_line(tmp_path_factory, 
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.integers(0, len(voc_xml("a"))), length=st.integers(0, 12), junk=st.sampled_from(["", "<", "&x;", "0", "nan", "</object>", "<!DOCTYPE a>", "\xe9", "\0"]))
+@given(at=st.integers(0, len(voc_xml("a"))), length=st.integers(0, 12),
+       junk=st.sampled_from(["", "<", "&x;", "0", "nan", "</object>", "<!DOCTYPE a>", "\xe9", "\0"]))
 def test_any_annotation_file_is_converted_or_refused_with_its_name(tmp_path_factory, at, length, junk):
     root = tmp_path_factory.mktemp("voc")
     source = write_voc(root / "data")

@@ -52,7 +52,8 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     before = (folder / "labels.json").read_bytes()
     ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean")
     assert ended.code == 3, ended.out  # a category that is there twice under two names is left to people
-    assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n" and "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
+    assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
+    assert "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
     assert (folder / "labels.json").read_bytes() == before
     content = json.loads((folder / "labels.json").read_text())
     content["categories"][3]["id"] = 33

@@ -58,9 +58,12 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
     ("train: images/train\n", "names is None, expected a list of class names"), ("names: [a]\n", '"train" is missing'),
     ("train: nowhere\nnames: [a]\n", "data/nowhere does not exist"), ("train: 5\nnames: [a]\n", "train: '5', expected a folder"),
     ("train: images/train\nnames: [a]\nnc: 2\n", "nc is 2, but there are 1 names"), ("[1, 2]", "holds a list, expected train, val and names"),
-    ("a: [", "is not valid YAML"), ("x: !!python/object/apply:os.getcwd []", "is not valid YAML"), ("path: nowhere\ntrain: a\nnames: [a]\n", "path is nowhere"),
+    ("a: [", "is not valid YAML"),
+    ("x: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+    ("path: nowhere\ntrain: a\nnames: [a]\n", "path is nowhere"),
     ("train: labels/val\nnames: [a]\n", "there is no image behind train"),
-    ("train: /etc\nnames: [a]\n", "/etc is outside"), ("train: images/../../..\nnames: [a]\n", "is outside"), ("train: /etc/passwd\nnames: [a]\n", "is outside")])
+    ("train: /etc\nnames: [a]\n", "/etc is outside"), ("train: images/../../..\nnames: [a]\n", "is outside"),
+    ("train: /etc/passwd\nnames: [a]\n", "is outside")])
 def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml, text):
     assert text in refused(write_yolo(tmp_path / "data", yaml))
 
@@ -117,7 +120,8 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
 
 @pytest.mark.parametrize(("line", "text"), [
     ("3 0.5 0.5 0.5 0.5", "class 3 is not among the 3 names (numbers 0 to 2)"), ("-1 0.5 0.5 0.5 0.5", "class -1 is not among"),
-    ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"), ("nan 0.5 0.5 0.5 0.5", "class nan is not among"), ("0 nan 0.5 0.5 0.5", "coordinate nan, expected 0 to 1"),
+    ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"),
+    ("nan 0.5 0.5 0.5 0.5", "class nan is not among"), ("0 nan 0.5 0.5 0.5", "coordinate nan, expected 0 to 1"),
     ("0 0.5 1.2 0.5 0.5", "coordinate 1.2, expected 0 to 1"), ("0 0.5 0.5 -0.5 0.5", "coordinate -0.5, expected 0 to 1"),
     ("0 320 240 50 50", "coordinate 320, expected 0 to 1"), ("0 0.5 0.5 0.5", "4 columns, expected 5 (class cx cy w h) or a class and three or more points"),
     ("0 0.5 0.5 0.5 0.5 0.9", "6 columns, expected 5"), ("cat 0.5 0.5 0.5 0.5", "'cat 0.5 0.5 0.5 0.5', expected numbers"), ("0", "1 columns")])
@@ -138,7 +142,8 @@ def test_box_without_area_is_dropped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("line", "text"), [("../secret.png", "is outside"), ("/etc/passwd", "is outside"), ("images/../../x.png", "is outside"),
-                                            ("images/train/none.png", "images/train/none.png: is missing"), ("images/tr\x07.png", "which holds a control character")])
+                                            ("images/train/none.png", "images/train/none.png: is missing"),
+                                            ("images/tr\x07.png", "which holds a control character")])
 def test_listed_file_that_is_not_in_the_data_set_is_refused(tmp_path, line, text):
     path = write_yolo(tmp_path / "data", "train: train.txt\nnames: [cat, dog, owl]\n")
     (tmp_path / "data/train.txt").write_text(f"images/train/a.png\n{line}\n")
