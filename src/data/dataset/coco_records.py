@@ -7,6 +7,7 @@ only the faulty records are then parsed in full.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +130,7 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
     """
     raw = read_annotation_file(path)
     try:
+        _refuse_other_than_utf8(raw)
         file = msgspec.json.decode(raw, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_leniently(raw, path, error, findings)
@@ -179,7 +181,7 @@ def split_records(raw: bytes, path: Path) -> dict[str, Any]:
         DataError: if the file is no JSON, or a list is missing.
     """
     try:
-        raw.decode()
+        _refuse_other_than_utf8(raw)
         content = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         return content | {key: msgspec.json.decode(content[key], type=list[msgspec.Raw]) for key in LISTS}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
@@ -189,6 +191,15 @@ def split_records(raw: bytes, path: Path) -> dict[str, Any]:
 def parse_record(record: Any) -> Any:
     """Return a record of `split_records` as plain values."""
     return json.loads(bytes(record)) if isinstance(record, msgspec.Raw) else record
+
+
+def _refuse_other_than_utf8(raw: bytes) -> None:
+    """Raise `UnicodeDecodeError` for text that is no UTF-8, which parsers do not notice in what they skip; little of it is decoded at a time."""
+    if not raw.isascii():
+        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
+        for start in range(0, len(raw), 1 << 20):
+            decoder.decode(view[start:start + (1 << 20)])
+        decoder.decode(b"", final=True)
 
 
 def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
@@ -260,7 +271,11 @@ def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[
                     continue
                 record = parse_record(record)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                record = parse_record(record)
+                try:
+                    record = parse_record(record)
+                except (ValueError, RecursionError) as error:  # no UTF-8, a number with thousands of digits
+                    findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
+                    continue
         if not isinstance(record, dict):
             findings.fault(Kind.NO_OBJECT, f"a {type(record).__name__}, expected an object", where, index)
             continue

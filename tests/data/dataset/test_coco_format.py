@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.core.errors import DataError
+from src.data.dataset import coco_records
 from src.data.dataset.coco_format import inspect_coco, load_coco
 from src.data.dataset.coco_records import unsafe_file_name
 from src.data.dataset.findings import CHECK_HINT, Findings
@@ -293,6 +294,25 @@ def test_category_name_used_twice_is_counted(tmp_path):
 ])
 def test_faulty_annotation_is_named_with_its_place_id_and_key(tmp_path, change, fault):
     assert faults(tmp_path, coco(annotations=(2, change))) == f"labels.json has 1 fault: {fault}"
+
+
+@pytest.mark.parametrize("junk", [b'"\xb2"', b"9" * 5000, b"[" * 5000 + b"]" * 5000], ids=["no UTF-8", "digits", "nested"])
+def test_record_that_no_parser_reads_is_named(tmp_path, junk):
+    raw = json.dumps(coco(annotations=(2, {"image_id": "?"}))).encode().replace(b'"?"', junk)
+    (tmp_path / "labels.json").write_bytes(raw)
+    with pytest.raises(DataError, match=r"labels\.json (has 1 fault: annotations\[2\]|is not valid JSON)"):
+        load_coco(tmp_path / "labels.json")
+
+
+def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_records, "BLOCK", 4)
+    content = large_coco(20)
+    content["annotations"][9]["bbox"] = None
+    content["annotations"][17]["category_id"] = 99
+    assert faults(tmp_path, content).startswith("labels.json has 2 faults: annotations[9] (id 9): bbox is None, expected four numbers [x, y, width, height]; "
+                                                "annotations[17] (id 17): category_id 99 is unknown")
+    content["annotations"] = content["annotations"][:9]
+    assert load(tmp_path, content).areas.tolist() == [1000.5] * 9
 
 
 def test_long_value_is_shown_in_part(tmp_path):
