@@ -133,7 +133,7 @@ def examine_records(content: CocoContent, findings: Findings, true_sizes: TrueSi
     """Go through records that have been read, past the faults in `findings`, and add to them."""
     table = _check_categories(content, findings)
     _check_images(content, findings)
-    if true_sizes and not findings.faults:
+    if true_sizes:
         _correct_sizes(content, true_sizes, findings)
     return Examination(content, findings, table, _check_annotations(content, list(table), findings))
 
@@ -186,13 +186,18 @@ def _has_size(image: ImageRecord) -> bool:
 
 
 def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findings) -> None:
-    images = content.images
+    """Give the images, those with a safe name and a possible size, the sizes that count."""
+    index = [i for i, image in enumerate(content.images) if _has_size(image) and unsafe_file_name(image.file_name) is None]
+    images = [content.images[i] for i in index]
     written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
     sizes = true_sizes([image.file_name for image in images], written)
-    findings.note("sizes taken from the image files", content, "images", (sizes != written).any(1), np.array([image.id for image in images], object),
-                  np.array([f"{image.file_name}: {w} x {h}" for image, (w, h) in zip(images, sizes.tolist())], object))
-    for image, (width, height) in zip(images, sizes.tolist()):
+    differs, details = np.zeros(len(content.images), bool), np.full(len(content.images), "", object)
+    for position in np.flatnonzero((sizes != written).any(1)).tolist():
+        image, (width, height) = images[position], sizes[position].tolist()
+        differs[index[position]] = True
+        details[index[position]] = f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}"
         image.width, image.height = width, height
+    findings.note(Kind.TRUE_SIZE, content, "images", differs, np.array([image.id for image in content.images], object), details)
 
 
 def _check_annotations(content: CocoContent, category_ids: list[int], findings: Findings) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ class Kind:
     BEYOND = "boxes reaching beyond their image, clipped"
     NO_AREA = "missing areas, computed from the box"
     REPEATED_NAME = "category names used more than once"
+    TRUE_SIZE = "sizes taken from the image files"
     REPEATED_FILE = "files listed more than once"
     NO_FILE = "files that cannot be read as COCO"
     MISSING = "missing images"

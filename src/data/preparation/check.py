@@ -25,7 +25,7 @@ from .image_check import CheckedImages, ImageCheck
 _NOTES: dict[str, tuple[bool, str]] = {
     Kind.REPEATED_ANNOTATION: (True, "this id is used before"), Kind.FLAT: (True, "box without area"), Kind.OUTSIDE: (True, "box outside its image"),
     Kind.BEYOND: (False, "reaches beyond its image"), Kind.NO_AREA: (False, "no area"), Kind.REPEATED_NAME: (False, "name used more than once"),
-    Kind.REPEATED_FILE: (False, "file listed more than once")}
+    Kind.TRUE_SIZE: (True, "not the size of the file"), Kind.REPEATED_FILE: (False, "file listed more than once")}
 """For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
 
 _MARKS = {Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used", Mark.TURNED: "images turned upright, as a note in their files says",
@@ -166,7 +166,7 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
             groups.append(_group(str(data.annotations), kind, is_fault, entries))
 
     try:
-        examined = examine_coco(data.annotations)
+        examined = examine_coco(data.annotations, image_check.true_sizes(data.images, data.follow_links))
     except DataError as error:
         add(Kind.NO_FILE, True, [Entry("", None, str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: "))])
         return None
@@ -189,7 +189,6 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
     add(Kind.MISSING, True, [told(i, f"not in {data.images}") for i in checked.missing])
     add(Kind.LEAVING, True, [told(i, f"leads out of {data.images} to {target}") for i, target in checked.leaving.items()])
     add(Kind.UNREADABLE, True, [told(i, why) for i, why in checked.unreadable.items()])
-    add(Kind.OTHER_SIZE, True, [told(i, f"the file has {w} x {h}, the labels {records[i].width} x {records[i].height}") for i, (w, h) in checked.sizes.items()])
     if queries is not None:
         add(Kind.CROWDED, True, [told(int(i), f"{objects[i]} objects, only {queries} can be found; raise num_queries and num_top_queries, or say --queries")
                             for i in np.flatnonzero(objects > queries)])
@@ -204,13 +203,12 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
 
 
 def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
-    """Look at the image files of a data set; a name or a size that is a fault by itself is not told of again."""
+    """Look at the image files of a data set; a name that is a fault by itself is not told of again."""
     records = examined.content.images
     sizes = np.array([(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64).reshape(-1, 2)
     safe = [unsafe_file_name(record.file_name) is None for record in records]
     checked = images.look(data.images, [record.file_name if is_safe else "" for record, is_safe in zip(records, safe)], sizes, follow_links=data.follow_links)
     checked.missing = [i for i in checked.missing if safe[i]]
-    checked.sizes = {i: size for i, size in checked.sizes.items() if sizes[i].min() > 0}
     return checked
 
 
@@ -222,7 +220,8 @@ def _note_group(file: str, note: Note) -> Group:
         said = "reversed box" if note.kind == Kind.FLAT and min(detail[2:]) < 0 else "box without area" if note.kind == Kind.FLAT else what
         return Entry(place_of(note.where, note.index[position], note.ids[position]), int(note.ids[position]), said if detail is None else f"{said}: {detail}")
 
-    return Group(file, note.kind.partition(",")[0], is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
+    kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind.partition(",")[0]
+    return Group(file, kind, is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
 
 
 def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:

@@ -59,7 +59,7 @@ def fix(data: DataSet, output: Path, images: ImageCheck, *, boxes: str | None = 
         mending.change_corners()
     for _ in range(ROUNDS):
         findings = Findings(data.annotations)
-        examined = examine_records(sound_records(content, findings), findings)
+        examined = examine_records(sound_records(content, findings), findings, images.true_sizes(data.images, data.follow_links))
         corners = next((fault for fault in findings.faults if fault.kind == Kind.CORNERS), None)
         if corners and boxes is None:
             raise DataError(f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are")
@@ -119,10 +119,6 @@ class _Mending:
         for index in (*checked.missing, *checked.leaving, *checked.unreadable):
             self.dropped_images.add(examined.content.images[index].id)
             self._drop("images", int(places[index]), "images dropped: no file that can be read")
-        for index, (width, height) in checked.sizes.items():
-            record = self._open("images", int(places[index]))
-            self._close("images", int(places[index]), {**record, "width": width, "height": height})
-            self.changes["sizes of images taken from their files"] += 1
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
         return self.changes.total() > before
@@ -258,6 +254,11 @@ def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
     raise _Dropped("no size, and no file that has one")
 
 
+def _true_size(mending: _Mending, record: Record) -> Iterator[str]:
+    record["width"], record["height"] = mending.sizes[record["id"]]
+    yield "sizes of images taken from their files"
+
+
 def _repeated_image(mending: _Mending, record: Record) -> Iterator[str]:
     if mending.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
@@ -286,6 +287,7 @@ _MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
     ("images", Kind.BAD_ID): _numeric_ids("id"),
     ("images", Kind.BAD_FILE_NAME): _dropped("no file name that can be used"),
     ("images", Kind.BAD_SIZE): _image_size,
+    ("images", Kind.TRUE_SIZE): _true_size,
     ("images", Kind.REPEATED_IMAGE): _repeated_image,
     ("categories", Kind.BAD_ID): _numeric_ids("id"),
     ("categories", Kind.BAD_NAME): _category_name,

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..dataset.coco_format import TrueSizes
 from ..dataset.image_folder import find_misplaced
-from ..dataset.image_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images
+from ..dataset.image_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
 from ..dataset.images import ImageError, Mark, inspect_image
 
 LARGE_PIXELS = 16_000_000
@@ -28,8 +29,6 @@ class CheckedImages:
     """Those that links carry out of the folder, and where to."""
     unreadable: dict[int, str]
     """And why."""
-    sizes: dict[int, tuple[int, int]]
-    """True (width, height) of those that labels contradict."""
     marks: dict[Mark, list[int]]
     scan: ImageScan
 
@@ -68,8 +67,19 @@ class ImageCheck:
              if scan.rows[i, WIDTH] == UNKNOWN else None, Mark(0)) for i in here]
         unreadable = {i: error for i, (error, _) in zip(here, states) if error}
         marks = {mark: [i for i, (_, found) in zip(here, states) if mark in found] for mark in (Mark.TURNED, Mark.CMYK, Mark.DEEP)}
-        odd = {i: size for i, size in scan.contradictions(sizes).items() if i not in absent and i not in unreadable}
-        return CheckedImages(missing, leaving, unreadable, odd, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan)
+        return CheckedImages(missing, leaving, unreadable, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan)
+
+    @staticmethod
+    def true_sizes(folder: Path, follow_links: bool) -> TrueSizes:
+        """Return what gives images the sizes that their headers say, where labels contradict them; nothing outside the folder is opened."""
+        def sizes_in_files(names: list[str], sizes: np.ndarray) -> np.ndarray:
+            missing, leaving = find_misplaced(folder, names)
+            absent = {*missing, *(() if follow_links else leaving)}
+            here = [i for i in range(len(names)) if i not in absent]
+            true = sizes.copy()
+            true[here] = sizes_of_files([str(folder / names[i]) for i in here], sizes[here])
+            return true
+        return sizes_in_files
 
     def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, Mark]]:
         """Return for each (path, number of pixels) why it cannot be decoded, or None, and its marks."""

@@ -42,7 +42,7 @@ def spoilt_coco() -> tuple[dict, dict]:
         "categories[2] (id 8)": "the name is empty", "categories[3]": "id 3 is used twice", "categories[4]": "id is '9', expected a whole number from 0",
         "images[1] (id 2)": "2.png: not in ", "images[2] (id 3)": "is damaged: ", "images[3] (id 4)": "is empty (0 bytes)",
         "images[4] (id 5)": "leads out of ", "images[7] (id 8)": "file_name is '../8.png', which leaves the image folder",
-        "images[8] (id 9)": "size is 0 x 30, expected pixels", "images[9] (id 10)": "10.png: the file has 40 x 30, the labels 999 x 30",
+        "images[8] (id 9)": "size is 0 x 30, expected pixels", "images[9] (id 10)": "not the size of the file: 10.png: 40 x 30 in place of 999 x 30",
         "images[11] (id 12)": "12.png: 101 objects, only 90 can be found", "images[12] (id 1)": "this id is used twice",
         "images[13]": "id is '77', expected a whole number from 0"}
     assert len(categories) == 5

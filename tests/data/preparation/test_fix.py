@@ -165,6 +165,11 @@ def test_size_comes_from_the_file(folder, change):
     assert changes == {"sizes of images taken from their files": 1} and copy == sound_coco()
 
 
+def test_boxes_are_held_against_the_size_of_the_file_and_not_against_a_wrong_one(folder):
+    changes, copy = fixed(folder, labels(images={1: {"width": 9}}))
+    assert changes == {"sizes of images taken from their files": 1} and copy == sound_coco()
+
+
 def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_are(folder):
     changes, copy = fixed(folder, labels(images={1: {"id": 1}}))
     assert changes == {"boxes dropped: their image is not listed": 2, "boxes dropped: their image was dropped": 2, "images dropped: two of them have one id": 2}
