@@ -1,4 +1,4 @@
-"""COCO's and Objects365's class tables, which released weights depend on."""
+"""COCO's and Objects365's class tables, which released weights depend on, and how two tables of categories are compared."""
 
 COCO_CATEGORY_IDS: tuple[int, ...] = (*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
                                       *range(72, 83), *range(84, 91))
@@ -23,3 +23,8 @@ slots, is one more."""
 
 OBJECTS365_SLOTS = 366
 """Rows of a class head trained by D-FINE on Objects365, whose category ids run from 1 to 365."""
+
+
+def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
+    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does not count."""
+    return [f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}" for i in sorted(set(ours) | set(theirs)) if ours.get(i) != theirs.get(i)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.coco_categories import differing_categories
 from ..core.errors import ConfigError, DataError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.log import logger
@@ -58,7 +59,5 @@ def class_table(dataset: Any) -> list[dict[str, Any]]:
 def compare_categories(train: Any, val: Any) -> None:
     """Refuse a validation file whose categories are not those of the training file."""
     ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
-    if ours == theirs:
-        return
-    differing = [f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}" for i in sorted(set(ours) | set(theirs)) if ours.get(i) != theirs.get(i)]
-    raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}")
+    if differing := differing_categories(ours, theirs):
+        raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}")

@@ -185,6 +185,8 @@ class DetSolver:
                 raise DataError(f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}")
             for line in doubts:
                 logger.warning("%s", line)
+            if doubts:
+                logger.info("tools/dataset/check.py lists all of them, with file and id")
         barrier()
 
     def _compare_sizes(self, data: Any) -> None:

@@ -206,7 +206,8 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(own_data,
     data = tiny_config(own_data, train_dataloader={"dataset": {"trust_files": True}}).train_dataloader.dataset
     data.scan_images()
     assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(data.labels.boxes, before.boxes)
-    assert any("sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64)" in line for line in data.labels.findings.describe())
+    told = "sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64 in place of 40 x 7)"
+    assert any(told in line for line in data.labels.findings.describe())
 
 
 @pytest.mark.parametrize("noted", [False, True], ids=["for the pixels as stored", "for the image as it is seen"])

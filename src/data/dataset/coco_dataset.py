@@ -22,7 +22,7 @@ from ...runtime.log import logger
 from ..transforms.compose import Compose
 from ..transforms.sample import Sample
 from .coco_format import CocoLabels, load_coco
-from .coco_records import FAULTS_SHOWN, listed
+from .findings import FAULTS_SHOWN, listed
 from .image_folder import find_misplaced
 from .image_marks import ImageMarks
 from .image_scan import ImageScan, scan_images, sizes_of_files
@@ -33,7 +33,8 @@ BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
 
 _TOLD = {Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
-         Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"), Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB")}
+         Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"), Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB"),
+         Mark.DEEP: (logging.INFO, "16-bit images, scaled to 8 bits")}
 """What is said once about images with a mark, and how loudly."""
 
 
@@ -295,7 +296,8 @@ class CocoDetection(Dataset):
         if odd := self.scan.contradictions(sizes):
             shown = listed([f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}" for i, (w, h) in odd.items()], "; ")
             raise DataError(f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
-                            f"in the annotation file, or, if the boxes fit the images as they are, set dataset.trust_files to True")
+                            f"in the annotation file, as tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, set "
+                            f"dataset.trust_files to True")
 
     def describe_frames(self) -> list[str]:
         """Return a line about images with several frames, if the scan found some; it is not told again."""

@@ -1,15 +1,18 @@
 """The records of a COCO annotation file, and what is wrong with them.
 
 A sound file is decoded straight into slim typed records (polygons and whatever else detection does not use are
-skipped). Only a file that does not decode that way is gone through record by record, so that each fault can be named.
+skipped). Only a file that does not decode that way is gone through record by record, so that each fault can be named;
+only the faulty records are then parsed in full.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,12 +21,13 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...runtime.limits import is_system_limit
-
-FAULTS_SHOWN = 20
-"""Faults that one message lists."""
+from .findings import Findings, Kind
 
 LARGEST_ID = (1 << 63) - 1
 """Ids are kept as int64."""
+
+BLOCK = 10_000
+"""Annotations that are decoded at a time."""
 
 
 class ImageRecord(msgspec.Struct, gc=False):
@@ -53,10 +57,57 @@ class CategoryRecord(msgspec.Struct, gc=False):
     name: str
 
 
+LISTS = ("images", "annotations", "categories")
+"""What every COCO file has."""
+
+
 class _File(msgspec.Struct):
     images: list[ImageRecord]
-    annotations: list[AnnotationRecord]
+    annotations: list[msgspec.Raw]
     categories: list[CategoryRecord]
+
+
+@dataclass
+class Annotations:
+    """Annotations as columns of M values, an eighth of what records take."""
+
+    id: np.ndarray
+    image_id: np.ndarray
+    category_id: np.ndarray
+    iscrowd: np.ndarray
+    """`[M]` int64, these four."""
+    bbox: np.ndarray
+    """`[M, 4]` float64, as in `AnnotationRecord`."""
+    area: np.ndarray
+    """`[M]` float64, NaN where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @classmethod
+    def of(cls, records: Sequence[AnnotationRecord]) -> Annotations:
+        """Return the columns of records.
+
+        Raises:
+            OverflowError: if a number does not fit.
+        """
+        ids, images, categories, crowds = (np.array([getattr(r, key) or 0 for r in records], np.int64) for key in ("id", "image_id", "category_id", "iscrowd"))
+        return cls(ids, images, categories, crowds, np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(-1, 4),
+                   np.array([np.nan if r.area is None else r.area for r in records], np.float64))
+
+    @classmethod
+    def room_for(cls, count: int) -> Annotations:
+        """Return columns to be filled by `put`."""
+        return cls(*(np.empty(count, np.int64) for _ in range(4)), np.empty((count, 4)), np.empty(count))
+
+    def put(self, start: int, block: Annotations) -> None:
+        """Fill the rows from `start` on."""
+        for key in fields(self):
+            getattr(self, key.name)[start:start + len(block)] = getattr(block, key.name)
+
+    def first(self, count: int) -> Annotations:
+        """Return the first rows."""
+        return Annotations(*(getattr(self, key.name)[:count] for key in fields(self)))
 
 
 @dataclass
@@ -64,64 +115,11 @@ class CocoContent:
     """The sound records of a file, and where each stood in it."""
 
     images: list[ImageRecord]
-    annotations: list[AnnotationRecord]
+    annotations: Annotations
     categories: list[CategoryRecord]
     places: dict[str, np.ndarray]
-
-    def place(self, where: str, index: int) -> str:
-        """Name a record as it stands in the file: "annotations[7]"."""
-        return f"{where}[{self.places[where][index]}]"
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that was mended: what, and in which records."""
-
-    kind: str
-    where: str
-    """"annotations", "images" or "categories"."""
-    index: np.ndarray
-    """Positions in that list, `[n]`."""
-    ids: np.ndarray
-    """Their ids, `[n]`."""
-    details: np.ndarray | None = None
-    """What to show of each, such as its box, `[n, ...]`."""
-
-    def describe(self, position: int) -> str:
-        """Return "annotations[3] (id 7) [1.0, 2.0, 0.0, 4.0]" for one of the records."""
-        detail = "" if self.details is None else f" {self.details[position:position + 1].tolist()[0]}"
-        return f"{self.where}[{self.index[position]}] (id {self.ids[position]}){detail}"
-
-
-@dataclass
-class Findings:
-    """What was noticed in a file: faults stop the run, notes say what was dropped or filled in."""
-
-    path: Path
-    faults: list[str] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-
-    def note(self, kind: str, content: CocoContent, where: str, mask: np.ndarray, ids: np.ndarray, details: np.ndarray | None = None) -> None:
-        """Add a note about the records under a mask, if there are any."""
-        if mask.any():
-            index = np.flatnonzero(mask)
-            self.notes.append(Note(kind, where, content.places[where][index], ids[index], None if details is None else details[index]))
-
-    def describe(self) -> list[str]:
-        """Return one line a kind of note: what, how many, where first."""
-        return [f"{self.path}: {note.kind}: {len(note.index)} (first: {note.describe(0)})" for note in self.notes]
-
-    def raise_if_faulty(self) -> None:
-        """Raise `DataError` with the first faults, if there are any."""
-        if self.faults:
-            head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-            raise DataError(f"{self.path} has {head}: {listed(self.faults, '; ')}")
-
-
-def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """Join items for a message: the first ones, and how many more there are."""
-    more = f" ... and {len(items) - FAULTS_SHOWN} more" if len(items) > FAULTS_SHOWN else ""
-    return separator.join(items[:FAULTS_SHOWN]) + more
+    lost: dict[str, set[int]]
+    """Ids that the faulty records of each list have, or mean to have ("7"): what refers to them is not at fault."""
 
 
 def read_records(path: Path, findings: Findings) -> CocoContent:
@@ -130,13 +128,16 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
     Raises:
         DataError: if the file cannot be read as COCO at all.
     """
-    raw = _read(path)
+    raw = read_annotation_file(path)
     try:
+        _refuse_other_than_utf8(raw)
         file = msgspec.json.decode(raw, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_leniently(raw, path, error, findings)
-    return CocoContent(file.images, file.annotations, file.categories,
-                       {where: np.arange(len(getattr(file, where))) for where in ("images", "annotations", "categories")})
+    annotations, places, lost = _read_annotations(file.annotations, findings)
+    return CocoContent(file.images, annotations, file.categories,
+                       {"images": np.arange(len(file.images)), "annotations": places, "categories": np.arange(len(file.categories))},
+                       {"images": set(), "annotations": lost, "categories": set()})
 
 
 def unsafe_file_name(name: Any) -> str | None:
@@ -156,7 +157,12 @@ def unsafe_file_name(name: Any) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes:
+def read_annotation_file(path: Path) -> bytes:
+    """Return the bytes of a file without a byte order mark.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -165,8 +171,38 @@ def _read(path: Path) -> bytes:
         raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}") from None
 
 
-def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findings) -> CocoContent:
-    """Decode a file that is not as it should be; keep the sound records and list the faults of the others."""
+def split_records(raw: bytes, path: Path) -> dict[str, Any]:
+    """Take a file apart into its keys, and the three lists of COCO into records that are not parsed yet.
+
+    Returns:
+        For each key a `msgspec.Raw`, for the lists a list of them. A file that only a forgiving parser reads (NaN) comes as plain values.
+
+    Raises:
+        DataError: if the file is no JSON, or a list is missing.
+    """
+    try:
+        _refuse_other_than_utf8(raw)
+        content = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        return content | {key: msgspec.json.decode(content[key], type=list[msgspec.Raw]) for key in LISTS}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+        return _parse_plainly(raw, path)
+
+
+def parse_record(record: Any) -> Any:
+    """Return a record of `split_records` as plain values."""
+    return json.loads(bytes(record)) if isinstance(record, msgspec.Raw) else record
+
+
+def _refuse_other_than_utf8(raw: bytes) -> None:
+    """Raise `UnicodeDecodeError` for text that is no UTF-8, which parsers do not notice in what they skip; little of it is decoded at a time."""
+    if not raw.isascii():
+        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
+        for start in range(0, len(raw), 1 << 20):
+            decoder.decode(view[start:start + (1 << 20)])
+        decoder.decode(b"", final=True)
+
+
+def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
@@ -178,65 +214,119 @@ def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findi
         raise DataError(f"{path} is not valid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, expected an object with lists images, annotations and categories")
-    parts = {}
-    for key in ("images", "annotations", "categories"):
+    for key in LISTS:
         if not isinstance(content.get(key), list):
             found = "is missing" if key not in content else f"is a {type(content[key]).__name__}"
             raise DataError(f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories')
-        parts[key] = content[key]
-    sound, places = {}, {}
-    for key, fault_of, kind in _KINDS:
-        sound[key], places[key] = _sound(parts[key], key, fault_of, kind, findings)
+    return content
+
+
+def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findings) -> CocoContent:
+    """Decode a file that is not as it should be; keep the sound records and list the faults of the others."""
+    content = sound_records(split_records(raw, path), findings)
     if not findings.faults:
         raise DataError(f"{path} is not a COCO file: {reason}")
-    return CocoContent(**sound, places=places)
+    return content
 
 
-def _sound(records: list[Any], where: str, fault_of: Callable[[dict], str | None], kind: type, findings: Findings) -> tuple[list[Any], np.ndarray]:
-    kept, places = [], []
-    for index, record in enumerate(records):
+def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
+    """Return the records of `split_records` that are sound in themselves; the others are noted in `findings`."""
+    sound, places, lost = {}, {}, {}
+    for key, read in _READ.items():
+        sound[key], places[key], lost[key] = read(content[key], findings)
+    return CocoContent(**sound, places=places, lost=lost)
+
+
+def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
+    """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
+    columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
+    decoder = msgspec.json.Decoder(list[AnnotationRecord])
+    for start in range(0, len(records), BLOCK):
+        block = records[start:start + BLOCK]
+        try:
+            sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
+            places.append(np.arange(start, start + len(block)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, TypeError):  # TypeError: plain values, no bytes
+            kept, where, without = _sound(block, "annotations", _annotation_faults, AnnotationRecord, findings, start)
+            sound = Annotations.of(kept)
+            places.append(where)
+            lost |= without
+        columns.put(count, sound)
+        count += len(sound)
+    return columns.first(count), np.concatenate(places), lost
+
+
+def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[tuple[str, str]]], kind: type, findings: Findings,
+           start: int = 0) -> tuple[list[Any], np.ndarray, set[int]]:
+    """Return the records that can be used, where they stood, and the ids that the others have or mean to have."""
+    kept, places, lost = [], [], set()
+    decoder = msgspec.json.Decoder(kind)
+    for index, record in enumerate(records, start):
+        if isinstance(record, msgspec.Raw):
+            try:
+                decoded = decoder.decode(record)
+                if all(abs(value) <= LARGEST_ID for value in msgspec.structs.astuple(decoded) if isinstance(value, int)):
+                    kept.append(decoded)
+                    places.append(index)
+                    continue
+                record = parse_record(record)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                try:
+                    record = parse_record(record)
+                except (ValueError, RecursionError) as error:  # no UTF-8, a number with thousands of digits
+                    findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
+                    continue
         if not isinstance(record, dict):
-            findings.faults.append(f"{where}[{index}] is a {type(record).__name__}, expected an object")
-        elif fault := fault_of(record):
-            shown = f" (id {record['id']})" if is_id(record.get("id")) else ""
-            findings.faults.append(f"{where}[{index}]{shown}: {fault}")
+            findings.fault(Kind.NO_OBJECT, f"a {type(record).__name__}, expected an object", where, index)
+            continue
+        faults = list(faults_of(record))
+        for fault, what in faults:
+            findings.fault(fault, what, where, index, record["id"] if is_id(record.get("id")) else None)
+        if faults:
+            lost.add(meant_id(record.get("id")))
         else:
             kept.append(kind(**{name: record[name] for name in kind.__struct_fields__ if name in record}))
             places.append(index)
-    return kept, np.array(places, np.int64)
+    return kept, np.array(places, np.int64), lost - {None}
 
 
-def _image_fault(record: dict[str, Any]) -> str | None:
+def _image_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not is_id(record.get("id")):
-        return f"{_shown(record, 'id')}, expected a whole number from 0"
+        yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
     if reason := unsafe_file_name(record.get("file_name")):
-        return f"{_shown(record, 'file_name')}, {reason}"
+        yield Kind.BAD_FILE_NAME, f"{_shown(record, 'file_name')}, {reason}"
     for key in ("width", "height"):
         if not is_id(record.get(key)):
-            return f"{_shown(record, key)}, expected pixels, a whole number from 1"
-    return None
+            yield Kind.BAD_SIZE, f"{_shown(record, key)}, expected pixels, a whole number from 1"
 
 
-def _annotation_fault(record: dict[str, Any]) -> str | None:
+def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("id", "image_id", "category_id"):
         if not is_id(record.get(key)):
-            return f"{_shown(record, key)}, expected a whole number from 0"
+            yield Kind.BAD_ID, f"{_shown(record, key)}, expected a whole number from 0"
     box = record.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        return f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]"
+        yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]"
     if record.get("area") is not None and not _is_number(record["area"]):
-        return f"{_shown(record, 'area')}, expected a number from 0"
+        yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a number from 0"
     if record.get("iscrowd", 0) is not None and not is_id(record.get("iscrowd", 0)):
-        return f"{_shown(record, 'iscrowd')}, expected 0 or 1"
-    return None
+        yield Kind.BAD_CROWD, f"{_shown(record, 'iscrowd')}, expected 0 or 1"
 
 
-def _category_fault(record: dict[str, Any]) -> str | None:
+def _category_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not is_id(record.get("id")):
-        return f"{_shown(record, 'id')}, expected a whole number from 0"
+        yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
     if not isinstance(record.get("name"), str):
-        return f"{_shown(record, 'name')}, expected a name"
-    return None
+        yield Kind.BAD_NAME, f"{_shown(record, 'name')}, expected a name"
+
+
+def meant_id(value: Any) -> int | None:
+    """Return the id that a value is or plainly means (7, "7", 7.0), or None."""
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if is_id(value) else None
 
 
 def is_id(value: Any) -> bool:
@@ -256,6 +346,8 @@ def _shown(record: dict[str, Any], key: str) -> str:
     return f"{key} is {text[:80]}{'...' if len(text) > 80 else ''}"
 
 
-_KINDS = (("images", _image_fault, ImageRecord), ("annotations", _annotation_fault, AnnotationRecord),
-          ("categories", _category_fault, CategoryRecord))
-"""For each list of a file, what is wrong with an entry, and its typed form."""
+_READ: dict[str, Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]] = {
+    "images": lambda records, findings: _sound(records, "images", _image_faults, ImageRecord, findings),
+    "annotations": _read_annotations,
+    "categories": lambda records, findings: _sound(records, "categories", _category_faults, CategoryRecord, findings)}
+"""For each list of a file, what reads its records."""

@@ -55,6 +55,7 @@ class Mark(IntFlag):
     SEVERAL_FRAMES = 2
     TURNED = 4
     CMYK = 8
+    DEEP = 16
 
 
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
@@ -155,13 +156,13 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
         raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
         upright, turned = image, False  # the labels were made on the pixels as stored
-    marks |= (Mark.TURNED if turned else 0) | (Mark.CMYK if image.mode == "CMYK" else 0)
+    marks |= (Mark.TURNED if turned else 0) | (Mark.CMYK if image.mode == "CMYK" else 0) | (Mark.DEEP if _is_deep(image) else 0)
     return torch.from_numpy(_to_rgb(upright, path)).permute(2, 0, 1), marks
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     """Convert any mode to `[H, W, 3]` uint8."""
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if _is_deep(image):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ImageError(f"image {path} has 32-bit values from {grey.min()} to {grey.max()}; convert it to 8 or 16 bits")
@@ -172,6 +173,10 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode == "I"
 
 
 def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:

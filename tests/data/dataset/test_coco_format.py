@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from src.core.errors import DataError
+from src.data.dataset import coco_records
 from src.data.dataset.coco_format import inspect_coco, load_coco
-from src.data.dataset.coco_records import Findings, unsafe_file_name
+from src.data.dataset.coco_records import unsafe_file_name
+from src.data.dataset.findings import CHECK_HINT, Findings
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
@@ -21,7 +23,7 @@ def faults(folder: Path, content) -> str:
     """Return what is said about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
-    return str(caught.value).replace(str(folder / "labels.json"), "labels.json")
+    return str(caught.value).replace(str(folder / "labels.json"), "labels.json").removesuffix(CHECK_HINT)
 
 
 def notes(labels) -> list[str]:
@@ -294,6 +296,25 @@ def test_faulty_annotation_is_named_with_its_place_id_and_key(tmp_path, change, 
     assert faults(tmp_path, coco(annotations=(2, change))) == f"labels.json has 1 fault: {fault}"
 
 
+@pytest.mark.parametrize("junk", [b'"\xb2"', b"9" * 5000, b"[" * 5000 + b"]" * 5000], ids=["no UTF-8", "digits", "nested"])
+def test_record_that_no_parser_reads_is_named(tmp_path, junk):
+    raw = json.dumps(coco(annotations=(2, {"image_id": "?"}))).encode().replace(b'"?"', junk)
+    (tmp_path / "labels.json").write_bytes(raw)
+    with pytest.raises(DataError, match=r"labels\.json (has 1 fault: annotations\[2\]|is not valid JSON)"):
+        load_coco(tmp_path / "labels.json")
+
+
+def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_records, "BLOCK", 4)
+    content = large_coco(20)
+    content["annotations"][9]["bbox"] = None
+    content["annotations"][17]["category_id"] = 99
+    assert faults(tmp_path, content).startswith("labels.json has 2 faults: annotations[9] (id 9): bbox is None, expected four numbers [x, y, width, height]; "
+                                                "annotations[17] (id 17): category_id 99 is unknown")
+    content["annotations"] = content["annotations"][:9]
+    assert load(tmp_path, content).areas.tolist() == [1000.5] * 9
+
+
 def test_long_value_is_shown_in_part(tmp_path):
     message = faults(tmp_path, coco(annotations=(2, {"bbox": "x" * 10_000})))
     assert message == f"labels.json has 1 fault: annotations[2] (id 3): bbox is '{'x' * 79}..., expected four numbers [x, y, width, height]"
@@ -367,7 +388,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 def test_record_that_is_no_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
-    assert f"{part}[{len(content[part]) - 1}] is a int, expected an object" in faults(tmp_path, content)
+    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(tmp_path, content)
 
 
 # ---- faults of the file ----

@@ -12,7 +12,7 @@ def test_image_may_bear_several_marks():
     marks = ImageMarks(4)
     marks.add(2, Mark.CMYK)
     marks.add(2, Mark.TURNED | Mark.CMYK)
-    assert [marks.images(mark) for mark in Mark] == [[], [], [2], [2]]
+    assert [marks.images(mark) for mark in Mark] == [[], [], [2], [2], []]
 
 
 def test_news_are_told_once():
@@ -41,4 +41,4 @@ def test_ranks_join_their_marks():
         marks.join_ranks()
         return [marks.images(mark) for mark in Mark]
 
-    assert on_ranks(2, work) == [[[3], [], [3], [0, 1]]] * 2
+    assert on_ranks(2, work) == [[[3], [], [3], [0, 1], []]] * 2

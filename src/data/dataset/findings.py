@@ -1,0 +1,136 @@
+"""What was noticed in the files of a data set, by kind, with the record that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...core.errors import DataError
+
+if TYPE_CHECKING:
+    from .coco_records import CocoContent
+
+FAULTS_SHOWN = 20
+"""Faults that one message lists."""
+
+CHECK_HINT = "; tools/dataset/check.py lists all"
+"""How a message about faults of labels ends."""
+
+
+class Kind:
+    """What can be noticed; each is told, and mended, in its own way."""
+
+    NO_OBJECT = "records that are no objects"
+    BAD_ID = "ids that are no whole numbers from 0"
+    BAD_FILE_NAME = "file names that cannot be used"
+    BAD_SIZE = "image sizes that are no pixels"
+    BAD_BOX = "boxes that are not four finite numbers"
+    BAD_AREA = "areas that are no numbers from 0"
+    BAD_CROWD = "crowd marks other than 0 and 1"
+    BAD_NAME = "category names that are empty or no text"
+    EMPTY_LIST = "lists without a record"
+    REPEATED_IMAGE = "image ids used more than once"
+    REPEATED_CATEGORY = "category ids used more than once"
+    ORPHAN = "boxes of images that are not listed"
+    UNKNOWN_CATEGORY = "boxes of categories that are not listed"
+    CORNERS = "corners where x, y, width, height should be"
+    REPEATED_ANNOTATION = "annotation ids used more than once"
+    FLAT = "boxes without area, dropped"
+    OUTSIDE = "boxes outside their image, dropped"
+    BEYOND = "boxes reaching beyond their image, clipped"
+    NO_AREA = "missing areas, computed from the box"
+    REPEATED_NAME = "category names used more than once"
+    TRUE_SIZE = "sizes taken from the image files"
+    REPEATED_FILE = "files listed more than once"
+    NO_FILE = "files that cannot be read as COCO"
+    MISSING = "missing images"
+    LEAVING = "images outside the folder"
+    UNREADABLE = "images that cannot be read"
+    OTHER_SIZE = "sizes that differ from the image files"
+    CROWDED = "images with more objects than queries"
+    CATEGORIES = "categories that differ between training and validation"
+    NOTHING = "no box to learn from"
+
+
+class Fault(NamedTuple):
+    """Something that cannot be used: its kind, which record, what is wrong with it."""
+
+    kind: str
+    where: str
+    """"annotations", "images", "categories", or "" for the file as a whole."""
+    index: int
+    """Position in that list."""
+    id: int | None
+    """Of the record, if it has a usable one."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{place_of(self.where, self.index, self.id)}: {self.what}" if self.where else self.what
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was mended: what, and in which records."""
+
+    kind: str
+    where: str
+    """"annotations", "images" or "categories"."""
+    index: np.ndarray
+    """Positions in that list, `[n]`."""
+    ids: np.ndarray
+    """Their ids, `[n]`."""
+    details: np.ndarray | None = None
+    """What to show of each, such as its box, `[n, ...]`."""
+
+    def describe(self, position: int) -> str:
+        """Return "annotations[3] (id 7) [1.0, 2.0, 0.0, 4.0]" for one of the records."""
+        detail = "" if self.details is None else f" {self.detail(position)}"
+        return f"{place_of(self.where, self.index[position], self.ids[position])}{detail}"
+
+    def detail(self, position: int) -> Any:
+        """Return what to show of one of the records; None for nothing."""
+        return None if self.details is None else self.details[position:position + 1].tolist()[0]
+
+
+@dataclass
+class Findings:
+    """What was noticed in a file: faults stop the run, notes say what was dropped or filled in."""
+
+    path: Path
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def fault(self, kind: str, what: str, where: str = "", index: int = -1, id: int | None = None) -> None:
+        """Add a fault; `index` counts in the file."""
+        self.faults.append(Fault(kind, where, int(index), None if id is None else int(id), what))
+
+    def note(self, kind: str, content: CocoContent, where: str, mask: np.ndarray, ids: np.ndarray, details: np.ndarray | None = None) -> None:
+        """Add a note about the records under a mask, if there are any."""
+        if mask.any():
+            index = np.flatnonzero(mask)
+            self.notes.append(Note(kind, where, content.places[where][index], ids[index], None if details is None else details[index]))
+
+    def describe(self) -> list[str]:
+        """Return one line a kind of note: what, how many, where first."""
+        return [f"{self.path}: {note.kind}: {len(note.index)} (first: {note.describe(0)})" for note in self.notes]
+
+    def raise_if_faulty(self) -> None:
+        """Raise `DataError` with the first faults, if there are any."""
+        if self.faults:
+            head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+            raise DataError(f"{self.path} has {head}: {listed(self.faults, '; ')}{CHECK_HINT}")
+
+
+def place_of(where: str, index: int, id: Any = None) -> str:
+    """Name a record as it stands in the file: "annotations[7] (id 4711)"."""
+    return f"{where}[{index}]" + ("" if id is None else f" (id {id})")
+
+
+def listed(items: Sequence[Any], separator: str = ", ") -> str:
+    """Join items for a message: the first ones, and how many more there are."""
+    more = f" ... and {len(items) - FAULTS_SHOWN} more" if len(items) > FAULTS_SHOWN else ""
+    return separator.join(map(str, items[:FAULTS_SHOWN])) + more

@@ -1,0 +1,259 @@
+"""All that is wrong or remarkable about data sets in one pass, found by the code that training refuses them with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from ...core.coco_categories import differing_categories
+from ...core.errors import ConfigError, DataError
+from ...runtime.files import write_atomically
+from ..dataset.coco_format import Examination, examine_coco
+from ..dataset.coco_records import unsafe_file_name
+from ..dataset.findings import FAULTS_SHOWN, Kind, Note, place_of
+from ..dataset.image_twins import find_twins
+from ..dataset.images import Mark
+from .image_check import CheckedImages, ImageCheck
+
+_NOTES: dict[str, tuple[bool, str]] = {
+    Kind.REPEATED_ANNOTATION: (True, "this id is used before"), Kind.FLAT: (True, "box without area"), Kind.OUTSIDE: (True, "box outside its image"),
+    Kind.BEYOND: (False, "reaches beyond its image"), Kind.NO_AREA: (False, "no area"), Kind.REPEATED_NAME: (False, "name used more than once"),
+    Kind.TRUE_SIZE: (True, "not the size of the file"), Kind.REPEATED_FILE: (False, "file listed more than once")}
+"""For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
+
+_MARKS = {Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used", Mark.TURNED: "images turned upright, as a note in their files says",
+          Mark.CMYK: "CMYK images, converted to RGB", Mark.DEEP: "16-bit images, scaled to 8 bits"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An annotation file and the folder of its images."""
+
+    annotations: Path
+    images: Path
+    follow_links: bool = False
+    """Open images that symbolic links carry out of the folder."""
+
+
+class Entry(NamedTuple):
+    """One finding."""
+
+    place: str
+    """"annotations[17] (id 4711)", or "" for a file as a whole."""
+    id: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All findings of a kind in a file; they are made when they are asked for, as there may be many."""
+
+    file: str
+    kind: str
+    is_fault: bool
+    count: int
+    entries: Callable[[], Iterable[Entry]] = field(repr=False)
+
+
+class Checked(NamedTuple):
+    """What is known of a data set after its check."""
+
+    data: DataSet
+    examined: Examination
+    images: CheckedImages
+
+
+@dataclass
+class Report:
+    """What a check found."""
+
+    groups: list[Group]
+    checked: list[Checked | None]
+    """For each data set; None if its file cannot be read."""
+
+    @property
+    def num_faults(self) -> int:
+        """How many faults there are."""
+        return sum(group.count for group in self.groups if group.is_fault)
+
+    def lines(self, shown: int = FAULTS_SHOWN) -> Iterator[str]:
+        """Yield what a terminal shows: a line a fault, `shown` of a kind; a line a kind of remark; then the counts."""
+        for group in self.groups:
+            if group.is_fault:
+                for number, entry in enumerate(group.entries()):
+                    if number == shown:
+                        yield f"{group.file}: ... and {group.count - shown} more: {group.kind}"
+                        break
+                    yield ": ".join(filter(None, (group.file, *entry[::2])))
+        for group in self.groups:
+            if not group.is_fault:
+                first = next(iter(group.entries()))
+                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {': '.join(filter(None, first[::2]))})"
+        counts: Counter[str] = Counter()
+        for group in self.groups:
+            counts[group.kind] += group.count if group.is_fault else 0
+        yield f"{self.num_faults} {'fault' if self.num_faults == 1 else 'faults'}"
+        yield from (f"  {count:6} {kind}" for kind, count in counts.items() if count)
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON, entry by entry."""
+        def write(file: BinaryIO) -> None:
+            file.write(f'{{"num_faults": {self.num_faults}, "findings": ['.encode())
+            before = b"\n"
+            for group in self.groups:
+                for entry in group.entries():
+                    record = {"file": group.file, "kind": group.kind, "fault": group.is_fault, **entry._asdict()}
+                    file.write(before + json.dumps(record, ensure_ascii=False).encode(errors="replace"))
+                    before = b",\n"
+            file.write(b"\n]}\n")
+        write_atomically(path, write)
+
+    def raise_if_faulty(self) -> None:
+        """Raise `DataError` with the number of faults, if there are any."""
+        if self.num_faults:
+            files = ", ".join(dict.fromkeys(group.file for group in self.groups if group.is_fault))
+            raise DataError(f"{self.num_faults} {'fault' if self.num_faults == 1 else 'faults'} in {files}")
+
+
+def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
+    """Return the data sets that a configuration names, and the number of its queries if it has one.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    data_sets = []
+    for part in ("train_dataloader", "val_dataloader"):
+        dataset = (config.get(part) or {}).get("dataset") or {}
+        if not dataset.get("ann_file") or not dataset.get("img_folder"):
+            raise ConfigError(f"the configuration has no {part}.dataset.ann_file or no img_folder")
+        data_sets.append(DataSet(Path(dataset["ann_file"]), Path(dataset["img_folder"]), bool(dataset.get("follow_links"))))
+    return data_sets, (config.get("DFINETransformer") or {}).get("num_queries")
+
+
+def check(data_sets: Sequence[DataSet], images: ImageCheck, *, queries: int | None = None) -> Report:
+    """Look for everything that training refuses, drops or mends, in files and images.
+
+    Args:
+        data_sets: one, or that for training and that for validation.
+        images: how image files are looked at.
+        queries: most objects that the detector can find in an image.
+
+    Raises:
+        ConfigError: if an image folder is none.
+    """
+    report = Report([], [])
+    for data in data_sets:
+        if not data.images.is_dir():
+            raise ConfigError(f"{data.images} is not a folder; --images is where the files of {data.annotations} are")
+        report.checked.append(_check_one(data, images, queries, report.groups))
+    sound = [checked for checked in report.checked if checked]
+    if len(sound) == 2:
+        _compare(*sound, report.groups)
+    _find_twins(sound, report.groups)
+    return report
+
+
+def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, groups: list[Group]) -> Checked | None:
+    def add(kind: str, is_fault: bool, entries: list[Entry]) -> None:
+        if entries:
+            groups.append(_group(str(data.annotations), kind, is_fault, entries))
+
+    try:
+        examined = examine_coco(data.annotations, image_check.true_sizes(data.images, data.follow_links))
+    except DataError as error:
+        add(Kind.NO_FILE, True, [Entry("", None, str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: "))])
+        return None
+    content, findings, categories, rows = examined
+    by_kind: dict[str, list[Entry]] = {}
+    for fault in findings.faults:
+        by_kind.setdefault(fault.kind, []).append(Entry(place_of(fault.where, fault.index, fault.id) if fault.where else "", fault.id, fault.what))
+    for kind, entries in by_kind.items():
+        add(kind, True, entries)
+    groups += [_note_group(str(data.annotations), note) for note in findings.notes]
+
+    records, places = content.images, content.places["images"]
+    objects = rows["starts"].diff().numpy() if records else np.zeros(0, np.int64)
+
+    def told(index: int, what: str = "") -> Entry:
+        record = records[index]
+        return Entry(place_of("images", places[index], record.id), record.id, ": ".join(filter(None, (record.file_name, what))))
+
+    checked = look_at_images(data, examined, image_check)
+    add(Kind.MISSING, True, [told(i, f"not in {data.images}") for i in checked.missing])
+    add(Kind.LEAVING, True, [told(i, f"leads out of {data.images} to {target}") for i, target in checked.leaving.items()])
+    add(Kind.UNREADABLE, True, [told(i, why) for i, why in checked.unreadable.items()])
+    if queries is not None:
+        add(Kind.CROWDED, True, [told(int(i), f"{objects[i]} objects, only {queries} can be found; raise num_queries and num_top_queries, or say --queries")
+                            for i in np.flatnonzero(objects > queries)])
+    if not findings.faults and bool(rows["crowds"].all()):
+        add(Kind.NOTHING, True, [Entry("", None, f"none of its {len(records)} images has a usable box")])
+    add("images without objects", False, [told(int(i)) for i in np.flatnonzero(objects == 0)])
+    used = set(rows["categories"].unique().tolist())
+    add("categories without a box", False, [Entry("", i, f"category {i} ({name})") for n, (i, name) in enumerate(categories.items()) if n not in used])
+    for mark, kind in _MARKS.items():
+        add(kind, False, [told(i) for i in checked.marks[mark]])
+    return Checked(data, examined, checked)
+
+
+def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
+    """Look at the image files of a data set; a name that is a fault by itself is not told of again."""
+    records = examined.content.images
+    sizes = np.array([(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64).reshape(-1, 2)
+    safe = [unsafe_file_name(record.file_name) is None for record in records]
+    checked = images.look(data.images, [record.file_name if is_safe else "" for record, is_safe in zip(records, safe)], sizes, follow_links=data.follow_links)
+    checked.missing = [i for i in checked.missing if safe[i]]
+    return checked
+
+
+def _note_group(file: str, note: Note) -> Group:
+    is_fault, what = _NOTES.get(note.kind, (False, note.kind))
+
+    def entry(position: int) -> Entry:
+        detail = note.detail(position)
+        said = "reversed box" if note.kind == Kind.FLAT and min(detail[2:]) < 0 else "box without area" if note.kind == Kind.FLAT else what
+        return Entry(place_of(note.where, note.index[position], note.ids[position]), int(note.ids[position]), said if detail is None else f"{said}: {detail}")
+
+    kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind.partition(",")[0]
+    return Group(file, kind, is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
+
+
+def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
+    return Group(file, kind, is_fault, len(entries), lambda: iter(entries))
+
+
+def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
+    """Add what is wrong between two files."""
+    if differing := differing_categories(train.examined.categories, val.examined.categories):
+        groups.append(_group(str(val.data.annotations), Kind.CATEGORIES, True,
+                             [Entry("categories", None, f"{line} ({train.data.annotations} / {val.data.annotations})") for line in differing]))
+    listed = [{f"{os.path.realpath(checked.data.images)}/{record.file_name}": i for i, record in enumerate(checked.examined.content.images)}
+              for checked in (train, val)]
+    if both := sorted(listed[0].keys() & listed[1].keys()):
+        groups.append(_group(str(val.data.annotations), "images that are used for training too", False, [_image(val, listed[1][path]) for path in both]))
+
+
+def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
+    if not checked:
+        return
+    twins = find_twins([one.images.scan for one in checked])
+    for number, one in enumerate(checked):
+        at = {path: i for i, path in enumerate(one.images.scan.paths)}
+        inside = [_image(one, at[path], f"has the content of {group[0]}") for group in twins.within(number) for path in group[1:]]
+        if inside:
+            groups.append(_group(str(one.data.annotations), "images with the content of another one", False, inside))
+        shared = [_image(one, at[path], f"has the content of {group[0]}") for group in twins.shared() for path in group[1:] if path in at] if number else []
+        if shared:
+            groups.append(_group(str(one.data.annotations), "images that are used for training too, under other names", False, shared))
+
+
+def _image(checked: Checked, index: int, what: str = "") -> Entry:
+    content = checked.examined.content
+    record = content.images[index]
+    return Entry(place_of("images", content.places["images"][index], record.id), record.id, ": ".join(filter(None, (record.file_name, what))))

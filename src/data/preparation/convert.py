@@ -1,0 +1,71 @@
+"""Data sets of other layouts as COCO files, with the command that trains on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from ...core.errors import ConfigError
+from ...runtime.files import prepare_output_dir
+from .labelled_images import LabelledImages, write_coco_parts
+from .splitting import split_if_needed
+from .voc import read_voc
+from .yolo import read_yolo
+
+CONFIG = "configs/dfine/custom/dfine_dinov3_s_custom.yml"
+"""What is advised for data of one's own."""
+
+
+def convert(source: Path, output: Path, *, val_fraction: float = 0.1, seed: int = 0, difficult: str = "keep", zero_based: bool = False,
+            follow_links: bool = False) -> Iterator[str]:
+    """Write a data set in YOLO's or Pascal VOC's layout as `train.json` and `val.json`; yield what was done.
+
+    Args:
+        source: YOLO's `data.yaml`, or a folder; one with `Annotations` is Pascal VOC.
+        output: folder to write to.
+        val_fraction: share of the training images that become validation images if there are none, between 0 and 1.
+        seed: of that split.
+        difficult: Pascal VOC: one of `voc.DIFFICULT`.
+        zero_based: Pascal VOC: corners are counted from 0.
+        follow_links: open files that symbolic links carry out of the data set.
+
+    Raises:
+        DataError: one error with all faults; nothing is written then.
+        ConfigError: if there is no such source, or the folder cannot be written to.
+    """
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; name YOLO's data.yaml or the folder of the data set")
+    if (source / "Annotations").is_dir():
+        data = read_voc(source, difficult=difficult, zero_based=zero_based, follow_links=follow_links)
+    else:
+        data = read_yolo(source, follow_links=follow_links)
+    yield from (f"{what}: {number}" for what, number in data.notes.items() if number)
+    yield from split_if_needed(data, val_fraction, seed)
+    prepare_output_dir(output)
+    yield from write_coco_parts(data, output)
+    yield f"images are in {data.folder}; train with:"
+    yield training_command(data, output, follow_links=follow_links)
+
+
+def training_command(data: LabelledImages, output: Path, *, follow_links: bool = False) -> str:
+    """Return the command that trains on converted files, safe to paste."""
+    settings = {"num_classes": str(len(data.categories)), "remap_mscoco_category": "False"}
+    for part in ("train", "val"):
+        prefix = f"{part}_dataloader.dataset"
+        settings |= {f"{prefix}.img_folder": _yaml_text(str(data.folder)), f"{prefix}.ann_file": _yaml_text(os.path.abspath(output / f"{part}.json"))}
+        if follow_links:
+            settings[f"{prefix}.follow_links"] = "True"
+    return f"python train.py -c {CONFIG} -u " + " ".join(shlex.quote(f"{key}={value}") for key, value in settings.items())
+
+
+def _yaml_text(text: str) -> str:
+    """Return a text as YAML reads it back."""
+    try:
+        return text if yaml.safe_load(text) == text else json.dumps(text)
+    except yaml.YAMLError:
+        return json.dumps(text)

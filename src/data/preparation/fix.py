@@ -1,0 +1,331 @@
+"""Clean copies of annotation files: what `check` finds is mended record by record, until it finds nothing more to mend.
+
+Records without a finding are copied byte for byte, with all that detection does not use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ...core.errors import ConfigError, DataError
+from ...runtime.files import write_atomically
+from ..dataset.coco_format import Examination, examine_records
+from ..dataset.coco_records import LISTS, is_id, meant_id, parse_record, read_annotation_file, sound_records, split_records, unsafe_file_name
+from ..dataset.findings import Findings, Kind
+from ..dataset.image_folder import find_misplaced
+from ..dataset.images import ImageError, image_size
+from .check import DataSet, look_at_images
+from .coco_writing import encoded, write_records
+from .image_check import ImageCheck
+
+ROUNDS = 12
+"""A mended record can show another fault, as when its image is found at last; never so often."""
+
+Record = dict[str, Any]
+
+
+class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
+    """A record cannot be used."""
+
+
+def fix(data: DataSet, output: Path, images: ImageCheck, *, boxes: str | None = None) -> Counter[str]:
+    """Write a clean copy of an annotation file; images are neither changed nor copied.
+
+    Args:
+        data: what to mend.
+        output: the copy.
+        images: how image files are looked at.
+        boxes: "xyxy" if the file has corners, which are converted, "xywh" if it has what COCO asks for although it does not look like it.
+
+    Returns:
+        How often each change was made.
+
+    Raises:
+        ConfigError: if the copy would replace a file of the data.
+        DataError: if the file cannot be read as COCO, or its boxes look like corners and `boxes` says nothing.
+    """
+    _refuse_replacing(data.annotations, output)
+    content = split_records(read_annotation_file(data.annotations), data.annotations)
+    mending = _Mending(data, content)
+    if boxes == "xyxy":
+        mending.change_corners()
+    for _ in range(ROUNDS):
+        findings = Findings(data.annotations)
+        examined = examine_records(sound_records(content, findings), findings, images.true_sizes(data.images, data.follow_links))
+        corners = next((fault for fault in findings.faults if fault.kind == Kind.CORNERS), None)
+        if corners and boxes is None:
+            raise DataError(f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are")
+        if not mending.mend_records(examined) and not mending.mend_images(examined, images):
+            break
+    write_atomically(output, lambda file: write_records(file, content))
+    return mending.changes
+
+
+class _Mending:
+    """The records of a file while they are mended."""
+
+    def __init__(self, data: DataSet, content: dict[str, Any]) -> None:
+        self.data, self.content = data, content
+        self.changes: Counter[str] = Counter()
+        self._examined: Examination | None = None
+        self._new_ids: Iterator[int] | None = None
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.first_names: dict[int, str] = {}
+        self.dropped_images: set[int] = set()
+
+    def change_corners(self) -> None:
+        """Convert all boxes from xyxy to xywh."""
+        records = self.content["annotations"]
+        for index, raw in enumerate(records):
+            record = parse_record(raw)
+            box = record.get("bbox") if isinstance(record, dict) else None
+            if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
+                record["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+                record.pop("area", None)  # of a box that was no box
+                self._close("annotations", index, record)
+                self.changes["boxes converted from corners"] += 1
+
+    def mend_records(self, examined: Examination) -> bool:
+        """Mend what the annotation file shows by itself; return whether anything was changed."""
+        before = self.changes.total()
+        images = examined.content.images
+        self.sizes = {image.id: (image.width, image.height) for image in images}
+        self.first_names = {image.id: image.file_name for image in reversed(images)}
+        self.dropped_images = set()
+        self._examined, self._new_ids = examined, None
+        for fault in examined.findings.faults:
+            if fault.where:
+                self._mend(fault.where, fault.index, fault.kind)
+        for note in examined.findings.notes:
+            for index in note.index.tolist():
+                self._mend(note.where, index, note.kind)
+        self._drop_boxes_of_dropped_images(examined)
+        self._remove_dropped()
+        return self.changes.total() > before
+
+    def mend_images(self, examined: Examination, images: ImageCheck) -> bool:
+        """Mend what the image files show; return whether anything was changed."""
+        before = self.changes.total()
+        checked, places = look_at_images(self.data, examined, images), examined.content.places["images"]
+        self.dropped_images = set()
+        for index in (*checked.missing, *checked.leaving, *checked.unreadable):
+            self.dropped_images.add(examined.content.images[index].id)
+            self._drop("images", int(places[index]), "images dropped: no file that can be read")
+        self._drop_boxes_of_dropped_images(examined)
+        self._remove_dropped()
+        return self.changes.total() > before
+
+    def new_id(self) -> int:
+        """Return an annotation id that is not used."""
+        if self._new_ids is None:
+            content = self._examined.content
+            used = set(content.annotations.id.tolist()) | content.lost["annotations"]
+            self._new_ids = (i for i in count(1) if i not in used)
+        return next(self._new_ids)
+
+    def _mend(self, where: str, index: int, kind: str) -> None:
+        if kind == Kind.NO_OBJECT:
+            self._drop(where, index, f"{_CALLED[where]} dropped: no object")
+        mend = _MENDERS.get((where, kind))
+        if mend is None or self.content[where][index] is None:
+            return
+        try:
+            record = self._open(where, index)
+            for change in mend(self, record):
+                self.changes[change] += 1
+            self._close(where, index, record)
+        except _Dropped as reason:
+            self._drop(where, index, f"{_CALLED[where]} dropped: {reason}")
+
+    def _open(self, where: str, index: int) -> Record:
+        """Return a record as a dictionary that may be changed."""
+        return parse_record(self.content[where][index])
+
+    def _close(self, where: str, index: int, record: Record) -> None:
+        """Put a changed record back, in the form that takes least memory."""
+        self.content[where][index] = msgspec.Raw(encoded(record))
+
+    def _drop(self, where: str, index: int, change: str) -> None:
+        if self.content[where][index] is not None:
+            self.content[where][index] = None
+            self.changes[change] += 1
+
+    def _drop_boxes_of_dropped_images(self, examined: Examination) -> None:
+        orphaned = np.isin(examined.content.annotations.image_id, list(self.dropped_images))
+        for place in examined.content.places["annotations"][orphaned].tolist():
+            self._drop("annotations", place, "boxes dropped: their image was dropped")
+        for image, place in zip(examined.content.images, examined.content.places["images"]):
+            if image.id in self.dropped_images:
+                self._drop("images", int(place), "images dropped: two of them have one id")
+
+    def _remove_dropped(self) -> None:
+        for where in LISTS:
+            self.content[where] = [record for record in self.content[where] if record is not None]
+
+
+# ---- one kind of finding, one record ----
+
+
+def _numeric_ids(*keys: str) -> Callable[[_Mending, Record], Iterator[str]]:
+    def mend(_: _Mending, record: Record) -> Iterator[str]:
+        for key in keys:
+            value = meant_id(record.get(key))
+            if value is None:
+                raise _Dropped(f"no {key} that could be meant")
+            if value is not record[key]:
+                record[key] = value
+                yield f"{key} made a whole number"
+    return mend
+
+
+def _annotation_ids(mending: _Mending, record: Record) -> Iterator[str]:
+    if meant_id(record.get("id")) is None:
+        record["id"] = mending.new_id()
+        yield "annotation ids given anew"
+    yield from _numeric_ids("id", "image_id", "category_id")(mending, record)
+
+
+def _new_annotation_id(mending: _Mending, record: Record) -> Iterator[str]:
+    record["id"] = mending.new_id()
+    yield "annotation ids given anew"
+
+
+def _box(_: _Mending, record: Record) -> Iterator[str]:
+    box = record.get("bbox")
+    try:
+        numbers = [float(value) for value in box] if isinstance(box, list) and not any(isinstance(v, bool) for v in box) else []
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    if len(numbers) != 4 or not all(abs(value) < 1e300 for value in numbers):  # NaN is not smaller either
+        raise _Dropped("no four finite numbers")
+    record["bbox"] = numbers
+    yield "boxes made numbers"
+
+
+def _clip(mending: _Mending, record: Record) -> Iterator[str]:
+    width, height = mending.sizes[record["image_id"]]
+    x, y, w, h = record["bbox"]
+    x1, y1 = max(x, 0), max(y, 0)
+    record["bbox"] = [x1, y1, min(x + w, width) - x1, min(y + h, height) - y1]
+    if isinstance(record.get("area"), int | float):
+        record["area"] = min(record["area"], record["bbox"][2] * record["bbox"][3])
+    yield "boxes clipped to their image"
+
+
+def _area(_: _Mending, record: Record) -> Iterator[str]:
+    record.pop("area", None)
+    box = record.get("bbox")
+    if isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box):
+        record["area"] = box[2] * box[3]
+    yield "areas computed from the box"
+
+
+def _crowd(_: _Mending, record: Record) -> Iterator[str]:
+    record["iscrowd"] = int(record.get("iscrowd") in (True, "1"))
+    yield "crowd marks made 0 or 1"
+
+
+def _dropped(reason: str) -> Callable[[_Mending, Record], Iterator[str]]:
+    def mend(*_: Any) -> Iterator[str]:
+        raise _Dropped(reason)
+        yield
+    return mend
+
+
+def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
+    name, folder = record.get("file_name"), mending.data.images
+    if unsafe_file_name(name) is None:
+        misplaced = find_misplaced(folder, [name])
+        try:
+            if not misplaced.missing and (mending.data.follow_links or not misplaced.leaving):
+                record["width"], record["height"] = image_size(folder / name)[1]
+                yield "sizes of images taken from their files"
+                return
+        except ImageError:
+            pass
+    raise _Dropped("no size, and no file that has one")
+
+
+def _true_size(mending: _Mending, record: Record) -> Iterator[str]:
+    record["width"], record["height"] = mending.sizes[record["id"]]
+    yield "sizes of images taken from their files"
+
+
+def _repeated_image(mending: _Mending, record: Record) -> Iterator[str]:
+    if mending.first_names.get(record["id"]) == record.get("file_name"):
+        raise _Dropped("listed twice")
+    mending.dropped_images.add(record["id"])  # nobody knows which of them its boxes belong to
+    return
+    yield
+
+
+def _category_name(_: _Mending, record: Record) -> Iterator[str]:
+    name = record.get("name")
+    record["name"] = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else f"class {record.get('id')}"
+    yield "categories named"
+
+
+def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
+    first = next(r for r in map(parse_record, mending.content["categories"]) if isinstance(r, dict) and r.get("id") == record["id"])
+    if first.get("name") == record.get("name") and is_id(record["id"]):
+        raise _Dropped("listed twice")
+    return
+    yield
+
+
+_CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
+
+_MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
+    ("images", Kind.BAD_ID): _numeric_ids("id"),
+    ("images", Kind.BAD_FILE_NAME): _dropped("no file name that can be used"),
+    ("images", Kind.BAD_SIZE): _image_size,
+    ("images", Kind.TRUE_SIZE): _true_size,
+    ("images", Kind.REPEATED_IMAGE): _repeated_image,
+    ("categories", Kind.BAD_ID): _numeric_ids("id"),
+    ("categories", Kind.BAD_NAME): _category_name,
+    ("categories", Kind.REPEATED_CATEGORY): _repeated_category,
+    ("annotations", Kind.BAD_ID): _annotation_ids,
+    ("annotations", Kind.BAD_BOX): _box,
+    ("annotations", Kind.BAD_AREA): _area,
+    ("annotations", Kind.BAD_CROWD): _crowd,
+    ("annotations", Kind.ORPHAN): _dropped("their image is not listed"),
+    ("annotations", Kind.UNKNOWN_CATEGORY): _dropped("their category is not listed"),
+    ("annotations", Kind.REPEATED_ANNOTATION): _new_annotation_id,
+    ("annotations", Kind.FLAT): _dropped("no area or reversed"),
+    ("annotations", Kind.OUTSIDE): _dropped("outside their image"),
+    ("annotations", Kind.BEYOND): _clip,
+    ("annotations", Kind.NO_AREA): _area,
+}
+"""What is done about each kind of finding in a list; what is not here is left as it is."""
+
+
+def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
+    """Return what the clean copies will be: `train.json`, and `val.json` if there are two data sets, in a folder.
+
+    Raises:
+        ConfigError: if a copy would replace a file of the data.
+    """
+    copies = [replace(data, annotations=folder / f"{part}.json") for data, part in zip(data_sets, ("train", "val"))]
+    for data in data_sets:
+        for copy in copies:
+            _refuse_replacing(data.annotations, copy.annotations)
+    return copies
+
+
+def describe(data: DataSet, output: Path, changes: Counter[str]) -> Iterator[str]:
+    """Yield what was changed, a line a kind."""
+    yield f"{output}: a clean copy of {data.annotations}" + ("" if changes else ", nothing had to be changed")
+    yield from (f"  {number:6} {change}" for change, number in changes.items())
+
+
+def _refuse_replacing(annotations: Path, output: Path) -> None:
+    if output.exists() and annotations.exists() and output.samefile(annotations):
+        raise ConfigError(f"--fix would replace {annotations}; name another folder")

@@ -1,0 +1,228 @@
+"""Objects365 as it is trained on: most validation images moved into training, and images no larger than training looks at.
+
+The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images; what is there already is never changed.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ...core.coco_categories import differing_categories
+from ...core.errors import ConfigError, DataError
+from ...runtime.files import write_atomically
+from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
+from ..dataset.findings import listed
+from ..dataset.image_folder import find_misplaced
+from ..dataset.images import ImageError, image_size, load_image
+from .coco_writing import write_records
+
+FROM_VAL = "images_from_val"
+"""Folder below `train` in which the validation images that were moved are looked for."""
+
+QUALITY = 95
+"""Of JPEG files that are written."""
+
+
+class _Id(msgspec.Struct, gc=False):
+    id: int
+
+
+class _Box(msgspec.Struct, gc=False):
+    id: int
+    image_id: int
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class _Resized(NamedTuple):
+    file_name: str
+    size: tuple[int, int]
+    old: tuple[int, int]
+
+
+def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
+    """Keep the first validation images as such, and add the others to training under `images_from_val/`; yield what was written.
+
+    Args:
+        base: the folder with `train` and `val`.
+        new_val_size: images that remain for validation.
+        output_suffix: begins the names of the files that are written: `new` gives `new_zhiyuan_objv2_train.json`.
+
+    Raises:
+        DataError: if a file cannot be read, or categories differ.
+        ConfigError: if there are fewer validation images than shall remain, or the suffix is no part of a name.
+    """
+    if not output_suffix or os.path.basename(output_suffix) != output_suffix:
+        raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
+    train_path, val_path = _annotations(base, "train"), _annotations(base, "val")
+    train, val = (split_records(read_annotation_file(path), path) for path in (train_path, val_path))
+    tables = [{record["id"]: record["name"] for record in map(parse_record, content["categories"])} for content in (train, val)]
+    if differing := differing_categories(*tables):
+        raise DataError(f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}")
+    count = len(val["images"])
+    if not 0 < new_val_size <= count:
+        raise ConfigError(f"--new_val_size is {new_val_size}, expected 1 to {count}, the number of images in {val_path}")
+    staying = {record.id for record in _decoded(val["images"][:new_val_size], _Id, val_path)}
+    boxes = _decoded(val["annotations"], _Box, val_path)
+    stays = np.array([box.image_id in staying for box in boxes], bool)
+    new_image_id = _free_ids(train["images"], val["images"][new_val_size:], train_path, val_path)
+    moved_boxes = [val["annotations"][i] for i in np.flatnonzero(~stays)]
+    new_box_id = _free_ids(train["annotations"], moved_boxes, train_path, val_path)
+    moved_images = [_moved_image(record, new_image_id) for record in val["images"][new_val_size:]]
+    if new_image_id or new_box_id:
+        moved_boxes = [_renumbered(record, new_image_id, new_box_id) for record in moved_boxes]
+    val_boxes = [val["annotations"][i] for i in np.flatnonzero(stays)]
+    for path, content in ((train_path, {**train, "images": train["images"] + moved_images, "annotations": train["annotations"] + moved_boxes}),
+                          (val_path, {**val, "images": val["images"][:new_val_size], "annotations": val_boxes})):
+        output = path.with_name(f"{output_suffix}_{path.name}")
+        write_atomically(output, lambda file, content=content: write_records(file, content))
+        yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
+    if moved_images and not (base / "train" / FROM_VAL).is_dir():
+        yield f"now give training its new images, without a second copy: cp -al {base / 'val' / 'images'} {base / 'train' / FROM_VAL}"
+
+
+def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
+    """Write `*_resized.jpg` for every larger image, and `*_resized.json` with scaled boxes, for training and validation; yield what was done.
+
+    An image that was done before is not done again, so a run that was stopped goes on.
+
+    Args:
+        base: the folder with `train` and `val`.
+        max_size: longest side in pixels; smaller images stay as they are.
+        num_workers: processes.
+
+    Raises:
+        DataError: if images cannot be read; those that can are done, and no annotation file is written.
+    """
+    if max_size < 1 or num_workers < 1:
+        raise ConfigError(f"--max_size is {max_size} and --num_workers {num_workers}, expected whole numbers from 1")
+    for part in ("train", "val"):
+        remapped = base / part / f"new_zhiyuan_objv2_{part}.json"
+        yield _resize_part(remapped if remapped.exists() else _annotations(base, part), base / part, max_size, num_workers)
+
+
+def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> str:
+    content = split_records(read_annotation_file(path), path)
+    images = _decoded(content["images"], _Image, path)
+    larger = {index: _target(image, max_size) for index, image in enumerate(images) if max(image.width, image.height) > max_size}
+    _check_names([*(image.file_name for image in images), *(target.file_name for target in larger.values())], path)
+    names = [images[index].file_name for index in larger]
+    missing, leaving = find_misplaced(folder, names)
+    faults = [f"{folder / names[i]} is missing" for i in missing] + [f"{folder / names[i]} leads out of {folder}" for i in leaving]
+    absent = {*missing, *leaving}
+    jobs = [(folder / name, folder / target.file_name, target.old, target.size)
+            for i, (name, target) in enumerate(zip(names, larger.values())) if i not in absent]
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        results = tqdm(pool.map(_resize_image, jobs, chunksize=16), path.name, len(jobs), leave=False, disable=None)
+        faults += [fault for fault in results if fault]
+    if faults:
+        raise DataError(f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; tools/dataset/check.py --fix writes an "
+                        f"annotation file without them; what is done stays done")
+    for index, target in larger.items():
+        record = content["images"][index] = parse_record(content["images"][index])
+        record.update(file_name=target.file_name, width=target.size[0], height=target.size[1])
+    factors = {images[index].id: (target.size[0] / target.old[0], target.size[1] / target.old[1]) for index, target in larger.items()}
+    for index, box in enumerate(_decoded(content["annotations"], _Box, path)):
+        if box.image_id in factors:
+            content["annotations"][index] = _scaled(parse_record(content["annotations"][index]), *factors[box.image_id])
+    output = path.with_name(f"{path.stem}_resized.json")
+    write_atomically(output, lambda file: write_records(file, content))
+    return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
+
+
+def _annotations(base: Path, part: str) -> Path:
+    path = base / part / f"zhiyuan_objv2_{part}.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; --base_dir is the folder of Objects365 with train/ and val/")
+    return path
+
+
+def _decoded(records: Sequence[Any], kind: type, path: Path) -> list[Any]:
+    """Return what is needed of each record."""
+    decoder = msgspec.json.Decoder(kind)
+    try:
+        return [decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind) for record in records]
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{path}: {error}; tools/dataset/check.py lists all faults of the file") from None
+
+
+def _free_ids(train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_path: Path) -> dict[int, int]:
+    """Return new ids for moved records whose own are taken; empty if none is."""
+    taken = np.array([record.id for record in _decoded(train, _Id, train_path)], np.int64)
+    ids = np.array([record.id for record in _decoded(moved, _Id, val_path)], np.int64)
+    if not np.isin(ids, taken).any():
+        return {}
+    first = int(max(taken.max(), ids.max())) + 1
+    return {int(i): first + number for number, i in enumerate(ids)}
+
+
+def _moved_image(record: Any, new_id: dict[int, int]) -> dict[str, Any]:
+    record = parse_record(record)
+    if reason := unsafe_file_name(record.get("file_name")):
+        raise DataError(f"image {record.get('id')} has the file_name {str(record.get('file_name'))[:80]!r}, {reason}")
+    name = record["file_name"].partition("/")[2] or record["file_name"]
+    return {**record, "id": new_id.get(record["id"], record["id"]), "file_name": f"{FROM_VAL}/{name}"}
+
+
+def _renumbered(record: Any, new_image_id: dict[int, int], new_box_id: dict[int, int]) -> dict[str, Any]:
+    record = parse_record(record)
+    return {**record, "id": new_box_id.get(record["id"], record["id"]), "image_id": new_image_id.get(record["image_id"], record["image_id"])}
+
+
+def _target(image: _Image, max_size: int) -> _Resized:
+    scale = max_size / max(image.width, image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return _Resized(f"{os.path.splitext(image.file_name)[0]}_resized.jpg", size, (image.width, image.height))
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if reason := unsafe_file_name(name):
+            raise DataError(f"{path}: file_name is {name[:80]!r}, {reason}")
+        if name in seen:
+            raise DataError(f"{path}: two images would be {name}")
+        seen.add(name)
+
+
+def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
+    """Write a smaller copy, unless it is there; return what is wrong."""
+    source, target, old, new = job
+    try:
+        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime and image_size(target)[0] == new:
+            return None
+    except ImageError:  # left by something else
+        pass
+    try:
+        pixels = load_image(source, old)
+    except ImageError as error:
+        return str(error)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(new, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=QUALITY)
+    write_atomically(target, lambda file: file.write(buffer.getbuffer()))
+    return None
+
+
+def _scaled(record: dict[str, Any], x: float, y: float) -> dict[str, Any]:
+    """Scale what is in pixels; masks, which detection does not use, go."""
+    box = record["bbox"]
+    scaled = {**record, "bbox": [box[0] * x, box[1] * y, box[2] * x, box[3] * y]}
+    if isinstance(record.get("area"), int | float):
+        scaled["area"] = record["area"] * x * y
+    return {key: value for key, value in scaled.items() if key not in ("segmentation", "keypoints")}

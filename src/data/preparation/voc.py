@@ -1,0 +1,200 @@
+"""Data sets in the layout of Pascal VOC: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/*.txt`.
+
+VOC counts pixels from 1 and its boxes hold their last pixel: xmin 1 and xmax 10 are the first ten columns, x from 0 to 10.
+Many tools write the same layout with corners counted from 0; `zero_based` reads those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from ...core.errors import DataError
+from ...runtime.limits import is_system_limit
+from ..dataset.coco_records import unsafe_file_name
+from ..dataset.image_folder import find_misplaced
+from ..dataset.images import ImageError, image_size
+from .image_sizes import IMAGE_SUFFIXES
+from .labelled_images import Faults, LabelledImage, LabelledImages, boxes_inside, unusable_name
+
+LARGEST_FILE = 16_000_000
+"""Bytes of one annotation file."""
+
+DIFFICULT = ("keep", "skip", "crowd")
+"""What becomes of objects marked as difficult: boxes as all others, nothing, or crowd regions, which are neither learned nor scored."""
+
+
+class _Object(NamedTuple):
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+def read_voc(root: Path, *, difficult: str = "keep", zero_based: bool = False, follow_links: bool = False) -> LabelledImages:
+    """Read a data set; class names, sorted, get category ids from 1.
+
+    `ImageSets/Main/train.txt`, `val.txt` and `test.txt` say which images belong where; without `train.txt` it is `trainval.txt`,
+    without that all annotation files.
+
+    Args:
+        root: the folder with `Annotations`.
+        difficult: one of `DIFFICULT`.
+        zero_based: corners are counted from 0, and the last pixel is not part of a box.
+        follow_links: open images that symbolic links carry out of the folder.
+
+    Raises:
+        DataError: one error with all faults, each with its file.
+    """
+    if not (root / "Annotations").is_dir():
+        raise DataError(f"{root} has no folder Annotations; Pascal VOC keeps its XML files there")
+    images = next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), None)
+    if images is None:
+        raise DataError(f"{root} has no folder JPEGImages")
+    faults, notes = Faults(root), Counter()
+    sets = _image_sets(root, faults)
+    by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    found: dict[str, list[tuple[str, tuple[int, int], list[_Object]]]] = {}
+    for part, stems in sets.items():
+        found[part] = []
+        leaving = set() if follow_links else {stems[i] for i in find_misplaced(root / "Annotations", [f"{stem}.xml" for stem in stems]).leaving}
+        for stem in stems:
+            path = root / "Annotations" / f"{stem}.xml"
+            try:
+                if stem in leaving:
+                    raise DataError(f"leads out of {root} by a symbolic link; give --follow-links if you trust it")
+                tree = parse_xml(path)
+                name = _image_name(tree, stem, by_stem)
+                size = _image_size(tree, images, name, follow_links)
+                found[part].append((name, size, list(_objects(tree))))
+            except DataError as error:
+                faults.add(str(path), str(error))
+    faults.raise_if_any()
+    if not found.get("train"):
+        raise DataError(f"{root} has no images to train on: Annotations holds no XML file, or the list of images is empty")
+    if spare := len(by_stem.keys() - {stem for stems in sets.values() for stem in stems}):
+        notes["images without an annotation file or not listed, left out"] += spare
+    names = sorted({thing.name for part in found.values() for _, _, things in part for thing in things})
+    if not names:
+        raise DataError(f"{root} has no object in any annotation file")
+    ids = {name: number for number, name in enumerate(names, 1)}
+    parts = {part: [_labelled(*image, ids, difficult, zero_based, notes) for image in entries] for part, entries in found.items()}
+    return LabelledImages(images.resolve(), {number: name for name, number in ids.items()}, parts, notes)
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Parse an annotation file; a document type, and with it entities, is refused.
+
+    Raises:
+        DataError: without the file's name.
+    """
+    def refuse(*_: object) -> None:
+        raise DataError("has a document type (DTD), which annotation files do not need; it was not read")
+
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        if is_system_limit(error):
+            raise
+        raise DataError(f"cannot be read: {error.strerror or error}") from None
+    if len(raw) > LARGEST_FILE:
+        raise DataError(f"is larger than {LARGEST_FILE} bytes")
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = builder.start, builder.end, builder.data
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(raw, True)
+    except expat.ExpatError as error:
+        raise DataError(f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column {error.offset + 1}") from None
+    except (LookupError, ValueError) as error:
+        raise DataError(f"is not valid XML: {error}") from None
+    return builder.close()
+
+
+def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
+    """Return the stems of each part."""
+    folder = root / "ImageSets" / "Main"
+    lists = {part: folder / f"{part}.txt" for part in ("train", "val", "test", "trainval") if (folder / f"{part}.txt").is_file()}
+    whole = lists.pop("trainval", None)
+    if "train" not in lists:
+        if whole is None:
+            return {"train": sorted(path.stem for path in (root / "Annotations").glob("*.xml"))}
+        lists = {"train": whole} | {part: lists[part] for part in ("test",) if part in lists}
+    return {part: list(_stems(path, faults)) for part, path in lists.items()}
+
+
+def _stems(path: Path, faults: Faults) -> Iterator[str]:
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        if words := line.split():
+            if unsafe_file_name(words[0]) or "/" in words[0] or "\\" in words[0]:
+                faults.add(f"{path} line {number}", f"{words[0][:80]!r} is no name of an image")
+            else:
+                yield words[0]
+
+
+def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str]) -> str:
+    """Return the image of an annotation file: the one of the same name, else that which it names."""
+    if stem in by_stem:
+        if reason := unusable_name(by_stem[stem]):
+            raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
+        return by_stem[stem]
+    name = (tree.findtext("filename") or "").strip()
+    if reason := unusable_name(name):
+        raise DataError(f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}")
+    return name
+
+
+def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links: bool) -> tuple[int, int]:
+    """Return (width, height) as labels mean it: what is written, if the file can be seen that way."""
+    missing, leaving = find_misplaced(images, [name])
+    if missing:
+        raise DataError(f"its image {images / name} is missing")
+    if leaving and not follow_links:
+        raise DataError(f"its image {images / name} leads out of {images} to {leaving[0]}; give --follow-links if you trust it")
+    try:
+        stored, upright = image_size(images / name)
+    except ImageError as error:
+        raise DataError(f"its {error}") from None
+    written = tuple((tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height"))
+    if "0" in written or "" in written:
+        return upright
+    for size in (upright, stored):
+        if written == tuple(map(str, size)):
+            return size
+    raise DataError(f"size is {written[0][:20]} x {written[1][:20]}, but {images / name} has {upright[0]} x {upright[1]}")
+
+
+def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
+    for number, node in enumerate(tree.iterfind("object"), 1):
+        name = " ".join((node.findtext("name") or "").split())
+        if not name:
+            raise DataError(f"object {number} has no name")
+        texts = [(node.findtext(f"bndbox/{key}") or "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            box = tuple(map(float, texts))
+        except ValueError:
+            box = ()
+        if len(box) != 4 or not all(abs(value) < 1e9 for value in box):  # NaN is not smaller either
+            raise DataError(f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax")
+        yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
+
+
+def _labelled(name: str, size: tuple[int, int], objects: list[_Object], ids: dict[str, int], difficult: str, zero_based: bool,
+              notes: Counter[str]) -> LabelledImage:
+    if difficult == "skip":
+        notes["difficult objects, left out"] += sum(thing.difficult for thing in objects)
+        objects = [thing for thing in objects if not thing.difficult]
+    corners = np.array([thing.box for thing in objects], np.float64).reshape(-1, 4)
+    if not zero_based:
+        notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] += int((corners[:, :2] == 0).any(1).sum())
+        corners[:, :2] -= 1
+    inside, kept = boxes_inside(corners, size, notes)
+    crowds = np.array([thing.difficult and difficult == "crowd" for thing in objects], bool)
+    return LabelledImage(name, size, np.array([ids[thing.name] for thing in objects], np.int64)[kept], inside[kept], crowds[kept])

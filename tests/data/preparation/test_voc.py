@@ -1,0 +1,144 @@
+"""The layout of Pascal VOC: parts, pixels counted from 1, difficult objects, and XML that cannot be trusted."""
+
+import pytest
+
+from src.core.errors import DataError
+from src.data.preparation.voc import read_voc
+from tests.fixtures.label_formats import voc_xml, write_voc
+
+
+def files(data) -> dict[str, list[str]]:
+    return {part: [image.file_name for image in images] for part, images in data.parts.items()}
+
+
+def refused(root, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        read_voc(root, **settings)
+    return str(caught.value)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_voc(tmp_path / "voc")
+
+
+def spoil(root, text: str | bytes, stem: str = "a") -> None:
+    (root / f"Annotations/{stem}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+# ---- parts ----
+
+
+def test_lists_say_what_is_for_training_and_validation(root):
+    assert files(read_voc(root)) == {"train": ["a.png", "b.png"], "val": ["c.png"]}
+
+
+def test_list_of_both_is_for_training(root):
+    (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/trainval.txt")
+    assert files(read_voc(root)) == {"train": ["a.png", "b.png"]}
+
+
+def test_marks_behind_names_are_ignored(root):
+    (root / "ImageSets/Main/train.txt").write_text("a  1\nb -1\n")
+    assert files(read_voc(root))["train"] == ["a.png", "b.png"]
+
+
+def test_without_lists_all_annotation_files_count(tmp_path):
+    assert files(read_voc(write_voc(tmp_path / "voc", sets=False))) == {"train": ["a.png", "b.png", "c.png"]}
+
+
+def test_classes_are_numbered_from_1_in_the_order_of_their_names(root):
+    assert read_voc(root).categories == {1: "cat", 2: "dog", 3: "owl"}
+
+
+# ---- boxes ----
+
+
+def test_pixels_are_counted_from_1_and_the_last_belongs_to_a_box(root):
+    assert read_voc(root).parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+
+
+def test_corners_counted_from_0_are_taken_as_they_are(root):
+    assert read_voc(root, zero_based=True).parts["train"][0].boxes.tolist() == [[4, 6, 20, 30], [11, 1, 64, 48]]
+
+
+def test_corner_at_0_raises_a_doubt(root):
+    spoil(root, voc_xml("a").replace("<xmin>4<", "<xmin>0<"))
+    data = read_voc(root)
+    assert data.parts["train"][0].boxes[0].tolist() == [0, 5, 20, 30]
+    assert data.notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] == 1
+
+
+@pytest.mark.parametrize(("difficult", "boxes", "crowds"), [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)])
+def test_difficult_objects_are_kept_left_out_or_crowds(root, difficult, boxes, crowds):
+    spoil(root, voc_xml("a", "<difficult>1</difficult>"))
+    image = read_voc(root, difficult=difficult).parts["train"][0]
+    assert (len(image.boxes), int(image.crowds.sum())) == (boxes, crowds)
+
+
+# ---- faults ----
+
+
+@pytest.mark.parametrize(("text", "what"), [
+    ("<annotation>", "is not valid XML: no element found, line 1"), (b"", "is not valid XML: no element found"), (b"\xff\xfe\x00", "is not valid XML"),
+    ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;</filename></annotation>', "has a document type (DTD)"),
+    ('<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;">]><annotation>&y;</annotation>', "has a document type (DTD)"),
+    ('<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode("utf-16"), "has a document type (DTD)"),
+    (voc_xml("a").replace("<xmin>4<", "<xmin>nan<"), "object 1 (cat): bndbox is nan, 6, 20, 30, expected xmin, ymin, xmax, ymax"),
+    (voc_xml("a").replace("<xmin>4<", "<xmin>x<"), "object 1 (cat): bndbox is x, 6, 20, 30"),
+    (voc_xml("a").replace("<name>dog<", "<name> <"), "object 2 has no name"),
+    (voc_xml("a").replace("<width>64<", "<width>65<"), "size is 65 x 48, but ")], ids=range(10))
+def test_annotation_file_that_cannot_be_used_is_named(root, text, what):
+    spoil(root, text)
+    assert f"{root}/Annotations/a.xml: {what}" in refused(root)
+
+
+def test_all_faults_are_told_at_once(root):
+    spoil(root, "x")
+    spoil(root, "", "b")
+    message = refused(root)
+    assert f"{root} has 2 faults, nothing was written: " in message and "a.xml: is not valid XML" in message and "b.xml: is not valid XML" in message
+
+
+def test_size_that_is_not_given_comes_from_the_file(root):
+    spoil(root, voc_xml("a").replace("<width>64<", "<width>0<"))
+    assert read_voc(root).parts["train"][0].size == (64, 48)
+
+
+@pytest.mark.parametrize(("name", "what"), [("../../secret.png", "which leaves the image folder"), ("/etc/passwd", "which is an absolute path"),
+                                            ("", "expected a file name"), ("none.png", "none.png is missing")])
+def test_image_name_that_leads_elsewhere_is_refused(root, name, what):
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/z.png")
+    spoil(root, voc_xml("a").replace("a.png", name))
+    assert what in refused(root)
+
+
+def test_image_of_another_name_is_found_by_what_the_file_says(root):
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/z.png")
+    spoil(root, voc_xml("a").replace("a.png", "z.png"))
+    assert files(read_voc(root))["train"] == ["z.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "x/y"])
+def test_listed_name_that_is_a_path_is_refused_with_its_line(root, name):
+    (root / "ImageSets/Main/train.txt").write_text(f"a\n{name}\n")
+    assert f"train.txt line 2: '{name}' is no name of an image" in refused(root)
+
+
+@pytest.mark.parametrize(("name", "what"), [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")])
+def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name, what):
+    (root / name).rename(tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    assert what in (message := refused(root)) and "give --follow-links if you trust it" in message
+    assert len(read_voc(root, follow_links=True).parts["train"]) == 2
+
+
+def test_image_that_cannot_be_read_is_named(root):
+    (root / "JPEGImages/a.png").write_text("no image")
+    assert f"a.xml: its image {root}/JPEGImages/a.png is no image file" in refused(root)
+
+
+@pytest.mark.parametrize("name", ["Annotations", "JPEGImages"])
+def test_missing_folder_is_named(root, name):
+    (root / name).rename(root / "x")
+    assert f"{root} has no folder {name}" in refused(root)

@@ -1,0 +1,77 @@
+"""Find every fault of COCO files and their images in one pass, a line each with file and id; --fix writes clean copies.
+
+    python tools/dataset/check.py --annotations train.json --images images/
+    python tools/dataset/check.py --annotations train.json --images train/ --val-annotations val.json --val-images val/ --fix clean/
+    python tools/dataset/check.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml -u train_dataloader.dataset.ann_file=train.json ...
+
+Exit code 3 if there is a fault (with --fix: one that is left), 0 if not. What training mends by itself without losing labels is a remark.
+docs/data.md lists the kinds.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.common import parser_for, run  # noqa: E402
+
+
+def main() -> None:
+    parser = parser_for(__doc__)
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that its file names are relative to")
+    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="COCO file of the validation data, held against the first")
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="default: --images")
+    parser.add_argument("-c", "--config", metavar="FILE", help="take files, folders and the number of queries from a configuration")
+    parser.add_argument("-u", "--update", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the configuration, as for train.py")
+    parser.add_argument("--queries", type=int, help="most objects that can be found in an image; default: the configuration's, or 300")
+    parser.add_argument("--quick", action="store_true", help="read the headers of images only, as the start of train.py does: truncated files are not found")
+    parser.add_argument("--fix", type=Path, metavar="DIR", help="write clean copies into this folder: train.json (and val.json)")
+    parser.add_argument("--boxes", choices=("xywh", "xyxy"), help="with --fix: what bbox holds, if it looks like corners; xyxy is converted")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20")
+    parser.add_argument("--workers", type=int, default=4, help="threads that decode images; default: 4")
+    arguments = parser.parse_args()
+    if not arguments.config and not (arguments.annotations and arguments.images):
+        parser.error("say --annotations and --images, or -c")
+
+    def command() -> None:
+        from src.core import YAMLConfig
+        from src.core.config_file import parse_overrides
+        from src.data.preparation.check import DataSet, check, data_sets_of
+        from src.data.preparation.fix import copies_of, describe, fix
+        from src.data.preparation.image_check import ImageCheck
+        from src.runtime.files import prepare_output_dir
+        from src.runtime.log import printable
+
+        def tell(lines):
+            for line in lines:
+                print(printable(line), flush=True)
+
+        queries = 300 if arguments.queries is None else arguments.queries
+        if arguments.config:
+            data_sets, made_for = data_sets_of(YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg)
+            queries = (made_for or 300) if arguments.queries is None else queries
+        else:
+            data_sets = [DataSet(arguments.annotations, arguments.images)]
+            if arguments.val_annotations:
+                data_sets.append(DataSet(arguments.val_annotations, arguments.val_images or arguments.images))
+        images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
+        report = check(data_sets, images, queries=queries)
+        tell(report.lines(arguments.show))
+        if arguments.report:
+            report.write(arguments.report)
+        if arguments.fix:
+            prepare_output_dir(arguments.fix)
+            copies = copies_of(data_sets, arguments.fix)
+            for data, copy in zip(data_sets, copies):
+                tell(describe(data, copy.annotations, fix(data, copy.annotations, images, boxes=arguments.boxes)))
+            report = check(copies, images, queries=queries)
+            tell(["what is left:", *report.lines(arguments.show)])
+        report.raise_if_faulty()
+
+    run(command, arguments)
+
+
+if __name__ == "__main__":
+    main()
