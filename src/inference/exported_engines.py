@@ -10,6 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -56,6 +57,19 @@ class ExportedEngine(ABC):
         """Run the model once; return `OUTPUTS` on the CPU."""
 
 
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)") from None
+    return onnxruntime
+
+
 class OnnxEngine(ExportedEngine):
     """An ONNX file in ONNX Runtime."""
 
@@ -71,10 +85,7 @@ class OnnxEngine(ExportedEngine):
             ConfigError: if ONNX Runtime is not installed or cannot use the device.
             CheckpointError: if the file is missing, damaged or has another interface.
         """
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            raise ConfigError("ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)") from None
+        ort = import_onnxruntime()
         path = checked_path(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3

@@ -24,6 +24,7 @@ from ..runtime.watchdog import Watchdog
 from ..runtime.weight_files import refuse_address
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
+from .data_checks import check_images, refuse_mixing
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
@@ -31,7 +32,7 @@ from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
 from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
-from .pictures import shows_pictures, training_grid, validation_grid
+from .pictures import show_found, show_learned
 from .provenance import provenance
 from .reporting import epoch_record, introduce, plain
 from .resume import check_same_run
@@ -93,7 +94,7 @@ class DetSolver:
                 metrics = self._evaluate()
                 self.meter = None
                 self._explain_nothing_found(metrics, meter)
-                self._show_found(metrics)
+                show_found(self, metrics)
                 improved = self._count_epoch(metrics)
                 self._report(epoch, meter, metrics)  # before what says that the epoch is done: a run killed in between does both again
                 self._keep(epoch, metrics, improved)
@@ -139,7 +140,7 @@ class DetSolver:
     def _open_data(self, *, training: bool) -> None:
         """Read the labels and settle how many classes there are, before anything costly."""
         self.val_loader = self.cfg.val_dataloader
-        _refuse_mixing(self.val_loader)
+        refuse_mixing(self.val_loader)
         data_sets = [self.val_loader.dataset]
         if training:
             self.train_loader = self.cfg.train_dataloader
@@ -149,7 +150,7 @@ class DetSolver:
             compare_categories(*data_sets)
             data_sets[0].allow_bad_images()
         check_ranks_agree({"number of images": [len(data) for data in data_sets]})
-        self._check_images(data_sets)
+        check_images(self.cfg, data_sets, self.output_dir)
         self.start_file = self._read_start_file()
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
@@ -163,37 +164,6 @@ class DetSolver:
         known = getattr(self.evaluator, "metric_names", None)
         if known and self.best.metric not in known:
             raise ConfigError(f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}")
-
-    def _check_images(self, data_sets: list[Any]) -> None:
-        """Look at all image files from outside, on all ranks; rank 0 says what is doubtful about the data, or with `strict` ends the run for it."""
-        doubts: list[str] = []
-        if len(data_sets) > 1 and (both := data_sets[0].images_in_common(data_sets[1])):
-            doubts.append(f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good")
-        for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
-            if self.settings.strict:
-                data.refuse_bad_images()
-            doubts += data.labels.findings.describe()
-            if is_main():
-                data.check_images_exist()
-                self._compare_sizes(data)
-            barrier()
-            data.scan_images(self.output_dir / f"images.{name}.npz")
-            doubts += data.describe_frames()
-        if is_main():
-            doubts += data_sets[0].describe_twins(*data_sets[1:])
-            if doubts and self.settings.strict:
-                raise DataError(f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}")
-            for line in doubts:
-                logger.warning("%s", line)
-            if doubts:
-                logger.info("tools/dataset/check.py lists all of them, with file and id")
-        barrier()
-
-    def _compare_sizes(self, data: Any) -> None:
-        """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
-        size, made_for = data.transforms.output_size, self.cfg.yaml_cfg.get("eval_spatial_size")
-        if size and made_for and list(size) != list(made_for):
-            logger.warning("images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike", data.ann_file, *size, *made_for)
 
     def _read_start_file(self) -> WeightFile | None:
         """Read the weights of -t, or of -r with --test-only; or all that -r goes on from."""
@@ -334,7 +304,7 @@ class DetSolver:
         for window in bar:
             waited = time.perf_counter() - before
             if progress.step == 0:
-                self._show_learned(*window[0])
+                show_learned(self, *window[0])
             seed_step(self.seed, 1 + progress.total_steps)
             self.rates.set(progress)
             self.watchdog.beat(progress.total_steps)
@@ -365,31 +335,6 @@ class DetSolver:
             left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
             logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
                         self.rates.highest, left)
-
-    def _show_learned(self, images: Tensor, targets: list[dict[str, Any]]) -> None:
-        """Show images as they are learned from, with their boxes, in some epochs."""
-        if is_main() and self._shows_pictures:
-            self._write_picture("training", training_grid(images, targets, self._names))
-
-    def _show_found(self, metrics: dict[str, Any]) -> None:
-        """Show what is found in the same few validation images, in some epochs; an evaluator of a user's own may keep no detections."""
-        found = getattr(self.evaluator, "detections", None)
-        if is_main() and found and self._shows_pictures:
-            picture = validation_grid(self.val_loader.dataset, found, metrics.get("F1_threshold"))
-            if picture is not None:
-                self._write_picture("validation", picture)
-
-    @property
-    def _shows_pictures(self) -> bool:
-        return self.settings.pictures and shows_pictures(self.progress.epoch, self.settings.epochs)
-
-    @property
-    def _names(self) -> dict[int, str]:
-        return {label: entry["name"] for label, entry in enumerate(self.classes)}
-
-    def _write_picture(self, name: str, picture: Tensor) -> None:
-        for writer in self.writers:
-            writer.write_picture(self.progress.epoch, name, picture)
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
@@ -474,12 +419,6 @@ class DetSolver:
             record = epoch_record(self, epoch, meter, means, metrics)
             for writer in self.writers:
                 writer.write_epoch(epoch, record)
-
-
-def _refuse_mixing(loader: Any) -> None:
-    """Make sure that images are evaluated as they are: what is found is held against the labels of each."""
-    if mixing := [name for part in (loader.collate_fn, loader.dataset.transforms) for name in getattr(part, "mixing", [])]:
-        raise ConfigError(f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them")
 
 
 def _tell_run_length(run: RunLength, *parts: Any) -> None:

@@ -62,6 +62,7 @@ def main() -> None:
         if arguments.report:
             report.write(arguments.report)
         if arguments.fix:
+            report = None  # as large as the data; the copies are looked at anew
             prepare_output_dir(arguments.fix)
             copies = copies_of(data_sets, arguments.fix)
             for data, copy in zip(data_sets, copies):

@@ -36,7 +36,10 @@ def main() -> None:
         from src.core.errors import ExportError
         from src.inference import Detector
         from src.inference.export import check_agreement, export_onnx, images_for_check
+        from src.inference.exported_engines import import_onnxruntime
 
+        if arguments.check:
+            import_onnxruntime()  # before anything is written
         detector = Detector.from_checkpoint(arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size)
         images = images_for_check(detector, arguments.images, arguments.count) if arguments.check else None
         path = export_onnx(detector, arguments.output or Path(arguments.resume).with_suffix(".onnx"), batch_size=arguments.batch, opset=arguments.opset,
