@@ -36,7 +36,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from soak import ROOT, configuration, final_state, is_whole, note_losses, same
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.benchmark.soak import ROOT, configuration, final_state, is_whole, note_losses, same  # noqa: E402
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
