@@ -46,7 +46,7 @@ def test_hostile_files_are_refused():
 def test_the_cost_of_safety_is_measured():
     result = run_python("-W", "ignore", "tools/benchmark/safety_cost.py", "--millions=1", "--saves=1", "--images=100", "--steps=1", timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("\n| ") == 5 and "% of its " in result.stdout
+    assert result.stdout.count("\n| ") == 6 and "% of its " in result.stdout
 
 
 @pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
