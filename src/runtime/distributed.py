@@ -29,8 +29,8 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wai
 """Parts of what torch says when another rank does not answer."""
 
 
-_GRACE = 2.0
-"""Seconds in which ranks that wait for the same one tell so."""
+_GRACE, _ANSWER = 2.0, 2.0
+"""Seconds in which ranks that wait for the same one tell so, and in which a store answers that is there."""
 
 
 class LostRank(RankError):
@@ -182,8 +182,10 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     found: list[LostRank] = []
     asking = threading.Thread(target=lambda: found.append(_ask_for_lost_rank()), daemon=True)
     asking.start()
-    asking.join(2 * _GRACE)  # a store does not answer if the rank that hosts it is the silent one
-    return found[0] if found else LostRank("another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why")
+    asking.join(_GRACE + _ANSWER)  # a store does not answer if the rank that hosts it is the silent one
+    if found:
+        return found[0]
+    return LostRank("another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why" + describe_recordings())
 
 
 def _ask_for_lost_rank() -> LostRank:

@@ -24,6 +24,7 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
     assert all(int(n) == int(refused) + int(right) and int(refused) > 0 for _, n, refused, right in rows)
 
 
+@pytest.mark.slow
 def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
     result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--minutes=0.03", "--wait", "1", "1", timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -31,18 +32,21 @@ def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
     assert "memory of the training: within an attempt" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_series_of_faults_is_counted():
     result = run_python("-W", "ignore", "tools/benchmark/fault_series.py", "numbers", "--repeat=2", timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused():
     result = run_python("-W", "ignore", "tools/benchmark/hostile_files.py", timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "no code ran: 42 of 42; " in result.stdout
 
 
+@pytest.mark.slow
 def test_the_cost_of_safety_is_measured():
     result = run_python("-W", "ignore", "tools/benchmark/safety_cost.py", "--millions=1", "--saves=1", "--images=100", "--steps=1", timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr

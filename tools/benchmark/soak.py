@@ -34,7 +34,7 @@ PHASES = ("starting", "in a step", "saving", "evaluating")
 LONGEST_WAIT = 0.6
 """Seconds from the start of an attempt to its end at the latest."""
 TINY = {
-    "epochs": 6, "eval_spatial_size": [64, 64], "seed": 1, "save_every_steps": 3, "resume": "auto", "print_freq": 1000,
+    "epochs": 6, "pictures": False, "eval_spatial_size": [64, 64], "seed": 1, "save_every_steps": 3, "resume": "auto", "print_freq": 1000,
     "DINOv3Backbone": {"embed_dim": 32, "depth": 2, "num_heads": 2, "tap_blocks": [0, 1], "out_channels": 32, "detail_channels": 4,
                        "freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
     "HybridEncoder": {"in_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "dim_feedforward": 32},
@@ -42,7 +42,7 @@ TINY = {
                          "num_denoising": 6},
     "DFINEPostProcessor": {"num_top_queries": 20},
 }
-LONG_IMAGES, GROWTH = 96, 0.05
+LONG_IMAGES, GROWTH, ENOUGH = 96, 0.05, 8
 """Of the long run: images of an epoch, and by how much memory and open files may grow."""
 LOADERS = {"train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}}, "val": {"total_batch_size": 4, "num_workers": 0}}
 
@@ -205,7 +205,8 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
         ours = [statistics.median(sample[index] for sample in part) for part in (own[:quarter], own[-quarter:])]
         print(f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
               f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}")
-        faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
+        if len(attempts) >= ENOUGH:
+            faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
     for name, pattern in (("checkpoints", "*.pth"), ("half-written files", "*.tmp.*"), ("log.txt", "log.txt"), ("curves", "events.*")):
         sizes = [[size for path, size in files.items() if path.match(pattern)] for files in (disk[0], disk[-1])]
         print(f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB")
