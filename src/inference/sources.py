@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, ResourceError
+from ..data.dataset.images import IMAGE_SUFFIXES
 from ..runtime.files import TEMPORARY
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 
 UNKNOWN_RATE = 25.0

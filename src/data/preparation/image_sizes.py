@@ -12,9 +12,6 @@ from ..dataset.image_scan import THREADS
 from ..dataset.images import ImageError, image_size
 from .labelled_images import Faults
 
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"))
-"""What counts as an image in a folder, in lower case."""
-
 
 def upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
     """Return (width, height) of each file as people see it; None, and a fault, for what is no image."""

@@ -19,8 +19,7 @@ from ...core.errors import DataError
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
-from ..dataset.images import ImageError, image_size
-from .image_sizes import IMAGE_SUFFIXES
+from ..dataset.images import IMAGE_SUFFIXES, ImageError, image_size
 from .labelled_images import Faults, LabelledImage, LabelledImages, boxes_inside, unusable_name
 
 LARGEST_FILE = 16_000_000

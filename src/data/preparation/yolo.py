@@ -20,7 +20,8 @@ from ...core.errors import DataError
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
-from .image_sizes import IMAGE_SUFFIXES, upright_sizes
+from ..dataset.images import IMAGE_SUFFIXES
+from .image_sizes import upright_sizes
 from .labelled_images import Faults, LabelledImage, LabelledImages, boxes_inside, unusable_name
 
 TOLERANCE = 1e-3
