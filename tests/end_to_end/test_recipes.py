@@ -57,7 +57,7 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     assert evaluated(config, run / "best.pth", tmp_path, ranks=2)["AP"] == pytest.approx(logged["AP"], abs=1e-6)
 
 
-@pytest.mark.parametrize("epochs_done", [1, 2])
+@pytest.mark.parametrize("epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tmp_path, epochs_done):
     config, run, _ = phased
     succeed("-c", config, "--seed=1", "--output-dir", tmp_path, "-u", f"epochs={epochs_done}", ranks=2)

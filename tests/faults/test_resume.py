@@ -28,7 +28,7 @@ def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(straight, tin
     assert same(final_state(tmp_path), straight[0][1])
 
 
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))])
 def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(straight, tiny_data, tmp_path, step):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=step)
     assert run(tiny_data, tmp_path, ranks=2)
