@@ -161,7 +161,7 @@ class Detector:
             DataError: if an image cannot be read.
             ConfigError: if something is no image.
         """
-        single = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4)
+        single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4)
         found = [seen.prediction for seen in self.stream([images] if single else images, threshold=threshold, batch_size=batch_size, nms=nms,
                                                          tiling=tiling)]
         return found[0] if single else found
@@ -181,6 +181,9 @@ class Detector:
         size = self.engine.batch_size or batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
+        for name, value in (("threshold", threshold), ("nms", nms)):
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
         predict = partial(self._predict_batch, threshold=threshold, nms=nms)
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
         while chunk := list(islice(reading, 1 if tiling else size)):

@@ -187,3 +187,9 @@ def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):
 def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
     assert {"classes", "commit", "licences", "metrics", "threshold", "input_size", "preprocessing"} <= detector.meta.keys()
     assert detector.meta["input_size"] == [64, 64]
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}], ids=str)
+def test_settings_that_make_no_sense_are_refused(detector, val_images, settings):
+    with pytest.raises(ConfigError, match="expected"):
+        detector.predict(val_images[0], **settings)
