@@ -42,13 +42,15 @@ def predict_source(detector: Detector, source: str, output: Path, *, annotations
     Raises:
         DataError: if there is nothing to read; or, after all others were written, if images could not be read.
     """
+    if frames is not None and frames < 1:
+        raise ConfigError(f"--frames is {frames}, expected at least 1")
     folder = prepare_output_dir(output)
     video = _open_video(source)
     if video is not None:
         if annotations is not None:
             raise ConfigError("--annotations names image files; it has no meaning for a video")
         return _predict_video(detector, video, folder, draw, frames, settings)
-    root, ids, files = _images(Path(source), annotations)
+    root, ids, files = _images(Path(source), annotations, folder)
     if folder.resolve() in (root.resolve(), *(file.parent.resolve() for file in ids)) and draw:
         raise ConfigError(f"the pictures would be written among the images in {folder}; choose another --output")
     ids, files = dict(islice(ids.items(), frames)), files[:frames]
@@ -68,11 +70,15 @@ def _open_video(source: str) -> Video | None:
     return Video(Path(source)) if Path(source).suffix.lower() in VIDEO_SUFFIXES else None
 
 
-def _images(source: Path, annotations: Path | None) -> tuple[Path, dict[Path, int], list[Readable]]:
-    """Return the folder that names are relative to, the id of each image file, and the files as they are to be read."""
+def _images(source: Path, annotations: Path | None, output: Path) -> tuple[Path, dict[Path, int], list[Readable]]:
+    """Return the folder that names are relative to, the id of each image file, and the files as they are to be read; earlier results are none of them."""
     root = source.parent if source.is_file() else source
     if annotations is None:
-        ids = {file: number for number, file in enumerate(image_files(source), start=1)}
+        own = output.resolve()
+        found = [file for file in image_files(source) if source.is_file() or own == root.resolve() or own not in file.resolve().parents]
+        if not found:
+            raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
+        ids = {file: number for number, file in enumerate(found, start=1)}
         return root, ids, list(ids)
     labels = load_coco(str(annotations))
     ids = {root / labels.file_name(i): int(labels.image_ids[i]) for i in range(len(labels))}

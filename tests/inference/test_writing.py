@@ -49,6 +49,18 @@ def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(detector, 
     assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(1, "a.jpg"), (2, "a.png"), (3, "deep/b.jpg")}
 
 
+def test_pictures_of_an_earlier_run_within_the_folder_are_left_out(detector, val_images, tmp_path):
+    shutil.copy(val_images[0], tmp_path / "a.jpg")
+    for _ in range(2):
+        predict_source(detector, str(tmp_path), tmp_path / "found", threshold=0.0)
+        assert {e["file_name"] for e in entries(tmp_path / "found")} == {"a.jpg"}
+
+
+def test_no_images_are_never_asked_for(detector, val_images, tmp_path):
+    with pytest.raises(ConfigError, match="--frames is 0, expected at least 1"):
+        predict_source(detector, str(val_images[0]), tmp_path, frames=0)
+
+
 def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
     predict_source(detector, str(val_images[0]), tmp_path, threshold=0.1)
     assert (tmp_path / val_images[0].name).exists() and entries(tmp_path)[0]["file_name"] == val_images[0].name
