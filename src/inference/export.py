@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, DataError, ExportError
+from ..core.errors import CheckpointError, ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
@@ -96,7 +96,10 @@ def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None 
     if not isinstance(engine, TorchEngine) or engine.device.type != "cpu":
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
     onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
+    if opset > onnx.defs.onnx_opset_version():
+        raise ConfigError(f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}")
     prepare_output_dir(path.parent)
+    _refuse_foreign(path.with_suffix(".json"))
     deployed = Deployed(engine.model, engine.postprocessor).eval()
     images = torch.rand(batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
@@ -115,6 +118,19 @@ def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None 
                 f"batches of {batch_size}" if batch_size else "batches of any size", len(proto.graph.node), path.stat().st_size / 1e6,
                 path.with_suffix(".json").name)
     return path
+
+
+def _refuse_foreign(beside: Path) -> None:
+    """Replace nothing but metadata of an earlier export.
+
+    Raises:
+        ConfigError: if a file of that name is something else, such as labels.
+    """
+    if beside.exists():
+        try:
+            Metadata.from_json(beside.read_text(), beside)
+        except (CheckpointError, OSError, ValueError):
+            raise ConfigError(f"{beside} would be replaced by the model's metadata, but it is something else; choose another --output") from None
 
 
 def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:

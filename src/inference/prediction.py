@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..data.dataset.images import load_image
+from ..data.dataset.images import image_from_pil, load_image
 from ..runtime.drawing import draw_boxes
 
 
@@ -53,18 +53,23 @@ class Prediction:
         return [{"image_id": image_id, "category_id": category, "bbox": [round(v, 3) for v in box], "score": round(score, 6)}
                 for category, box, score in zip(self.category_ids.tolist(), xywh.tolist(), self.scores.tolist())]
 
-    def draw(self, image: Tensor | None = None) -> Image.Image:
+    def draw(self, image: Tensor | np.ndarray | Image.Image | None = None) -> Image.Image:
         """Return a picture with boxes, names and scores.
 
         Args:
-            image: `[3, H, W]` uint8, RGB; None reads the file that the image came from.
+            image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file that the image came from.
 
         Raises:
             ConfigError: if the image did not come from a file.
         """
         if image is None and self.source is None:
-            raise ConfigError("this image came from no file; give it to draw() as a [3, H, W] uint8 tensor")
-        image = load_image(Path(self.source)) if image is None else image
+            raise ConfigError("this image came from no file; give it to draw()")
+        if image is None:
+            image = load_image(Path(self.source))
+        elif isinstance(image, Image.Image):
+            image = image_from_pil(image)
+        elif isinstance(image, np.ndarray):
+            image = image_from_pil(Image.fromarray(image))
         drawn = draw_boxes(image, torch.from_numpy(self.boxes), torch.from_numpy(self.labels), dict(zip(self.labels.tolist(), self.names)),
                            torch.from_numpy(self.scores))
         return Image.fromarray(drawn.permute(1, 2, 0).numpy())

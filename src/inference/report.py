@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import best_operating_point, match_image, operating_point_at, operating_points
 from ..runtime.drawing import draw_boxes
@@ -50,6 +51,8 @@ def write_report(evaluation: Evaluation, detector: Detector, path: Path, *, thre
     """
     from jinja2 import Environment
 
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold is {threshold:g}, expected 0 to 1")
     best = best_operating_point(evaluation.matches)
     threshold = threshold if threshold is not None else best.threshold if best else detector.threshold
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -116,7 +119,7 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
 def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, Any]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
     errors = [errors_of_image(evaluation, image_id, threshold) for image_id in ids]
-    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[:count]:
+    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[:max(count, 0)]:
         missed, false = errors[index]
         if not missed + false:
             return

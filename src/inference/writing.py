@@ -57,7 +57,9 @@ def predict_source(detector: Detector, source: str, output: Path, *, annotations
     unreadable: list[ImageError] = []
     seen = detector.stream(tqdm(files, desc="images", disable=None, leave=False), unreadable=unreadable, **settings)
     results = _ImageResults(folder, root, ids, draw)
-    written = _write_results(folder, map(results.take, seen))
+    written, stopped = _write_results(folder, map(results.take, seen))
+    if stopped:
+        raise KeyboardInterrupt
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(ids)} images could not be read (first: {unreadable[0]}); the results of the others are in {folder}")
     return written
@@ -99,38 +101,47 @@ class _ImageResults:
         if self.draw:
             picture = self.folder / (f"{name}.jpg" if file.with_suffix("") in self.ambiguous else name.with_suffix(".jpg"))
             picture.parent.mkdir(parents=True, exist_ok=True)
+            if picture.is_dir():
+                raise ConfigError(f"{picture} is a folder, so the picture cannot be written; choose another --output")
             seen.prediction.draw(seen.image).save(picture, quality=92)
         return [{**entry, "file_name": str(name)} for entry in seen.prediction.to_coco(self.ids[file])]
 
 
 def _predict_video(detector: Detector, video: Video, folder: Path, draw: bool, frames: int | None, settings: dict[str, Any]) -> Path:
     name = Path(video.name)
-    writer = VideoWriter(folder / (f"{name.stem}.mp4" if name.suffix else "camera.mp4"), video.rate)
+    path = folder / (f"{name.stem}.mp4" if name.suffix else "camera.mp4")
+    if draw and name.exists() and path.exists() and path.samefile(name):
+        raise ConfigError(f"the drawn video would replace {name}; choose another --output")
+    writer = VideoWriter(path, video.rate)
 
     def entries() -> Iterator[list[dict[str, Any]]]:
         numbered = islice(video, frames)
         bar = tqdm(numbered, desc="frames", total=min(filter(None, (video.count, frames)), default=None), disable=None, leave=False)
-        try:
-            for number, seen in enumerate(detector.stream(bar, **settings), start=1):
-                if draw:
-                    writer.write(np.asarray(seen.prediction.draw(seen.image)))
-                yield [{**entry, "file_name": f"frame {number}"} for entry in seen.prediction.to_coco(number)]
-        except KeyboardInterrupt:
-            logger.info("stopped by Ctrl-C; what was seen until then is written")
+        for number, seen in enumerate(detector.stream(bar, **settings), start=1):
+            if draw:
+                writer.write(np.asarray(seen.prediction.draw(seen.image)))
+            yield [{**entry, "file_name": f"frame {number}"} for entry in seen.prediction.to_coco(number)]
 
     try:
-        return _write_results(folder, entries())
+        return _write_results(folder, entries())[0]
     finally:
         writer.close()
 
 
-def _write_results(folder: Path, entries: Iterable[list[dict[str, Any]]]) -> Path:
-    """Write the entries of all images as one JSON list; they are kept as text, which takes a fraction of the memory."""
-    lines, images = [], 0
-    for own in entries:
-        images += 1
-        lines += [json.dumps(entry, ensure_ascii=False) for entry in own]
+def _write_results(folder: Path, entries: Iterable[list[dict[str, Any]]]) -> tuple[Path, bool]:
+    """Write the entries of all images, or of those until Ctrl-C, as one JSON list; return where they are, and whether it was stopped.
+
+    Entries are kept as text, which takes a fraction of the memory.
+    """
+    lines, images, stopped = [], 0, False
+    try:
+        for own in entries:
+            images += 1
+            lines += [json.dumps(entry, ensure_ascii=False) for entry in own]
+    except KeyboardInterrupt:
+        stopped = True
+        logger.info("stopped by Ctrl-C; what was seen until then is written")
     path = folder / PREDICTIONS
     write_atomically(path, lambda file: file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode()))
     logger.info("%d images, %d detections: %s", images, len(lines), path)
-    return path
+    return path, stopped

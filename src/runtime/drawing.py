@@ -16,6 +16,9 @@ from .log import printable
 LEAST_SIDE = 320
 """Smaller pictures are enlarged, so that names can be read."""
 
+LARGEST_SIDE = 4096
+"""To which pictures are enlarged at most."""
+
 LONGEST_NAME = 40
 """Characters of a class's name that are written."""
 
@@ -33,7 +36,7 @@ def draw_boxes(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping
         names: what to write; an unknown label is written as its number.
         scores: `[T]` in 0..1, written behind the names.
     """
-    factor = max(1, -(-LEAST_SIDE // min(image.shape[1:])))
+    factor = max(1, min(-(-LEAST_SIDE // min(image.shape[1:])), LARGEST_SIDE // max(image.shape[1:])))
     image = F.interpolate(image[None], scale_factor=float(factor))[0]
     if not len(boxes_xyxy):
         return image

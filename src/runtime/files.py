@@ -62,6 +62,16 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=1, ensure_ascii=False).encode()))
 
 
+def refuse_replacing(path: str | Path) -> None:
+    """Make sure that a result replaces nothing: what has its name may be somebody's only copy.
+
+    Raises:
+        ConfigError: if there is a file or a folder of this name.
+    """
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} is there already and would be replaced; remove it or name another place")
+
+
 def prepare_output_dir(path: str | Path) -> Path:
     """Create a folder for results and make sure that it can be written to.
 

@@ -76,6 +76,13 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
         export_onnx(Detector(lambda images, sizes: None, detector.preprocessing, detector.classes), tmp_path / "a.onnx")
 
 
+def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(detector, tmp_path):
+    (tmp_path / "val.json").write_text('{"images": []}')
+    with pytest.raises(ConfigError, match="val.json would be replaced by the model's metadata"):
+        export_onnx(detector, tmp_path / "val.onnx")
+    assert (tmp_path / "val.json").read_text() == '{"images": []}' and not (tmp_path / "val.onnx").exists()
+
+
 def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxslim", None)
     monkeypatch.setitem(sys.modules, "onnxsim", None)

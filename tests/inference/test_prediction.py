@@ -39,3 +39,10 @@ def test_it_is_drawn_on_the_file_that_it_came_from(tmp_path):
 def test_without_a_file_the_image_must_be_given():
     with pytest.raises(ConfigError, match="came from no file"):
         prediction().draw()
+
+
+def test_any_kind_of_image_is_drawn_on():
+    array = np.full((80, 48, 3), 90, np.uint8)
+    kinds = [array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1)]
+    pictures = [np.asarray(prediction().draw(image)) for image in kinds]
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)

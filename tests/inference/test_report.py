@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.core import ConfigError
 from src.inference.evaluation import evaluate_detector, open_labelled_images
 from src.inference.report import write_report
 
@@ -90,3 +91,9 @@ def test_a_browser_without_network_shows_it(page, tmp_path):
     assert shown.shape == (2400, 1200, 3)
     coloured = (shown.max(2).astype(int) - shown.min(2)) > 60
     assert coloured[:1200].any() and coloured[1200:].mean() > 0.005  # curves above, pictures below
+
+
+@pytest.mark.parametrize("threshold", [2.0, float("nan")])
+def test_a_threshold_that_makes_no_sense_is_refused(evaluation, detector, tmp_path, threshold):
+    with pytest.raises(ConfigError, match="expected 0 to 1"):
+        write_report(evaluation, detector, tmp_path / "report.html", threshold=threshold)

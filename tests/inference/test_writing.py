@@ -111,3 +111,35 @@ def test_an_image_is_turned_only_if_its_labels_say_so(detector, tmp_path, size):
                                    "categories": [{"id": 1, "name": "disc"}]}, draw=False)
     predict_source(detector, str(tmp_path), tmp_path / "found", annotations=labels, threshold=0.0)
     assert Image.open(tmp_path / "found/a.jpg").size == (5 * size[0], 5 * size[1])
+
+
+@needs_opencv
+def test_a_drawn_video_never_replaces_its_source(detector, val_images, tmp_path):
+    writer = VideoWriter(tmp_path / "clip.mp4", 5)
+    writer.write(np.asarray(Image.open(val_images[0])))
+    writer.close()
+    before = (tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(ConfigError, match="would replace"):
+        predict_source(detector, str(tmp_path / "clip.mp4"), tmp_path)
+    assert (tmp_path / "clip.mp4").read_bytes() == before
+
+
+def test_what_was_seen_until_ctrl_c_is_written(detector, val_images, tmp_path, monkeypatch):
+    stream = detector.stream
+
+    def interrupted(*arguments, **keywords):
+        for number, seen in enumerate(stream(*arguments, **keywords)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield seen
+
+    monkeypatch.setattr(detector, "stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_source(detector, str(val_images[0].parent), tmp_path, threshold=0.0)
+    assert {e["image_id"] for e in entries(tmp_path)} == {1, 2}
+
+
+def test_a_very_long_image_is_drawn_as_it_is(detector, tmp_path):
+    Image.new("RGB", (20000, 10)).save(tmp_path / "long.png")
+    predict_source(detector, str(tmp_path / "long.png"), tmp_path / "found", threshold=0.0)
+    assert Image.open(tmp_path / "found/long.jpg").size == (20000, 10)

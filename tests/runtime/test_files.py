@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import ConfigError, ResourceError
-from src.runtime.files import TEMPORARY, locked, prepare_output_dir, remove_leftovers, write_atomically, write_json
+from src.runtime.files import TEMPORARY, locked, prepare_output_dir, refuse_replacing, remove_leftovers, write_atomically, write_json
 from tests.fixtures.processes import run_forked
 
 
@@ -258,3 +258,11 @@ def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on
             pass
     finally:
         os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+
+
+def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
+    refuse_replacing(tmp_path / "free.json")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in (path, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is there already and would be replaced"):
+            refuse_replacing(taken)

@@ -44,8 +44,10 @@ def benchmark(arguments) -> list[dict]:
 
     from src.core.errors import ConfigError
     from src.runtime.distributed import pick_device
-    from src.runtime.files import write_json
+    from src.runtime.files import refuse_replacing, write_json
 
+    if arguments.json:
+        refuse_replacing(arguments.json)
     if min(arguments.batch, arguments.repeats, arguments.threads) < 1:
         raise ConfigError("--batch, --repeats and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)

@@ -36,8 +36,10 @@ def report(arguments) -> dict:
 
     from src.core.errors import ConfigError
     from src.runtime.distributed import pick_device
-    from src.runtime.files import write_json
+    from src.runtime.files import refuse_replacing, write_json
 
+    if arguments.json:
+        refuse_replacing(arguments.json)
     if arguments.batch < 1:
         raise ConfigError(f"--batch is {arguments.batch}, expected at least 1")
     device, cfg = pick_device(arguments.device), open_config(arguments)

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20")
     parser.add_argument("--workers", type=int, default=4, help="threads that decode images; default: 4")
     arguments = parser.parse_args()
+    if arguments.workers < 1 or arguments.show < 0:
+        parser.error("--workers must be at least 1, --show at least 0")
     if not arguments.config and not (arguments.annotations and arguments.images):
         parser.error("say --annotations and --images, or -c")
 
@@ -41,13 +43,15 @@ def main() -> None:
         from src.data.preparation.check import DataSet, check, data_sets_of
         from src.data.preparation.fix import copies_of, describe, fix
         from src.data.preparation.image_check import ImageCheck
-        from src.runtime.files import prepare_output_dir
+        from src.runtime.files import prepare_output_dir, refuse_replacing
         from src.runtime.log import printable
 
         def tell(lines):
             for line in lines:
                 print(printable(line), flush=True)
 
+        if arguments.report:
+            refuse_replacing(arguments.report)  # before a long look at the images
         queries = 300 if arguments.queries is None else arguments.queries
         if arguments.config:
             data_sets, made_for = data_sets_of(YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg)
@@ -56,6 +60,7 @@ def main() -> None:
             data_sets = [DataSet(arguments.annotations, arguments.images)]
             if arguments.val_annotations:
                 data_sets.append(DataSet(arguments.val_annotations, arguments.val_images or arguments.images))
+        copies = copies_of(data_sets, arguments.fix) if arguments.fix else []  # refused before a long look at the images
         images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
         report = check(data_sets, images, queries=queries)
         tell(report.lines(arguments.show))
@@ -64,7 +69,6 @@ def main() -> None:
         if arguments.fix:
             report = None  # as large as the data; the copies are looked at anew
             prepare_output_dir(arguments.fix)
-            copies = copies_of(data_sets, arguments.fix)
             for data, copy in zip(data_sets, copies):
                 tell(describe(data, copy.annotations, fix(data, copy.annotations, images, boxes=arguments.boxes)))
             report = check(copies, images, queries=queries)

@@ -24,13 +24,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def command() -> None:
+        from src.core.errors import ConfigError
         from src.inference.evaluation import evaluate_detector, open_labelled_images
         from src.inference.report import write_report
         from src.runtime.files import prepare_output_dir
 
+        path = arguments.output or Path(arguments.resume).parent / "report.html"
+        if path.suffix != ".html":
+            raise ConfigError(f"the page is called {path.name}, expected a name that ends with .html")
         detector = detector_from(arguments)
         dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
-        path = arguments.output or Path(arguments.resume).parent / "report.html"
         prepare_output_dir(path.parent)
         evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
         write_report(evaluation, detector, path, threshold=arguments.threshold, worst=arguments.worst)

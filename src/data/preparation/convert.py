@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ...core.errors import ConfigError
-from ...runtime.files import prepare_output_dir
+from ...runtime.files import prepare_output_dir, refuse_replacing
 from .labelled_images import LabelledImages, write_coco_parts
 from .splitting import split_if_needed
 from .voc import read_voc
@@ -47,6 +47,8 @@ def convert(source: Path, output: Path, *, val_fraction: float = 0.1, seed: int 
     yield from (f"{what}: {number}" for what, number in data.notes.items() if number)
     yield from split_if_needed(data, val_fraction, seed)
     prepare_output_dir(output)
+    for part in data.parts:
+        refuse_replacing(output / f"{part}.json")
     yield from write_coco_parts(data, output)
     yield f"images are in {data.folder}; train with:"
     yield training_command(data, output, follow_links=follow_links)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
-from ...runtime.files import write_atomically
+from ...runtime.files import refuse_replacing, write_atomically
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import LISTS, is_id, meant_id, parse_record, read_annotation_file, sound_records, split_records, unsafe_file_name
 from ..dataset.findings import Findings, Kind
@@ -329,3 +329,4 @@ def describe(data: DataSet, output: Path, changes: Counter[str]) -> Iterator[str
 def _refuse_replacing(annotations: Path, output: Path) -> None:
     if output.exists() and annotations.exists() and output.samefile(annotations):
         raise ConfigError(f"--fix would replace {annotations}; name another folder")
+    refuse_replacing(output)

@@ -59,8 +59,10 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     content["categories"][3]["id"] = 33
     (folder / "labels.json").write_text(json.dumps(content))
     ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean")
+    assert ended.code == 2 and f"{tmp_path / 'clean/train.json'} is there already and would be replaced" in ended.err
+    ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean2")
     assert (ended.code, ended.err) == (0, ""), ended.out
-    again = tool_here("dataset.check", "--annotations", tmp_path / "clean/train.json", "--images", folder)
+    again = tool_here("dataset.check", "--annotations", tmp_path / "clean2/train.json", "--images", folder)
     assert again.code == 0 and again.out.endswith("0 faults\n")
     assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["train.json"]
 
