@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Evaluation:
     detections: dict[int, np.ndarray]
     """By image id, `[R, 6]`, best first: x, y, w, h, score, label."""
 
-    @property
+    @cached_property
     def matches(self) -> Matches:
         """Which detection found which object."""
         return match(self.objects, self.detections)
