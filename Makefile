@@ -40,6 +40,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/python -m pip install --quiet ruff==0.17.6
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) output data/synthetic

@@ -1,8 +1,8 @@
 """Train or evaluate a detector.
 
-    python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
-    torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one a GPU
-    torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
+python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
+torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one a GPU
+torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
 """
 
 import argparse
@@ -12,22 +12,53 @@ from pathlib import Path
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
-    parser.add_argument("-r", "--resume", help="go on from this last.pth, or with auto from that of the output folder if there is one; "
-                                                   "with --test-only, evaluate these weights")
-    parser.add_argument("--override", action="store_true", default=None, help="go on with a run although its configuration has changed")
-    parser.add_argument("--strict", action="store_true", default=None,
-                        help="accept no warning about the data: what would be dropped, clipped, skipped or is there twice ends the run with code 3")
+    parser.add_argument(
+        "-r",
+        "--resume",
+        help="go on from this last.pth, or with auto from that of the output folder if there is one; "
+        "with --test-only, evaluate these weights",
+    )
+    parser.add_argument(
+        "--override",
+        action="store_true",
+        default=None,
+        help="go on with a run although its configuration has changed",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="accept no warning about the data: what would be dropped, clipped, skipped or is there twice ends the run with code 3",
+    )
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
-    parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one")
+    parser.add_argument(
+        "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one"
+    )
     parser.add_argument("--seed", type=int, help="where all chance follows from")
-    parser.add_argument("--use-amp", action="store_true", default=None, help="compute in bf16, or fp16 where the device has no bf16")
+    parser.add_argument(
+        "--use-amp",
+        action="store_true",
+        default=None,
+        help="compute in bf16, or fp16 where the device has no bf16",
+    )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
-    parser.add_argument("--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder")
+    parser.add_argument(
+        "--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder"
+    )
     parser.add_argument("--test-only", action="store_true", default=None, help="evaluate and stop")
-    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="override settings, e.g. epochs=12 optimizer.lr=1e-4")
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings, e.g. epochs=12 optimizer.lr=1e-4",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
     if arguments.resume and arguments.tuning and arguments.resume != "auto":
@@ -51,8 +82,22 @@ def main() -> None:
     def command() -> None:
         nonlocal status_dir
         set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
-        flags = {name: value for name in ("resume", "tuning", "device", "seed", "use_amp", "output_dir", "summary_dir", "test_only", "override", "strict")
-                 if (value := getattr(arguments, name)) is not None}
+        flags = {
+            name: value
+            for name in (
+                "resume",
+                "tuning",
+                "device",
+                "seed",
+                "use_amp",
+                "output_dir",
+                "summary_dir",
+                "test_only",
+                "override",
+                "strict",
+            )
+            if (value := getattr(arguments, name)) is not None
+        }
         end_with_launcher()
         warn_of_unheard_signal()
         cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))

@@ -35,11 +35,19 @@ def convert(file: str) -> Path:
     content = read_tensor_file(file)
     ema = content.get("ema")
     if not (isinstance(ema, dict) and ema.get("module")):
-        raise CheckpointError(f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are")
+        raise CheckpointError(
+            f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are"
+        )
     path = read.path.with_stem(f"{read.path.stem}_converted")
     weights = folded(read)
     write_tensor_file(path, {"model": weights, **({"meta": read.meta} if read.meta else {})})
-    logger.info("%s: %d tensors, %.1f of %.1f MB", path, len(weights), path.stat().st_size / 1e6, read.path.stat().st_size / 1e6)
+    logger.info(
+        "%s: %d tensors, %.1f of %.1f MB",
+        path,
+        len(weights),
+        path.stat().st_size / 1e6,
+        read.path.stat().st_size / 1e6,
+    )
     return path
 
 
@@ -52,7 +60,9 @@ def folded(read) -> dict:
     if not any(key.endswith(LORA_KEYS) for key in read.weights):
         return read.weights
     if not read.meta.get("config"):
-        raise CheckpointError(f"{read.path} has LoRA factors but no configuration that says how they are scaled")
+        raise CheckpointError(
+            f"{read.path} has LoRA factors but no configuration that says how they are scaled"
+        )
     cfg = YAMLConfig.from_text(read.meta["config"], f"the configuration in {read.path}")
     cfg.without_pretrained()
     if cfg.yaml_cfg.get("num_classes") is None:

@@ -12,7 +12,9 @@ from tests.fixtures.trained_tiny import TRAINED
 @pytest.fixture(autouse=True)
 def fixed_seed_and_threads():
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # models here are small: on busy cores threads wait for each other longer than they work
+    torch.set_num_threads(
+        1
+    )  # models here are small: on busy cores threads wait for each other longer than they work
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +30,9 @@ def exported(tmp_path_factory) -> Path:
     from src.inference import Detector
     from src.inference.export import export_onnx
 
-    return export_onnx(Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "tiny.onnx")
+    return export_onnx(
+        Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "tiny.onnx"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +42,9 @@ def exported_fixed(tmp_path_factory) -> Path:
     from src.inference import Detector
     from src.inference.export import export_onnx
 
-    return export_onnx(Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "two.onnx", batch_size=2,
-                       exporter="torchscript")
+    return export_onnx(
+        Detector.from_checkpoint(TRAINED, device="cpu"),
+        tmp_path_factory.mktemp("exported") / "two.onnx",
+        batch_size=2,
+        exporter="torchscript",
+    )

@@ -13,52 +13,109 @@ if TYPE_CHECKING:
 
 def parser_for(doc: str) -> argparse.ArgumentParser:
     """Return a parser with a module's docstring as help and `--debug`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `detector_from` needs."""
-    parser.add_argument("-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's")
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration, only for checkpoints that hold none, as D-FINE's own")
+    parser.add_argument(
+        "-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's"
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration, only for checkpoints that hold none, as D-FINE's own",
+    )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
-    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in place of the size that the model was trained for")
-    parser.add_argument("--use-amp", action="store_true", help="compute in bf16, or fp16 without it; CUDA only")
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="in place of the size that the model was trained for",
+    )
+    parser.add_argument(
+        "--use-amp", action="store_true", help="compute in bf16, or fp16 without it; CUDA only"
+    )
 
 
 def detector_from(arguments: argparse.Namespace) -> Detector:
     """Load the checkpoint that the arguments name."""
     from src.inference import Detector
 
-    return Detector.from_checkpoint(arguments.resume, device=arguments.device, config=arguments.config, input_size=arguments.input_size,
-                                    use_amp=arguments.use_amp)
+    return Detector.from_checkpoint(
+        arguments.resume,
+        device=arguments.device,
+        config=arguments.config,
+        input_size=arguments.input_size,
+        use_amp=arguments.use_amp,
+    )
 
 
 def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says on which labelled images a checkpoint is tried."""
-    parser.add_argument("--images", type=Path, help="folder of images; default: the validation data that the checkpoint names")
+    parser.add_argument(
+        "--images", type=Path, help="folder of images; default: the validation data that the checkpoint names"
+    )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO file")
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()) -> None:
+def add_prediction_arguments(
+    parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()
+) -> None:
     """Add what `predict_from` needs; `output` is the default folder, `also` holds further names of `--input`."""
-    parser.add_argument("-i", "--input", *also, dest="input", required=True, help="image, folder, video, or camera:N")
-    parser.add_argument("--output", default=output, help=f"folder for pictures or a video and predictions.json; default: {output}")
-    parser.add_argument("--threshold", type=float, help="least score; default: the checkpoint's, with the best F1 on its validation data")
-    parser.add_argument("--annotations", metavar="FILE", help="COCO file: look at its images within the folder --input, under its image ids")
+    parser.add_argument(
+        "-i", "--input", *also, dest="input", required=True, help="image, folder, video, or camera:N"
+    )
+    parser.add_argument(
+        "--output",
+        default=output,
+        help=f"folder for pictures or a video and predictions.json; default: {output}",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="least score; default: the checkpoint's, with the best F1 on its validation data",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="COCO file: look at its images within the folder --input, under its image ids",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
-    parser.add_argument("--nms", type=float, metavar="IOU", help="drop boxes that overlap a better one of their class by more; default: keep all")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at large images in tiles of this side too")
-    parser.add_argument("--overlap", type=float, default=0.2, help="share that neighbouring tiles have in common; default: 0.2")
+    parser.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="drop boxes that overlap a better one of their class by more; default: keep all",
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="look at large images in tiles of this side too"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=0.2,
+        help="share that neighbouring tiles have in common; default: 0.2",
+    )
     parser.add_argument("--frames", type=int, metavar="N", help="stop after so many images or frames")
     parser.add_argument("--no-draw", action="store_true", help="write predictions.json alone")
 
 
 def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--threads`, for runtimes on the CPU."""
-    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; default: torch's number, which OMP_NUM_THREADS sets")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="on the CPU; default: torch's number, which OMP_NUM_THREADS sets",
+    )
 
 
 def predict_from(arguments: argparse.Namespace, detector: Detector) -> None:
@@ -66,9 +123,18 @@ def predict_from(arguments: argparse.Namespace, detector: Detector) -> None:
     from src.inference.tiling import Tiling
     from src.inference.writing import predict_source
 
-    predict_source(detector, arguments.input, Path(arguments.output), annotations=arguments.annotations and Path(arguments.annotations),
-                   draw=not arguments.no_draw, frames=arguments.frames, threshold=arguments.threshold, batch_size=arguments.batch_size,
-                   nms=arguments.nms, tiling=Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None)
+    predict_source(
+        detector,
+        arguments.input,
+        Path(arguments.output),
+        annotations=arguments.annotations and Path(arguments.annotations),
+        draw=not arguments.no_draw,
+        frames=arguments.frames,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        nms=arguments.nms,
+        tiling=Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None,
+    )
 
 
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:

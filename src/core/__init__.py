@@ -1,9 +1,31 @@
 """Registry, configuration, building and contracts: what every other package stands on."""
 
 from .build import create
-from .errors import CheckpointError, ConfigError, DataError, ExportError, NumericsError, Preempted, RankError, ResourceError, RunError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    NumericsError,
+    Preempted,
+    RankError,
+    ResourceError,
+    RunError,
+)
 from .registry import register
 from .yaml_config import YAMLConfig
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ExportError", "NumericsError", "Preempted", "RankError",
-           "ResourceError", "RunError", "YAMLConfig", "create", "register"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "NumericsError",
+    "Preempted",
+    "RankError",
+    "ResourceError",
+    "RunError",
+    "YAMLConfig",
+    "create",
+    "register",
+]

@@ -34,14 +34,22 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         built = component.factory(**arguments)
     except RunError:
         raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:  # the last two are torch's
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the last two are torch's
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
         getattr(built, component.load)()
     return built
 
 
-def _name_and_settings(spec: str | Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _name_and_settings(
+    spec: str | Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, str):
         return spec, dict(config.get(spec) or {})
     if "type" not in spec:
@@ -54,7 +62,9 @@ def _shared(component: Component, settings: Mapping[str, Any], config: Mapping[s
     shared = {key: config[key] for key in component.share if key in config}
     for key, value in shared.items():
         if key in settings and settings[key] != value:
-            raise ConfigError(f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep one of them")
+            raise ConfigError(
+                f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep one of them"
+            )
     return shared
 
 

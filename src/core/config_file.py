@@ -53,15 +53,23 @@ class ConfigTree:
         Raises:
             ConfigError: if a reference names nothing, or refers to another reference.
         """
+
         def lookup(match: re.Match, path: KeyPath) -> Any:
             value: Any = self.values
             for part in match[1].split("."):
                 try:
                     value = value[int(part)] if isinstance(value, list) else value[part]
                 except (KeyError, IndexError, ValueError, TypeError):
-                    raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})") from None
-            if any(isinstance(part[key], str) and _REFERENCE.fullmatch(part[key]) for part, key, _ in _leaves([value], ())):
-                raise ConfigError(f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself ({self.origin(path)})")
+                    raise ConfigError(
+                        f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})"
+                    ) from None
+            if any(
+                isinstance(part[key], str) and _REFERENCE.fullmatch(part[key])
+                for part, key, _ in _leaves([value], ())
+            ):
+                raise ConfigError(
+                    f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself ({self.origin(path)})"
+                )
             return copy.deepcopy(value)
 
         for container, key, path in list(_leaves(self.values, ())):
@@ -69,7 +77,9 @@ class ConfigTree:
             if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
                 container[key] = lookup(match, path)
                 target = tuple(int(part) if part.isdigit() else part for part in match[1].split("."))
-                self.origins[path] = f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
+                self.origins[path] = (
+                    f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
+                )
 
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -167,7 +177,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
@@ -208,7 +220,9 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
     return values, places
 
 
-def _inspect(node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]) -> None:
+def _inspect(
+    node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]
+) -> None:
     """Record the line of every key; refuse duplicate keys, keys that are no strings, NaN and exploding aliases."""
     budget[0] -= 1
     if budget[0] < 0:
@@ -218,9 +232,13 @@ def _inspect(node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, st
         for key_node, value_node in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise ConfigError(f"{name}:{line} has a key that is not a word{f': {key}' if isinstance(key, str) else ''}")
+                raise ConfigError(
+                    f"{name}:{line} has a key that is not a word{f': {key}' if isinstance(key, str) else ''}"
+                )
             if key in seen:
-                raise ConfigError(f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} has it already")
+                raise ConfigError(
+                    f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} has it already"
+                )
             seen[key] = line
             places[(*path, key)] = f"{name}:{line}"
             _inspect(value_node, (*path, key), name, places, budget)
@@ -230,20 +248,22 @@ def _inspect(node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, st
             _inspect(item, (*path, index), name, places, budget)
 
 
-def _merge(base: dict, over: dict, path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str] | str) -> None:
+def _merge(
+    base: dict, over: dict, path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str] | str
+) -> None:
     for key, value in over.items():
         here = (*path, key)
         old = base.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and _same_type(old, value):
             _merge(old, value, here, origins, places)
             continue
-        for stale in [p for p in origins if p[:len(here)] == here]:
+        for stale in [p for p in origins if p[: len(here)] == here]:
             del origins[stale]
         base[key] = copy.deepcopy(value)
         if isinstance(places, str):
             origins[here] = places
         else:
-            origins.update({p: place for p, place in places.items() if p[:len(here)] == here})
+            origins.update({p: place for p, place in places.items() if p[: len(here)] == here})
 
 
 def _same_type(old: dict, new: dict) -> bool:

@@ -48,7 +48,11 @@ class RunLength:
             name: of the setting, for the message.
         """
         number, unit = read_duration(duration, name, "epochs")
-        epochs = {"epochs": number, "share": number * self.epochs, "steps": number / max(self.steps_per_epoch, 1)}[unit]
+        epochs = {
+            "epochs": number,
+            "share": number * self.epochs,
+            "steps": number / max(self.steps_per_epoch, 1),
+        }[unit]
         return max(int(epochs + _SLACK), int(number > 0))
 
     def in_steps(self, duration: Duration, name: str) -> int:
@@ -81,8 +85,10 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
         return Length(duration, unit)
     if isinstance(duration, float) and 0 <= duration <= 1:
         return Length(duration, "share")
-    raise ConfigError(f"{name} is {duration!r}, expected a whole number of {unit}, a share of the run from 0.0 to 1.0, or a text such as '5 epochs', "
-                      f"'500 steps' or '10 %'")
+    raise ConfigError(
+        f"{name} is {duration!r}, expected a whole number of {unit}, a share of the run from 0.0 to 1.0, or a text such as '5 epochs', "
+        f"'500 steps' or '10 %'"
+    )
 
 
 def settled(duration: Duration | None, name: str, unit: Unit) -> int | None:
@@ -97,7 +103,9 @@ def settled(duration: Duration | None, name: str, unit: Unit) -> int | None:
     return int(number) if given == unit or not number else None
 
 
-def settled_points(points: Sequence[Duration | None], name: str, run: RunLength | None = None) -> tuple[int | None, ...]:
+def settled_points(
+    points: Sequence[Duration | None], name: str, run: RunLength | None = None
+) -> tuple[int | None, ...]:
     """Return points in time as numbers of whole epochs.
 
     Args:
@@ -114,7 +122,9 @@ def settled_points(points: Sequence[Duration | None], name: str, run: RunLength 
         epochs = tuple(None if point is None else run.in_epochs(point, name) for point in points)
     known = [epoch for epoch in epochs if epoch is not None]
     if known != sorted(known):
-        raise ConfigError(f"{name} is {list(points)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left")
+        raise ConfigError(
+            f"{name} is {list(points)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left"
+        )
     return epochs
 
 

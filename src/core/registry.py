@@ -64,9 +64,16 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
         key = name or factory.__name__
         known = _COMPONENTS.get(key)
         if known and not force and _origin(known.factory) != _origin(factory):
-            raise ConfigError(f"'{key}' is registered by {_origin(known.factory)} already; rename {_origin(factory)}")
-        component = Component(key, factory, tuple(getattr(factory, "__inject__", ())),
-                              tuple(getattr(factory, "__share__", ())), getattr(factory, "__load__", None))
+            raise ConfigError(
+                f"'{key}' is registered by {_origin(known.factory)} already; rename {_origin(factory)}"
+            )
+        component = Component(
+            key,
+            factory,
+            tuple(getattr(factory, "__inject__", ())),
+            tuple(getattr(factory, "__share__", ())),
+            getattr(factory, "__load__", None),
+        )
         parameters = inspect.signature(factory).parameters
         for shared in component.share:
             if shared not in parameters or parameters[shared].default is REQUIRED:
@@ -83,8 +90,11 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
 def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
     """List the named arguments of a class or function, less the one that the program supplies."""
     types = _type_hints(factory)
-    return {p.name: Argument(p.default, types.get(p.name, Any)) for p in inspect.signature(factory).parameters.values()
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != skip}
+    return {
+        p.name: Argument(p.default, types.get(p.name, Any))
+        for p in inspect.signature(factory).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != skip
+    }
 
 
 def find(name: str) -> Component | None:

@@ -29,24 +29,37 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
     if path := first_non_finite(tree.values):
         faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
     if faults:
-        head = "the configuration has a fault" if len(faults) == 1 else f"the configuration has {len(faults)} faults"
+        head = (
+            "the configuration has a fault"
+            if len(faults) == 1
+            else f"the configuration has {len(faults)} faults"
+        )
         raise ConfigError(f"{head}: " + "; ".join(faults))
 
 
 _LENGTH = typing.get_args(Duration)
 
 _LISTS = (list, tuple, set, Sequence, Iterable)
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a mapping",
-          Mapping: "a mapping", type(None): "null"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    dict: "a mapping",
+    Mapping: "a mapping",
+    type(None): "null",
+}
 
 
 def type_name(annotation: Any) -> str:
     """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        if arguments[:len(_LENGTH)] == _LENGTH:
-            return " or ".join(["a length", *map(type_name, arguments[len(_LENGTH):])])
-        writable = [a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)]  # YAML writes no tensors
+        if arguments[: len(_LENGTH)] == _LENGTH:
+            return " or ".join(["a length", *map(type_name, arguments[len(_LENGTH) :])])
+        writable = [
+            a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
+        ]  # YAML writes no tensors
         return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
@@ -97,7 +110,9 @@ def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
     return not arguments or all(matches(v, arguments[0]) for v in value)
 
 
-def _top_level_faults(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> Iterator[str]:
+def _top_level_faults(
+    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+) -> Iterator[str]:
     known = [*top_level, *blocks, *names(), *shared_names()]
     for key, value in tree.values.items():
         path, component = (key,), find(key)
@@ -129,7 +144,9 @@ def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
                 yield name, owner, component.arguments[name]
 
 
-def _typed_faults(tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[str, ...] = ()) -> Iterator[str]:
+def _typed_faults(
+    tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Faults of a value that names a component: a registered name, or a mapping with `type`."""
     place = tree.origin(path)
     if isinstance(value, str):
@@ -151,7 +168,9 @@ def _typed_faults(tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[s
     if component is None:
         yield f"{dotted(path)}.type is '{value['type']}', which is not registered ({place}){did_you_mean(value['type'], names())}"
         return
-    yield from _component_faults(tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied)
+    yield from _component_faults(
+        tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied
+    )
 
 
 def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
@@ -169,8 +188,15 @@ def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[s
     return next((circle for part in parts if (circle := _circle(tree, part, chain))), None)
 
 
-def _component_faults(tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...],
-                      *, check_missing: bool = True) -> Iterator[str]:
+def _component_faults(
+    tree: ConfigTree,
+    path: KeyPath,
+    component: Component,
+    settings: dict,
+    supplied: tuple[str, ...],
+    *,
+    check_missing: bool = True,
+) -> Iterator[str]:
     arguments = component.arguments
     for key, value in settings.items():
         here = (*path, key)
@@ -186,13 +212,17 @@ def _component_faults(tree: ConfigTree, path: KeyPath, component: Component, set
         elif value != arguments[key].default and not matches(value, arguments[key].annotation):
             yield f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} ({tree.origin(here)})"
         if key in component.share and key in tree.values and tree.values[key] != value:
-            yield (f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: {tree.values[key]!r} "
-                   f"({tree.origin((key,))}); keep one of them")
+            yield (
+                f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: {tree.values[key]!r} "
+                f"({tree.origin((key,))}); keep one of them"
+            )
     if check_missing:
         yield from _missing_faults(tree, path, component, settings, supplied)
 
 
-def _missing_faults(tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...]) -> Iterator[str]:
+def _missing_faults(
+    tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...]
+) -> Iterator[str]:
     for key, argument in component.arguments.items():
         if argument.default is REQUIRED and key not in settings and key not in supplied:
             if key in component.inject:

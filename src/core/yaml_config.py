@@ -56,8 +56,18 @@ class RunSettings:
     criterion: str | None = None
     postprocessor: str | None = None
     minima: typing.ClassVar[dict[str, float]] = {
-        "epochs": 1, "clip_max_norm": 0, "grad_accum_steps": 1, "lr_base_batch_size": 1, "patience": 1, "print_freq": 1, "checkpoint_freq": 0,
-        "save_every_steps": 1, "save_every_minutes": 0, "rank_timeout": 1, "seed": 0}
+        "epochs": 1,
+        "clip_max_norm": 0,
+        "grad_accum_steps": 1,
+        "lr_base_batch_size": 1,
+        "patience": 1,
+        "print_freq": 1,
+        "checkpoint_freq": 0,
+        "save_every_steps": 1,
+        "save_every_minutes": 0,
+        "rank_timeout": 1,
+        "seed": 0,
+    }
 
     def __post_init__(self) -> None:
         for name, least in self.minima.items():
@@ -67,8 +77,14 @@ class RunSettings:
 
 
 BLOCKS = {
-    "train_dataloader": (), "val_dataloader": (), "evaluator": ("coco_gt",), "optimizer": ("model",),
-    "lr_scheduler": ("optimizer",), "lr_warmup_scheduler": (), "ema": ("model",), "scaler": ("device",),
+    "train_dataloader": (),
+    "val_dataloader": (),
+    "evaluator": ("coco_gt",),
+    "optimizer": ("model",),
+    "lr_scheduler": ("optimizer",),
+    "lr_warmup_scheduler": (),
+    "ema": ("model",),
+    "scaler": ("device",),
     "gram_anchoring": ("model",),
 }
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
@@ -112,7 +128,9 @@ class YAMLConfig:
         self.path = Path(path)
         self._tree = tree
         try:
-            self.settings = RunSettings(**{name: tree.values[name] for name in _top_level() if name in tree.values})
+            self.settings = RunSettings(
+                **{name: tree.values[name] for name in _top_level() if name in tree.values}
+            )
         except ConfigError as error:  # its text begins with the key
             raise ConfigError(f"{error} ({tree.origin((str(error).partition(' ')[0],))})") from None
 

@@ -34,10 +34,22 @@ class BatchImageCollateFunction:
     A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each by a chance of its own.
     """
 
-    def __init__(self, stop_epoch: Duration | None = None, ema_restart_decay: float = 0.9999, base_size: int = 640,
-                 base_size_repeat: int | None = None, mixup_prob: float = 0.0, mixup_epochs: Sequence[Duration | None] | None = None,
-                 copyblend_prob: float = 0.0, copyblend_epochs: Sequence[Duration | None] | None = None, copyblend_type: Literal["blend", "paste"] = "blend",
-                 area_threshold: float = 100, num_objects: int = 3, with_expand: bool = False, expand_ratios: Sequence[float] = (0.1, 0.25)) -> None:
+    def __init__(
+        self,
+        stop_epoch: Duration | None = None,
+        ema_restart_decay: float = 0.9999,
+        base_size: int = 640,
+        base_size_repeat: int | None = None,
+        mixup_prob: float = 0.0,
+        mixup_epochs: Sequence[Duration | None] | None = None,
+        copyblend_prob: float = 0.0,
+        copyblend_epochs: Sequence[Duration | None] | None = None,
+        copyblend_type: Literal["blend", "paste"] = "blend",
+        area_threshold: float = 100,
+        num_objects: int = 3,
+        with_expand: bool = False,
+        expand_ratios: Sequence[float] = (0.1, 0.25),
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -59,12 +71,17 @@ class BatchImageCollateFunction:
             ConfigError: for a value out of its range.
         """
         if base_size < STRIDE or base_size % STRIDE:
-            raise ConfigError(f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}")
+            raise ConfigError(
+                f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}"
+            )
         for name, chance in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
             if not 0 <= chance <= 1:
                 raise ConfigError(f"BatchImageCollateFunction.{name} is {chance}, expected 0 to 1")
-        self._points = {"stop_epoch": [stop_epoch], "mixup_epochs": _span("mixup_epochs", mixup_epochs, stop_epoch),
-                        "copyblend_epochs": _span("copyblend_epochs", copyblend_epochs, stop_epoch)}
+        self._points = {
+            "stop_epoch": [stop_epoch],
+            "mixup_epochs": _span("mixup_epochs", mixup_epochs, stop_epoch),
+            "copyblend_epochs": _span("copyblend_epochs", copyblend_epochs, stop_epoch),
+        }
         self.mixup_prob, self.copyblend_prob = mixup_prob, copyblend_prob
         self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
         self.ema_restart_decay = ema_restart_decay
@@ -78,7 +95,10 @@ class BatchImageCollateFunction:
         self._settle(run)
 
     def _settle(self, run: RunLength | None = None) -> None:
-        self.points = {name: settled_points(points, f"BatchImageCollateFunction.{name}", run) for name, points in self._points.items()}
+        self.points = {
+            name: settled_points(points, f"BatchImageCollateFunction.{name}", run)
+            for name, points in self._points.items()
+        }
         (self.stop_epoch,) = self.points["stop_epoch"]
 
     @property
@@ -106,7 +126,10 @@ class BatchImageCollateFunction:
         else:
             images, targets = torch.stack([image for image, _ in items]), [target for _, target in items]
             rng = np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))])
-            fields, box_format = tuple(name for name in FIELDS if all(name in target for target in targets)), "cxcywh"
+            fields, box_format = (
+                tuple(name for name in FIELDS if all(name in target for target in targets)),
+                "cxcywh",
+            )
             size = self._draw_size(images.shape[-2:], rng)
             if size != tuple(images.shape[-2:]):
                 images = F.interpolate(images, size)
@@ -121,9 +144,14 @@ class BatchImageCollateFunction:
         images = _allocate((len(samples), 3, *size), torch.float32 if samples[0].as_float else torch.uint8)
         return images, [sample.render(size, image)[1] for sample, image in zip(samples, images)]
 
-    def _mix(self, images: Tensor, targets: list[dict[str, Any]], fields: tuple[str, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
+    def _mix(
+        self, images: Tensor, targets: list[dict[str, Any]], fields: tuple[str, ...], rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
         """Mix images in place, with the chance of the batch's first, and return their targets."""
-        for name, chance, mix in (("mixup_epochs", self.mixup_prob, mixup), ("copyblend_epochs", self.copyblend_prob, self.copy_blend)):
+        for name, chance, mix in (
+            ("mixup_epochs", self.mixup_prob, mixup),
+            ("copyblend_epochs", self.copyblend_prob, self.copy_blend),
+        ):
             if is_between(self.epoch, *self.points[name]) and rng.random() < chance:
                 return mix(images, targets, fields, rng)
         return targets
@@ -145,10 +173,14 @@ class BatchImageCollateFunction:
         return self._scaled(int(self.scales[rng.integers(len(self.scales))]), (height, width))
 
 
-def _span(name: str, epochs: Sequence[Duration | None] | None, stop_epoch: Duration | None) -> Sequence[Duration | None]:
+def _span(
+    name: str, epochs: Sequence[Duration | None] | None, stop_epoch: Duration | None
+) -> Sequence[Duration | None]:
     """Return the first epoch of something and the first without it: as given, or all before the clean stage."""
     if epochs is not None and len(epochs) != 2:
-        raise ConfigError(f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without")
+        raise ConfigError(
+            f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without"
+        )
     return [0, stop_epoch] if epochs is None else epochs
 
 
@@ -165,4 +197,8 @@ def generate_scales(base_size: int, repeat: int) -> list[int]:
     low = max(STRIDE, int(base_size * 0.75 / STRIDE) * STRIDE)
     high = int(base_size * 1.25 / STRIDE) * STRIDE
     steps = (base_size - low) // STRIDE
-    return [low + i * STRIDE for i in range(steps)] + [base_size] * repeat + [high - i * STRIDE for i in range(steps)]
+    return (
+        [low + i * STRIDE for i in range(steps)]
+        + [base_size] * repeat
+        + [high - i * STRIDE for i in range(steps)]
+    )

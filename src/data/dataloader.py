@@ -39,9 +39,9 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
         order = self._order()
         step = self.batch_size * self.world_size
         for begin in range(self.start * step, len(self) * step, step):
-            block = order[begin:begin + step]
+            block = order[begin : begin + step]
             share = -(-len(block) // self.world_size)
-            mine = block[self.rank * share:(self.rank + 1) * share]
+            mine = block[self.rank * share : (self.rank + 1) * share]
             if mine:
                 yield mine
 
@@ -67,9 +67,20 @@ class DataLoader(data.DataLoader):
 
     __inject__ = ["dataset", "collate_fn"]
 
-    def __init__(self, dataset: Dataset, collate_fn: Callable | None = None, batch_size: int | None = None, total_batch_size: int | None = None,
-                 shuffle: bool = False, num_workers: int = 0, drop_last: bool = False, pin_memory: bool | None = None,
-                 prefetch_factor: int | None = None, persistent_workers: bool = False, data_timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        collate_fn: Callable | None = None,
+        batch_size: int | None = None,
+        total_batch_size: int | None = None,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        data_timeout: float = 300.0,
+    ) -> None:
         """Build the loader for this rank.
 
         Args:
@@ -89,30 +100,49 @@ class DataLoader(data.DataLoader):
             ConfigError: for a batch size that does not fit the ranks or the data.
         """
         if (batch_size is None) == (total_batch_size is None):
-            raise ConfigError("DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)")
+            raise ConfigError(
+                "DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)"
+            )
         ranks = world_size()
         if total_batch_size is not None:
-            fault, below = f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks", total_batch_size // ranks * ranks
+            fault, below = (
+                f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks",
+                total_batch_size // ranks * ranks,
+            )
             if total_batch_size < ranks:
                 raise ConfigError(f"{fault}; the least that can is {ranks}")
             if total_batch_size != below:
                 raise ConfigError(f"{fault}; the nearest that can are {below} and {below + ranks}")
             batch_size = total_batch_size // ranks
         if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0")
+            raise ConfigError(
+                f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0"
+            )
         if data_timeout < 0:
-            raise ConfigError(f"DataLoader.data_timeout is {data_timeout}, expected seconds, or 0 for no limit")
+            raise ConfigError(
+                f"DataLoader.data_timeout is {data_timeout}, expected seconds, or 0 for no limit"
+            )
         if persistent_workers:
-            raise ConfigError("DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false")
+            raise ConfigError(
+                "DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false"
+            )
         if drop_last and batch_size * ranks > len(dataset):
-            raise ConfigError(f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size")
+            raise ConfigError(
+                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size"
+            )
         keep_freed_memory()
         self.shuffle, self.data_timeout = shuffle, data_timeout
         sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=collate_fn or BatchImageCollateFunction(), num_workers=num_workers,
-                         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory, prefetch_factor=prefetch_factor,
-                         worker_init_fn=end_if_not_handed_over if num_workers else None,
-                         timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0)
+        super().__init__(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate_fn or BatchImageCollateFunction(),
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            prefetch_factor=prefetch_factor,
+            worker_init_fn=end_if_not_handed_over if num_workers else None,
+            timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's batches.

@@ -24,8 +24,11 @@ from ..runtime.limits import describe_limit, limit_of
 POLL_SECONDS = 5.0
 """How often it is checked, while a batch is due, whether the workers are alive; torch's own interval."""
 
-_LIKELY = {signal.SIGKILL: lambda: "likely because memory ran out", signal.SIGBUS: lambda: f"likely because {describe_limit(errno.ENOSPC)}",
-           signal.SIGSEGV: lambda: "likely by a crash in an image decoder"}
+_LIKELY = {
+    signal.SIGKILL: lambda: "likely because memory ran out",
+    signal.SIGBUS: lambda: f"likely because {describe_limit(errno.ENOSPC)}",
+    signal.SIGSEGV: lambda: "likely by a crash in an image decoder",
+}
 
 _LIMIT_MET = 200
 """Added to the limit's number, this is the code by which a worker ends that could not hand over a batch."""
@@ -33,16 +36,21 @@ _LIMIT_MET = 200
 
 def end_if_not_handed_over(worker: int) -> None:
     """In a loading process: end if a batch cannot be handed over. Without this it would be dropped, and waited for in vain."""
+
     def end(error: Exception, batch: Any) -> None:
         limit = limit_of(error)
         if limit is None:
             traceback.print_exception(error)
         os._exit(1 if limit is None else _LIMIT_MET + limit)
 
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # the hook that multiprocessing has for it
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(
+        end
+    )  # the hook that multiprocessing has for it
 
 
-def watched(start: Callable[[], Iterator[Any]], timeout_seconds: float, last_image: Callable[[int], str]) -> Iterator[Any]:
+def watched(
+    start: Callable[[], Iterator[Any]], timeout_seconds: float, last_image: Callable[[int], str]
+) -> Iterator[Any]:
     """Yield the batches of a loader with workers.
 
     Args:
@@ -71,19 +79,29 @@ def _next_batch(batches: Iterator[Any], timeout_seconds: float, last_image: Call
     while True:
         try:
             return next(batches)
-        except (RuntimeError, OSError, EOFError) as error:  # the last two: what a dead worker was handing over is gone
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+        ) as error:  # the last two: what a dead worker was handing over is gone
             for number, worker in enumerate(batches._workers):
                 if (worker.exitcode or 0) > _LIMIT_MET:
-                    raise ResourceError(f"loader worker {number} could not hand over a batch: {describe_limit(worker.exitcode - _LIMIT_MET)}") from error
+                    raise ResourceError(
+                        f"loader worker {number} could not hand over a batch: {describe_limit(worker.exitcode - _LIMIT_MET)}"
+                    ) from error
                 if worker.exitcode:
-                    raise ResourceError(f"loader worker {number} (pid {worker.pid}) {_ending(worker.exitcode)}; its last image: {last_image(number)}; "
-                                        "reduce num_workers, prefetch_factor or total_batch_size, and look at this image") from error
+                    raise ResourceError(
+                        f"loader worker {number} (pid {worker.pid}) {_ending(worker.exitcode)}; its last image: {last_image(number)}; "
+                        "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
+                    ) from error
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 images = ", ".join(last_image(number) for number in range(len(batches._workers)))
-                raise ResourceError(f"no batch came for {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very slow; last images of the "
-                                    f"workers: {images}; check that the storage answers, or raise data_timeout") from error
+                raise ResourceError(
+                    f"no batch came for {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very slow; last images of the "
+                    f"workers: {images}; check that the storage answers, or raise data_timeout"
+                ) from error
 
 
 def _end_all(workers: Sequence[BaseProcess]) -> None:

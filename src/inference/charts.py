@@ -8,7 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d", "#475569", "#ea580c", "#4f46e5", "#0d9488")
+COLOURS = (
+    "#2563eb",
+    "#dc2626",
+    "#059669",
+    "#d97706",
+    "#7c3aed",
+    "#0891b2",
+    "#db2777",
+    "#65a30d",
+    "#475569",
+    "#ea580c",
+    "#4f46e5",
+    "#0d9488",
+)
 MOST_POINTS = 200
 """Points of a line; more than a screen shows."""
 
@@ -24,38 +37,62 @@ class Line(NamedTuple):
     y: np.ndarray
 
 
-def line_chart(lines: Sequence[Line], x_name: str, y_name: str, *, width: int = 520, height: int = 320, mark: float | None = None) -> str:
+def line_chart(
+    lines: Sequence[Line],
+    x_name: str,
+    y_name: str,
+    *,
+    width: int = 520,
+    height: int = 320,
+    mark: float | None = None,
+) -> str:
     """Return a chart of lines in the unit square, with a legend where there are few; `mark` is an x to point out."""
     across, down = width - LEFT - RIGHT, height - TOP - BOTTOM
-    parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">']
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
+    ]
     for tick in np.linspace(0, 1, 6):
         x, y = LEFT + tick * across, TOP + (1 - tick) * down
-        parts += [f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-                  f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>',
-                  f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>',
-                  f'<text x="{x:.1f}" y="{TOP + down + 15}" text-anchor="middle">{tick:.1f}</text>']
-    parts += [f'<text x="{LEFT + across / 2}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>',
-              f'<text transform="translate(11 {TOP + down / 2}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>']
+        parts += [
+            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>',
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>',
+            f'<text x="{x:.1f}" y="{TOP + down + 15}" text-anchor="middle">{tick:.1f}</text>',
+        ]
+    parts += [
+        f'<text x="{LEFT + across / 2}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>',
+        f'<text transform="translate(11 {TOP + down / 2}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>',
+    ]
     if mark is not None:
         x = LEFT + mark * across
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>')
     for number, line in enumerate(lines):
-        parts.append(f'<polyline fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.8" '
-                     f'points="{_points(line, LEFT, TOP, across, down)}"><title>{escape(line.name)}</title></polyline>')
+        parts.append(
+            f'<polyline fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.8" '
+            f'points="{_points(line, LEFT, TOP, across, down)}"><title>{escape(line.name)}</title></polyline>'
+        )
     if len(lines) <= len(COLOURS):
         for number, line in enumerate(lines):
             y = TOP + down - 12 - 15 * (len(lines) - 1 - number)
-            parts += [f'<line x1="{LEFT + 8}" x2="{LEFT + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="3"/>',
-                      f'<text x="{LEFT + 29}" y="{y}">{escape(line.name[:40])}</text>']
+            parts += [
+                f'<line x1="{LEFT + 8}" x2="{LEFT + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="3"/>',
+                f'<text x="{LEFT + 29}" y="{y}">{escape(line.name[:40])}</text>',
+            ]
     return "".join([*parts, "</svg>"])
 
 
 def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
     """Return a line alone, for a cell of a table."""
-    return (f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" aria-label="{escape(line.name)}">'
-            f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="1.5" points="{_points(line, 1, 1, width - 2, height - 2)}"/></svg>')
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" aria-label="{escape(line.name)}">'
+        f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="1.5" points="{_points(line, 1, 1, width - 2, height - 2)}"/></svg>'
+    )
 
 
 def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
-    chosen = np.unique(np.linspace(0, len(line.x) - 1, MOST_POINTS).round().astype(int)) if len(line.x) else []
-    return " ".join(f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen]))
+    chosen = (
+        np.unique(np.linspace(0, len(line.x) - 1, MOST_POINTS).round().astype(int)) if len(line.x) else []
+    )
+    return " ".join(
+        f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen])
+    )

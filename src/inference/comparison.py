@@ -16,7 +16,9 @@ from ..runtime.model_weights import class_count, load_strictly, read_weights
 
 
 @torch.inference_mode()
-def draw_comparisons(cfg: YAMLConfig, device: torch.device, folder: Path, *, count: int, threshold: float) -> list[Path]:
+def draw_comparisons(
+    cfg: YAMLConfig, device: torch.device, folder: Path, *, count: int, threshold: float
+) -> list[Path]:
     """Write one JPEG an image: truth on the left, predictions on the right.
 
     Args:
@@ -47,9 +49,24 @@ def draw_comparisons(cfg: YAMLConfig, device: torch.device, folder: Path, *, cou
         image, target = dataset.transforms(copy.copy(raw)).render()
         found = postprocessor(model(image[None].to(device)), target["orig_size"][None].to(device))[0]
         sure = found["scores"] >= threshold
-        truth = draw_boxes(raw.image, torch.from_numpy(raw.boxes), torch.from_numpy(raw.fields["labels"]), dataset.label_names)
-        guess = draw_boxes(raw.image, *(found[key][sure].cpu() for key in ("boxes", "labels")), dataset.detection_names, found["scores"][sure].cpu())
+        truth = draw_boxes(
+            raw.image,
+            torch.from_numpy(raw.boxes),
+            torch.from_numpy(raw.fields["labels"]),
+            dataset.label_names,
+        )
+        guess = draw_boxes(
+            raw.image,
+            *(found[key][sure].cpu() for key in ("boxes", "labels")),
+            dataset.detection_names,
+            found["scores"][sure].cpu(),
+        )
         written.append(folder / f"{Path(target['image_path']).stem}.jpg")
         Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()).save(written[-1], quality=92)
-    logger.info("%d pictures in %s: truth on the left, predictions with a score from %.2f on the right", len(written), folder, threshold)
+    logger.info(
+        "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
+        len(written),
+        folder,
+        threshold,
+    )
     return written

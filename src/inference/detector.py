@@ -1,10 +1,10 @@
 """A checkpoint in use: images in, boxes with names out. No configuration file is needed beside it.
 
-    from src.inference import Detector
+from src.inference import Detector
 
-    detector = Detector.from_checkpoint("best.pth")
-    for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for field in ("boxes", "scores", "names"))):
-        print(name, score, box)
+detector = Detector.from_checkpoint("best.pth")
+for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for field in ("boxes", "scores", "names"))):
+    print(name, score, box)
 """
 
 from __future__ import annotations
@@ -67,8 +67,15 @@ class Seen(NamedTuple):
 class Detector:
     """Finds objects in images, with an engine of any kind."""
 
-    def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: Sequence[dict[str, Any]], threshold: float | None = None,
-                 meta: dict[str, Any] | None = None, cfg: YAMLConfig | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        preprocessing: Preprocessing,
+        classes: Sequence[dict[str, Any]],
+        threshold: float | None = None,
+        meta: dict[str, Any] | None = None,
+        cfg: YAMLConfig | None = None,
+    ) -> None:
         """Put a detector together; `from_checkpoint` and its siblings do so from files.
 
         Args:
@@ -79,14 +86,27 @@ class Detector:
             meta: what the file says about itself.
             cfg: the configuration that it was trained with, if it is known.
         """
-        self.engine, self.preprocessing, self.classes, self.meta, self.cfg = engine, preprocessing, list(classes), meta or {}, cfg
+        self.engine, self.preprocessing, self.classes, self.meta, self.cfg = (
+            engine,
+            preprocessing,
+            list(classes),
+            meta or {},
+            cfg,
+        )
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str | None = None, config: str | Path | None = None,
-                        input_size: Sequence[int] | None = None, use_amp: bool = False) -> Detector:
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        config: str | Path | None = None,
+        input_size: Sequence[int] | None = None,
+        use_amp: bool = False,
+    ) -> Detector:
         """Load `best.pth`, `last.pth` or a file of D-FINE's.
 
         Args:
@@ -107,18 +127,29 @@ class Detector:
             cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
-            logger.warning("input size %d x %d in place of %d x %d (height x width), which the model was trained for: expect another quality",
-                           *input_size, *preprocessing.input_size)
+            logger.warning(
+                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: expect another quality",
+                *input_size,
+                *preprocessing.input_size,
+            )
             preprocessing = preprocessing.resized(input_size)
         cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
         model = cfg.model
         load_strictly(model, file)
         engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
-        return cls(engine, preprocessing, named_classes(file.classes, class_count(file.weights)), file.meta.get("threshold"),
-                   {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)}, cfg)
+        return cls(
+            engine,
+            preprocessing,
+            named_classes(file.classes, class_count(file.weights)),
+            file.meta.get("threshold"),
+            {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)},
+            cfg,
+        )
 
     @classmethod
-    def from_onnx(cls, path: str | Path, *, device: str | None = None, threads: int | None = None) -> Detector:
+    def from_onnx(
+        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+    ) -> Detector:
         """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime; arguments and errors as of `OnnxEngine`.
 
         Raises:
@@ -127,7 +158,9 @@ class Detector:
         return cls._from_export(OnnxEngine(path, device, threads=threads), path)
 
     @classmethod
-    def from_openvino(cls, path: str | Path, *, device: str | None = None, threads: int | None = None) -> Detector:
+    def from_openvino(
+        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+    ) -> Detector:
         """Load an exported `.onnx` or an `.xml` made of it into OpenVINO; arguments and errors as of `OpenVinoEngine` and `from_onnx`."""
         return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
 
@@ -139,11 +172,28 @@ class Detector:
     @classmethod
     def _from_export(cls, engine: ExportedEngine, path: str | Path) -> Detector:
         metadata = metadata_for(Path(path), engine.metadata)
-        return cls(engine, Preprocessing(metadata.preprocessing), metadata.classes, metadata.threshold,
-                   {"file": str(path), "licences": metadata.licences, "commit": metadata.commit, "checkpoint": metadata.checkpoint})
+        return cls(
+            engine,
+            Preprocessing(metadata.preprocessing),
+            metadata.classes,
+            metadata.threshold,
+            {
+                "file": str(path),
+                "licences": metadata.licences,
+                "commit": metadata.commit,
+                "checkpoint": metadata.checkpoint,
+            },
+        )
 
-    def predict(self, images: Readable | Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8,
-                nms: float | None = None, tiling: Tiling | None = None) -> Prediction | list[Prediction]:
+    def predict(
+        self,
+        images: Readable | Iterable[Readable],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        nms: float | None = None,
+        tiling: Tiling | None = None,
+    ) -> Prediction | list[Prediction]:
         """Find objects.
 
         Args:
@@ -161,13 +211,31 @@ class Detector:
             DataError: if an image cannot be read.
             ConfigError: if something is no image.
         """
-        single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4)
-        found = [seen.prediction for seen in self.stream([images] if single else images, threshold=threshold, batch_size=batch_size, nms=nms,
-                                                         tiling=tiling)]
+        single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (
+            isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
+        )
+        found = [
+            seen.prediction
+            for seen in self.stream(
+                [images] if single else images,
+                threshold=threshold,
+                batch_size=batch_size,
+                nms=nms,
+                tiling=tiling,
+            )
+        ]
         return found[0] if single else found
 
-    def stream(self, images: Iterable[Readable], *, threshold: float | None = None, batch_size: int = 8, nms: float | None = None,
-               tiling: Tiling | None = None, unreadable: list[ImageError] | None = None) -> Iterator[Seen]:
+    def stream(
+        self,
+        images: Iterable[Readable],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        nms: float | None = None,
+        tiling: Tiling | None = None,
+        unreadable: list[ImageError] | None = None,
+    ) -> Iterator[Seen]:
         """Find objects in images one after the other, holding a few of them in memory.
 
         Args:
@@ -192,14 +260,26 @@ class Detector:
             for (image, source), prediction in zip(chunk, found):
                 yield Seen(image, replace(prediction, source=source))
 
-    def _predict_batch(self, images: list[Tensor], threshold: float | None, nms: float | None) -> list[Prediction]:
-        labels, boxes, scores = (part.float().numpy() if part.is_floating_point() else part.numpy() for part in self.engine(*self.preprocessing(images)))
+    def _predict_batch(
+        self, images: list[Tensor], threshold: float | None, nms: float | None
+    ) -> list[Prediction]:
+        labels, boxes, scores = (
+            part.float().numpy() if part.is_floating_point() else part.numpy()
+            for part in self.engine(*self.preprocessing(images))
+        )
         least = self.threshold if threshold is None else threshold
         result = []
         for image, label, box, score in zip(images, labels, boxes, scores):
             sure = score >= least
             label = label[sure].astype(np.int64)
-            prediction = Prediction(box[sure], score[sure], label, self._ids[label], self._names[label].tolist(), (image.shape[2], image.shape[1]))
+            prediction = Prediction(
+                box[sure],
+                score[sure],
+                label,
+                self._ids[label],
+                self._names[label].tolist(),
+                (image.shape[2], image.shape[1]),
+            )
             result.append(prediction if nms is None else prediction.select(_without_doubles(prediction, nms)))
         return result
 
@@ -218,14 +298,20 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
     if isinstance(image, Image.Image):
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
-        raise ConfigError(f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]")
-    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
+        raise ConfigError(
+            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
+        )
+    pixels = (
+        image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    )
     if isinstance(image, np.ndarray):
         pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
         wanted = "[3, H, W] uint8" if isinstance(image, Tensor) else "[H, W, 3] (RGB) or [H, W] (grey), uint8"
-        raise ConfigError(f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}")
+        raise ConfigError(
+            f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}"
+        )
     return pixels.cpu(), None
 
 
@@ -238,7 +324,9 @@ def read_config(path: Path, meta: dict[str, Any], config: str | Path | None = No
     if meta.get("config"):
         return YAMLConfig.from_text(meta["config"], f"the configuration in {path}")
     if config is None:
-        raise CheckpointError(f"{path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: -c configs/dfine/...yml")
+        raise CheckpointError(
+            f"{path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: -c configs/dfine/...yml"
+        )
     return YAMLConfig(config)
 
 
@@ -251,12 +339,16 @@ def named_classes(classes: list[dict[str, Any]] | None, count: int) -> list[dict
     return classes + [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
 
 
-def _read_ahead(images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int) -> Iterator[tuple[Tensor, str | None]]:
+def _read_ahead(
+    images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int
+) -> Iterator[tuple[Tensor, str | None]]:
     """Read images in threads, a few ahead, and give them in order."""
     source, waiting = iter(images), deque[Future]()
     with ThreadPoolExecutor(READERS) as readers:
         while True:
-            waiting.extend(readers.submit(read_image, image) for image in islice(source, ahead - len(waiting)))
+            waiting.extend(
+                readers.submit(read_image, image) for image in islice(source, ahead - len(waiting))
+            )
             if not waiting:
                 return
             try:
@@ -270,5 +362,7 @@ def _read_ahead(images: Iterable[Readable], unreadable: list[ImageError] | None,
 def _without_doubles(prediction: Prediction, iou: float) -> np.ndarray:
     from torchvision.ops import batched_nms
 
-    boxes, scores, labels = (torch.from_numpy(getattr(prediction, key)) for key in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (
+        torch.from_numpy(getattr(prediction, key)) for key in ("boxes", "scores", "labels")
+    )
     return batched_nms(boxes, scores, labels, iou).numpy()

@@ -27,12 +27,20 @@ class TorchEngine:
 
     batch_size = None
 
-    def __init__(self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
+    ) -> None:
         """Move both to the device; `use_amp` computes the model in bf16, or fp16 without it, on CUDA."""
-        self.model, self.postprocessor, self.device = model.to(device).eval(), postprocessor.to(device).eval(), device
+        self.model, self.postprocessor, self.device = (
+            model.to(device).eval(),
+            postprocessor.to(device).eval(),
+            device,
+        )
         self.amp_dtype = None
         if use_amp and device.type == "cuda":
-            self.amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            self.amp_dtype = (
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            )
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Tensor) -> Found:

@@ -43,7 +43,9 @@ class Evaluation:
         return rows[rows[:, 4] >= threshold]
 
 
-def open_labelled_images(detector: Detector, images: Path | None = None, annotations: Path | None = None) -> CocoDetection:
+def open_labelled_images(
+    detector: Detector, images: Path | None = None, annotations: Path | None = None
+) -> CocoDetection:
     """Open the data to evaluate on, with the labels that the detector has for its categories.
 
     Args:
@@ -57,16 +59,24 @@ def open_labelled_images(detector: Detector, images: Path | None = None, annotat
         CheckpointError: if the data has classes that the detector does not know.
     """
     if (images is None) != (annotations is None):
-        raise ConfigError("give --images and --annotations together, or neither for the validation data that the checkpoint names")
-    settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get("dataset") or {}
+        raise ConfigError(
+            "give --images and --annotations together, or neither for the validation data that the checkpoint names"
+        )
+    settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get(
+        "dataset"
+    ) or {}
     images, annotations = images or settings.get("img_folder"), annotations or settings.get("ann_file")
     if images is None or annotations is None:
         raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
     try:
-        dataset = CocoDetection(str(images), str(annotations), follow_links=bool(settings.get("follow_links")))
+        dataset = CocoDetection(
+            str(images), str(annotations), follow_links=bool(settings.get("follow_links"))
+        )
     except ConfigError as error:
         raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
-    dataset.use_labels(find_labels(detector.classes, Path(detector.meta.get("file", "the checkpoint")), dataset))
+    dataset.use_labels(
+        find_labels(detector.classes, Path(detector.meta.get("file", "the checkpoint")), dataset)
+    )
     dataset.check_images_exist()
     return dataset
 
@@ -74,13 +84,22 @@ def open_labelled_images(detector: Detector, images: Path | None = None, annotat
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
     """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
     evaluator, detections, ids = CocoEvaluator(dataset.ground_truth()), {}, dataset.labels.image_ids.tolist()
-    images = (dataset.raw_sample(index).image for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False))
+    images = (
+        dataset.raw_sample(index).image
+        for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False)
+    )
     for image_id, seen in zip(ids, detector.stream(images, threshold=0.0, batch_size=batch_size)):
         found = seen.prediction
-        evaluator.update({image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}})
-        detections[image_id] = np.column_stack([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]).astype(float)
+        evaluator.update(
+            {image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}}
+        )
+        detections[image_id] = np.column_stack(
+            [found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]
+        ).astype(float)
     evaluator.synchronize()
-    return Evaluation(dataset, dataset.label_names, evaluator.summarize(), objects_of(evaluator.coco_gt), detections)
+    return Evaluation(
+        dataset, dataset.label_names, evaluator.summarize(), objects_of(evaluator.coco_gt), detections
+    )
 
 
 def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
@@ -106,7 +125,10 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         found[others[taken >= 0]] = open_objects[taken[taken >= 0]]
         for row, target in zip(rows, found):
             if target != CROWD:
-                counts[-1 if target == MISSED else position[int(objects[target, 4])], position.get(int(row[5]), -1)] += 1
+                counts[
+                    -1 if target == MISSED else position[int(objects[target, 4])],
+                    position.get(int(row[5]), -1),
+                ] += 1
         for target in np.setdiff1d(open_objects, found):
             counts[position[int(objects[target, 4])], -1] += 1
     return counts

@@ -69,8 +69,15 @@ class Deployed(nn.Module):
         return self.postprocessor(self.model(images), orig_target_sizes)
 
 
-def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None = None, opset: int | None = None, exporter: Exporter = "dynamo",
-                simplify: bool = False) -> Path:
+def export_onnx(
+    detector: Detector,
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    exporter: Exporter = "dynamo",
+    simplify: bool = False,
+) -> Path:
     """Write a detector as an ONNX file, and its metadata as NAME.json beside it.
 
     Args:
@@ -97,15 +104,21 @@ def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None 
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
     onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
-        raise ConfigError(f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}")
+        raise ConfigError(
+            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
+        )
     prepare_output_dir(path.parent)
     _refuse_foreign(path.with_suffix(".json"))
     deployed = Deployed(engine.model, engine.postprocessor).eval()
-    images = torch.rand(batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0)
+    )
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
     with torch.no_grad(), _quietly():
         deployed(*example)  # tables that are made at the first use are numbers then, not a part of the graph
-        proto = (_by_dynamo if exporter == "dynamo" else _by_torchscript)(deployed, example, opset, free_batch=batch_size is None)
+        proto = (_by_dynamo if exporter == "dynamo" else _by_torchscript)(
+            deployed, example, opset, free_batch=batch_size is None
+        )
         proto = proto if simplifier is None else simplifier(proto)
     _strip(proto)
     metadata = _metadata_of(detector, batch_size)
@@ -114,9 +127,15 @@ def export_onnx(detector: Detector, path: str | Path, *, batch_size: int | None 
     _check_graph(proto, opset, path)
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
     write_atomically(path.with_suffix(".json"), lambda file: file.write(metadata.to_json().encode()))
-    logger.info("%s: opset %d, %s, %d operations, %.1f MB; %s beside it holds the same metadata", path, opset,
-                f"batches of {batch_size}" if batch_size else "batches of any size", len(proto.graph.node), path.stat().st_size / 1e6,
-                path.with_suffix(".json").name)
+    logger.info(
+        "%s: opset %d, %s, %d operations, %.1f MB; %s beside it holds the same metadata",
+        path,
+        opset,
+        f"batches of {batch_size}" if batch_size else "batches of any size",
+        len(proto.graph.node),
+        path.stat().st_size / 1e6,
+        path.with_suffix(".json").name,
+    )
     return path
 
 
@@ -130,7 +149,9 @@ def _refuse_foreign(beside: Path) -> None:
         try:
             Metadata.from_json(beside.read_text(), beside)
         except (CheckpointError, OSError, ValueError):
-            raise ConfigError(f"{beside} would be replaced by the model's metadata, but it is something else; choose another --output") from None
+            raise ConfigError(
+                f"{beside} would be replaced by the model's metadata, but it is something else; choose another --output"
+            ) from None
 
 
 def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
@@ -139,15 +160,21 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"the batch is {batch_size}, expected at least 1")
     if exporter == "torchscript" and batch_size is None:
-        raise ConfigError("the torchscript exporter writes the example's batch size into the graph here; give --batch N, or use --exporter dynamo")
+        raise ConfigError(
+            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, or use --exporter dynamo"
+        )
     opset = OPSETS[exporter] if opset is None else opset
     least = min(OPSETS.values())
     if opset < least:
-        raise ConfigError(f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization is one operation: taken apart it "
-                          f"overflows in fp16")
+        raise ConfigError(
+            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization is one operation: taken apart it "
+            f"overflows in fp16"
+        )
     if opset < OPSETS[exporter]:
-        raise ConfigError(f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; for {opset} use --exporter "
-                          f"torchscript --batch N")
+        raise ConfigError(
+            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; for {opset} use --exporter "
+            f"torchscript --batch N"
+        )
     return opset
 
 
@@ -162,20 +189,40 @@ def _onnx(exporter: str):  # noqa: ANN202
     return onnx
 
 
-def _by_dynamo(deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool) -> onnx.ModelProto:
+def _by_dynamo(
+    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH)
     shapes = {name: {0: batch} for name in INPUTS} if free_batch else None
-    program = torch.onnx.export(deployed, example, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, opset_version=opset, dynamic_shapes=shapes,
-                                verbose=False)
+    program = torch.onnx.export(
+        deployed,
+        example,
+        dynamo=True,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        opset_version=opset,
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
     return program.model_proto
 
 
-def _by_torchscript(deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool) -> onnx.ModelProto:
+def _by_torchscript(
+    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+) -> onnx.ModelProto:
     import onnx
 
     assert not free_batch
     file = io.BytesIO()
-    torch.onnx.export(deployed, example, file, dynamo=False, input_names=list(INPUTS), output_names=list(OUTPUTS), opset_version=opset)
+    torch.onnx.export(
+        deployed,
+        example,
+        file,
+        dynamo=False,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        opset_version=opset,
+    )
     return onnx.load_from_string(file.getvalue())
 
 
@@ -221,7 +268,14 @@ def _strip(proto: onnx.ModelProto) -> None:
     """Remove what the exporter notes for debugging: source lines and paths of this machine, which take half the space of a small model."""
     proto.doc_string = ""
     del proto.metadata_props[:], proto.graph.metadata_props[:]
-    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
+    for part in (
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.value_info,
+        *proto.graph.initializer,
+        *proto.functions,
+    ):
         part.doc_string = ""
         del part.metadata_props[:]
 
@@ -231,20 +285,38 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
     ops = {node.op_type for node in proto.graph.node}
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
-    faults = [(bool(found := sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))), f"it has control flow ({', '.join(found)})"),
-              ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
-              (written != opset, f"its opset is {written}, not {opset}"),
-              (bool(foreign), f"it has operations of {', '.join(foreign)}"),
-              (tuple(entry.name for entry in proto.graph.input) != INPUTS or tuple(entry.name for entry in proto.graph.output) != OUTPUTS,
-               "its inputs or outputs are others")]
+    faults = [
+        (
+            bool(found := sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))),
+            f"it has control flow ({', '.join(found)})",
+        ),
+        ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
+        (written != opset, f"its opset is {written}, not {opset}"),
+        (bool(foreign), f"it has operations of {', '.join(foreign)}"),
+        (
+            tuple(entry.name for entry in proto.graph.input) != INPUTS
+            or tuple(entry.name for entry in proto.graph.output) != OUTPUTS,
+            "its inputs or outputs are others",
+        ),
+    ]
     if found := [text for bad, text in faults if bad]:
-        raise ExportError(f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}")
+        raise ExportError(
+            f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}"
+        )
 
 
 def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
     meta = detector.meta
-    return Metadata(detector.preprocessing.ops, detector.classes, detector.threshold, list(detector.preprocessing.input_size), batch_size,
-                    list(meta.get("licences") or []), meta.get("commit"), Path(meta["file"]).name if "file" in meta else None)
+    return Metadata(
+        detector.preprocessing.ops,
+        detector.classes,
+        detector.threshold,
+        list(detector.preprocessing.input_size),
+        batch_size,
+        list(meta.get("licences") or []),
+        meta.get("commit"),
+        Path(meta["file"]).name if "file" in meta else None,
+    )
 
 
 class Difference(NamedTuple):
@@ -292,11 +364,15 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
     cost = np.where(foreign, 1e9, np.minimum(np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE), 1e6))
     rows, columns = linear_sum_assignment(cost)
     result = np.full((count, 2), np.inf)
-    result[rows] = np.where(foreign[rows, columns][:, None], np.inf, np.column_stack([box[rows, columns], score[rows, columns]]))
+    result[rows] = np.where(
+        foreign[rows, columns][:, None], np.inf, np.column_stack([box[rows, columns], score[rows, columns]])
+    )
     return result
 
 
-def check_agreement(reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]) -> list[Difference]:
+def check_agreement(
+    reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
+) -> list[Difference]:
     """Run images through both, in batches of 1, 2 and 5 in turn, and compare what they find.
 
     Args:
@@ -311,23 +387,36 @@ def check_agreement(reference: Detector, exported: Detector, images: Sequence[Re
     Raises:
         ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are not the same.
     """
-    same = {"preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops), "classes": (reference.classes, exported.classes),
-            "threshold": (reference.threshold, exported.threshold)}
+    same = {
+        "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
+        "classes": (reference.classes, exported.classes),
+        "threshold": (reference.threshold, exported.threshold),
+    }
     if other := [f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in same.items() if ours != theirs]:
         raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(other)}")
     found: list[Prediction] = []
     while len(found) < len(images):
         size = CHUNKS[len(found) % len(CHUNKS)]
-        found += exported.predict(images[len(found):len(found) + size], threshold=0.0, batch_size=size)
+        found += exported.predict(images[len(found) : len(found) + size], threshold=0.0, batch_size=size)
     expected = reference.predict(images, threshold=0.0)
-    differences = [compare(*pair, reference.threshold, name) for pair, name in zip(zip(expected, found), names)]
+    differences = [
+        compare(*pair, reference.threshold, name) for pair, name in zip(zip(expected, found), names)
+    ]
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative > 1:
         bad = sum(difference.relative > 1 for difference in differences)
-        raise ExportError(f"{exported.meta['file']} does not find what its model finds: {bad} of {len(images)} images differ, worst {worst.name}, where a box "
-                          f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)")
-    logger.info("%d images agree: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)", len(images),
-                sum(difference.compared for difference in differences), max(d.box_px for d in differences), max(d.score for d in differences), worst.name)
+        raise ExportError(
+            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(images)} images differ, worst {worst.name}, where a box "
+            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
+        )
+    logger.info(
+        "%d images agree: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
+        len(images),
+        sum(difference.compared for difference in differences),
+        max(d.box_px for d in differences),
+        max(d.score for d in differences),
+        worst.name,
+    )
     return differences
 
 
@@ -343,11 +432,21 @@ def images_for_check(detector: Detector, folder: Path | None, count: int) -> tup
     files = image_files(folder) if folder is not None else _validation_files(detector)
     if files:
         chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))]
-        logger.info("compared on %d of %d images of %s", len(chosen), len(files), folder or "the validation data that the checkpoint names")
+        logger.info(
+            "compared on %d of %d images of %s",
+            len(chosen),
+            len(files),
+            folder or "the validation data that the checkpoint names",
+        )
         return chosen, list(map(str, chosen))
-    logger.info("compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others", count)
+    logger.info(
+        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others",
+        count,
+    )
     rng, side = np.random.default_rng(0), max(detector.preprocessing.input_size)
-    return [draw_scene(rng, side, empty_share=0).image for _ in range(count)], [f"drawn image {number}" for number in range(1, count + 1)]
+    return [draw_scene(rng, side, empty_share=0).image for _ in range(count)], [
+        f"drawn image {number}" for number in range(1, count + 1)
+    ]
 
 
 def _validation_files(detector: Detector) -> list[Path]:

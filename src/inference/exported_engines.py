@@ -44,11 +44,13 @@ class ExportedEngine(ABC):
         step = self.batch_size or self.largest or max(1, len(images))
         parts = []
         for start in range(0, len(images), step):
-            batch, own = images[start:start + step], sizes[start:start + step]
+            batch, own = images[start : start + step], sizes[start : start + step]
             missing = self.batch_size - len(batch) if self.batch_size else 0
             if missing:
-                batch, own = (torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in (batch, own))
-            parts.append([part[:len(part) - missing] for part in self._compute(batch, own)])
+                batch, own = (
+                    torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in (batch, own)
+                )
+            parts.append([part[: len(part) - missing] for part in self._compute(batch, own)])
         labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
         return labels.long(), boxes.float(), scores.float()
 
@@ -66,7 +68,9 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError:
-        raise ConfigError("ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)") from None
+        raise ConfigError(
+            "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)"
+        ) from None
     return onnxruntime
 
 
@@ -93,9 +97,15 @@ class OnnxEngine(ExportedEngine):
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
-            raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}") from None
+            raise CheckpointError(
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}"
+            ) from None
         self.providers = self._session.get_providers()
-        _check_interface(path, [entry.name for entry in self._session.get_inputs()], [entry.name for entry in self._session.get_outputs()])
+        _check_interface(
+            path,
+            [entry.name for entry in self._session.get_inputs()],
+            [entry.name for entry in self._session.get_outputs()],
+        )
         first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
         self.batch_size = first if isinstance(first, int) else None
         self.metadata = self._session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -125,18 +135,32 @@ class OpenVinoEngine(ExportedEngine):
         except ImportError:
             raise ConfigError("OpenVINO is not installed: pip install openvino") from None
         path, core, device = checked_path(path), openvino.Core(), (device or "CPU").upper()
-        if device != "AUTO" and device.split(".")[0] not in {known.split(".")[0] for known in core.available_devices}:
-            raise ConfigError(f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}")
+        if device != "AUTO" and device.split(".")[0] not in {
+            known.split(".")[0] for known in core.available_devices
+        }:
+            raise ConfigError(
+                f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}"
+            )
         settings = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
-            settings |= {"INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+            settings |= {
+                "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+                "INFERENCE_PRECISION_HINT": "f32",
+            }
         try:
             model = core.read_model(str(path))
             names = [sorted(port.get_names()) for ports in (model.inputs, model.outputs) for port in ports]
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {_first_line(error)}") from None
-        _check_interface(path, *([next((n for n in own if n in INPUTS + OUTPUTS), ", ".join(own)) for own in part]
-                                 for part in (names[:len(model.inputs)], names[len(model.inputs):])))
+            raise CheckpointError(
+                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {_first_line(error)}"
+            ) from None
+        _check_interface(
+            path,
+            *(
+                [next((n for n in own if n in INPUTS + OUTPUTS), ", ".join(own)) for own in part]
+                for part in (names[: len(model.inputs)], names[len(model.inputs) :])
+            ),
+        )
         self._model = core.compile_model(model, device, settings)
         first = model.input(INPUTS[0]).partial_shape[0]
         self.batch_size = None if first.is_dynamic else first.get_length()
@@ -172,17 +196,26 @@ class TensorRtEngine(ExportedEngine):
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
         warn_of_version(trt.__version__)
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR))
+        self._runtime = trt.Runtime(
+            trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR)
+        )
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise CheckpointError(f"{path} is no engine that TensorRT {trt.__version__} can use on {torch.cuda.get_device_name(self.device)}: engines fit "
-                                  f"the version and the GPU that built them; build it here (docs/deployment.md)")
+            raise CheckpointError(
+                f"{path} is no engine that TensorRT {trt.__version__} can use on {torch.cuda.get_device_name(self.device)}: engines fit "
+                f"the version and the GPU that built them; build it here (docs/deployment.md)"
+            )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         _check_interface(path, inputs, [name for name in names if name not in inputs])
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream(self.device)
-        types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.int32: torch.int32, trt.int64: torch.int64}
+        types = {
+            trt.float32: torch.float32,
+            trt.float16: torch.float16,
+            trt.int32: torch.int32,
+            trt.int64: torch.int64,
+        }
         self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
         if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
             least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0))
@@ -193,39 +226,61 @@ class TensorRtEngine(ExportedEngine):
     @torch.inference_mode()
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            buffers = {name: value.to(self.device, self._types[name], non_blocking=True).contiguous()
-                       for name, value in zip(INPUTS, (images, sizes))}
+            buffers = {
+                name: value.to(self.device, self._types[name], non_blocking=True).contiguous()
+                for name, value in zip(INPUTS, (images, sizes))
+            }
             for name, value in buffers.items():
                 self._context.set_input_shape(name, tuple(value.shape))
             for name in OUTPUTS:
-                buffers[name] = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device=self.device)
+                buffers[name] = torch.empty(
+                    tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device=self.device
+                )
             for name, value in buffers.items():
                 self._context.set_tensor_address(name, value.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise RuntimeError(f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what it logs")
+                raise RuntimeError(
+                    f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what it logs"
+                )
             return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
 
 
 def warn_of_version(version: str) -> None:
     """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
     if ".".join(version.split(".")[:2]) in WRONG_IN_FP16:
-        logger.warning("TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
-                       "rely on it (docs/deployment.md)", version, ", ".join(WRONG_IN_FP16))
+        logger.warning(
+            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
+            "rely on it (docs/deployment.md)",
+            version,
+            ", ".join(WRONG_IN_FP16),
+        )
 
 
 def _providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
     """Return ONNX Runtime's execution providers for a device."""
     cuda = "CUDAExecutionProvider" in available
-    wanted = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu") if device is None else pick_device(device)
+    wanted = (
+        torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
+        if device is None
+        else pick_device(device)
+    )
     if wanted.type == "cuda" and not cuda:
-        raise ConfigError(f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install onnxruntime-gpu in its place")
-    return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"] if wanted.type == "cuda" else ["CPUExecutionProvider"]
+        raise ConfigError(
+            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install onnxruntime-gpu in its place"
+        )
+    return (
+        [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
+        if wanted.type == "cuda"
+        else ["CPUExecutionProvider"]
+    )
 
 
 def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
     if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
-        raise CheckpointError(f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
-                              f"export the checkpoint with tools/deployment/export_onnx.py")
+        raise CheckpointError(
+            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
+            f"export the checkpoint with tools/deployment/export_onnx.py"
+        )
 
 
 def _onnx_metadata(path: Path) -> str | None:
@@ -234,7 +289,14 @@ def _onnx_metadata(path: Path) -> str | None:
         import onnx
     except ImportError:
         return None
-    return next((entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props if entry.key == KEY), None)
+    return next(
+        (
+            entry.value
+            for entry in onnx.load(str(path), load_external_data=False).metadata_props
+            if entry.key == KEY
+        ),
+        None,
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,7 +43,9 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
     fo = import_fiftyone()
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
-    except Exception as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
+    except (
+        Exception
+    ) as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
         raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
     data_set.add_samples(samples_of(evaluation, threshold))
     logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
@@ -58,13 +60,38 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
     fo, data, samples = import_fiftyone(), evaluation.dataset, []
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
         size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
-        rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id, np.empty((0, 6)))
+        rows, objects = (
+            evaluation.sure(image_id, threshold),
+            evaluation.objects.get(image_id, np.empty((0, 6))),
+        )
         found = match_image(rows, objects)
         verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
-        truth = [fo.Detection(label=evaluation.names[int(row[4])], bounding_box=(row[:4] / size).tolist(), iscrowd=bool(row[5])) for row in objects]
-        guess = [fo.Detection(label=evaluation.names.get(int(row[5]), str(int(row[5]))), bounding_box=(row[:4] / size).tolist(), confidence=float(row[4]),
-                              eval=verdict) for row, verdict in zip(rows, verdicts)]
+        truth = [
+            fo.Detection(
+                label=evaluation.names[int(row[4])],
+                bounding_box=(row[:4] / size).tolist(),
+                iscrowd=bool(row[5]),
+            )
+            for row in objects
+        ]
+        guess = [
+            fo.Detection(
+                label=evaluation.names.get(int(row[5]), str(int(row[5]))),
+                bounding_box=(row[:4] / size).tolist(),
+                confidence=float(row[4]),
+                eval=verdict,
+            )
+            for row, verdict in zip(rows, verdicts)
+        ]
         missed = int((objects[:, 5] == 0).sum()) - int((found >= 0).sum())
-        samples.append(fo.Sample(filepath=str(data.image_path(index).resolve()), image_id=image_id, ground_truth=fo.Detections(detections=truth),
-                                 predictions=fo.Detections(detections=guess), missed=missed, false=verdicts.count("fp")))
+        samples.append(
+            fo.Sample(
+                filepath=str(data.image_path(index).resolve()),
+                image_id=image_id,
+                ground_truth=fo.Detections(detections=truth),
+                predictions=fo.Detections(detections=guess),
+                missed=missed,
+                false=verdicts.count("fp"),
+            )
+        )
     return samples

@@ -55,7 +55,9 @@ class Metadata:
         try:
             content = json.loads(text)
             if content.get("format", 0) > FORMAT:
-                raise CheckpointError(f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; export it again or update")
+                raise CheckpointError(
+                    f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; export it again or update"
+                )
             known = {key: value for key, value in content.items() if key in cls.__dataclass_fields__}
             metadata = cls(**known)
             if not all(set(entry) >= {"id", "name"} for entry in metadata.classes):
@@ -75,6 +77,8 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
         return Metadata.from_json(text, path)
     beside = path.with_suffix(".json")
     if not beside.is_file():
-        raise CheckpointError(f"{path} does not say how images are prepared and what its classes are: it has no metadata and there is no {beside.name} "
-                              f"beside it; tools/deployment/export_onnx.py writes both, keep them together")
+        raise CheckpointError(
+            f"{path} does not say how images are prepared and what its classes are: it has no metadata and there is no {beside.name} "
+            f"beside it; tools/deployment/export_onnx.py writes both, keep them together"
+        )
     return Metadata.from_json(beside.read_text(), beside)

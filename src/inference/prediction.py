@@ -41,7 +41,11 @@ class Prediction:
     def select(self, rows: np.ndarray) -> Prediction:
         """Return the objects under a mask, or in the order of row numbers."""
         names = np.array(self.names, object)[rows].tolist()
-        return replace(self, names=names, **{key: getattr(self, key)[rows] for key in ("boxes", "scores", "labels", "category_ids")})
+        return replace(
+            self,
+            names=names,
+            **{key: getattr(self, key)[rows] for key in ("boxes", "scores", "labels", "category_ids")},
+        )
 
     def clipped(self) -> Prediction:
         """Return the same with boxes cut at the image's border, for cropping."""
@@ -50,8 +54,15 @@ class Prediction:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return entries of a COCO result file: `image_id`, `category_id`, `bbox` (xywh) and `score`."""
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1).astype(float)
-        return [{"image_id": image_id, "category_id": category, "bbox": [round(v, 3) for v in box], "score": round(score, 6)}
-                for category, box, score in zip(self.category_ids.tolist(), xywh.tolist(), self.scores.tolist())]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": [round(v, 3) for v in box],
+                "score": round(score, 6),
+            }
+            for category, box, score in zip(self.category_ids.tolist(), xywh.tolist(), self.scores.tolist())
+        ]
 
     def draw(self, image: Tensor | np.ndarray | Image.Image | None = None) -> Image.Image:
         """Return a picture with boxes, names and scores.
@@ -70,6 +81,11 @@ class Prediction:
             image = image_from_pil(image)
         elif isinstance(image, np.ndarray):
             image = image_from_pil(Image.fromarray(image))
-        drawn = draw_boxes(image, torch.from_numpy(self.boxes), torch.from_numpy(self.labels), dict(zip(self.labels.tolist(), self.names)),
-                           torch.from_numpy(self.scores))
+        drawn = draw_boxes(
+            image,
+            torch.from_numpy(self.boxes),
+            torch.from_numpy(self.labels),
+            dict(zip(self.labels.tolist(), self.names)),
+            torch.from_numpy(self.scores),
+        )
         return Image.fromarray(drawn.permute(1, 2, 0).numpy())

@@ -36,10 +36,14 @@ class Preprocessing:
         """
         self.ops = [dict(op) for op in ops]
         if foreign := [str(op.get("type")) for op in self.ops if op.get("type") not in STEADY]:
-            raise ConfigError(f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(STEADY)} alone")
+            raise ConfigError(
+                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(STEADY)} alone"
+            )
         self._transforms = Compose([create(op) for op in self.ops])
         if self._transforms.output_size is None:
-            raise ConfigError("val_dataloader.dataset.transforms has no Resize, so the input size is not known")
+            raise ConfigError(
+                "val_dataloader.dataset.transforms has no Resize, so the input size is not known"
+            )
 
     @classmethod
     def from_config(cls, cfg: YAMLConfig) -> Preprocessing:
@@ -53,7 +57,9 @@ class Preprocessing:
 
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
         """Return the same for another (height, width)."""
-        return Preprocessing([{**op, "size": list(input_size)} if op["type"] == "Resize" else op for op in self.ops])
+        return Preprocessing(
+            [{**op, "size": list(input_size)} if op["type"] == "Resize" else op for op in self.ops]
+        )
 
     def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Prepare a batch.
@@ -71,5 +77,7 @@ class Preprocessing:
         return batch, torch.tensor([[image.shape[2], image.shape[1]] for image in images])
 
     def __repr__(self) -> str:
-        steps = [f"{op['type']}({', '.join(f'{k}={v}' for k, v in op.items() if k != 'type')})" for op in self.ops]
+        steps = [
+            f"{op['type']}({', '.join(f'{k}={v}' for k, v in op.items() if k != 'type')})" for op in self.ops
+        ]
         return f"RGB -> {' -> '.join(steps)}"

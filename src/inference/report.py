@@ -36,7 +36,9 @@ PICTURE_WIDTH = 640
 """Pixels to which pictures in the page are shrunk."""
 
 
-def write_report(evaluation: Evaluation, detector: Detector, path: Path, *, threshold: float | None = None, worst: int = 12) -> Path:
+def write_report(
+    evaluation: Evaluation, detector: Detector, path: Path, *, threshold: float | None = None, worst: int = 12
+) -> Path:
     """Write the page.
 
     Args:
@@ -55,7 +57,9 @@ def write_report(evaluation: Evaluation, detector: Detector, path: Path, *, thre
         raise ConfigError(f"threshold is {threshold:g}, expected 0 to 1")
     best = best_operating_point(evaluation.matches)
     threshold = threshold if threshold is not None else best.threshold if best else detector.threshold
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
     page = template.render(_content(evaluation, detector, threshold, worst))
     write_atomically(path, lambda file: file.write(page.encode()))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
@@ -66,17 +70,36 @@ def _content(evaluation: Evaluation, detector: Detector, threshold: float, worst
     """Return everything that the template shows."""
     matches, dataset, names = evaluation.matches, evaluation.dataset, evaluation.names
     points, at = operating_points(matches), operating_point_at(matches, threshold)
-    curves = [Line(names[label], part.recall, part.precision) for label in sorted(names)
-              if (part := operating_points(matches.of_category(label))) is not None]
+    curves = [
+        Line(names[label], part.recall, part.precision)
+        for label in sorted(names)
+        if (part := operating_points(matches.of_category(label))) is not None
+    ]
     return {
-        "weights": Path(detector.meta.get("file", "weights")).name, "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "meta": detector.meta,
-        "preprocessing": str(detector.preprocessing), "ann_file": dataset.ann_file, "images": len(dataset),
-        "objects": sum(matches.objects.values()), "metrics": {name: evaluation.metrics[name] for name in CocoEvaluator.metric_names}, "threshold": threshold,
-        "at": at, "f1_chart": points and line_chart([Line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
-                                                    "score threshold", "share", mark=threshold),
-        "pr_chart": line_chart(curves, "recall", "precision"), "named_curves": len(curves) <= 12, "classes": list(_classes(evaluation, threshold)),
-        "sizes": list(_sizes(evaluation, threshold)), **_confusions(evaluation, threshold),
-        "pictures": list(_worst_images(evaluation, threshold, worst))}
+        "weights": Path(detector.meta.get("file", "weights")).name,
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "meta": detector.meta,
+        "preprocessing": str(detector.preprocessing),
+        "ann_file": dataset.ann_file,
+        "images": len(dataset),
+        "objects": sum(matches.objects.values()),
+        "metrics": {name: evaluation.metrics[name] for name in CocoEvaluator.metric_names},
+        "threshold": threshold,
+        "at": at,
+        "f1_chart": points
+        and line_chart(
+            [Line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
+            "score threshold",
+            "share",
+            mark=threshold,
+        ),
+        "pr_chart": line_chart(curves, "recall", "precision"),
+        "named_curves": len(curves) <= 12,
+        "classes": list(_classes(evaluation, threshold)),
+        "sizes": list(_sizes(evaluation, threshold)),
+        **_confusions(evaluation, threshold),
+        "pictures": list(_worst_images(evaluation, threshold, worst)),
+    }
 
 
 def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
@@ -84,9 +107,15 @@ def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any
     for label, name in sorted(evaluation.names.items()):
         own = matches.of_category(label)
         points, count = operating_points(own), own.objects[label]
-        yield {"name": name, "objects": count, "ap": evaluation.metrics["AP_of_class"].get(label, -1.0),
-               "at": operating_point_at(own, threshold) if count else None, "best": best_operating_point(own),
-               "curve": points and sparkline(Line(f"precision over recall of {name}", points.recall, points.precision))}
+        yield {
+            "name": name,
+            "objects": count,
+            "ap": evaluation.metrics["AP_of_class"].get(label, -1.0),
+            "at": operating_point_at(own, threshold) if count else None,
+            "best": best_operating_point(own),
+            "curve": points
+            and sparkline(Line(f"precision over recall of {name}", points.recall, points.precision)),
+        }
 
 
 def _sizes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
@@ -99,7 +128,12 @@ def _sizes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]
     areas, found = np.concatenate(areas), np.concatenate(found)
     for name, low, high in SIZES:
         own = (areas >= low) & (areas < high)
-        yield {"name": name, "objects": int(own.sum()), "found": int(found[own].sum()), "ap": evaluation.metrics[f"AP_{name}"]}
+        yield {
+            "name": name,
+            "objects": int(own.sum()),
+            "found": int(found[own].sum()),
+            "ap": evaluation.metrics[f"AP_{name}"],
+        }
 
 
 def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
@@ -109,26 +143,59 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
-    listed = [(rows[i], columns[j], int(wrong[i, j])) for i, j in zip(*np.unravel_index(order, wrong.shape)) if wrong[i, j]]
+    listed = [
+        (rows[i], columns[j], int(wrong[i, j]))
+        for i, j in zip(*np.unravel_index(order, wrong.shape))
+        if wrong[i, j]
+    ]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    matrix = [{"name": name, "cells": [{"count": int(c), "share": round(float(s), 3), "right": i == j} for j, (c, s) in enumerate(zip(counts[i], share[i]))]}
-              for i, name in enumerate(rows)]
-    return {"columns": columns, "matrix": matrix if len(names) <= LARGEST_MATRIX else None, "confusions": listed}
+    matrix = [
+        {
+            "name": name,
+            "cells": [
+                {"count": int(c), "share": round(float(s), 3), "right": i == j}
+                for j, (c, s) in enumerate(zip(counts[i], share[i]))
+            ],
+        }
+        for i, name in enumerate(rows)
+    ]
+    return {
+        "columns": columns,
+        "matrix": matrix if len(names) <= LARGEST_MATRIX else None,
+        "confusions": listed,
+    }
 
 
 def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, Any]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
     errors = [errors_of_image(evaluation, image_id, threshold) for image_id in ids]
-    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[:max(count, 0)]:
+    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[: max(count, 0)]:
         missed, false = errors[index]
         if not missed + false:
             return
         sample, rows = evaluation.dataset.raw_sample(index), evaluation.sure(ids[index], threshold)
         xyxy = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
-        truth = draw_boxes(sample.image, torch.from_numpy(sample.boxes), torch.from_numpy(sample.fields["labels"]), evaluation.names)
-        guess = draw_boxes(sample.image, torch.from_numpy(xyxy), torch.from_numpy(rows[:, 5]).long(), evaluation.names, torch.from_numpy(rows[:, 4]))
-        yield {"name": evaluation.dataset.labels.file_name(index), "id": ids[index], "missed": missed, "false": false, "truth": _data_url(truth),
-               "guess": _data_url(guess)}
+        truth = draw_boxes(
+            sample.image,
+            torch.from_numpy(sample.boxes),
+            torch.from_numpy(sample.fields["labels"]),
+            evaluation.names,
+        )
+        guess = draw_boxes(
+            sample.image,
+            torch.from_numpy(xyxy),
+            torch.from_numpy(rows[:, 5]).long(),
+            evaluation.names,
+            torch.from_numpy(rows[:, 4]),
+        )
+        yield {
+            "name": evaluation.dataset.labels.file_name(index),
+            "id": ids[index],
+            "missed": missed,
+            "false": false,
+            "truth": _data_url(truth),
+            "guess": _data_url(guess),
+        }
 
 
 def _data_url(picture: torch.Tensor) -> str:

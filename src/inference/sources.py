@@ -30,7 +30,9 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist (looked from {Path.cwd()})")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
     if not files:
         raise DataError(f"{path} has no image files ({', '.join(IMAGE_SUFFIXES)})")
     return files
@@ -88,7 +90,9 @@ class VideoWriter:
         cv2 = _opencv()
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size)
+            self._writer = cv2.VideoWriter(
+                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
+            )
             if not self._writer.isOpened():
                 raise ResourceError(f"{self.path} cannot be written as a video")
         if (frame.shape[1], frame.shape[0]) != self._size:

@@ -38,10 +38,16 @@ class Tiling(NamedTuple):
             ConfigError: for a tile without pixels, or an overlap outside 0 to 0.9.
         """
         if self.size < 1 or not 0 <= self.overlap <= 0.9:
-            raise ConfigError(f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected at least 1 and from 0 to 0.9")
+            raise ConfigError(
+                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected at least 1 and from 0 to 0.9"
+            )
         whole = (0, 0, width, height)
         columns, rows = self._spans(width), self._spans(height)
-        return [whole] if len(columns) * len(rows) == 1 else [whole] + [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
+        return (
+            [whole]
+            if len(columns) * len(rows) == 1
+            else [whole] + [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
+        )
 
     def _spans(self, length: int) -> list[tuple[int, int]]:
         if length <= self.size:
@@ -52,7 +58,9 @@ class Tiling(NamedTuple):
         return [(start, start + self.size) for start in starts]
 
 
-def predict_tiled(image: Tensor, tiling: Tiling, predict: Callable[[Sequence[Tensor]], list[Prediction]], batch_size: int) -> Prediction:
+def predict_tiled(
+    image: Tensor, tiling: Tiling, predict: Callable[[Sequence[Tensor]], list[Prediction]], batch_size: int
+) -> Prediction:
     """Find objects in an image by its tiles.
 
     Args:
@@ -64,14 +72,25 @@ def predict_tiled(image: Tensor, tiling: Tiling, predict: Callable[[Sequence[Ten
     size = (image.shape[2], image.shape[1])
     windows, found = tiling.windows(*size), []
     for start in range(0, len(windows), batch_size):
-        found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows[start:start + batch_size]])
+        found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows[start : start + batch_size]])
     if len(windows) == 1:
         return found[0]
     cut = np.concatenate([_is_cut(part.boxes, window, size) for part, window in zip(found, windows)])
     moved = [part.boxes + np.float32([*window[:2], *window[:2]]) for part, window in zip(found, windows)]
-    labels, scores, ids = (np.concatenate([getattr(part, key) for part in found]) for key in ("labels", "scores", "category_ids"))
-    together = Prediction(np.concatenate(moved), scores, labels, ids, [name for part in found for name in part.names], size)
-    return together.select(_merged(torch.from_numpy(together.boxes), torch.from_numpy(scores), torch.from_numpy(labels), torch.from_numpy(cut)).numpy())
+    labels, scores, ids = (
+        np.concatenate([getattr(part, key) for part in found]) for key in ("labels", "scores", "category_ids")
+    )
+    together = Prediction(
+        np.concatenate(moved), scores, labels, ids, [name for part in found for name in part.names], size
+    )
+    return together.select(
+        _merged(
+            torch.from_numpy(together.boxes),
+            torch.from_numpy(scores),
+            torch.from_numpy(labels),
+            torch.from_numpy(cut),
+        ).numpy()
+    )
 
 
 def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -79,7 +98,14 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
     x0, y0, x1, y1 = window
     width, height = x1 - x0, y1 - y0
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
-    near = np.column_stack([boxes[:, 0] <= TOUCHES, boxes[:, 1] <= TOUCHES, boxes[:, 2] >= width - TOUCHES, boxes[:, 3] >= height - TOUCHES])
+    near = np.column_stack(
+        [
+            boxes[:, 0] <= TOUCHES,
+            boxes[:, 1] <= TOUCHES,
+            boxes[:, 2] >= width - TOUCHES,
+            boxes[:, 3] >= height - TOUCHES,
+        ]
+    )
     return (near & inner).any(1)
 
 
@@ -90,7 +116,9 @@ def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tenso
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])
     own = (boxes[parts, 2:] - boxes[parts, :2]).clamp(min=0).prod(1, keepdim=True)
-    covered = ((high - low).clamp(min=0).prod(2) >= COVERED * own) & (labels[parts, None] == labels[None, whole])
+    covered = ((high - low).clamp(min=0).prod(2) >= COVERED * own) & (
+        labels[parts, None] == labels[None, whole]
+    )
     parts = parts[~covered.any(1)]
     parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DOUBLE_IOU)]
     kept = torch.cat([whole, parts])

@@ -22,8 +22,16 @@ from .sources import VIDEO_SUFFIXES, Video, VideoWriter, image_files
 PREDICTIONS = "predictions.json"
 
 
-def predict_source(detector: Detector, source: str, output: Path, *, annotations: Path | None = None, draw: bool = True, frames: int | None = None,
-                   **settings: Any) -> Path:
+def predict_source(
+    detector: Detector,
+    source: str,
+    output: Path,
+    *,
+    annotations: Path | None = None,
+    draw: bool = True,
+    frames: int | None = None,
+    **settings: Any,
+) -> Path:
     """Find objects in all images of a source; write pictures or a video, and `predictions.json`.
 
     Args:
@@ -52,16 +60,22 @@ def predict_source(detector: Detector, source: str, output: Path, *, annotations
         return _predict_video(detector, video, folder, draw, frames, settings)
     root, ids, files = _images(Path(source), annotations, folder)
     if folder.resolve() in (root.resolve(), *(file.parent.resolve() for file in ids)) and draw:
-        raise ConfigError(f"the pictures would be written among the images in {folder}; choose another --output")
+        raise ConfigError(
+            f"the pictures would be written among the images in {folder}; choose another --output"
+        )
     ids, files = dict(islice(ids.items(), frames)), files[:frames]
     unreadable: list[ImageError] = []
-    seen = detector.stream(tqdm(files, desc="images", disable=None, leave=False), unreadable=unreadable, **settings)
+    seen = detector.stream(
+        tqdm(files, desc="images", disable=None, leave=False), unreadable=unreadable, **settings
+    )
     results = _ImageResults(folder, root, ids, draw)
     written, stopped = _write_results(folder, map(results.take, seen))
     if stopped:
         raise KeyboardInterrupt
     if unreadable:
-        raise DataError(f"{len(unreadable)} of {len(ids)} images could not be read (first: {unreadable[0]}); the results of the others are in {folder}")
+        raise DataError(
+            f"{len(unreadable)} of {len(ids)} images could not be read (first: {unreadable[0]}); the results of the others are in {folder}"
+        )
     return written
 
 
@@ -72,12 +86,18 @@ def _open_video(source: str) -> Video | None:
     return Video(Path(source)) if Path(source).suffix.lower() in VIDEO_SUFFIXES else None
 
 
-def _images(source: Path, annotations: Path | None, output: Path) -> tuple[Path, dict[Path, int], list[Readable]]:
+def _images(
+    source: Path, annotations: Path | None, output: Path
+) -> tuple[Path, dict[Path, int], list[Readable]]:
     """Return the folder that names are relative to, the id of each image file, and the files as they are to be read; earlier results are none of them."""
     root = source.parent if source.is_file() else source
     if annotations is None:
         own = output.resolve()
-        found = [file for file in image_files(source) if source.is_file() or own == root.resolve() or own not in file.resolve().parents]
+        found = [
+            file
+            for file in image_files(source)
+            if source.is_file() or own == root.resolve() or own not in file.resolve().parents
+        ]
         if not found:
             raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
         ids = {file: number for number, file in enumerate(found, start=1)}
@@ -93,21 +113,29 @@ class _ImageResults:
     def __init__(self, folder: Path, root: Path, ids: dict[Path, int], draw: bool) -> None:
         self.folder, self.root, self.ids, self.draw = folder, root, ids, draw
         plain = [file.with_suffix("") for file in ids]
-        self.ambiguous = {stem for stem in plain if plain.count(stem) > 1} if len(set(plain)) < len(plain) else set()
+        self.ambiguous = (
+            {stem for stem in plain if plain.count(stem) > 1} if len(set(plain)) < len(plain) else set()
+        )
 
     def take(self, seen: Seen) -> list[dict[str, Any]]:
         file = Path(seen.prediction.source)
         name = file.relative_to(self.root)
         if self.draw:
-            picture = self.folder / (f"{name}.jpg" if file.with_suffix("") in self.ambiguous else name.with_suffix(".jpg"))
+            picture = self.folder / (
+                f"{name}.jpg" if file.with_suffix("") in self.ambiguous else name.with_suffix(".jpg")
+            )
             picture.parent.mkdir(parents=True, exist_ok=True)
             if picture.is_dir():
-                raise ConfigError(f"{picture} is a folder, so the picture cannot be written; choose another --output")
+                raise ConfigError(
+                    f"{picture} is a folder, so the picture cannot be written; choose another --output"
+                )
             seen.prediction.draw(seen.image).save(picture, quality=92)
         return [{**entry, "file_name": str(name)} for entry in seen.prediction.to_coco(self.ids[file])]
 
 
-def _predict_video(detector: Detector, video: Video, folder: Path, draw: bool, frames: int | None, settings: dict[str, Any]) -> Path:
+def _predict_video(
+    detector: Detector, video: Video, folder: Path, draw: bool, frames: int | None, settings: dict[str, Any]
+) -> Path:
     name = Path(video.name)
     path = folder / (f"{name.stem}.mp4" if name.suffix else "camera.mp4")
     if draw and name.exists() and path.exists() and path.samefile(name):
@@ -116,7 +144,13 @@ def _predict_video(detector: Detector, video: Video, folder: Path, draw: bool, f
 
     def entries() -> Iterator[list[dict[str, Any]]]:
         numbered = islice(video, frames)
-        bar = tqdm(numbered, desc="frames", total=min(filter(None, (video.count, frames)), default=None), disable=None, leave=False)
+        bar = tqdm(
+            numbered,
+            desc="frames",
+            total=min(filter(None, (video.count, frames)), default=None),
+            disable=None,
+            leave=False,
+        )
         for number, seen in enumerate(detector.stream(bar, **settings), start=1):
             if draw:
                 writer.write(np.asarray(seen.prediction.draw(seen.image)))

@@ -32,8 +32,14 @@ class GramAnchoring:
 
     __load__ = "load_teacher"
 
-    def __init__(self, model: nn.Module, weight: float | Sequence[Sequence] = 100.0, num_tokens: int | None = 512, all_taps: bool = False,
-                 checkpoint_path: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weight: float | Sequence[Sequence] = 100.0,
+        num_tokens: int | None = 512,
+        all_taps: bool = False,
+        checkpoint_path: str | None = None,
+    ) -> None:
         """Store; `load_teacher` reads the weights.
 
         Args:
@@ -50,8 +56,10 @@ class GramAnchoring:
             raise ConfigError(f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1")
         self._backbone = _backbone_of(model)
         if not self._backbone.ever_learns:
-            raise ConfigError("gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns (DINOv3Backbone.freeze_backbone, "
-                              "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~")
+            raise ConfigError(
+                "gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns (DINOv3Backbone.freeze_backbone, "
+                "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
+            )
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
         self.teacher: nn.Module | None = None
         self._lengths, self._weights = _read_schedule(weight)
@@ -72,9 +80,14 @@ class GramAnchoring:
             if isinstance(layer, LoRALinear):
                 layer.convert_to_deploy()
         vit.set_grad_checkpointing(False)
-        load_published_weights(vit, self._backbone.model_name, self.checkpoint_path or self._backbone.checkpoint_path,
-                               None if self.checkpoint_path else self._backbone.checkpoint_sha256, setting="gram_anchoring.checkpoint_path",
-                               without="train without Gram anchoring: -u gram_anchoring=~")
+        load_published_weights(
+            vit,
+            self._backbone.model_name,
+            self.checkpoint_path or self._backbone.checkpoint_path,
+            None if self.checkpoint_path else self._backbone.checkpoint_sha256,
+            setting="gram_anchoring.checkpoint_path",
+            without="train without Gram anchoring: -u gram_anchoring=~",
+        )
         self.teacher = vit.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> GramAnchoring:
@@ -120,8 +133,11 @@ class GramAnchoring:
         num_patches = references[-1].shape[-2:].numel()
         drawn = None
         if self.num_tokens is not None and self.num_tokens < num_patches:
-            drawn = torch.randperm(num_patches, device=device)[:self.num_tokens]
-        losses = [gram_distance(student, teacher, drawn) for student, teacher in zip(seen.taps[first:], references[first:])]
+            drawn = torch.randperm(num_patches, device=device)[: self.num_tokens]
+        losses = [
+            gram_distance(student, teacher, drawn)
+            for student, teacher in zip(seen.taps[first:], references[first:])
+        ]
         return self.weight * torch.stack(losses).mean()
 
     def _settle(self, epochs: list[int]) -> None:
@@ -169,7 +185,11 @@ class _Recorder:
     def __call__(self, adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
         taps, images = arguments
         kind = images.device.type
-        self.seen = _Seen(taps, images, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) if taps[-1].requires_grad else None
+        self.seen = (
+            _Seen(taps, images, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            if taps[-1].requires_grad
+            else None
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _record_nothing
@@ -182,14 +202,21 @@ def _record_nothing(adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) 
 def _backbone_of(model: nn.Module) -> DINOv3Backbone:
     found = [module for module in model.modules() if isinstance(module, DINOv3Backbone)]
     if len(found) != 1:
-        raise ConfigError(f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has {len(found)}")
+        raise ConfigError(
+            f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has {len(found)}"
+        )
     return found[0]
 
 
 def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
     """Return lengths of training and the weights that hold there."""
     pairs = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
-    if not pairs or not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0 for pair in pairs):
-        raise ConfigError(f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
-                          f"[[0, 100], ['50 %', 0]]")
+    if not pairs or not all(
+        isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0
+        for pair in pairs
+    ):
+        raise ConfigError(
+            f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
+            f"[[0, 100], ['50 %', 0]]"
+        )
     return [length for length, _ in pairs], [float(value) for _, value in pairs]

@@ -35,7 +35,16 @@ class LoRALinear(nn.Linear):
     `[rank, in]`, drawn as in the paper's code, B is `lora_up` `[out, rank]` and starts at zero.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rank: int, alpha: float, **factory: Any) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rank: int,
+        alpha: float,
+        **factory: Any,
+    ) -> None:
         """Build a layer without change.
 
         Args:
@@ -56,8 +65,15 @@ class LoRALinear(nn.Linear):
     @classmethod
     def around(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
         """Return a layer that shares the weights of `linear` and freezes them."""
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, rank=rank, alpha=alpha,
-                    device=linear.weight.device, dtype=linear.weight.dtype)
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            rank=rank,
+            alpha=alpha,
+            device=linear.weight.device,
+            dtype=linear.weight.dtype,
+        )
         layer.weight, layer.bias = linear.requires_grad_(False).weight, linear.bias
         return layer.train(linear.training)
 
@@ -101,7 +117,9 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
     layers = _layers_of(vit, targets)
     least = min(min(linear.in_features, linear.out_features) for _, _, linear in layers)
     if not 1 <= rank <= least:
-        raise ConfigError(f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers {', '.join(targets)}")
+        raise ConfigError(
+            f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers {', '.join(targets)}"
+        )
     alpha = rank if alpha is None else alpha
     if not alpha > 0:
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
@@ -123,8 +141,15 @@ def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, 
     """Return (owner, attribute, layer) of all blocks, each layer once."""
     unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]
     if unknown or not targets:
-        raise ConfigError(f"lora_targets is {list(targets)}, expected some of {', '.join([*_GROUPS, *_LAYERS])}")
-    paths = [path for name in _LAYERS if any(name in _GROUPS.get(target, (target,)) for target in targets) for path in _LAYERS[name]]
+        raise ConfigError(
+            f"lora_targets is {list(targets)}, expected some of {', '.join([*_GROUPS, *_LAYERS])}"
+        )
+    paths = [
+        path
+        for name in _LAYERS
+        if any(name in _GROUPS.get(target, (target,)) for target in targets)
+        for path in _LAYERS[name]
+    ]
     found = []
     for block in vit.blocks:
         for path in paths:

@@ -36,7 +36,9 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Rezatofighi et al., Generalized Intersection over Union, 2019, algorithm 1.
     """
-    overlap = (torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(min=0)
+    overlap = (
+        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    ).clamp(min=0)
     hull = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     intersection = overlap[..., 0] * overlap[..., 1]
     hull_area = hull[..., 0] * hull[..., 1]
@@ -47,7 +49,9 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
 def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the IoU of broadcast pairs of boxes, 0..1; see `iou_and_giou` for the shapes."""
-    overlap = (torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(min=0)
+    overlap = (
+        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    ).clamp(min=0)
     intersection = overlap[..., 0] * overlap[..., 1]
     return intersection / (box_area(a_xyxy) + box_area(b_xyxy) - intersection)
 
@@ -58,6 +62,7 @@ def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Te
     The same numbers as `iou_and_giou`, coordinate by coordinate over contiguous rows and in place: for many pairs
     without a gradient.
     """
+
     def planes(boxes_a: Tensor, boxes_b: Tensor) -> list[tuple[Tensor, Tensor]]:
         rows = boxes_b.transpose(1, 2).contiguous()
         return [(boxes_a[..., None, i], rows[:, None, i]) for i in range(4)]

@@ -30,8 +30,9 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
     return value.flatten(2).gather(2, points).view(n, channels, *flat.shape[1:])
 
 
-def deformable_attention(values: list[Tensor], locations: Tensor, weights: Tensor, num_points: list[int], *,
-                         discrete: bool = False) -> Tensor:
+def deformable_attention(
+    values: list[Tensor], locations: Tensor, weights: Tensor, num_points: list[int], *, discrete: bool = False
+) -> Tensor:
     """Sum samples of several levels by attention weight.
 
     Args:
@@ -46,8 +47,12 @@ def deformable_attention(values: list[Tensor], locations: Tensor, weights: Tenso
     """
     batch, queries, heads, _, _ = locations.shape
     sample = sample_nearest_pixel if discrete else sample_bilinear
-    per_level = locations.permute(0, 2, 1, 3, 4).flatten(0, 1).split(num_points, dim=2)  # each [B*heads, Q, P, 2]
-    samples = torch.cat([sample(value, points) for value, points in zip(values, per_level)], dim=-1)  # [B*heads, c, Q, S]
+    per_level = (
+        locations.permute(0, 2, 1, 3, 4).flatten(0, 1).split(num_points, dim=2)
+    )  # each [B*heads, Q, P, 2]
+    samples = torch.cat(
+        [sample(value, points) for value, points in zip(values, per_level)], dim=-1
+    )  # [B*heads, c, Q, S]
     weights = weights.permute(0, 2, 1, 3).flatten(0, 1)[:, None]  # [B*heads, 1, Q, S]
     summed = (samples * weights).sum(-1)  # [B*heads, c, Q]
     return summed.view(batch, -1, queries).transpose(1, 2)

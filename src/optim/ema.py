@@ -24,7 +24,9 @@ class ModelEMA:
     them would only add rounding errors. `decay` may be set at any time and acts from the next update on.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, warmups: Duration = 1000, start: Duration = 0) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float = 0.9999, warmups: Duration = 1000, start: Duration = 0
+    ) -> None:
         """Copy the model.
 
         Args:
@@ -39,18 +41,28 @@ class ModelEMA:
         self._lengths = (warmups, start)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self.warmups, self.start = (settled(length, f"ModelEMA.{name}", "steps") for name, length in zip(("warmups", "start"), self._lengths))
+        self.warmups, self.start = (
+            settled(length, f"ModelEMA.{name}", "steps")
+            for name, length in zip(("warmups", "start"), self._lengths)
+        )
         self.updates = 0
         self.skipped = 0
         self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
 
     def set_run_length(self, run: RunLength) -> None:
         """Settle lengths that depend on the run's."""
-        self.warmups, self.start = (run.in_steps(length, f"ModelEMA.{name}") for name, length in zip(("warmups", "start"), self._lengths))
+        self.warmups, self.start = (
+            run.in_steps(length, f"ModelEMA.{name}")
+            for name, length in zip(("warmups", "start"), self._lengths)
+        )
 
     def current_decay(self) -> float:
         """Return the decay that the next update will use, as if it were counted already."""
-        return self.decay if not self.warmups else self.decay * (1 - math.exp(-(self.updates + 1) / self.warmups))
+        return (
+            self.decay
+            if not self.warmups
+            else self.decay * (1 - math.exp(-(self.updates + 1) / self.warmups))
+        )
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -76,7 +88,12 @@ class ModelEMA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, counts and the present decay."""
-        return {"module": self.module.state_dict(), "updates": self.updates, "skipped": self.skipped, "decay": self.decay}
+        return {
+            "module": self.module.state_dict(),
+            "updates": self.updates,
+            "skipped": self.skipped,
+            "decay": self.decay,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from `state_dict`; an official checkpoint holds `module` and `updates` alone."""
@@ -89,9 +106,22 @@ class ModelEMA:
         key = (id(model), *(parameter.requires_grad for parameter in model.parameters()))
         if self._pairs is None or self._pairs[0] != key:
             moving = {id(p) for p in model.parameters() if p.requires_grad}
-            moving |= {id(b) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers(recurse=False)}
+            moving |= {
+                id(b)
+                for m in model.modules()
+                if isinstance(m, nn.modules.batchnorm._BatchNorm)
+                for b in m.buffers(recurse=False)
+            }
             ours, pairs = self.module.state_dict(keep_vars=True), {}
             for name, theirs in model.state_dict(keep_vars=True).items():
-                pairs[id(theirs)] = (ours[name].data, theirs.data, theirs.is_floating_point() and id(theirs) in moving)
-            self._pairs = key, [p[:2] for p in pairs.values() if p[2]], [p[:2] for p in pairs.values() if not p[2]]
+                pairs[id(theirs)] = (
+                    ours[name].data,
+                    theirs.data,
+                    theirs.is_floating_point() and id(theirs) in moving,
+                )
+            self._pairs = (
+                key,
+                [p[:2] for p in pairs.values() if p[2]],
+                [p[:2] for p in pairs.values() if not p[2]],
+            )
         return self._pairs[1:]

@@ -15,5 +15,8 @@ def learning_plan(model: nn.Module) -> dict[str, Learning]:
     plan = {name: ALWAYS for name, parameter in model.named_parameters() if parameter.requires_grad}
     for prefix, module in model.named_modules():
         if isinstance(module, Phased):
-            plan |= {f"{prefix}.{name}" if prefix else name: learning for name, learning in module.learning_plan().items()}
+            plan |= {
+                f"{prefix}.{name}" if prefix else name: learning
+                for name, learning in module.learning_plan().items()
+            }
     return plan

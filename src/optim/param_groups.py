@@ -19,8 +19,13 @@ _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Multihead
 """Modules whose weights are decayed with `decay_matrices_only`."""
 
 
-def build_param_groups(model: nn.Module, groups: Sequence[dict[str, Any]] | None, *, lr: float = 1e-3,
-                       decay_matrices_only: bool = False) -> list[dict[str, Any]]:
+def build_param_groups(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]] | None,
+    *,
+    lr: float = 1e-3,
+    decay_matrices_only: bool = False,
+) -> list[dict[str, Any]]:
     """Sort the parameters of a model that are ever trained into disjoint and complete groups.
 
     Those that thaw during the run are there from the start, so that no optimizer state is lost at a phase; without a gradient
@@ -48,7 +53,9 @@ def build_param_groups(model: nn.Module, groups: Sequence[dict[str, Any]] | None
     for name in named:
         matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
         if len(matching) > 1:
-            raise ConfigError(f"optimizer.params: {name} matches both '{patterns[matching[0]].pattern}' and '{patterns[matching[1]].pattern}'")
+            raise ConfigError(
+                f"optimizer.params: {name} matches both '{patterns[matching[0]].pattern}' and '{patterns[matching[1]].pattern}'"
+            )
         owner[name] = matching[0] if matching else len(patterns)
     exempt = _not_decayed(model) if decay_matrices_only else set()
     result = []
@@ -56,11 +63,24 @@ def build_param_groups(model: nn.Module, groups: Sequence[dict[str, Any]] | None
         settings = {key: value for key, value in group.items() if key != "params"}
         label = group.get("params", "the rest")
         members = [name for name in named if owner[name] == index]
-        for part, extra, suffix in (([n for n in members if n not in exempt], {}, ""),
-                                    ([n for n in members if n in exempt], {"weight_decay": 0.0}, ", not decayed")):
-            for learning in sorted({plan[n] for n in part}, key=lambda learning: (learning != ALWAYS, learning.thaw_epoch, -learning.factor)):
+        for part, extra, suffix in (
+            ([n for n in members if n not in exempt], {}, ""),
+            ([n for n in members if n in exempt], {"weight_decay": 0.0}, ", not decayed"),
+        ):
+            for learning in sorted(
+                {plan[n] for n in part},
+                key=lambda learning: (learning != ALWAYS, learning.thaw_epoch, -learning.factor),
+            ):
                 own, remark = _own_settings(learning, settings.get("lr", lr))
-                result.append({"params": [named[n] for n in part if plan[n] == learning], **settings, **extra, **own, "name": label + suffix + remark})
+                result.append(
+                    {
+                        "params": [named[n] for n in part if plan[n] == learning],
+                        **settings,
+                        **extra,
+                        **own,
+                        "name": label + suffix + remark,
+                    }
+                )
     return result
 
 
@@ -77,7 +97,9 @@ def _own_settings(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
 def _compile(group: dict[str, Any]) -> re.Pattern:
     text = group.get("params")
     if not isinstance(text, str):
-        raise ConfigError(f"optimizer.params: {group!r} needs 'params', a regular expression over parameter names")
+        raise ConfigError(
+            f"optimizer.params: {group!r} needs 'params', a regular expression over parameter names"
+        )
     try:
         return re.compile(text)
     except re.error as error:
@@ -102,19 +124,32 @@ def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argume
                 continue
             if key not in accepted:
                 raise ConfigError(f"unknown key '{place}'{did_you_mean(key, list(accepted))}")
-            require(matches(value, accepted[key].annotation), f"{place} is {value!r}, expected {type_name(accepted[key].annotation)}")
-            require(key not in ("lr", "weight_decay") or value >= 0, f"{place} is {value}, expected at least 0")
+            require(
+                matches(value, accepted[key].annotation),
+                f"{place} is {value!r}, expected {type_name(accepted[key].annotation)}",
+            )
+            require(
+                key not in ("lr", "weight_decay") or value >= 0, f"{place} is {value}, expected at least 0"
+            )
 
 
 def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
     """Register a torch optimizer so that YAML sets its arguments and the groups, and the program gives the model."""
 
-    def build(model: nn.Module, params: list[dict[str, Any]] | None = None, decay_matrices_only: bool = False,
-              **settings: Any) -> torch.optim.Optimizer:
-        settings.setdefault("fused", not settings.get("foreach"))  # one kernel for all tensors; torch's own default is a loop on a CPU
+    def build(
+        model: nn.Module,
+        params: list[dict[str, Any]] | None = None,
+        decay_matrices_only: bool = False,
+        **settings: Any,
+    ) -> torch.optim.Optimizer:
+        settings.setdefault(
+            "fused", not settings.get("foreach")
+        )  # one kernel for all tensors; torch's own default is a loop on a CPU
         _check_settings(params or [], accepted)
         lr = settings.get("lr", accepted["lr"].default)
-        return optimizer(build_param_groups(model, params, lr=lr, decay_matrices_only=decay_matrices_only), **settings)
+        return optimizer(
+            build_param_groups(model, params, lr=lr, decay_matrices_only=decay_matrices_only), **settings
+        )
 
     accepted = arguments_of(optimizer, skip="params")
     build.__extra_arguments__ = lambda: accepted

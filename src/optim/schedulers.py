@@ -31,13 +31,17 @@ class EpochSchedule:
     the scheduler building on the scaled ones.
     """
 
-    def __init__(self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any) -> None:
+    def __init__(
+        self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any
+    ) -> None:
         self._scheduler, self._settings = scheduler, settings
         self._initial = _initial_rates(optimizer)
         self._rates: list[list[float]] = []
         self._shadow = self._running = None
         known = self._each_length(lambda length, name: settled(length, name, "epochs"))
-        if not any(None in values if isinstance(values, list) else values is None for values in known.values()):
+        if not any(
+            None in values if isinstance(values, list) else values is None for values in known.values()
+        ):
             self._settings |= known
             self.rates(0)  # whatever is wrong with the settings shows now
 
@@ -58,7 +62,9 @@ class EpochSchedule:
             ConfigError: if the scheduler cannot be built, or ends before that epoch.
         """
         if self._running is None:
-            self._shadow = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial])
+            self._shadow = torch.optim.SGD(
+                [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
+            )
             try:
                 self._running = self._scheduler(self._shadow, **self._settings)
             except (ValueError, TypeError, ArithmeticError) as error:
@@ -69,7 +75,9 @@ class EpochSchedule:
             try:
                 self._running.step()
             except (ValueError, ArithmeticError) as error:
-                raise ConfigError(f"{self._scheduler.__name__} has no rate for epoch {len(self._rates)} (from 0): {error}") from error
+                raise ConfigError(
+                    f"{self._scheduler.__name__} has no rate for epoch {len(self._rates)} (from 0): {error}"
+                ) from error
             self._rates.append([group["lr"] for group in self._shadow.param_groups])
         return self._rates[epoch]
 
@@ -79,7 +87,11 @@ class EpochSchedule:
         for key in _LENGTHS:
             name, value = f"{self._scheduler.__name__}.{key}", self._settings.get(key)
             if value is not None:
-                result[key] = [read(one, name) for one in value] if isinstance(value, list | tuple) else read(value, name)
+                result[key] = (
+                    [read(one, name) for one in value]
+                    if isinstance(value, list | tuple)
+                    else read(value, name)
+                )
         return result
 
 
@@ -87,7 +99,13 @@ class EpochSchedule:
 class FlatCosineLR:
     """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving with every step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, flat_epochs: Duration = 0.5, end_epoch: Duration | None = 1.0, lr_gamma: float = 0.5) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        flat_epochs: Duration = 0.5,
+        end_epoch: Duration | None = 1.0,
+        lr_gamma: float = 0.5,
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -100,7 +118,10 @@ class FlatCosineLR:
             raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
         self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
         self._lengths = (flat_epochs, 1.0 if end_epoch is None else end_epoch)
-        self._flat, self._end = (settled(length, f"FlatCosineLR.{name}", "epochs") for name, length in zip(("flat_epochs", "end_epoch"), self._lengths))
+        self._flat, self._end = (
+            settled(length, f"FlatCosineLR.{name}", "epochs")
+            for name, length in zip(("flat_epochs", "end_epoch"), self._lengths)
+        )
 
     def set_run_length(self, run: RunLength) -> None:
         """Settle where the cosine begins and ends.
@@ -108,21 +129,32 @@ class FlatCosineLR:
         Raises:
             ConfigError: if it ends before it begins.
         """
-        self._flat, self._end = (run.in_epochs(length, f"FlatCosineLR.{name}") for name, length in zip(("flat_epochs", "end_epoch"), self._lengths))
+        self._flat, self._end = (
+            run.in_epochs(length, f"FlatCosineLR.{name}")
+            for name, length in zip(("flat_epochs", "end_epoch"), self._lengths)
+        )
         if self._flat > self._end:
-            raise ConfigError(f"FlatCosineLR: the flat part ends in epoch {self._flat}, the cosine in epoch {self._end} of {run.epochs}, expected the second "
-                              f"to be no earlier")
+            raise ConfigError(
+                f"FlatCosineLR: the flat part ends in epoch {self._flat}, the cosine in epoch {self._end} of {run.epochs}, expected the second "
+                f"to be no earlier"
+            )
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
         if self._flat is None or self._end is None:
-            raise ConfigError(f"FlatCosineLR: lengths {self._lengths} depend on that of the run, which has not been told (set_run_length)")
+            raise ConfigError(
+                f"FlatCosineLR: lengths {self._lengths} depend on that of the run, which has not been told (set_run_length)"
+            )
         done = min(max((epoch + share - self._flat) / max(self._end - self._flat, 1e-9), 0.0), 1.0)
         factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
         return [rate * factor for rate in self._initial]
 
 
-_LENGTHS: dict[str, Any] = {"milestones": Sequence[Duration], "T_max": Duration, "total_steps": Duration | None}
+_LENGTHS: dict[str, Any] = {
+    "milestones": Sequence[Duration],
+    "T_max": Duration,
+    "total_steps": Duration | None,
+}
 """Arguments of torch's schedulers that are lengths; a step of theirs is an epoch here."""
 
 
@@ -135,9 +167,11 @@ def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> N
     different = sorted(set(rates))
     if len(different) > 1:
         shown = ", ".join(f"{rate:.3g}" for rate in different[:8])
-        raise ConfigError(f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates would not act ({shown}; from "
-                          f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} rates in the order of the groups, "
-                          f"or take another schedule such as FlatCosineLR")
+        raise ConfigError(
+            f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates would not act ({shown}; from "
+            f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} rates in the order of the groups, "
+            f"or take another schedule such as FlatCosineLR"
+        )
 
 
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
@@ -148,7 +182,10 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
 
     arguments = arguments_of(scheduler, skip="optimizer")
     del arguments["last_epoch"]  # the run knows its epoch
-    accepted = {name: Argument(argument.default, _LENGTHS.get(name, argument.annotation)) for name, argument in arguments.items()}
+    accepted = {
+        name: Argument(argument.default, _LENGTHS.get(name, argument.annotation))
+        for name, argument in arguments.items()
+    }
     build.__extra_arguments__ = lambda: accepted
     register(scheduler.__name__)(build)
 

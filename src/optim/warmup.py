@@ -32,7 +32,9 @@ class LinearWarmup:
     def factor(self, step: int) -> float:
         """Return the factor for a step (0-based): min(1, ((step + 1) / duration) ** power)."""
         if self._steps is None:
-            raise ConfigError(f"{type(self).__name__}: the duration is {self.warmup_duration!r} of the run, whose length has not been told (set_run_length)")
+            raise ConfigError(
+                f"{type(self).__name__}: the duration is {self.warmup_duration!r} of the run, whose length has not been told (set_run_length)"
+            )
         return min(1.0, (step + 1) / self._steps) ** self.power if self._steps else 1.0
 
 

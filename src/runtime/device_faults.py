@@ -12,7 +12,14 @@ _SIZE_NAMES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 _FILE_NAMES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 """The present names of torch's variables and their earlier ones."""
 
-_HARDWARE = ("ECC error", "NVLink error", "hardware stack error", "a hardware error", "unspecified launch failure", "is/are busy or unavailable")
+_HARDWARE = (
+    "ECC error",
+    "NVLink error",
+    "hardware stack error",
+    "a hardware error",
+    "unspecified launch failure",
+    "is/are busy or unavailable",
+)
 """What CUDA says when a device itself has failed; other errors of CUDA may be faults of a program."""
 
 
@@ -48,8 +55,10 @@ def explain_device_fault(error: BaseException) -> str | None:
     if not is_device_fault(error):
         return None
     reason = next(line for line in str(error).splitlines() if any(part in line for part in _HARDWARE))
-    return (f"a device failed: {reason.strip()}; nvidia-smi -q and the system's log (Xid) say more; reset it or leave it out "
-            f"(CUDA_VISIBLE_DEVICES), then go on with -r auto{describe_recordings()}")
+    return (
+        f"a device failed: {reason.strip()}; nvidia-smi -q and the system's log (Xid) say more; reset it or leave it out "
+        f"(CUDA_VISIBLE_DEVICES), then go on with -r auto{describe_recordings()}"
+    )
 
 
 def _prefix() -> str | None:

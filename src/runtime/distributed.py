@@ -25,7 +25,15 @@ DEFAULT_TIMEOUT = timedelta(minutes=10)
 _store: dist.Store | None = None
 """Where ranks leave notes for each other; outlives a rank that has ended."""
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL", "ProcessGroup", "gloo")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+    "NCCL",
+    "ProcessGroup",
+    "gloo",
+)
 """Parts of what torch says when another rank does not answer."""
 
 
@@ -85,16 +93,22 @@ def pick_device(name: str | None) -> torch.device:
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise ConfigError(f"device '{name}' was asked for, but torch {torch.__version__} sees no CUDA device here; use -d cpu")
+        raise ConfigError(
+            f"device '{name}' was asked for, but torch {torch.__version__} sees no CUDA device here; use -d cpu"
+        )
     index = device.index if device.index is not None else local_rank
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"device cuda:{index} was asked for, but there are {torch.cuda.device_count()}; start fewer processes a machine")
+        raise ConfigError(
+            f"device cuda:{index} was asked for, but there are {torch.cuda.device_count()}; start fewer processes a machine"
+        )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
-def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None) -> None:
+def join_group(
+    device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None
+) -> None:
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
     Each restart by torchrun meets under its own prefix: its store outlives the workers, and addresses of dead
@@ -114,26 +128,44 @@ def join_group(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, recor
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise RankError(f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun")
+        raise RankError(
+            f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun"
+        )
     global _store
     own_rank, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if hosted_by_agent and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        logger.warning("several torchruns share one store, in which ranks do not find each other after a restart; start them with "
-                       "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)")
+    if (
+        hosted_by_agent
+        and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+        and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    ):
+        logger.warning(
+            "several torchruns share one store, in which ranks do not find each other after a restart; start them with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)"
+        )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if records is not None and device.type == "cuda":
         record_collectives(records, own_rank)
     try:
-        store = dist.TCPStore(address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout)
+        store = dist.TCPStore(
+            address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout
+        )
         if hosted_by_agent:  # else the store is as new as this attempt
             store = dist.PrefixStore(f"attempt{attempt}", store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=own_rank, world_size=count, store=store, timeout=timeout)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=own_rank,
+            world_size=count,
+            store=store,
+            timeout=timeout,
+        )
         _store = dist.PrefixStore("notes", store)
         barrier()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankError(f"rank {own_rank} of {count} cannot join the others at {address}:{port}: {reason}") from error
+        raise RankError(
+            f"rank {own_rank} of {count} cannot join the others at {address}:{port}: {reason}"
+        ) from error
 
 
 def leave_group() -> None:
@@ -177,7 +209,9 @@ def _read_note(key: str) -> str | None:
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return why another rank does not answer, if that is what an error is about."""
-    if not (is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)) or is_device_fault(error):
+    if not (
+        is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)
+    ) or is_device_fault(error):
         return None
     found: list[LostRank] = []
     asking = threading.Thread(target=lambda: found.append(_ask_for_lost_rank()), daemon=True)
@@ -185,7 +219,10 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     asking.join(_GRACE + _ANSWER)  # a store does not answer if the rank that hosts it is the silent one
     if found:
         return found[0]
-    return LostRank("another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why" + describe_recordings())
+    return LostRank(
+        "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
+        + describe_recordings()
+    )
 
 
 def _ask_for_lost_rank() -> LostRank:
@@ -195,10 +232,18 @@ def _ask_for_lost_rank() -> LostRank:
         code, _, message = told.partition(" ")
         return LostRank(f"another rank ended first: error[{code}]: {message}", int(code))
     time.sleep(_GRACE)  # the others find out at about the same time
-    silent = [number for number in range(world_size()) if number != rank() and _read_note(f"waiting{number}") is None]
+    silent = [
+        number
+        for number in range(world_size())
+        if number != rank() and _read_note(f"waiting{number}") is None
+    ]
     if not silent or _store is None:
-        return LostRank("another rank ended or does not answer; its own output says why" + describe_recordings())
-    return LostRank(f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}{describe_recordings()}")
+        return LostRank(
+            "another rank ended or does not answer; its own output says why" + describe_recordings()
+        )
+    return LostRank(
+        f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}{describe_recordings()}"
+    )
 
 
 def _absence(number: int) -> str:
@@ -212,11 +257,15 @@ def _absence(number: int) -> str:
 def _stacks_written() -> str:
     """Tell which ranks have written where they stand, and where that is."""
     files = {number: path for number in range(world_size()) if (path := _read_note(f"stacks{number}"))}
-    written = {number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size}
+    written = {
+        number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size
+    }
     if not written:
         return "no rank took so long that it wrote its stack"
     without = [number for number in range(world_size()) if number not in written]
-    return f"stacks: {', '.join(written.values())}" + (f" (rank {', '.join(map(str, without))} wrote none)" if without else "")
+    return f"stacks: {', '.join(written.values())}" + (
+        f" (rank {', '.join(map(str, without))} wrote none)" if without else ""
+    )
 
 
 def barrier() -> None:
@@ -275,7 +324,9 @@ def check_ranks_agree(known: dict[str, Any]) -> None:
     for name, value in everyone[0].items():
         if others := [number for number, theirs in enumerate(everyone) if theirs[name] != value]:
             shown = "" if name == "configuration" else f": {everyone[others[0]][name]} and {value}"
-            raise RankError(f"rank(s) {', '.join(map(str, others))} and rank 0 have another {name}{shown}; start all ranks with the same command and files")
+            raise RankError(
+                f"rank(s) {', '.join(map(str, others))} and rank 0 have another {name}{shown}; start all ranks with the same command and files"
+            )
 
 
 def broadcast_object(value: Any) -> Any:
@@ -305,4 +356,3 @@ def main_first() -> Iterator[None]:
     finally:
         if is_main():
             barrier()
-

@@ -26,7 +26,9 @@ GAP = 8
 """White pixels between pictures that stand side by side."""
 
 
-def draw_boxes(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping[int, str], scores: Tensor | None = None) -> Tensor:
+def draw_boxes(
+    image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping[int, str], scores: Tensor | None = None
+) -> Tensor:
     """Return a picture with boxes on it, enlarged if it is small.
 
     Args:
@@ -44,7 +46,14 @@ def draw_boxes(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping
     colours = [_colour(text) for text in texts]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist())]
-    return draw_bounding_boxes(image, boxes_xyxy.float() * factor, [f" {text}" for text in texts], colors=colours, width=2, fill_labels=True)
+    return draw_bounding_boxes(
+        image,
+        boxes_xyxy.float() * factor,
+        [f" {text}" for text in texts],
+        colors=colours,
+        width=2,
+        fill_labels=True,
+    )
 
 
 def side_by_side(pictures: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a limit is reached."""
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, keep_previous: str | Path | None = None) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[BinaryIO], None], *, keep_previous: str | Path | None = None
+) -> None:
     """Replace `path` by what `write` puts into a file; whatever happens, `path` holds the old content or the new.
 
     Args:
@@ -49,8 +51,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, kee
         temporary.unlink(missing_ok=True)
         if error.errno in DISK_FULL:
             free = shutil.disk_usage(path.parent).free
-            raise ResourceError(f"disk full writing {path}: need {_size_of(write) / 1e6:.1f} MB, free {free / 1e6:.1f} MB, "
-                                f"{written / 1e6:.1f} MB written when it ended") from error
+            raise ResourceError(
+                f"disk full writing {path}: need {_size_of(write) / 1e6:.1f} MB, free {free / 1e6:.1f} MB, "
+                f"{written / 1e6:.1f} MB written when it ended"
+            ) from error
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -59,7 +63,9 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None], *, kee
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1, ensure_ascii=False).encode()))
+    write_atomically(
+        path, lambda file: file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    )
 
 
 def refuse_replacing(path: str | Path) -> None:
@@ -110,11 +116,15 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise ConfigError(f"{folder} is in use by process {file.read().strip() or '?'}; choose another --output-dir") from None
+            raise ConfigError(
+                f"{folder} is in use by process {file.read().strip() or '?'}; choose another --output-dir"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        os.register_at_fork(after_in_child=file.close)  # a loader's worker would hold the folder after a run that was killed
+        os.register_at_fork(
+            after_in_child=file.close
+        )  # a loader's worker would hold the folder after a run that was killed
         yield
 
 

@@ -20,7 +20,11 @@ _SHARED = ("</torch_", "shared memory", "(shm)")
 
 def is_system_limit(error: BaseException) -> bool:
     """Tell whether an error is about the process or the system and not about the file in hand."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    )
 
 
 def explain_limit(error: BaseException) -> str | None:
@@ -29,7 +33,9 @@ def explain_limit(error: BaseException) -> str | None:
     if limit is not None:
         return describe_limit(limit)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        place = f"disk full writing {error.filename}" if error.filename else "a disk is full, or shared memory is"
+        place = (
+            f"disk full writing {error.filename}" if error.filename else "a disk is full, or shared memory is"
+        )
         return f"{place}: {error.strerror}; make room and go on with -r auto"
     return None
 
@@ -39,9 +45,13 @@ def limit_of(error: BaseException) -> int | None:
     if not isinstance(error, OSError | RuntimeError):
         return None
     text = str(error)
-    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(part in text for part in _TOO_MANY_FILES):
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
+        part in text for part in _TOO_MANY_FILES
+    ):
         return errno.EMFILE
-    if any(part in text for part in _SHARED) and ("No space left" in text or "insufficient" in text or "Cannot allocate memory" in text):
+    if any(part in text for part in _SHARED) and (
+        "No space left" in text or "insufficient" in text or "Cannot allocate memory" in text
+    ):
         return errno.ENOSPC
     return None
 
@@ -54,11 +64,15 @@ def describe_limit(limit: int) -> str:
         if hard == resource.RLIM_INFINITY or hard >= wanted:
             raised = f"raise it with ulimit -n {wanted} in the shell that starts the run"
         else:
-            raised = f"let an administrator raise the hard limit, {hard} (docker run --ulimit nofile={wanted})"
+            raised = (
+                f"let an administrator raise the hard limit, {hard} (docker run --ulimit nofile={wanted})"
+            )
         return f"too many open files: this process may have {soft} (ulimit -n); {raised}, or reduce num_workers and prefetch_factor of the data loaders"
     size = ""
     if SHARED_MEMORY.is_dir():
         usage = shutil.disk_usage(SHARED_MEMORY)
         size = f" ({SHARED_MEMORY} has {usage.total / 1e6:.0f} MB, {usage.free / 1e6:.0f} of them free now)"
-    return (f"shared memory is full{size}, through which workers hand over batches; start the container with --shm-size=8g, or reduce num_workers, "
-            f"prefetch_factor or total_batch_size")
+    return (
+        f"shared memory is full{size}, through which workers hand over batches; start the container with --shm-size=8g, or reduce num_workers, "
+        f"prefetch_factor or total_batch_size"
+    )

@@ -50,12 +50,20 @@ def read_weights(path: str | Path) -> WeightFile:
     path = checked_path(path)
     content = read_tensor_file(path)
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'")
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
+        )
     ema = content.get("ema")
     weights = ema.get("module") if isinstance(ema, dict) else None
     weights = weights or content.get("model") or content
-    if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has {', '.join(map(str, list(content)[:8]))}")
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(value, Tensor) for value in weights.values())
+    ):
+        raise CheckpointError(
+            f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has {', '.join(map(str, list(content)[:8]))}"
+        )
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     refuse_non_finite(path, weights)
     return WeightFile(path, weights, content.get("meta") or {})
@@ -69,7 +77,9 @@ def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
     """
     for key, value in weights.items():
         if value.is_floating_point() and key not in COMPUTED_KEYS and not torch.isfinite(value).all():
-            raise NumericsError(f"{path}: tensor {key} holds values that are not finite; these weights cannot be used")
+            raise NumericsError(
+                f"{path}: tensor {key} holds values that are not finite; these weights cannot be used"
+            )
 
 
 def load_strictly(model: nn.Module, file: WeightFile) -> None:
@@ -85,7 +95,9 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     refuse_factors(file, own)
     theirs, ours = class_count(weights), class_count(own)
     if theirs != ours and None not in (theirs, ours):
-        raise CheckpointError(f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes")
+        raise CheckpointError(
+            f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes"
+        )
     if faults := describe_misfits(weights, own):
         raise CheckpointError(f"{file.path} does not fit this model: {faults}")
     model.load_state_dict(weights)
@@ -100,8 +112,10 @@ def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     factors = [key for key in file.weights if key.endswith(LORA_KEYS)]
     if factors and not any(key.endswith(LORA_KEYS) for key in own):
         rank = next((len(file.weights[key]) for key in factors if key.endswith(".lora_down")), "?")
-        raise CheckpointError(f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this model has none; take that run's "
-                              f"best.pth, whose weights are plain, or set DINOv3Backbone.lora_rank={rank}")
+        raise CheckpointError(
+            f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this model has none; take that run's "
+            f"best.pth, whose weights are plain, or set DINOv3Backbone.lora_rank={rank}"
+        )
 
 
 def completed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -110,7 +124,9 @@ def completed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     Those become "no change" (`lora_up` is zero): the file's weights are plain or have theirs folded in.
     """
     own = model.state_dict()
-    result = {k: v for k, v in weights.items() if k not in COMPUTED_KEYS or (k in own and own[k].shape == v.shape)}
+    result = {
+        k: v for k, v in weights.items() if k not in COMPUTED_KEYS or (k in own and own[k].shape == v.shape)
+    }
     plain = not any(key.endswith(LORA_KEYS) for key in weights)
     for key, value in own.items():
         if key in COMPUTED_KEYS:
@@ -138,7 +154,14 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 def class_count(weights: dict[str, Tensor]) -> int | None:
     """Return the rows of the decoder's class head, or None if there is none."""
-    head = next((v for k, v in sorted(weights.items()) if k.startswith("decoder.dec_score_head.") and k.endswith(".bias")), None)
+    head = next(
+        (
+            v
+            for k, v in sorted(weights.items())
+            if k.startswith("decoder.dec_score_head.") and k.endswith(".bias")
+        ),
+        None,
+    )
     return None if head is None else len(head)
 
 
@@ -158,16 +181,26 @@ def find_labels(classes: Sequence[Mapping[str, Any]], path: Path, data: Any) -> 
     categories = list(zip(data.labels.category_ids, data.class_names))
     unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
     if unknown:
-        raise CheckpointError(f"{data.ann_file} has classes that {path} was not trained with: {', '.join(unknown[:LISTED])}; "
-                              f"it knows {', '.join(entry['name'] for entry in classes[:LISTED])}; use -t to start a new run from its weights")
+        raise CheckpointError(
+            f"{data.ann_file} has classes that {path} was not trained with: {', '.join(unknown[:LISTED])}; "
+            f"it knows {', '.join(entry['name'] for entry in classes[:LISTED])}; use -t to start a new run from its weights"
+        )
     return [by_both.get((category, name), by_name[name]) for category, name in categories]
 
 
 def describe_misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """Return "2 missing (a, b), 1 of another shape (c [3] not [4])", or "" if everything fits."""
-    shapes = [f"{k} {list(weights[k].shape)} not {list(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape]
+    shapes = [
+        f"{k} {list(weights[k].shape)} not {list(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
     parts = []
-    for kind, keys in (("missing", [k for k in own if k not in weights]), ("unexpected", [k for k in weights if k not in own]), ("of another shape", shapes)):
+    for kind, keys in (
+        ("missing", [k for k in own if k not in weights]),
+        ("unexpected", [k for k in weights if k not in own]),
+        ("of another shape", shapes),
+    ):
         if keys:
             parts.append(f"{len(keys)} {kind} ({', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''})")
     return ", ".join(parts)

@@ -20,7 +20,9 @@ from .log import logger, printable
 STATUS_FILE = "run_status.json"
 
 
-def run_command(command: Callable[[], None], *, debug: bool = False, status_dir: Callable[[], Path | None] = lambda: None) -> None:
+def run_command(
+    command: Callable[[], None], *, debug: bool = False, status_dir: Callable[[], Path | None] = lambda: None
+) -> None:
     """Run a command and end the process with its exit code.
 
     Args:
@@ -49,7 +51,9 @@ def run_command(command: Callable[[], None], *, debug: bool = False, status_dir:
         sys.exit(code)
     if not code:  # else leaving in good order would wait for ranks that wait for us
         leave_group()
-    os._exit(code)  # threads of the group may outlive it, and then the interpreter's own end now and then aborts
+    os._exit(
+        code
+    )  # threads of the group may outlive it, and then the interpreter's own end now and then aborts
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -57,10 +61,15 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RunError):
         return error.exit_code, _own_words(error)
     if isinstance(error, MemoryError):
-        return ResourceError.exit_code, f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers"
+        return (
+            ResourceError.exit_code,
+            f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers",
+        )
     if _is_torch_out_of_memory(error):
-        return ResourceError.exit_code, (f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
-                                         f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last")
+        return ResourceError.exit_code, (
+            f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
+            f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last"
+        )
     if fault := explain_device_fault(error):
         return (RankError if is_distributed() else ResourceError).exit_code, fault
     if limit := explain_limit(error):
@@ -69,12 +78,17 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
-    return 1, f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints"
+    return (
+        1,
+        f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints",
+    )
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 def _own_words(error: RunError) -> str:

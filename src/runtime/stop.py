@@ -42,12 +42,16 @@ class StopRequest:
         return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process or (self.asked and number != signal.SIGHUP):  # a dying launcher may send it several times
+        if os.getpid() != self._process or (
+            self.asked and number != signal.SIGHUP
+        ):  # a dying launcher may send it several times
             os._exit(128 + number)
         if self.asked:
             return
         self.signal = signal.Signals(number)
-        os.write(2, f"{self.signal.name}: ending this step, then saving; once more ends at once\n".encode())  # loggers may be busy
+        os.write(
+            2, f"{self.signal.name}: ending this step, then saving; once more ends at once\n".encode()
+        )  # loggers may be busy
 
 
 def end_with_launcher() -> None:
@@ -57,7 +61,9 @@ def end_with_launcher() -> None:
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
     except (OSError, AttributeError):
-        logger.warning("this system cannot tie a process to its launcher; if torchrun is killed, end its workers by hand")
+        logger.warning(
+            "this system cannot tie a process to its launcher; if torchrun is killed, end its workers by hand"
+        )
 
 
 def warn_of_unheard_signal() -> None:
@@ -69,5 +75,7 @@ def warn_of_unheard_signal() -> None:
     except OSError:
         return
     if "SIGUSR1" not in launcher:
-        logger.warning("torchrun ends at SIGUSR1, which Slurm sends ahead of a time limit, and leaves its workers behind; start it with "
-                       "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)")
+        logger.warning(
+            "torchrun ends at SIGUSR1, which Slurm sends ahead of a time limit, and leaves its workers behind; start it with "
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)"
+        )

@@ -36,6 +36,7 @@ def write_tensor_file(path: str | Path, content: Any, *, keep_previous: str | Pa
     Raises:
         ResourceError: if the disk is full.
     """
+
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
@@ -62,7 +63,7 @@ def verify_digest(path: Path) -> bool | None:
         file.seek(0)
         sha256 = _digest(file, size - len(tail))
     sha256.update(b"\0\0")
-    return tail[2 + len(_DIGEST_PREFIX):] == sha256.hexdigest().encode()
+    return tail[2 + len(_DIGEST_PREFIX) :] == sha256.hexdigest().encode()
 
 
 class _HashingFile:
@@ -98,19 +99,27 @@ def read_tensor_file(path: str | Path) -> Any:
         return _read_safetensors(path)
     _refuse_zip_bomb(path)
     if verify_digest(path) is False:
-        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it")
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch guesses at what is odd; below is one line that says it
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:global|class) ([\w.]+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
+            r"(?:global|class) ([\w.]+)", str(error)
+        )
         what = f"it refers to {found[1]}" if found else "its pickle is damaged or holds more than tensors"
         raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
     except Exception as error:  # torch's readers raise whatever they stumble over: KeyError, AssertionError, struct.error ...
         if "weights_only" in str(error):  # torch would advise to load it all the same
-            raise CheckpointError(f"{path} is a TorchScript archive or a tar file, which may hold code; it was not loaded") from None
-        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}") from None
+            raise CheckpointError(
+                f"{path} is a TorchScript archive or a tar file, which may hold code; it was not loaded"
+            ) from None
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}"
+        ) from None
     _refuse_hollow(path, content)
     return content
 
@@ -138,7 +147,9 @@ def refuse_address(path: str | Path) -> str:
         CheckpointError: for a URL.
     """
     if re.match(r"[a-z][a-z0-9+.-]*://", text := str(path)):
-        raise CheckpointError(f"{text} is an address; download the file yourself, check it, and give its local path")
+        raise CheckpointError(
+            f"{text} is an address; download the file yourself, check it, and give its local path"
+        )
     return text
 
 
@@ -164,7 +175,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file: {_first_line(error)}"
+        ) from None
 
 
 def _refuse_zip_bomb(path: Path) -> None:
@@ -174,12 +187,21 @@ def _refuse_zip_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged: {_first_line(error)}"
+        ) from None
     unpacked, packed = sum(record.file_size for record in records), path.stat().st_size
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records) and unpacked > EXPANSION_LIMIT * packed:
-        raise CheckpointError(f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it was not loaded")
+    if (
+        any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        and unpacked > EXPANSION_LIMIT * packed
+    ):
+        raise CheckpointError(
+            f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it was not loaded"
+        )
     if unpacked > EXPANSION_LIMIT * packed:
-        raise CheckpointError(f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded")
+        raise CheckpointError(
+            f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded"
+        )
 
 
 def _refuse_hollow(path: Path, content: Any) -> None:
@@ -196,9 +218,13 @@ def _refuse_hollow(path: Path, content: Any) -> None:
             found += value
         elif isinstance(value, torch.Tensor):
             if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
-                raise CheckpointError(f"{path} holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded")
+                raise CheckpointError(
+                    f"{path} holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded"
+                )
             if value.numel() * value.element_size() > max(EXPANSION_LIMIT * size, _ALWAYS_ALLOWED):
-                raise CheckpointError(f"{path} has {size} bytes but holds a tensor of {value.numel() * value.element_size()}; it was not loaded")
+                raise CheckpointError(
+                    f"{path} has {size} bytes but holds a tensor of {value.numel() * value.element_size()}; it was not loaded"
+                )
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,7 +25,9 @@ class CheckpointFolder:
     def clean_up(self) -> None:
         """Remove what a killed run left half-written."""
         if names := remove_leftovers(self.folder):
-            logger.info("removed %d half-written files of an earlier run: %s", len(names), ", ".join(names[:3]))
+            logger.info(
+                "removed %d half-written files of an earlier run: %s", len(names), ", ".join(names[:3])
+            )
 
     def save_last(self, state: dict[str, Any]) -> None:
         """Write `last.pth`; the one before stays as `last.previous.pth`."""
@@ -54,16 +56,26 @@ class CheckpointFolder:
                 reasons.append(str(error))
                 continue
             if not isinstance(state, dict) or "progress" not in state:
-                raise CheckpointError(f"{candidate} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t")
+                raise CheckpointError(
+                    f"{candidate} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"
+                )
             if reasons:
-                logger.warning("%s; going on from %s (epoch %d, step %d)", reasons[0], candidate, state["progress"]["epoch"], state["progress"]["step"])
+                logger.warning(
+                    "%s; going on from %s (epoch %d, step %d)",
+                    reasons[0],
+                    candidate,
+                    state["progress"]["epoch"],
+                    state["progress"]["step"],
+                )
             return state
         raise CheckpointError("; ".join(reasons))
 
     def _save(self, name: str, state: dict[str, Any], previous: str | None = None) -> None:
         """Write a file; a full disk is survived a few times, since it may be emptied."""
         try:
-            write_tensor_file(self.folder / name, state, keep_previous=self.folder / previous if previous else None)
+            write_tensor_file(
+                self.folder / name, state, keep_previous=self.folder / previous if previous else None
+            )
             self._failures = 0
         except ResourceError as error:
             self._failures += 1

@@ -14,7 +14,9 @@ from ..runtime.model_weights import WeightFile, class_count, find_labels
 LISTED = 20
 
 
-def settle_classes(cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile | None, *, same_classes: bool) -> None:
+def settle_classes(
+    cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile | None, *, same_classes: bool
+) -> None:
     """Decide how many classes there are and which label each category has.
 
     Args:
@@ -38,26 +40,46 @@ def settle_classes(cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile |
     if count is None:
         cfg.set("num_classes", needed, f"counted in {ann_file}")
     elif count < needed:
-        raise ConfigError(f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it out")
+        raise ConfigError(
+            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it out"
+        )
     elif count > needed:
         logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
         highest = max(max(data.labels.category_ids) for data in data_sets)
-        if file is not None and not file.classes and highest < count and not data_sets[0].remap_mscoco_category:
-            logger.info("%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer", file.path)
+        if (
+            file is not None
+            and not file.classes
+            and highest < count
+            and not data_sets[0].remap_mscoco_category
+        ):
+            logger.info(
+                "%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer",
+                file.path,
+            )
             for data in data_sets:
                 data.use_labels(data.labels.category_ids)
 
 
 def class_table(dataset: Any) -> list[dict[str, Any]]:
     """Return id and name of each label of a data set, for the checkpoint."""
-    names = {int(label): (int(category), name) for label, category, name in
-             zip(dataset.label_of_category, dataset.labels.category_ids, dataset.class_names)}
-    return [{"id": names[label][0], "name": names[label][1]} if label in names else {"id": -1, "name": f"(unused {label})"}
-            for label in range(max(names) + 1)]
+    names = {
+        int(label): (int(category), name)
+        for label, category, name in zip(
+            dataset.label_of_category, dataset.labels.category_ids, dataset.class_names
+        )
+    }
+    return [
+        {"id": names[label][0], "name": names[label][1]}
+        if label in names
+        else {"id": -1, "name": f"(unused {label})"}
+        for label in range(max(names) + 1)
+    ]
 
 
 def compare_categories(train: Any, val: Any) -> None:
     """Refuse a validation file whose categories are not those of the training file."""
     ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
     if differing := differing_categories(ours, theirs):
-        raise DataError(f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}")
+        raise DataError(
+            f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}"
+        )

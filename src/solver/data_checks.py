@@ -24,8 +24,10 @@ def check_images(cfg: YAMLConfig, data_sets: list[Any], folder: Path) -> None:
     """
     doubts: list[str] = []
     if len(data_sets) > 1 and (both := data_sets[0].images_in_common(data_sets[1])):
-        doubts.append(f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good")
-    for name, data in zip(("train", "val")[-len(data_sets):], data_sets):
+        doubts.append(
+            f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good"
+        )
+    for name, data in zip(("train", "val")[-len(data_sets) :], data_sets):
         if cfg.settings.strict:
             data.refuse_bad_images()
         doubts += data.labels.findings.describe()
@@ -38,7 +40,9 @@ def check_images(cfg: YAMLConfig, data_sets: list[Any], folder: Path) -> None:
     if is_main():
         doubts += data_sets[0].describe_twins(*data_sets[1:])
         if doubts and cfg.settings.strict:
-            raise DataError(f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}")
+            raise DataError(
+                f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}"
+            )
         for line in doubts:
             logger.warning("%s", line)
         if doubts:
@@ -50,10 +54,21 @@ def _compare_sizes(cfg: YAMLConfig, data: Any) -> None:
     """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
     size, made_for = data.transforms.output_size, cfg.yaml_cfg.get("eval_spatial_size")
     if size and made_for and list(size) != list(made_for):
-        logger.warning("images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike", data.ann_file, *size, *made_for)
+        logger.warning(
+            "images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike",
+            data.ann_file,
+            *size,
+            *made_for,
+        )
 
 
 def refuse_mixing(loader: Any) -> None:
     """Make sure that images are evaluated as they are: what is found is held against the labels of each."""
-    if mixing := [name for part in (loader.collate_fn, loader.dataset.transforms) for name in getattr(part, "mixing", [])]:
-        raise ConfigError(f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them")
+    if mixing := [
+        name
+        for part in (loader.collate_fn, loader.dataset.transforms)
+        for name in getattr(part, "mixing", [])
+    ]:
+        raise ConfigError(
+            f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them"
+        )

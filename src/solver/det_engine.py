@@ -86,7 +86,9 @@ class TrainStep:
         for batch, number, normalizer in zip(window, images, normalizers):
             with nullcontext() if len(parts) == len(window) - 1 else self._without_sync():
                 part = self._learn(batch, normalizer, number / sum(images))
-            parts.append(part if len(parts) == len(window) - 1 else part._replace(outputs={}))  # frees the graph
+            parts.append(
+                part if len(parts) == len(window) - 1 else part._replace(outputs={})
+            )  # frees the graph
         finite_loss, moved = self._descend(parts)
         if not finite_loss or (not moved and self.scaler is None):
             self._drop(step, window, parts)
@@ -115,7 +117,9 @@ class TrainStep:
             for batch in window:
                 images_there, targets = self._to_device(batch)
                 try:
-                    counts.append(self.criterion.count(self._forward(self.model, images_there, targets), targets))
+                    counts.append(
+                        self.criterion.count(self._forward(self.model, images_there, targets), targets)
+                    )
                 except NumericsError:  # comes again, and is told of, with the loss
                     counts.append((sum(len(t["labels"]) for t in targets), 0))
         self.statistics.restore()
@@ -152,7 +156,9 @@ class TrainStep:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
         images, targets = batch
-        return images.to(self.device, non_blocking=True), [{k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels")} for t in targets]
+        return images.to(self.device, non_blocking=True), [
+            {k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels")} for t in targets
+        ]
 
     def _without_sync(self) -> AbstractContextManager:
         return self.wrapped.no_sync() if hasattr(self.wrapped, "no_sync") else nullcontext()
@@ -166,7 +172,9 @@ class TrainStep:
         """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
         finite = torch.stack([torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]).all()
         go_on = torch.tensor(not self.stop(), device=norm.device)
@@ -229,13 +237,27 @@ class EpochMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums."""
-        return {"names": self.names, "total": self.total, "steps": self.steps, "images": self.images, "waited": self.waited, "seconds": self.seconds}
+        return {
+            "names": self.names,
+            "total": self.total,
+            "steps": self.steps,
+            "images": self.images,
+            "waited": self.waited,
+            "seconds": self.seconds,
+        }
 
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> EpochMeter:
         """Go on with the sums of `state_dict`."""
         total = None if state["total"] is None else state["total"].to(device)
-        return EpochMeter(list(state["names"]), total, state["steps"], state["images"], state["waited"], time.perf_counter() - state["seconds"])
+        return EpochMeter(
+            list(state["names"]),
+            total,
+            state["steps"],
+            state["images"],
+            state["waited"],
+            time.perf_counter() - state["seconds"],
+        )
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -260,12 +282,27 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 def with_progress(batches: Iterable, description: str, total: int, start: int = 0) -> tqdm:
     """Show a bar with the time left, where somebody is watching a terminal on rank 0."""
-    return tqdm(batches, desc=description, total=total, initial=start, disable=None if rank() == 0 else True, leave=False, dynamic_ncols=True)
+    return tqdm(
+        batches,
+        desc=description,
+        total=total,
+        initial=start,
+        disable=None if rank() == 0 else True,
+        leave=False,
+        dynamic_ncols=True,
+    )
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evaluator: Evaluator, device: torch.device,
-             between: Callable[[], None] = lambda: None, folder: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module,
+    postprocessor: nn.Module,
+    loader: Iterable,
+    evaluator: Evaluator,
+    device: torch.device,
+    between: Callable[[], None] = lambda: None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
     """Score a model on a data set, in float32.
 
     Args:
@@ -291,9 +328,15 @@ def evaluate(model: nn.Module, postprocessor: nn.Module, loader: Iterable, evalu
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
         found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
         detections = {int(target["image_id"]): found_there for target, found_there in zip(targets, found)}
-        if bad := [image for image, found_there in detections.items() if not bool(torch.isfinite(found_there["scores"]).all())]:
+        if bad := [
+            image
+            for image, found_there in detections.items()
+            if not bool(torch.isfinite(found_there["scores"]).all())
+        ]:
             reason = f"the model scores what it finds in image {bad[0]} with NaN or infinity"
-            raise NumericsError(f"{reason}: it has diverged; {keep_batch(folder, None, reason, [(images, targets)])}; {ADVICE}")
+            raise NumericsError(
+                f"{reason}: it has diverged; {keep_batch(folder, None, reason, [(images, targets)])}; {ADVICE}"
+            )
         evaluator.update(detections)
     evaluator.synchronize()
     model.train(was_training)

@@ -15,7 +15,14 @@ from ..core.durations import KnowsRunLength, RunLength
 from ..core.errors import ConfigError, DataError, Preempted
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
-from ..runtime.distributed import barrier, broadcast_object, broadcast_tensors, check_ranks_agree, is_main, world_size
+from ..runtime.distributed import (
+    barrier,
+    broadcast_object,
+    broadcast_tensors,
+    check_ranks_agree,
+    is_main,
+    world_size,
+)
 from ..runtime.files import locked, prepare_output_dir, write_json
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, load_strictly, read_weights
@@ -81,7 +88,11 @@ class DetSolver:
             self._build_training()
             self._resume()
             if self.progress.epoch >= self.settings.epochs:
-                logger.info("this run is complete: epoch %d of %d; to go on, raise epochs and give --override", self.progress.epoch, self.settings.epochs)
+                logger.info(
+                    "this run is complete: epoch %d of %d; to go on, raise epochs and give --override",
+                    self.progress.epoch,
+                    self.settings.epochs,
+                )
                 return
             stack.callback(self.watchdog.rest)
             self._open_writers()
@@ -96,7 +107,9 @@ class DetSolver:
                 self._explain_nothing_found(metrics, meter)
                 show_found(self, metrics)
                 improved = self._count_epoch(metrics)
-                self._report(epoch, meter, metrics)  # before what says that the epoch is done: a run killed in between does both again
+                self._report(
+                    epoch, meter, metrics
+                )  # before what says that the epoch is done: a run killed in between does both again
                 self._keep(epoch, metrics, improved)
             for writer in self.writers:
                 writer.close()
@@ -111,7 +124,14 @@ class DetSolver:
         self._build_model()
         if not (self.settings.resume or self.settings.tuning):
             logger.warning("no -r was given: these are the weights that training would start from")
-        metrics = evaluate(self.model, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, folder=self.output_dir)
+        metrics = evaluate(
+            self.model,
+            self.cfg.postprocessor.eval(),
+            self.val_loader,
+            self.evaluator,
+            self.device,
+            folder=self.output_dir,
+        )
         self.val_loader.report_images()
         if is_main():
             write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **plain(metrics)})
@@ -163,7 +183,9 @@ class DetSolver:
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
         known = getattr(self.evaluator, "metric_names", None)
         if known and self.best.metric not in known:
-            raise ConfigError(f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}")
+            raise ConfigError(
+                f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}"
+            )
 
     def _read_start_file(self) -> WeightFile | None:
         """Read the weights of -t, or of -r with --test-only; or all that -r goes on from."""
@@ -172,7 +194,9 @@ class DetSolver:
             last = self.output_dir / LAST
             there = broadcast_object(last.exists() or last.with_name(PREVIOUS).exists())
             settings.resume, settings.tuning = (str(last), None) if there else (None, settings.tuning)
-            logger.info("-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins")
+            logger.info(
+                "-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins"
+            )
         if settings.resume and not settings.test_only:
             self.resumed = self.checkpoints.load_last(Path(refuse_address(settings.resume)))
             return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
@@ -194,7 +218,9 @@ class DetSolver:
         if self.settings.sync_bn and world_size() > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(self.device)
-        broadcast_tensors(list(self.model.state_dict().values()))  # before copies of it are made, such as the average
+        broadcast_tensors(
+            list(self.model.state_dict().values())
+        )  # before copies of it are made, such as the average
 
     def _build_training(self) -> None:
         """Build all that only training needs; the wrapper for several ranks is made where a phase begins."""
@@ -205,18 +231,39 @@ class DetSolver:
         _tell_run_length(run, self.train_loader, *self.model.modules(), *criterion.modules())
         self.optimizer = cfg.optimizer
         if settings.lr_base_batch_size:
-            scale_to_batch(self.optimizer, settings.lr_base_batch_size, self.effective_batch_size, (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type"))
-        self.rates = LearningRates(self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch)
+            scale_to_batch(
+                self.optimizer,
+                settings.lr_base_batch_size,
+                self.effective_batch_size,
+                (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type"),
+            )
+        self.rates = LearningRates(
+            self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch
+        )
         self.ema, self.anchoring = cfg.ema, cfg.gram_anchoring
         _tell_run_length(run, self.rates.schedule, self.rates.warmup, self.ema, self.anchoring)
         last_thaw = max((thaw for thaw in self.thaws if thaw < settings.epochs), default=0)
-        self.stages = TrainingStages.from_loader(self.train_loader, settings.epochs, last_thaw, settings.patience)
+        self.stages = TrainingStages.from_loader(
+            self.train_loader, settings.epochs, last_thaw, settings.patience
+        )
         self.amp_dtype = _amp_dtype(settings.use_amp, self.device, named=settings.device is not None)
         self.scaler = cfg.scaler(self.device.type) if self.amp_dtype == torch.float16 else None
         if self.anchoring:
             self.anchoring.to(self.device).attach()
-        self.step = TrainStep(self.model, self.model, criterion, self.optimizer, self.ema, self.scaler, self.device, self.amp_dtype, settings.clip_max_norm,
-                              NumericsGuard(self.steps_per_epoch, folder=self.output_dir), settings.grad_accum_exact, self.anchoring)
+        self.step = TrainStep(
+            self.model,
+            self.model,
+            criterion,
+            self.optimizer,
+            self.ema,
+            self.scaler,
+            self.device,
+            self.amp_dtype,
+            settings.clip_max_norm,
+            NumericsGuard(self.steps_per_epoch, folder=self.output_dir),
+            settings.grad_accum_exact,
+            self.anchoring,
+        )
         self.step.stop = lambda: self.stop.asked
         self.saved_at = time.monotonic()
         self.watchdog = Watchdog(self.output_dir, settings.rank_timeout)
@@ -242,8 +289,14 @@ class DetSolver:
             return
         restore(self, self.resumed)
         self.resumed = None
-        logger.info("resumed from %s: epoch %d, step %d of it, best %s %s", self.settings.resume, self.progress.epoch + 1, self.progress.step,
-                    self.best.metric, self.best.score)
+        logger.info(
+            "resumed from %s: epoch %d, step %d of it, best %s %s",
+            self.settings.resume,
+            self.progress.epoch + 1,
+            self.progress.step,
+            self.best.metric,
+            self.best.score,
+        )
 
     def _open_writers(self) -> None:
         if not is_main():
@@ -252,21 +305,37 @@ class DetSolver:
         (self.output_dir / "config.yml").write_text(text, encoding="utf-8")
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
         board.add_text("config", text)
-        self.writers = [ConsoleWriter(), JsonLinesWriter(self.output_dir, self.progress.epoch), board, PictureFolder(self.output_dir)]
+        self.writers = [
+            ConsoleWriter(),
+            JsonLinesWriter(self.output_dir, self.progress.epoch),
+            board,
+            PictureFolder(self.output_dir),
+        ]
         if self.settings.use_wandb:
-            self.writers.append(WandbWriter(self.settings.project_name, self.settings.exp_name, self.cfg.yaml_cfg, self.output_dir))
+            self.writers.append(
+                WandbWriter(
+                    self.settings.project_name, self.settings.exp_name, self.cfg.yaml_cfg, self.output_dir
+                )
+            )
 
     def _try_memory(self) -> None:
         """Know before the first step whether the run fits: at its largest size, most crowded image and last phase. On a CPU only if asked."""
-        wanted = self.device.type == "cuda" if self.settings.memory_trial is None else self.settings.memory_trial
+        wanted = (
+            self.device.type == "cuda" if self.settings.memory_trial is None else self.settings.memory_trial
+        )
         data, collate = self.train_loader.dataset, self.train_loader.collate_fn
         size = data.transforms.output_size or self.cfg.yaml_cfg.get("eval_spatial_size")
         if not wanted or not size or not hasattr(collate, "largest_size"):
             return
         most = data.labels.most_boxes
         self.phases.foresee(self.settings.epochs - 1)
-        rehearse_largest_step(self.step, self.train_loader.batch_sampler.batch_size, collate.largest_size(tuple(size)), most,
-                              int(self.cfg.yaml_cfg.get("num_classes") or len(self.classes)))
+        rehearse_largest_step(
+            self.step,
+            self.train_loader.batch_sampler.batch_size,
+            collate.largest_size(tuple(size)),
+            most,
+            int(self.cfg.yaml_cfg.get("num_classes") or len(self.classes)),
+        )
         self.phases.foresee(self.progress.epoch)
 
     # ---- an epoch ----
@@ -292,14 +361,23 @@ class DetSolver:
         self.model.load_state_dict(weights)
         if self.ema is not None:
             self.ema.restart(weights, self.stages.ema_restart_decay)
-        logger.info("stage 2 begins: clean images, from the best weights (epoch %d, %s %.3f)", self.best.epoch + 1, self.best.metric, self.best.score)
+        logger.info(
+            "stage 2 begins: clean images, from the best weights (epoch %d, %s %.3f)",
+            self.best.epoch + 1,
+            self.best.metric,
+            self.best.score,
+        )
 
     def _train_epoch(self) -> EpochMeter:
         self.model.train()
         self.meter = meter = self.meter or EpochMeter()
         progress = self.progress
-        bar = with_progress(windows(self.train_loader, self.settings.grad_accum_steps), f"epoch {progress.epoch + 1}/{self.settings.epochs}",
-                            self.steps_per_epoch, progress.step)
+        bar = with_progress(
+            windows(self.train_loader, self.settings.grad_accum_steps),
+            f"epoch {progress.epoch + 1}/{self.settings.epochs}",
+            self.steps_per_epoch,
+            progress.step,
+        )
         before = time.perf_counter()
         for window in bar:
             waited = time.perf_counter() - before
@@ -327,25 +405,48 @@ class DetSolver:
             return
         values = {f"Loss/{name}": value.item() for name, value in losses.items()}
         total = sum(values.values())
-        values |= {"Loss/total": total, **{f"Lr/pg_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}}
+        values |= {
+            "Loss/total": total,
+            **{f"Lr/pg_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
+        }
         for writer in self.writers:
             writer.write_step(self.progress.total_steps, values)
         bar.set_postfix(loss=f"{total:.2f}", lr=f"{self.rates.highest:.1e}")
         if bar.disable:
             left = meter.seconds / meter.steps * (self.steps_per_epoch - self.progress.step)
-            logger.info("epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it", self.progress.epoch + 1, self.progress.step, self.steps_per_epoch, total,
-                        self.rates.highest, left)
+            logger.info(
+                "epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it",
+                self.progress.epoch + 1,
+                self.progress.step,
+                self.steps_per_epoch,
+                total,
+                self.rates.highest,
+                left,
+            )
 
     def _evaluate(self) -> dict[str, Any]:
         """Score the average, or the model if there is none, with the same batch statistics on every rank."""
         broadcast_tensors([buffer for buffer in self.scored.buffers() if buffer.is_floating_point()])
-        return evaluate(self.scored, self.cfg.postprocessor.eval(), self.val_loader, self.evaluator, self.device, self._stop_evaluation, self.output_dir)
+        return evaluate(
+            self.scored,
+            self.cfg.postprocessor.eval(),
+            self.val_loader,
+            self.evaluator,
+            self.device,
+            self._stop_evaluation,
+            self.output_dir,
+        )
 
     def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:
         """If the loss has fallen for some epochs and still nothing is found, say why, once."""
         loss = meter.means().get("loss", 0.0)
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        if self.explained or self.progress.epoch < PATIENCE_WITH_NOTHING or metrics.get("AP50", 1.0) > ALMOST_NOTHING or loss >= self.first_loss:
+        if (
+            self.explained
+            or self.progress.epoch < PATIENCE_WITH_NOTHING
+            or metrics.get("AP50", 1.0) > ALMOST_NOTHING
+            or loss >= self.first_loss
+        ):
             return
         self.explained = True
         if is_main() and hasattr(self.evaluator, "diagnose"):
@@ -369,8 +470,10 @@ class DetSolver:
 
     def _preempted(self) -> Preempted:
         name = self.stop.signal.name if self.stop.asked else "a signal to another rank"
-        return Preempted(f"stopped by {name} after step {self.progress.step} of {self.steps_per_epoch} in epoch {self.progress.epoch + 1}; the state is saved, "
-                         f"go on with -r {self.output_dir / LAST}")
+        return Preempted(
+            f"stopped by {name} after step {self.progress.step} of {self.steps_per_epoch} in epoch {self.progress.epoch + 1}; the state is saved, "
+            f"go on with -r {self.output_dir / LAST}"
+        )
 
     def _save_if_due(self) -> None:
         """Write `last.pth` within an epoch, as often as is set; rank 0 alone knows of it."""
@@ -378,7 +481,10 @@ class DetSolver:
         if not is_main() or progress.step == self.steps_per_epoch:
             return
         by_steps = settings.save_every_steps and progress.step % settings.save_every_steps == 0
-        by_time = settings.save_every_minutes and time.monotonic() - self.saved_at >= 60 * settings.save_every_minutes
+        by_time = (
+            settings.save_every_minutes
+            and time.monotonic() - self.saved_at >= 60 * settings.save_every_minutes
+        )
         if by_steps or by_time:
             self._save_last()
 
@@ -397,8 +503,14 @@ class DetSolver:
         improved = self.best.consider(epoch, metrics, self.scored.state_dict(), self.stages.stage(epoch))
         progress.epoch, progress.step = self.stages.next_epoch(epoch, self.best.epoch), 0
         if progress.epoch > epoch + 1:
-            logger.info("no better %s for %d epochs: %s", self.best.metric, self.settings.patience,
-                        "the clean stage begins early" if progress.epoch < self.settings.epochs else "the run ends early")
+            logger.info(
+                "no better %s for %d epochs: %s",
+                self.best.metric,
+                self.settings.patience,
+                "the clean stage begins early"
+                if progress.epoch < self.settings.epochs
+                else "the run ends early",
+            )
         return improved
 
     def _keep(self, epoch: int, metrics: dict[str, Any], improved: bool) -> None:

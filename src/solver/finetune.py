@@ -14,7 +14,9 @@ from ..core.errors import CheckpointError
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, class_count, completed, describe_misfits, refuse_factors
 
-_CLASS_LAYERS = re.compile(r"^decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$")
+_CLASS_LAYERS = re.compile(
+    r"^decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$"
+)
 
 ClassMap = list[int | None]
 """For each of our labels, the row of the file's class layers to take, or None to start anew."""
@@ -36,7 +38,9 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     weights = completed(file.weights, model)
     theirs, ours = class_count(weights), class_count(own)
     if theirs is None:
-        raise CheckpointError(f"{file.path} is no D-FINE checkpoint: it has no class head (first keys: {', '.join(list(weights)[:5])})")
+        raise CheckpointError(
+            f"{file.path} is no D-FINE checkpoint: it has no class head (first keys: {', '.join(list(weights)[:5])})"
+        )
     mapping = map_classes(theirs, ours, _names_of(file.classes) if file.classes else None, class_names)
     layers = [key for key in own if _CLASS_LAYERS.match(key)]
     for key in layers:
@@ -44,11 +48,23 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     for key in [k for k in weights if _CLASS_LAYERS.match(k) and k not in own]:
         del weights[key]  # e.g. the denoising embedding, when denoising is off
     if faults := describe_misfits(weights, own):
-        raise CheckpointError(f"{file.path} does not fit this model: {faults}; -t changes the classes, not the architecture")
+        raise CheckpointError(
+            f"{file.path} does not fit this model: {faults}; -t changes the classes, not the architecture"
+        )
     model.load_state_dict(weights)
     kept = sum(row is not None for row in mapping)
-    anew = "" if kept == ours else f"; re-initialised: {ours - kept} of {ours} classes in {len(layers)} class tensors ({', '.join(layers[:3])}, ...)"
-    logger.info("tuning from %s: loaded %d of %d tensors%s", file.path, len(own) - (0 if kept else len(layers)), len(own), anew)
+    anew = (
+        ""
+        if kept == ours
+        else f"; re-initialised: {ours - kept} of {ours} classes in {len(layers)} class tensors ({', '.join(layers[:3])}, ...)"
+    )
+    logger.info(
+        "tuning from %s: loaded %d of %d tensors%s",
+        file.path,
+        len(own) - (0 if kept else len(layers)),
+        len(own),
+        anew,
+    )
 
 
 def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
@@ -61,7 +77,9 @@ def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
     return names
 
 
-def map_classes(theirs: int, ours: int, their_names: Sequence[str] | None, our_names: Sequence[str] | None) -> ClassMap:
+def map_classes(
+    theirs: int, ours: int, their_names: Sequence[str] | None, our_names: Sequence[str] | None
+) -> ClassMap:
     """Decide which class rows carry over.
 
     Names decide where both sides have them, whatever their case. Without names, Objects365 and COCO know each other; an equal number of

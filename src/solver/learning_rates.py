@@ -14,7 +14,9 @@ from .stages import Progress
 class LearningRates:
     """Sets the rates of an optimizer's groups. Without state: a rate follows from where the run stands."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Any | None, warmup: Any | None, steps_per_epoch: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Any | None, warmup: Any | None, steps_per_epoch: int
+    ) -> None:
         """Store.
 
         Args:
@@ -23,7 +25,12 @@ class LearningRates:
             warmup: gives `factor(step)`; None for none.
             steps_per_epoch: of the optimizer.
         """
-        self.optimizer, self.schedule, self.warmup, self.steps_per_epoch = optimizer, schedule, warmup, steps_per_epoch
+        self.optimizer, self.schedule, self.warmup, self.steps_per_epoch = (
+            optimizer,
+            schedule,
+            warmup,
+            steps_per_epoch,
+        )
 
     def scheduled(self, progress: Progress) -> list[float]:
         """Return each group's rate before warm-up."""
@@ -35,7 +42,11 @@ class LearningRates:
         """Set each group's rate for the step to take; warm-up begins anew for what thaws."""
         for group, rate in zip(self.optimizer.param_groups, self.scheduled(progress)):
             thaw = group.get("thaw_epoch", 0)
-            learned = (progress.epoch - thaw) * self.steps_per_epoch + progress.step if thaw else progress.total_steps
+            learned = (
+                (progress.epoch - thaw) * self.steps_per_epoch + progress.step
+                if thaw
+                else progress.total_steps
+            )
             group["lr"] = rate * (self.warmup.factor(max(learned, 0)) if self.warmup else 1.0)
 
     @property
@@ -57,8 +68,12 @@ def scale_to_batch(optimizer: torch.optim.Optimizer, base: int, batch: int, sche
         ConfigError: for a schedule that does not build on the optimizer's rates.
     """
     if scheduler == "OneCycleLR":
-        raise ConfigError("lr_base_batch_size scales the optimizer's rates, but OneCycleLR brings its own as max_lr; set that by hand and leave "
-                          "lr_base_batch_size out")
+        raise ConfigError(
+            "lr_base_batch_size scales the optimizer's rates, but OneCycleLR brings its own as max_lr; set that by hand and leave "
+            "lr_base_batch_size out"
+        )
     for group in optimizer.param_groups:
         group["lr"] *= batch / base
-    logger.info("learning rates are scaled by %.3g: made for a batch of %d, used with %d", batch / base, base, batch)
+    logger.info(
+        "learning rates are scaled by %.3g: made for a batch of %d, used with %d", batch / base, base, batch
+    )

@@ -10,12 +10,16 @@ from ..core.errors import ResourceError
 from ..runtime.log import logger
 from .det_engine import TrainStep
 
-ADVICE = ("things that help, the strongest first: train_dataloader.total_batch_size (with grad_accum_steps to keep the step's batch), "
-          "DINOv3Backbone.gradient_checkpointing=True, freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ "
-          "(no larger sizes), DFINETransformer.num_queries and num_denoising, --use-amp")
+ADVICE = (
+    "things that help, the strongest first: train_dataloader.total_batch_size (with grad_accum_steps to keep the step's batch), "
+    "DINOv3Backbone.gradient_checkpointing=True, freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ "
+    "(no larger sizes), DFINETransformer.num_queries and num_denoising, --use-amp"
+)
 
 
-def rehearse_largest_step(step: TrainStep, images: int, size_hw: tuple[int, int], objects: int, num_classes: int) -> float:
+def rehearse_largest_step(
+    step: TrainStep, images: int, size_hw: tuple[int, int], objects: int, num_classes: int
+) -> float:
     """Go forth and back with a batch of noise at the largest size, with the most objects, and report the peak.
 
     Args:
@@ -37,25 +41,40 @@ def rehearse_largest_step(step: TrainStep, images: int, size_hw: tuple[int, int]
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            batch = torch.rand(images, 3, *size_hw), [_noise_target(objects, num_classes) for _ in range(images)]
+            batch = (
+                torch.rand(images, 3, *size_hw),
+                [_noise_target(objects, num_classes) for _ in range(images)],
+            )
             step.rehearse(batch)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise ResourceError(f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}") from None
+        raise ResourceError(
+            f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
+        ) from None
     parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
-    states = 2 * sum(p.numel() * p.element_size() for p in parameters)  # AdamW's, which come with the first step
+    states = 2 * sum(
+        p.numel() * p.element_size() for p in parameters
+    )  # AdamW's, which come with the first step
     if device.type == "cuda":
-        peak, total = torch.cuda.max_memory_allocated(device) + states, torch.cuda.get_device_properties(device).total_memory
+        peak, total = (
+            torch.cuda.max_memory_allocated(device) + states,
+            torch.cuda.get_device_properties(device).total_memory,
+        )
         torch.cuda.empty_cache()
     else:
         peak, total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states, None
     of_all = f" of {total / 1e9:.1f}" if total else ""
     logger.info("the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all)
     if total and peak > total:
-        raise ResourceError(f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the optimizer's state, the device has "
-                            f"{total / 1e9:.1f}; {ADVICE}")
+        raise ResourceError(
+            f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the optimizer's state, the device has "
+            f"{total / 1e9:.1f}; {ADVICE}"
+        )
     return peak / 1e9
 
 
 def _noise_target(objects: int, num_classes: int) -> dict[str, torch.Tensor]:
-    return {"labels": torch.randint(num_classes, (objects,)), "boxes": torch.cat([torch.rand(objects, 2) * 0.5 + 0.25, torch.rand(objects, 2) * 0.2 + 0.02], 1)}
+    return {
+        "labels": torch.randint(num_classes, (objects,)),
+        "boxes": torch.cat([torch.rand(objects, 2) * 0.5 + 0.25, torch.rand(objects, 2) * 0.2 + 0.02], 1),
+    }

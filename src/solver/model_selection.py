@@ -24,13 +24,24 @@ class BestModel:
         if self.score is not None and score <= self.score:
             return False
         self.score, self.epoch = score, epoch
-        self.stage_one_weights = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()} if stage == 1 else {}
+        self.stage_one_weights = (
+            {k: v.detach().to("cpu", copy=True) for k, v in weights.items()} if stage == 1 else {}
+        )
         return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, for the checkpoint."""
-        return {"metric": self.metric, "score": self.score, "epoch": self.epoch, "stage_one_weights": self.stage_one_weights}
+        return {
+            "metric": self.metric,
+            "score": self.score,
+            "epoch": self.epoch,
+            "stage_one_weights": self.stage_one_weights,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from `state_dict`; the metric is the configuration's."""
-        self.score, self.epoch, self.stage_one_weights = state["score"], state["epoch"], state["stage_one_weights"]
+        self.score, self.epoch, self.stage_one_weights = (
+            state["score"],
+            state["epoch"],
+            state["stage_one_weights"],
+        )

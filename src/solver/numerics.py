@@ -22,8 +22,10 @@ IMAGES_NAMED = 8
 BAD_BATCH = "bad_batch.pth"
 """What a run that ends for its numbers could not digest, in the output folder; torch.load reads it."""
 
-ADVICE = ("things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
-          "the last good weights are in last.pth")
+ADVICE = (
+    "things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
+    "the last good weights are in last.pth"
+)
 
 
 @dataclass
@@ -44,8 +46,13 @@ class NumericsGuard:
         """Take note of a good step."""
         self.in_a_row = 0
 
-    def dropped(self, step: int, reason: str | None, batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
-                losses: Sequence[Mapping[str, Tensor]] = ()) -> None:
+    def dropped(
+        self,
+        step: int,
+        reason: str | None,
+        batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+        losses: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
         """Report a dropped step. All ranks must call this together.
 
         Args:
@@ -59,7 +66,9 @@ class NumericsGuard:
         """
         self.in_a_row += 1
         self.in_epoch += 1
-        everyone = gather_objects((reason, [str(target.get("image_path", "?")) for _, targets in batches for target in targets]))
+        everyone = gather_objects(
+            (reason, [str(target.get("image_path", "?")) for _, targets in batches for target in targets])
+        )
         for number, (why, paths) in enumerate(everyone):
             if why:
                 shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
@@ -70,12 +79,19 @@ class NumericsGuard:
             if rank() == blamed:
                 kept = keep_batch(self.folder, step, reason, batches, losses)
             barrier()  # a rank that ends takes the others with it
-            raise NumericsError(f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were "
-                                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE}")
+            raise NumericsError(
+                f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were "
+                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE}"
+            )
 
 
-def keep_batch(folder: Path | None, step: int | None, reason: str | None, batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
-               losses: Sequence[Mapping[str, Tensor]] = ()) -> str:
+def keep_batch(
+    folder: Path | None,
+    step: int | None,
+    reason: str | None,
+    batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+    losses: Sequence[Mapping[str, Tensor]] = (),
+) -> str:
     """Write batches with their targets and losses to `BAD_BATCH`, and tell where they are.
 
     The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and `targets`) and `losses`.
@@ -83,9 +99,21 @@ def keep_batch(folder: Path | None, step: int | None, reason: str | None, batche
     if folder is None:
         return "the batch was not kept"
     path = folder / BAD_BATCH
-    plain = [{"images": images.detach().cpu(), "targets": [_plain(target) for target in targets]} for images, targets in batches]
+    plain = [
+        {"images": images.detach().cpu(), "targets": [_plain(target) for target in targets]}
+        for images, targets in batches
+    ]
     try:
-        write_tensor_file(path, {"step": step, "reason": reason, "rank": rank(), "batches": plain, "losses": [_plain(terms) for terms in losses]})
+        write_tensor_file(
+            path,
+            {
+                "step": step,
+                "reason": reason,
+                "rank": rank(),
+                "batches": plain,
+                "losses": [_plain(terms) for terms in losses],
+            },
+        )
     except ResourceError as error:
         return f"the batch could not be kept ({error})"
     return f"its batch is in {path}"
@@ -93,7 +121,11 @@ def keep_batch(folder: Path | None, step: int | None, reason: str | None, batche
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a file of plain tensors may hold."""
-    return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in values.items() if isinstance(value, Tensor | str | int | float)}
+    return {
+        key: value.detach().cpu() if isinstance(value, Tensor) else value
+        for key, value in values.items()
+        if isinstance(value, Tensor | str | int | float)
+    }
 
 
 @dataclass
@@ -104,7 +136,12 @@ class BatchStatistics:
     _pairs: tuple[list[Tensor], list[Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
-        buffers = [b for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers(recurse=False)]
+        buffers = [
+            b
+            for m in self.model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            for b in m.buffers(recurse=False)
+        ]
         self._pairs = (buffers, [b.clone() for b in buffers])
 
     @torch.no_grad()
@@ -120,10 +157,19 @@ class BatchStatistics:
             torch._foreach_copy_(self._pairs[0], self._pairs[1])
 
 
-def first_bad_tensor(images: Tensor, outputs: Mapping[str, Any], losses: Mapping[str, Tensor], model: nn.Module) -> str | None:
+def first_bad_tensor(
+    images: Tensor, outputs: Mapping[str, Any], losses: Mapping[str, Tensor], model: nn.Module
+) -> str | None:
     """Name the first tensor that is not finite, in the order in which they came to be, or None."""
-    gradients = ((f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None)
-    for name, tensor in (("the input image", images), *_tensors(outputs, "output"), *losses.items(), *gradients):
+    gradients = (
+        (f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None
+    )
+    for name, tensor in (
+        ("the input image", images),
+        *_tensors(outputs, "output"),
+        *losses.items(),
+        *gradients,
+    ):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"{name} is not finite"
     return None

@@ -52,16 +52,32 @@ class Phases:
         step = self.step
         step.wrapped = step.model
         gc.collect()  # the earlier wrapper's hooks on the parameters go with it
-        step.wrapped = DistributedDataParallel(step.model, device_ids=[step.device.index] if step.device.type == "cuda" else None,
-                                               find_unused_parameters=self.find_unused_parameters, gradient_as_bucket_view=True)
+        step.wrapped = DistributedDataParallel(
+            step.model,
+            device_ids=[step.device.index] if step.device.type == "cuda" else None,
+            find_unused_parameters=self.find_unused_parameters,
+            gradient_as_bucket_view=True,
+        )
 
 
-def tell_what_learns(epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+def tell_what_learns(
+    epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]
+) -> None:
     """Log how many parameters train in an epoch, and each group's rate, decay and size."""
     parameters = list(model.parameters())
-    logger.info("epoch %d: %.2f M of %.2f M parameters train", epoch + 1, sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
-                sum(p.numel() for p in parameters) / 1e6)
+    logger.info(
+        "epoch %d: %.2f M of %.2f M parameters train",
+        epoch + 1,
+        sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
+        sum(p.numel() for p in parameters) / 1e6,
+    )
     for group, rate in zip(optimizer.param_groups, rates):
         if group.get("thaw_epoch", 0) <= epoch:
-            logger.info("  lr %-9.3g decay %-9.3g %8.3f M in %3d tensors: %s", rate, group["weight_decay"],
-                        sum(p.numel() for p in group["params"]) / 1e6, len(group["params"]), group.get("name", ""))
+            logger.info(
+                "  lr %-9.3g decay %-9.3g %8.3f M in %3d tensors: %s",
+                rate,
+                group["weight_decay"],
+                sum(p.numel() for p in group["params"]) / 1e6,
+                len(group["params"]),
+                group.get("name", ""),
+            )

@@ -31,7 +31,13 @@ DEFAULT_THRESHOLD = 0.4
 def show_learned(solver: DetSolver, images: Tensor, targets: list[Target]) -> None:
     """Show a run's images as they are learned from, with their boxes, in some epochs."""
     if _is_time(solver):
-        _write(solver, "training", training_grid(images, targets, {label: entry["name"] for label, entry in enumerate(solver.classes)}))
+        _write(
+            solver,
+            "training",
+            training_grid(
+                images, targets, {label: entry["name"] for label, entry in enumerate(solver.classes)}
+            ),
+        )
 
 
 def show_found(solver: DetSolver, metrics: Mapping[str, Any]) -> None:
@@ -44,7 +50,11 @@ def show_found(solver: DetSolver, metrics: Mapping[str, Any]) -> None:
 
 
 def _is_time(solver: DetSolver) -> bool:
-    return is_main() and solver.settings.pictures and shows_pictures(solver.progress.epoch, solver.settings.epochs)
+    return (
+        is_main()
+        and solver.settings.pictures
+        and shows_pictures(solver.progress.epoch, solver.settings.epochs)
+    )
 
 
 def _write(solver: DetSolver, name: str, picture: Tensor) -> None:
@@ -74,7 +84,9 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
         low, high = min(0.0, float(image.min())), max(1.0, float(image.max()))
         pixels = ((image - low) / (high - low) * 255).round().to(torch.uint8)
         centre, size = target["boxes"].cpu().float().chunk(2, 1)
-        xyxy = torch.cat([centre - size / 2, centre + size / 2], 1) * torch.tensor([width, height, width, height])
+        xyxy = torch.cat([centre - size / 2, centre + size / 2], 1) * torch.tensor(
+            [width, height, width, height]
+        )
         pictures.append(_fitted(draw_boxes(pixels, xyxy, target["labels"].cpu(), names)))
     return _grid(pictures, columns=3)
 
@@ -91,13 +103,20 @@ def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: floa
         `[3, h, w]` uint8; None if nothing was found in any of the images, nor could have been.
     """
     pictures = []
-    for index in torch.linspace(0, len(dataset) - 1, min(VALIDATION_IMAGES, len(dataset))).round().int().tolist():
+    for index in (
+        torch.linspace(0, len(dataset) - 1, min(VALIDATION_IMAGES, len(dataset))).round().int().tolist()
+    ):
         rows = detections.get(int(dataset.labels.image_ids[index]))
         if rows is None:
             continue
         sample, found = dataset.raw_sample(index), torch.from_numpy(rows)
         found = found[found[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
-        truth = draw_boxes(sample.image, torch.from_numpy(sample.boxes), torch.from_numpy(sample.fields["labels"]), dataset.label_names)
+        truth = draw_boxes(
+            sample.image,
+            torch.from_numpy(sample.boxes),
+            torch.from_numpy(sample.fields["labels"]),
+            dataset.label_names,
+        )
         xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
         guess = draw_boxes(sample.image, xyxy, found[:, 5].long(), dataset.detection_names, found[:, 4])
         pictures.append(side_by_side([_fitted(truth), _fitted(guess)]))

@@ -28,21 +28,37 @@ def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any
     Returns:
         `commit`, `command`, `torch`, `started` (UTC) and `licences`, one note for each origin of weights.
     """
-    notes = [module.licence_note for module in model.modules() if isinstance(module, Licensed) and module.licence_note]
+    notes = [
+        module.licence_note
+        for module in model.modules()
+        if isinstance(module, Licensed) and module.licence_note
+    ]
     if start_file is not None:
-        notes += start_file.meta.get("licences") or [f"start weights {start_file.path.name}: the file names no licence, look where it came from"]
-    return {"commit": code_version(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "torch": str(torch.__version__),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "licences": list(dict.fromkeys(notes))}
+        notes += start_file.meta.get("licences") or [
+            f"start weights {start_file.path.name}: the file names no licence, look where it came from"
+        ]
+    return {
+        "commit": code_version(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "torch": str(torch.__version__),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "licences": list(dict.fromkeys(notes)),
+    }
 
 
 def code_version(root: Path = ROOT) -> str:
     """Return the commit of the code, with "+changes" if files differ from it; "unknown" outside a git checkout."""
+
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
         if Path(ask("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return "unknown"
-        return ask("rev-parse", "HEAD") + ("+changes" if ask("status", "--porcelain", "--untracked-files=no") else "")
+        return ask("rev-parse", "HEAD") + (
+            "+changes" if ask("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -17,26 +17,55 @@ if TYPE_CHECKING:
 def introduce(solver: DetSolver) -> None:
     """Say once what is about to happen, with numbers."""
     precision = str(solver.amp_dtype).removeprefix("torch.") if solver.amp_dtype else "float32"
-    logger.info("%s on %s, %d rank(s), %s", type(solver.model).__name__, solver.device, world_size(), precision)
+    logger.info(
+        "%s on %s, %d rank(s), %s", type(solver.model).__name__, solver.device, world_size(), precision
+    )
     train, val = solver.train_loader.dataset, solver.val_loader.dataset
     empty = int((train.labels.starts.diff() == 0).sum())
     accumulated = f" ({solver.window} x {solver.train_loader.total_batch_size})" if solver.window > 1 else ""
-    logger.info("%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
-                len(train), empty, len(val), len(solver.classes), solver.effective_batch_size, accumulated, solver.steps_per_epoch, solver.settings.epochs)
+    logger.info(
+        "%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
+        len(train),
+        empty,
+        len(val),
+        len(solver.classes),
+        solver.effective_batch_size,
+        accumulated,
+        solver.steps_per_epoch,
+        solver.settings.epochs,
+    )
     queries = getattr(getattr(solver.model, "decoder", None), "num_queries", None)
     if queries is not None and train.labels.most_boxes > queries:
-        logger.warning("there is an image with %d objects, but only %d can be found in one (num_queries)", train.labels.most_boxes, queries)
+        logger.warning(
+            "there is an image with %d objects, but only %d can be found in one (num_queries)",
+            train.labels.most_boxes,
+            queries,
+        )
     stop = solver.stages.stop_epoch
     if stop is not None and stop >= solver.settings.epochs:
-        advice = ("train_dataloader.collate_fn.stop_epoch=0.9 begins it after nine tenths of the run" if solver.settings.epochs > 1
-                  else "a single epoch has room for one stage")
-        logger.warning("there will be no clean stage: it would begin with epoch %d of %d; %s", stop + 1, solver.settings.epochs, advice)
+        advice = (
+            "train_dataloader.collate_fn.stop_epoch=0.9 begins it after nine tenths of the run"
+            if solver.settings.epochs > 1
+            else "a single epoch has room for one stage"
+        )
+        logger.warning(
+            "there will be no clean stage: it would begin with epoch %d of %d; %s",
+            stop + 1,
+            solver.settings.epochs,
+            advice,
+        )
     if late := [thaw for thaw in sorted(solver.thaws) if thaw >= solver.settings.epochs]:
-        logger.warning("what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
-                       "0 from the start", late[0] + 1, solver.settings.epochs)
+        logger.warning(
+            "what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
+            "0 from the start",
+            late[0] + 1,
+            solver.settings.epochs,
+        )
 
 
-def epoch_record(solver: DetSolver, epoch: int, meter: EpochMeter, means: dict[str, float], metrics: dict[str, Any]) -> dict[str, Any]:
+def epoch_record(
+    solver: DetSolver, epoch: int, meter: EpochMeter, means: dict[str, float], metrics: dict[str, Any]
+) -> dict[str, Any]:
     """Return all about an epoch that has ended, as `log.txt` holds it.
 
     Args:
@@ -48,16 +77,32 @@ def epoch_record(solver: DetSolver, epoch: int, meter: EpochMeter, means: dict[s
     """
     memory = torch.cuda.max_memory_allocated(solver.device) / 1e6 if solver.device.type == "cuda" else 0.0
     return {
-        "epoch": epoch, "epochs": solver.settings.epochs, "stage": solver.stages.stage(epoch), "train_lr": solver.rates.highest,
-        "train_loss": means.get("loss", float("nan")), **{f"train_{name}": value for name, value in means.items() if name != "loss"},
-        "test_coco_eval_bbox": [v for k, v in metrics.items() if k.startswith(("AP", "AR")) and isinstance(v, float)], **plain(metrics),
-        "best_metric": solver.best.metric, "best_score": solver.best.score, "best_epoch": solver.best.epoch,
-        "images_per_second": meter.images / max(meter.seconds, 1e-9), "data_wait": meter.waited / max(meter.seconds, 1e-9),
-        "peak_memory_mb": memory, "seconds": meter.seconds, "seconds_left": meter.seconds * (solver.settings.epochs - solver.progress.epoch),
+        "epoch": epoch,
+        "epochs": solver.settings.epochs,
+        "stage": solver.stages.stage(epoch),
+        "train_lr": solver.rates.highest,
+        "train_loss": means.get("loss", float("nan")),
+        **{f"train_{name}": value for name, value in means.items() if name != "loss"},
+        "test_coco_eval_bbox": [
+            v for k, v in metrics.items() if k.startswith(("AP", "AR")) and isinstance(v, float)
+        ],
+        **plain(metrics),
+        "best_metric": solver.best.metric,
+        "best_score": solver.best.score,
+        "best_epoch": solver.best.epoch,
+        "images_per_second": meter.images / max(meter.seconds, 1e-9),
+        "data_wait": meter.waited / max(meter.seconds, 1e-9),
+        "peak_memory_mb": memory,
+        "seconds": meter.seconds,
+        "seconds_left": meter.seconds * (solver.settings.epochs - solver.progress.epoch),
         "n_parameters": sum(p.numel() for p in solver.model.parameters()),
-        "n_trainable": sum(p.numel() for p in solver.model.parameters() if p.requires_grad)}
+        "n_trainable": sum(p.numel() for p in solver.model.parameters() if p.requires_grad),
+    }
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics as JSON knows them."""
-    return {key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value for key, value in metrics.items()}
+    return {
+        key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        for key, value in metrics.items()
+    }

@@ -10,13 +10,43 @@ from ..core.errors import ConfigError
 from ..runtime.log import logger
 from .stages import Progress
 
-FREE = frozenset({"resume", "tuning", "test_only", "device", "output_dir", "summary_dir", "print_freq", "checkpoint_freq", "save_every_steps",
-                  "save_every_minutes", "use_wandb", "project_name", "exp_name", "find_unused_parameters", "rank_timeout", "memory_trial", "override",
-                  "strict"})
+FREE = frozenset(
+    {
+        "resume",
+        "tuning",
+        "test_only",
+        "device",
+        "output_dir",
+        "summary_dir",
+        "print_freq",
+        "checkpoint_freq",
+        "save_every_steps",
+        "save_every_minutes",
+        "use_wandb",
+        "project_name",
+        "exp_name",
+        "find_unused_parameters",
+        "rank_timeout",
+        "memory_trial",
+        "override",
+        "strict",
+    }
+)
 """Top-level settings that do not change what a run computes."""
 
-FREE_OF_LOADERS = frozenset({"num_workers", "pin_memory", "prefetch_factor", "batch_size", "total_batch_size", "data_timeout", "img_folder", "ann_file",
-                             "watch_files"})
+FREE_OF_LOADERS = frozenset(
+    {
+        "num_workers",
+        "pin_memory",
+        "prefetch_factor",
+        "batch_size",
+        "total_batch_size",
+        "data_timeout",
+        "img_folder",
+        "ann_file",
+        "watch_files",
+    }
+)
 """Likewise of data loaders; another batch size is told of by itself, and moved data are compared by their content."""
 
 NAMED = 20
@@ -34,14 +64,21 @@ def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) ->
         ConfigError: with the keys that differ, if they are not free to.
     """
     before, _ = parse_yaml(saved, "the checkpoint's configuration")
-    changes = [change for change in _differences(before, present) if change[0] != ("seed",) or "seed" in present]  # else that of the run holds
+    changes = [
+        change for change in _differences(before, present) if change[0] != ("seed",) or "seed" in present
+    ]  # else that of the run holds
     if not changes:
         return
     more = f" ... and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-    told = "; ".join(f"{dotted(path)} was {_short(old)}, is {_short(new)}" for path, old, new in changes[:NAMED]) + more
+    told = (
+        "; ".join(f"{dotted(path)} was {_short(old)}, is {_short(new)}" for path, old, new in changes[:NAMED])
+        + more
+    )
     if not override:
-        raise ConfigError(f"the configuration is not that of the run to go on with: {told}; go on with the changes by --override, or start a new run from its "
-                          f"weights with -t")
+        raise ConfigError(
+            f"the configuration is not that of the run to go on with: {told}; go on with the changes by --override, or start a new run from its "
+            f"weights with -t"
+        )
     logger.warning("going on with a changed configuration: %s", told)
 
 
@@ -53,16 +90,25 @@ def continued_progress(saved: Progress, saved_batch: int, batch: int) -> Progres
     if batch == saved_batch:
         return saved
     step = saved.step * saved_batch // batch
-    logger.warning("a step takes %d images now, %d before: epoch %d goes on with step %d, rates and averages count other steps than they would have",
-                   batch, saved_batch, saved.epoch + 1, step + 1)
+    logger.warning(
+        "a step takes %d images now, %d before: epoch %d goes on with step %d, rates and averages count other steps than they would have",
+        batch,
+        saved_batch,
+        saved.epoch + 1,
+        step + 1,
+    )
     return Progress(saved.epoch, step, saved.total_steps)
 
 
-def _differences(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
+def _differences(
+    old: Any, new: Any, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
     """Walk two configurations and yield (path, old, new) of what differs and matters."""
     for key in dict.fromkeys((*old, *new)):
         here = (*path, key)
-        if (not path and key in FREE) or (path and str(path[0]).endswith("_dataloader") and key in FREE_OF_LOADERS):
+        if (not path and key in FREE) or (
+            path and str(path[0]).endswith("_dataloader") and key in FREE_OF_LOADERS
+        ):
             continue
         before, after = old.get(key, _UNSET), new.get(key, _UNSET)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

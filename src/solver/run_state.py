@@ -25,11 +25,19 @@ def gather(solver: DetSolver) -> dict[str, Any]:
     """Return all that a run needs to go on as if nothing had happened."""
     guard = solver.step.guard
     return {
-        "progress": vars(solver.progress).copy(), "seed": solver.seed, "model": solver.model.state_dict(),
-        "ema": solver.ema.state_dict() if solver.ema is not None else None, "optimizer": solver.optimizer.state_dict(),
-        "scaler": solver.scaler.state_dict() if solver.scaler else None, "guard": {"in_a_row": guard.in_a_row, "in_epoch": guard.in_epoch},
-        "best": solver.best.state_dict(), "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
-        "world_size": world_size(), "effective_batch_size": solver.effective_batch_size, "meter": solver.meter.state_dict() if solver.meter else None}
+        "progress": vars(solver.progress).copy(),
+        "seed": solver.seed,
+        "model": solver.model.state_dict(),
+        "ema": solver.ema.state_dict() if solver.ema is not None else None,
+        "optimizer": solver.optimizer.state_dict(),
+        "scaler": solver.scaler.state_dict() if solver.scaler else None,
+        "guard": {"in_a_row": guard.in_a_row, "in_epoch": guard.in_epoch},
+        "best": solver.best.state_dict(),
+        "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
+        "world_size": world_size(),
+        "effective_batch_size": solver.effective_batch_size,
+        "meter": solver.meter.state_dict() if solver.meter else None,
+    }
 
 
 def restore(solver: DetSolver, state: dict[str, Any]) -> None:
@@ -38,21 +46,33 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
     Raises:
         CheckpointError: if the state does not fit this model.
     """
-    load_strictly(solver.model, WeightFile(Path(solver.settings.resume or LAST), state["model"], state["meta"]))
+    load_strictly(
+        solver.model, WeightFile(Path(solver.settings.resume or LAST), state["model"], state["meta"])
+    )
     if solver.ema is not None:
         if state["ema"] is None:
-            raise CheckpointError("the checkpoint has no weight average, but use_ema is on; switch it off or start with -t")
+            raise CheckpointError(
+                "the checkpoint has no weight average, but use_ema is on; switch it off or start with -t"
+            )
         solver.ema.load_state_dict(state["ema"])
     _load_optimizer(solver, state["optimizer"])
     if solver.scaler and state["scaler"]:
         solver.scaler.load_state_dict(state["scaler"])
-    solver.step.guard.in_a_row, solver.step.guard.in_epoch = state["guard"]["in_a_row"], state["guard"]["in_epoch"]
+    solver.step.guard.in_a_row, solver.step.guard.in_epoch = (
+        state["guard"]["in_a_row"],
+        state["guard"]["in_epoch"],
+    )
     solver.best.load_state_dict(state["best"])
     batch = solver.effective_batch_size
-    solver.progress = continued_progress(Progress(**state["progress"]), state.get("effective_batch_size", batch), batch)
+    solver.progress = continued_progress(
+        Progress(**state["progress"]), state.get("effective_batch_size", batch), batch
+    )
     if state["world_size"] != world_size():
-        logger.warning("going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
-                       world_size(), state["world_size"])
+        logger.warning(
+            "going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
+            world_size(),
+            state["world_size"],
+        )
     solver.meter = EpochMeter.from_state(state["meter"], solver.device) if state.get("meter") else None
     solver.seed = state["seed"]
     solver.train_loader.set_seed(solver.seed)
@@ -61,21 +81,41 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
 def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
     """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
     kept = ("thaw_epoch", "name", "initial_lr")
-    own = [{"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group} for group in solver.optimizer.param_groups]
+    own = [
+        {"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group}
+        for group in solver.optimizer.param_groups
+    ]
     try:
         solver.optimizer.load_state_dict(state)
     except ValueError as error:
-        raise CheckpointError(f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
-                              f"backbone thaws must be as they were, or start a new run from its weights with -t") from None
+        raise CheckpointError(
+            f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
+            f"backbone thaws must be as they were, or start a new run from its weights with -t"
+        ) from None
     for group, settings in zip(solver.optimizer.param_groups, own):
         for key in kept:
             group.pop(key, None)
         group.update(settings)
 
 
-def for_inference(solver: DetSolver, scored: nn.Module, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
+def for_inference(
+    solver: DetSolver, scored: nn.Module, epoch: int, metrics: dict[str, Any]
+) -> dict[str, Any]:
     """Return what `best.pth` holds: plain weights and everything needed to use them (`src/inference/detector.py`)."""
-    meta = {"classes": solver.classes, "config": solver.config_text, "epoch": epoch, "score": metrics[solver.best.metric], "metric": solver.best.metric,
-            "metrics": plain(metrics), "threshold": metrics.get("F1_threshold"), "preprocessing": solver.cfg.evaluation_transforms,
-            "input_size": list(solver.val_loader.dataset.transforms.output_size or solver.cfg.yaml_cfg.get("eval_spatial_size") or []), **solver.origin}
+    meta = {
+        "classes": solver.classes,
+        "config": solver.config_text,
+        "epoch": epoch,
+        "score": metrics[solver.best.metric],
+        "metric": solver.best.metric,
+        "metrics": plain(metrics),
+        "threshold": metrics.get("F1_threshold"),
+        "preprocessing": solver.cfg.evaluation_transforms,
+        "input_size": list(
+            solver.val_loader.dataset.transforms.output_size
+            or solver.cfg.yaml_cfg.get("eval_spatial_size")
+            or []
+        ),
+        **solver.origin,
+    }
     return {"model": merged_state_dict(scored), "meta": meta}

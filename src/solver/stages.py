@@ -31,10 +31,18 @@ class TrainingStages:
     """Epochs without a better score after which a stage ends; None for never."""
 
     @staticmethod
-    def from_loader(loader: Any, epochs: int, last_thaw: int = 0, patience: int | None = None) -> TrainingStages:
+    def from_loader(
+        loader: Any, epochs: int, last_thaw: int = 0, patience: int | None = None
+    ) -> TrainingStages:
         """Read the keys that D-FINE's users know from the training loader's collate function."""
         collate = loader.collate_fn
-        return TrainingStages(epochs, getattr(collate, "stop_epoch", None), getattr(collate, "ema_restart_decay", 0.9999), last_thaw, patience)
+        return TrainingStages(
+            epochs,
+            getattr(collate, "stop_epoch", None),
+            getattr(collate, "ema_restart_decay", 0.9999),
+            last_thaw,
+            patience,
+        )
 
     def stage(self, epoch: int) -> int:
         """Return 1 or 2."""
@@ -59,5 +67,7 @@ class TrainingStages:
         waited = epoch - max(begin - 1, -1 if best_epoch is None else best_epoch)
         if epoch < begin or waited < self.patience:
             return epoch + 1
-        clean_to_come = self.stage(epoch) == 1 and self.stop_epoch is not None and self.stop_epoch < self.epochs
+        clean_to_come = (
+            self.stage(epoch) == 1 and self.stop_epoch is not None and self.stop_epoch < self.epochs
+        )
         return max(self.stop_epoch, epoch + 1) if clean_to_come else self.epochs

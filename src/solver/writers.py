@@ -44,9 +44,20 @@ class ConsoleWriter:
         """Log the line."""
         best = f"best {record['best_metric']} {record['best_score']:.3f} (epoch {record['best_epoch'] + 1})"
         memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
-        logger.info("epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
-                    epoch + 1, record["epochs"], record["train_loss"], _share(record["AP"]), _share(record["AP50"]), best, record["train_lr"],
-                    record["images_per_second"], 100 * record["data_wait"], memory, format_seconds(record["seconds_left"]))
+        logger.info(
+            "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
+            epoch + 1,
+            record["epochs"],
+            record["train_loss"],
+            _share(record["AP"]),
+            _share(record["AP50"]),
+            best,
+            record["train_lr"],
+            record["images_per_second"],
+            100 * record["data_wait"],
+            memory,
+            format_seconds(record["seconds_left"]),
+        )
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """A terminal shows none."""
@@ -61,8 +72,14 @@ class JsonLinesWriter:
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self.path = folder / LOG_FILE
         if self.path.exists():
-            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < first_epoch]
-            write_atomically(self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+            lines = [
+                line
+                for line in self.path.read_text(encoding="utf-8").splitlines()
+                if _epoch_of(line) < first_epoch
+            ]
+            write_atomically(
+                self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode())
+            )
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Steps are not kept here."""
@@ -97,7 +114,9 @@ class PictureFolder:
         """Write `NAME_epoch0001.jpg`, epochs counted from 1."""
         self.folder.mkdir(exist_ok=True)
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        write_atomically(self.folder / f"{name}_epoch{epoch + 1:04}.jpg", lambda file: image.save(file, "JPEG", quality=90))
+        write_atomically(
+            self.folder / f"{name}_epoch{epoch + 1:04}.jpg", lambda file: image.save(file, "JPEG", quality=90)
+        )
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -144,7 +163,9 @@ class WandbWriter:
         try:
             import wandb
         except ImportError:
-            raise ConfigError("use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False") from None
+            raise ConfigError(
+                "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False"
+            ) from None
         self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -153,7 +174,9 @@ class WandbWriter:
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Send the evaluation."""
-        self._run.log({f"epoch/{key}": value for key, value in record.items() if isinstance(value, int | float)})
+        self._run.log(
+            {f"epoch/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+        )
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Send a picture."""

@@ -60,8 +60,10 @@ def test_forward_gives_a_list_with_a_map_for_each_stride(backbone):
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 128)])
 def test_maps_have_the_channels_and_strides_that_the_attributes_say(backbone, size):
     maps = backbone(torch.rand(2, 3, *size))
-    assert [tuple(x.shape) for x in maps] == [(2, channels, size[0] // stride, size[1] // stride)
-                                              for channels, stride in zip(backbone.out_channels, backbone.out_strides)]
+    assert [tuple(x.shape) for x in maps] == [
+        (2, channels, size[0] // stride, size[1] // stride)
+        for channels, stride in zip(backbone.out_channels, backbone.out_strides)
+    ]
 
 
 def test_strides_go_from_fine_to_coarse_and_double(backbone):
@@ -71,12 +73,21 @@ def test_strides_go_from_fine_to_coarse_and_double(backbone):
 def test_gradients_reach_every_trainable_parameter(backbone):
     maps = backbone.train()(torch.rand(2, 3, 64, 96))
     sum(x.square().sum() for x in maps).backward()
-    assert [name for name, p in backbone.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())] == []
+    assert [
+        name
+        for name, p in backbone.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ] == []
 
 
 def test_state_dict_loads_into_a_second_one(backbone):
-    other = create(type(backbone).__name__, {type(backbone).__name__: SMALL.get(type(backbone).__name__, {}) | (
-        {"pretrained": False} if "pretrained" in find(type(backbone).__name__).arguments else {})})
+    other = create(
+        type(backbone).__name__,
+        {
+            type(backbone).__name__: SMALL.get(type(backbone).__name__, {})
+            | ({"pretrained": False} if "pretrained" in find(type(backbone).__name__).arguments else {})
+        },
+    )
     other.load_state_dict(backbone.state_dict())
     x = torch.rand(1, 3, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(x), other.eval()(x)))
@@ -89,10 +100,17 @@ def test_a_users_backbone_works_in_a_detector_by_its_name(name):
 
 
 def test_a_users_backbone_takes_its_settings_from_the_section_of_its_name():
-    config = tiny_config(DFINE={"backbone": "TellingBackbone"}, TellingBackbone={"width": 12}, HybridEncoder={"in_channels": [12, 12, 12]})
+    config = tiny_config(
+        DFINE={"backbone": "TellingBackbone"},
+        TellingBackbone={"width": 12},
+        HybridEncoder={"in_channels": [12, 12, 12]},
+    )
     assert config.model.backbone.out_channels == [12, 12, 12]
 
 
 def test_channels_of_a_users_backbone_that_do_not_fit_are_told_with_both_lists():
-    with pytest.raises(ConfigError, match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives \[8, 8, 8\]; set in_channels to match"):
+    with pytest.raises(
+        ConfigError,
+        match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives \[8, 8, 8\]; set in_channels to match",
+    ):
         _ = tiny_config(DFINE={"backbone": "TellingBackbone"}).model

@@ -30,11 +30,29 @@ ALLOWED = {
 OUTSIDE = {"core": {"yaml", "torch"}, "ops": {"torch"}}
 """For the two lowest floors, what they may import besides the standard library."""
 
-LAZY = {"timm", "huggingface_hub", "safetensors", "tensorboard", "wandb", "pycocotools", "faster_coco_eval", "onnx", "onnxruntime", "tensorrt", "openvino",
-        "cv2", "fiftyone", "jinja2"}
+LAZY = {
+    "timm",
+    "huggingface_hub",
+    "safetensors",
+    "tensorboard",
+    "wandb",
+    "pycocotools",
+    "faster_coco_eval",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "openvino",
+    "cv2",
+    "fiftyone",
+    "jinja2",
+}
 """Heavy or optional packages: imported inside the functions that use them."""
 
-COMMANDS = [ROOT / "train.py", *sorted((ROOT / "tools").rglob("*.py")), *sorted((ROOT / "reference").glob("*.py"))]
+COMMANDS = [
+    ROOT / "train.py",
+    *sorted((ROOT / "tools").rglob("*.py")),
+    *sorted((ROOT / "reference").glob("*.py")),
+]
 SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if path != ROOT / "src/__init__.py"]
 
 
@@ -48,7 +66,7 @@ def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, s
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             if node.module is None or base == ["src"]:  # from . import a, b
                 yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
@@ -82,7 +100,15 @@ def test_imports_stay_on_the_floor_or_go_down(path):
     assert layer_faults(name_of(path), path.read_text()) == []
 
 
-@pytest.mark.parametrize("text", ["from ...solver import stages", "from ... import solver", "import src.solver.stages", "from src.solver import stages"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from ...solver import stages",
+        "from ... import solver",
+        "import src.solver.stages",
+        "from src.solver import stages",
+    ],
+)
 def test_an_import_upwards_is_told_with_file_line_and_what_is_allowed(text):
     (fault,) = layer_faults("src/nn/backbone/other.py", f"def later():\n    {text}\n")
     assert fault.startswith("src/nn/backbone/other.py:2 imports src.solver")
@@ -91,7 +117,8 @@ def test_an_import_upwards_is_told_with_file_line_and_what_is_allowed(text):
 
 def test_a_package_from_outside_is_told_on_the_lowest_floors():
     assert layer_faults("src/ops/boxes.py", "import math\nimport numpy as np") == [
-        "src/ops/boxes.py:2 imports numpy; src/ops may import the standard library, torch"]
+        "src/ops/boxes.py:2 imports numpy; src/ops may import the standard library, torch"
+    ]
 
 
 def test_every_package_of_src_has_a_floor():
@@ -100,8 +127,11 @@ def test_every_package_of_src_has_a_floor():
 
 @pytest.mark.parametrize("path", [*SOURCES, *COMMANDS, ROOT / "src/__init__.py"], ids=name_of)
 def test_no_star_imports(path):
-    stars = [f"{name_of(path)}:{node.lineno}" for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)]
+    stars = [
+        f"{name_of(path)}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    ]
     assert stars == []
 
 
@@ -112,7 +142,9 @@ def test_package_init_lists_names_and_holds_no_logic(path):
         is_all = isinstance(node, ast.Assign) and [target.id for target in node.targets] == ["__all__"]
         return is_docstring or is_all or isinstance(node, (ast.Import, ast.ImportFrom))
 
-    assert [f"{name_of(path)}:{node.lineno}" for node in ast.parse(path.read_text()).body if not is_plain(node)] == []
+    assert [
+        f"{name_of(path)}:{node.lineno}" for node in ast.parse(path.read_text()).body if not is_plain(node)
+    ] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -120,27 +152,51 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
     tree = ast.parse(path.read_text())
     at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     package = name_of(path).split("/")[:-1]
-    assert [f"{name_of(path)}:{line} imports {module}" for line, module in imported_modules(at_import, package) if module.split(".")[0] in LAZY] == []
+    assert [
+        f"{name_of(path)}:{line} imports {module}"
+        for line, module in imported_modules(at_import, package)
+        if module.split(".")[0] in LAZY
+    ] == []
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=name_of)
 def test_commands_parse_their_arguments_before_they_import_src_or_torch(path):
-    at_import = ast.Module([node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-    early = [f"{name_of(path)}:{line} imports {module}" for line, module in imported_modules(at_import, [])
-             if module.split(".")[0] not in sys.stdlib_module_names | {"tools"}]  # tools.common is held to the same
+    at_import = ast.Module(
+        [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))],
+        [],
+    )
+    early = [
+        f"{name_of(path)}:{line} imports {module}"
+        for line, module in imported_modules(at_import, [])
+        if module.split(".")[0] not in sys.stdlib_module_names | {"tools"}
+    ]  # tools.common is held to the same
     assert early == []
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCES
+    }
     needs = {}
     for name, path in modules.items():
-        at_import = ast.Module([node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        needs[name] = {module for _, module in imported_modules(at_import, name_of(path).split("/")[:-1]) if module in modules}
+        at_import = ast.Module(
+            [
+                node
+                for node in ast.parse(path.read_text()).body
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+            ],
+            [],
+        )
+        needs[name] = {
+            module
+            for _, module in imported_modules(at_import, name_of(path).split("/")[:-1])
+            if module in modules
+        }
 
     def circle(name: str, chain: tuple[str, ...]) -> tuple[str, ...]:
         if name in chain:
-            return (*chain[chain.index(name):], name)
+            return (*chain[chain.index(name) :], name)
         if name in done:
             return ()
         found = next((c for module in sorted(needs[name]) if (c := circle(module, (*chain, name)))), ())

@@ -9,7 +9,11 @@ from torch import nn
 from src.core import YAMLConfig
 from tests.fixtures.golden import ROOT
 
-FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs/dfine").rglob("dfine_*.yml") if path.parent.name not in ("include", "demo"))
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "configs/dfine").rglob("dfine_*.yml")
+    if path.parent.name not in ("include", "demo")
+)
 
 
 class Size(NamedTuple):
@@ -26,7 +30,11 @@ def size(request) -> Size:
     comment = top_comment(request.param)
     classes = re.search(r"\((\d+) class", comment)
     backbone = "DINOv3Backbone" if "dinov3" in request.param else "HGNetv2"
-    model = YAMLConfig(ROOT / request.param, num_classes=int(classes[1]) if classes else 80, **{backbone: {"pretrained": False}}).model
+    model = YAMLConfig(
+        ROOT / request.param,
+        num_classes=int(classes[1]) if classes else 80,
+        **{backbone: {"pretrained": False}},
+    ).model
     parts = {"encoder": model.encoder, "decoder": model.decoder}
     if backbone == "DINOv3Backbone":
         parts |= {"ViT": model.backbone.vit, "adapter": model.backbone.adapter}
@@ -60,15 +68,32 @@ def test_the_count_in_the_top_comment_is_what_is_built(size):
 
 
 def test_the_parts_in_the_top_comment_are_what_is_built(size):
-    claims = {part: number for number, part in re.findall(r"([\d.]+) M (ViT|adapter|encoder|decoder)", size.comment)}
+    claims = {
+        part: number for number, part in re.findall(r"([\d.]+) M (ViT|adapter|encoder|decoder)", size.comment)
+    }
     assert claims == {name: millions(size.parts[name], number) for name, number in claims.items()}
 
 
-@pytest.mark.parametrize("file", ["dfine_dinov3_s_coco.yml", "dfine_dinov3_l_coco.yml", "dfine_dinov3_x_coco.yml", "custom/dfine_dinov3_s_custom.yml",
-                                  "dfine_dinov3_s_finetune_coco.yml", "dfine_dinov3_vitb_coco.yml", "objects365/dfine_dinov3_s_obj365.yml",
-                                  "deim/dfine_dinov3_s_deim_coco.yml"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "dfine_dinov3_s_coco.yml",
+        "dfine_dinov3_l_coco.yml",
+        "dfine_dinov3_x_coco.yml",
+        "custom/dfine_dinov3_s_custom.yml",
+        "dfine_dinov3_s_finetune_coco.yml",
+        "dfine_dinov3_vitb_coco.yml",
+        "objects365/dfine_dinov3_s_obj365.yml",
+        "deim/dfine_dinov3_s_deim_coco.yml",
+    ],
+)
 def test_the_top_comment_of_a_dinov3_size_names_its_parts(file):
-    assert set(re.findall(r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}"))) == {"ViT", "adapter", "encoder", "decoder"}
+    assert set(re.findall(r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}"))) == {
+        "ViT",
+        "adapter",
+        "encoder",
+        "decoder",
+    }
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -98,25 +123,47 @@ def test_dinov3_s_has_a_whole_vit_of_size_s(small):
 
 def test_dinov3_s_learns_the_vit_at_1e_5_and_the_rest_at_25e_5(small):
     rates = {id(p): group["lr"] for group in small.optimizer.param_groups for p in group["params"]}
-    expected = {id(p): 1e-5 if name.startswith("backbone.vit.") else 2.5e-4 for name, p in trained(small).items()}
+    expected = {
+        id(p): 1e-5 if name.startswith("backbone.vit.") else 2.5e-4 for name, p in trained(small).items()
+    }
     assert rates == pytest.approx(expected)
 
 
 def test_dinov3_s_decays_matrices_but_no_norms_biases_layer_scales_or_tokens(small):
     decays = {id(p): group["weight_decay"] for group in small.optimizer.param_groups for p in group["params"]}
     tokens = ("cls_token", "reg_token", "tap_mix")
-    wrong = [name for name, p in trained(small).items() if decays[id(p)] != (0.0 if p.ndim < 2 or name.endswith((*tokens, "bias")) else 1.25e-4)]
+    wrong = [
+        name
+        for name, p in trained(small).items()
+        if decays[id(p)] != (0.0 if p.ndim < 2 or name.endswith((*tokens, "bias")) else 1.25e-4)
+    ]
     assert wrong == []
 
 
 def test_dinov3_s_thaws_the_last_four_blocks_and_the_final_norm_after_ten_epochs():
     cfg = YAMLConfig(ROOT / "configs/dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False})
-    thawing = {name.split("vit.")[1] for group in cfg.optimizer.param_groups if group.get("thaw_epoch") == 10 for name, p in cfg.model.named_parameters()
-               if any(p is q for q in group["params"])}
-    assert {name.split(".")[1] if name.startswith("blocks.") else name for name in thawing} == {"8", "9", "10", "11", "norm.weight", "norm.bias"}
+    thawing = {
+        name.split("vit.")[1]
+        for group in cfg.optimizer.param_groups
+        if group.get("thaw_epoch") == 10
+        for name, p in cfg.model.named_parameters()
+        if any(p is q for q in group["params"])
+    }
+    assert {name.split(".")[1] if name.startswith("blocks.") else name for name in thawing} == {
+        "8",
+        "9",
+        "10",
+        "11",
+        "norm.weight",
+        "norm.bias",
+    }
 
 
 def test_the_twin_of_dinov3_s_trains_the_whole_vit_from_the_start():
-    cfg = YAMLConfig(ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml", DINOv3Backbone={"pretrained": False})
-    assert {name for name, _ in cfg.model.named_parameters() if name.startswith("backbone.vit.")} <= trained(cfg).keys()
+    cfg = YAMLConfig(
+        ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml", DINOv3Backbone={"pretrained": False}
+    )
+    assert {name for name, _ in cfg.model.named_parameters() if name.startswith("backbone.vit.")} <= trained(
+        cfg
+    ).keys()
     assert not any("thaw_epoch" in group for group in cfg.optimizer.param_groups)

@@ -63,7 +63,9 @@ class TestPart:
             create({"width": 2})
 
     def test_unknown_argument_is_refused(self):
-        with pytest.raises(ConfigError, match="^Part cannot be built: .*unexpected keyword argument 'height'$"):
+        with pytest.raises(
+            ConfigError, match="^Part cannot be built: .*unexpected keyword argument 'height'$"
+        ):
             create({"type": "Part", "height": 2})
 
 
@@ -76,7 +78,9 @@ class TestInjection:
         assert create("Whole", {"Whole": {"part": {"type": "Part", "width": 4}}}).part.width == 4
 
     def test_list_is_replaced_by_a_list_of_parts(self):
-        parts = create("Whole", {"Whole": {"parts": ["Part", {"type": "Part", "width": 4}]}, "Part": {"width": 5}}).parts
+        parts = create(
+            "Whole", {"Whole": {"parts": ["Part", {"type": "Part", "width": 4}]}, "Part": {"width": 5}}
+        ).parts
         assert [p.width for p in parts] == [5, 4]
 
     def test_null_stays_null(self):
@@ -90,7 +94,10 @@ class TestInjection:
         assert create("Whole", {"Whole": {"name": "Part"}}).name == "Part"
 
     def test_parts_are_injected_at_every_depth(self):
-        nested = create({"type": "Whole", "part": {"type": "Whole", "parts": [{"type": "Whole", "part": "Part"}]}}, {"Part": {"depth": 9}})
+        nested = create(
+            {"type": "Whole", "part": {"type": "Whole", "parts": [{"type": "Whole", "part": "Part"}]}},
+            {"Part": {"depth": 9}},
+        )
         assert nested.part.parts[0].part.depth == 9
 
 
@@ -114,7 +121,9 @@ class TestSharing:
         assert create("Sharing", {}).width == 1
 
     def test_contradiction_is_refused_with_both_values(self):
-        with pytest.raises(ConfigError, match="^Sharing.width is 3 but the top level says width: 8; keep one of them$"):
+        with pytest.raises(
+            ConfigError, match="^Sharing.width is 3 but the top level says width: 8; keep one of them$"
+        ):
             create("Sharing", {"width": 8, "Sharing": {"width": 3}})
 
 
@@ -132,8 +141,16 @@ def test_load_method_is_called_after_construction():
     assert create("Loading").steps == ["built", "loaded"]
 
 
-@pytest.mark.parametrize("error", [ValueError("7 is odd"), TypeError("7 is odd"), RuntimeError("7 is odd"), ZeroDivisionError("7 is odd"),
-                                   AssertionError("7 is odd")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("7 is odd"),
+        TypeError("7 is odd"),
+        RuntimeError("7 is odd"),
+        ZeroDivisionError("7 is odd"),
+        AssertionError("7 is odd"),
+    ],
+)
 def test_value_that_the_constructor_refuses_is_a_fault_of_the_configuration(error):
     @register()
     def build_odd():

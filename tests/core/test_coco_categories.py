@@ -18,7 +18,9 @@ def test_every_coco_label_has_a_name_of_its_own():
 
 
 def test_names_stand_at_the_labels_of_their_ids():
-    assert {COCO_CATEGORY_IDS[COCO_NAMES.index(name)] for name in ("person", "stop sign", "cat", "toothbrush")} == {1, 13, 17, 90}
+    assert {
+        COCO_CATEGORY_IDS[COCO_NAMES.index(name)] for name in ("person", "stop sign", "cat", "toothbrush")
+    } == {1, 13, 17, 90}
 
 
 def test_every_coco_label_has_an_objects365_class_of_its_own_with_a_slot():

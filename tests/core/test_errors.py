@@ -5,12 +5,25 @@ import pytest
 from src.core import errors
 
 
-@pytest.mark.parametrize(("name", "code"), [("ConfigError", 2), ("DataError", 3), ("CheckpointError", 4), ("NumericsError", 5), ("ResourceError", 6),
-                                            ("RankError", 7), ("ExportError", 8), ("Preempted", 75)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("ConfigError", 2),
+        ("DataError", 3),
+        ("CheckpointError", 4),
+        ("NumericsError", 5),
+        ("ResourceError", 6),
+        ("RankError", 7),
+        ("ExportError", 8),
+        ("Preempted", 75),
+    ],
+)
 def test_error_has_the_exit_code_of_its_kind(name, code):
     assert getattr(errors, name).exit_code == code
 
 
 def test_no_two_kinds_share_an_exit_code():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RunError)]
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RunError)
+    ]
     assert len({kind.exit_code for kind in kinds}) == len(kinds) == 9

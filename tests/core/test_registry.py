@@ -59,6 +59,7 @@ def test_name_taken_by_another_class_is_refused_with_both_places():
     def make():
         class Other:
             pass
+
         return Other
 
     other = make()
@@ -66,11 +67,15 @@ def test_name_taken_by_another_class_is_refused_with_both_places():
     register("Shiny")(other)
 
     with pytest.raises(ConfigError) as caught:
+
         @register()
         class Shiny:
             pass
-    assert str(caught.value) == (f"'Shiny' is registered by {other.__module__}.Other already; "
-                                 f"rename {__name__}.test_name_taken_by_another_class_is_refused_with_both_places.<locals>.Shiny")
+
+    assert str(caught.value) == (
+        f"'Shiny' is registered by {other.__module__}.Other already; "
+        f"rename {__name__}.test_name_taken_by_another_class_is_refused_with_both_places.<locals>.Shiny"
+    )
 
 
 def test_name_may_be_taken_over_by_force():
@@ -88,11 +93,17 @@ def test_same_class_may_be_registered_again_as_by_a_reloaded_module():
 def test_arguments_carry_defaults_and_types():
     @register()
     class Shiny:
-        def __init__(self, width: int, kind: Literal["a", "b"] = "a", other=None, *args, key: float = 1.0, **kwargs) -> None:
+        def __init__(
+            self, width: int, kind: Literal["a", "b"] = "a", other=None, *args, key: float = 1.0, **kwargs
+        ) -> None:
             pass
 
-    assert find("Shiny").arguments == {"width": Argument(REQUIRED, int), "kind": Argument("a", Literal["a", "b"]),
-                                       "other": Argument(None, arguments_of(lambda x: x)["x"].annotation), "key": Argument(1.0, float)}
+    assert find("Shiny").arguments == {
+        "width": Argument(REQUIRED, int),
+        "kind": Argument("a", Literal["a", "b"]),
+        "other": Argument(None, arguments_of(lambda x: x)["x"].annotation),
+        "key": Argument(1.0, float),
+    }
 
 
 def test_annotation_that_cannot_be_resolved_counts_as_anything():
@@ -140,14 +151,50 @@ def test_shared_argument_is_known_at_the_top_level():
 def test_shared_argument_without_a_default_is_refused(signature):
     scope = {}
     exec(f"class Shiny:\n    __share__ = ['brightness']\n    def __init__(self, {signature}): pass", scope)
-    with pytest.raises(ConfigError, match="^Shiny.brightness is in __share__, so it needs a default in the constructor$"):
+    with pytest.raises(
+        ConfigError, match="^Shiny.brightness is in __share__, so it needs a default in the constructor$"
+    ):
         register()(scope["Shiny"])
 
 
-@pytest.mark.parametrize("name", [
-    "DFINE", "HybridEncoder", "DFINETransformer", "DFINECriterion", "HungarianMatcher", "DFINEPostProcessor", "HGNetv2", "DINOv3Backbone", "CocoDetection",
-    "CocoEvaluator", "DataLoader", "BatchImageCollateFunction", "Compose", "ModelEMA", "LinearWarmup", "GradScaler", "AdamW", "Adam", "SGD", "MultiStepLR",
-    "CosineAnnealingLR", "OneCycleLR", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop", "RandomHorizontalFlip", "RandomCrop", "Resize",
-    "Normalize", "SanitizeBoundingBoxes", "PadToSize", "ConvertPILImage", "ConvertBoxes", "EmptyTransform"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DFINE",
+        "HybridEncoder",
+        "DFINETransformer",
+        "DFINECriterion",
+        "HungarianMatcher",
+        "DFINEPostProcessor",
+        "HGNetv2",
+        "DINOv3Backbone",
+        "CocoDetection",
+        "CocoEvaluator",
+        "DataLoader",
+        "BatchImageCollateFunction",
+        "Compose",
+        "ModelEMA",
+        "LinearWarmup",
+        "GradScaler",
+        "AdamW",
+        "Adam",
+        "SGD",
+        "MultiStepLR",
+        "CosineAnnealingLR",
+        "OneCycleLR",
+        "RandomPhotometricDistort",
+        "RandomZoomOut",
+        "RandomIoUCrop",
+        "RandomHorizontalFlip",
+        "RandomCrop",
+        "Resize",
+        "Normalize",
+        "SanitizeBoundingBoxes",
+        "PadToSize",
+        "ConvertPILImage",
+        "ConvertBoxes",
+        "EmptyTransform",
+    ],
+)
 def test_name_that_users_write_is_registered(name):
     assert find(name) is not None

@@ -25,12 +25,26 @@ def test_every_configuration_of_the_project_is_valid_and_its_resolved_form_loads
 
 
 def test_the_29_official_configurations_are_there():
-    assert len([path for path in model_configs() if "hgnetv2" in path.name and not re.search("scratch|deim", path.name)]) == 29
+    assert (
+        len(
+            [
+                path
+                for path in model_configs()
+                if "hgnetv2" in path.name and not re.search("scratch|deim", path.name)
+            ]
+        )
+        == 29
+    )
 
 
 def test_settings_have_defaults(tmp_path):
     settings = config_from(tmp_path, "").settings
-    assert (settings.epochs, settings.use_amp, settings.seed, settings.output_dir) == (72, False, None, "./output")
+    assert (settings.epochs, settings.use_amp, settings.seed, settings.output_dir) == (
+        72,
+        False,
+        None,
+        "./output",
+    )
 
 
 def test_settings_come_from_the_file(tmp_path):
@@ -39,14 +53,25 @@ def test_settings_come_from_the_file(tmp_path):
 
 
 def test_overrides_win_over_the_file(tmp_path):
-    cfg = config_from(tmp_path, "epochs: 7\noptimizer: {type: AdamW, lr: 1, eps: 2}\n", **parse_overrides(["epochs=3", "optimizer.lr=1e-4"]))
+    cfg = config_from(
+        tmp_path,
+        "epochs: 7\noptimizer: {type: AdamW, lr: 1, eps: 2}\n",
+        **parse_overrides(["epochs=3", "optimizer.lr=1e-4"]),
+    )
     assert (cfg.settings.epochs, cfg.yaml_cfg["optimizer"]) == (3, {"type": "AdamW", "lr": 1e-4, "eps": 2})
 
 
 def test_override_of_the_input_size_reaches_every_place_that_refers_to_it():
-    cfg = YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml", **parse_overrides(["eval_spatial_size=[320, 480]"]))
+    cfg = YAMLConfig(
+        CONFIGS / "dfine/dfine_dinov3_s_coco.yml", **parse_overrides(["eval_spatial_size=[320, 480]"])
+    )
     loaders = [cfg.yaml_cfg[f"{part}_dataloader"] for part in ("train", "val")]
-    sizes = [op["size"] for loader in loaders for op in loader["dataset"]["transforms"]["ops"] if op["type"] == "Resize"]
+    sizes = [
+        op["size"]
+        for loader in loaders
+        for op in loader["dataset"]["transforms"]["ops"]
+        if op["type"] == "Resize"
+    ]
     assert (sizes, loaders[0]["collate_fn"]["base_size"]) == ([[320, 480], [320, 480]], 320)
 
 
@@ -89,7 +114,12 @@ def test_average_is_left_out_unless_asked_for():
 
 def test_part_that_no_block_describes_is_none(tmp_path):
     cfg = config_from(tmp_path, "epochs: 3\n")
-    assert (cfg.train_dataloader, cfg.val_dataloader, cfg.lr_warmup_scheduler, cfg.scaler("cpu")) == (None, None, None, None)
+    assert (cfg.train_dataloader, cfg.val_dataloader, cfg.lr_warmup_scheduler, cfg.scaler("cpu")) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("key", ["model", "criterion", "postprocessor"])
@@ -97,7 +127,10 @@ def test_missing_part_is_named_when_asked_for(tmp_path, key):
     cfg = config_from(tmp_path, "epochs: 3\n")
     with pytest.raises(ConfigError) as caught:
         getattr(cfg, key)
-    assert str(caught.value) == f"{tmp_path / 'config.yml'} names no '{key}'; set it to a registered class such as DFINE"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'config.yml'} names no '{key}'; set it to a registered class such as DFINE"
+    )
 
 
 def test_model_that_is_not_registered_is_named(tmp_path):
@@ -128,7 +161,13 @@ def test_resolved_configuration_holds_no_references():
 
 def test_configuration_alone_knows_every_class():
     code = "from src.core import YAMLConfig; import sys; YAMLConfig(sys.argv[1]); print('loaded')"
-    run = subprocess.run([sys.executable, "-c", code, str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml")], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.stdout == "loaded\n", run.stderr
 
 
@@ -154,8 +193,16 @@ class TestUsersOwnBackbone:
                 return maps
 
     def config(self, **changes) -> YAMLConfig:
-        return tiny_config(**merged({"DFINE": {"backbone": "OwnBackbone"}, "OwnBackbone": {"width": 24},
-                                     "HybridEncoder": {"in_channels": [24, 24, 24]}}, changes))
+        return tiny_config(
+            **merged(
+                {
+                    "DFINE": {"backbone": "OwnBackbone"},
+                    "OwnBackbone": {"width": 24},
+                    "HybridEncoder": {"in_channels": [24, 24, 24]},
+                },
+                changes,
+            )
+        )
 
     def test_model_detects_with_it(self):
         output = self.config().model.eval()(torch.rand(2, 3, 64, 64))
@@ -165,19 +212,46 @@ class TestUsersOwnBackbone:
         assert self.config().model.backbone.sizes == [64, 64]
 
     def test_misspelt_argument_of_it_is_found(self):
-        with pytest.raises(ConfigError, match="unknown key 'OwnBackbone.widht' \\(command line\\); did you mean 'width'\\?"):
+        with pytest.raises(
+            ConfigError, match="unknown key 'OwnBackbone.widht' \\(command line\\); did you mean 'width'\\?"
+        ):
             self.config(OwnBackbone={"widht": 3})
 
 
 def test_official_style_file_with_unused_sections_loads(tmp_path):
-    path = write_configs(tmp_path, base="use_focal_loss: True\nHungarianMatcher: {alpha: 0.25}\n", main="__include__: ['./base.yml']\nnum_classes: 5\n")
-    assert parse_yaml(YAMLConfig(path).to_yaml(), "test")[0] == {"use_focal_loss": True, "HungarianMatcher": {"alpha": 0.25}, "num_classes": 5}
+    path = write_configs(
+        tmp_path,
+        base="use_focal_loss: True\nHungarianMatcher: {alpha: 0.25}\n",
+        main="__include__: ['./base.yml']\nnum_classes: 5\n",
+    )
+    assert parse_yaml(YAMLConfig(path).to_yaml(), "test")[0] == {
+        "use_focal_loss": True,
+        "HungarianMatcher": {"alpha": 0.25},
+        "num_classes": 5,
+    }
 
 
 def test_spoilt_configurations_load_or_are_refused(tmp_path):
     """Values and keys changed at random: no exception but a `ConfigError`."""
     rng, refusals = random.Random(0), 0
-    junk = [None, -1, 0, 1e30, True, "x", "", [], [1], {}, {"type": "DFINE"}, {"type": 5}, "${epochs}", "${nothing}", [None], [{"type": "Resize"}]]
+    junk = [
+        None,
+        -1,
+        0,
+        1e30,
+        True,
+        "x",
+        "",
+        [],
+        [1],
+        {},
+        {"type": "DFINE"},
+        {"type": 5},
+        "${epochs}",
+        "${nothing}",
+        [None],
+        [{"type": "Resize"}],
+    ]
     for _ in range(80):
         values = copy.deepcopy(tiny_config().yaml_cfg)
         for _ in range(rng.choice([1, 3])):

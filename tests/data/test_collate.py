@@ -28,9 +28,16 @@ def sizes(collate, draws: int = 300, transforms: Compose = TO_64) -> Counter:
 # ---- the list of sizes ----
 
 
-@pytest.mark.parametrize(("base", "repeat", "scales"), [
-    (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 800, 768, 736, 704, 672]), (640, 0, [480, 512, 544, 576, 608, 800, 768, 736, 704, 672]),
-    (320, 1, [224, 256, 288, 320, 384, 352, 320]), (64, 2, [32, 64, 64, 64]), (32, 1, [32])])
+@pytest.mark.parametrize(
+    ("base", "repeat", "scales"),
+    [
+        (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 800, 768, 736, 704, 672]),
+        (640, 0, [480, 512, 544, 576, 608, 800, 768, 736, 704, 672]),
+        (320, 1, [224, 256, 288, 320, 384, 352, 320]),
+        (64, 2, [32, 64, 64, 64]),
+        (32, 1, [32]),
+    ],
+)
 def test_sizes_run_from_three_to_five_quarters_of_the_base(base, repeat, scales):
     assert generate_scales(base, repeat) == scales
 
@@ -81,17 +88,27 @@ def test_boxes_of_a_resized_batch_stay_relative():
 
 def test_same_chance_gives_the_same_size():
     collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1)
-    assert [collate(batch(2, seed))[0].shape for seed in range(8)] == [collate(batch(2, seed))[0].shape for seed in range(8)]
+    assert [collate(batch(2, seed))[0].shape for seed in range(8)] == [
+        collate(batch(2, seed))[0].shape for seed in range(8)
+    ]
 
 
 def test_width_follows_the_height_in_proportion():
     transforms = Compose([Resize([128, 256])])
-    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {(96, 192), (128, 256), (160, 320)}
+    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {
+        (96, 192),
+        (128, 256),
+        (160, 320),
+    }
 
 
 def test_width_is_rounded_to_the_stride():
     transforms = Compose([Resize([128, 160])])
-    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {(96, 128), (128, 160), (160, 192)}
+    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {
+        (96, 128),
+        (128, 160),
+        (160, 192),
+    }
 
 
 @pytest.mark.parametrize(("epoch", "several"), [(0, True), (4, True), (5, False), (9, False)])
@@ -117,8 +134,17 @@ def test_clean_stage_may_begin_at_a_share_of_the_run():
 
 
 def finished(count: int = 2, size: int = 64):
-    return [(torch.rand(3, size, size), {"boxes": torch.rand(1, 4), "labels": torch.zeros(1, dtype=torch.int64), "idx": torch.tensor([i])})
-            for i in range(count)]
+    return [
+        (
+            torch.rand(3, size, size),
+            {
+                "boxes": torch.rand(1, 4),
+                "labels": torch.zeros(1, dtype=torch.int64),
+                "idx": torch.tensor([i]),
+            },
+        )
+        for i in range(count)
+    ]
 
 
 def test_finished_images_are_stacked():
@@ -131,12 +157,16 @@ def test_finished_images_are_stacked():
 def test_finished_images_are_resized_to_the_drawn_size():
     items = finished()
     images, _ = BatchImageCollateFunction(base_size=128, base_size_repeat=0)(items)
-    assert torch.equal(images, F.interpolate(torch.stack([image for image, _ in items]), tuple(images.shape[-2:])))
+    assert torch.equal(
+        images, F.interpolate(torch.stack([image for image, _ in items]), tuple(images.shape[-2:]))
+    )
     assert images.shape[-1] in (96, 160)
 
 
 def test_finished_images_without_an_index_are_taken_too():
-    images, _ = BatchImageCollateFunction(base_size=64, base_size_repeat=1)([(torch.rand(3, 64, 64), {"boxes": torch.zeros(0, 4)})])
+    images, _ = BatchImageCollateFunction(base_size=64, base_size_repeat=1)(
+        [(torch.rand(3, 64, 64), {"boxes": torch.zeros(0, 4)})]
+    )
     assert images.shape[0] == 1
 
 
@@ -146,15 +176,28 @@ def test_finished_images_without_an_index_are_taken_too():
 def counts(collate, epoch: int = 0, seeds: int = 1) -> list[int]:
     """Return by how many boxes batches of three images grew, of the images together."""
     collate.set_epoch(epoch)
-    return [sum(len(t["boxes"]) for t in collate(batch(seed=seed))[1]) - sum(len(drawn(i).boxes) for i in range(3)) for seed in range(seeds)]
+    return [
+        sum(len(t["boxes"]) for t in collate(batch(seed=seed))[1])
+        - sum(len(drawn(i).boxes) for i in range(3))
+        for seed in range(seeds)
+    ]
 
 
 OWN = sum(len(drawn(i).boxes) for i in range(3))
 """What mixup adds; CopyBlend adds three objects an image, 9."""
 
 
-@pytest.mark.parametrize(("settings", "grown"), [({}, 0), ({"mixup_prob": 1}, OWN), ({"copyblend_prob": 1}, 9), ({"copyblend_prob": 1, "num_objects": 1}, 3),
-                                                 ({"mixup_prob": 1, "copyblend_prob": 1}, OWN), ({"copyblend_prob": 1, "area_threshold": 64 * 64}, 0)])
+@pytest.mark.parametrize(
+    ("settings", "grown"),
+    [
+        ({}, 0),
+        ({"mixup_prob": 1}, OWN),
+        ({"copyblend_prob": 1}, 9),
+        ({"copyblend_prob": 1, "num_objects": 1}, 3),
+        ({"mixup_prob": 1, "copyblend_prob": 1}, OWN),
+        ({"copyblend_prob": 1, "area_threshold": 64 * 64}, 0),
+    ],
+)
 def test_batch_is_mixed_as_it_is_set(settings, grown):
     assert OWN != 9
     assert counts(BatchImageCollateFunction(**settings)) == [grown]
@@ -171,7 +214,9 @@ def test_mixup_and_copies_have_their_share_of_the_batches():
 @pytest.mark.parametrize(("epoch", "grown"), [(3, 0), (4, OWN), (33, OWN), (34, 9), (59, 9), (60, 0)])
 @pytest.mark.parametrize("ends", [(34, 60), (0.34, 0.6), ("340 steps", "60 %")], ids=str)
 def test_mixup_and_copies_act_in_their_epochs(ends, epoch, grown):
-    collate = BatchImageCollateFunction(mixup_prob=1, mixup_epochs=[4, ends[0]], copyblend_prob=1, copyblend_epochs=["4 epochs", ends[1]])
+    collate = BatchImageCollateFunction(
+        mixup_prob=1, mixup_epochs=[4, ends[0]], copyblend_prob=1, copyblend_epochs=["4 epochs", ends[1]]
+    )
     collate.set_run_length(RunLength(epochs=100, steps_per_epoch=10))
     assert counts(collate, epoch) == [grown]
 
@@ -183,12 +228,20 @@ def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(epoch, grown
 
 @pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
 def test_mixed_batch_has_the_size_that_it_would_have_unmixed(chance):
-    plain, mixed = BatchImageCollateFunction(base_size=64, base_size_repeat=1), BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{chance: 0.5})
-    assert [plain(batch(2, seed))[0].shape for seed in range(8)] == [mixed(batch(2, seed))[0].shape for seed in range(8)]
+    plain, mixed = (
+        BatchImageCollateFunction(base_size=64, base_size_repeat=1),
+        BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{chance: 0.5}),
+    )
+    assert [plain(batch(2, seed))[0].shape for seed in range(8)] == [
+        mixed(batch(2, seed))[0].shape for seed in range(8)
+    ]
 
 
 def test_batch_that_chance_leaves_unmixed_is_what_it_would_be():
-    plain, mixed = BatchImageCollateFunction(), BatchImageCollateFunction(mixup_prob=1e-9, copyblend_prob=1e-9)
+    plain, mixed = (
+        BatchImageCollateFunction(),
+        BatchImageCollateFunction(mixup_prob=1e-9, copyblend_prob=1e-9),
+    )
     assert torch.equal(plain(batch())[0], mixed(batch())[0])
 
 
@@ -213,19 +266,39 @@ def test_finished_images_are_mixed_too(chance):
     assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [(2, 2, 1), (2, 2, 1)]
 
 
-@pytest.mark.parametrize("transforms", [Compose([Resize([64, 64])]), Compose([Resize([64, 64]), ConvertPILImage()]),
-                                        Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("xyxy", True)])])
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        Compose([Resize([64, 64])]),
+        Compose([Resize([64, 64]), ConvertPILImage()]),
+        Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("xyxy", True)]),
+    ],
+)
 def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transforms):
-    with pytest.raises(ConfigError, match="^mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got torch."):
+    with pytest.raises(
+        ConfigError,
+        match="^mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got torch.",
+    ):
         BatchImageCollateFunction(mixup_prob=0.1, mixup_epochs=[4, 5])(batch(transforms=transforms))
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"mixup_prob": 1.5}, "mixup_prob is 1.5, expected 0 to 1"), ({"copyblend_prob": -1.0}, "copyblend_prob is -1.0, expected 0 to 1"),
-    ({"mixup_epochs": [4]}, "mixup_epochs is [4], expected two: the first epoch with it and the first without"),
-    ({"copyblend_epochs": [40, 4]}, "copyblend_epochs is [40, 4], which are the epochs 40, 4; none may come before the one on its left"),
-    ({"copyblend_type": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
-    ({"num_objects": 0}, "num_objects is 0, expected at least 1")])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"mixup_prob": 1.5}, "mixup_prob is 1.5, expected 0 to 1"),
+        ({"copyblend_prob": -1.0}, "copyblend_prob is -1.0, expected 0 to 1"),
+        (
+            {"mixup_epochs": [4]},
+            "mixup_epochs is [4], expected two: the first epoch with it and the first without",
+        ),
+        (
+            {"copyblend_epochs": [40, 4]},
+            "copyblend_epochs is [40, 4], which are the epochs 40, 4; none may come before the one on its left",
+        ),
+        ({"copyblend_type": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
+        ({"num_objects": 0}, "num_objects is 0, expected at least 1"),
+    ],
+)
 def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
     with pytest.raises(ConfigError) as caught:
         create({"type": "BatchImageCollateFunction", **settings})
@@ -233,7 +306,9 @@ def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
 
 
 def test_mixing_may_go_on_to_the_end():
-    collate = create({"type": "BatchImageCollateFunction", "copyblend_epochs": [0.5, None], "stop_epoch": None})
+    collate = create(
+        {"type": "BatchImageCollateFunction", "copyblend_epochs": [0.5, None], "stop_epoch": None}
+    )
     collate.set_run_length(RunLength(10, 5))
     assert collate.points["copyblend_epochs"] == (5, None)
 
@@ -243,7 +318,9 @@ def test_mixing_may_go_on_to_the_end():
 
 @pytest.mark.parametrize("size", [100, 0, -32, 16])
 def test_base_size_that_is_no_multiple_of_the_stride_is_refused(size):
-    with pytest.raises(ConfigError, match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$"):
+    with pytest.raises(
+        ConfigError, match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$"
+    ):
         create({"type": "BatchImageCollateFunction", "base_size": size})
 
 

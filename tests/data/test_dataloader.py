@@ -30,17 +30,30 @@ from tests.fixtures.processes import on_ranks
 @pytest.fixture
 def ranks(monkeypatch):
     """Pretend to be rank `number` of `count`."""
+
     def pretend(number: int, count: int) -> None:
         monkeypatch.setattr(dataloader, "rank", lambda: number)
         monkeypatch.setattr(dataloader, "world_size", lambda: count)
+
     return pretend
 
 
 @pytest.fixture
 def shares(ranks):
     """Return the batches of each of `count` ranks that share `total` images a step."""
-    def collect(length: int, count: int, total: int, *, shuffle: bool = True, drop_last: bool = False, epoch: int = 0, seed: int = 0, start: int = 0,
-                equal: bool | None = None):
+
+    def collect(
+        length: int,
+        count: int,
+        total: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        epoch: int = 0,
+        seed: int = 0,
+        start: int = 0,
+        equal: bool | None = None,
+    ):
         batches = []
         for number in range(count):
             ranks(number, count)
@@ -50,6 +63,7 @@ def shares(ranks):
                 sampler.equal_shares = equal
             batches.append(list(sampler))
         return batches
+
     return collect
 
 
@@ -91,7 +105,12 @@ def test_training_repeats_only_as_many_images_as_fill_the_ranks(shares, length, 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 31, 32])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_evaluation_sees_every_image_exactly_once(shares, length, count):
-    seen = [index for batches in shares(length, count, 2 * count, shuffle=False) for batch in batches for index in batch]
+    seen = [
+        index
+        for batches in shares(length, count, 2 * count, shuffle=False)
+        for batch in batches
+        for index in batch
+    ]
     assert sorted(seen) == list(range(length))
 
 
@@ -149,8 +168,19 @@ def test_largest_seeds_and_epochs_will_do(shares):
 
 def images(folder) -> CocoDetection:
     """Return a data set with every kind of chance in it, from a folder with labels.json."""
-    transforms = Compose([Mosaic(32), RandomPhotometricDistort(), RandomZoomOut(), RandomIoUCrop(p=0.8), RandomHorizontalFlip(), Resize([64, 64]),
-                          ConvertPILImage(), ConvertBoxes("cxcywh", True)], mosaic_prob=0.5)
+    transforms = Compose(
+        [
+            Mosaic(32),
+            RandomPhotometricDistort(),
+            RandomZoomOut(),
+            RandomIoUCrop(p=0.8),
+            RandomHorizontalFlip(),
+            Resize([64, 64]),
+            ConvertPILImage(),
+            ConvertBoxes("cxcywh", True),
+        ],
+        mosaic_prob=0.5,
+    )
     return CocoDetection(str(folder), str(folder / "labels.json"), transforms)
 
 
@@ -162,22 +192,39 @@ def data_folder(tmp_path_factory):
 @pytest.fixture
 def loader(data_folder):
     def make(**settings) -> DataLoader:
-        collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1, mixup_prob=0.4, copyblend_prob=0.5, area_threshold=20)
-        return DataLoader(images(data_folder), collate, **{"total_batch_size": 4, "shuffle": True, **settings})
+        collate = BatchImageCollateFunction(
+            base_size=64, base_size_repeat=1, mixup_prob=0.4, copyblend_prob=0.5, area_threshold=20
+        )
+        return DataLoader(
+            images(data_folder), collate, **{"total_batch_size": 4, "shuffle": True, **settings}
+        )
+
     return make
 
 
 def epoch_of(loader: DataLoader, epoch: int = 0, seed: int = 0, start: int = 0) -> list:
     loader.set_seed(seed)
     loader.set_epoch(epoch, start)
-    return [(batch.clone(), [{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]) for batch, targets in loader]
+    return [
+        (
+            batch.clone(),
+            [{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets],
+        )
+        for batch, targets in loader
+    ]
 
 
 def equal(a: list, b: list) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y) and len(s) == len(t) and all(
-            p.keys() == q.keys() and all(torch.equal(p[k], q[k]) if isinstance(p[k], torch.Tensor) else p[k] == q[k] for k in p) for p, q in zip(s, t))
-        for (x, s), (y, t) in zip(a, b))
+        torch.equal(x, y)
+        and len(s) == len(t)
+        and all(
+            p.keys() == q.keys()
+            and all(torch.equal(p[k], q[k]) if isinstance(p[k], torch.Tensor) else p[k] == q[k] for k in p)
+            for p, q in zip(s, t)
+        )
+        for (x, s), (y, t) in zip(a, b)
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -257,27 +304,43 @@ def test_faulty_image_is_named_in_one_line_wherever_it_was_met(tmp_path, workers
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError) as caught:
         list(DataLoader(data, batch_size=2, num_workers=workers))
-    assert explain(caught.value) == (3, f"image {tmp_path / '3.png'} cannot be read: No such file or directory")
+    assert explain(caught.value) == (
+        3,
+        f"image {tmp_path / '3.png'} cannot be read: No such file or directory",
+    )
 
 
 # ---- batch sizes ----
 
 
-@pytest.mark.parametrize(("settings", "count", "size", "total"), [
-    ({"batch_size": 3}, 1, 3, 3), ({"batch_size": 3}, 2, 3, 6), ({"total_batch_size": 6}, 2, 3, 6), ({"total_batch_size": 6}, 1, 6, 6)])
+@pytest.mark.parametrize(
+    ("settings", "count", "size", "total"),
+    [
+        ({"batch_size": 3}, 1, 3, 3),
+        ({"batch_size": 3}, 2, 3, 6),
+        ({"total_batch_size": 6}, 2, 3, 6),
+        ({"total_batch_size": 6}, 1, 6, 6),
+    ],
+)
 def test_batch_size_is_that_of_a_rank_or_of_all(ranks, loader, settings, count, size, total):
     ranks(0, count)
     made = loader(**{"total_batch_size": None, **settings})
     assert (made.batch_sampler.batch_size, made.total_batch_size) == (size, total)
 
 
-@pytest.mark.parametrize(("count", "total", "fault"), [
-    (2, 5, "total_batch_size 5 cannot be shared by 2 ranks; the nearest that can are 4 and 6"),
-    (8, 33, "total_batch_size 33 cannot be shared by 8 ranks; the nearest that can are 32 and 40"),
-    (4, 3, "total_batch_size 3 cannot be shared by 4 ranks; the least that can is 4"),
-    (1, 0, "total_batch_size 0 cannot be shared by 1 ranks; the least that can is 1"),
-    (2, -4, "total_batch_size -4 cannot be shared by 2 ranks; the least that can is 2")])
-def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(ranks, loader, count, total, fault):
+@pytest.mark.parametrize(
+    ("count", "total", "fault"),
+    [
+        (2, 5, "total_batch_size 5 cannot be shared by 2 ranks; the nearest that can are 4 and 6"),
+        (8, 33, "total_batch_size 33 cannot be shared by 8 ranks; the nearest that can are 32 and 40"),
+        (4, 3, "total_batch_size 3 cannot be shared by 4 ranks; the least that can is 4"),
+        (1, 0, "total_batch_size 0 cannot be shared by 1 ranks; the least that can is 1"),
+        (2, -4, "total_batch_size -4 cannot be shared by 2 ranks; the least that can is 2"),
+    ],
+)
+def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
+    ranks, loader, count, total, fault
+):
     ranks(0, count)
     with pytest.raises(ConfigError) as caught:
         loader(total_batch_size=total)
@@ -286,35 +349,62 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
 
 @pytest.mark.parametrize("settings", [{"total_batch_size": None}, {"batch_size": 2}])
 def test_batch_size_is_given_once(loader, settings):
-    with pytest.raises(ConfigError, match=r"^DataLoader needs either batch_size \(of one rank\) or total_batch_size \(of all ranks\)$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^DataLoader needs either batch_size \(of one rank\) or total_batch_size \(of all ranks\)$",
+    ):
         loader(**settings)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
     ranks(0, count)
-    with pytest.raises(ConfigError, match="^0 steps per epoch: 12 images do not fill one batch of 14; reduce total_batch_size$"):
+    with pytest.raises(
+        ConfigError,
+        match="^0 steps per epoch: 12 images do not fill one batch of 14; reduce total_batch_size$",
+    ):
         loader(total_batch_size=14, drop_last=True)
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"batch_size": 0, "total_batch_size": None}, "batch_size is 0, expected at least 1"), ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
-    ({"data_timeout": -1}, "data_timeout is -1, expected seconds, or 0 for no limit"),
-    ({"persistent_workers": True}, "persistent_workers is true; workers are started anew each epoch, set it to false")])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"batch_size": 0, "total_batch_size": None}, "batch_size is 0, expected at least 1"),
+        ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
+        ({"data_timeout": -1}, "data_timeout is -1, expected seconds, or 0 for no limit"),
+        (
+            {"persistent_workers": True},
+            "persistent_workers is true; workers are started anew each epoch, set it to false",
+        ),
+    ],
+)
 def test_setting_out_of_range_is_refused(loader, settings, fault):
     with pytest.raises(ConfigError, match=fault):
         loader(**settings)
 
 
 def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(data_folder):
-    with pytest.raises(ConfigError, match="^DataLoader cannot be built: prefetch_factor option could only be specified in multiprocessing"):
+    with pytest.raises(
+        ConfigError,
+        match="^DataLoader cannot be built: prefetch_factor option could only be specified in multiprocessing",
+    ):
         create({"type": "DataLoader", "batch_size": 2, "prefetch_factor": 4}, dataset=images(data_folder))
 
 
 def test_loader_is_built_from_a_configuration(data_folder):
-    made = create({"type": "DataLoader", "total_batch_size": 5, "collate_fn": {"type": "BatchImageCollateFunction", "base_size": 64},
-                   "dataset": {"type": "CocoDetection", "img_folder": str(data_folder), "ann_file": str(data_folder / "labels.json"),
-                               "transforms": {"type": "Compose", "ops": [{"type": "Resize", "size": [64, 64]}]}}})
+    made = create(
+        {
+            "type": "DataLoader",
+            "total_batch_size": 5,
+            "collate_fn": {"type": "BatchImageCollateFunction", "base_size": 64},
+            "dataset": {
+                "type": "CocoDetection",
+                "img_folder": str(data_folder),
+                "ann_file": str(data_folder / "labels.json"),
+                "transforms": {"type": "Compose", "ops": [{"type": "Resize", "size": [64, 64]}]},
+            },
+        }
+    )
     assert [tuple(batch.shape) for batch, _ in made] == [(5, 3, 64, 64), (5, 3, 64, 64), (2, 3, 64, 64)]
 
 

@@ -40,7 +40,11 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def loaded(happen, **settings) -> list[list[int]]:
-    return list(DataLoader(Numbers(happen), list, **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings}))
+    return list(
+        DataLoader(
+            Numbers(happen), list, **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings}
+        )
+    )
 
 
 def fault(happen, **settings) -> str:
@@ -50,10 +54,14 @@ def fault(happen, **settings) -> str:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("number", "text"), [
-    (signal.SIGKILL, "was killed by SIGKILL, likely because memory ran out; its last image: number 5;"),
-    (signal.SIGBUS, "was killed by SIGBUS, likely because shared memory is full (/dev/shm has "),
-    (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;")])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL, likely because memory ran out; its last image: number 5;"),
+        (signal.SIGBUS, "was killed by SIGBUS, likely because shared memory is full (/dev/shm has "),
+        (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
+    ],
+)
 def test_killed_worker_is_told_with_its_signal_and_images(workers, number, text):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)
     assert message.startswith("loader worker 0 (pid ") and text in message
@@ -84,7 +92,8 @@ def test_data_set_that_does_not_know_its_last_image_is_watched_too(monkeypatch):
 
 def test_hanging_worker_is_told_after_the_timeout():
     assert fault(lambda: time.sleep(2), data_timeout=0.6).startswith(
-        "no batch came for 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;")
+        "no batch came for 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;"
+    )
 
 
 @pytest.mark.parametrize("timeout", [0, 60])

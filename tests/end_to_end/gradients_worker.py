@@ -13,7 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.core import YAMLConfig
 from src.nn.backbone.hgnetv2 import freeze_batch_norms
-from src.runtime.distributed import gather_objects, is_main, join_group, leave_group, mean_over_ranks, world_size
+from src.runtime.distributed import (
+    gather_objects,
+    is_main,
+    join_group,
+    leave_group,
+    mean_over_ranks,
+    world_size,
+)
 
 
 def main(config: str, output: str) -> None:
@@ -36,7 +43,14 @@ def main(config: str, output: str) -> None:
             loss.backward()
             loss = mean_over_ranks(loss.detach()).item()
     if is_main():
-        torch.save({"images": steps, "loss": loss, "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None}}, output)
+        torch.save(
+            {
+                "images": steps,
+                "loss": loss,
+                "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+            },
+            output,
+        )
     leave_group()
 
 

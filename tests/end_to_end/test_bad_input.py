@@ -31,6 +31,7 @@ def run_train(monkeypatch, capsys):
 @pytest.fixture
 def spoilt_labels(tiny_data, tmp_path):
     """Return a function that writes a changed copy of the training labels and gives its path."""
+
     def write(change) -> str:
         labels = json.loads((tiny_data.folder / "train.json").read_text())
         change(labels)
@@ -42,22 +43,46 @@ def spoilt_labels(tiny_data, tmp_path):
 
 CONFIG_FAULTS = {
     "an unknown key": (["epoch=3"], "unknown key 'epoch' (command line); did you mean 'epochs'?"),
-    "an unknown key of a class": (["HybridEncoder.hiden_dim=3"], "unknown key 'HybridEncoder.hiden_dim' (command line); did you mean 'hidden_dim'?"),
-    "a wrong type": (["DFINETransformer.num_layers=three"], "DFINETransformer.num_layers is 'three', expected a whole number"),
-    "channels that do not fit": (["HybridEncoder.in_channels=[512, 1024, 2048]"],
-                                 "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives [32, 32, 32]; set in_channels to match"),
+    "an unknown key of a class": (
+        ["HybridEncoder.hiden_dim=3"],
+        "unknown key 'HybridEncoder.hiden_dim' (command line); did you mean 'hidden_dim'?",
+    ),
+    "a wrong type": (
+        ["DFINETransformer.num_layers=three"],
+        "DFINETransformer.num_layers is 'three', expected a whole number",
+    ),
+    "channels that do not fit": (
+        ["HybridEncoder.in_channels=[512, 1024, 2048]"],
+        "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives [32, 32, 32]; set in_channels to match",
+    ),
     "a size that is no multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
-    "code in an override": (["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"], "could not determine a constructor"),
+    "code in an override": (
+        ["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"],
+        "could not determine a constructor",
+    ),
     "too few classes": (["num_classes=2"], "num_classes is 2, but"),
     "a batch that ranks cannot share": (["train_dataloader.total_batch_size=0"], "total_batch_size 0"),
-    "more images a batch than there are": (["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
-                                           "0 steps per epoch: 24 images do not fill one batch of 64"),
+    "more images a batch than there are": (
+        ["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
+        "0 steps per epoch: 24 images do not fill one batch of 64",
+    ),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
-    "a rate policy that torch refuses": (["lr_scheduler={type: OneCycleLR, max_lr: 0.1, total_steps: 1.0, pct_start: 5.0}"], "OneCycleLR cannot be built"),
-    "mixing in evaluation": (["val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"],
-                             "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them"),
-    "a mosaic in evaluation": (["val_dataloader.dataset.transforms.ops=[{type: Mosaic}]"], "val_dataloader has Mosaic, but images are evaluated"),
-    "a missing image folder": (["train_dataloader.dataset.img_folder=/nowhere"], "CocoDetection.img_folder /nowhere is not a folder"),
+    "a rate policy that torch refuses": (
+        ["lr_scheduler={type: OneCycleLR, max_lr: 0.1, total_steps: 1.0, pct_start: 5.0}"],
+        "OneCycleLR cannot be built",
+    ),
+    "mixing in evaluation": (
+        ["val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"],
+        "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them",
+    ),
+    "a mosaic in evaluation": (
+        ["val_dataloader.dataset.transforms.ops=[{type: Mosaic}]"],
+        "val_dataloader has Mosaic, but images are evaluated",
+    ),
+    "a missing image folder": (
+        ["train_dataloader.dataset.img_folder=/nowhere"],
+        "CocoDetection.img_folder /nowhere is not a folder",
+    ),
 }
 
 
@@ -97,7 +122,9 @@ def test_a_missing_image_is_named_before_training(run_train, spoilt_labels, tiny
     assert "1 of 24 images of" in message and "lost.jpg" in message
 
 
-def test_categories_that_differ_between_training_and_validation_are_listed(run_train, spoilt_labels, tiny_data, tmp_path):
+def test_categories_that_differ_between_training_and_validation_are_listed(
+    run_train, spoilt_labels, tiny_data, tmp_path
+):
     def change(labels):
         labels["categories"][0]["name"] = "disk"
 
@@ -107,33 +134,59 @@ def test_categories_that_differ_between_training_and_validation_are_listed(run_t
 
 
 def test_labels_without_a_usable_box_are_refused(run_train, spoilt_labels, tiny_data, tmp_path):
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", spoilt_labels(lambda labels: labels.update(annotations=[])))
+    code, message = run_train(
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        spoilt_labels(lambda labels: labels.update(annotations=[])),
+    )
     assert code == 3
     assert "no usable box" in message
 
 
 def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=1, DFINETransformer={"num_queries": 2}, DFINEPostProcessor={"num_top_queries": 2})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=1,
+        DFINETransformer={"num_queries": 2},
+        DFINEPostProcessor={"num_top_queries": 2},
+    )
     ended = train_here("-c", config, "--seed=0")
     assert ended.code == 0, ended.err
     assert "there is an image with 3 objects, but only 2 can be found in one (num_queries)" in ended.out
 
 
 def test_a_missing_checkpoint_is_exit_code_4(run_train, tiny_data, tmp_path):
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "--test-only", "-r", tmp_path / "none.pth")
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "--test-only", "-r", tmp_path / "none.pth"
+    )
     assert code == 4
     assert f"{tmp_path / 'none.pth'} does not exist" in message
 
 
-def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(run_train, tiny_data, tmp_path, monkeypatch):
+def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(
+    run_train, tiny_data, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     config = "configs/dfine/custom/dfine_dinov3_s_custom.yml"
-    updates = [f"{part}_dataloader.dataset.{key}={value}" for part in ("train", "val")
-               for key, value in (("img_folder", tiny_data.folder / "images"), ("ann_file", tiny_data.folder / f"{part}.json"))]
-    code, message = run_train("-c", train.__file__.replace("train.py", config), "-u", *updates, f"output_dir={tmp_path}")
+    updates = [
+        f"{part}_dataloader.dataset.{key}={value}"
+        for part in ("train", "val")
+        for key, value in (
+            ("img_folder", tiny_data.folder / "images"),
+            ("ann_file", tiny_data.folder / f"{part}.json"),
+        )
+    ]
+    code, message = run_train(
+        "-c", train.__file__.replace("train.py", config), "-u", *updates, f"output_dir={tmp_path}"
+    )
     assert code == 4
-    assert "there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth" in message and "-u DINOv3Backbone.pretrained=False" in message
+    assert (
+        "there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth" in message
+        and "-u DINOv3Backbone.pretrained=False" in message
+    )
 
 
 def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_path):

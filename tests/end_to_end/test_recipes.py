@@ -29,14 +29,23 @@ def evaluated(config, weights, folder, **options) -> dict:
 def weights_of(checkpoint) -> dict[str, torch.Tensor]:
     """Return the trained and the averaged weights of a `last.pth`."""
     content = read_tensor_file(checkpoint)
-    return content["model"] | {f"average of {name}": value for name, value in content["ema"]["module"].items()}
+    return content["model"] | {
+        f"average of {name}": value for name, value in content["ema"]["module"].items()
+    }
 
 
 @pytest.fixture(scope="module")
 def phased(tiny_data, tmp_path_factory):
     """A run on two ranks through phase A, phase B and the clean stage, a step of two batches."""
     folder = tmp_path_factory.mktemp("phased")
-    config = write_tiny_config(folder, tiny_data, epochs=3, DINOv3Backbone=PHASES, grad_accum_steps=2, train_dataloader={"collate_fn": {"stop_epoch": 2}})
+    config = write_tiny_config(
+        folder,
+        tiny_data,
+        epochs=3,
+        DINOv3Backbone=PHASES,
+        grad_accum_steps=2,
+        train_dataloader={"collate_fn": {"stop_epoch": 2}},
+    )
     return config, folder / "run", succeed("-c", config, "--seed=1", ranks=2)
 
 
@@ -54,7 +63,9 @@ def test_the_record_of_an_epoch_says_how_many_parameters_trained(phased):
 def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     config, run, _ = phased
     logged = max(read_log(run), key=lambda record: record["AP"])
-    assert evaluated(config, run / "best.pth", tmp_path, ranks=2)["AP"] == pytest.approx(logged["AP"], abs=1e-6)
+    assert evaluated(config, run / "best.pth", tmp_path, ranks=2)["AP"] == pytest.approx(
+        logged["AP"], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -63,7 +74,9 @@ def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tm
     succeed("-c", config, "--seed=1", "--output-dir", tmp_path, "-u", f"epochs={epochs_done}", ranks=2)
     succeed("-c", config, "-r", tmp_path / "last.pth", "--output-dir", tmp_path, "--override", ranks=2)
     ours, theirs = weights_of(tmp_path / "last.pth"), weights_of(run / "last.pth")
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
 
 
 def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp_path):
@@ -71,35 +84,61 @@ def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp
     out = succeed("-c", config, "--seed=1")
     plain = tiny_config(tiny_data, num_classes=4).model.state_dict()
     best = read_tensor_file(tmp_path / "run/best.pth")["model"]
-    assert {name: value.shape for name, value in best.items()} == {name: value.shape for name, value in plain.items()}
+    assert {name: value.shape for name, value in best.items()} == {
+        name: value.shape for name, value in plain.items()
+    }
     assert any(".lora_up" in name for name in read_tensor_file(tmp_path / "run/last.pth")["model"])
     logged = max(read_log(tmp_path / "run"), key=lambda record: record["AP"])
-    assert evaluated(config, tmp_path / "run/best.pth", tmp_path / "with")["AP50"] == pytest.approx(logged["AP50"], abs=1e-4)
+    assert evaluated(config, tmp_path / "run/best.pth", tmp_path / "with")["AP50"] == pytest.approx(
+        logged["AP50"], abs=1e-4
+    )
     without = write_tiny_config(tmp_path, tiny_data)
-    assert evaluated(without, tmp_path / "run/best.pth", tmp_path / "without")["AP50"] == pytest.approx(logged["AP50"], abs=1e-4)
+    assert evaluated(without, tmp_path / "run/best.pth", tmp_path / "without")["AP50"] == pytest.approx(
+        logged["AP50"], abs=1e-4
+    )
     assert "parameters train" in out
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(tiny_data, tmp_path, ranks):
-    torch.save(official_layout(tiny_config(num_classes=4).model.backbone.vit, live_biases=False), tmp_path / "dinov3.pth")
+    torch.save(
+        official_layout(tiny_config(num_classes=4).model.backbone.vit, live_biases=False),
+        tmp_path / "dinov3.pth",
+    )
     settings = {"pretrained": True, "checkpoint_path": str(tmp_path / "dinov3.pth")}
-    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone=settings, gram_anchoring={"type": "GramAnchoring", "weight": [[0, 100], [1.0, 0]]})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        DINOv3Backbone=settings,
+        gram_anchoring={"type": "GramAnchoring", "weight": [[0, 100], [1.0, 0]]},
+    )
     succeed("-c", config, "--seed=1", ranks=ranks)
     records = read_log(tmp_path / "run")
     assert all(record["train_loss_gram"] > 0 for record in records)
     last = read_tensor_file(tmp_path / "run/last.pth")
-    assert not [name for name in (*last["model"], *last["ema"]["module"]) if "teacher" in name or "gram" in name]
+    assert not [
+        name for name in (*last["model"], *last["ema"]["module"]) if "teacher" in name or "gram" in name
+    ]
 
 
 def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=20, patience=2, best_metric="AR100", optimizer={"lr": 0.0},
-                               train_dataloader={"collate_fn": {"stop_epoch": 15}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=20,
+        patience=2,
+        best_metric="AR100",
+        optimizer={"lr": 0.0},
+        train_dataloader={"collate_fn": {"stop_epoch": 15}},
+    )
     out = succeed("-c", config, "--seed=1")
     records = read_log(tmp_path / "run")
     assert [record["stage"] for record in records].count(2) == 2
     assert [record["epoch"] for record in records][-2:] == [15, 16] and len(records) < 10
-    assert "no better AR100 for 2 epochs: the clean stage begins early" in out and "no better AR100 for 2 epochs: the run ends early" in out
+    assert (
+        "no better AR100 for 2 epochs: the clean stage begins early" in out
+        and "no better AR100 for 2 epochs: the run ends early" in out
+    )
     assert read_tensor_file(tmp_path / "run/best.pth")["meta"]["metric"] == "AR100"
     assert "this run is complete" in succeed("-c", config, "-r", tmp_path / "run/last.pth")
 
@@ -111,15 +150,23 @@ def test_a_metric_that_the_evaluator_does_not_give_is_named_before_anything_is_b
 
 
 def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_told(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=16, grad_accum_steps=2, optimizer={"lr": 0.008})
+    config = write_tiny_config(
+        tmp_path, tiny_data, epochs=1, lr_base_batch_size=16, grad_accum_steps=2, optimizer={"lr": 0.008}
+    )
     out = succeed("-c", config)
     assert "learning rates are scaled by 0.5: made for a batch of 16, used with 8" in out
     assert "lr 0.004" in out
 
 
 def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportion(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=40, DINOv3Backbone={"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1},
-                               lr_warmup_scheduler={"warmup_duration": 500}, train_dataloader={"collate_fn": {"stop_epoch": 0.75}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=40,
+        DINOv3Backbone={"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1},
+        lr_warmup_scheduler={"warmup_duration": 500},
+        train_dataloader={"collate_fn": {"stop_epoch": 0.75}},
+    )
     out = succeed("-c", config, "-u", "epochs=4")
     assert "warm-up takes 2 steps, a tenth of the run, in place of 500" in out
     assert "epoch 2: 0.12 M of 0.16 M parameters train" in out
@@ -130,13 +177,40 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
 def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone, tiny_data, tmp_path):
     size = "dinov3_tiny" if backbone == "dinov3" else "hgnetv2_n"
     folder = ROOT / "configs"
-    parts = ["dataset/synthetic_detection.yml", "runtime.yml", "dfine/include/dataloader.yml", "dfine/include/optimizer.yml",
-             f"dfine/include/dfine_{backbone}.yml", f"dfine/include/{size}.yml", "dfine/include/deim.yml"]
-    settings = merged(TINY_MODEL if backbone == "dinov3" else {"eval_spatial_size": [64, 64], "HGNetv2": {"pretrained": False}}, tiny_data.settings,
-                      {"epochs": 4, "output_dir": str(tmp_path / "run"), "checkpoint_freq": 0, "train_dataloader": {
-                          "total_batch_size": 4, "num_workers": 1, "collate_fn": {"stop_epoch": 0.75, "mixup_prob": 1.0, "mixup_epochs": [0.25, 0.5],
-                                                                                 "copyblend_prob": 1.0}}, "val_dataloader": {"total_batch_size": 4}})
-    (tmp_path / "deim.yml").write_text(yaml.safe_dump({"__include__": [str(folder / part) for part in parts], **settings}))
+    parts = [
+        "dataset/synthetic_detection.yml",
+        "runtime.yml",
+        "dfine/include/dataloader.yml",
+        "dfine/include/optimizer.yml",
+        f"dfine/include/dfine_{backbone}.yml",
+        f"dfine/include/{size}.yml",
+        "dfine/include/deim.yml",
+    ]
+    settings = merged(
+        TINY_MODEL
+        if backbone == "dinov3"
+        else {"eval_spatial_size": [64, 64], "HGNetv2": {"pretrained": False}},
+        tiny_data.settings,
+        {
+            "epochs": 4,
+            "output_dir": str(tmp_path / "run"),
+            "checkpoint_freq": 0,
+            "train_dataloader": {
+                "total_batch_size": 4,
+                "num_workers": 1,
+                "collate_fn": {
+                    "stop_epoch": 0.75,
+                    "mixup_prob": 1.0,
+                    "mixup_epochs": [0.25, 0.5],
+                    "copyblend_prob": 1.0,
+                },
+            },
+            "val_dataloader": {"total_batch_size": 4},
+        },
+    )
+    (tmp_path / "deim.yml").write_text(
+        yaml.safe_dump({"__include__": [str(folder / part) for part in parts], **settings})
+    )
     succeed("-c", tmp_path / "deim.yml", "--seed=1")
     records = read_log(tmp_path / "run")
     assert [record["stage"] for record in records] == [1, 1, 1, 2]
@@ -146,21 +220,45 @@ def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone
 def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100)
     out = succeed("-c", config)
-    assert "learning rates are scaled by 0.5: made for a batch of 48, used with 24" in out and "batch 24 (6 x 4), 1 steps an epoch" in out
+    assert (
+        "learning rates are scaled by 0.5: made for a batch of 48, used with 24" in out
+        and "batch 24 (6 x 4), 1 steps an epoch" in out
+    )
 
 
 def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=5, patience=1, optimizer={"lr": 0.0}, DINOv3Backbone={"freeze_backbone_epochs": 10},
-                               train_dataloader={"collate_fn": {"stop_epoch": None}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=5,
+        patience=1,
+        optimizer={"lr": 0.0},
+        DINOv3Backbone={"freeze_backbone_epochs": 10},
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
+    )
     out = succeed("-c", config, "--seed=1")
     assert "what thaws with epoch 11 of 5 stays frozen in this run" in out and "the run ends early" in out
 
 
-def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1})
+def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(
+    tiny_data, tmp_path
+):
+    config = write_tiny_config(
+        tmp_path, tiny_data, DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1}
+    )
     succeed("-c", config, "--seed=1")
     last = tmp_path / "run/last.pth"
-    refused = run_python("train.py", "-c", config, "-r", last, "--override", "-u", "epochs=6", "DINOv3Backbone.unfreeze_blocks=2")
+    refused = run_python(
+        "train.py",
+        "-c",
+        config,
+        "-r",
+        last,
+        "--override",
+        "-u",
+        "epochs=6",
+        "DINOv3Backbone.unfreeze_blocks=2",
+    )
     assert refused.returncode == 4 and "was written with other groups of parameters" in refused.stderr
     out = succeed("-c", config, "-r", last, "--override", "-u", "epochs=6")
     assert "from epoch 4" in out and "from epoch 2" not in out

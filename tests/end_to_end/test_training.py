@@ -22,18 +22,35 @@ def trained(tiny_data, tmp_path_factory):
 
 def test_a_run_leaves_what_its_users_need(trained):
     _, run, _ = trained
-    assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {path.name for path in run.iterdir()}
-    assert json.loads((run / "run_status.json").read_text()) == {"status": "done", "exit_code": 0, "message": "done"}
+    assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert json.loads((run / "run_status.json").read_text()) == {
+        "status": "done",
+        "exit_code": 0,
+        "message": "done",
+    }
 
 
 def test_a_run_shows_what_it_learns_from_and_what_it_finds(trained):
-    assert {path.name for path in (trained[1] / "pictures").iterdir()} == {f"{name}_epoch000{n}.jpg" for name in ("training", "validation") for n in (1, 2)}
+    assert {path.name for path in (trained[1] / "pictures").iterdir()} == {
+        f"{name}_epoch000{n}.jpg" for name in ("training", "validation") for n in (1, 2)
+    }
 
 
 def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained):
     records = read_log(trained[1])
     assert [(r["epoch"], r["stage"]) for r in records] == [(0, 1), (1, 2)]
-    assert {"train_loss", "train_loss_vfl", "train_loss_ddf_aux_0", "train_loss_fgl_dn_1", "AP", "AP50", "train_lr", "best_score"} <= set(records[0])
+    assert {
+        "train_loss",
+        "train_loss_vfl",
+        "train_loss_ddf_aux_0",
+        "train_loss_fgl_dn_1",
+        "AP",
+        "AP50",
+        "train_lr",
+        "best_score",
+    } <= set(records[0])
     assert len(records[0]["test_coco_eval_bbox"]) == 12
 
 
@@ -62,14 +79,30 @@ def test_best_pth_is_enough_to_find_objects(trained, tiny_data, tmp_path, monkey
     detector = Detector.from_checkpoint(trained[1] / "best.pth", device="cpu")
     assert len(detector.predict(tiny_data.folder / "images/val_00000.jpg", threshold=0.0)) == 20
     meta = detector.meta
-    assert meta["input_size"] == [64, 64] and meta["licences"] == [] and "-c" in meta["command"] and meta["threshold"] == meta["metrics"]["F1_threshold"]
+    assert (
+        meta["input_size"] == [64, 64]
+        and meta["licences"] == []
+        and "-c" in meta["command"]
+        and meta["threshold"] == meta["metrics"]["F1_threshold"]
+    )
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 3), (2, 4)])
 def test_evaluating_best_pth_gives_the_score_of_the_log(trained, tmp_path, ranks, batch):
     config, run, _ = trained
-    result = run_python("train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path,
-                        "-u", f"val_dataloader.total_batch_size={batch}", ranks=ranks)
+    result = run_python(
+        "train.py",
+        "-c",
+        config,
+        "--test-only",
+        "-r",
+        run / "best.pth",
+        "--output-dir",
+        tmp_path,
+        "-u",
+        f"val_dataloader.total_batch_size={batch}",
+        ranks=ranks,
+    )
     assert result.returncode == 0, result.stderr
     logged = max(read_log(run), key=lambda record: record["AP"])
     evaluated = json.loads((tmp_path / "eval.json").read_text())
@@ -80,32 +113,63 @@ def test_evaluating_best_pth_gives_the_score_of_the_log(trained, tmp_path, ranks
 def test_evaluation_knows_classes_by_name_whatever_their_ids(trained, tiny_data, tmp_path):
     config, run, _ = trained
     labels = json.loads((tiny_data.folder / "val.json").read_text())
-    for record, key in [(c, "id") for c in labels["categories"]] + [(a, "category_id") for a in labels["annotations"]]:
+    for record, key in [(c, "id") for c in labels["categories"]] + [
+        (a, "category_id") for a in labels["annotations"]
+    ]:
         record[key] = 100 - record[key]  # the order of ids turns around
     (tmp_path / "val.json").write_text(json.dumps(labels))
-    result = run_python("train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path, "-u",
-                        f"val_dataloader.dataset.ann_file={tmp_path / 'val.json'}")
+    result = run_python(
+        "train.py",
+        "-c",
+        config,
+        "--test-only",
+        "-r",
+        run / "best.pth",
+        "--output-dir",
+        tmp_path,
+        "-u",
+        f"val_dataloader.dataset.ann_file={tmp_path / 'val.json'}",
+    )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "eval.json").read_text())["AP50"] == pytest.approx(max(read_log(run), key=lambda r: r["AP"])["AP50"], abs=1e-6)
+    assert json.loads((tmp_path / "eval.json").read_text())["AP50"] == pytest.approx(
+        max(read_log(run), key=lambda r: r["AP"])["AP50"], abs=1e-6
+    )
 
 
 def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
     config, run, _ = trained
-    result = run_python("train.py", "-c", config, "-t", run / "best.pth", "--output-dir", tmp_path / "tuned", "-u", "epochs=1")
+    result = run_python(
+        "train.py", "-c", config, "-t", run / "best.pth", "--output-dir", tmp_path / "tuned", "-u", "epochs=1"
+    )
     assert result.returncode == 0, result.stderr
     assert "loaded" in result.stdout and "re-initialised" not in result.stdout
 
 
 def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
     config, run, _ = trained
-    result = run_python("train.py", "-c", config, "-r", run / "last.pth", "--output-dir", tmp_path / "longer", "--override", "-u", "epochs=3")
+    result = run_python(
+        "train.py",
+        "-c",
+        config,
+        "-r",
+        run / "last.pth",
+        "--output-dir",
+        tmp_path / "longer",
+        "--override",
+        "-u",
+        "epochs=3",
+    )
     assert result.returncode == 0, result.stderr
     assert [record["epoch"] for record in read_log(tmp_path / "longer")] == [2]
 
 
 def test_a_complete_run_is_left_alone(trained):
     config, run, _ = trained
-    before = {path: path.stat().st_mtime_ns for path in run.glob("*") if path.name not in ("run_status.json", ".lock")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in run.glob("*")
+        if path.name not in ("run_status.json", ".lock")
+    }
     result = run_python("train.py", "-c", config, "-r", run / "last.pth")
     assert result.returncode == 0, result.stderr
     assert "this run is complete: epoch 2 of 2; to go on, raise epochs and give --override" in result.stdout
@@ -124,7 +188,12 @@ def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path
     labels = json.loads((tiny_data.folder / "train.json").read_text())
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= 3]
     (tmp_path / "sparse.json").write_text(json.dumps(labels))
-    config = write_tiny_config(tmp_path, tiny_data, epochs=1, train_dataloader={"dataset": {"ann_file": str(tmp_path / "sparse.json")}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=1,
+        train_dataloader={"dataset": {"ann_file": str(tmp_path / "sparse.json")}},
+    )
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
     assert result.returncode == 0, result.stderr
     assert "21 without objects, learned as negatives" in result.stdout
@@ -133,11 +202,15 @@ def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path
 
 @pytest.mark.slow
 def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8})
+    config = write_tiny_config(
+        tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8}
+    )
     result = run_python("train.py", "-c", config, "--seed=1", ranks=8, timeout=900)
     assert result.returncode == 0, result.stderr
     assert "8 rank(s)" in result.stdout and "stage 2 begins" in result.stdout
-    evaluation = run_python("train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8, timeout=900)
+    evaluation = run_python(
+        "train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8, timeout=900
+    )
     assert evaluation.returncode == 0, evaluation.stderr
 
 
@@ -152,9 +225,17 @@ def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
 def test_the_model_learns_eight_pictures_by_heart(tiny_data, tmp_path):
     """Overfitting: labels, boxes, loss and evaluation all mean the same."""
     labels = str(tiny_data.folder / "val.json")
-    config = write_tiny_config(tmp_path, tiny_data, epochs=60, use_ema=False, print_freq=1000,
-                               optimizer={"lr": 0.003}, lr_scheduler={"milestones": [50]}, lr_warmup_scheduler={"warmup_duration": 10},
-                               train_dataloader={"dataset": {"ann_file": labels}, "collate_fn": {"stop_epoch": None}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=60,
+        use_ema=False,
+        print_freq=1000,
+        optimizer={"lr": 0.003},
+        lr_scheduler={"milestones": [50]},
+        lr_warmup_scheduler={"warmup_duration": 10},
+        train_dataloader={"dataset": {"ann_file": labels}, "collate_fn": {"stop_epoch": None}},
+    )
     result = run_python("train.py", "-c", config, "--seed=1")
     assert result.returncode == 0, result.stderr
     assert read_log(tmp_path / "run")[-1]["AP50"] > 0.5

@@ -12,8 +12,13 @@ WORKER = "tests/end_to_end/gradients_worker.py"
 def gradients(tiny_data, tmp_path_factory):
     """What one and two ranks compute in the first step of an epoch, with the same total batch."""
     folder = tmp_path_factory.mktemp("ranks")
-    config = write_tiny_config(folder, tiny_data, train_dataloader={"total_batch_size": 8}, DFINETransformer={"num_denoising": 0},
-                               DFINECriterion={"weight_dict": {"loss_ddf": 0}})
+    config = write_tiny_config(
+        folder,
+        tiny_data,
+        train_dataloader={"total_batch_size": 8},
+        DFINETransformer={"num_denoising": 0},
+        DFINECriterion={"weight_dict": {"loss_ddf": 0}},
+    )
     results = {}
     for ranks in (1, 2):
         result = run_python(WORKER, config, folder / f"{ranks}.pth", ranks=ranks)
@@ -23,14 +28,18 @@ def gradients(tiny_data, tmp_path_factory):
 
 
 def test_the_images_of_every_step_of_an_epoch_are_the_same(gradients):
-    assert [sorted(step) for step in gradients[1]["images"]] == [sorted(step) for step in gradients[2]["images"]]
+    assert [sorted(step) for step in gradients[1]["images"]] == [
+        sorted(step) for step in gradients[2]["images"]
+    ]
 
 
 def test_every_gradient_agrees(gradients):
     one, two = gradients[1]["gradients"], gradients[2]["gradients"]
     assert one.keys() == two.keys() and len(one) > 100
     floor = 1e-3 * max(g.norm() for g in one.values())
-    apart = {name: ((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item() for name in one}
+    apart = {
+        name: ((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item() for name in one
+    }
     assert max(apart.values()) <= 1e-4
 
 

@@ -20,8 +20,16 @@ from tests.fixtures.tiny import ROOT
 class Training:
     """A running `train.py`, alone or under torchrun; its processes never outlive the block."""
 
-    def __init__(self, output: Path, *arguments: str | Path, ranks: int = 1, per_agent: int | None = None, launcher: tuple[str, ...] = (),
-                 text: str = "stdout", **environment: str) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *arguments: str | Path,
+        ranks: int = 1,
+        per_agent: int | None = None,
+        launcher: tuple[str, ...] = (),
+        text: str = "stdout",
+        **environment: str,
+    ) -> None:
         """Start it.
 
         Args:
@@ -36,13 +44,31 @@ class Training:
         command = [sys.executable]
         if ranks > 1 or per_agent:
             meeting = [] if per_agent else [f"--master_port={free_port()}"]
-            command += ["-m", "torch.distributed.run", f"--nproc_per_node={per_agent or ranks}", *meeting, *launcher]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **environment}
+            command += [
+                "-m",
+                "torch.distributed.run",
+                f"--nproc_per_node={per_agent or ranks}",
+                *meeting,
+                *launcher,
+            ]
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        }
         self.output = output
         self.text = output.with_suffix(f".{text}")
         with open(self.text, "w") as out:
-            self.process = subprocess.Popen([*command, "train.py", *map(str, arguments), "--output-dir", str(output)], cwd=ROOT, env=env, stdout=out,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*command, "train.py", *map(str, arguments), "--output-dir", str(output)],
+                cwd=ROOT,
+                env=env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def __enter__(self) -> Training:
         return self
@@ -73,7 +99,9 @@ class Training:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
-                environment = dict(item.partition("=")[::2] for item in (stat.parent / "environ").read_text().split("\0"))
+                environment = dict(
+                    item.partition("=")[::2] for item in (stat.parent / "environ").read_text().split("\0")
+                )
             except (OSError, ValueError):
                 continue
             if int(fields[1]) == self.process.pid and "RANK" in environment:

@@ -17,10 +17,16 @@ from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import SyntheticData, merged, tiny_config
 
 RUN: dict[str, Any] = {
-    "seed": 1, "epochs": 3, "grad_accum_steps": 2, "checkpoint_freq": 0, "print_freq": 1000,
+    "seed": 1,
+    "epochs": 3,
+    "grad_accum_steps": 2,
+    "checkpoint_freq": 0,
+    "print_freq": 1000,
     "DINOv3Backbone": {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
     "lr_warmup_scheduler": {"warmup_duration": "1 epoch"},
-    "train_dataloader": {"collate_fn": {"stop_epoch": 2, "mixup_prob": 0.5, "base_size": 64, "base_size_repeat": 1}},
+    "train_dataloader": {
+        "collate_fn": {"stop_epoch": 2, "mixup_prob": 0.5, "base_size": 64, "base_size_repeat": 1}
+    },
 }
 """Nine steps of two batches: phase A, phase B, the clean stage."""
 STEPS = 9
@@ -37,16 +43,34 @@ class StopAfter(StopRequest):
     def asked(self) -> bool:
         if self.steps is None:
             return False
-        done, evaluating = self.solver.progress.total_steps, self.solver.progress.step == self.solver.steps_per_epoch
-        return done >= self.steps and evaluating if self.in_evaluation else done + 1 >= self.steps and not evaluating
+        done, evaluating = (
+            self.solver.progress.total_steps,
+            self.solver.progress.step == self.solver.steps_per_epoch,
+        )
+        return (
+            done >= self.steps and evaluating
+            if self.in_evaluation
+            else done + 1 >= self.steps and not evaluating
+        )
 
 
-def run(data: SyntheticData, folder: Path, *, ranks: int = 1, stop_after: int | None = None, in_evaluation: bool = False, **overrides: Any) -> bool:
+def run(
+    data: SyntheticData,
+    folder: Path,
+    *,
+    ranks: int = 1,
+    stop_after: int | None = None,
+    in_evaluation: bool = False,
+    **overrides: Any,
+) -> bool:
     """Train in `folder`, going on from its `last.pth` if there is one; return whether the run came to its end."""
+
     def train() -> bool:
         torch.set_num_threads(1)
         stop = StopAfter(stop_after, in_evaluation)
-        stop.solver = solver = DetSolver(tiny_config(data, folder, **merged(RUN, {"resume": "auto"}, overrides)), torch.device("cpu"), stop)
+        stop.solver = solver = DetSolver(
+            tiny_config(data, folder, **merged(RUN, {"resume": "auto"}, overrides)), torch.device("cpu"), stop
+        )
         try:
             solver.fit()
         except Preempted:
@@ -64,7 +88,10 @@ def final_state(folder: Path) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     """Tell whether two states are equal to the bit."""
-    return one.keys() == two.keys() and all(torch.equal(value, two[name]) if isinstance(value, Tensor) else value == two[name] for name, value in one.items())
+    return one.keys() == two.keys() and all(
+        torch.equal(value, two[name]) if isinstance(value, Tensor) else value == two[name]
+        for name, value in one.items()
+    )
 
 
 def _flatten(value: Any, name: str = ""):

@@ -88,6 +88,7 @@ def crash_at(point: int) -> list[int]:
                 os._exit(KILLED)
             calls.append(point)
             return function(*arguments, **keywords)
+
         return call
 
     for name in ("fsync", "replace", "link"):
@@ -104,7 +105,9 @@ def end_of_first_epoch(tiny_data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("point", range(14))
-def test_f02_a_crash_at_any_point_of_a_save_loses_nothing(straight, end_of_first_epoch, tiny_data, tmp_path, point):
+def test_f02_a_crash_at_any_point_of_a_save_loses_nothing(
+    straight, end_of_first_epoch, tiny_data, tmp_path, point
+):
     """The saves after the evaluation of the first epoch (best, last) and of the second."""
     folder = Path(shutil.copytree(end_of_first_epoch, tmp_path / "run"))
 
@@ -125,7 +128,9 @@ def test_f02_a_crash_at_any_point_of_a_save_loses_nothing(straight, end_of_first
     assert not list(folder.glob("*.tmp.*")) or code == 0
 
 
-def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_rest_is_removed(straight, tiny_data, folder, caplog):
+def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_rest_is_removed(
+    straight, tiny_data, folder, caplog
+):
     def crashing() -> None:
         os.fsync = lambda _: os._exit(KILLED)  # what was written is in the temporary file alone
         run(tiny_data, folder, **SHORT)
@@ -144,11 +149,16 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
 
 
 @pytest.mark.parametrize("share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"])
-def test_f03_a_truncated_last_is_told_and_the_one_before_it_goes_on(straight, tiny_data, folder, caplog, share):
+def test_f03_a_truncated_last_is_told_and_the_one_before_it_goes_on(
+    straight, tiny_data, folder, caplog, share
+):
     raw = (folder / "last.pth").read_bytes()
-    (folder / "last.pth").write_bytes(raw[:-(-int(len(raw) * share * 1e9) // 10**9)])
+    (folder / "last.pth").write_bytes(raw[: -(-int(len(raw) * share * 1e9) // 10**9)])
     assert run(tiny_data, folder, **SHORT)
-    assert "last.pth" in caplog.text and f"going on from {folder / 'last.previous.pth'} (epoch 1, step 0)" in caplog.text
+    assert (
+        "last.pth" in caplog.text
+        and f"going on from {folder / 'last.previous.pth'} (epoch 1, step 0)" in caplog.text
+    )
     assert same(final_state(folder), final_state(straight))
 
 
@@ -157,7 +167,10 @@ def test_f03_without_any_whole_file_each_is_named_with_its_reason(tiny_data, fol
     (folder / "last.previous.pth").write_bytes(b"x")
     code, message = ended(tiny_data, folder)
     assert code == 4
-    assert "last.pth is empty (0 bytes)" in message and f"{folder / 'last.previous.pth'} is not a file of plain tensors" in message
+    assert (
+        "last.pth is empty (0 bytes)" in message
+        and f"{folder / 'last.previous.pth'} is not a file of plain tensors" in message
+    )
 
 
 def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
@@ -166,7 +179,9 @@ def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
     whole = final_state(folder)
     for _ in range(20):
         damaged = bytearray(raw)
-        damaged[rng.randrange(len(raw) - 80)] ^= 1 << rng.randrange(8)  # the rest is the digest itself: tests/runtime/test_weight_files.py
+        damaged[rng.randrange(len(raw) - 80)] ^= 1 << rng.randrange(
+            8
+        )  # the rest is the digest itself: tests/runtime/test_weight_files.py
         path.write_bytes(damaged)
         detected += folder_of_run.load_last(path)["progress"]["step"] == 0  # that of the file before
     assert detected == 20
@@ -180,13 +195,18 @@ def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
 @pytest.mark.parametrize("flag", ["resume", "tuning"])
 def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, flag):
     torch.save({"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth")
-    with zipfile.ZipFile(tmp_path / "honest.pth") as honest, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "honest.pth") as honest,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bomb,
+    ):
         for record in honest.infolist():
             bomb.writestr(record.filename, honest.read(record))
 
     def opened() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        code, message = ended(tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "bomb.pth")})
+        code, message = ended(
+            tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "bomb.pth")}
+        )
         assert code == 4 and "unpacks to" in message, message
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
@@ -203,19 +223,31 @@ class _Touches:
 
 
 @pytest.mark.parametrize("flag", ["resume", "tuning"])
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))], ids=["archive", "bare pickle"])
+@pytest.mark.parametrize(
+    "save",
+    [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))],
+    ids=["archive", "bare pickle"],
+)
 def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(tiny_data, tmp_path, flag, save):
-    save({"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")}, tmp_path / "evil.pth")
+    save(
+        {"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")}, tmp_path / "evil.pth"
+    )
     code, message = ended(tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "evil.pth")})
     assert code == 4
-    assert "is not a file of plain tensors" in message and "it was not loaded" in message and "weights_only" not in message
+    assert (
+        "is not a file of plain tensors" in message
+        and "it was not loaded" in message
+        and "weights_only" not in message
+    )
     assert not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
 
 
 # ---- other classes, other contents ----
 
 
-def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_the_weights(tiny_data, folder, other_classes):
+def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_the_weights(
+    tiny_data, folder, other_classes
+):
     code, message = ended(other_classes, folder)
     assert code == 4
     assert "anvil" in message and "use -t to start a new run from its weights" in message
@@ -224,9 +256,18 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
     assert "has 4 classes, the configuration has 9; use -t" in message
 
 
-def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tells_which_are_new(stopped, other_classes, tmp_path, caplog):
+def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tells_which_are_new(
+    stopped, other_classes, tmp_path, caplog
+):
     with caplog.at_level("INFO"):
-        assert run(other_classes, tmp_path / "new", resume=None, tuning=str(stopped / "best.pth"), optimizer={"lr": 0.0}, **SHORT)
+        assert run(
+            other_classes,
+            tmp_path / "new",
+            resume=None,
+            tuning=str(stopped / "best.pth"),
+            optimizer={"lr": 0.0},
+            **SHORT,
+        )
     assert "re-initialised: 1 of 5 classes" in caplog.text
     old, new = (read_tensor_file(folder / "best.pth") for folder in (stopped, tmp_path / "new"))
     key = "decoder.enc_score_head.bias"
@@ -236,11 +277,20 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
             assert torch.equal(new["model"][key][row], old["model"][key][rows[entry["name"]]]), entry
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"foo": 1}, {"conv.weight": torch.zeros(3, 3)}], ids=["empty", "list", "other keys", "another model"])
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1, 2], {"foo": 1}, {"conv.weight": torch.zeros(3, 3)}],
+    ids=["empty", "list", "other keys", "another model"],
+)
 def test_f09_what_is_no_checkpoint_is_refused_with_what_it_holds(tiny_data, tmp_path, content):
     write_tensor_file(tmp_path / "other.pth", content)
-    for flag, told in (("resume", "holds weights but no training state"), ("tuning", "expected|none of the keys|no class head")):
-        code, message = ended(tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "other.pth")})
+    for flag, told in (
+        ("resume", "holds weights but no training state"),
+        ("tuning", "expected|none of the keys|no class head"),
+    ):
+        code, message = ended(
+            tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "other.pth")}
+        )
         assert code == 4
         assert any(part in message for part in told.split("|")), message
 
@@ -266,7 +316,12 @@ def test_f14_a_full_disk_is_told_thrice_and_what_was_saved_stays(tiny_data, fold
     def on_a_small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
         code, message = ended(tiny_data, folder, save_every_steps=1)
-        assert code == 6 and "disk full writing" in message and "MB, free " in message and "given up after 3 attempts" in message, message
+        assert (
+            code == 6
+            and "disk full writing" in message
+            and "MB, free " in message
+            and "given up after 3 attempts" in message
+        ), message
 
     child = run_forked(on_a_small_disk, folder.parent)
     assert child.code == 0, child.err
@@ -279,7 +334,9 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, f
 
     def write(*arguments, **keywords) -> None:
         if next(full, False):
-            raise ResourceError("disk full writing last.pth: need 0.2 MB, free 0.0 MB, 0.1 MB written when it ended")
+            raise ResourceError(
+                "disk full writing last.pth: need 0.2 MB, free 0.0 MB, 0.1 MB written when it ended"
+            )
         write_tensor_file(*arguments, **keywords)
 
     monkeypatch.setattr(checkpoint, "write_tensor_file", write)
@@ -292,7 +349,9 @@ def no_model(self) -> None:
     raise AssertionError("a model was built")
 
 
-def test_f15_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(tiny_data, tmp_path, monkeypatch):
+def test_f15_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(
+    tiny_data, tmp_path, monkeypatch
+):
     (tmp_path / "file").touch()
     monkeypatch.setattr(YAMLConfig, "model", property(no_model))
     code, message = ended(tiny_data, tmp_path / "file")
@@ -317,7 +376,9 @@ def test_f15_a_read_only_output_folder_is_told_before_the_model_is_built(tiny_da
     assert child.code == 0, child.err
 
 
-def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(straight, tiny_data, folder):
+def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(
+    straight, tiny_data, folder
+):
     ready, held = os.pipe()
     first = os.fork()
     if not first:
@@ -339,6 +400,7 @@ def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_numb
 
 def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data, folder):
     """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
+
     def crashing() -> None:
         det_solver.evaluate = lambda *_: os._exit(KILLED)
         run(tiny_data, folder, **SHORT)
@@ -356,22 +418,35 @@ def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data,
 def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(tiny_data, tmp_path, digest):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"something else")
-    code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path), "checkpoint_sha256": digest})
+    code, message = ended(
+        tiny_data,
+        tmp_path / "run",
+        DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path), "checkpoint_sha256": digest},
+    )
     assert code == 4
-    assert message.startswith(f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)")
+    assert message.startswith(
+        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)"
+    )
 
 
 def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
-    settings = {"pretrained": True, "checkpoint_path": str(tmp_path / "none.pth"), "checkpoint_sha256": "01234567"}
+    settings = {
+        "pretrained": True,
+        "checkpoint_path": str(tmp_path / "none.pth"),
+        "checkpoint_sha256": "01234567",
+    }
     code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone=settings)
     assert code == 4 and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
 
 
-@pytest.mark.parametrize(("name", "content", "told"), [
-    ("nowhere.pth", None, "nowhere.pth"),
-    ("small.pth", b"7 bytes", "small.pth is not a file of plain tensors"),
-    ("dinov3_vits16-00000000.pth", b"7 bytes", "its sha256 begins with"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("nowhere.pth", None, "nowhere.pth"),
+        ("small.pth", b"7 bytes", "small.pth is not a file of plain tensors"),
+        ("dinov3_vits16-00000000.pth", b"7 bytes", "its sha256 begins with"),
+    ],
+)
 def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(tiny_data, tmp_path, name, content, told):
     if content is not None:
         (tmp_path / name).write_bytes(content)

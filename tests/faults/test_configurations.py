@@ -31,21 +31,33 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
     logger.setLevel(before[2])
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("epoches: 3\n", "unknown key 'epoches'|did you mean 'epochs'?|changed.yml:2"),
-    ("DFINETransformer:\n  num_layer: 3\n", "unknown key 'DFINETransformer.num_layer'|did you mean 'num_layers'?|changed.yml:3"),
-    ("train_dataloader: {dataset: {transforms: {ops: [{type: Rezise}]}}}\n", "Rezise|changed.yml:2"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epoches: 3\n", "unknown key 'epoches'|did you mean 'epochs'?|changed.yml:2"),
+        (
+            "DFINETransformer:\n  num_layer: 3\n",
+            "unknown key 'DFINETransformer.num_layer'|did you mean 'num_layers'?|changed.yml:3",
+        ),
+        ("train_dataloader: {dataset: {transforms: {ops: [{type: Rezise}]}}}\n", "Rezise|changed.yml:2"),
+    ],
+)
 def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(refused, text, told):
     message = refused(text)
     assert all(part in message for part in told.split("|")), message
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("epochs: abc\n", "epochs is 'abc', expected a whole number"), ("epochs: -3\n", "epochs is -3"), ("epochs: 0\n", "epochs is 0"),
-    ("clip_max_norm: .nan\n", "clip_max_norm is not a finite number"), ("optimizer: {lr: fast}\n", "optimizer.lr is 'fast'"),
-    ("optimizer: {lr: '1e-4'}\n", "optimizer.lr is '1e-4'"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epochs: abc\n", "epochs is 'abc', expected a whole number"),
+        ("epochs: -3\n", "epochs is -3"),
+        ("epochs: 0\n", "epochs is 0"),
+        ("clip_max_norm: .nan\n", "clip_max_norm is not a finite number"),
+        ("optimizer: {lr: fast}\n", "optimizer.lr is 'fast'"),
+        ("optimizer: {lr: '1e-4'}\n", "optimizer.lr is '1e-4'"),
+    ],
+)
 def test_f69_a_wrong_value_is_named_with_what_was_expected(refused, text, told):
     assert told in refused(text)
 
@@ -67,27 +79,48 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
     assert "__include__ must be a list of file names" in refused("", "-c", str(a))
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("epochs: 3\nepochs: 4\n", "changed.yml:3 sets epochs again; line 2 has it already"),
-    ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in zip("abcdef", "bcdefg")), "aliases"),
-    ("#" * (1 << 20), "a configuration has at most 1048576"),
-    ("optimizer:\n\tlr: 1\n", "changed.yml:3 cannot be read as YAML"),
-    ("optimizer: [1\n", "cannot be read as YAML"),
-], ids=["duplicate", "alias bomb", "large", "tab", "open bracket"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epochs: 3\nepochs: 4\n", "changed.yml:3 sets epochs again; line 2 has it already"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in zip("abcdef", "bcdefg")),
+            "aliases",
+        ),
+        ("#" * (1 << 20), "a configuration has at most 1048576"),
+        ("optimizer:\n\tlr: 1\n", "changed.yml:3 cannot be read as YAML"),
+        ("optimizer: [1\n", "cannot be read as YAML"),
+    ],
+    ids=["duplicate", "alias bomb", "large", "tab", "open bracket"],
+)
 def test_f71_malformed_or_exploding_yaml_is_refused_with_its_place(refused, text, told):
     assert told in refused(text)
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("train_dataloader: {total_batch_size: 64, drop_last: True}\n", "0 steps per epoch: 24 images do not fill one batch of 64"),
-    ("epochs: -1\n", "epochs is -1, expected at least 1"),
-    ("train_dataloader: {total_batch_size: 0}\n", "total_batch_size 0"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "train_dataloader: {total_batch_size: 64, drop_last: True}\n",
+            "0 steps per epoch: 24 images do not fill one batch of 64",
+        ),
+        ("epochs: -1\n", "epochs is -1, expected at least 1"),
+        ("train_dataloader: {total_batch_size: 0}\n", "total_batch_size 0"),
+    ],
+)
 def test_f72_a_run_without_steps_is_refused(refused, text, told):
     assert told in refused(text)
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/object/new:os.system ['touch {}']", "!!python/name:os.system"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.system ['touch {}']",
+        "!!python/object/new:os.system ['touch {}']",
+        "!!python/name:os.system",
+    ],
+)
 def test_f73_code_in_yaml_does_not_run(refused, tmp_path, tag):
     canary = tmp_path / "canary"
     value = tag.format(canary)
@@ -97,11 +130,21 @@ def test_f73_code_in_yaml_does_not_run(refused, tmp_path, tag):
 
 
 @pytest.mark.parametrize("flag", ["-r", "-t"])
-@pytest.mark.parametrize("address", ["http://example.com/best.pth", "https://example.com/best.pth", "s3://bucket/best.pth", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://example.com/best.pth",
+        "https://example.com/best.pth",
+        "s3://bucket/best.pth",
+        "file:///etc/passwd",
+    ],
+)
 def test_f75_an_address_in_place_of_weights_is_refused(refused, flag, address):
     assert f"{address} is an address" in refused("", flag, address, code=4)
 
 
 def test_f75_an_address_in_place_of_a_backbones_weights_is_refused(refused):
-    message = refused("DINOv3Backbone: {pretrained: True, checkpoint_path: 'https://example.com/vit.pth'}\n", code=4)
+    message = refused(
+        "DINOv3Backbone: {pretrained: True, checkpoint_path: 'https://example.com/vit.pth'}\n", code=4
+    )
     assert "https://example.com/vit.pth is an address" in message

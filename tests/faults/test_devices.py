@@ -14,8 +14,10 @@ from tests.fixtures.ports import free_port
 from tests.fixtures.processes import run_forked
 
 ECC = "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call"
-IN_A_COLLECTIVE = "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n" \
-                  "Last error: Cuda failure 'uncorrectable NVLink error detected during the execution'"
+IN_A_COLLECTIVE = (
+    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error: Cuda failure 'uncorrectable NVLink error detected during the execution'"
+)
 TIMEOUT = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=71, OpType=ALLREDUCE) ran for 600025 milliseconds before timing out"
 
 
@@ -42,14 +44,22 @@ def collective_fails(tmp_path, monkeypatch):
             sum_over_ranks(torch.zeros(1))
 
         return run_forked(lambda: run_command(command, status_dir=lambda: tmp_path), tmp_path)
+
     return run
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; nvidia-smi -q"),
-    (IN_A_COLLECTIVE, "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected"),
-    (TIMEOUT, "another rank ended or does not answer")], ids=["ECC", "NVLink", "timeout"])
-def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(collective_fails, tmp_path, words, told):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; nvidia-smi -q"),
+        (IN_A_COLLECTIVE, "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected"),
+        (TIMEOUT, "another rank ended or does not answer"),
+    ],
+    ids=["ECC", "NVLink", "timeout"],
+)
+def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
+    collective_fails, tmp_path, words, told
+):
     ended = collective_fails(words)
     assert ended.code == 7
     assert ended.err.startswith(f"error[7]: {told}") and ended.err.count("\n") == 1
@@ -78,9 +88,16 @@ def test_f34_recording_leaves_what_a_user_has_set_and_removes_what_an_earlier_ru
 
 
 def test_f34_nothing_is_recorded_without_a_device(monkeypatch, tmp_path):
-    monkeypatch.setattr("src.runtime.distributed.record_collectives", lambda *_: pytest.fail("NCCL is not there"))
+    monkeypatch.setattr(
+        "src.runtime.distributed.record_collectives", lambda *_: pytest.fail("NCCL is not there")
+    )
     monkeypatch.setattr(dist, "TCPStore", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("far enough")))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Exception, match="far enough"):
         join_group(torch.device("cpu"), records=tmp_path)

@@ -19,7 +19,14 @@ from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.tiny import SyntheticData, tiny_config
 from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
 
-SMOOTH = np.stack([np.add.outer(np.arange(64) * 2, np.arange(64)), np.add.outer(np.arange(64), np.arange(64) * 2), np.full((64, 64), 90)], -1).astype(np.uint8)
+SMOOTH = np.stack(
+    [
+        np.add.outer(np.arange(64) * 2, np.arange(64)),
+        np.add.outer(np.arange(64), np.arange(64) * 2),
+        np.full((64, 64), 90),
+    ],
+    -1,
+).astype(np.uint8)
 """`[64, 64, 3]` without sharp edges, so that JPEG keeps it."""
 
 
@@ -32,8 +39,19 @@ def own_data(tiny_data, tmp_path) -> SyntheticData:
 @pytest.fixture
 def fit(own_data, tmp_path):
     """Return a function that trains for an epoch on the data, with settings of the training data set."""
+
     def run(num_workers=0, **settings):
-        return train_here("-c", write_tiny_config(tmp_path, own_data, epochs=1, train_dataloader={"dataset": settings, "num_workers": num_workers}), "--seed=0")
+        return train_here(
+            "-c",
+            write_tiny_config(
+                tmp_path,
+                own_data,
+                epochs=1,
+                train_dataloader={"dataset": settings, "num_workers": num_workers},
+            ),
+            "--seed=0",
+        )
+
     return run
 
 
@@ -68,17 +86,29 @@ def test_f43_missing_images_are_counted_and_named_before_training(own_data, fit)
     image_path(own_data, 9).unlink()
     ended = fit()
     assert ended.code == 3
-    assert "2 of 24 images of" in ended.err and str(image_path(own_data, 3)) in ended.err and str(image_path(own_data, 9)) in ended.err
+    assert (
+        "2 of 24 images of" in ended.err
+        and str(image_path(own_data, 3)) in ended.err
+        and str(image_path(own_data, 9)) in ended.err
+    )
 
 
 def cut_in_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-UNREADABLE = {"zero bytes": lambda path: path.write_bytes(b""), "HTML": lambda path: path.write_text("<html>404 Not Found</html>"),
-              "a folder": lambda path: (path.unlink(), path.mkdir()), "half a JPEG": cut_in_half}
-REASONS = {"zero bytes": "is empty (0 bytes)", "HTML": "is no image file (it begins with b'<html>404 No')", "a folder": "cannot be read: Is a directory",
-           "half a JPEG": "is damaged: "}
+UNREADABLE = {
+    "zero bytes": lambda path: path.write_bytes(b""),
+    "HTML": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "half a JPEG": cut_in_half,
+}
+REASONS = {
+    "zero bytes": "is empty (0 bytes)",
+    "HTML": "is no image file (it begins with b'<html>404 No')",
+    "a folder": "cannot be read: Is a directory",
+    "half a JPEG": "is damaged: ",
+}
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
@@ -86,7 +116,10 @@ def test_f44_unreadable_image_ends_a_small_run_with_its_path_and_reason(own_data
     UNREADABLE[kind](image_path(own_data, 3))
     ended = fit()
     assert ended.code == 3
-    assert "1 of 24 images of" in ended.err and "more than the share of 0.001 that bad_images tolerates" in ended.err
+    assert (
+        "1 of 24 images of" in ended.err
+        and "more than the share of 0.001 that bad_images tolerates" in ended.err
+    )
     assert f"image {image_path(own_data, 3)} {REASONS[kind]}" in ended.err
 
 
@@ -95,7 +128,10 @@ def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(ow
         UNREADABLE[kind](image_path(own_data, index))
     ended = fit(bad_images=0.2)
     assert (ended.code, ended.err) == (0, "")
-    assert all(f"warning: image {image_path(own_data, i)} {REASONS[kind]}" in ended.out for i, kind in enumerate(UNREADABLE))
+    assert all(
+        f"warning: image {image_path(own_data, i)} {REASONS[kind]}" in ended.out
+        for i, kind in enumerate(UNREADABLE)
+    )
     assert "images that cannot be read: 4, tolerated are 4 (bad_images: 0.2)" in ended.out
     assert len(read_log(tmp_path / "run")) == 1
 
@@ -129,10 +165,16 @@ def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(own_
     exif[0x0112] = orientation
     saved(own_data, Image.fromarray(SMOOTH[:48]), exif=exif)
     upright = SMOOTH[:48] if orientation < 5 else SMOOTH[:48].swapaxes(0, 1)
-    change_labels(own_data, lambda labels: labels["images"][0].update(height=upright.shape[0], width=upright.shape[1]), "val")
+    change_labels(
+        own_data,
+        lambda labels: labels["images"][0].update(height=upright.shape[0], width=upright.shape[1]),
+        "val",
+    )
     image = tiny_config(own_data).val_dataloader.dataset.raw_sample(0).image
     assert tuple(image.shape[1:]) == upright.shape[:2]
-    assert ("images turned upright, as a note in their files says: 1" in marks_told(own_data, caplog)) is (orientation > 1)
+    assert ("images turned upright, as a note in their files says: 1" in marks_told(own_data, caplog)) is (
+        orientation > 1
+    )
 
 
 def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fit):
@@ -148,16 +190,38 @@ def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fi
 @pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
 def test_f49_of_several_frames_the_first_is_used_with_one_warning(own_data, caplog, form):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ((255, 0, 0), (0, 255, 0))]
-    saved(own_data, frames[0], form, save_all=True, append_images=frames[1:], **({"lossless": True} if form == "WEBP" else {}))
+    saved(
+        own_data,
+        frames[0],
+        form,
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if form == "WEBP" else {}),
+    )
     assert abs(grey_levels(own_data) - (255, 0, 0)).max() <= 1
-    assert marks_told(own_data, caplog).count("images with several frames, of which the first is used: 1 (first: val_00000.jpg)") == 1
+    assert (
+        marks_told(own_data, caplog).count(
+            "images with several frames, of which the first is used: 1 (first: val_00000.jpg)"
+        )
+        == 1
+    )
 
 
 DOUBTFUL = {
-    "several frames": lambda data: saved(data, Image.new("RGB", (64, 64)), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 64), (9, 9, 9))]),
+    "several frames": lambda data: saved(
+        data,
+        Image.new("RGB", (64, 64)),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("RGB", (64, 64), (9, 9, 9))],
+    ),
     "the content of another": lambda data: shutil.copy(image_path(data, 1), image_path(data, 5)),
-    "boxes without area, dropped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 0, 5])),
-    "boxes reaching beyond their image, clipped": lambda data: change_labels(data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 99, 5])),
+    "boxes without area, dropped": lambda data: change_labels(
+        data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 0, 5])
+    ),
+    "boxes reaching beyond their image, clipped": lambda data: change_labels(
+        data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 99, 5])
+    ),
 }
 
 
@@ -166,20 +230,41 @@ def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(own
     DOUBTFUL[doubt](own_data)
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--strict")
     assert ended.code == 3
-    assert ended.err.startswith("error[3]: with strict no warning about the data is accepted, and there are 1: ") and doubt in ended.err
+    assert (
+        ended.err.startswith("error[3]: with strict no warning about the data is accepted, and there are 1: ")
+        and doubt in ended.err
+    )
 
 
 def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(own_data, tmp_path):
     image_path(own_data, 3).write_bytes(b"")
-    ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}), "--seed=0", "--strict")
+    ended = train_here(
+        "-c",
+        write_tiny_config(tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}),
+        "--seed=0",
+        "--strict",
+    )
     assert (ended.code, ended.err) == (3, f"error[3]: image {image_path(own_data, 3)} is empty (0 bytes)\n")
 
 
-@pytest.mark.parametrize(("mode", "seen"), [("RGBA", (255, 127, 127)), ("LA", (165.5,) * 3), ("P", (255, 0, 0)), ("1", (255,) * 3), ("I", (128,) * 3)])
+@pytest.mark.parametrize(
+    ("mode", "seen"),
+    [
+        ("RGBA", (255, 127, 127)),
+        ("LA", (165.5,) * 3),
+        ("P", (255, 0, 0)),
+        ("1", (255,) * 3),
+        ("I", (128,) * 3),
+    ],
+)
 def test_f50_every_mode_with_a_defined_range_is_read_transparency_over_white(own_data, mode, seen):
-    image = {"RGBA": lambda: Image.new("RGBA", (64, 64), (255, 0, 0, 128)), "LA": lambda: Image.new("LA", (64, 64), (76, 128)),
-             "P": lambda: Image.new("RGB", (64, 64), (255, 0, 0)).quantize(4), "1": lambda: Image.new("1", (64, 64), 1),
-             "I": lambda: Image.fromarray(np.full((64, 64), 128 * 257, np.int32))}[mode]()
+    image = {
+        "RGBA": lambda: Image.new("RGBA", (64, 64), (255, 0, 0, 128)),
+        "LA": lambda: Image.new("LA", (64, 64), (76, 128)),
+        "P": lambda: Image.new("RGB", (64, 64), (255, 0, 0)).quantize(4),
+        "1": lambda: Image.new("1", (64, 64), 1),
+        "I": lambda: Image.fromarray(np.full((64, 64), 128 * 257, np.int32)),
+    }[mode]()
     saved(own_data, image, "TIFF" if mode == "I" else "PNG")
     assert abs(grey_levels(own_data) - seen).max() <= 1
 
@@ -210,8 +295,13 @@ def test_f51_decompression_bomb_is_refused_without_being_decoded(own_data, fit, 
 
 def test_f52_tiny_and_narrow_images_train(own_data, fit, tmp_path):
     sizes = [(1, 1), (1, 50), (50, 1), (20_000, 20)]
-    images = [{"id": i, "file_name": f"train_{i:05}.jpg", "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
-    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, w, h], "iscrowd": 0} for i, (w, h) in enumerate(sizes)]
+    images = [
+        {"id": i, "file_name": f"train_{i:05}.jpg", "width": w, "height": h} for i, (w, h) in enumerate(sizes)
+    ]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, w, h], "iscrowd": 0}
+        for i, (w, h) in enumerate(sizes)
+    ]
     for index, size in enumerate(sizes):
         Image.new("RGB", size, (200, 20, 20)).save(image_path(own_data, index))
     change_labels(own_data, lambda labels: labels.update(images=images, annotations=boxes))
@@ -229,7 +319,10 @@ def test_f53_image_that_changes_its_size_between_epochs_is_named(own_data):
     Image.fromarray(SMOOTH[:48]).save(image_path(own_data, 3))
     with pytest.raises(Exception) as caught:
         list(loader)
-    assert explain(caught.value) == (3, f"image {image_path(own_data, 3)} has 64 x 48 pixels but its labels were made for 64 x 64")
+    assert explain(caught.value) == (
+        3,
+        f"image {image_path(own_data, 3)} has 64 x 48 pixels but its labels were made for 64 x 64",
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -254,7 +347,11 @@ def saved_as_png(path: Path) -> None:
 
 def test_f53_without_watching_files_may_be_written_anew(own_data, fit, monkeypatch):
     ordinary = DetSolver._begin_epoch
-    monkeypatch.setattr(DetSolver, "_begin_epoch", lambda solver: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(solver)))
+    monkeypatch.setattr(
+        DetSolver,
+        "_begin_epoch",
+        lambda solver: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(solver)),
+    )
     assert fit(watch_files=False).code == 0
 
 
@@ -263,8 +360,13 @@ def test_f54_images_with_the_content_of_another_are_counted_within_and_across_da
         shutil.copy(image_path(own_data, 1), image_path(own_data, index, part))
     ended = fit()
     assert ended.code == 0
-    assert (f"train.json: images with the content of another one: 2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})") in ended.out
-    assert f"1 images are in both data sets under different names (first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})" in ended.out
+    assert (
+        f"train.json: images with the content of another one: 2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
+    ) in ended.out
+    assert (
+        f"1 images are in both data sets under different names (first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
+        in ended.out
+    )
 
 
 def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_data, fit):
@@ -274,7 +376,10 @@ def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_d
     ended = fit()
     assert ended.code == 0
     assert "files listed more than once: 1 (first: images[1] (id 2) val_00000.jpg)" in ended.out
-    assert f"7 images are used for training and for evaluation (first: {image_path(own_data, 0, 'val')})" in ended.out
+    assert (
+        f"7 images are used for training and for evaluation (first: {image_path(own_data, 0, 'val')})"
+        in ended.out
+    )
 
 
 # ---- what takes the place of an unreadable image ----
@@ -283,7 +388,9 @@ def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_d
 @pytest.mark.parametrize("workers", [0, 2])
 def test_f44_replacement_follows_from_seed_epoch_and_index(own_data, workers):
     image_path(own_data, 3).write_bytes(b"")
-    loader = tiny_config(own_data, train_dataloader={"num_workers": workers, "dataset": {"bad_images": 0.1}}).train_dataloader
+    loader = tiny_config(
+        own_data, train_dataloader={"num_workers": workers, "dataset": {"bad_images": 0.1}}
+    ).train_dataloader
     runs = []
     for seed in (0, 0, 1):
         loader.set_seed(seed)

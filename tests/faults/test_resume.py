@@ -35,7 +35,9 @@ def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(straight, 
     assert same(final_state(tmp_path), straight[0][2])
 
 
-def test_f01_a_run_stopped_in_its_evaluation_evaluates_anew_and_ends_with_the_same_state(straight, tiny_data, tmp_path):
+def test_f01_a_run_stopped_in_its_evaluation_evaluates_anew_and_ends_with_the_same_state(
+    straight, tiny_data, tmp_path
+):
     assert not run(tiny_data, tmp_path, stop_after=3, in_evaluation=True)
     assert not (tmp_path / "best.pth").exists()
     assert run(tiny_data, tmp_path)
@@ -70,13 +72,16 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_d
     assert "a step takes 4 images now, 8 before: epoch 2 goes on with step 3" in caplog.text
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.001, is 0.5"),
-    ({"epochs": 4}, "epochs was 3, is 4"),
-    ({"HybridEncoder": {"hidden_dim": 64}}, "HybridEncoder.hidden_dim was 32, is 64"),
-    ({"patience": 3}, "patience was not set, is 3"),
-    ({"seed": 5}, "seed was 1, is 5"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.001, is 0.5"),
+        ({"epochs": 4}, "epochs was 3, is 4"),
+        ({"HybridEncoder": {"hidden_dim": 64}}, "HybridEncoder.hidden_dim was 32, is 64"),
+        ({"patience": 3}, "patience was not set, is 3"),
+        ({"seed": 5}, "seed was 1, is 5"),
+    ],
+)
 def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_data, tmp_path, change, told):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
@@ -92,8 +97,16 @@ def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path
     assert "going on with a changed configuration: optimizer.lr was 0.001, is 0.0005" in caplog.text
 
 
-@pytest.mark.parametrize("free", [{"print_freq": 2}, {"save_every_steps": 1}, {"memory_trial": True}, {"checkpoint_freq": 1},
-                                  {"val_dataloader": {"total_batch_size": 3}}])
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"print_freq": 2},
+        {"save_every_steps": 1},
+        {"memory_trial": True},
+        {"checkpoint_freq": 1},
+        {"val_dataloader": {"total_batch_size": 3}},
+    ],
+)
 def test_f12_settings_that_do_not_change_the_result_are_free(straight, tiny_data, tmp_path, free):
     assert not run(tiny_data, tmp_path, stop_after=4)
     assert run(tiny_data, tmp_path, **free)
@@ -102,7 +115,11 @@ def test_f12_settings_that_do_not_change_the_result_are_free(straight, tiny_data
 
 def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
     folder = straight[1][1]
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.glob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     with caplog.at_level("INFO"):
         assert run(tiny_data, folder)
     assert "this run is complete: epoch 3 of 3" in caplog.text
@@ -126,15 +143,21 @@ def timeless(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(straight, tiny_data, tmp_path, ranks):
+def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
+    straight, tiny_data, tmp_path, ranks
+):
     assert not run(tiny_data, tmp_path, ranks=ranks, stop_after=5)
     assert run(tiny_data, tmp_path, ranks=ranks)
     assert timeless(tmp_path) == timeless(straight[1][ranks])
     assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"] == 0
 
 
-@pytest.mark.parametrize("saved", [False, True], ids=["before its state is saved", "after its state is saved"])
-def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once(straight, tiny_data, tmp_path, saved):
+@pytest.mark.parametrize(
+    "saved", [False, True], ids=["before its state is saved", "after its state is saved"]
+)
+def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once(
+    straight, tiny_data, tmp_path, saved
+):
     def killed() -> None:
         ordinary = DetSolver._keep
         DetSolver._keep = lambda *arguments: (saved and ordinary(*arguments), os._exit(9))

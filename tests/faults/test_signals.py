@@ -23,7 +23,9 @@ ERROR = "error["
 @pytest.fixture
 def config(tiny_data, tmp_path):
     """A run that does not end by itself within the test; every step is told."""
-    return write_tiny_config(tmp_path, tiny_data, epochs=200, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    return write_tiny_config(
+        tmp_path, tiny_data, epochs=200, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}}
+    )
 
 
 def saved_step(run) -> int:
@@ -41,12 +43,17 @@ def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, na
         training.wait_for(UNDERWAY)
         training.send(signal.Signals[name])
         assert training.end(timeout=10) == 75
-    assert training.status()["status"] == "preempted" and f"stopped by {name} after step" in training.status()["message"]
+    assert (
+        training.status()["status"] == "preempted"
+        and f"stopped by {name} after step" in training.status()["message"]
+    )
     assert saved_step(tmp_path / "run") > 0
 
 
 def test_f21_a_run_goes_on_after_a_signal(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=6, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    config = write_tiny_config(
+        tmp_path, tiny_data, epochs=6, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}}
+    )
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM)
@@ -62,13 +69,19 @@ def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_p
         training.send(signal.SIGTERM)
         assert training.end(timeout=30) != 0
     assert training.status()["status"] == "preempted" and training.status()["exit_code"] == 75
-    stops = {line.partition("after step")[2].partition(";")[0] for line in errors_of(training) if "after step" in line}
+    stops = {
+        line.partition("after step")[2].partition(";")[0]
+        for line in errors_of(training)
+        if "after step" in line
+    }
     assert len(stops) == 1 and saved_step(tmp_path / "run") > 0
 
 
 def test_f23_torchrun_hands_on_sigusr1_if_it_is_told_to(config, tmp_path):
     flag = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2, launcher=(flag,), SLURM_JOB_ID="1") as training:
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", ranks=2, launcher=(flag,), SLURM_JOB_ID="1"
+    ) as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGUSR1)
         training.end(timeout=30)
@@ -86,12 +99,22 @@ def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM, training.workers()[1])
         training.end(timeout=30)
-    assert training.status()["status"] == "preempted" and "a signal to another rank" in training.status()["message"]
+    assert (
+        training.status()["status"] == "preempted"
+        and "a signal to another rank" in training.status()["message"]
+    )
     assert saved_step(tmp_path / "run") > 0
 
 
 def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=200, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=200,
+        print_freq=1,
+        save_every_steps=1,
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
+    )
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
         training.wait_for(r"epoch 2 \[[2-9]/")
         training.send(signal.SIGTERM)
@@ -102,8 +125,17 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_d
 
 
 def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=20, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
-    with Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", ranks=2, launcher=("--max-restarts=2",)) as training:
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=20,
+        print_freq=1,
+        save_every_steps=1,
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
+    )
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", ranks=2, launcher=("--max-restarts=2",)
+    ) as training:
         training.wait_for(r"epoch 2 \[")
         training.send(signal.SIGKILL, training.workers()[1])
         training.wait_for("-r auto: going on from")
@@ -130,12 +162,17 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         training.wait_for(r"error\[7\]", timeout=30)
         said = errors_of(training)[0]
         training.send(signal.SIGKILL, hung)
-    assert re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen \d+\)", said) and "does not answer" in said
+    assert (
+        re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen \d+\)", said)
+        and "does not answer" in said
+    )
     assert f"stacks: {tmp_path}/run/stacks.rank0.txt (rank 1 wrote none)" in said  # a stopped process cannot
     assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
 
 
-def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_ranks_show_where_they_stand(tmp_path, monkeypatch):
+def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_ranks_show_where_they_stand(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("src.runtime.distributed._GRACE", 0.3)
 
     def hangs_here() -> None:
@@ -156,7 +193,10 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
 
     said, _ = on_ranks(2, train, rank_timeout=1)
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
-    assert said == f"rank 1 did not reach step 123 (last seen 122); it ended or does not answer; stacks: {stacks[0]}, {stacks[1]}"
+    assert (
+        said
+        == f"rank 1 did not reach step 123 (last seen 122); it ended or does not answer; stacks: {stacks[0]}, {stacks[1]}"
+    )
     assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
 
 
@@ -178,7 +218,13 @@ def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_pat
             return str(error)
         return ""
 
-    assert on_ranks(2, known) == ["rank(s) 1 and rank 0 have another configuration; start all ranks with the same command and files"] * 2
+    assert (
+        on_ranks(2, known)
+        == [
+            "rank(s) 1 and rank 0 have another configuration; start all ranks with the same command and files"
+        ]
+        * 2
+    )
 
 
 def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named():
@@ -194,13 +240,45 @@ def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named()
 
 @pytest.mark.slow
 def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_killed(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=20, print_freq=1, save_every_steps=1, train_dataloader={"collate_fn": {"stop_epoch": None}})
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=20,
+        print_freq=1,
+        save_every_steps=1,
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
+    )
     port = free_port()
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    agents = [f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one --max-restarts=3 --node_rank={n}".split() for n in range(2)]
-    with (Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", per_agent=1, launcher=tuple(agents[0]), **own_store) as first,
-          Training(tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", per_agent=1, launcher=tuple(agents[1]), text="second",
-                   **own_store) as second):
+    agents = [
+        f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one --max-restarts=3 --node_rank={n}".split()
+        for n in range(2)
+    ]
+    with (
+        Training(
+            tmp_path / "run",
+            "-c",
+            config,
+            "--seed=1",
+            "-r",
+            "auto",
+            per_agent=1,
+            launcher=tuple(agents[0]),
+            **own_store,
+        ) as first,
+        Training(
+            tmp_path / "run",
+            "-c",
+            config,
+            "--seed=1",
+            "-r",
+            "auto",
+            per_agent=1,
+            launcher=tuple(agents[1]),
+            text="second",
+            **own_store,
+        ) as second,
+    ):
         main = first if wait_for_any((first, second), r"epoch 2 \[") is first else second
         other = second if main is first else first
         other.send(signal.SIGKILL, other.workers()[0])

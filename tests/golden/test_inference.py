@@ -33,7 +33,13 @@ def results(request) -> Results:
         outputs = model.decoder(encoded)
         deployed = model.deploy()(images)
     samples = [[x.flatten()[::997].numpy().copy() for x in part] for part in (maps, encoded)]
-    return Results(dict(read_arrays(f"dfine_{request.param}.eval.npz")), *samples, outputs, deployed, config.postprocessor)
+    return Results(
+        dict(read_arrays(f"dfine_{request.param}.eval.npz")),
+        *samples,
+        outputs,
+        deployed,
+        config.postprocessor,
+    )
 
 
 def test_backbone_maps_are_the_official_ones(results):
@@ -52,7 +58,9 @@ def test_logits_and_boxes_are_the_official_ones(results):
 
 def test_scores_after_post_processing_are_the_official_ones(results):
     detections = results.postprocessor(results.outputs, torch.tensor([[800.0, 600.0]]))[0]
-    np.testing.assert_allclose(np.sort(detections["scores"].numpy()), np.sort(results.official["post_scores"]), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        np.sort(detections["scores"].numpy()), np.sort(results.official["post_scores"]), rtol=0, atol=1e-4
+    )
 
 
 def test_fused_model_computes_the_same_logits_and_boxes(results):
@@ -63,4 +71,6 @@ def test_post_processor_makes_the_official_detections_of_the_official_outputs(re
     outputs = {name: torch.from_numpy(results.official[name]) for name in ("pred_logits", "pred_boxes")}
     detections = results.postprocessor(outputs, torch.tensor([[800.0, 600.0]]))[0]
     for name in ("labels", "boxes", "scores"):
-        np.testing.assert_allclose(detections[name].numpy(), results.official[f"post_{name}"], rtol=1e-6, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            detections[name].numpy(), results.official[f"post_{name}"], rtol=1e-6, atol=1e-4, err_msg=name
+        )

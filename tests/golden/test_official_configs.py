@@ -17,7 +17,11 @@ def leaves(values, path=""):
     """Return every value that is no mapping by its dotted key, as JSON: so 4 is not 4.0, and 1 not true."""
     if not isinstance(values, dict):
         return {path: json.dumps(values)}
-    return {key: value for name, inner in values.items() for key, value in leaves(inner, f"{path}.{name}".lstrip(".")).items()}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in leaves(inner, f"{path}.{name}".lstrip(".")).items()
+    }
 
 
 @pytest.mark.parametrize("file", OFFICIAL)

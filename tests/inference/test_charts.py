@@ -14,7 +14,9 @@ def read(svg: str) -> ElementTree.Element:
 
 
 def test_a_line_runs_from_corner_to_corner():
-    chart = read(line_chart([Line("a", np.array([0.0, 1.0]), np.array([0.0, 1.0]))], "x", "y", width=200, height=100))
+    chart = read(
+        line_chart([Line("a", np.array([0.0, 1.0]), np.array([0.0, 1.0]))], "x", "y", width=200, height=100)
+    )
     assert chart.find(f"{SVG}polyline").get("points") == "44.0,64.0 190.0,10.0"
 
 
@@ -31,5 +33,7 @@ def test_names_cannot_become_markup():
 
 def test_a_legend_is_left_out_where_lines_are_too_many():
     lines = [Line(f"class {i}", np.array([0.0, 1.0]), np.array([1.0, 0.0])) for i in range(13)]
-    assert not [t for t in read(line_chart(lines, "x", "y")).findall(f"{SVG}text") if t.text.startswith("class")]
+    assert not [
+        t for t in read(line_chart(lines, "x", "y")).findall(f"{SVG}text") if t.text.startswith("class")
+    ]
     assert [t for t in read(line_chart(lines[:3], "x", "y")).findall(f"{SVG}text") if t.text == "class 2"]

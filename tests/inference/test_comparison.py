@@ -21,7 +21,13 @@ def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_dat
 
 
 def test_more_pictures_than_images_are_not_asked_for_twice(tiny_data, checkpoint, tmp_path):
-    files = draw_comparisons(tiny_config(tiny_data, resume=str(checkpoint)), torch.device("cpu"), tmp_path, count=100, threshold=0.5)
+    files = draw_comparisons(
+        tiny_config(tiny_data, resume=str(checkpoint)),
+        torch.device("cpu"),
+        tmp_path,
+        count=100,
+        threshold=0.5,
+    )
     assert len(set(files)) == 8
 
 

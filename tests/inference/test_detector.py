@@ -16,7 +16,11 @@ from tests.fixtures.trained_tiny import TRAINED
 
 
 def same(one, other) -> bool:
-    return np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores) and one.names == other.names
+    return (
+        np.array_equal(one.boxes, other.boxes)
+        and np.array_equal(one.scores, other.scores)
+        and one.names == other.names
+    )
 
 
 def rewritten(folder, change) -> str:
@@ -38,7 +42,7 @@ def test_it_finds_what_evaluation_finds(detector, tiny_data, val_images):
     found = detector.predict(val_images[0], threshold=0)
     sure = expected["scores"].numpy() > 0.3
     assert sure.any()
-    np.testing.assert_allclose(found.boxes[:sure.sum()], expected["boxes"].numpy()[sure], atol=1e-3)
+    np.testing.assert_allclose(found.boxes[: sure.sum()], expected["boxes"].numpy()[sure], atol=1e-3)
     np.testing.assert_allclose(found.scores, expected["scores"].numpy(), atol=1e-5)
 
 
@@ -57,7 +61,9 @@ def test_names_and_ids_are_those_of_the_training_labels(detector, val_images):
 def test_the_default_threshold_is_the_checkpoints_own(detector, val_images):
     assert detector.threshold == pytest.approx(read_weights(TRAINED).meta["threshold"])
     everything = detector.predict(val_images, threshold=0)
-    assert [len(found) for found in detector.predict(val_images)] == [int((found.scores >= detector.threshold).sum()) for found in everything]
+    assert [len(found) for found in detector.predict(val_images)] == [
+        int((found.scores >= detector.threshold).sum()) for found in everything
+    ]
 
 
 def test_every_kind_of_image_gives_the_same(detector, val_images, tmp_path):
@@ -65,7 +71,13 @@ def test_every_kind_of_image_gives_the_same(detector, val_images, tmp_path):
     expected = detector.predict(tmp_path / "image.png", threshold=0.1)
     opened = Image.open(tmp_path / "image.png")
     array = np.asarray(opened)
-    kinds = [str(tmp_path / "image.png"), opened, array, torch.from_numpy(array.copy()).permute(2, 0, 1), array[..., ::-1][..., ::-1]]
+    kinds = [
+        str(tmp_path / "image.png"),
+        opened,
+        array,
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        array[..., ::-1][..., ::-1],
+    ]
     assert all(same(detector.predict(image, threshold=0.1), expected) for image in kinds)
     assert expected.size == (64, 64) and expected.source == str(tmp_path / "image.png")
     assert detector.predict(array).source is None
@@ -81,14 +93,20 @@ def test_one_image_gives_one_prediction_and_several_give_a_list(detector, val_im
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_the_batch_changes_nothing(detector, val_images, batch_size):
-    for one, other in zip(detector.predict(val_images[:5], threshold=0.1, batch_size=batch_size), detector.predict(val_images[:5], threshold=0.1)):
+    for one, other in zip(
+        detector.predict(val_images[:5], threshold=0.1, batch_size=batch_size),
+        detector.predict(val_images[:5], threshold=0.1),
+    ):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
         assert one.names == other.names
 
 
 def test_images_of_different_sizes_share_a_batch(detector):
     wide, tall = np.full((40, 160, 3), 120, np.uint8), np.full((90, 30, 3), 120, np.uint8)
-    together, alone = detector.predict([wide, tall], threshold=0), [detector.predict(image, threshold=0) for image in (wide, tall)]
+    together, alone = (
+        detector.predict([wide, tall], threshold=0),
+        [detector.predict(image, threshold=0) for image in (wide, tall)],
+    )
     assert [found.size for found in together] == [(160, 40), (30, 90)]
     for one, other in zip(together, alone):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
@@ -96,11 +114,23 @@ def test_images_of_different_sizes_share_a_batch(detector):
 
 def test_grey_arrays_are_read_as_grey_pictures(detector, val_images):
     grey = np.asarray(Image.open(val_images[0]).convert("L"))
-    assert same(detector.predict(grey, threshold=0.1), detector.predict(np.repeat(grey[..., None], 3, 2), threshold=0.1))
+    assert same(
+        detector.predict(grey, threshold=0.1),
+        detector.predict(np.repeat(grey[..., None], 3, 2), threshold=0.1),
+    )
 
 
-@pytest.mark.parametrize("image", [np.zeros((10, 10, 3)), np.zeros((10, 10, 4), np.uint8), np.zeros((0, 10, 3), np.uint8), torch.zeros(10, 10, 3), 7],
-                         ids=["floats", "four channels", "no pixels", "channels last", "a number"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((10, 10, 3)),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((0, 10, 3), np.uint8),
+        torch.zeros(10, 10, 3),
+        7,
+    ],
+    ids=["floats", "four channels", "no pixels", "channels last", "a number"],
+)
 def test_what_is_no_image_is_refused_with_what_was_expected(detector, image):
     with pytest.raises(ConfigError, match="expected|is no image"):
         detector.predict([image])
@@ -122,7 +152,9 @@ def test_unreadable_images_are_collected_if_asked_for(detector, val_images, tmp_
 def test_suppression_removes_doubles_of_a_class_only_if_asked_for(detector, val_images):
     everything, thinned = (detector.predict(val_images[0], threshold=0, nms=nms) for nms in (None, 0.5))
     assert 0 < len(thinned) < len(everything)
-    assert set(zip(thinned.names, thinned.scores.tolist())) <= set(zip(everything.names, everything.scores.tolist()))
+    assert set(zip(thinned.names, thinned.scores.tolist())) <= set(
+        zip(everything.names, everything.scores.tolist())
+    )
 
 
 def test_another_input_size_works_with_a_warning(val_images, caplog):
@@ -154,7 +186,9 @@ def test_a_configuration_makes_up_for_one_that_is_missing(tmp_path, detector, va
     tiny_config(num_classes=4).save(tmp_path / "tiny.yml")
     plain = Detector.from_checkpoint(path, device="cpu", config=tmp_path / "tiny.yml")
     assert plain.threshold == 0.4 and plain.classes[0] == {"id": 0, "name": "class 0"}
-    np.testing.assert_array_equal(plain.predict(val_images[0], threshold=0).boxes, detector.predict(val_images[0], threshold=0).boxes)
+    np.testing.assert_array_equal(
+        plain.predict(val_images[0], threshold=0).boxes, detector.predict(val_images[0], threshold=0).boxes
+    )
 
 
 def test_a_spoilt_configuration_is_told_with_its_file(tmp_path):
@@ -171,7 +205,10 @@ def test_eighty_unnamed_classes_are_cocos():
 
 
 def test_rows_of_the_head_beyond_the_classes_have_a_name_too():
-    assert named_classes([{"id": 5, "name": "a"}], 3)[1:] == [{"id": -1, "name": "(unused 1)"}, {"id": -1, "name": "(unused 2)"}]
+    assert named_classes([{"id": 5, "name": "a"}], 3)[1:] == [
+        {"id": -1, "name": "(unused 1)"},
+        {"id": -1, "name": "(unused 2)"},
+    ]
 
 
 def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):
@@ -185,11 +222,21 @@ def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):
 
 
 def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
-    assert {"classes", "commit", "licences", "metrics", "threshold", "input_size", "preprocessing"} <= detector.meta.keys()
+    assert {
+        "classes",
+        "commit",
+        "licences",
+        "metrics",
+        "threshold",
+        "input_size",
+        "preprocessing",
+    } <= detector.meta.keys()
     assert detector.meta["input_size"] == [64, 64]
 
 
-@pytest.mark.parametrize("settings", [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}], ids=str
+)
 def test_settings_that_make_no_sense_are_refused(detector, val_images, settings):
     with pytest.raises(ConfigError, match="expected"):
         detector.predict(val_images[0], **settings)

@@ -11,7 +11,13 @@ from PIL import Image
 
 from src.core import CheckpointError, ConfigError
 from src.inference import Detector
-from src.inference.exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine, warn_of_version
+from src.inference.exported_engines import (
+    ExportedEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    TensorRtEngine,
+    warn_of_version,
+)
 from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
@@ -20,7 +26,10 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirem
 @pytest.fixture(scope="module", params=["onnx", "openvino"])
 def load(request):
     """Return a function that loads a file into an engine, each file once."""
-    pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param), reason=f"{request.param} is not installed (tools/requirements.txt)")
+    pytest.importorskip(
+        {"onnx": "onnxruntime"}.get(request.param, request.param),
+        reason=f"{request.param} is not installed (tools/requirements.txt)",
+    )
     return cache({"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param])
 
 
@@ -35,19 +44,32 @@ def agree(found, expected) -> None:
 def test_any_number_of_images_gives_what_torch_gives(load, exported, detector, val_images, count):
     other = load(exported)
     assert other.engine.batch_size is None
-    agree(other.predict(val_images[:count], threshold=0.3, batch_size=count), detector.predict(val_images[:count], threshold=0.3))
+    agree(
+        other.predict(val_images[:count], threshold=0.3, batch_size=count),
+        detector.predict(val_images[:count], threshold=0.3),
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_fixed_batch_is_filled_up_and_the_rest_thrown_away(load, exported_fixed, detector, val_images, count):
+def test_a_fixed_batch_is_filled_up_and_the_rest_thrown_away(
+    load, exported_fixed, detector, val_images, count
+):
     other = load(exported_fixed)
     assert other.engine.batch_size == 2
-    agree(other.predict(val_images[:count], threshold=0.3), detector.predict(val_images[:count], threshold=0.3))
+    agree(
+        other.predict(val_images[:count], threshold=0.3), detector.predict(val_images[:count], threshold=0.3)
+    )
 
 
-def test_classes_threshold_preprocessing_and_origin_are_those_of_the_checkpoint(load, exported, detector, val_images):
+def test_classes_threshold_preprocessing_and_origin_are_those_of_the_checkpoint(
+    load, exported, detector, val_images
+):
     other = load(exported)
-    assert (other.classes, other.threshold, other.preprocessing.ops) == (detector.classes, detector.threshold, detector.preprocessing.ops)
+    assert (other.classes, other.threshold, other.preprocessing.ops) == (
+        detector.classes,
+        detector.threshold,
+        detector.preprocessing.ops,
+    )
     assert other.meta["checkpoint"] == "trained_tiny.pth" and other.meta["commit"] == detector.meta["commit"]
     image = torch.randint(0, 255, (3, 40, 70), dtype=torch.uint8)
     assert torch.equal(other.preprocessing([image])[0], detector.preprocessing([image])[0])
@@ -67,19 +89,35 @@ def test_openvinos_own_format_is_read_with_the_json_beside_it(exported, detector
     openvino = pytest.importorskip("openvino")
     openvino.save_model(openvino.Core().read_model(exported), tmp_path / "tiny.xml", compress_to_fp16=False)
     shutil.copy(exported.with_suffix(".json"), tmp_path / "tiny.json")
-    agree(Detector.from_openvino(tmp_path / "tiny.xml").predict(val_images, threshold=0.3), detector.predict(val_images, threshold=0.3))
+    agree(
+        Detector.from_openvino(tmp_path / "tiny.xml").predict(val_images, threshold=0.3),
+        detector.predict(val_images, threshold=0.3),
+    )
 
 
 def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path):
     tensor = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["input"], ["output"])], "g", [tensor("input", 1, [1, 3, 8, 8])],
-                                   [tensor("output", 1, [1, 3, 8, 8])])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path / "foreign.onnx")
-    with pytest.raises(CheckpointError, match="foreign.onnx takes input and gives output, expected images, orig_target_sizes and labels, boxes, scores"):
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["input"], ["output"])],
+        "g",
+        [tensor("input", 1, [1, 3, 8, 8])],
+        [tensor("output", 1, [1, 3, 8, 8])],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "foreign.onnx",
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="foreign.onnx takes input and gives output, expected images, orig_target_sizes and labels, boxes, scores",
+    ):
         load(tmp_path / "foreign.onnx")
 
 
-@pytest.mark.parametrize("content, message", [(None, "does not exist"), (b"", "is empty"), (b"no model at all", "cannot be loaded by")])
+@pytest.mark.parametrize(
+    "content, message",
+    [(None, "does not exist"), (b"", "is empty"), (b"no model at all", "cannot be loaded by")],
+)
 def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.onnx").write_bytes(content)
@@ -88,8 +126,13 @@ def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, mes
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("engine, package, message", [(OnnxEngine, "onnxruntime", "pip install onnxruntime"),
-                                                      (OpenVinoEngine, "openvino", "pip install openvino")])
+@pytest.mark.parametrize(
+    "engine, package, message",
+    [
+        (OnnxEngine, "onnxruntime", "pip install onnxruntime"),
+        (OpenVinoEngine, "openvino", "pip install openvino"),
+    ],
+)
 def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch, engine, package, message):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=message):
@@ -123,7 +166,9 @@ def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
     assert not caplog.text
 
 
-def test_the_runner_in_the_documentation_finds_what_the_detector_finds(exported, val_images, tmp_path, monkeypatch):
+def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
+    exported, val_images, tmp_path, monkeypatch
+):
     pytest.importorskip("onnxruntime")
     blocks = (ROOT / "docs/deployment.md").read_text().split("```")
     (runner,) = [block.removeprefix("python") for block in blocks if "ort.InferenceSession" in block]
@@ -150,10 +195,17 @@ class Counting(ExportedEngine):
         return means.int(), means[..., None].expand(-1, 1, 4), means
 
 
-@pytest.mark.parametrize("settings, batches", [({}, [5]), ({"largest": 3}, [3, 2]), ({"batch_size": 2}, [2, 2, 2]), ({"batch_size": 8}, [8])])
+@pytest.mark.parametrize(
+    "settings, batches",
+    [({}, [5]), ({"largest": 3}, [3, 2]), ({"batch_size": 2}, [2, 2, 2]), ({"batch_size": 8}, [8])],
+)
 def test_batches_are_cut_and_filled_to_what_an_engine_takes(settings, batches):
     engine = Counting(**settings)
     images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
     labels, boxes, scores = engine(images, torch.ones(5, 2, dtype=torch.long))
     assert engine.batches == batches
-    assert labels.dtype == torch.int64 and labels[:, 0].tolist() == scores[:, 0].tolist() == [0, 1, 2, 3, 4] and boxes.shape == (5, 1, 4)
+    assert (
+        labels.dtype == torch.int64
+        and labels[:, 0].tolist() == scores[:, 0].tolist() == [0, 1, 2, 3, 4]
+        and boxes.shape == (5, 1, 4)
+    )

@@ -6,7 +6,13 @@ import torch
 
 from src.core import CheckpointError, ConfigError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.inference.evaluation import Evaluation, confusion_matrix, errors_of_image, evaluate_detector, open_labelled_images
+from src.inference.evaluation import (
+    Evaluation,
+    confusion_matrix,
+    errors_of_image,
+    evaluate_detector,
+    open_labelled_images,
+)
 from src.solver import DetSolver
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tiny import tiny_config
@@ -15,16 +21,26 @@ from tests.fixtures.trained_tiny import TRAINED
 
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data) -> Evaluation:
-    return evaluate_detector(detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json"))
+    return evaluate_detector(
+        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+    )
 
 
 def by_hand(objects: list, detections: list, names: dict[int, str]) -> Evaluation:
     """Return the evaluation of one image with id 1."""
-    return Evaluation(None, names, {}, {1: np.array(objects, float).reshape(-1, 6)}, {1: np.array(detections, float).reshape(-1, 6)})
+    return Evaluation(
+        None,
+        names,
+        {},
+        {1: np.array(objects, float).reshape(-1, 6)},
+        {1: np.array(detections, float).reshape(-1, 6)},
+    )
 
 
 def test_the_numbers_are_those_of_test_only(evaluation, tiny_data, tmp_path):
-    expected = DetSolver(tiny_config(tiny_data, tmp_path, resume=str(TRAINED), test_only=True), torch.device("cpu")).val()
+    expected = DetSolver(
+        tiny_config(tiny_data, tmp_path, resume=str(TRAINED), test_only=True), torch.device("cpu")
+    ).val()
     assert expected["AP"] > 0.1
     for name in ("AP", "AP50", "AR100", "F1", "F1_threshold"):
         assert evaluation.metrics[name] == pytest.approx(expected[name], abs=1e-3)
@@ -51,12 +67,23 @@ def test_data_that_has_moved_asks_for_the_new_place(detector):
 
 def test_the_confusion_matrix_counts_hits_confusions_misses_and_false_alarms():
     objects = [[0, 0, 10, 10, 0, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0]]
-    detections = [[0, 0, 10, 10, 0.9, 0], [20, 0, 10, 10, 0.8, 0], [80, 0, 10, 10, 0.7, 1], [40, 0, 10, 10, 0.1, 1]]
-    assert confusion_matrix(by_hand(objects, detections, {0: "a", 1: "b"}), 0.5).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+    detections = [
+        [0, 0, 10, 10, 0.9, 0],
+        [20, 0, 10, 10, 0.8, 0],
+        [80, 0, 10, 10, 0.7, 1],
+        [40, 0, 10, 10, 0.1, 1],
+    ]
+    assert confusion_matrix(by_hand(objects, detections, {0: "a", 1: "b"}), 0.5).tolist() == [
+        [1, 0, 0],
+        [1, 0, 1],
+        [0, 1, 0],
+    ]
 
 
 def test_an_object_goes_to_its_own_class_before_a_better_score_of_another():
-    evaluation = by_hand([[0, 0, 10, 10, 0, 0]], [[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.6, 0]], {0: "a", 1: "b"})
+    evaluation = by_hand(
+        [[0, 0, 10, 10, 0, 0]], [[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.6, 0]], {0: "a", 1: "b"}
+    )
     assert confusion_matrix(evaluation, 0.5).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 

@@ -21,7 +21,9 @@ from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
-needs_runtime = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (tools/requirements.txt)")
+needs_runtime = pytest.mark.skipif(
+    find_spec("onnxruntime") is None, reason="onnxruntime is not installed (tools/requirements.txt)"
+)
 
 
 def ops_of(path) -> list[str]:
@@ -30,21 +32,42 @@ def ops_of(path) -> list[str]:
 
 def test_the_interface_is_the_frozen_one(exported):
     graph = onnx.load(exported).graph
-    shapes = {entry.name: [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim] for entry in (*graph.input, *graph.output)}
-    assert shapes == {"images": ["N", 3, 64, 64], "orig_target_sizes": ["N", 2], "labels": ["N", 20], "boxes": ["N", 20, 4], "scores": ["N", 20]}
+    shapes = {
+        entry.name: [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+        for entry in (*graph.input, *graph.output)
+    }
+    assert shapes == {
+        "images": ["N", 3, 64, 64],
+        "orig_target_sizes": ["N", 2],
+        "labels": ["N", 20],
+        "boxes": ["N", 20, 4],
+        "scores": ["N", 20],
+    }
     kinds = [entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)]
-    assert kinds == [onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT]
+    assert kinds == [
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT,
+    ]
 
 
 def test_layer_norm_is_one_operation_tables_are_constants_and_nothing_branches(exported, detector):
     ops, calls, model = ops_of(exported), [], detector.engine.model
-    hooks = [m.register_forward_hook(lambda *_: calls.append(1)) for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    hooks = [
+        m.register_forward_hook(lambda *_: calls.append(1))
+        for m in model.modules()
+        if isinstance(m, torch.nn.LayerNorm)
+    ]
     with torch.inference_mode():
         model(torch.rand(1, 3, 64, 64))
     for hook in hooks:
         hook.remove()
     assert ops.count("LayerNormalization") == len(calls) > 10
-    assert not {op for op in ops if op in ("If", "Loop", "Scan", "Sin", "Cos", "Range") or op.startswith("Sequence")}
+    assert not {
+        op for op in ops if op in ("If", "Loop", "Scan", "Sin", "Cos", "Range") or op.startswith("Sequence")
+    }
 
 
 def test_the_file_says_nothing_about_the_machine_that_wrote_it(exported):
@@ -56,13 +79,16 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
     assert "LayerNormalization" in ops_of(exported_fixed)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"opset": 16}, "opset 16 was asked for, expected at least 17"),
-    ({"opset": 17}, "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N"),
-    ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
-    ({"exporter": "other"}, "exporter is 'other', expected one of dynamo, torchscript"),
-    ({"batch_size": 0}, "the batch is 0"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"opset": 16}, "opset 16 was asked for, expected at least 17"),
+        ({"opset": 17}, "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N"),
+        ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
+        ({"exporter": "other"}, "exporter is 'other', expected one of dynamo, torchscript"),
+        ({"batch_size": 0}, "the batch is 0"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(detector, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         export_onnx(detector, tmp_path / "a.onnx", **settings)
@@ -73,7 +99,10 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
     with pytest.raises(ConfigError, match="ends with .onnx"):
         export_onnx(detector, tmp_path / "a.engine")
     with pytest.raises(ConfigError, match="only a detector from a checkpoint"):
-        export_onnx(Detector(lambda images, sizes: None, detector.preprocessing, detector.classes), tmp_path / "a.onnx")
+        export_onnx(
+            Detector(lambda images, sizes: None, detector.preprocessing, detector.classes),
+            tmp_path / "a.onnx",
+        )
 
 
 def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(detector, tmp_path):
@@ -95,7 +124,11 @@ def test_metadata_is_in_the_file_and_beside_it(exported, detector):
     assert text == exported.with_suffix(".json").read_text()
     metadata = Metadata.from_json(text, exported)
     assert metadata.preprocessing == detector.preprocessing.ops and metadata.classes == detector.classes
-    assert metadata.threshold == detector.threshold and metadata.input_size == [64, 64] and metadata.batch_size is None
+    assert (
+        metadata.threshold == detector.threshold
+        and metadata.input_size == [64, 64]
+        and metadata.batch_size is None
+    )
     assert metadata.checkpoint == TRAINED.name and metadata.commit == detector.meta["commit"]
 
 
@@ -103,9 +136,13 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_pa
     content = json.loads(exported.with_suffix(".json").read_text())
     with pytest.raises(CheckpointError, match="there is no a.json beside it"):
         metadata_for(tmp_path / "a.engine", None)
-    for text, message in (("{", "damaged metadata"), ("[]", "damaged metadata"), ('{"format": 1}', "damaged metadata.*missing"),
-                          (json.dumps(content | {"format": 2}), "format 2, this version reads up to 1"),
-                          (json.dumps(content | {"classes": [{"id": 1}]}), "without id or name")):
+    for text, message in (
+        ("{", "damaged metadata"),
+        ("[]", "damaged metadata"),
+        ('{"format": 1}', "damaged metadata.*missing"),
+        (json.dumps(content | {"format": 2}), "format 2, this version reads up to 1"),
+        (json.dumps(content | {"classes": [{"id": 1}]}), "without id or name"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             metadata_for(tmp_path / "a.engine", text)
     assert metadata_for(exported, json.dumps(content | {"later": 1})).input_size == [64, 64]
@@ -114,7 +151,9 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_pa
 @needs_runtime
 def test_the_check_passes_on_batches_of_1_2_and_5(detector, exported, val_images, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
-        found = check_agreement(detector, Detector.from_onnx(exported), val_images, list(map(str, val_images)))
+        found = check_agreement(
+            detector, Detector.from_onnx(exported), val_images, list(map(str, val_images))
+        )
     assert len(found) == 8 and all(one.compared >= 10 for one in found)
     assert max(one.box_px for one in found) < 0.01 and max(one.score for one in found) < 1e-4
     assert "8 images agree" in caplog.text
@@ -124,19 +163,26 @@ def test_the_check_passes_on_batches_of_1_2_and_5(detector, exported, val_images
 def test_the_check_names_the_worst_image_of_a_file_that_differs(detector, exported, val_images, tmp_path):
     other = Detector.from_onnx(spoil(exported, tmp_path, shift_boxes))
     names = [path.name for path in val_images]
-    with pytest.raises(ExportError, match=r"does not find what its model finds: \d of 8 images differ, worst val_\d+.jpg, where a box differs by"):
+    with pytest.raises(
+        ExportError,
+        match=r"does not find what its model finds: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
+    ):
         check_agreement(detector, other, val_images, names)
 
 
 @needs_runtime
 def test_the_check_finds_other_preprocessing(detector, exported, val_images):
     other = Detector.from_onnx(exported)
-    other.preprocessing = Preprocessing([*other.preprocessing.ops, {"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}])
+    other.preprocessing = Preprocessing(
+        [*other.preprocessing.ops, {"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
+    )
     with pytest.raises(ExportError, match="preprocessing is"):
         check_agreement(detector, other, val_images, [""] * 8)
 
 
-def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_object_are(detector, val_images):
+def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_object_are(
+    detector, val_images
+):
     found = detector.predict(val_images[0], threshold=0.0)
     assert compare(found, found.select(np.arange(len(found))[::-1]), 0.4).relative == 0
     assert compare(found, found.select(np.arange(1, len(found))), 0.4).relative > 1
@@ -149,24 +195,43 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
 
 
 def test_an_hgnetv2_detector_is_exported_too(tmp_path):
-    cfg = tiny_config(num_classes=3, DFINE={"backbone": "HGNetv2"},
-                      HGNetv2={"name": "B0", "return_idx": [2, 3], "pretrained": False, "freeze_at": -1},
-                      HybridEncoder={"in_channels": [512, 1024], "feat_strides": [16, 32], "use_encoder_idx": [1]},
-                      DFINETransformer={"feat_channels": [32, 32], "feat_strides": [16, 32], "num_levels": 2, "num_points": [2, 2], "num_layers": 1,
-                                        "eval_idx": 0})
+    cfg = tiny_config(
+        num_classes=3,
+        DFINE={"backbone": "HGNetv2"},
+        HGNetv2={"name": "B0", "return_idx": [2, 3], "pretrained": False, "freeze_at": -1},
+        HybridEncoder={"in_channels": [512, 1024], "feat_strides": [16, 32], "use_encoder_idx": [1]},
+        DFINETransformer={
+            "feat_channels": [32, 32],
+            "feat_strides": [16, 32],
+            "num_levels": 2,
+            "num_points": [2, 2],
+            "num_layers": 1,
+            "eval_idx": 0,
+        },
+    )
     model = cfg.model
-    detector = Detector(TorchEngine(model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")), Preprocessing.from_config(cfg), named_classes(None, 3))
-    path = export_onnx(detector, tmp_path / "hgnet.onnx", batch_size=2, exporter="torchscript")  # the quick one
+    detector = Detector(
+        TorchEngine(model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")),
+        Preprocessing.from_config(cfg),
+        named_classes(None, 3),
+    )
+    path = export_onnx(
+        detector, tmp_path / "hgnet.onnx", batch_size=2, exporter="torchscript"
+    )  # the quick one
     onnx.checker.check_model(onnx.load(path), full_check=True)
     pytest.importorskip("onnxruntime")
     images = [np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8) for seed in range(8)]
     check_agreement(detector, Detector.from_onnx(path), images, [f"noise {seed}" for seed in range(8)])
 
 
-def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(detector, tiny_data, tmp_path):
+def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(
+    detector, tiny_data, tmp_path
+):
     files, names = images_for_check(detector, tiny_data.folder / "images", 5)
     assert len(files) == 5 and names[0].endswith(".jpg")
-    drawn, names = images_for_check(detector, None, 3)  # the data that the checkpoint was trained on is not kept
+    drawn, names = images_for_check(
+        detector, None, 3
+    )  # the data that the checkpoint was trained on is not kept
     assert [image.shape for image in drawn] == [(64, 64, 3)] * 3 and names[2] == "drawn image 3"
     own = Detector(detector.engine, detector.preprocessing, detector.classes, cfg=tiny_config(tiny_data))
     files, _ = images_for_check(own, None, 100)

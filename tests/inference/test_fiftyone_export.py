@@ -18,13 +18,17 @@ class DatabaseIsMissing:
 @pytest.fixture
 def stand_in(monkeypatch):
     """Makes objects that are nothing but their arguments."""
-    kinds = {name: lambda **fields: SimpleNamespace(**fields) for name in ("Sample", "Detection", "Detections")}
+    kinds = {
+        name: lambda **fields: SimpleNamespace(**fields) for name in ("Sample", "Detection", "Detections")
+    }
     monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing))
 
 
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data):
-    return evaluate_detector(detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json"))
+    return evaluate_detector(
+        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+    )
 
 
 def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluation):
@@ -33,13 +37,21 @@ def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluat
     truth = [d for s in samples for d in s.ground_truth.detections]
     guesses = [d for s in samples for d in s.predictions.detections]
     hits = sum(d.eval == "tp" for d in guesses)
-    assert hits > 0 and sum(s.missed for s in samples) == len(truth) - hits and sum(s.false for s in samples) == len(guesses) - hits
+    assert (
+        hits > 0
+        and sum(s.missed for s in samples) == len(truth) - hits
+        and sum(s.false for s in samples) == len(guesses) - hits
+    )
     assert {d.label for d in truth + guesses} <= {"disc", "square", "triangle", "ring"}
-    assert all(0 <= v <= 1 for d in truth for v in d.bounding_box) and all(d.confidence >= 0.3 for d in guesses)
+    assert all(0 <= v <= 1 for d in truth for v in d.bounding_box) and all(
+        d.confidence >= 0.3 for d in guesses
+    )
 
 
 def test_a_missing_database_is_told(stand_in, evaluation):
-    with pytest.raises(ConfigError, match="FiftyOne cannot open its database: MongoDB could not be installed"):
+    with pytest.raises(
+        ConfigError, match="FiftyOne cannot open its database: MongoDB could not be installed"
+    ):
         to_fiftyone(evaluation, "name", 0.5)
 
 

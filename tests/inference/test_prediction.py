@@ -10,12 +10,24 @@ from src.inference import Prediction
 
 
 def prediction(source: str | None = None) -> Prediction:
-    return Prediction(np.float32([[10, 20, 40, 60], [-3, -2, 50, 90]]), np.float32([0.9, 0.5]), np.array([1, 0]), np.array([7, 3]), ["dog", "cat"], (48, 80),
-                      source)
+    return Prediction(
+        np.float32([[10, 20, 40, 60], [-3, -2, 50, 90]]),
+        np.float32([0.9, 0.5]),
+        np.array([1, 0]),
+        np.array([7, 3]),
+        ["dog", "cat"],
+        (48, 80),
+        source,
+    )
 
 
 def test_coco_entries_carry_category_ids_and_xywh_boxes():
-    assert prediction().to_coco(5)[0] == {"image_id": 5, "category_id": 7, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.9}
+    assert prediction().to_coco(5)[0] == {
+        "image_id": 5,
+        "category_id": 7,
+        "bbox": [10.0, 20.0, 30.0, 40.0],
+        "score": 0.9,
+    }
 
 
 def test_clipped_boxes_end_at_the_border():
@@ -24,7 +36,12 @@ def test_clipped_boxes_end_at_the_border():
 
 def test_a_selection_keeps_everything_together():
     chosen = prediction().select(np.array([1]))
-    assert len(chosen) == 1 and chosen.names == ["cat"] and chosen.category_ids.tolist() == [3] and chosen.scores.tolist() == [0.5]
+    assert (
+        len(chosen) == 1
+        and chosen.names == ["cat"]
+        and chosen.category_ids.tolist() == [3]
+        and chosen.scores.tolist() == [0.5]
+    )
 
 
 def test_it_is_drawn_on_the_file_that_it_came_from(tmp_path):

@@ -19,8 +19,14 @@ def test_the_result_is_bit_for_bit_that_of_the_validation_data(tiny_data):
 
 
 def test_an_image_is_stretched_and_its_values_lie_between_0_and_1():
-    batch, sizes = Preprocessing(OPS)([torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 200, 100, dtype=torch.uint8)])
-    assert batch.shape == (2, 3, 64, 96) and batch[0].unique().tolist() == [1.0] and batch[1].unique().tolist() == [0.0]
+    batch, sizes = Preprocessing(OPS)(
+        [torch.full((3, 30, 50), 255, dtype=torch.uint8), torch.zeros(3, 200, 100, dtype=torch.uint8)]
+    )
+    assert (
+        batch.shape == (2, 3, 64, 96)
+        and batch[0].unique().tolist() == [1.0]
+        and batch[1].unique().tolist() == [0.0]
+    )
     assert sizes.tolist() == [[50, 30], [100, 200]]
 
 

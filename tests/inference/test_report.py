@@ -36,7 +36,9 @@ class Collector(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data):
-    return evaluate_detector(detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json"))
+    return evaluate_detector(
+        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def content(page) -> Collector:
 
 def test_every_part_is_there(content):
     assert content.ids == ["numbers", "threshold", "classes", "sizes", "confusion", "worst", "origin"]
-    assert all(name in content.text for name in ("disc", "square", "triangle", "ring", "(missed)", "(nothing there)"))
+    assert all(
+        name in content.text for name in ("disc", "square", "triangle", "ring", "(missed)", "(nothing there)")
+    )
 
 
 def test_nothing_is_fetched_from_elsewhere(content, page):
@@ -62,7 +66,10 @@ def test_nothing_is_fetched_from_elsewhere(content, page):
 
 
 def test_the_numbers_shown_are_those_of_the_evaluation(content, evaluation):
-    assert f"{evaluation.metrics['AP']:.3f}" in content.text and f"{evaluation.metrics['F1_threshold']:.3f}" in content.text
+    assert (
+        f"{evaluation.metrics['AP']:.3f}" in content.text
+        and f"{evaluation.metrics['F1_threshold']:.3f}" in content.text
+    )
 
 
 def test_the_worst_images_show_truth_and_prediction(content):
@@ -75,18 +82,36 @@ def test_class_names_cannot_become_markup(evaluation, detector, tmp_path):
     import dataclasses
 
     names = {**evaluation.names, 0: "<script>alert(1)</script>"}
-    text = write_report(dataclasses.replace(evaluation, names=names), detector, tmp_path / "report.html").read_text(encoding="utf-8")
+    text = write_report(
+        dataclasses.replace(evaluation, names=names), detector, tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
 def test_a_threshold_may_be_chosen(evaluation, detector, tmp_path):
-    assert "<b>0.123</b>" in write_report(evaluation, detector, tmp_path / "report.html", threshold=0.123, worst=0).read_text(encoding="utf-8")
+    assert "<b>0.123</b>" in write_report(
+        evaluation, detector, tmp_path / "report.html", threshold=0.123, worst=0
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_without_network_shows_it(page, tmp_path):
-    subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--host-resolver-rules=MAP * ~NOTFOUND",
-                    "--window-size=1200,2400", f"--screenshot={tmp_path}/page.png", page.as_uri()], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}/profile",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--window-size=1200,2400",
+            f"--screenshot={tmp_path}/page.png",
+            page.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     assert shown.shape == (2400, 1200, 3)
     coloured = (shown.max(2).astype(int) - shown.min(2)) > 60

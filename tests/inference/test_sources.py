@@ -8,14 +8,20 @@ import pytest
 from src.core import DataError
 from src.inference.sources import Video, VideoWriter, image_files
 
-needs_opencv = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not installed (tools/requirements.txt)")
+needs_opencv = pytest.mark.skipif(
+    find_spec("cv2") is None, reason="OpenCV is not installed (tools/requirements.txt)"
+)
 
 
 def test_a_folder_gives_its_images_and_those_below_by_name(tmp_path):
     for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == ["a.png", "b.JPG", "deep/c.webp"]
+    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == [
+        "a.png",
+        "b.JPG",
+        "deep/c.webp",
+    ]
 
 
 def test_a_file_is_taken_whatever_its_name(tmp_path):
@@ -42,7 +48,9 @@ def test_a_video_keeps_its_frames_rate_and_colours(tmp_path):
     video = Video(tmp_path / "video.mp4")
     frames = list(video)
     assert video.rate == 10 and video.count == 3 and frames[2].shape == (3, 64, 96)
-    assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [0, 120, 240] and all(frame[2].max() < 30 for frame in frames)
+    assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [0, 120, 240] and all(
+        frame[2].max() < 30 for frame in frames
+    )
 
 
 @needs_opencv

@@ -16,7 +16,9 @@ def found(size: tuple[int, int], *rows: tuple[float, float, float, float, float,
     return Prediction(rows[:, :4], rows[:, 4], labels, labels + 10, [f"class {i}" for i in labels], size)
 
 
-def seen_through(objects: list[tuple[float, float, float, float, float, int]], tiling: Tiling, size: tuple[int, int]) -> Prediction:
+def seen_through(
+    objects: list[tuple[float, float, float, float, float, int]], tiling: Tiling, size: tuple[int, int]
+) -> Prediction:
     """Merge what a perfect detector sees of objects, each view its own part of them."""
     windows = iter(tiling.windows(*size))
 
@@ -24,8 +26,16 @@ def seen_through(objects: list[tuple[float, float, float, float, float, int]], t
         result = []
         for image in images:
             x0, y0, x1, y1 = next(windows)
-            rows = [(max(a, x0) - x0, max(b, y0) - y0, min(c, x1) - x0, min(d, y1) - y0, score, label) for a, b, c, d, score, label in objects]
-            result.append(found((image.shape[2], image.shape[1]), *[row for row in rows if row[2] - row[0] > 1 and row[3] - row[1] > 1]))
+            rows = [
+                (max(a, x0) - x0, max(b, y0) - y0, min(c, x1) - x0, min(d, y1) - y0, score, label)
+                for a, b, c, d, score, label in objects
+            ]
+            result.append(
+                found(
+                    (image.shape[2], image.shape[1]),
+                    *[row for row in rows if row[2] - row[0] > 1 and row[3] - row[1] > 1],
+                )
+            )
         return result
 
     return predict_tiled(torch.zeros(3, size[1], size[0], dtype=torch.uint8), tiling, predict, batch_size=3)
@@ -55,8 +65,16 @@ def test_an_object_on_the_border_of_tiles_comes_out_once_and_whole():
 
 
 def test_neighbours_of_another_class_stay():
-    merged = seen_through([(10, 10, 40, 40, 0.9, 0), (12, 12, 40, 40, 0.8, 1), (150, 150, 190, 190, 0.7, 0)], Tiling(100), (200, 200))
-    assert merged.labels.tolist() == [0, 1, 0] and merged.category_ids.tolist() == [10, 11, 10] and merged.names[1] == "class 1"
+    merged = seen_through(
+        [(10, 10, 40, 40, 0.9, 0), (12, 12, 40, 40, 0.8, 1), (150, 150, 190, 190, 0.7, 0)],
+        Tiling(100),
+        (200, 200),
+    )
+    assert (
+        merged.labels.tolist() == [0, 1, 0]
+        and merged.category_ids.tolist() == [10, 11, 10]
+        and merged.names[1] == "class 1"
+    )
 
 
 def test_a_small_object_within_a_large_one_of_its_class_stays():

@@ -27,15 +27,25 @@ def entries(folder) -> list[dict]:
 
 
 def test_the_results_scored_by_pycocotools_give_the_ap_of_an_evaluation(detector, tiny_data, tmp_path):
-    expected = DetSolver(tiny_config(tiny_data, tmp_path / "run", resume=str(TRAINED), test_only=True), torch.device("cpu")).val()
-    results = predict_source(detector, str(tiny_data.folder / "images"), tmp_path / "found", annotations=tiny_data.folder / "val.json", draw=False,
-                             threshold=0.0)
+    expected = DetSolver(
+        tiny_config(tiny_data, tmp_path / "run", resume=str(TRAINED), test_only=True), torch.device("cpu")
+    ).val()
+    results = predict_source(
+        detector,
+        str(tiny_data.folder / "images"),
+        tmp_path / "found",
+        annotations=tiny_data.folder / "val.json",
+        draw=False,
+        threshold=0.0,
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(tiny_data.folder / "val.json")
         run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
     assert expected["AP"] > 0.1
-    assert run.stats[0] == pytest.approx(expected["AP"], abs=1e-3) and run.stats[1] == pytest.approx(expected["AP50"], abs=1e-3)
+    assert run.stats[0] == pytest.approx(expected["AP"], abs=1e-3) and run.stats[1] == pytest.approx(
+        expected["AP50"], abs=1e-3
+    )
 
 
 def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(detector, val_images, tmp_path):
@@ -45,8 +55,16 @@ def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(detector, 
     shutil.copy(val_images[1], source / "deep/b.jpg")
     Image.open(val_images[0]).save(source / "a.png")
     predict_source(detector, str(source), tmp_path / "found", threshold=0.1)
-    assert sorted(str(p.relative_to(tmp_path / "found")) for p in (tmp_path / "found").rglob("*.jpg")) == ["a.jpg.jpg", "a.png.jpg", "deep/b.jpg"]
-    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(1, "a.jpg"), (2, "a.png"), (3, "deep/b.jpg")}
+    assert sorted(str(p.relative_to(tmp_path / "found")) for p in (tmp_path / "found").rglob("*.jpg")) == [
+        "a.jpg.jpg",
+        "a.png.jpg",
+        "deep/b.jpg",
+    ]
+    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {
+        (1, "a.jpg"),
+        (2, "a.png"),
+        (3, "deep/b.jpg"),
+    }
 
 
 def test_pictures_of_an_earlier_run_within_the_folder_are_left_out(detector, val_images, tmp_path):
@@ -63,7 +81,9 @@ def test_no_images_are_never_asked_for(detector, val_images, tmp_path):
 
 def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
     predict_source(detector, str(val_images[0]), tmp_path, threshold=0.1)
-    assert (tmp_path / val_images[0].name).exists() and entries(tmp_path)[0]["file_name"] == val_images[0].name
+    assert (tmp_path / val_images[0].name).exists() and entries(tmp_path)[0]["file_name"] == val_images[
+        0
+    ].name
 
 
 def test_no_more_images_than_asked_for_are_looked_at(detector, val_images, tmp_path):
@@ -97,7 +117,9 @@ def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_
         writer.write(np.asarray(Image.open(image)))
     writer.close()
     predict_source(detector, str(tmp_path / "clip.mp4"), tmp_path / "found", threshold=0.0, frames=3)
-    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {(n, f"frame {n}") for n in (1, 2, 3)}
+    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {
+        (n, f"frame {n}") for n in (1, 2, 3)
+    }
     drawn = Video(tmp_path / "found/clip.mp4")
     assert drawn.rate == 5 and drawn.count == 3
 
@@ -107,8 +129,15 @@ def test_an_image_is_turned_only_if_its_labels_say_so(detector, tmp_path, size):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "a.jpg", exif=turned)
-    labels = write_coco(tmp_path, {"images": [{"id": 3, "file_name": "a.jpg", "width": size[0], "height": size[1]}], "annotations": [],
-                                   "categories": [{"id": 1, "name": "disc"}]}, draw=False)
+    labels = write_coco(
+        tmp_path,
+        {
+            "images": [{"id": 3, "file_name": "a.jpg", "width": size[0], "height": size[1]}],
+            "annotations": [],
+            "categories": [{"id": 1, "name": "disc"}],
+        },
+        draw=False,
+    )
     predict_source(detector, str(tmp_path), tmp_path / "found", annotations=labels, threshold=0.0)
     assert Image.open(tmp_path / "found/a.jpg").size == (5 * size[0], 5 * size[1])
 

@@ -11,7 +11,15 @@ from src.nn.backbone import HGNetv2
 from src.nn.gram_anchoring import GramAnchoring, gram_distance
 from src.nn.lora import LoRALinear
 from src.optim.ema import ModelEMA
-from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, official_layout, randomize, small_backbone, timm_layout
+from tests.fixtures.vits import (
+    GATED,
+    PLAIN,
+    WITH_BIASES,
+    official_layout,
+    randomize,
+    small_backbone,
+    timm_layout,
+)
 
 
 class Detector(nn.Module):
@@ -43,7 +51,15 @@ def watched(published):
     """Return a detector that starts from published weights, and the loss that watches it."""
 
     def build(model_name: str = PLAIN, *, drift: float = 0.3, backbone: dict | None = None, **settings):
-        model = Detector(small_backbone(model_name, depth=3, pretrained=True, checkpoint_path=published(model_name), **(backbone or {}))).train()
+        model = Detector(
+            small_backbone(
+                model_name,
+                depth=3,
+                pretrained=True,
+                checkpoint_path=published(model_name),
+                **(backbone or {}),
+            )
+        ).train()
         model.backbone.load_pretrained()
         anchoring = GramAnchoring(model, **({"num_tokens": None, "weight": 1.0} | settings))
         anchoring.load_teacher()
@@ -74,20 +90,27 @@ def cosines(tokens):
 def last_maps(backbone, vit, batch, *, norm: bool = True):
     """Return the maps `[B, D, h, w]` of each tap."""
     normalised = (batch - backbone.image_mean) / backbone.image_std
-    return vit.forward_intermediates(normalised, indices=backbone.tap_blocks, norm=norm, stop_early=True, intermediates_only=True)
+    return vit.forward_intermediates(
+        normalised, indices=backbone.tap_blocks, norm=norm, stop_early=True, intermediates_only=True
+    )
 
 
 # ---- the distance ----
 
+
 def test_distance_is_the_mean_squared_difference_of_cosine_similarities():
     student, teacher = torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 3)
-    each = [(cosines(s.flatten(1).T) - cosines(t.flatten(1).T)).square().mean() for s, t in zip(student, teacher)]
+    each = [
+        (cosines(s.flatten(1).T) - cosines(t.flatten(1).T)).square().mean() for s, t in zip(student, teacher)
+    ]
     torch.testing.assert_close(gram_distance(student, teacher), torch.stack(each).mean())
 
 
 def test_distance_of_drawn_patches_is_that_of_their_similarities():
     student, teacher, drawn = torch.randn(1, 5, 2, 3), torch.randn(1, 5, 2, 3), torch.tensor([4, 0, 2])
-    expected = (cosines(student[0].flatten(1).T[drawn]) - cosines(teacher[0].flatten(1).T[drawn])).square().mean()
+    expected = (
+        (cosines(student[0].flatten(1).T[drawn]) - cosines(teacher[0].flatten(1).T[drawn])).square().mean()
+    )
     torch.testing.assert_close(gram_distance(student, teacher, drawn), expected)
 
 
@@ -111,6 +134,7 @@ def test_distance_is_in_float32_under_autocast():
 
 # ---- what the loss is ----
 
+
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
 def test_loss_is_zero_at_the_start(model_name, watched):
     model, anchoring = watched(model_name, drift=0.0)
@@ -123,7 +147,10 @@ def test_loss_compares_the_last_tap_of_student_and_teacher(tap_norm, watched):
     model, anchoring = watched(backbone={"tap_norm": tap_norm}, weight=3.0)
     batch = images()
     model(batch)
-    student, teacher = (last_maps(model.backbone, vit, batch, norm=tap_norm == "final")[-1] for vit in (model.backbone.vit, anchoring.teacher))
+    student, teacher = (
+        last_maps(model.backbone, vit, batch, norm=tap_norm == "final")[-1]
+        for vit in (model.backbone.vit, anchoring.teacher)
+    )
     loss = anchoring()
     assert loss > 1e-4
     torch.testing.assert_close(loss, 3 * gram_distance(student, teacher))
@@ -145,7 +172,9 @@ def test_fewer_tokens_are_drawn_at_random_the_same_for_both(watched):
     loss = anchoring()
     torch.manual_seed(7)
     drawn = torch.randperm(4 * 6)[:5]
-    student, teacher = (last_maps(model.backbone, vit, batch)[-1] for vit in (model.backbone.vit, anchoring.teacher))
+    student, teacher = (
+        last_maps(model.backbone, vit, batch)[-1] for vit in (model.backbone.vit, anchoring.teacher)
+    )
     torch.testing.assert_close(loss, gram_distance(student, teacher, drawn))
 
 
@@ -194,6 +223,7 @@ def test_student_with_gradient_checkpointing_is_compared_all_the_same(watched):
 
 
 # ---- gradients ----
+
 
 def test_gradients_reach_the_vit_of_the_student_alone(watched):
     model, anchoring = watched()
@@ -263,6 +293,7 @@ def test_weight_zero_has_no_loss_and_releases_the_pass(watched):
 
 # ---- apart from the model ----
 
+
 def test_the_model_keeps_its_keys_and_parameters(watched):
     model, _ = watched()
     plain = Detector(small_backbone(depth=3))
@@ -277,7 +308,9 @@ def test_a_copy_of_the_model_is_not_watched_and_carries_nothing(watched):
     anchoring()
     twin(images())
     assert anchoring() is None
-    assert not any(hasattr(hook, "seen") for module in twin.modules() for hook in module._forward_pre_hooks.values())
+    assert not any(
+        hasattr(hook, "seen") for module in twin.modules() for hook in module._forward_pre_hooks.values()
+    )
 
 
 def test_an_average_made_after_attaching_works(watched):
@@ -311,13 +344,18 @@ def test_the_teacher_moves_to_a_device(watched):
 
 # ---- the teacher's weights ----
 
+
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
 def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched):
     model, anchoring = watched(model_name, backbone={"lora_rank": 4})
     assert not any(isinstance(layer, LoRALinear) for layer in anchoring.teacher.modules())
-    plain = small_backbone(model_name, depth=3, pretrained=True, checkpoint_path=model.backbone.checkpoint_path)
+    plain = small_backbone(
+        model_name, depth=3, pretrained=True, checkpoint_path=model.backbone.checkpoint_path
+    )
     plain.load_pretrained()
-    assert {k: v.tolist() for k, v in anchoring.teacher.state_dict().items()} == {k: v.tolist() for k, v in plain.vit.state_dict().items()}
+    assert {k: v.tolist() for k, v in anchoring.teacher.state_dict().items()} == {
+        k: v.tolist() for k, v in plain.vit.state_dict().items()
+    }
 
 
 def test_a_student_with_lora_is_held_to_it(watched):
@@ -340,7 +378,9 @@ def test_published_weights_are_read_though_the_backbone_starts_from_others(publi
 def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path):
     own, path = small_backbone(depth=3), tmp_path / "own.pth"
     torch.save(official_layout(own.vit, live_biases=False), path)
-    anchoring = GramAnchoring(Detector(small_backbone(depth=3, checkpoint_path=published())), checkpoint_path=str(path))
+    anchoring = GramAnchoring(
+        Detector(small_backbone(depth=3, checkpoint_path=published())), checkpoint_path=str(path)
+    )
     anchoring.load_teacher()
     assert torch.equal(anchoring.teacher.cls_token, own.vit.cls_token)
 
@@ -351,8 +391,13 @@ def test_missing_weights_are_told_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         GramAnchoring(Detector(small_backbone())).load_teacher()
-    assert str(caught.value).startswith("DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/")
-    assert "name another with -u gram_anchoring.checkpoint_path=FILE, or train without Gram anchoring: -u gram_anchoring=~ (" in str(caught.value)
+    assert str(caught.value).startswith(
+        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
+    )
+    assert (
+        "name another with -u gram_anchoring.checkpoint_path=FILE, or train without Gram anchoring: -u gram_anchoring=~ ("
+        in str(caught.value)
+    )
 
 
 # ---- the weight ----
@@ -375,7 +420,9 @@ def test_a_number_is_the_weight_of_all_epochs():
 
 
 def test_weights_go_straight_from_point_to_point_and_stay_before_and_after():
-    assert weights([[4, 100], ["60 %", 20], ["15 epochs", 0]], 0, 4, 8, 12, 14, 15, 19) == pytest.approx([100, 100, 60, 20, 20 / 3, 0, 0])
+    assert weights([[4, 100], ["60 %", 20], ["15 epochs", 0]], 0, 4, 8, 12, 14, 15, 19) == pytest.approx(
+        [100, 100, 60, 20, 20 / 3, 0, 0]
+    )
 
 
 def test_two_points_in_an_epoch_are_a_jump():
@@ -400,16 +447,22 @@ def test_the_weight_depends_on_the_length_of_the_run():
 def test_weights_that_are_none_are_told(weight):
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(Detector(small_backbone()), weight)
-    assert str(caught.value) == (f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
-                                 f"[[0, 100], ['50 %', 0]]")
+    assert str(caught.value) == (
+        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
+        f"[[0, 100], ['50 %', 0]]"
+    )
 
 
 def test_lengths_that_are_none_are_told():
-    with pytest.raises(ConfigError, match="GramAnchoring.weight is 'half', expected a whole number of epochs"):
+    with pytest.raises(
+        ConfigError, match="GramAnchoring.weight is 'half', expected a whole number of epochs"
+    ):
         GramAnchoring(Detector(small_backbone()), [["half", 1]])
 
 
-@pytest.mark.parametrize(("schedule", "epochs"), [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])])
+@pytest.mark.parametrize(
+    ("schedule", "epochs"), [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])]
+)
 def test_points_that_do_not_ascend_are_told(schedule, epochs):
     with pytest.raises(ConfigError) as caught:
         weights(schedule)
@@ -417,6 +470,7 @@ def test_points_that_do_not_ascend_are_told(schedule, epochs):
 
 
 # ---- refusals ----
+
 
 def test_a_model_without_a_dinov3_backbone_is_told():
     with pytest.raises(ConfigError) as caught:
@@ -430,5 +484,8 @@ def test_a_number_of_tokens_below_one_is_told():
 
 
 def test_a_backbone_that_never_learns_is_told_and_no_teacher_is_read():
-    with pytest.raises(ConfigError, match="^gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns"):
+    with pytest.raises(
+        ConfigError,
+        match="^gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns",
+    ):
         GramAnchoring(Detector(small_backbone(freeze_backbone=True)))

@@ -8,7 +8,15 @@ from src.optim.ema import ModelEMA
 from src.runtime.model_weights import WeightFile, load_strictly, merged_state_dict
 from src.solver.finetune import load_for_tuning
 from tests.fixtures.tiny import tiny_config
-from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, features, official_layout, small_backbone, timm_layout
+from tests.fixtures.vits import (
+    GATED,
+    PLAIN,
+    WITH_BIASES,
+    features,
+    official_layout,
+    small_backbone,
+    timm_layout,
+)
 
 MODELS = pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
@@ -40,6 +48,7 @@ def adapted_layers(vit: nn.Module) -> list[str]:
 
 
 # ---- a layer ----
+
 
 def test_a_layer_adds_the_scaled_product_of_its_factors():
     layer = LoRALinear(6, 5, rank=2, alpha=3.0)
@@ -93,17 +102,29 @@ def test_weights_of_other_layers_leave_the_change_alone():
 
 # ---- in a ViT ----
 
-@pytest.mark.parametrize(("model_name", "targets", "layers"), [
-    (PLAIN, ["attention", "mlp"], ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]),
-    (PLAIN, ["attention"], ["attn.qkv", "attn.proj"]), (PLAIN, ["mlp"], ["mlp.fc1", "mlp.fc2"]),
-    (PLAIN, ["qkv", "fc2"], ["attn.qkv", "mlp.fc2"]), (PLAIN, ["attention", "proj"], ["attn.qkv", "attn.proj"]),
-    (GATED, ["mlp"], ["mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"]), (GATED, ["fc1"], ["mlp.fc1_g", "mlp.fc1_x"])])
+
+@pytest.mark.parametrize(
+    ("model_name", "targets", "layers"),
+    [
+        (PLAIN, ["attention", "mlp"], ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]),
+        (PLAIN, ["attention"], ["attn.qkv", "attn.proj"]),
+        (PLAIN, ["mlp"], ["mlp.fc1", "mlp.fc2"]),
+        (PLAIN, ["qkv", "fc2"], ["attn.qkv", "mlp.fc2"]),
+        (PLAIN, ["attention", "proj"], ["attn.qkv", "attn.proj"]),
+        (GATED, ["mlp"], ["mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"]),
+        (GATED, ["fc1"], ["mlp.fc1_g", "mlp.fc1_x"]),
+    ],
+)
 def test_targets_name_the_layers_that_are_adapted(model_name, targets, layers):
     assert adapted_layers(small_backbone(model_name, lora_rank=2, lora_targets=targets).vit) == layers
 
 
 def test_separate_projections_are_adapted_like_a_fused_one():
-    assert adapted_layers(small_backbone(lora_rank=2, lora_targets=["qkv"], qkv_fused=False).vit) == ["attn.q_proj", "attn.k_proj", "attn.v_proj"]
+    assert adapted_layers(small_backbone(lora_rank=2, lora_targets=["qkv"], qkv_fused=False).vit) == [
+        "attn.q_proj",
+        "attn.k_proj",
+        "attn.v_proj",
+    ]
 
 
 def test_a_backbone_has_no_lora_unless_told_so():
@@ -114,14 +135,20 @@ def test_a_backbone_has_no_lora_unless_told_so():
 def test_unknown_targets_are_told_with_the_known_ones(targets):
     with pytest.raises(ConfigError) as caught:
         small_backbone(lora_rank=2, lora_targets=targets)
-    assert str(caught.value) == f"lora_targets is {targets}, expected some of attention, mlp, qkv, proj, fc1, fc2"
+    assert (
+        str(caught.value)
+        == f"lora_targets is {targets}, expected some of attention, mlp, qkv, proj, fc1, fc2"
+    )
 
 
 @pytest.mark.parametrize("rank", [-1, 33])
 def test_a_rank_out_of_range_is_told(rank):
     with pytest.raises(ConfigError) as caught:
         small_backbone(lora_rank=rank)
-    assert str(caught.value) == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the least width of the layers attention, mlp"
+    assert (
+        str(caught.value)
+        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the least width of the layers attention, mlp"
+    )
 
 
 def test_rank_zero_is_refused_where_lora_was_asked_for_by_hand():
@@ -151,7 +178,9 @@ def test_a_fresh_change_leaves_features_of_a_model_with_biases_as_they_are():
     plain, adapted = pair(WITH_BIASES)
     images = torch.rand(2, 3, 32, 64)
     # timm adds the bias after the product instead of within it, which rounds differently
-    torch.testing.assert_close(features(adapted.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        features(adapted.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5
+    )
 
 
 @MODELS
@@ -167,6 +196,7 @@ def test_a_change_of_every_layer_reaches_the_features(model_name):
 
 
 # ---- training ----
+
 
 @MODELS
 def test_gradients_reach_both_factors_of_every_layer(model_name):
@@ -190,20 +220,30 @@ def test_a_step_moves_the_factors_and_nothing_else_of_the_vit(model_name):
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1e-3)
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
     optimizer.step()
-    assert {name for name, p in backbone.vit.named_parameters() if not torch.equal(p, before[name])} == set(factors(backbone.vit))
+    assert {name for name, p in backbone.vit.named_parameters() if not torch.equal(p, before[name])} == set(
+        factors(backbone.vit)
+    )
 
 
-@pytest.mark.parametrize(("count", "blocks"), [(0, []), (1, ["3"]), (2, ["2", "3"]), (4, ["0", "1", "2", "3"])])
+@pytest.mark.parametrize(
+    ("count", "blocks"), [(0, []), (1, ["3"]), (2, ["2", "3"]), (4, ["0", "1", "2", "3"])]
+)
 def test_the_factors_of_the_last_blocks_can_be_trained_alone(count, blocks):
     backbone = small_backbone(depth=4, **LORA)
     backbone.set_trainable_blocks(count)
     trained = [name for name, p in backbone.vit.named_parameters() if p.requires_grad]
-    assert set(trained) <= set(factors(backbone.vit)) and sorted({name.split(".")[1] for name in trained}) == blocks
+    assert (
+        set(trained) <= set(factors(backbone.vit))
+        and sorted({name.split(".")[1] for name in trained}) == blocks
+    )
 
 
 def test_factors_of_blocks_after_the_last_tap_are_not_trained():
     backbone = small_backbone(depth=3, tap_blocks=[0, 1], **LORA)
-    assert {name.split(".")[1] for name, p in backbone.vit.named_parameters() if p.requires_grad} == {"0", "1"}
+    assert {name.split(".")[1] for name, p in backbone.vit.named_parameters() if p.requires_grad} == {
+        "0",
+        "1",
+    }
 
 
 def test_the_adapter_of_a_backbone_with_lora_is_trained():
@@ -222,15 +262,21 @@ def test_the_average_follows_the_factors():
     ema = ModelEMA(backbone, decay=0.5, warmups=0)
     changed(backbone)
     ema.update(backbone)
-    torch.testing.assert_close(ema.module.vit.blocks[0].attn.qkv.lora_up, backbone.vit.blocks[0].attn.qkv.lora_up / 2)
+    torch.testing.assert_close(
+        ema.module.vit.blocks[0].attn.qkv.lora_up, backbone.vit.blocks[0].attn.qkv.lora_up / 2
+    )
 
 
 # ---- folding in ----
 
+
 @MODELS
 def test_merged_weights_have_the_keys_and_shapes_of_the_plain_model(model_name):
     plain, adapted = pair(model_name)
-    shapes = [{key: value.shape for key, value in state.items()} for state in (merged_state_dict(changed(adapted)), plain.state_dict())]
+    shapes = [
+        {key: value.shape for key, value in state.items()}
+        for state in (merged_state_dict(changed(adapted)), plain.state_dict())
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -257,7 +303,12 @@ def test_merged_state_of_a_single_layer_is_that_of_a_linear_one():
 
 def test_merged_state_of_a_layer_in_two_places_has_both():
     layer = LoRALinear(6, 6, rank=2, alpha=2.0)
-    assert list(merged_state_dict(nn.Sequential(layer, layer))) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert list(merged_state_dict(nn.Sequential(layer, layer))) == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+    ]
 
 
 def test_merged_state_without_lora_is_the_state():
@@ -285,15 +336,23 @@ def test_a_deployed_detector_detects_the_same_without_lora(model_name):
 
 # ---- weights ----
 
+
 @pytest.mark.parametrize("layout", [timm_layout, official_layout], ids=["timm", "official"])
 @MODELS
 def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path):
     plain, path = small_backbone(model_name), tmp_path / "dinov3.pth"
-    torch.save(layout(plain.vit) if layout is timm_layout else layout(plain.vit, live_biases=model_name == WITH_BIASES), path)
+    torch.save(
+        layout(plain.vit)
+        if layout is timm_layout
+        else layout(plain.vit, live_biases=model_name == WITH_BIASES),
+        path,
+    )
     backbone = changed(small_backbone(model_name, pretrained=True, checkpoint_path=str(path), **LORA))
     backbone.load_pretrained()
     images = torch.rand(1, 3, 32, 32)
-    torch.testing.assert_close(features(backbone.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        features(backbone.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.fixture
@@ -349,12 +408,16 @@ def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(load, dete
     file = saved(adapted.state_dict(), tmp_path)
     with pytest.raises(CheckpointError) as caught:
         load(plain, file)
-    assert str(caught.value) == (f"{file.path} is the state of a run with LoRA (16 factors of rank 4), this model has none; take that run's best.pth, "
-                                 f"whose weights are plain, or set DINOv3Backbone.lora_rank=4")
+    assert str(caught.value) == (
+        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), this model has none; take that run's best.pth, "
+        f"whose weights are plain, or set DINOv3Backbone.lora_rank=4"
+    )
 
 
 @LOADERS
 def test_a_checkpoint_of_other_layers_is_refused(load, detectors, tmp_path):
     model = tiny_config(DINOv3Backbone={**LORA, "lora_targets": ["mlp"]}).model
-    with pytest.raises(CheckpointError, match=r"8 unexpected \(backbone\.vit\.blocks\.0\.attn\.qkv\.lora_down, "):
+    with pytest.raises(
+        CheckpointError, match=r"8 unexpected \(backbone\.vit\.blocks\.0\.attn\.qkv\.lora_down, "
+    ):
         load(model, saved(detectors[1].state_dict(), tmp_path))

@@ -9,7 +9,16 @@ from torch import nn
 from src.ops.activations import build_activation, inverse_sigmoid
 
 
-@pytest.mark.parametrize(("name", "kind"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("silu", nn.SiLU), ("leaky_relu", nn.LeakyReLU), (None, nn.Identity)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("relu", nn.ReLU),
+        ("gelu", nn.GELU),
+        ("silu", nn.SiLU),
+        ("leaky_relu", nn.LeakyReLU),
+        (None, nn.Identity),
+    ],
+)
 def test_name_gives_its_module(name, kind):
     assert type(build_activation(name)) is kind
 
@@ -24,7 +33,9 @@ def test_every_call_gives_a_module_of_its_own():
 
 
 def test_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="^activation 'swish' is not known; known are relu, gelu, silu, leaky_relu$"):
+    with pytest.raises(
+        ValueError, match="^activation 'swish' is not known; known are relu, gelu, silu, leaky_relu$"
+    ):
         build_activation("swish")
 
 
@@ -33,10 +44,22 @@ def test_inverse_undoes_the_sigmoid():
     torch.testing.assert_close(inverse_sigmoid(x.sigmoid()), x)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.0, math.log(1e-5)), (1.0, -math.log(1e-5)), (-3.0, math.log(1e-5)), (7.0, -math.log(1e-5)), (0.5, 0.0),
-                                                 (1e-7, math.log(1e-5)), (0.25, math.log(1 / 3))])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, math.log(1e-5)),
+        (1.0, -math.log(1e-5)),
+        (-3.0, math.log(1e-5)),
+        (7.0, -math.log(1e-5)),
+        (0.5, 0.0),
+        (1e-7, math.log(1e-5)),
+        (0.25, math.log(1 / 3)),
+    ],
+)
 def test_values_at_and_beyond_the_ends_are_clamped(value, expected):
-    assert inverse_sigmoid(torch.tensor(value, dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-6)
+    assert inverse_sigmoid(torch.tensor(value, dtype=torch.float64)).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_least_distance_from_the_ends_can_be_chosen():

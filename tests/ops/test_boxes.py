@@ -4,7 +4,14 @@ import pytest
 import torch
 import torchvision.ops as reference
 
-from src.ops.boxes import box_area, box_iou, cxcywh_to_xyxy, iou_and_giou, pairwise_l1_and_giou, xyxy_to_cxcywh
+from src.ops.boxes import (
+    box_area,
+    box_iou,
+    cxcywh_to_xyxy,
+    iou_and_giou,
+    pairwise_l1_and_giou,
+    xyxy_to_cxcywh,
+)
 
 
 def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -89,7 +96,9 @@ def test_all_pairs_of_a_batch_agree_with_the_plain_forms():
     a, b = xyxy_to_cxcywh(random_boxes(3, 20)), xyxy_to_cxcywh(random_boxes(3, 7, seed=1))
     l1, giou = pairwise_l1_and_giou(a, b)
     torch.testing.assert_close(l1, torch.cdist(a, b, p=1))
-    torch.testing.assert_close(giou, iou_and_giou(cxcywh_to_xyxy(a)[:, :, None], cxcywh_to_xyxy(b)[:, None])[1])
+    torch.testing.assert_close(
+        giou, iou_and_giou(cxcywh_to_xyxy(a)[:, :, None], cxcywh_to_xyxy(b)[:, None])[1]
+    )
 
 
 def test_all_pairs_leave_the_arguments_as_they_were():

@@ -11,7 +11,9 @@ from src.ops.deformable import deformable_attention, sample_bilinear, sample_nea
 def read(value: torch.Tensor, x: int, y: int) -> torch.Tensor:
     """Return the pixel `[c]` of a map `[c, h, w]`, zeros outside."""
     _, height, width = value.shape
-    return value[:, y, x] if 0 <= x < width and 0 <= y < height else torch.zeros(len(value), dtype=value.dtype)
+    return (
+        value[:, y, x] if 0 <= x < width and 0 <= y < height else torch.zeros(len(value), dtype=value.dtype)
+    )
 
 
 def bilinear(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
@@ -19,12 +21,18 @@ def bilinear(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
     _, height, width = value.shape
     x, y = location[0].item() * width - 0.5, location[1].item() * height - 0.5
     left, top = math.floor(x), math.floor(y)
-    return sum(read(value, left + i, top + j) * abs(1 - i - (x - left)) * abs(1 - j - (y - top)) for i in (0, 1) for j in (0, 1))
+    return sum(
+        read(value, left + i, top + j) * abs(1 - i - (x - left)) * abs(1 - j - (y - top))
+        for i in (0, 1)
+        for j in (0, 1)
+    )
 
 
 def nearest(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
     _, height, width = value.shape
-    x, y = (min(max(int(location[i].item() * size + 0.5), 0), size - 1) for i, size in enumerate((width, height)))
+    x, y = (
+        min(max(int(location[i].item() * size + 0.5), 0), size - 1) for i, size in enumerate((width, height))
+    )
     return value[:, y, x]
 
 
@@ -38,7 +46,7 @@ def plain_loops(values, locations, weights, num_points, sample) -> torch.Tensor:
             for h in range(heads):
                 for point, level in enumerate(level_of_point):
                     found = sample(values[level][b * heads + h], locations[b, q, h, point])
-                    output[b, q, h * channels:(h + 1) * channels] += weights[b, q, h, point] * found
+                    output[b, q, h * channels : (h + 1) * channels] += weights[b, q, h, point] * found
     return output
 
 
@@ -46,7 +54,7 @@ def plain_loops(values, locations, weights, num_points, sample) -> torch.Tensor:
 def case(request):
     """Two images, three heads, five queries; maps that are not square; some points outside."""
     num_points, generator = request.param, torch.Generator().manual_seed(0)
-    shapes = [(6, 9), (3, 5), (2, 2)][:len(num_points)]
+    shapes = [(6, 9), (3, 5), (2, 2)][: len(num_points)]
     values = [torch.randn(2 * 3, 4, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
     locations = torch.rand(2, 5, 3, sum(num_points), 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
     weights = torch.randn(2, 5, 3, sum(num_points), generator=generator, dtype=torch.float64).softmax(-1)
@@ -77,12 +85,26 @@ def test_point_far_outside_reads_zero(location):
     assert sample_bilinear(torch.ones(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)).item() == 0
 
 
-@pytest.mark.parametrize(("location", "pixel"), [((-1.0, 0.0), 0), ((2.0, 0.0), 1), ((0.0, 2.0), 2), ((9.0, 9.0), 3), ((0.24, 0.0), 0), ((0.26, 0.0), 1)])
+@pytest.mark.parametrize(
+    ("location", "pixel"),
+    [((-1.0, 0.0), 0), ((2.0, 0.0), 1), ((0.0, 2.0), 2), ((9.0, 9.0), 3), ((0.24, 0.0), 0), ((0.26, 0.0), 1)],
+)
 def test_nearest_pixel_is_clamped_to_the_map(location, pixel):
-    assert sample_nearest_pixel(torch.arange(4.0).view(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)).item() == pixel
+    assert (
+        sample_nearest_pixel(
+            torch.arange(4.0).view(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)
+        ).item()
+        == pixel
+    )
 
 
 def test_gradients_reach_values_locations_and_weights(case):
     values, locations, weights, num_points = case
-    values, locations, weights = [v[:3, :2].requires_grad_() for v in values], locations[:1, :2].requires_grad_(), weights[:1, :2].requires_grad_()
-    assert torch.autograd.gradcheck(lambda loc, w, *v: deformable_attention(list(v), loc, w, num_points), (locations, weights, *values))
+    values, locations, weights = (
+        [v[:3, :2].requires_grad_() for v in values],
+        locations[:1, :2].requires_grad_(),
+        weights[:1, :2].requires_grad_(),
+    )
+    assert torch.autograd.gradcheck(
+        lambda loc, w, *v: deformable_attention(list(v), loc, w, num_points), (locations, weights, *values)
+    )

@@ -47,7 +47,9 @@ def net():
 # ---- the decay ----
 
 
-@pytest.mark.parametrize(("update", "decay"), [(1, 0.00099940), (100, 0.095153), (1000, 0.632057), (5000, 0.993163)])
+@pytest.mark.parametrize(
+    ("update", "decay"), [(1, 0.00099940), (100, 0.095153), (1000, 0.632057), (5000, 0.993163)]
+)
 def test_decay_ramps_up_as_published(net, update, decay):
     ema = ModelEMA(net, decay=0.9999, warmups=1000)
     ema.updates = update - 1
@@ -94,8 +96,15 @@ def test_first_updates_are_left_out_when_asked_for(net):
     torch.testing.assert_close(ema.module.trained.weight, (before + net.trained.weight) / 2)
 
 
-@pytest.mark.parametrize(("settings", "text"), [({"decay": 1.5}, "decay is 1.5, expected 0 to 1"), ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
-                                                ({"warmups": -1}, "warmups is -1, expected a whole"), ({"start": -1}, "start is -1, expected a whole")])
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"decay": 1.5}, "decay is 1.5, expected 0 to 1"),
+        ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
+        ({"warmups": -1}, "warmups is -1, expected a whole"),
+        ({"start": -1}, "start is -1, expected a whole"),
+    ],
+)
 def test_setting_out_of_range_is_refused(net, settings, text):
     with pytest.raises(ConfigError, match=f"^ModelEMA.{text}"):
         create({"type": "ModelEMA", **settings}, model=net)
@@ -112,13 +121,26 @@ def averaged_once(net) -> tuple[dict, dict, dict]:
     return before, net.state_dict(), ema.module.state_dict()
 
 
-@pytest.mark.parametrize("name", ["trained.weight", "trained.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "alias.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trained.weight",
+        "trained.bias",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "alias.weight",
+    ],
+)
 def test_trained_parameters_and_batch_statistics_are_averaged_once(net, name):
     before, after, average = averaged_once(net)
     torch.testing.assert_close(average[name], (before[name] + after[name]) / 2)
 
 
-@pytest.mark.parametrize("name", ["frozen.weight", "frozen.bias", "third", "mask", "whole_number", "norm.num_batches_tracked"])
+@pytest.mark.parametrize(
+    "name", ["frozen.weight", "frozen.bias", "third", "mask", "whole_number", "norm.num_batches_tracked"]
+)
 def test_frozen_parameters_constants_and_integers_are_copied_bit_by_bit(net, name):
     before, after, average = averaged_once(net)
     assert not torch.equal(before[name], after[name])
@@ -172,13 +194,20 @@ def test_state_goes_round(net):
     for ema in (first, second):
         ema.update(net)
     assert (second.updates, second.skipped, second.decay) == (4, 1, 0.7)
-    assert all(torch.equal(a, b) for a, b in zip(first.module.state_dict().values(), second.module.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.module.state_dict().values(), second.module.state_dict().values())
+    )
 
 
 def test_official_state_of_weights_and_count_is_taken(net):
     ema = ModelEMA(Net(), decay=0.9, start=3)
     ema.load_state_dict({"module": changed(net).state_dict(), "updates": 70})
-    assert (ema.updates, ema.decay, torch.equal(ema.module.trained.weight, net.trained.weight)) == (70, 0.9, True)
+    assert (ema.updates, ema.decay, torch.equal(ema.module.trained.weight, net.trained.weight)) == (
+        70,
+        0.9,
+        True,
+    )
 
 
 def test_official_state_has_its_first_updates_behind_it(net):

@@ -71,7 +71,9 @@ def test_groups_of_a_published_size_are_disjoint_and_complete(published):
 
 def test_groups_of_a_published_size_have_the_published_members(published):
     size, _, groups = published
-    assert [(len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups] == PUBLISHED[size]
+    assert [(len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups] == PUBLISHED[
+        size
+    ]
 
 
 def test_groups_of_a_published_size_have_the_published_rates(published):
@@ -82,27 +84,43 @@ def test_groups_of_a_published_size_have_the_published_rates(published):
 @pytest.fixture(scope="module")
 def dinov3():
     """A small DINOv3 detector whose ViT has a rate of its own."""
-    cfg = tiny_config(optimizer={"params": [{"params": r"^backbone\.vit\.", "lr": 1e-5}], "decay_matrices_only": True, "lr": 2.5e-4, "weight_decay": 0.1})
+    cfg = tiny_config(
+        optimizer={
+            "params": [{"params": r"^backbone\.vit\.", "lr": 1e-5}],
+            "decay_matrices_only": True,
+            "lr": 2.5e-4,
+            "weight_decay": 0.1,
+        }
+    )
     return cfg.model, cfg.optimizer.param_groups
 
 
 def test_groups_of_a_dinov3_detector_are_disjoint_and_complete(dinov3):
     model, groups = dinov3
-    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(
+        id(p) for p in model.parameters() if p.requires_grad
+    )
 
 
 def test_vit_has_a_rate_of_its_own_with_and_without_decay(dinov3):
     _, groups = dinov3
     assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
-        (r"^backbone\.vit\.", 1e-5, 0.1), (r"^backbone\.vit\., not decayed", 1e-5, 0.0),
-        ("the rest", 2.5e-4, 0.1), ("the rest, not decayed", 2.5e-4, 0.0)]
+        (r"^backbone\.vit\.", 1e-5, 0.1),
+        (r"^backbone\.vit\., not decayed", 1e-5, 0.0),
+        ("the rest", 2.5e-4, 0.1),
+        ("the rest, not decayed", 2.5e-4, 0.0),
+    ]
 
 
-@pytest.mark.parametrize("part", [".norm", "bias", "gamma_", "cls_token", "reg_token", "adapter.norms", "tap_mix"])
+@pytest.mark.parametrize(
+    "part", [".norm", "bias", "gamma_", "cls_token", "reg_token", "adapter.norms", "tap_mix"]
+)
 def test_norms_biases_layer_scales_and_tokens_are_not_decayed(dinov3, part):
     model, groups = dinov3
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    found = [(name, id(p) in decayed) for name, p in model.named_parameters() if part in name and p.requires_grad]
+    found = [
+        (name, id(p) in decayed) for name, p in model.named_parameters() if part in name and p.requires_grad
+    ]
     assert found, f"no parameter has {part} in its name"
     assert not [name for name, is_decayed in found if is_decayed]
 
@@ -119,7 +137,11 @@ def test_whole_size_s_exempts_every_vector_and_token():
     cfg = YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False})
     named = members(cfg.model, cfg.optimizer.param_groups)
     exempt = set().union(*(names for name, names in named.items() if name.endswith("not decayed")))
-    vectors = {name for name, p in cfg.model.named_parameters() if p.requires_grad and (p.ndim < 2 or "token" in name or name.endswith("tap_mix"))}
+    vectors = {
+        name
+        for name, p in cfg.model.named_parameters()
+        if p.requires_grad and (p.ndim < 2 or "token" in name or name.endswith("tap_mix"))
+    }
     assert exempt == vectors
 
 
@@ -129,7 +151,12 @@ def test_whole_size_s_exempts_every_vector_and_token():
 def test_parameters_that_nothing_matches_form_the_last_group(net):
     groups = build_param_groups(net, [{"params": "backbone", "lr": 1.0}])
     assert [group["name"] for group in groups] == ["backbone", "the rest"]
-    assert members(net, groups)["backbone"] == {"backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias"}
+    assert members(net, groups)["backbone"] == {
+        "backbone.0.weight",
+        "backbone.0.bias",
+        "backbone.1.weight",
+        "backbone.1.bias",
+    }
 
 
 @pytest.mark.parametrize("groups", [None, []])
@@ -139,12 +166,21 @@ def test_without_expressions_there_is_one_group(net, groups):
 
 def test_expression_is_searched_anywhere_in_the_name(net):
     assert members(net, build_param_groups(net, [{"params": "bias$"}]))["bias$"] == {
-        "backbone.0.bias", "backbone.1.bias", "head.bias", "norm.bias", "attention.in_proj_bias", "attention.out_proj.bias"}
+        "backbone.0.bias",
+        "backbone.1.bias",
+        "head.bias",
+        "norm.bias",
+        "attention.in_proj_bias",
+        "attention.out_proj.bias",
+    }
 
 
 def test_settings_of_a_group_are_handed_on(net):
-    assert {k: v for k, v in build_param_groups(net, [{"params": "head", "lr": 0.5, "weight_decay": 0}])[0].items() if k != "params"} == {
-        "lr": 0.5, "weight_decay": 0, "name": "head"}
+    assert {
+        k: v
+        for k, v in build_param_groups(net, [{"params": "head", "lr": 0.5, "weight_decay": 0}])[0].items()
+        if k != "params"
+    } == {"lr": 0.5, "weight_decay": 0, "name": "head"}
 
 
 def test_groups_of_the_caller_are_left_as_they_were(net):
@@ -154,7 +190,9 @@ def test_groups_of_the_caller_are_left_as_they_were(net):
 
 
 def test_empty_group_is_left_out(net):
-    assert [group["name"] for group in build_param_groups(net, [{"params": "nothing"}, {"params": ".*"}])] == [".*"]
+    assert [
+        group["name"] for group in build_param_groups(net, [{"params": "nothing"}, {"params": ".*"}])
+    ] == [".*"]
 
 
 def test_frozen_parameters_are_left_out(net):
@@ -169,18 +207,25 @@ def test_parameter_under_two_names_comes_once(net):
 
 
 def test_parameter_that_matches_two_expressions_is_named_with_both(net):
-    with pytest.raises(ConfigError, match=r"^optimizer.params: head.weight matches both 'head' and 'weight\$'$"):
+    with pytest.raises(
+        ConfigError, match=r"^optimizer.params: head.weight matches both 'head' and 'weight\$'$"
+    ):
         build_param_groups(net, [{"params": "norm.bias"}, {"params": "head"}, {"params": "weight$"}])
 
 
 def test_expression_that_is_none_is_refused(net):
-    with pytest.raises(ConfigError, match=r"^optimizer.params: '\(head' is not a regular expression: missing \), unterminated subpattern"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^optimizer.params: '\(head' is not a regular expression: missing \), unterminated subpattern",
+    ):
         build_param_groups(net, [{"params": "(head"}])
 
 
 @pytest.mark.parametrize("group", [{"lr": 1.0}, {"params": ["head"]}, {"params": None}])
 def test_group_without_an_expression_is_refused(net, group):
-    with pytest.raises(ConfigError, match="needs 'params', a regular expression over parameter names$") as caught:
+    with pytest.raises(
+        ConfigError, match="needs 'params', a regular expression over parameter names$"
+    ) as caught:
         build_param_groups(net, [group])
     assert repr(group) in str(caught.value)
 
@@ -188,9 +233,24 @@ def test_group_without_an_expression_is_refused(net, group):
 def test_decay_of_matrices_alone_splits_each_group(net):
     groups = members(net, build_param_groups(net, [{"params": "backbone"}], decay_matrices_only=True))
     assert groups == {
-        "backbone": {"backbone.0.weight"}, "backbone, not decayed": {"backbone.0.bias", "backbone.1.weight", "backbone.1.bias"},
-        "the rest": {"head.weight", "attention.in_proj_weight", "attention.out_proj.weight", "embedding.weight"},
-        "the rest, not decayed": {"head.bias", "norm.weight", "norm.bias", "attention.in_proj_bias", "attention.out_proj.bias", "token", "layer_scale"}}
+        "backbone": {"backbone.0.weight"},
+        "backbone, not decayed": {"backbone.0.bias", "backbone.1.weight", "backbone.1.bias"},
+        "the rest": {
+            "head.weight",
+            "attention.in_proj_weight",
+            "attention.out_proj.weight",
+            "embedding.weight",
+        },
+        "the rest, not decayed": {
+            "head.bias",
+            "norm.weight",
+            "norm.bias",
+            "attention.in_proj_bias",
+            "attention.out_proj.bias",
+            "token",
+            "layer_scale",
+        },
+    }
 
 
 def test_decay_of_matrices_alone_overrides_the_groups_own_decay(net):
@@ -212,17 +272,35 @@ def test_optimizer_learns_with_each_implementation(net, name, settings):
 
 
 def test_optimizer_uses_the_groups_settings_and_its_own(net):
-    optimizer = create({"type": "AdamW", "lr": 0.1, "weight_decay": 0.2, "betas": [0.8, 0.9], "params": [{"params": "head", "lr": 0.5}]}, model=net)
-    assert [(g["lr"], g["weight_decay"], tuple(g["betas"])) for g in optimizer.param_groups] == [(0.5, 0.2, (0.8, 0.9)), (0.1, 0.2, (0.8, 0.9))]
+    optimizer = create(
+        {
+            "type": "AdamW",
+            "lr": 0.1,
+            "weight_decay": 0.2,
+            "betas": [0.8, 0.9],
+            "params": [{"params": "head", "lr": 0.5}],
+        },
+        model=net,
+    )
+    assert [(g["lr"], g["weight_decay"], tuple(g["betas"])) for g in optimizer.param_groups] == [
+        (0.5, 0.2, (0.8, 0.9)),
+        (0.1, 0.2, (0.8, 0.9)),
+    ]
 
 
-@pytest.mark.parametrize(("group", "fault"), [
-    ({"params": "head", "lrr": 1}, "unknown key 'optimizer.params[0].lrr'; did you mean 'lr'?"),
-    ({"params": "head", "lr": "fast"}, "optimizer.params[0].lr is 'fast', expected a number"),
-    ({"params": "head", "betas": 3}, "optimizer.params[0].betas is 3, expected a list of numbers"),
-    ({"params": "head", "lr": -1.0}, "optimizer.params[0].lr is -1.0, expected at least 0"),
-    ({"params": "head", "weight_decay": -1.0}, "optimizer.params[0].weight_decay is -1.0, expected at least 0"),
-])
+@pytest.mark.parametrize(
+    ("group", "fault"),
+    [
+        ({"params": "head", "lrr": 1}, "unknown key 'optimizer.params[0].lrr'; did you mean 'lr'?"),
+        ({"params": "head", "lr": "fast"}, "optimizer.params[0].lr is 'fast', expected a number"),
+        ({"params": "head", "betas": 3}, "optimizer.params[0].betas is 3, expected a list of numbers"),
+        ({"params": "head", "lr": -1.0}, "optimizer.params[0].lr is -1.0, expected at least 0"),
+        (
+            {"params": "head", "weight_decay": -1.0},
+            "optimizer.params[0].weight_decay is -1.0, expected at least 0",
+        ),
+    ],
+)
 def test_setting_of_a_group_that_the_optimizer_does_not_take_is_refused(net, group, fault):
     with pytest.raises(ConfigError) as caught:
         create({"type": "AdamW", "params": [group]}, model=net)

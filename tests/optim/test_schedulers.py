@@ -25,8 +25,13 @@ def rates_of_torch(name: str, settings: dict, epochs: int) -> list[list[float]]:
     return rates
 
 
-CASES = [("MultiStepLR", {"milestones": [3, 7], "gamma": 0.1}), ("MultiStepLR", {"milestones": [500]}), ("CosineAnnealingLR", {"T_max": 12}),
-         ("CosineAnnealingLR", {"T_max": 5, "eta_min": 1e-3}), ("OneCycleLR", {"max_lr": [0.3, 0.06], "total_steps": 12})]
+CASES = [
+    ("MultiStepLR", {"milestones": [3, 7], "gamma": 0.1}),
+    ("MultiStepLR", {"milestones": [500]}),
+    ("CosineAnnealingLR", {"T_max": 12}),
+    ("CosineAnnealingLR", {"T_max": 5, "eta_min": 1e-3}),
+    ("OneCycleLR", {"max_lr": [0.3, 0.06], "total_steps": 12}),
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
@@ -36,15 +41,22 @@ def test_rates_are_those_of_torchs_scheduler(name, settings):
 
 
 def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
-    with pytest.raises(ConfigError, match=r"^OneCycleLR.max_lr is 0.3 for all 2 groups of parameters, so that their own rates would not act \(0.02, 0.1; from "
-                                          r"optimizer.params, layer_decay, unfreeze_lr_factor\); give max_lr as a list of 2 rates"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^OneCycleLR.max_lr is 0.3 for all 2 groups of parameters, so that their own rates would not act \(0.02, 0.1; from "
+        r"optimizer.params, layer_decay, unfreeze_lr_factor\); give max_lr as a list of 2 rates",
+    ):
         create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.02))
-    assert create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.1)).rates(3) == pytest.approx([0.3, 0.3], rel=0.3)
+    assert create(
+        {"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.1)
+    ).rates(3) == pytest.approx([0.3, 0.3], rel=0.3)
 
 
 def test_rates_may_be_asked_for_in_any_order():
     schedule = create({"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1))
-    assert [schedule.rates(epoch)[0] for epoch in (5, 0, 3, 2, 5)] == pytest.approx([0.01, 0.1, 0.01, 0.1, 0.01])
+    assert [schedule.rates(epoch)[0] for epoch in (5, 0, 3, 2, 5)] == pytest.approx(
+        [0.01, 0.1, 0.01, 0.1, 0.01]
+    )
 
 
 def test_scaling_the_real_rates_does_not_change_the_schedule():
@@ -68,7 +80,9 @@ def test_schedule_of_a_resumed_optimizer_starts_from_its_initial_rates():
 
 def test_epoch_beyond_the_end_of_a_schedule_is_refused():
     schedule = create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 3}, optimizer=optimizer(0.1))
-    with pytest.raises(ConfigError, match=r"^OneCycleLR has no rate for epoch 4 \(from 0\): Tried to step 4 times"):
+    with pytest.raises(
+        ConfigError, match=r"^OneCycleLR has no rate for epoch 4 \(from 0\): Tried to step 4 times"
+    ):
         schedule.rates(10)
 
 
@@ -78,23 +92,30 @@ def test_schedule_that_divides_by_zero_is_refused():
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match="^OneCycleLR cannot be built: You must define either total_steps OR"):
+    with pytest.raises(
+        ConfigError, match="^OneCycleLR cannot be built: You must define either total_steps OR"
+    ):
         create({"type": "OneCycleLR", "max_lr": 0.1}, optimizer=optimizer(0.1))
 
 
 # ---- lengths that depend on the run's ----
 
+
 @pytest.mark.parametrize("milestones", [[0.3, 0.7], ["3 epochs", "70 steps"], ["30 %", 7]])
 def test_milestones_may_be_shares_of_the_run(milestones):
     schedule = create({"type": "MultiStepLR", "milestones": milestones}, optimizer=optimizer(0.1))
     schedule.set_run_length(RunLength(10, 10))
-    assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx([0.1] * 3 + [0.01] * 4 + [0.001] * 3)
+    assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx(
+        [0.1] * 3 + [0.01] * 4 + [0.001] * 3
+    )
 
 
 def test_the_length_of_a_cosine_may_be_the_whole_run():
     schedule = create({"type": "CosineAnnealingLR", "T_max": 1.0}, optimizer=optimizer(0.1, 0.02))
     schedule.set_run_length(RunLength(12, 5))
-    assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch("CosineAnnealingLR", {"T_max": 12}, 12)
+    assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch(
+        "CosineAnnealingLR", {"T_max": 12}, 12
+    )
 
 
 def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
@@ -104,10 +125,13 @@ def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
     assert [schedule.rates(epoch) for epoch in range(6)] == before
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"total_steps": 0.5}, "OneCycleLR has no rate for epoch 7"),
-    ({"total_steps": 1.0, "pct_start": 5.0}, "OneCycleLR cannot be built: .*pct_start"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_steps": 0.5}, "OneCycleLR has no rate for epoch 7"),
+        ({"total_steps": 1.0, "pct_start": 5.0}, "OneCycleLR cannot be built: .*pct_start"),
+    ],
+)
 def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(settings, message):
     schedule = create({"type": "OneCycleLR", "max_lr": 0.1, **settings}, optimizer=optimizer(0.1))
     with pytest.raises(ConfigError, match=message):
@@ -115,6 +139,7 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(s
 
 
 # ---- flat, then cosine ----
+
 
 def flat_cosine(**settings):
     schedule = create({"type": "FlatCosineLR", **settings}, optimizer=optimizer(0.1, 0.02))
@@ -145,9 +170,17 @@ def test_cosine_scales_all_groups_alike():
     assert rates[0] / 0.1 == pytest.approx(rates[1] / 0.02)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"flat_epochs": 0.9, "end_epoch": 0.5}, "the flat part ends in epoch 18, the cosine in epoch 10 of 20"),
-                                                   ({"lr_gamma": 1.5}, "lr_gamma is 1.5, expected 0 to 1"),
-                                                   ({"flat_epochs": -1}, "flat_epochs is -1, expected a whole number of epochs")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"flat_epochs": 0.9, "end_epoch": 0.5},
+            "the flat part ends in epoch 18, the cosine in epoch 10 of 20",
+        ),
+        ({"lr_gamma": 1.5}, "lr_gamma is 1.5, expected 0 to 1"),
+        ({"flat_epochs": -1}, "flat_epochs is -1, expected a whole number of epochs"),
+    ],
+)
 def test_a_cosine_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         flat_cosine(**settings)

@@ -8,7 +8,10 @@ from src.core.errors import ConfigError
 from src.optim.warmup import LinearWarmup, QuadraticWarmup
 
 
-@pytest.mark.parametrize(("step", "factor"), [(0, 1 / 500), (1, 2 / 500), (249, 0.5), (498, 499 / 500), (499, 1.0), (500, 1.0), (10**9, 1.0)])
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [(0, 1 / 500), (1, 2 / 500), (249, 0.5), (498, 499 / 500), (499, 1.0), (500, 1.0), (10**9, 1.0)],
+)
 def test_factor_rises_linearly_to_one(step, factor):
     assert LinearWarmup(500).factor(step) == pytest.approx(factor, rel=1e-12)
 
@@ -23,11 +26,15 @@ def test_duration_of_one_step_warms_up_nothing():
 
 
 def test_negative_duration_is_refused():
-    with pytest.raises(ConfigError, match="^LinearWarmup.warmup_duration is -1, expected a whole number of steps"):
+    with pytest.raises(
+        ConfigError, match="^LinearWarmup.warmup_duration is -1, expected a whole number of steps"
+    ):
         create({"type": "LinearWarmup", "warmup_duration": -1})
 
 
-@pytest.mark.parametrize(("duration", "steps"), [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)])
+@pytest.mark.parametrize(
+    ("duration", "steps"), [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)]
+)
 def test_duration_may_be_given_in_steps_epochs_or_as_a_share(duration, steps):
     warmup = LinearWarmup(duration)
     warmup.set_run_length(RunLength(72, 100))
@@ -54,4 +61,6 @@ def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
 
 
 def test_quadratic_warm_up_rises_with_the_square():
-    assert [QuadraticWarmup(10).factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.01, 0.25, 1.0, 1.0])
+    assert [QuadraticWarmup(10).factor(step) for step in (0, 4, 9, 50)] == pytest.approx(
+        [0.01, 0.25, 1.0, 1.0]
+    )

@@ -100,7 +100,10 @@ class TestWithoutGpu:
         assert pick_device(name) == CPU
 
     def test_gpu_that_was_asked_for_is_missed(self):
-        with pytest.raises(ConfigError, match=r"^device 'cuda' was asked for, but torch .* sees no CUDA device here; use -d cpu$"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^device 'cuda' was asked for, but torch .* sees no CUDA device here; use -d cpu$",
+        ):
             pick_device("cuda")
 
     def test_name_that_is_no_device_is_refused(self):
@@ -122,7 +125,10 @@ class TestWithTwoGpus:
         assert (pick_device("cpu"), two_gpus) == (CPU, [])
 
     def test_gpu_that_is_not_there_is_missed(self, two_gpus):
-        with pytest.raises(ConfigError, match="^device cuda:2 was asked for, but there are 2; start fewer processes a machine$"):
+        with pytest.raises(
+            ConfigError,
+            match="^device cuda:2 was asked for, but there are 2; start fewer processes a machine$",
+        ):
             pick_device("cuda:2")
 
     def test_more_processes_than_gpus_are_refused(self, two_gpus, monkeypatch):
@@ -137,9 +143,17 @@ class TestWithTwoGpus:
 @pytest.fixture
 def launched(monkeypatch):
     """Set what a launcher sets, for rank 0 of 2."""
+
     def launch(**changes: str) -> None:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **changes}.items():
+        for name, value in {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            **changes,
+        }.items():
             monkeypatch.setenv(name, value)
+
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     return launch
 
@@ -151,13 +165,21 @@ def test_single_process_joins_nobody(monkeypatch, count):
     assert not is_distributed()
 
 
-@pytest.mark.parametrize(("missing", "text"), [(["MASTER_ADDR"], "MASTER_ADDR"), (["RANK"], "RANK"),
-                                               (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT")])
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        (["MASTER_ADDR"], "MASTER_ADDR"),
+        (["RANK"], "RANK"),
+        (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
 def test_rank_without_an_address_never_goes_on_alone(launched, monkeypatch, missing, text):
     launched()
     for name in missing:
         monkeypatch.delenv(name)
-    with pytest.raises(RankError, match=f"^WORLD_SIZE is 2 but {text} is not set; start several ranks with torchrun$"):
+    with pytest.raises(
+        RankError, match=f"^WORLD_SIZE is 2 but {text} is not set; start several ranks with torchrun$"
+    ):
         join_group(CPU)
 
 
@@ -167,7 +189,9 @@ def test_port_in_use_is_told(launched):
         other.listen()
         port = other.getsockname()[1]
         launched(MASTER_PORT=str(port))
-        with pytest.raises(RankError, match=rf"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:{port}: .*EADDRINUSE"):
+        with pytest.raises(
+            RankError, match=rf"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:{port}: .*EADDRINUSE"
+        ):
             join_group(CPU, timedelta(seconds=5))
     assert not is_distributed()
 
@@ -186,14 +210,21 @@ def test_main_rank_that_nobody_joins_gives_up(launched):
     assert not is_distributed()
 
 
-def test_ranks_that_torchrun_restarted_meet_under_a_prefix_of_their_own_in_its_store(launched, monkeypatch, caplog):
+def test_ranks_that_torchrun_restarted_meet_under_a_prefix_of_their_own_in_its_store(
+    launched, monkeypatch, caplog
+):
     prefixes = []
 
     def remember(prefix, store):
         prefixes.append(prefix)
         raise RuntimeError("far enough")
 
-    launched(TORCHELASTIC_RESTART_COUNT="3", TORCHELASTIC_USE_AGENT_STORE="True", GROUP_WORLD_SIZE="2", TORCHELASTIC_MAX_RESTARTS="3")
+    launched(
+        TORCHELASTIC_RESTART_COUNT="3",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        GROUP_WORLD_SIZE="2",
+        TORCHELASTIC_MAX_RESTARTS="3",
+    )
     monkeypatch.setattr(distributed.dist, "TCPStore", lambda *_, **__: None)
     monkeypatch.setattr(distributed.dist, "PrefixStore", remember)
     with pytest.raises(RankError, match="far enough"):
@@ -210,12 +241,17 @@ def two(function):
 
 
 def test_ranks_know_their_numbers():
-    assert two(lambda: (rank(), world_size(), is_main(), is_distributed())) == [(0, 2, True, True), (1, 2, False, True)]
+    assert two(lambda: (rank(), world_size(), is_main(), is_distributed())) == [
+        (0, 2, True, True),
+        (1, 2, False, True),
+    ]
 
 
 def test_objects_are_gathered_in_rank_order_on_every_rank():
-    assert two(lambda: gather_objects({"rank": rank(), "data": [rank()] * (1 + 1000 * rank())})) == [
-        [{"rank": 0, "data": [0]}, {"rank": 1, "data": [1] * 1001}]] * 2
+    assert (
+        two(lambda: gather_objects({"rank": rank(), "data": [rank()] * (1 + 1000 * rank())}))
+        == [[{"rank": 0, "data": [0]}, {"rank": 1, "data": [1] * 1001}]] * 2
+    )
 
 
 def test_value_of_rank_0_reaches_every_rank():
@@ -231,7 +267,9 @@ def test_tensors_are_overwritten_by_those_of_rank_0():
     assert two(work) == [[[1.0, 1.0, 1.0], [5]]] * 2
 
 
-@pytest.mark.parametrize(("function", "expected"), [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])])
+@pytest.mark.parametrize(
+    ("function", "expected"), [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])]
+)
 def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expected):
     def work():
         own = torch.tensor([1.0, 3.0]) + rank()
@@ -242,7 +280,12 @@ def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expecte
 
 
 def test_condition_holds_everywhere_only_if_it_holds_on_every_rank():
-    assert two(lambda: everywhere(torch.tensor([[True, True, False, False], [True, False, True, False]][rank()]))) == [[True, False, False, False]] * 2
+    assert (
+        two(
+            lambda: everywhere(torch.tensor([[True, True, False, False], [True, False, True, False]][rank()]))
+        )
+        == [[True, False, False, False]] * 2
+    )
 
 
 def test_main_rank_runs_first(tmp_path):
@@ -303,6 +346,7 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
             if number == 0:
                 signal.pause()
             raise ConfigError("seed is 3, rank 0 has 4")
+
         run_command(command)
 
     waiting = multiprocessing.get_context("fork").Process(target=work, args=(0,))
@@ -335,10 +379,17 @@ def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others()
         time.sleep(0.3)
         began = time.monotonic()
         try:
-            return str(distributed.explain_lost_rank(RuntimeError("Timed out waiting 5000ms for recv operation to complete"))), time.monotonic() - began
+            return str(
+                distributed.explain_lost_rank(
+                    RuntimeError("Timed out waiting 5000ms for recv operation to complete")
+                )
+            ), time.monotonic() - began
         finally:
             os.kill(pids[0], signal.SIGCONT)
 
     said, seconds = on_ranks(2, explain)[1]
-    assert said == "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
+    assert (
+        said
+        == "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
+    )
     assert seconds < 5

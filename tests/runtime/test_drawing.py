@@ -20,7 +20,9 @@ def test_small_pictures_are_enlarged_so_that_names_can_be_read():
 
 
 def test_a_box_is_drawn_where_it_is():
-    drawn = draw_boxes(grey(400, 400), torch.tensor([[100.0, 150, 300, 350]]), torch.tensor([1]), NAMES, torch.tensor([0.9]))
+    drawn = draw_boxes(
+        grey(400, 400), torch.tensor([[100.0, 150, 300, 350]]), torch.tensor([1]), NAMES, torch.tensor([0.9])
+    )
     changed = (drawn != 128).any(0)
     rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
     assert abs(columns.min() - 100) <= 2 and abs(columns.max() - 300) <= 2 and abs(rows.max() - 350) <= 2
@@ -33,7 +35,9 @@ def test_labels_without_a_name_are_drawn_as_numbers():
 def test_names_keep_their_colours():
     def colour(label: int, others: int) -> list[int]:
         boxes = torch.tensor([[100.0 + 10 * i, 150, 300, 350] for i in range(others + 1)])
-        return draw_boxes(grey(400, 400), boxes, torch.tensor([label] + [0] * others), NAMES)[:, 340, 100].tolist()
+        return draw_boxes(grey(400, 400), boxes, torch.tensor([label] + [0] * others), NAMES)[
+            :, 340, 100
+        ].tolist()
 
     assert colour(1, 0) == colour(1, 3) != colour(0, 0)
 
@@ -41,10 +45,13 @@ def test_names_keep_their_colours():
 def test_pictures_stand_side_by_side_with_a_white_gap():
     row = side_by_side([grey(10, 20), grey(10, 30)])
     assert row.shape == (3, 10, 50 + GAP)
-    assert (row[:, :, 20:20 + GAP] == 255).all()
+    assert (row[:, :, 20 : 20 + GAP] == 255).all()
 
 
 def test_huge_and_hostile_names_are_drawn_cut_and_printable():
     box = torch.tensor([[10.0, 10, 60, 60]])
-    huge, cut = (draw_boxes(torch.zeros(3, 320, 320, dtype=torch.uint8), box, torch.tensor([0]), {0: "x" * length}) for length in (1_000_000, LONGEST_NAME))
+    huge, cut = (
+        draw_boxes(torch.zeros(3, 320, 320, dtype=torch.uint8), box, torch.tensor([0]), {0: "x" * length})
+        for length in (1_000_000, LONGEST_NAME)
+    )
     assert torch.equal(huge, cut)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from src.core.errors import ConfigError, ResourceError
-from src.runtime.files import TEMPORARY, locked, prepare_output_dir, refuse_replacing, remove_leftovers, write_atomically, write_json
+from src.runtime.files import (
+    TEMPORARY,
+    locked,
+    prepare_output_dir,
+    refuse_replacing,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
 from tests.fixtures.processes import run_forked
 
 
@@ -66,7 +74,11 @@ def test_old_content_stays_when_the_system_fails(path, monkeypatch, call, keep_p
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(ResourceError, match=f"^{path} cannot be written: Input/output error$"):
-        write_atomically(path, lambda file: file.write(b"new"), keep_previous=keep_previous and path.with_name(keep_previous))
+        write_atomically(
+            path,
+            lambda file: file.write(b"new"),
+            keep_previous=keep_previous and path.with_name(keep_previous),
+        )
     assert content_of(path.parent) == {"file.bin": b"old"}
 
 
@@ -77,12 +89,16 @@ def test_previous_content_stays_under_the_other_name(path):
 
 def test_previous_content_is_that_of_the_last_write(path):
     for text in (b"second", b"third", b"fourth"):
-        write_atomically(path, lambda file, text=text: file.write(text), keep_previous=path.with_name("previous.bin"))
+        write_atomically(
+            path, lambda file, text=text: file.write(text), keep_previous=path.with_name("previous.bin")
+        )
     assert content_of(path.parent) == {"file.bin": b"fourth", "previous.bin": b"third"}
 
 
 def test_first_write_keeps_no_previous(tmp_path):
-    write_atomically(tmp_path / "fresh.bin", lambda file: file.write(b"new"), keep_previous=tmp_path / "previous.bin")
+    write_atomically(
+        tmp_path / "fresh.bin", lambda file: file.write(b"new"), keep_previous=tmp_path / "previous.bin"
+    )
     assert content_of(tmp_path) == {"fresh.bin": b"new"}
 
 
@@ -117,7 +133,10 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(path, monk
 def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$"):
+        with pytest.raises(
+            ResourceError,
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$",
+        ):
             write_atomically(path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)])
 
     ended = run_forked(child, path.parent.parent)
@@ -125,7 +144,9 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
 
 
 def test_folder_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ResourceError, match=r"/absent/file.bin cannot be written: No such file or directory$"):
+    with pytest.raises(
+        ResourceError, match=r"/absent/file.bin cannot be written: No such file or directory$"
+    ):
         write_atomically(tmp_path / "absent" / "file.bin", lambda file: None)
 
 

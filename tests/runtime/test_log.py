@@ -61,8 +61,17 @@ def test_root_logger_is_left_alone(capsys):
     assert logging.getLogger().handlers == before
 
 
-@pytest.mark.parametrize(("name", "shown"), [("\x1b[2Jcat", "\\x1b[2Jcat"), ("cat\nepoch 1/1 AP 1.000", "cat\\nepoch 1/1 AP 1.000"), ("a\rb", "a\\rb"),
-                                             ("\udcff", "\\udcff"), ("\u202egod", "\\u202egod"), ("Zoë 猫", "Zoë 猫")])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b[2Jcat", "\\x1b[2Jcat"),
+        ("cat\nepoch 1/1 AP 1.000", "cat\\nepoch 1/1 AP 1.000"),
+        ("a\rb", "a\\rb"),
+        ("\udcff", "\\udcff"),
+        ("\u202egod", "\\u202egod"),
+        ("Zoë 猫", "Zoë 猫"),
+    ],
+)
 def test_control_characters_of_a_name_are_made_visible(capsys, name, shown):
     set_up_logging(speaks=True)
     logger.info("class %s", name)

@@ -12,13 +12,22 @@ from src.runtime.process import STATUS_FILE, explain, run_command
 from tests.fixtures.processes import run_forked
 from tests.fixtures.tiny import ROOT
 
-KINDS = [(errors.ConfigError, 2), (errors.DataError, 3), (errors.CheckpointError, 4), (errors.NumericsError, 5), (errors.ResourceError, 6),
-         (errors.RankError, 7), (errors.ExportError, 8), (errors.Preempted, 75)]
+KINDS = [
+    (errors.ConfigError, 2),
+    (errors.DataError, 3),
+    (errors.CheckpointError, 4),
+    (errors.NumericsError, 5),
+    (errors.ResourceError, 6),
+    (errors.RankError, 7),
+    (errors.ExportError, 8),
+    (errors.Preempted, 75),
+]
 
 
 def failing(error: BaseException):
     def command():
         raise error
+
     return command
 
 
@@ -34,23 +43,43 @@ def test_expected_error_ends_with_its_code_and_one_line(tmp_path, kind, code):
 
 def test_bug_ends_with_1_and_asks_for_a_report(tmp_path):
     ended = run_forked(lambda: run_command(failing(KeyError("x"))), tmp_path)
-    assert ended == (1, "", "error[1]: unexpected KeyError: 'x'; this is a bug: run again with --debug and report what it prints\n")
+    assert ended == (
+        1,
+        "",
+        "error[1]: unexpected KeyError: 'x'; this is a bug: run again with --debug and report what it prints\n",
+    )
 
 
 def test_interrupt_ends_with_130(tmp_path):
-    assert run_forked(lambda: run_command(failing(KeyboardInterrupt())), tmp_path) == (130, "", "error[130]: stopped by Ctrl-C\n")
+    assert run_forked(lambda: run_command(failing(KeyboardInterrupt())), tmp_path) == (
+        130,
+        "",
+        "error[130]: stopped by Ctrl-C\n",
+    )
 
 
 def test_lack_of_memory_ends_with_6_and_advice(tmp_path):
     ended = run_forked(lambda: run_command(failing(MemoryError())), tmp_path)
-    assert ended == (6, "", "error[6]: out of memory: the system gave no more; reduce total_batch_size or num_workers\n")
+    assert ended == (
+        6,
+        "",
+        "error[6]: out of memory: the system gave no more; reduce total_batch_size or num_workers\n",
+    )
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nmore"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_lack_of_memory_in_torch_ends_with_6_and_what_takes_less(tmp_path, error):
     ended = run_forked(lambda: run_command(failing(error)), tmp_path)
     assert ended.code == 6
-    assert all(name in ended.err for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing"))
+    assert all(
+        name in ended.err for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
+    )
 
 
 def test_no_traceback_without_debug(tmp_path):
@@ -58,7 +87,9 @@ def test_no_traceback_without_debug(tmp_path):
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):
-    lines = run_forked(lambda: run_command(failing(errors.DataError("x")), debug=True), tmp_path).err.splitlines()
+    lines = run_forked(
+        lambda: run_command(failing(errors.DataError("x")), debug=True), tmp_path
+    ).err.splitlines()
     assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "error[3]: x")
 
 
@@ -80,12 +111,18 @@ def test_status_of_a_success_is_written(tmp_path):
 @pytest.mark.parametrize(("kind", "code"), KINDS)
 def test_status_of_an_error_is_written(tmp_path, kind, code):
     assert status_after(tmp_path, failing(kind("what happened"))) == {
-        "status": "preempted" if code == 75 else "failed", "exit_code": code, "message": "what happened"}
+        "status": "preempted" if code == 75 else "failed",
+        "exit_code": code,
+        "message": "what happened",
+    }
 
 
 def test_status_holds_a_name_that_is_not_valid_text(tmp_path):
     assert status_after(tmp_path, failing(errors.DataError("image \udcff.png"))) == {
-        "status": "failed", "exit_code": 3, "message": "image \\udcff.png"}
+        "status": "failed",
+        "exit_code": 3,
+        "message": "image \\udcff.png",
+    }
 
 
 def test_status_folder_is_asked_for_at_the_end(tmp_path):
@@ -100,22 +137,37 @@ def test_status_folder_is_asked_for_at_the_end(tmp_path):
 
 
 def test_status_is_left_out_where_there_is_no_folder(tmp_path):
-    ended = run_forked(lambda: run_command(failing(errors.ConfigError("x")), status_dir=lambda: tmp_path / "absent"), tmp_path)
+    ended = run_forked(
+        lambda: run_command(failing(errors.ConfigError("x")), status_dir=lambda: tmp_path / "absent"),
+        tmp_path,
+    )
     assert (ended.code, (tmp_path / "absent").exists()) == (2, False)
 
 
 def test_exit_code_reaches_the_shell(tmp_path):
-    code = ("import pathlib, sys\nfrom src.core.errors import CheckpointError\nfrom src.runtime.process import run_command\n"
-            "def command():\n    raise CheckpointError('best.pth is empty (0 bytes)')\n"
-            "run_command(command, status_dir=lambda: pathlib.Path(sys.argv[1]))")
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    code = (
+        "import pathlib, sys\nfrom src.core.errors import CheckpointError\nfrom src.runtime.process import run_command\n"
+        "def command():\n    raise CheckpointError('best.pth is empty (0 bytes)')\n"
+        "run_command(command, status_dir=lambda: pathlib.Path(sys.argv[1]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stderr) == (4, "error[4]: best.pth is empty (0 bytes)\n")
     assert json.loads((tmp_path / STATUS_FILE).read_text())["exit_code"] == 4
 
 
-@pytest.mark.parametrize(("error", "expected"), [(SystemExit(5), (5, "5")), (SystemExit("usage"), (1, "usage")),
-                                                 (errors.RunError("x"), (1, "x")),
-                                                 (OSError(28, "No space left on device", "log.txt"),
-                                                  (6, "disk full writing log.txt: No space left on device; make room and go on with -r auto"))])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (SystemExit(5), (5, "5")),
+        (SystemExit("usage"), (1, "usage")),
+        (errors.RunError("x"), (1, "x")),
+        (
+            OSError(28, "No space left on device", "log.txt"),
+            (6, "disk full writing log.txt: No space left on device; make room and go on with -r auto"),
+        ),
+    ],
+)
 def test_other_ways_to_end_are_explained(error, expected):
     assert explain(error) == expected

@@ -14,16 +14,31 @@ import torch
 from safetensors.torch import save_file
 
 from src.core.errors import CheckpointError, ResourceError
-from src.runtime.weight_files import checked_path, file_sha256, read_tensor_file, verify_digest, write_tensor_file
+from src.runtime.weight_files import (
+    checked_path,
+    file_sha256,
+    read_tensor_file,
+    verify_digest,
+    write_tensor_file,
+)
 from tests.fixtures.processes import run_forked
 
 
 @pytest.fixture
 def content():
     generator = torch.Generator().manual_seed(0)
-    return {"model": OrderedDict((f"layer{i}.weight", torch.randn(40, 40, generator=generator)) for i in range(4)),
-            "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
-            "epoch": 3, "score": None, "names": ["cat", "dog"]}
+    return {
+        "model": OrderedDict(
+            (f"layer{i}.weight", torch.randn(40, 40, generator=generator)) for i in range(4)
+        ),
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 1e-3, "params": [0]}],
+        },
+        "epoch": 3,
+        "score": None,
+        "names": ["cat", "dog"],
+    }
 
 
 @pytest.fixture
@@ -106,7 +121,10 @@ def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(ResourceError, match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$"):
+        with pytest.raises(
+            ResourceError,
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$",
+        ):
             write_tensor_file(path, {"big": torch.zeros(1 << 19)})
 
     ended = run_forked(child, path.parent.parent)
@@ -129,8 +147,13 @@ def flipped(path: Path, position: int, bit: int) -> Path:
 def test_flipped_bit_in_a_weight_is_detected(path, content):
     weight = content["model"]["layer2.weight"].numpy().tobytes()
     bad = flipped(path, path.read_bytes().index(weight) + 100, 3)
-    assert torch.load(bad, weights_only=True)["model"].keys() == content["model"].keys(), "torch itself notices nothing"
-    assert refused(bad) == f"FILE ({bad.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
+    assert torch.load(bad, weights_only=True)["model"].keys() == content["model"].keys(), (
+        "torch itself notices nothing"
+    )
+    assert (
+        refused(bad)
+        == f"FILE ({bad.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
+    )
 
 
 def test_no_flipped_bit_changes_what_is_read(path, content):
@@ -138,7 +161,9 @@ def test_no_flipped_bit_changes_what_is_read(path, content):
     for _ in range(200):
         bad = flipped(path, rng.randrange(size), rng.randrange(8))
         try:
-            assert equal(read_tensor_file(bad), content)  # a bit that means nothing, such as the word "sha256:" itself
+            assert equal(
+                read_tensor_file(bad), content
+            )  # a bit that means nothing, such as the word "sha256:" itself
         except CheckpointError:
             detected += 1
     assert detected >= 190
@@ -151,7 +176,7 @@ def test_flipped_bit_in_the_digest_is_detected(path):
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
 def test_truncated_file_is_refused_with_its_size(path, share):
     raw = path.read_bytes()
-    path.write_bytes(raw[:int(len(raw) * share)])
+    path.write_bytes(raw[: int(len(raw) * share)])
     assert refused(path).startswith(f"FILE ({int(len(raw) * share)} bytes) is damaged")
 
 
@@ -160,8 +185,18 @@ def test_file_that_lost_a_part_of_its_digest_alone_is_still_whole(path, content)
     assert equal(read_tensor_file(path), content)
 
 
-@pytest.mark.parametrize("raw", [b"x", b"<html><body>404 Not Found</body></html>", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x80\x02", bytes(1000),
-                                 b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"x",
+        b"<html><body>404 Not Found</body></html>",
+        b"PK\x03\x04",
+        b"PK\x05\x06" + bytes(18),
+        b"\x80\x02",
+        bytes(1000),
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
 def test_file_that_is_no_torch_file_is_refused(path, raw):
     path.write_bytes(raw)
     assert refused(path).startswith("FILE ")
@@ -197,7 +232,15 @@ def test_folder_is_refused(tmp_path):
     assert refused(tmp_path) == "FILE is not a file"
 
 
-@pytest.mark.parametrize("raw", [b"x", struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 2) + b"{}" + b"extra", struct.pack("<Q", 9) + b'{"a": [1]}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"x",
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 2) + b"{}" + b"extra",
+        struct.pack("<Q", 9) + b'{"a": [1]}',
+    ],
+)
 def test_damaged_safetensors_are_refused(tmp_path, raw):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(raw)
@@ -233,8 +276,15 @@ class _Executes:
 
 
 @pytest.mark.parametrize("kind", [_Touches, _Executes])
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
-                                  lambda content, path: path.write_bytes(pickle.dumps(content))], ids=["zip", "legacy", "pickle"])
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda content, path: path.write_bytes(pickle.dumps(content)),
+    ],
+    ids=["zip", "legacy", "pickle"],
+)
 def test_code_in_a_file_is_not_executed(tmp_path, kind, save):
     save({"model": {"w": torch.zeros(2)}, "extra": kind(tmp_path / "canary")}, tmp_path / "evil.pth")
     message = refused(tmp_path / "evil.pth")
@@ -273,7 +323,10 @@ def test_pickle_under_the_name_of_safetensors_is_not_executed(tmp_path):
 
 def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(tmp_path, monkeypatch):
     torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "honest.pth")
-    with zipfile.ZipFile(tmp_path / "honest.pth") as honest, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "honest.pth") as honest,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for record in honest.infolist():
             bomb.writestr(record.filename, honest.read(record))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
@@ -290,16 +343,34 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
         archive.writestr("a", bytes(10_000))
         archive.filelist += archive.filelist * 50
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
-    assert refused(path) == f"FILE has {path.stat().st_size} bytes but claims records of 510000; it was not loaded"
+    assert (
+        refused(path)
+        == f"FILE has {path.stat().st_size} bytes but claims records of 510000; it was not loaded"
+    )
 
 
-@pytest.mark.parametrize(("make", "told"), [
-    (lambda: torch.ones(1).expand(100_000_000_000), "bytes but holds a tensor of 400000000000; it was not loaded"),
-    (lambda: torch.ones(1 << 40, device="meta"), "holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded"),
-    (lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)), "holds a tensor that is sparse, quantized or without data"),
-], ids=["stride of 0", "meta", "sparse"])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: torch.ones(1).expand(100_000_000_000),
+            "bytes but holds a tensor of 400000000000; it was not loaded",
+        ),
+        (
+            lambda: torch.ones(1 << 40, device="meta"),
+            "holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded",
+        ),
+        (
+            lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)),
+            "holds a tensor that is sparse, quantized or without data",
+        ),
+    ],
+    ids=["stride of 0", "meta", "sparse"],
+)
 def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(tmp_path, make, told):
-    torch.save({"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]}, tmp_path / "hollow.pth")
+    torch.save(
+        {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]}, tmp_path / "hollow.pth"
+    )
     assert told in refused(tmp_path / "hollow.pth")
 
 
@@ -313,14 +384,28 @@ def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):
 
 def test_script_is_refused_and_unsafe_loading_never_advised(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
-    assert refused(tmp_path / "script.pth") == "FILE is a TorchScript archive or a tar file, which may hold code; it was not loaded"
+    assert (
+        refused(tmp_path / "script.pth")
+        == "FILE is a TorchScript archive or a tar file, which may hold code; it was not loaded"
+    )
 
 
-@pytest.mark.parametrize("address", ["https://example.com/best.pth", "http://example.com/best.pth", "file:///etc/passwd", "s3://bucket/best.pth"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/best.pth",
+        "http://example.com/best.pth",
+        "file:///etc/passwd",
+        "s3://bucket/best.pth",
+    ],
+)
 def test_address_is_refused(address):
     with pytest.raises(CheckpointError) as caught:
         read_tensor_file(address)
-    assert str(caught.value) == f"{address} is an address; download the file yourself, check it, and give its local path"
+    assert (
+        str(caught.value)
+        == f"{address} is an address; download the file yourself, check it, and give its local path"
+    )
 
 
 def test_home_folder_is_understood(path, monkeypatch):

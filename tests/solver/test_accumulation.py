@@ -40,14 +40,31 @@ def sixteen_images():
     """Images with very different numbers of objects, some without any."""
     torch.manual_seed(1)
     counts = [3, 0, 1, 7, 2, 2, 0, 0, 5, 1, 1, 0, 4, 9, 1, 2]
-    targets = [{"labels": torch.randint(4, (count,)), "boxes": random_boxes(count), "image_path": f"{index}.jpg"} for index, count in enumerate(counts)]
+    targets = [
+        {"labels": torch.randint(4, (count,)), "boxes": random_boxes(count), "image_path": f"{index}.jpg"}
+        for index, count in enumerate(counts)
+    ]
     return torch.rand(16, 3, 64, 64), targets
 
 
 def make_step(exact: bool = True, criterion=None) -> TrainStep:
     model, loss = copy.deepcopy(detector())
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)  # a step is the gradient
-    return TrainStep(model, model, criterion or loss, optimizer, None, None, torch.device("cpu"), None, 0.0, NumericsGuard(1000), exact)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1.0
+    )  # a step is the gradient
+    return TrainStep(
+        model,
+        model,
+        criterion or loss,
+        optimizer,
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.0,
+        NumericsGuard(1000),
+        exact,
+    )
 
 
 def window(parts: int) -> list:
@@ -56,7 +73,10 @@ def window(parts: int) -> list:
     share = len(targets) // world_size()
     mine = range(rank() * share, (rank() + 1) * share)
     size = share // parts
-    return [(images[mine[start:start + size]], [targets[i] for i in mine[start:start + size]]) for start in range(0, share, size)]
+    return [
+        (images[mine[start : start + size]], [targets[i] for i in mine[start : start + size]])
+        for start in range(0, share, size)
+    ]
 
 
 def gradient(parts: int, exact: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
@@ -65,11 +85,17 @@ def gradient(parts: int, exact: bool = True) -> tuple[dict[str, torch.Tensor], d
     calls = []
     Phases(step).begin(0)
     if world_size() > 1:
-        step.wrapped.register_comm_hook(None, lambda state, bucket: calls.append(bucket.index()) or allreduce_hook(None, bucket))
+        step.wrapped.register_comm_hook(
+            None, lambda state, bucket: calls.append(bucket.index()) or allreduce_hook(None, bucket)
+        )
     trained = {name: p for name, p in step.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     losses = step(0, window(parts))
-    return {name: before[name] - p.detach() for name, p in trained.items()}, {name: value.item() for name, value in losses.items()}, len(calls)
+    return (
+        {name: before[name] - p.detach() for name, p in trained.items()},
+        {name: value.item() for name, value in losses.items()},
+        len(calls),
+    )
 
 
 def apart(one: dict, two: dict) -> float:
@@ -94,7 +120,9 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(whole, parts):
 def test_a_step_in_parts_on_two_ranks_is_the_step_of_the_whole_batch(whole, parts):
     results = on_ranks(2, lambda: gradient(parts))
     assert all(apart(whole[0], gradients) <= 1e-4 for gradients, _, _ in results)
-    assert sum(losses["loss_vfl"] for _, losses, _ in results) / 2 == pytest.approx(whole[1]["loss_vfl"], rel=1e-4)
+    assert sum(losses["loss_vfl"] for _, losses, _ in results) / 2 == pytest.approx(
+        whole[1]["loss_vfl"], rel=1e-4
+    )
 
 
 def test_ranks_average_gradients_once_a_step_however_many_parts_it_has():
@@ -107,21 +135,53 @@ def test_parts_by_their_own_counts_are_near_but_not_the_same(whole):
 
 def test_counting_leaves_chance_and_batch_statistics_as_they_were():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
-    step = TrainStep(model, model, criterion, torch.optim.SGD(model.parameters(), lr=0.0), None, None, torch.device("cpu"), None, 0.0, NumericsGuard(1000))
+    step = TrainStep(
+        model,
+        model,
+        criterion,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.0,
+        NumericsGuard(1000),
+    )
     seen = []
-    model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone()))
+    model.register_forward_hook(
+        lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone())
+    )
     once = copy.deepcopy(model)
     step(0, window(2))
-    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])  # counted and learned with the same noise
-    assert all(m.num_batches_tracked == n.num_batches_tracked + 2 for m, n in zip(model.modules(), once.modules()) if isinstance(m, torch.nn.BatchNorm2d))
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(
+        seen[0], seen[1]
+    )  # counted and learned with the same noise
+    assert all(
+        m.num_batches_tracked == n.num_batches_tracked + 2
+        for m, n in zip(model.modules(), once.modules())
+        if isinstance(m, torch.nn.BatchNorm2d)
+    )
 
 
 def test_a_loss_that_draws_leaves_the_next_batch_the_chance_that_it_was_counted_with():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
-    step = TrainStep(model, model, criterion, torch.optim.SGD(model.parameters(), lr=0.0), None, None, torch.device("cpu"), None, 0.0, NumericsGuard(1000),
-                     anchoring=lambda: torch.randperm(8).sum() * 0.0)
+    step = TrainStep(
+        model,
+        model,
+        criterion,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.0,
+        NumericsGuard(1000),
+        anchoring=lambda: torch.randperm(8).sum() * 0.0,
+    )
     seen = []
-    model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone()))
+    model.register_forward_hook(
+        lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone())
+    )
     step(0, window(2))
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
 
@@ -135,7 +195,18 @@ def test_a_window_with_batches_without_objects_has_all_losses():
     images, targets = sixteen_images()
     empty = [{"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}] * 2
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
-    step = TrainStep(model, model, criterion, torch.optim.SGD(model.parameters(), lr=0.0), None, None, torch.device("cpu"), None, 0.0, NumericsGuard(1000))
+    step = TrainStep(
+        model,
+        model,
+        criterion,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.0,
+        NumericsGuard(1000),
+    )
     losses = step(0, [(images[:2], empty), (images[2:4], targets[2:4]), (images[4:6], empty)])
     assert losses.keys() == step(1, [(images[:2], targets[:2])]).keys()
     assert all(torch.isfinite(value) for value in losses.values())
@@ -156,6 +227,9 @@ def test_a_criterion_of_a_users_own_needs_no_counts():
     assert step(0, window(4)).keys() == {"loss"}
 
 
-@pytest.mark.parametrize(("batches", "size", "groups"), [(6, 2, [2, 2, 2]), (7, 3, [3, 3, 1]), (3, 1, [1, 1, 1]), (2, 5, [2]), (0, 2, [])])
+@pytest.mark.parametrize(
+    ("batches", "size", "groups"),
+    [(6, 2, [2, 2, 2]), (7, 3, [3, 3, 1]), (3, 1, [1, 1, 1]), (2, 5, [2]), (0, 2, [])],
+)
 def test_batches_are_grouped_into_steps(batches, size, groups):
     assert [len(group) for group in windows(range(batches), size)] == groups

@@ -10,7 +10,10 @@ from src.solver.checkpoint import CheckpointFolder
 
 
 def state(step: int) -> dict:
-    return {"progress": {"epoch": 0, "step": step, "total_steps": step}, "model": {"w": torch.full((1000,), float(step))}}
+    return {
+        "progress": {"epoch": 0, "step": step, "total_steps": step},
+        "model": {"w": torch.full((1000,), float(step))},
+    }
 
 
 @pytest.fixture
@@ -21,7 +24,9 @@ def folder(tmp_path):
 def test_the_last_but_one_stays(folder, tmp_path):
     folder.save_last(state(1))
     folder.save_last(state(2))
-    assert [read_tensor_file(tmp_path / n)["progress"]["step"] for n in ("last.pth", "last.previous.pth")] == [2, 1]
+    assert [
+        read_tensor_file(tmp_path / n)["progress"]["step"] for n in ("last.pth", "last.previous.pth")
+    ] == [2, 1]
 
 
 def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(folder, tmp_path, caplog):
@@ -45,7 +50,10 @@ def test_two_damaged_files_are_both_named(folder, tmp_path):
 
 def test_weights_alone_cannot_be_resumed_from(folder, tmp_path):
     folder.save_best({"model": {"w": torch.ones(1)}, "meta": {}})
-    with pytest.raises(CheckpointError, match="holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"):
+    with pytest.raises(
+        CheckpointError,
+        match="holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t",
+    ):
         folder.load_last(tmp_path / "best.pth")
 
 

@@ -23,7 +23,9 @@ def data(folder: Path, categories: dict[int, str], name: str = "labels.json") ->
 
 def file(*classes: tuple[int, str], rows: int | None = None) -> WeightFile:
     meta = {"classes": [{"id": i, "name": n} for i, n in classes]} if classes else {}
-    return WeightFile(Path("best.pth"), {"decoder.dec_score_head.0.bias": torch.zeros(rows or len(classes))}, meta)
+    return WeightFile(
+        Path("best.pth"), {"decoder.dec_score_head.0.bias": torch.zeros(rows or len(classes))}, meta
+    )
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def test_the_number_of_classes_follows_from_the_data_if_it_is_left_open(cats_and
 
 
 def test_too_few_classes_name_both_numbers(cats_and_dogs):
-    with pytest.raises(ConfigError, match="num_classes is 1, but .* has 2 categories; set it to 2 or take it out"):
+    with pytest.raises(
+        ConfigError, match="num_classes is 1, but .* has 2 categories; set it to 2 or take it out"
+    ):
         settle_classes(tiny_config(num_classes=1), [cats_and_dogs], None, same_classes=True)
 
 
@@ -63,7 +67,9 @@ def test_a_file_without_a_table_and_without_spare_slots_means_positions(cats_and
 
 def test_labels_that_a_checkpoint_was_trained_with_come_back(cats_and_dogs):
     cfg = tiny_config()
-    settle_classes(cfg, [cats_and_dogs], file((-1, "(unused 0)"), (7, "dog"), (3, "cat"), (9, "cow")), same_classes=True)
+    settle_classes(
+        cfg, [cats_and_dogs], file((-1, "(unused 0)"), (7, "dog"), (3, "cat"), (9, "cow")), same_classes=True
+    )
     assert cats_and_dogs.label_of_category.tolist() == [2, 1]
     assert cfg.yaml_cfg["num_classes"] == 4
 
@@ -76,7 +82,11 @@ def test_a_new_run_from_a_checkpoint_has_the_datas_own_labels(cats_and_dogs):
 
 def test_the_table_has_a_row_for_each_label_and_marks_unused_ones(cats_and_dogs):
     cats_and_dogs.use_labels([2, 0])
-    assert class_table(cats_and_dogs) == [{"id": 7, "name": "dog"}, {"id": -1, "name": "(unused 1)"}, {"id": 3, "name": "cat"}]
+    assert class_table(cats_and_dogs) == [
+        {"id": 7, "name": "dog"},
+        {"id": -1, "name": "(unused 1)"},
+        {"id": 3, "name": "cat"},
+    ]
 
 
 def test_categories_of_training_and_validation_must_agree(tmp_path, cats_and_dogs):

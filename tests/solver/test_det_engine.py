@@ -29,7 +29,13 @@ def criterion(outputs, targets):
 
 def make_step(model, criterion=criterion, **changes) -> TrainStep:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"ema": ModelEMA(model, 0.5, 0), "scaler": None, "amp_dtype": None, "clip_max_norm": 0.1, "guard": NumericsGuard(1000)} | changes
+    settings = {
+        "ema": ModelEMA(model, 0.5, 0),
+        "scaler": None,
+        "amp_dtype": None,
+        "clip_max_norm": 0.1,
+        "guard": NumericsGuard(1000),
+    } | changes
     return TrainStep(model, model, criterion, optimizer, device=torch.device("cpu"), **settings)
 
 
@@ -56,7 +62,9 @@ def test_a_step_moves_weights_and_average_and_returns_the_terms():
 
 def test_the_gradient_is_clipped():
     model = Model().train()
-    step = make_step(model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1)
+    step = make_step(
+        model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1
+    )
     before = {k: v.clone() for k, v in model.named_parameters()}
     step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
     moved = torch.cat([(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]).norm().item()
@@ -139,7 +147,21 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
         def summarize(self):
             return {"AP": float(len(self.seen))}
 
-    model, loader = Model().train(), [(torch.rand(2, 3, 4, 4), [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in ids])
-                                      for ids in ((1, 2), (3, 4))]
-    assert evaluate(model, lambda outputs, sizes: [{"scores": torch.ones(1)}] * len(sizes), loader, Evaluator(), torch.device("cpu")) == {"AP": 4.0}
+    model, loader = (
+        Model().train(),
+        [
+            (
+                torch.rand(2, 3, 4, 4),
+                [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in ids],
+            )
+            for ids in ((1, 2), (3, 4))
+        ],
+    )
+    assert evaluate(
+        model,
+        lambda outputs, sizes: [{"scores": torch.ones(1)}] * len(sizes),
+        loader,
+        Evaluator(),
+        torch.device("cpu"),
+    ) == {"AP": 4.0}
     assert model.training

@@ -34,8 +34,14 @@ def test_names_match_whatever_their_case_but_the_same_spelling_comes_first():
 def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_published_table(tmp_path):
     source, target = model(366), model(80)
     classes = [{"id": i, "name": f"Object {i}"} for i in range(1, 366)]
-    load_for_tuning(target, WeightFile(tmp_path / "source.pth", source.state_dict(), {"classes": classes}), list(COCO_NAMES))
-    expected = source.state_dict()[HEAD][torch.tensor(COCO_TO_OBJECTS365)]  # ids begin with 1, our labels with 0
+    load_for_tuning(
+        target,
+        WeightFile(tmp_path / "source.pth", source.state_dict(), {"classes": classes}),
+        list(COCO_NAMES),
+    )
+    expected = source.state_dict()[HEAD][
+        torch.tensor(COCO_TO_OBJECTS365)
+    ]  # ids begin with 1, our labels with 0
     assert torch.equal(target.state_dict()[HEAD], expected)
 
 
@@ -77,7 +83,10 @@ def test_the_padding_row_of_the_denoising_embedding_stays_the_last(tmp_path):
 def test_what_starts_anew_is_said_with_numbers(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         load_for_tuning(model(2), file(model(3), tmp_path), ["a", "b"])
-    assert "re-initialised: 2 of 2 classes in 7 class tensors (decoder.denoising_class_embed.weight, decoder.enc_score_head.weight" in caplog.text
+    assert (
+        "re-initialised: 2 of 2 classes in 7 class tensors (decoder.denoising_class_embed.weight, decoder.enc_score_head.weight"
+        in caplog.text
+    )
 
 
 def test_a_file_with_denoising_starts_a_model_without(tmp_path):
@@ -89,7 +98,10 @@ def test_a_file_with_denoising_starts_a_model_without(tmp_path):
 def test_another_architecture_is_refused_with_its_keys(tmp_path):
     source = file(model(3), tmp_path)
     source.weights["decoder.enc_output.proj.bias"] = torch.zeros(5)
-    with pytest.raises(CheckpointError, match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not \[32\]\); -t changes the classes"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not \[32\]\); -t changes the classes",
+    ):
         load_for_tuning(model(3), source, ["a", "b", "c"])
 
 

@@ -14,7 +14,10 @@ STEPS = 10
 
 
 def optimizer(**thawing) -> torch.optim.Optimizer:
-    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1}, {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.02, **thawing}]
+    groups = [
+        {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1},
+        {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.02, **thawing},
+    ]
     return torch.optim.SGD(groups)
 
 
@@ -37,18 +40,31 @@ def test_without_schedule_and_warm_up_rates_stay_what_they_are():
 
 def test_warm_up_scales_all_groups_alike_over_the_first_steps():
     assert rates_at(LearningRates(optimizer(), None, LinearWarmup(4), STEPS), 0, 1, 3, 4) == [
-        pytest.approx([0.025, 0.005]), pytest.approx([0.05, 0.01]), pytest.approx([0.1, 0.02]), pytest.approx([0.1, 0.02])]
+        pytest.approx([0.025, 0.005]),
+        pytest.approx([0.05, 0.01]),
+        pytest.approx([0.1, 0.02]),
+        pytest.approx([0.1, 0.02]),
+    ]
 
 
 def test_what_thaws_warms_up_from_its_first_step_on_while_the_others_go_on():
     rates = LearningRates(optimizer(thaw_epoch=2), None, LinearWarmup(4), STEPS)
-    assert rates_at(rates, 20, 21, 23, 24) == [pytest.approx([0.1, 0.005]), pytest.approx([0.1, 0.01]), pytest.approx([0.1, 0.02]), pytest.approx([0.1, 0.02])]
+    assert rates_at(rates, 20, 21, 23, 24) == [
+        pytest.approx([0.1, 0.005]),
+        pytest.approx([0.1, 0.01]),
+        pytest.approx([0.1, 0.02]),
+        pytest.approx([0.1, 0.02]),
+    ]
 
 
 def test_schedule_and_warm_up_multiply():
     made = optimizer(thaw_epoch=2)
-    rates = LearningRates(made, FlatCosineLR(made, flat_epochs=2, end_epoch="4 epochs", lr_gamma=0.0), LinearWarmup(20), STEPS)
-    assert rates_at(rates, 29)[0] == pytest.approx([rate * factor for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))])
+    rates = LearningRates(
+        made, FlatCosineLR(made, flat_epochs=2, end_epoch="4 epochs", lr_gamma=0.0), LinearWarmup(20), STEPS
+    )
+    assert rates_at(rates, 29)[0] == pytest.approx(
+        [rate * factor for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))]
+    )
     assert rates.scheduled(at(30)) == pytest.approx([0.05, 0.01])
 
 

@@ -17,7 +17,18 @@ def step() -> TrainStep:
     torch.manual_seed(0)
     cfg = tiny_config(num_classes=4)
     model = cfg.model.train()
-    return TrainStep(model, model, cfg.criterion.train(), cfg.optimizer, None, None, torch.device("cpu"), None, 0.1, NumericsGuard(10))
+    return TrainStep(
+        model,
+        model,
+        cfg.criterion.train(),
+        cfg.optimizer,
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.1,
+        NumericsGuard(10),
+    )
 
 
 def test_a_rehearsal_changes_nothing(step):
@@ -34,7 +45,9 @@ def test_the_peak_is_told_with_what_it_was_measured_for(step, caplog):
     assert "the largest batch, 2 image(s) of 64 x 96 pixels with 30 objects each, takes" in caplog.text
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), MemoryError()]
+)
 def test_a_batch_that_does_not_fit_ends_with_what_helps(step, monkeypatch, error):
     def full(*arguments, **options):
         raise error

@@ -19,7 +19,9 @@ def test_ten_dropped_steps_in_a_row_end_the_run():
     guard = NumericsGuard(steps_per_epoch=100_000)
     for step in range(IN_A_ROW - 1):
         guard.dropped(step, "x", [])
-    with pytest.raises(NumericsError, match=r"^diverged at step 9: 10 steps in a row .*last good weights are in last.pth"):
+    with pytest.raises(
+        NumericsError, match=r"^diverged at step 9: 10 steps in a row .*last good weights are in last.pth"
+    ):
         guard.dropped(9, "x", [])
 
 
@@ -60,7 +62,10 @@ def test_batch_statistics_come_back_after_a_bad_forward_pass():
 def test_the_first_bad_tensor_is_named_in_the_order_of_computation():
     good, bad, model = torch.zeros(2), torch.tensor([0.0, float("inf")]), nn.Linear(2, 1)
     assert first_bad_tensor(bad, {"pred_logits": bad}, {}, model) == "the input image is not finite"
-    assert first_bad_tensor(good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model) == "output aux_outputs[0] pred_boxes is not finite"
+    assert (
+        first_bad_tensor(good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model)
+        == "output aux_outputs[0] pred_boxes is not finite"
+    )
     assert first_bad_tensor(good, {}, {"loss_vfl": bad}, model) == "loss_vfl is not finite"
     model.weight.grad = torch.full((1, 2), float("nan"))
     assert first_bad_tensor(good, {}, {}, model) == "the gradient of weight is not finite"
@@ -68,7 +73,11 @@ def test_the_first_bad_tensor_is_named_in_the_order_of_computation():
 
 
 def test_a_poisoned_total_reaches_every_output():
-    outputs = {"a": torch.zeros(2, requires_grad=True), "b": [{"c": torch.zeros(3, requires_grad=True)}], "n": 3}
+    outputs = {
+        "a": torch.zeros(2, requires_grad=True),
+        "b": [{"c": torch.zeros(3, requires_grad=True)}],
+        "n": 3,
+    }
     total = poisoned_total(outputs)
     total.backward()
     assert torch.isnan(total)

@@ -20,9 +20,24 @@ from tests.fixtures.tiny import tiny_config
 def phased_run(**backbone):
     """A detector whose ViT is frozen in epoch 0, with one of its two blocks from epoch 1 on, with all of it from epoch 2 on."""
     torch.manual_seed(0)
-    cfg = tiny_config(num_classes=4, DINOv3Backbone={"unfreeze_plan": [[1, 1], [2, 2]], **backbone}, ema={"decay": 0.5, "warmups": 0})
+    cfg = tiny_config(
+        num_classes=4,
+        DINOv3Backbone={"unfreeze_plan": [[1, 1], [2, 2]], **backbone},
+        ema={"decay": 0.5, "warmups": 0},
+    )
     model = cfg.model.train()
-    step = TrainStep(model, model, cfg.criterion.train(), cfg.optimizer, cfg.ema, None, torch.device("cpu"), None, 0.1, NumericsGuard(1000))
+    step = TrainStep(
+        model,
+        model,
+        cfg.criterion.train(),
+        cfg.optimizer,
+        cfg.ema,
+        None,
+        torch.device("cpu"),
+        None,
+        0.1,
+        NumericsGuard(1000),
+    )
     return step, Phases(step)
 
 
@@ -34,7 +49,11 @@ def take_steps(step, number: int, count: int = 2) -> None:
 
 def moved(before: dict, after: dict) -> set[str]:
     """Return the parts of the ViT whose weights have changed."""
-    names = [name for name in after if name.startswith("backbone.vit.") and not torch.equal(before[name], after[name])]
+    names = [
+        name
+        for name in after
+        if name.startswith("backbone.vit.") and not torch.equal(before[name], after[name])
+    ]
     return {".".join(name.split(".")[2:4]) if "blocks" in name else name.split(".")[2] for name in names}
 
 
@@ -55,7 +74,10 @@ EMBEDDING = {"cls_token", "reg_token", "patch_embed"}
 def test_in_each_phase_only_what_is_due_moves_and_the_rest_is_bit_identical(ranks):
     for states in on_ranks(ranks, weights_by_epoch) if ranks > 1 else [weights_by_epoch()]:
         assert [moved(before, after) for before, after in zip(states, states[1:])] == [
-            set(), {"blocks.1", "norm"}, {"blocks.0", "blocks.1", "norm"} | EMBEDDING]
+            set(),
+            {"blocks.1", "norm"},
+            {"blocks.0", "blocks.1", "norm"} | EMBEDDING,
+        ]
         heads = [state["decoder.enc_score_head.weight"] for state in states]
         assert not any(torch.equal(before, after) for before, after in zip(heads, heads[1:]))
 
@@ -63,12 +85,20 @@ def test_in_each_phase_only_what_is_due_moves_and_the_rest_is_bit_identical(rank
 def test_ranks_hold_the_same_weights_after_every_phase():
     one, two = on_ranks(2, weights_by_epoch)
     for ours, theirs in zip(one, two):
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running_" not in name and "num_batches" not in name)
+        assert all(
+            torch.equal(ours[name], theirs[name])
+            for name in ours
+            if "running_" not in name and "num_batches" not in name
+        )
 
 
 def test_with_lora_only_factors_move():
     states = weights_by_epoch(lora_rank=2)
-    changed = {name for name in states[-1] if name.startswith("backbone.vit.") and not torch.equal(states[0][name], states[-1][name])}
+    changed = {
+        name
+        for name in states[-1]
+        if name.startswith("backbone.vit.") and not torch.equal(states[0][name], states[-1][name])
+    }
     assert changed and all(".lora_" in name for name in changed)
 
 
@@ -116,7 +146,18 @@ def test_the_average_copies_what_is_frozen_and_averages_what_has_thawed():
 def test_a_model_without_phases_trains_whole():
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 2)
-    step = TrainStep(model, model, None, torch.optim.SGD(model.parameters()), None, None, torch.device("cpu"), None, 0.0, NumericsGuard(10))
+    step = TrainStep(
+        model,
+        model,
+        None,
+        torch.optim.SGD(model.parameters()),
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        0.0,
+        NumericsGuard(10),
+    )
     assert Phases(step).begin(0) and step.wrapped is model
 
 
@@ -124,11 +165,19 @@ def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
     step, phases = phased_run(unfreeze_lr_factor=0.1)
     phases.begin(0)
     with caplog.at_level("INFO"):
-        tell_what_learns(0, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups])
+        tell_what_learns(
+            0, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
+        )
     assert "epoch 1: 0.11 M of 0.16 M parameters train" in caplog.text and "from epoch" not in caplog.text
     caplog.clear()
     phases.begin(1)
     with caplog.at_level("INFO"):
-        tell_what_learns(1, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups])
+        tell_what_learns(
+            1, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
+        )
     assert "epoch 2: 0.12 M of 0.16 M parameters train" in caplog.text
-    assert "lr 0.0001" in caplog.text and "x 0.1, from epoch 2" in caplog.text and "from epoch 3" not in caplog.text
+    assert (
+        "lr 0.0001" in caplog.text
+        and "x 0.1, from epoch 2" in caplog.text
+        and "from epoch 3" not in caplog.text
+    )

@@ -18,12 +18,18 @@ def test_boxes_are_drawn_where_they_are():
     images = torch.full((1, 3, 320, 320), 0.5)
     drawn, plain = (training_grid(images, [t], NAMES) for t in (target([0.5, 0.5, 0.5, 0.25]), target()))
     changed = (drawn != plain).any(0).nonzero()
-    assert changed[:, 1].min() == pytest.approx(80, abs=2) and changed[:, 1].max() == pytest.approx(240, abs=2)
+    assert changed[:, 1].min() == pytest.approx(80, abs=2) and changed[:, 1].max() == pytest.approx(
+        240, abs=2
+    )
     assert changed[:, 0].max() == pytest.approx(200, abs=2)
 
 
 def test_nine_images_stand_in_rows_of_three():
-    assert training_grid(torch.rand(12, 3, 64, 128), [target()] * 12, NAMES).shape == (3, 3 * (WIDTH // 2 + 4) + 4, 3 * (WIDTH + 4) + 4)
+    assert training_grid(torch.rand(12, 3, 64, 128), [target()] * 12, NAMES).shape == (
+        3,
+        3 * (WIDTH // 2 + 4) + 4,
+        3 * (WIDTH + 4) + 4,
+    )
 
 
 def test_normalised_images_are_brought_back_to_what_can_be_seen():
@@ -37,10 +43,17 @@ def test_truth_and_predictions_of_the_same_images_stand_side_by_side(tiny_data):
     ids = dataset.labels.image_ids.tolist()
     nothing = {i: np.zeros((0, 6)) for i in ids}
     something = {i: np.array([[4, 4, 20, 20, 0.9, 1], [30, 30, 20, 20, 0.1, 1.0]]) for i in ids}
-    plain, drawn, all_drawn = (validation_grid(dataset, found, threshold) for found, threshold in ((nothing, None), (something, 0.5), (something, 0.0)))
+    plain, drawn, all_drawn = (
+        validation_grid(dataset, found, threshold)
+        for found, threshold in ((nothing, None), (something, 0.5), (something, 0.0))
+    )
     assert plain.shape == drawn.shape == (3, 3 * (WIDTH + 4) + 4, 2 * (2 * WIDTH + 8 + 4) + 4)
     half = 4 + WIDTH
-    assert torch.equal(plain[..., :half], drawn[..., :half]) and not torch.equal(plain, drawn) and not torch.equal(drawn, all_drawn)
+    assert (
+        torch.equal(plain[..., :half], drawn[..., :half])
+        and not torch.equal(plain, drawn)
+        and not torch.equal(drawn, all_drawn)
+    )
 
 
 def test_without_detections_there_is_no_picture(tiny_data):

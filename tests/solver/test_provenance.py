@@ -15,11 +15,19 @@ class Filled(nn.Module):
 
 def test_everything_is_plain_so_that_a_checkpoint_can_be_read_without_running_code():
     origin = provenance(nn.Linear(1, 1), None)
-    assert {key: type(value) for key, value in origin.items()} == {"commit": str, "command": str, "torch": str, "started": str, "licences": list}
+    assert {key: type(value) for key, value in origin.items()} == {
+        "commit": str,
+        "command": str,
+        "torch": str,
+        "started": str,
+        "licences": list,
+    }
 
 
 def test_the_licence_of_published_weights_is_noted_once():
-    assert provenance(nn.Sequential(Filled(), Filled()), None)["licences"] == ["Weights by Somebody: Some License"]
+    assert provenance(nn.Sequential(Filled(), Filled()), None)["licences"] == [
+        "Weights by Somebody: Some License"
+    ]
 
 
 def test_weights_that_were_not_loaded_need_no_licence():
@@ -32,7 +40,10 @@ def test_notes_of_the_start_file_are_handed_on():
 
 
 def test_a_start_file_without_notes_is_named():
-    assert "dfine_l_coco.pth" in provenance(nn.Linear(1, 1), WeightFile(Path("weights/dfine_l_coco.pth"), {}, {}))["licences"][0]
+    assert (
+        "dfine_l_coco.pth"
+        in provenance(nn.Linear(1, 1), WeightFile(Path("weights/dfine_l_coco.pth"), {}, {}))["licences"][0]
+    )
 
 
 def test_the_commit_is_told_and_whether_files_differ_from_it(tmp_path):

@@ -37,8 +37,11 @@ def test_a_users_own_collate_function_needs_no_such_keys():
 
 # ---- early stopping ----
 
+
 def patient(**settings) -> TrainingStages:
-    return TrainingStages(**({"epochs": 20, "stop_epoch": 15, "ema_restart_decay": 0.999, "patience": 3} | settings))
+    return TrainingStages(
+        **({"epochs": 20, "stop_epoch": 15, "ema_restart_decay": 0.999, "patience": 3} | settings)
+    )
 
 
 def test_without_patience_every_epoch_comes():

@@ -6,10 +6,30 @@ import torch
 from PIL import Image
 
 from src.core import ConfigError
-from src.solver.writers import ConsoleWriter, JsonLinesWriter, PictureFolder, TensorBoardWriter, WandbWriter, format_seconds
+from src.solver.writers import (
+    ConsoleWriter,
+    JsonLinesWriter,
+    PictureFolder,
+    TensorBoardWriter,
+    WandbWriter,
+    format_seconds,
+)
 
-RECORD = {"epochs": 3, "train_loss": 1.5, "AP": 0.5, "AP50": -1.0, "best_metric": "AP", "best_score": 0.5, "best_epoch": 1, "train_lr": 1e-4,
-          "images_per_second": 10.0, "data_wait": 0.25, "peak_memory_mb": 2048.0, "seconds_left": 3661.0, "test_coco_eval_bbox": [0.5] * 12}
+RECORD = {
+    "epochs": 3,
+    "train_loss": 1.5,
+    "AP": 0.5,
+    "AP50": -1.0,
+    "best_metric": "AP",
+    "best_score": 0.5,
+    "best_epoch": 1,
+    "train_lr": 1e-4,
+    "images_per_second": 10.0,
+    "data_wait": 0.25,
+    "peak_memory_mb": 2048.0,
+    "seconds_left": 3661.0,
+    "test_coco_eval_bbox": [0.5] * 12,
+}
 
 
 def epochs_in(folder) -> list[int]:
@@ -19,8 +39,10 @@ def epochs_in(folder) -> list[int]:
 def test_the_line_of_an_epoch_says_what_a_person_wants_to_know(caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         ConsoleWriter().write_epoch(1, RECORD)
-    assert caplog.messages == ["epoch 2/3  loss 1.500  AP 0.500  AP50 n/a  best AP 0.500 (epoch 2)  lr 1.00e-04  10.0 images/s  "
-                               "waiting for data 25 %  memory 2.0 GB  left 1:01:01"]
+    assert caplog.messages == [
+        "epoch 2/3  loss 1.500  AP 0.500  AP50 n/a  best AP 0.500 (epoch 2)  lr 1.00e-04  10.0 images/s  "
+        "waiting for data 25 %  memory 2.0 GB  left 1:01:01"
+    ]
 
 
 def test_log_txt_grows_by_a_json_line_an_epoch(tmp_path):
@@ -51,11 +73,16 @@ def test_tensorboard_gets_steps_and_epochs(tmp_path):
 
 def test_wandb_that_is_not_installed_is_told_before_training(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigError, match="use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False"):
+    with pytest.raises(
+        ConfigError,
+        match="use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
+    ):
         WandbWriter("p", "n", {}, tmp_path)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
 def test_durations_are_hours_minutes_seconds(seconds, text):
     assert format_seconds(seconds) == text
 

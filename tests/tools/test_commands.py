@@ -7,7 +7,10 @@ import pytest
 from tests.fixtures.commands import run_python
 from tests.fixtures.tiny import DEMO_CONFIG, ROOT
 
-COMMANDS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "train.py", *ROOT.glob("tools/*/*.py"), *ROOT.glob("reference/*.py")])
+COMMANDS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "train.py", *ROOT.glob("tools/*/*.py"), *ROOT.glob("reference/*.py")]
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -19,7 +22,9 @@ def test_help_answers_without_importing_torch(command, tmp_path):
 
 
 def test_make_synthetic_writes_a_coco_set_with_overlaps_and_empty_images(tmp_path):
-    result = run_python("tools/dataset/make_synthetic.py", "--output", tmp_path, "--train", "40", "--val", "3", "--size", "64")
+    result = run_python(
+        "tools/dataset/make_synthetic.py", "--output", tmp_path, "--train", "40", "--val", "3", "--size", "64"
+    )
     assert result.returncode == 0, result.stderr
     labels = json.loads((tmp_path / "train.json").read_text())
     counts = [sum(a["image_id"] == image["id"] for a in labels["annotations"]) for image in labels["images"]]

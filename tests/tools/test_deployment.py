@@ -24,7 +24,20 @@ def test_an_export_lies_beside_its_checkpoint_and_is_checked(tmp_path, tiny_data
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     checkpoint = shutil.copy(TRAINED, tmp_path / "best.pth")
-    ended = run_here(EXPORT, "-r", checkpoint, "--batch", 2, "--exporter", "torchscript", "--check", "--images", tiny_data.folder / "images", "--count", 5)
+    ended = run_here(
+        EXPORT,
+        "-r",
+        checkpoint,
+        "--batch",
+        2,
+        "--exporter",
+        "torchscript",
+        "--check",
+        "--images",
+        tiny_data.folder / "images",
+        "--count",
+        5,
+    )
     assert ended.code == 0, ended.err
     assert {path.name for path in tmp_path.iterdir()} == {"best.pth", "best.onnx", "best.json"}
     assert "opset 17, batches of 2" in ended.out and "5 images agree" in ended.out
@@ -39,17 +52,41 @@ def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(tmp_path, export
         return path
 
     monkeypatch.setattr(src.inference.export, "export_onnx", export)
-    ended = run_here(EXPORT, "-r", TRAINED, "--output", tmp_path / "a.onnx", "--check", "--images", tiny_data.folder / "images", "--count", 3)
+    ended = run_here(
+        EXPORT,
+        "-r",
+        TRAINED,
+        "--output",
+        tmp_path / "a.onnx",
+        "--check",
+        "--images",
+        tiny_data.folder / "images",
+        "--count",
+        3,
+    )
     assert ended.code == 8
-    assert ended.err.startswith("error[8]: ") and "worst " in ended.err and ".jpg" in ended.err and ended.err.count("\n") == 1
-    assert not (tmp_path / "a.onnx").exists() and not (tmp_path / "a.json").exists() and (tmp_path / "a.disagrees.onnx").exists()
+    assert (
+        ended.err.startswith("error[8]: ")
+        and "worst " in ended.err
+        and ".jpg" in ended.err
+        and ended.err.count("\n") == 1
+    )
+    assert (
+        not (tmp_path / "a.onnx").exists()
+        and not (tmp_path / "a.json").exists()
+        and (tmp_path / "a.disagrees.onnx").exists()
+    )
 
 
-@pytest.mark.parametrize("arguments, code, message", [
-    (["-r", "none.pth"], 4, "none.pth does not exist"),
-    (["-r", TRAINED, "--opset", "13"], 2, "opset 13 was asked for, expected at least 17"),
-    (["-r", TRAINED, "--check", "--images", "nowhere"], 3, "nowhere does not exist"),
-    (["-r", TRAINED, "--input-size", "60", "64"], 2, "not a multiple of 32")])
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["-r", "none.pth"], 4, "none.pth does not exist"),
+        (["-r", TRAINED, "--opset", "13"], 2, "opset 13 was asked for, expected at least 17"),
+        (["-r", TRAINED, "--check", "--images", "nowhere"], 3, "nowhere does not exist"),
+        (["-r", TRAINED, "--input-size", "60", "64"], 2, "not a multiple of 32"),
+    ],
+)
 def test_an_export_refuses_what_it_cannot_use(arguments, code, message):
     ended = run_here(EXPORT, *arguments)
     assert (ended.code, message in ended.err) == (code, True), ended.err
@@ -59,19 +96,49 @@ def test_an_export_refuses_what_it_cannot_use(arguments, code, message):
 def test_exported_models_write_what_the_checkpoint_writes(command, flag, exported, tiny_data, tmp_path):
     pytest.importorskip("onnxruntime" if command == "onnx_inf" else "openvino")
     images = tiny_data.folder / "images"
-    assert run_here("tools/inference/torch_inf.py", "-r", TRAINED, "-i", images, "--output", tmp_path / "a", "--frames", 4, "--no-draw", "-d", "cpu").code == 0
-    ended = run_here(f"tools/inference/{command}.py", flag, exported, "-image" if command == "openvino_inf" else "-i", images, "--output", tmp_path / "b",
-                     "--frames", 4)
+    assert (
+        run_here(
+            "tools/inference/torch_inf.py",
+            "-r",
+            TRAINED,
+            "-i",
+            images,
+            "--output",
+            tmp_path / "a",
+            "--frames",
+            4,
+            "--no-draw",
+            "-d",
+            "cpu",
+        ).code
+        == 0
+    )
+    ended = run_here(
+        f"tools/inference/{command}.py",
+        flag,
+        exported,
+        "-image" if command == "openvino_inf" else "-i",
+        images,
+        "--output",
+        tmp_path / "b",
+        "--frames",
+        4,
+    )
     assert ended.code == 0, ended.err
     expected, found = entries(tmp_path / "a"), entries(tmp_path / "b")
-    assert [(e["file_name"], e["category_id"]) for e in found] == [(e["file_name"], e["category_id"]) for e in expected]
+    assert [(e["file_name"], e["category_id"]) for e in found] == [
+        (e["file_name"], e["category_id"]) for e in expected
+    ]
     assert [e["score"] for e in found] == pytest.approx([e["score"] for e in expected], abs=1e-4)
     assert len(list((tmp_path / "b").glob("*.jpg"))) == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
-    for command in (["tools/inference/trt_inf.py", "-trt", exported, "-i", "a.jpg"], ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path]):
+    for command in (
+        ["tools/inference/trt_inf.py", "-trt", exported, "-i", "a.jpg"],
+        ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path],
+    ):
         ended = run_here(*command)
         assert ended.code == 2 and "sees no CUDA device here" in ended.err
 
@@ -83,7 +150,11 @@ def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tm
     model = tiny_config(num_classes=4).model
     for form, parameters in (("train", model.parameters()), ("deploy", model.deploy().parameters())):
         counts = info["parameters"][form]
-        assert counts["all"] == sum(p.numel() for p in parameters) == counts["backbone"] + counts["encoder"] + counts["decoder"]
+        assert (
+            counts["all"]
+            == sum(p.numel() for p in parameters)
+            == counts["backbone"] + counts["encoder"] + counts["decoder"]
+        )
     flops = info["flops"]
     assert flops["all"] == flops["backbone"] + flops["encoder"] + flops["decoder"] > 0
     tokens, width, depth = 16 + 5, 32, 2
@@ -93,12 +164,23 @@ def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tm
 
 
 def test_get_info_gives_the_published_numbers_of_n(tmp_path):
-    ended = run_here("tools/benchmark/get_info.py", "-c", ROOT / "configs/dfine/dfine_hgnetv2_n_coco.yml", "--json", tmp_path / "info.json")
+    ended = run_here(
+        "tools/benchmark/get_info.py",
+        "-c",
+        ROOT / "configs/dfine/dfine_hgnetv2_n_coco.yml",
+        "--json",
+        tmp_path / "info.json",
+    )
     assert ended.code == 0, ended.err
     info = json.loads((tmp_path / "info.json").read_text())
-    assert info["parameters"] == {"train": {"backbone": 1850396, "encoder": 703824, "decoder": 1228473, "all": 3782693},
-                                  "deploy": {"backbone": 1850396, "encoder": 698388, "decoder": 1205015, "all": 3753799}}
-    encoder, decoder = 2 * 400 * 400 * 128, 3 * 2 * 300 * 300 * 128  # products of attention, which other counters leave out
+    assert info["parameters"] == {
+        "train": {"backbone": 1850396, "encoder": 703824, "decoder": 1228473, "all": 3782693},
+        "deploy": {"backbone": 1850396, "encoder": 698388, "decoder": 1205015, "all": 3753799},
+    }
+    encoder, decoder = (
+        2 * 400 * 400 * 128,
+        3 * 2 * 300 * 300 * 128,
+    )  # products of attention, which other counters leave out
     assert info["flops"]["all"] / 2e9 - (encoder + decoder) / 1e9 == pytest.approx(3.551, rel=0.002)
 
 
@@ -108,8 +190,24 @@ def test_get_info_needs_a_configuration_or_a_checkpoint():
 
 
 def test_benchmark_measures_the_yardstick_and_every_engine(tmp_path):
-    ended = run_here("tools/benchmark/benchmark.py", "-c", DEMO_CONFIG, "--input-size", 64, 64, "--engines", "torch", "--repeats", 3, "--warmup", 1,
-                     "--batch", 2, "--json", tmp_path / "times.json")
+    ended = run_here(
+        "tools/benchmark/benchmark.py",
+        "-c",
+        DEMO_CONFIG,
+        "--input-size",
+        64,
+        64,
+        "--engines",
+        "torch",
+        "--repeats",
+        3,
+        "--warmup",
+        1,
+        "--batch",
+        2,
+        "--json",
+        tmp_path / "times.json",
+    )
     assert ended.code == 0, ended.err
     rows = json.loads((tmp_path / "times.json").read_text())["rows"]
     assert [row["engine"] for row in rows] == ["bare ViT-S/16", "torch"]
@@ -118,8 +216,19 @@ def test_benchmark_measures_the_yardstick_and_every_engine(tmp_path):
 
 def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_itself(tmp_path):
     trained = torch.load(TRAINED, weights_only=True)
-    average = {key: value + 1 if value.is_floating_point() and key not in ("decoder.anchors",) else value for key, value in trained["model"].items()}
-    torch.save({"model": trained["model"], "ema": {"module": average, "updates": 3}, "optimizer": {}, "meta": trained["meta"]}, tmp_path / "last.pth")
+    average = {
+        key: value + 1 if value.is_floating_point() and key not in ("decoder.anchors",) else value
+        for key, value in trained["model"].items()
+    }
+    torch.save(
+        {
+            "model": trained["model"],
+            "ema": {"module": average, "updates": 3},
+            "optimizer": {},
+            "meta": trained["meta"],
+        },
+        tmp_path / "last.pth",
+    )
     ended = run_here("reference/convert_weight.py", tmp_path / "last.pth")
     assert ended.code == 0, ended.err
     content = torch.load(tmp_path / "last_converted.pth", weights_only=True)

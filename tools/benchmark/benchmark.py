@@ -26,12 +26,25 @@ ENGINES = ("torch", "compile", "onnx", "openvino")
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("-r", "--resume", metavar="FILE", help="checkpoint")
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration: random weights; with -r, for checkpoints that hold none")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration: random weights; with -r, for checkpoints that hold none",
+    )
     parser.add_argument("-d", "--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
-    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the configuration")
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="default: that of the configuration",
+    )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all")
     parser.add_argument("--batch", type=int, default=1, help="images at once; default: 1")
-    parser.add_argument("--repeats", type=int, default=30, help="runs that count, of each engine; default: 30")
+    parser.add_argument(
+        "--repeats", type=int, default=30, help="runs that count, of each engine; default: 30"
+    )
     parser.add_argument("--warmup", type=int, default=5, help="runs before, that do not; default: 5")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU; default: 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
@@ -58,16 +71,29 @@ def benchmark(arguments) -> list[dict]:
     works = build_works(detector, images, device, arguments)
     seconds = interleave(works, device, repeats=arguments.repeats, warmup=arguments.warmup)
     rows = [summarise(name, times, arguments.batch, seconds[YARDSTICK]) for name, times in seconds.items()]
-    print(f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
-          f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
-          f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
-          f"| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
+        f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
+        f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
+        f"| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
     for row in rows:
-        print(f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
-              f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |")
+        print(
+            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
+            f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
+        )
     if arguments.json:
-        write_json(arguments.json, {"input_size": list(size), "batch": arguments.batch, "device": str(device), "threads": arguments.threads,
-                                    "torch": torch.__version__, "rows": rows})
+        write_json(
+            arguments.json,
+            {
+                "input_size": list(size),
+                "batch": arguments.batch,
+                "device": str(device),
+                "threads": arguments.threads,
+                "torch": torch.__version__,
+                "rows": rows,
+            },
+        )
     return rows
 
 
@@ -82,7 +108,9 @@ def open_detector(arguments, device: str):
     from src.inference.engines import TorchEngine
 
     if arguments.resume:
-        return Detector.from_checkpoint(arguments.resume, device=device, config=arguments.config, input_size=arguments.input_size)
+        return Detector.from_checkpoint(
+            arguments.resume, device=device, config=arguments.config, input_size=arguments.input_size
+        )
     if not arguments.config:
         raise ConfigError("give a checkpoint (-r) or a configuration (-c)")
     cfg = YAMLConfig(arguments.config)
@@ -129,7 +157,9 @@ def build_works(detector, images, device, arguments) -> dict:
         with torch.inference_mode():
             vit(images.to(device)).cpu()
 
-    return {YARDSTICK: look} | {name: (lambda engine=engine: engine(images, sizes)) for name, engine in engines.items()}
+    return {YARDSTICK: look} | {
+        name: (lambda engine=engine: engine(images, sizes)) for name, engine in engines.items()
+    }
 
 
 def bare_vit(size):
@@ -138,10 +168,14 @@ def bare_vit(size):
     import torch
 
     torch.manual_seed(0)
-    return timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0, img_size=tuple(size)).eval()
+    return timm.create_model(
+        "vit_small_patch16_224", pretrained=False, num_classes=0, img_size=tuple(size)
+    ).eval()
 
 
-def interleave(works: dict, device, *, repeats: int, warmup: int) -> dict[str, tuple[list[float], list[float]]]:
+def interleave(
+    works: dict, device, *, repeats: int, warmup: int
+) -> dict[str, tuple[list[float], list[float]]]:
     """Run all works in turn; return wall and CPU seconds of each run."""
     for work in works.values():
         for _ in range(max(1, warmup)):
@@ -174,14 +208,23 @@ def timed(work, device) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def summarise(name: str, times: tuple[list[float], list[float]], batch: int, yardstick: tuple[list[float], list[float]]) -> dict:
+def summarise(
+    name: str, times: tuple[list[float], list[float]], batch: int, yardstick: tuple[list[float], list[float]]
+) -> dict:
     import numpy as np
 
     wall, cpu = times
     low, median, high = np.quantile(wall, (0.1, 0.5, 0.9)).tolist()
-    return {"engine": name, "median_ms": 1000 * median, "p10_ms": 1000 * low, "p90_ms": 1000 * high, "cpu_ms": 1000 * statistics.median(cpu),
-            "images_per_second": batch / median, "ratio": median / statistics.median(yardstick[0]),
-            "cpu_ratio": statistics.median(cpu) / statistics.median(yardstick[1])}
+    return {
+        "engine": name,
+        "median_ms": 1000 * median,
+        "p10_ms": 1000 * low,
+        "p90_ms": 1000 * high,
+        "cpu_ms": 1000 * statistics.median(cpu),
+        "images_per_second": batch / median,
+        "ratio": median / statistics.median(yardstick[0]),
+        "cpu_ratio": statistics.median(cpu) / statistics.median(yardstick[1]),
+    }
 
 
 if __name__ == "__main__":

@@ -19,11 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-c", "--configs", nargs="+", required=True, help="configuration files, .yml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each")
     parser.add_argument("--output", default="output/recipes", help="folder for all runs")
-    parser.add_argument("-u", "--update", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs")
+    parser.add_argument(
+        "-u", "--update", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs"
+    )
     return parser.parse_args()
 
 
@@ -33,12 +37,18 @@ def main() -> None:
     print(f"| configuration | {' | '.join(seeds)} | mean AP | deviation | mean AP50 | CPU minutes a run |")
     print(f"| --- | {'--- | ' * len(seeds)}--- | --- | --- | --- |")
     for config in arguments.configs:
-        runs = [train(config, seed, Path(arguments.output) / Path(config).stem / f"seed{seed}", arguments.update) for seed in arguments.seeds]
+        runs = [
+            train(config, seed, Path(arguments.output) / Path(config).stem / f"seed{seed}", arguments.update)
+            for seed in arguments.seeds
+        ]
         best = [max(run["records"], key=lambda record: record["AP"]) for run in runs]
         scores = [record["AP"] for record in best]
-        print(f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | {statistics.mean(scores):.3f} | "
-              f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | {statistics.mean(record['AP50'] for record in best):.3f} | "
-              f"{statistics.mean(run['minutes'] for run in runs):.1f} |", flush=True)
+        print(
+            f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | {statistics.mean(scores):.3f} | "
+            f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | {statistics.mean(record['AP50'] for record in best):.3f} | "
+            f"{statistics.mean(run['minutes'] for run in runs):.1f} |",
+            flush=True,
+        )
 
 
 def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
@@ -46,13 +56,28 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
     result = folder / "result.json"
     if not result.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "train.py"), "-c", config, f"--seed={seed}", "--output-dir", str(folder)]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "-c",
+            config,
+            f"--seed={seed}",
+            "--output-dir",
+            str(folder),
+        ]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with open(folder / "stdout.txt", "w", encoding="utf-8") as output:
-            ended = subprocess.run([*command, *(["-u", *updates] if updates else [])], stdout=output, stderr=subprocess.STDOUT, check=False,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+            ended = subprocess.run(
+                [*command, *(["-u", *updates] if updates else [])],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
         if ended.returncode:
-            sys.exit(f"{config}, seed {seed}: train.py ended with code {ended.returncode}; see {folder / 'stdout.txt'}")
+            sys.exit(
+                f"{config}, seed {seed}: train.py ended with code {ended.returncode}; see {folder / 'stdout.txt'}"
+            )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         minutes = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
         records = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]

@@ -23,10 +23,17 @@ COCO_IMAGES, COCO_BOXES = 118_000, 860_000
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", help="folder of images, for the data pipeline")
     parser.add_argument("--annotations", help="their COCO file")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these rows: criterion, step, latency, data, labels")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="measure only these rows: criterion, step, latency, data, labels",
+    )
     parser.add_argument("--runs", type=int, default=5, help="the least of so many runs counts")
     return parser.parse_args()
 
@@ -39,8 +46,14 @@ def main() -> None:
     rows = {
         "criterion": lambda: [measure_criterion(boxes, arguments.runs) for boxes in (15, 100)],
         "step": lambda: [measure_step(arguments.runs)],
-        "latency": lambda: [measure_latency(name, arguments.runs) for name in ("hgnetv2_n", "hgnetv2_l", "dinov3_s")],
-        "data": lambda: [measure_loader(part, arguments.images, arguments.annotations) for part in ("train", "val")] if arguments.images else [],
+        "latency": lambda: [
+            measure_latency(name, arguments.runs) for name in ("hgnetv2_n", "hgnetv2_l", "dinov3_s")
+        ],
+        "data": lambda: (
+            [measure_loader(part, arguments.images, arguments.annotations) for part in ("train", "val")]
+            if arguments.images
+            else []
+        ),
         "labels": lambda: [measure_labels()],
     }
     matrix = torch.rand(1024, 1024)
@@ -69,15 +82,28 @@ def configuration(name: str, **overrides):
     from src.core import YAMLConfig
 
     backbone = "DINOv3Backbone" if "dinov3" in name else "HGNetv2"
-    return YAMLConfig(ROOT / f"configs/dfine/dfine_{name}_coco.yml", **{backbone: {"pretrained": False}}, **overrides)
+    return YAMLConfig(
+        ROOT / f"configs/dfine/dfine_{name}_coco.yml", **{backbone: {"pretrained": False}}, **overrides
+    )
 
 
 def draw_targets(images: int, boxes: int) -> list[dict]:
     import torch
 
     chance = torch.Generator().manual_seed(0)
-    return [{"boxes": torch.cat([torch.rand(boxes, 2, generator=chance) * 0.5 + 0.25, torch.rand(boxes, 2, generator=chance) * 0.3 + 0.05], 1),
-             "labels": torch.randint(0, 80, (boxes,), generator=chance)} for _ in range(images)]
+    return [
+        {
+            "boxes": torch.cat(
+                [
+                    torch.rand(boxes, 2, generator=chance) * 0.5 + 0.25,
+                    torch.rand(boxes, 2, generator=chance) * 0.3 + 0.05,
+                ],
+                1,
+            ),
+            "labels": torch.randint(0, 80, (boxes,), generator=chance),
+        }
+        for _ in range(images)
+    ]
 
 
 def measure_criterion(boxes: int, runs: int) -> tuple[str, float, str]:
@@ -126,18 +152,32 @@ def measure_latency(name: str, runs: int) -> tuple[str, float, str]:
     cfg, images = configuration(name), torch.rand(1, 3, 640, 640)
     model = cfg.model.deploy()
     with torch.inference_mode():
-        return f"evaluation forward after deploy(), {name}, batch 1, 640 pixels", least(lambda: model(images), runs), ""
+        return (
+            f"evaluation forward after deploy(), {name}, batch 1, 640 pixels",
+            least(lambda: model(images), runs),
+            "",
+        )
 
 
 def measure_loader(part: str, images: str, annotations: str) -> tuple[str, float, str]:
     """Decode, transform and collate; in CPU seconds an image."""
     from src.core import YAMLConfig
 
-    settings = {"dataset": {"img_folder": images, "ann_file": annotations}, "total_batch_size": 8, "num_workers": 0}
-    cfg = YAMLConfig(ROOT / "configs/dfine/custom/dfine_hgnetv2_n_custom.yml", num_classes=None, **{f"{part}_dataloader": settings})
+    settings = {
+        "dataset": {"img_folder": images, "ann_file": annotations},
+        "total_batch_size": 8,
+        "num_workers": 0,
+    }
+    cfg = YAMLConfig(
+        ROOT / "configs/dfine/custom/dfine_hgnetv2_n_custom.yml",
+        num_classes=None,
+        **{f"{part}_dataloader": settings},
+    )
     loader = getattr(cfg, f"{part}_dataloader")
     loader.set_epoch(0)
-    seconds = least(lambda: [None for _ in loader], 2) / (len(loader) * 8 if loader.drop_last else len(loader.dataset))
+    seconds = least(lambda: [None for _ in loader], 2) / (
+        len(loader) * 8 if loader.drop_last else len(loader.dataset)
+    )
     return f"loading a {part} image to 640 pixels, batch 8", seconds, f" ({1 / seconds:.0f} images/s)"
 
 
@@ -148,11 +188,29 @@ def measure_labels() -> tuple[str, float, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "labels.json"
         polygon = [[float(i) for i in range(40)]]
-        path.write_text(json.dumps({
-            "images": [{"id": i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480} for i in range(COCO_IMAGES)],
-            "annotations": [{"id": i + 1, "image_id": i % COCO_IMAGES, "category_id": i % 80 + 1, "bbox": [10.5, 20.5, 30.25, 40.75], "area": 900.0,
-                             "iscrowd": 0, "segmentation": polygon} for i in range(COCO_BOXES)],
-            "categories": [{"id": i, "name": f"class {i}"} for i in range(1, 81)]}))
+        path.write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {"id": i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480}
+                        for i in range(COCO_IMAGES)
+                    ],
+                    "annotations": [
+                        {
+                            "id": i + 1,
+                            "image_id": i % COCO_IMAGES,
+                            "category_id": i % 80 + 1,
+                            "bbox": [10.5, 20.5, 30.25, 40.75],
+                            "area": 900.0,
+                            "iscrowd": 0,
+                            "segmentation": polygon,
+                        }
+                        for i in range(COCO_BOXES)
+                    ],
+                    "categories": [{"id": i, "name": f"class {i}"} for i in range(1, 81)],
+                }
+            )
+        )
         size = path.stat().st_size / 1e6
         labels, start = None, time.process_time()
         labels = load_coco(path)

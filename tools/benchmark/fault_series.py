@@ -42,14 +42,20 @@ from tools.benchmark.soak import ROOT, configuration, final_state, is_whole, not
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
-SHORT = ("epochs=4", f"lr_warmup_scheduler.warmup_duration={WARMUP}", f"train_dataloader.collate_fn.stop_epoch={CLEAN_EPOCH}",
-         "train_dataloader.collate_fn.mixup_prob=0.5")
+SHORT = (
+    "epochs=4",
+    f"lr_warmup_scheduler.warmup_duration={WARMUP}",
+    f"train_dataloader.collate_fn.stop_epoch={CLEAN_EPOCH}",
+    "train_dataloader.collate_fn.mixup_prob=0.5",
+)
 ENDLESS = ("epochs=2000", "train_dataloader.collate_fn.stop_epoch=null")
 RANK_TIMEOUT = 5
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all")
     parser.add_argument("--repeat", type=int, help="how often, in place of each series' own count")
     parser.add_argument("--seed", type=int, default=0, help="where all chance follows from")
@@ -78,7 +84,9 @@ def main() -> None:
             (Path(folder) / "tiny.yml").write_text(configuration(Path(folder), "unused").to_yaml())
             function, count = SERIES[name]
             began = time.monotonic()
-            for what, good, note in function(Path(folder), random.Random(f"{name} {arguments.seed}"), arguments.repeat or count):
+            for what, good, note in function(
+                Path(folder), random.Random(f"{name} {arguments.seed}"), arguments.repeat or count
+            ):
                 print(f"{name}: {what}: {sum(good)} of {len(good)}{note and f'; {note}'}", flush=True)
                 faults += good.count(False)
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -91,15 +99,31 @@ def main() -> None:
 class Run:
     """A `train.py` in forks of this process, one for each rank; goes on with its folder's run."""
 
-    def __init__(self, folder: Path, name: str, settings: tuple[str, ...] = (), *, ranks: int = 1, seed: int = 1,
-                 prepare: Callable[[int], None] = lambda rank: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: tuple[str, ...] = (),
+        *,
+        ranks: int = 1,
+        seed: int = 1,
+        prepare: Callable[[int], None] = lambda rank: None,
+    ) -> None:
         """Start it; `prepare` brings faults into the process of a rank."""
-        self.folder, self.loss_files = folder / name, [folder / f"{name}.rank{rank}.losses" for rank in range(ranks)]
+        self.folder, self.loss_files = (
+            folder / name,
+            [folder / f"{name}.rank{rank}.losses" for rank in range(ranks)],
+        )
         self.codes: dict[int, int] = {}
         self.pids, self._pipes = [], []
         if ranks > 1:
             self._store = _store()
-            meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            meeting = {
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(self._store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }
         for rank in range(ranks):
             reading, writing = os.pipe()
             if not (pid := os.fork()):
@@ -107,17 +131,38 @@ class Run:
                 os.dup2(writing, 2)
                 if ranks > 1:
                     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
-                self._train(folder / "tiny.yml", settings, seed, self.loss_files[rank], lambda rank=rank: prepare(rank))
+                self._train(
+                    folder / "tiny.yml",
+                    settings,
+                    seed,
+                    self.loss_files[rank],
+                    lambda rank=rank: prepare(rank),
+                )
             os.close(writing)
             self.pids.append(pid)
             self._pipes.append(reading)
 
-    def _train(self, config: Path, settings: tuple[str, ...], seed: int, losses: Path, prepare: Callable[[], None]) -> None:
+    def _train(
+        self, config: Path, settings: tuple[str, ...], seed: int, losses: Path, prepare: Callable[[], None]
+    ) -> None:
         """Be `train.py`; does not return."""
         code = 1
         try:
             os.chdir(ROOT)
-            sys.argv = ["train.py", "-c", str(config), "-r", "auto", "--seed", str(seed), "--output-dir", str(self.folder), "-u", "print_freq=1000", *settings]
+            sys.argv = [
+                "train.py",
+                "-c",
+                str(config),
+                "-r",
+                "auto",
+                "--seed",
+                str(seed),
+                "--output-dir",
+                str(self.folder),
+                "-u",
+                "print_freq=1000",
+                *settings,
+            ]
             note_losses(open(losses, "ab", buffering=0))  # noqa: SIM115  open as long as the process
             prepare()
             runpy.run_path("train.py", run_name="__main__")
@@ -158,7 +203,10 @@ class Run:
         """Wait until each rank has taken so many steps more."""
         sizes = [file.stat().st_size if file.exists() else 0 for file in self.loss_files]
         end = time.monotonic() + 60
-        while not all(file.exists() and file.stat().st_size >= size + 16 * count for file, size in zip(self.loss_files, sizes)):
+        while not all(
+            file.exists() and file.stat().st_size >= size + 16 * count
+            for file, size in zip(self.loss_files, sizes)
+        ):
             if time.monotonic() > end or os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise SystemExit(f"a run has not begun: {self.wait(0)} {self.said}")
             time.sleep(0.005)
@@ -184,13 +232,18 @@ def equal(run: Run, straight: Run) -> bool:
         theirs = dict(theirs)
         if dict(ours).keys() != theirs.keys() or any(theirs[step] != loss for step, loss in ours):
             return False
-    return records(run.folder) == records(straight.folder) and same(final_state(run.folder), final_state(straight.folder))
+    return records(run.folder) == records(straight.folder) and same(
+        final_state(run.folder), final_state(straight.folder)
+    )
 
 
 def records(folder: Path) -> list[dict]:
     """Return what `log.txt` says of each epoch but for times."""
     lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    return [{key: line[key] for key in ("epoch", "train_loss", "train_lr", "AP", "AP50", "best_score", "stage")} for line in lines]
+    return [
+        {key: line[key] for key in ("epoch", "train_loss", "train_lr", "AP", "AP50", "best_score", "stage")}
+        for line in lines
+    ]
 
 
 def straight_run(folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options) -> Run:
@@ -243,14 +296,24 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
         seed = rng.randrange(1000)
         straight = straight_run(folder, f"straight{ranks}.{number}", ranks=ranks, seed=seed)
         places = {
-            "epoch end": (DetSolver, "_keep", lambda solver, *_: solver.progress.epoch == 2), "mid epoch": after_step(STEPS + rng.randint(1, STEPS - 1)),
-            "last batch": after_step(2 * STEPS), "after warm-up": after_step(WARMUP + 1), "clean stage": after_step(CLEAN_EPOCH * STEPS + 1),
+            "epoch end": (DetSolver, "_keep", lambda solver, *_: solver.progress.epoch == 2),
+            "mid epoch": after_step(STEPS + rng.randint(1, STEPS - 1)),
+            "last batch": after_step(2 * STEPS),
+            "after warm-up": after_step(WARMUP + 1),
+            "clean stage": after_step(CLEAN_EPOCH * STEPS + 1),
             "after best": (CheckpointFolder, "save_best", lambda *_: True),
         }
         good = []
         for place, (owner, name, when) in places.items():
             label = f"{place.replace(' ', '-')}{ranks}.{number}"
-            codes = Run(folder, label, SHORT, ranks=ranks, seed=seed, prepare=lambda rank, o=owner, n=name, w=when: kill(rank, o, n, w)).wait()
+            codes = Run(
+                folder,
+                label,
+                SHORT,
+                ranks=ranks,
+                seed=seed,
+                prepare=lambda rank, o=owner, n=name, w=when: kill(rank, o, n, w),
+            ).wait()
             gone_on = Run(folder, label, SHORT, ranks=ranks, seed=seed)
             good.append(codes[0] == -signal.SIGKILL and not any(gone_on.wait()) and equal(gone_on, straight))
             if not good[-1]:
@@ -264,7 +327,15 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
     for number in range(repeat):
         seed = rng.randrange(1000)
         straight = straight_run(folder, f"straight{number}", seed=seed)
-        good += [equal(straight_run(folder, f"{count}.{number}", (*SHORT, f"train_dataloader.num_workers={count}"), seed=seed), straight) for count in counts]
+        good += [
+            equal(
+                straight_run(
+                    folder, f"{count}.{number}", (*SHORT, f"train_dataloader.num_workers={count}"), seed=seed
+                ),
+                straight,
+            )
+            for count in counts
+        ]
     yield f"{', '.join(map(str, counts))} workers against none, {repeat} seeds", good, ""
 
 
@@ -284,14 +355,27 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 os.kill(pid, signal.Signals[name])
             codes = run.wait(20)
             last, ended = run.folder / "last.pth", time.time()
-            places = {place for said in run.said for place in re.findall(r"after step (\d+ of \d+ in epoch \d+)", said)}
+            places = {
+                place
+                for said in run.said
+                for place in re.findall(r"after step (\d+ of \d+ in epoch \d+)", said)
+            }
             evaluating += codes[-1] == 7  # rank 0 alone ends an evaluation
-            good.append(codes[0] == 75 and codes[-1] in (75, 7) and run.status()["exit_code"] == 75 and len(places) == 1 and is_whole(last)
-                        and sent <= last.stat().st_mtime <= sent + 10 and ended < sent + 10)
+            good.append(
+                codes[0] == 75
+                and codes[-1] in (75, 7)
+                and run.status()["exit_code"] == 75
+                and len(places) == 1
+                and is_whole(last)
+                and sent <= last.stat().st_mtime <= sent + 10
+                and ended < sent + 10
+            )
             seconds.append(ended - sent)
             if not good[-1]:
                 sys.stderr.write(f"{name}, {ranks} ranks: {codes} {places} {run.said}\n")
-        note = f"gone after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s" + (f"; {evaluating} in an evaluation" if ranks > 1 else "")
+        note = f"gone after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s" + (
+            f"; {evaluating} in an evaluation" if ranks > 1 else ""
+        )
         yield f"{name}, {ranks} rank(s)", good, note
 
 
@@ -300,14 +384,40 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
     settings = (f"epochs={4 * repeat}", "train_dataloader.collate_fn.stop_epoch=null", "save_every_steps=1")
     straight = straight_run(folder, "straight", settings, ranks=2)
     run, text = folder / "run", folder / "output.txt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", f"--max-restarts={repeat}", "train.py",
-               "-c", folder / "tiny.yml", "-r", "auto", "--seed=1", "--output-dir", run, "-u", *settings, "print_freq=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={free_port()}",
+        f"--max-restarts={repeat}",
+        "train.py",
+        "-c",
+        folder / "tiny.yml",
+        "-r",
+        "auto",
+        "--seed=1",
+        "--output-dir",
+        run,
+        "-u",
+        *settings,
+        "print_freq=1",
+    ]
     waits, at = [], 0
     with open(text, "wb") as output:
-        launcher = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        launcher = subprocess.Popen(
+            [*map(str, command)],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     try:
         for number in range(repeat + 1):
-            began, pattern = time.monotonic(), r"epoch \d+ \[" if number == 0 else r"going on from (?s:.*) epoch \d+ \["
+            began, pattern = (
+                time.monotonic(),
+                r"epoch \d+ \[" if number == 0 else r"going on from (?s:.*) epoch \d+ \[",
+            )
             while not re.search(pattern, text.read_text()[at:]):
                 if launcher.poll() is not None or time.monotonic() > began + 120:
                     sys.exit(f"no restart {number}: {text.read_text()[-3000:]}")
@@ -322,9 +432,19 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
     finally:
         for pid in (*ranks_of(launcher.pid), launcher.pid):
             os.kill(pid, signal.SIGKILL) if launcher.poll() is None else None
-    yield "ranks killed, the run went on", [True] * len(waits), f"next step after {statistics.mean(waits):.1f} s, at most {max(waits):.1f} s"
-    yield "losses of all epochs and the end equal", [code == 0 and records(run) == records(straight.folder), same(final_state(run),
-                                                                                                        final_state(straight.folder))], ""
+    yield (
+        "ranks killed, the run went on",
+        [True] * len(waits),
+        f"next step after {statistics.mean(waits):.1f} s, at most {max(waits):.1f} s",
+    )
+    yield (
+        "losses of all epochs and the end equal",
+        [
+            code == 0 and records(run) == records(straight.folder),
+            same(final_state(run), final_state(straight.folder)),
+        ],
+        "",
+    )
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -346,16 +466,29 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
     def stop(_: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    faults = {"error": (fail, 15, "broken on purpose in step"), "silence": (stop, RANK_TIMEOUT + 5, "does not answer")}
+    faults = {
+        "error": (fail, 15, "broken on purpose in step"),
+        "silence": (stop, RANK_TIMEOUT + 5, "does not answer"),
+    }
     for kind, (fault, limit, told) in faults.items():
         good, seconds = [], []
         for number in range(repeat):
             culprit, step = rng.randrange(2), rng.randrange(1, 2 * STEPS)
 
             def prepare(rank: int, culprit=culprit, step=step, fault=fault) -> None:
-                after(TrainStep, "__call__", lambda self, now, *_: fault(now) if (rank, now) == (culprit, step) else None)
+                after(
+                    TrainStep,
+                    "__call__",
+                    lambda self, now, *_: fault(now) if (rank, now) == (culprit, step) else None,
+                )
 
-            run = Run(folder, f"{kind}{number}", (*ENDLESS, f"rank_timeout={RANK_TIMEOUT}"), ranks=2, prepare=prepare)
+            run = Run(
+                folder,
+                f"{kind}{number}",
+                (*ENDLESS, f"rank_timeout={RANK_TIMEOUT}"),
+                ranks=2,
+                prepare=prepare,
+            )
             run.until_steps(step + 1)
             began = time.monotonic()
             if kind == "silence":
@@ -366,12 +499,29 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
             if kind == "silence":
                 os.kill(hung[0], signal.SIGKILL)
                 os.waitpid(hung[0], 0)
-            last_lines = [said.rstrip().rpartition("\n")[2] for rank, said in enumerate(run.said) if kind == "error" or rank != culprit]
-            named = all(last_lines) and all(told in line and (kind == "error" or f"rank {culprit} (" in line) for line in last_lines)
-            good.append(all(codes) and seconds[-1] <= limit and named and (kind == "silence" or run.status()["exit_code"] == DataError.exit_code))
+            last_lines = [
+                said.rstrip().rpartition("\n")[2]
+                for rank, said in enumerate(run.said)
+                if kind == "error" or rank != culprit
+            ]
+            named = all(last_lines) and all(
+                told in line and (kind == "error" or f"rank {culprit} (" in line) for line in last_lines
+            )
+            good.append(
+                all(codes)
+                and seconds[-1] <= limit
+                and named
+                and (kind == "silence" or run.status()["exit_code"] == DataError.exit_code)
+            )
             if not good[-1]:
-                sys.stderr.write(f"{kind} of rank {culprit} in step {step}: {codes} after {seconds[-1]:.1f} s {last_lines}\n")
-        yield f"{kind} of a rank, over within {limit} s and told last", good, f"after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s"
+                sys.stderr.write(
+                    f"{kind} of rank {culprit} in step {step}: {codes} after {seconds[-1]:.1f} s {last_lines}\n"
+                )
+        yield (
+            f"{kind} of a rank, over within {limit} s and told last",
+            good,
+            f"after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s",
+        )
 
 
 # ---- numbers and disks ----
@@ -381,14 +531,34 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """One bad number a run; weights, average and optimizer are copied before that step."""
     good = []
     for number in range(repeat):
-        step, where, value = rng.randrange(4 * STEPS), ("image", "loss", "gradient")[number % 3], rng.choice((math.nan, math.inf, -math.inf))
+        step, where, value = (
+            rng.randrange(4 * STEPS),
+            ("image", "loss", "gradient")[number % 3],
+            rng.choice((math.nan, math.inf, -math.inf)),
+        )
         kept = folder / f"kept{number}"
-        run = Run(folder, f"run{number}", SHORT, seed=rng.randrange(1000), prepare=lambda _, a=step, b=where, c=value, d=kept: poison(a, b, c, d))
-        dropped = run.wait() == [0] and f"step {step} dropped: " in run.said[0] and run.said[0].count(" dropped: ") == 1
+        run = Run(
+            folder,
+            f"run{number}",
+            SHORT,
+            seed=rng.randrange(1000),
+            prepare=lambda _, a=step, b=where, c=value, d=kept: poison(a, b, c, d),
+        )
+        dropped = (
+            run.wait() == [0]
+            and f"step {step} dropped: " in run.said[0]
+            and run.said[0].count(" dropped: ") == 1
+        )
         good.append(dropped and kept.exists())
         if not good[-1]:
-            sys.stderr.write(f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n")
-    yield "dropped before the step, weights, average and optimizer unchanged", good, "images, losses and gradients in turn"
+            sys.stderr.write(
+                f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
+            )
+    yield (
+        "dropped before the step, weights, average and optimizer unchanged",
+        good,
+        "images, losses and gradients in turn",
+    )
 
 
 def poison(step: int, where: str, value: float, kept: Path) -> None:
@@ -402,7 +572,13 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
     ordinary, clip = TrainStep.__call__, torch.nn.utils.clip_grad_norm_
 
     def state(train_step) -> dict:
-        return copy.deepcopy([train_step.model.state_dict(), train_step.ema.module.state_dict(), train_step.optimizer.state_dict()])
+        return copy.deepcopy(
+            [
+                train_step.model.state_dict(),
+                train_step.ema.module.state_dict(),
+                train_step.optimizer.state_dict(),
+            ]
+        )
 
     def clipped(parameters, limit):
         parameters[len(parameters) // 2].grad.view(-1)[0] = value
@@ -415,7 +591,9 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
         if where == "image":
             window[0][0].view(-1)[5] = value
         elif where == "loss":
-            self.criterion.forward = lambda *a, **k: {name: loss * value for name, loss in forward(*a, **k).items()}
+            self.criterion.forward = lambda *a, **k: {
+                name: loss * value for name, loss in forward(*a, **k).items()
+            }
         else:
             torch.nn.utils.clip_grad_norm_ = clipped
         losses = ordinary(self, now, window)
@@ -432,7 +610,14 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
     from src.solver.det_engine import TrainStep
 
     straight = straight_run(folder, "straight")
-    killed = Run(folder, "killed", SHORT, prepare=lambda _: after(TrainStep, "__call__", lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9)))
+    killed = Run(
+        folder,
+        "killed",
+        SHORT,
+        prepare=lambda _: after(
+            TrainStep, "__call__", lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9)
+        ),
+    )
     killed.wait()
     names = sorted(path.name for path in killed.folder.glob("*.pth"))
     size, good, told = (killed.folder / "last.pth").stat().st_size, [], 0
@@ -440,14 +625,23 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         limit = int((number + rng.random()) / repeat * 3 * size) if number else 0
         shutil.copytree(killed.folder, folder / f"run{number}")
         before = {name: (folder / f"run{number}" / name).read_bytes() for name in names}
-        run = Run(folder, f"run{number}", (*SHORT, "save_every_steps=1"), prepare=lambda _, n=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)))
+        run = Run(
+            folder,
+            f"run{number}",
+            (*SHORT, "save_every_steps=1"),
+            prepare=lambda _, n=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)),
+        )
         codes = run.wait()
-        whole = all(is_whole(path) for path in run.folder.glob("*.pth")) and names == sorted(path.name for path in run.folder.glob("*.pth"))
+        whole = all(is_whole(path) for path in run.folder.glob("*.pth")) and names == sorted(
+            path.name for path in run.folder.glob("*.pth")
+        )
         if codes == [0]:
             good.append(whole and same(final_state(run.folder), final_state(straight.folder)))
         else:
             told += 1
-            kept = all((run.folder / name).read_bytes() == before[name] for name in ("last.pth", "last.previous.pth"))
+            kept = all(
+                (run.folder / name).read_bytes() == before[name] for name in ("last.pth", "last.previous.pth")
+            )
             wanted = r"\S+: need [\d.]+ MB, free [\d.]+ MB" if limit else "a file: "  # not even the lock
             message = re.search(rf"error\[6\]: disk full writing {wanted}", run.said[0])
             good.append(codes == [6] and whole and kept and bool(message) and limit <= size)
@@ -457,8 +651,15 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
     yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
 
 
-SERIES = {"resume": (resume, 1), "workers": (workers, 2), "signals": (signals, 20), "restarts": (restarts, 20), "ranks": (ranks, 10), "numbers": (numbers, 20),
-          "disk": (disk, 10)}
+SERIES = {
+    "resume": (resume, 1),
+    "workers": (workers, 2),
+    "signals": (signals, 20),
+    "restarts": (restarts, 20),
+    "ranks": (ranks, 10),
+    "numbers": (numbers, 20),
+    "disk": (disk, 10),
+}
 """Function and count of each."""
 
 if __name__ == "__main__":

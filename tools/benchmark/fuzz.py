@@ -27,7 +27,29 @@ sys.path.insert(0, str(ROOT))
 
 LIMIT = 10
 """Seconds for one file."""
-JUNK = (None, True, -1, 0, 1, 3.7, 1e30, -1e30, float("nan"), float("inf"), 1 << 70, "", "1", "x", "../x", "\0", [], [1], [1, 2, 3, 4], {}, {"id": 1})
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3.7,
+    1e30,
+    -1e30,
+    float("nan"),
+    float("inf"),
+    1 << 70,
+    "",
+    "1",
+    "x",
+    "../x",
+    "\0",
+    [],
+    [1],
+    [1, 2, 3, 4],
+    {},
+    {"id": 1},
+)
 
 
 class Wrong(Exception):
@@ -35,7 +57,9 @@ class Wrong(Exception):
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, count in (("labels", 500), ("configs", 300), ("checkpoints", 100), ("images", 60)):
         parser.add_argument(f"--{name}", type=int, default=count, help=f"spoilt {name} to try")
     parser.add_argument("--seed", type=int, default=0, help="where all damage follows from")
@@ -50,7 +74,12 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _too_slow)
     faults = 0
     print("| kind | n | refused clearly | accepted and right | faults |\n| --- | --- | --- | --- | --- |")
-    for name, make in (("labels", labels), ("configs", configs), ("checkpoints", checkpoints), ("images", images)):
+    for name, make in (
+        ("labels", labels),
+        ("configs", configs),
+        ("checkpoints", checkpoints),
+        ("images", images),
+    ):
         with tempfile.TemporaryDirectory() as folder:
             count, rng = getattr(arguments, name), random.Random(f"{name} {arguments.seed}")
             spoil = make(Path(folder), rng)
@@ -70,7 +99,9 @@ def judge(folder: Path, kind: str, number: int, path: Path, read: Callable[[], N
         read()
         end, why = "right", ""
     except RunError as error:
-        end, why = ("refused", "") if path.name in str(error) else ("fault", f"the file is not named: {error}")
+        end, why = (
+            ("refused", "") if path.name in str(error) else ("fault", f"the file is not named: {error}")
+        )
     except BaseException as error:
         end, why = "fault", f"{type(error).__name__}: {error}"
     finally:
@@ -115,11 +146,29 @@ def labels(folder: Path, rng: random.Random):
 def sound_labels(rng: random.Random) -> dict:
     """Return labels of 12 images of 200 x 100 pixels with ids and categories out of order, polygons, a crowd region."""
     ids, categories = rng.sample(range(1000), 12), rng.sample(range(100), 4)
-    annotations = [{"id": n + 1, "image_id": rng.choice(ids[:11]), "category_id": rng.choice(categories), "iscrowd": int(n == 7), "area": 50.5,
-                    "bbox": [round(rng.uniform(0, 150), 2), round(rng.uniform(0, 60), 2), round(rng.uniform(2, 45), 2), round(rng.uniform(2, 35), 2)],
-                    "segmentation": [[1, 2, 3, 4, 5, 6]]} for n in range(150)]
-    return {"info": {}, "images": [{"id": i, "file_name": f"a/{i}.jpg", "width": 200, "height": 100} for i in ids], "annotations": annotations,
-            "categories": [{"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories]}
+    annotations = [
+        {
+            "id": n + 1,
+            "image_id": rng.choice(ids[:11]),
+            "category_id": rng.choice(categories),
+            "iscrowd": int(n == 7),
+            "area": 50.5,
+            "bbox": [
+                round(rng.uniform(0, 150), 2),
+                round(rng.uniform(0, 60), 2),
+                round(rng.uniform(2, 45), 2),
+                round(rng.uniform(2, 35), 2),
+            ],
+            "segmentation": [[1, 2, 3, 4, 5, 6]],
+        }
+        for n in range(150)
+    ]
+    return {
+        "info": {},
+        "images": [{"id": i, "file_name": f"a/{i}.jpg", "width": 200, "height": 100} for i in ids],
+        "annotations": annotations,
+        "categories": [{"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories],
+    }
 
 
 def change_labels(content: dict, rng: random.Random) -> None:
@@ -147,7 +196,9 @@ def change_labels(content: dict, rng: random.Random) -> None:
     elif way == 5:
         rng.shuffle(records)
     elif isinstance(record.get("bbox"), list) and len(record["bbox"]) == 4:
-        record["bbox"][rng.randrange(4)] = rng.choice((*JUNK, 0, -5, 190, 199.9, 400, 1e-9, 90.25)) if way < 8 else rng.uniform(-50, 250)
+        record["bbox"][rng.randrange(4)] = (
+            rng.choice((*JUNK, 0, -5, 190, 199.9, 400, 1e-9, 90.25)) if way < 8 else rng.uniform(-50, 250)
+        )
     else:
         other = records[rng.randrange(len(records))]
         record[key] = other.get(key) if isinstance(other, dict) else None
@@ -173,17 +224,29 @@ def compare_labels(found, content: dict) -> None:
         elif inside[2] <= inside[0] or inside[3] <= inside[1]:
             changes["boxes outside their image, dropped"] += 1
         else:
-            changes["boxes reaching beyond their image, clipped"] += any(abs(a - b) > 0.5 for a, b in zip(box, inside))
+            changes["boxes reaching beyond their image, clipped"] += any(
+                abs(a - b) > 0.5 for a, b in zip(box, inside)
+            )
             changes["missing areas, computed from the box"] += record.get("area") is None
-            expected[record["image_id"]].append((inside, names[record["category_id"]], bool(record.get("iscrowd"))))
+            expected[record["image_id"]].append(
+                (inside, names[record["category_id"]], bool(record.get("iscrowd")))
+            )
     told = {note.kind: len(note.index) for note in found.findings.notes if note.kind in changes}
     if told != {kind: count for kind, count in changes.items() if count}:
         raise Wrong(f"told {told}, expected {dict(changes)}")
-    if found.image_ids.tolist() != list(expected) or found.sizes.tolist() != [list(sizes[i]) for i in expected]:
+    if found.image_ids.tolist() != list(expected) or found.sizes.tolist() != [
+        list(sizes[i]) for i in expected
+    ]:
         raise Wrong("the images differ")
     for index, (image, boxes) in enumerate(expected.items()):
         rows = found.rows(index)
-        ours = list(zip(found.boxes[rows].tolist(), (found.category_names[c] for c in found.categories[rows].tolist()), found.crowds[rows].tolist()))
+        ours = list(
+            zip(
+                found.boxes[rows].tolist(),
+                (found.category_names[c] for c in found.categories[rows].tolist()),
+                found.crowds[rows].tolist(),
+            )
+        )
         if ours != boxes:
             raise Wrong(f"image {image}: {ours} is not {boxes}"[:300])
 
@@ -196,9 +259,21 @@ def configs(folder: Path, rng: random.Random):
     from src.core import YAMLConfig
     from src.core.config_file import dump_yaml
 
-    path, sound = folder / "spoilt.yml", YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml").yaml_cfg
-    tags = [f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{folder}/canary']]", f"!!python/object/new:os.system "
-            f"['touch {folder}/canary']", "!!python/name:os.system", "&a [*a]", "!!binary x", "1e-4", "no", "012", "2020-13-40"]
+    path, sound = (
+        folder / "spoilt.yml",
+        YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml").yaml_cfg,
+    )
+    tags = [
+        f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{folder}/canary']]",
+        f"!!python/object/new:os.system ['touch {folder}/canary']",
+        "!!python/name:os.system",
+        "&a [*a]",
+        "!!binary x",
+        "1e-4",
+        "no",
+        "012",
+        "2020-13-40",
+    ]
 
     def spoil(number: int):
         values = copy.deepcopy(sound)
@@ -231,7 +306,10 @@ def change_config(values: dict, rng: random.Random) -> None:
     if isinstance(place, dict) and rng.random() < 0.3:
         place[f"{key}{rng.choice('sx_')}"] = place.pop(key)
     else:
-        place[key] = rng.choice([value for value in JUNK if value != "\0"] + [{"type": "DFINE"}, {"type": 5}, [{"type": "Resize"}]])
+        place[key] = rng.choice(
+            [value for value in JUNK if value != "\0"]
+            + [{"type": "DFINE"}, {"type": 5}, [{"type": "Resize"}]]
+        )
 
 
 def compare_config(found: dict, text: str) -> None:
@@ -264,7 +342,9 @@ def checkpoints(folder: Path, rng: random.Random):
     from src.runtime.weight_files import write_tensor_file
 
     path = folder / "spoilt.pth"
-    sound = {f"layer{n}.weight": torch.randn(20, 20, generator=torch.Generator().manual_seed(n)) for n in range(4)}
+    sound = {
+        f"layer{n}.weight": torch.randn(20, 20, generator=torch.Generator().manual_seed(n)) for n in range(4)
+    }
     write_tensor_file(path, {"model": sound, "meta": {"classes": [{"id": 1, "name": "cat"}]}})
     raw = path.read_bytes()
 
@@ -272,7 +352,17 @@ def checkpoints(folder: Path, rng: random.Random):
         def __reduce__(self):
             return Path.touch, (folder / "canary",)
 
-    objects = [Touches(), [1], {}, {"model": Touches()}, {"model": {"w": 1}}, {"model": {"w": torch.tensor(float("nan"))}}, {"foo": 1}, None, "x"]
+    objects = [
+        Touches(),
+        [1],
+        {},
+        {"model": Touches()},
+        {"model": {"w": 1}},
+        {"model": {"w": torch.tensor(float("nan"))}},
+        {"foo": 1},
+        None,
+        "x",
+    ]
 
     def spoil(number: int):
         whole = number % 4 != 3
@@ -283,7 +373,11 @@ def checkpoints(folder: Path, rng: random.Random):
 
         def read() -> None:
             weights = read_weights(path).weights
-            if not whole or weights.keys() != sound.keys() or any(not torch.equal(weights[key], sound[key]) for key in sound):
+            if (
+                not whole
+                or weights.keys() != sound.keys()
+                or any(not torch.equal(weights[key], sound[key]) for key in sound)
+            ):
                 raise Wrong("other weights than were saved")
 
         return path, read
@@ -303,28 +397,56 @@ def images(folder: Path, rng: random.Random):
 
     width, height = 60, 40
     colours = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    kinds = [("RGB", "png"), ("RGB", "jpg"), ("L", "png"), ("L", "jpg"), ("P", "png"), ("P", "gif"), ("1", "png"), ("RGBA", "png"), ("LA", "png"),
-             ("CMYK", "jpg"), ("CMYK", "tif"), ("RGB", "webp"), ("RGB", "bmp"), ("I;16", "png"), ("F", "tif")]
+    kinds = [
+        ("RGB", "png"),
+        ("RGB", "jpg"),
+        ("L", "png"),
+        ("L", "jpg"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("1", "png"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("CMYK", "jpg"),
+        ("CMYK", "tif"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("I;16", "png"),
+        ("F", "tif"),
+    ]
 
     def spoil(number: int):
         mode, suffix = kinds[number % len(kinds)]
         path = folder / f"{number}.{suffix}"
         grey = Image.fromarray(colours).convert("L")
-        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(colours).convert(mode)
+        image = (
+            Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+            if mode == "I;16"
+            else Image.fromarray(colours).convert(mode)
+        )
         image.save(path, **({"lossless": True} if suffix == "webp" else {}))
         damaged = rng.random() < 0.5
         if damaged:
             raw = path.read_bytes()
-            path.write_bytes(rng.choice((garbled(raw, rng), b"", b"<html>404</html>", raw[:len(raw) // 2], flipped(raw, rng))))
+            path.write_bytes(
+                rng.choice(
+                    (garbled(raw, rng), b"", b"<html>404</html>", raw[: len(raw) // 2], flipped(raw, rng))
+                )
+            )
 
         def read() -> None:
             found = load_image(path, (width, height)).permute(1, 2, 0).numpy()
             if found.shape != (height, width, 3) or found.dtype != np.uint8:
                 raise Wrong(f"{found.shape} {found.dtype}")
             with contextlib.redirect_stderr(io.StringIO()):
-                plain = grey.convert("RGB") if mode == "I;16" and not damaged else Image.open(path).convert("RGB")
+                plain = (
+                    grey.convert("RGB") if mode == "I;16" and not damaged else Image.open(path).convert("RGB")
+                )
             limit = 3 if suffix == "jpg" else 1
-            if not (damaged and mode == "I;16") and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max() > limit:
+            if (
+                not (damaged and mode == "I;16")
+                and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max() > limit
+            ):
                 raise Wrong(f"pixels of a {mode} {suffix} differ from a plain reading")
 
         return path, read
@@ -338,8 +460,14 @@ def images(folder: Path, rng: random.Random):
 def garbled(raw: bytes, rng: random.Random) -> bytes:
     """Cut, repeat, lose or overwrite a piece."""
     at, length = rng.randrange(len(raw)), rng.choice((1, 2, 10, 200))
-    return rng.choice((raw[:at], raw[:at] + raw[at + length:], raw[:at + length] + raw[at:],
-                       raw[:at] + bytes(rng.randrange(256) for _ in range(length)) + raw[at + length:]))
+    return rng.choice(
+        (
+            raw[:at],
+            raw[:at] + raw[at + length :],
+            raw[: at + length] + raw[at:],
+            raw[:at] + bytes(rng.randrange(256) for _ in range(length)) + raw[at + length :],
+        )
+    )
 
 
 def flipped(raw: bytes, rng: random.Random) -> bytes:

@@ -11,7 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would speak of every start, and of a missing GPU
+os.environ.setdefault(
+    "KINETO_LOG_LEVEL", "99"
+)  # the profiler would speak of every start, and of a missing GPU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tools.common import parser_for, run  # noqa: E402
@@ -22,9 +24,22 @@ PARTS = ("backbone", "encoder", "decoder")
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration")
-    parser.add_argument("-r", "--resume", metavar="FILE", help="checkpoint that holds one, in place of -c; or with -c for D-FINE's own")
-    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the configuration")
-    parser.add_argument("--batch", type=int, default=1, help="images of the pass whose memory is measured; default: 1")
+    parser.add_argument(
+        "-r",
+        "--resume",
+        metavar="FILE",
+        help="checkpoint that holds one, in place of -c; or with -c for D-FINE's own",
+    )
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="default: that of the configuration",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images of the pass whose memory is measured; default: 1"
+    )
     parser.add_argument("-d", "--device", default="cpu", help="where that pass runs; default: cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     arguments = parser.parse_args()
@@ -46,12 +61,19 @@ def report(arguments) -> dict:
     size = tuple(arguments.input_size or cfg.yaml_cfg.get("eval_spatial_size") or (640, 640))
     cfg.set("eval_spatial_size", list(size), "the input size")
     model = cfg.model
-    info = {"torch": torch.__version__, "input_size": list(size), "parameters": {"train": count_parameters(model)},
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    info = {
+        "torch": torch.__version__,
+        "input_size": list(size),
+        "parameters": {"train": count_parameters(model)},
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
     model = model.deploy()
     info["parameters"]["deploy"] = count_parameters(model)
     info["flops"] = count_flops(model, size)
-    info["forward_memory_mib"], info["memory_of"] = forward_memory(model.to(device), torch.rand(arguments.batch, 3, *size, device=device)), arguments.batch
+    info["forward_memory_mib"], info["memory_of"] = (
+        forward_memory(model.to(device), torch.rand(arguments.batch, 3, *size, device=device)),
+        arguments.batch,
+    )
     print(as_text(info, device))
     if arguments.json:
         write_json(arguments.json, info)
@@ -96,7 +118,9 @@ def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
         model(torch.zeros(1, 3, *size))
     by_module = counter.get_flop_counts()
     name = type(model).__name__
-    return {part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS} | {"all": counter.get_total_flops()}
+    return {part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS} | {
+        "all": counter.get_total_flops()
+    }
 
 
 def forward_memory(model, images) -> float:
@@ -115,11 +139,16 @@ def forward_memory(model, images) -> float:
             model(images)
             torch.cuda.synchronize(images.device)
             return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
             kept = model(images)
         del kept
     total = peak = 0
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
         total += event.nbytes()
         peak = max(peak, total)
     return peak / 2**20
@@ -128,11 +157,23 @@ def forward_memory(model, images) -> float:
 def as_text(info: dict, device) -> str:
     """Return the numbers as a Markdown table."""
     train, deploy, flops = info["parameters"]["train"], info["parameters"]["deploy"], info["flops"]
-    lines = ["| part | parameters, training | parameters, deployed | GFLOPs | GMACs |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {part} | {train[part]:,} | {deploy[part]:,} | {flops[part] / 1e9:.3f} | {flops[part] / 2e9:.3f} |" for part in (*PARTS, "all")]
+    lines = [
+        "| part | parameters, training | parameters, deployed | GFLOPs | GMACs |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {part} | {train[part]:,} | {deploy[part]:,} | {flops[part] / 1e9:.3f} | {flops[part] / 2e9:.3f} |"
+        for part in (*PARTS, "all")
+    ]
     height, width = info["input_size"]
-    return "\n".join([*lines, "", f"{info['trainable']:,} parameters are trained at the start; input {height} x {width}; a forward pass of {info['memory_of']} "
-                      f"image(s) on {device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and images (torch {info['torch']})"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{info['trainable']:,} parameters are trained at the start; input {height} x {width}; a forward pass of {info['memory_of']} "
+            f"image(s) on {device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and images (torch {info['torch']})",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ GROWTH, SECONDS, ADDRESS_SPACE = 50_000, 20, 4 << 30
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="part of the names of the files to try")
     return parser.parse_args()
 
@@ -46,7 +48,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
-        kinds = {kind: write for kind, write in hostile_files(folder / "canary").items() if arguments.only in kind}
+        kinds = {
+            kind: write for kind, write in hostile_files(folder / "canary").items() if arguments.only in kind
+        }
         for number, (kind, write) in enumerate(kinds.items()):
             path = folder / f"file{number}{'.safetensors' if 'safetensors' in kind else '.pth'}"
             write(path)
@@ -56,8 +60,10 @@ def main() -> None:
                 faults.append(kind)
                 sys.stderr.write(f"{kind}: {fault}\n")
             path.unlink()
-    print(f"hostile files refused with code 4 and one line, no code ran: {len(kinds) - len(faults)} of {len(kinds)}; "
-          f"memory grew by {max(grown) / 1e3:.0f} MB at most")
+    print(
+        f"hostile files refused with code 4 and one line, no code ran: {len(kinds) - len(faults)} of {len(kinds)}; "
+        f"memory grew by {max(grown) / 1e3:.0f} MB at most"
+    )
     sys.exit(1 if faults else 0)
 
 
@@ -90,7 +96,11 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), -1))
         code = 1
         try:
-            run_command(lambda: CheckpointFolder(path.parent).load_last(path) if way == "resume" else read_weights(path))
+            run_command(
+                lambda: (
+                    CheckpointFolder(path.parent).load_last(path) if way == "resume" else read_weights(path)
+                )
+            )
         except SystemExit as end:
             code = int(end.code or 0)
         os.write(2, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
@@ -148,7 +158,9 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         return lambda path: path.write_bytes(raw)
 
     def archived(raw: bytes, records: dict[str, bytes] | None = None) -> Callable[[Path], None]:
-        return lambda path: _write_zip(path, {"a/data.pkl": raw, "a/byteorder": b"little", "a/version": b"3\n", **(records or {})})
+        return lambda path: _write_zip(
+            path, {"a/data.pkl": raw, "a/byteorder": b"little", "a/version": b"3\n", **(records or {})}
+        )
 
     honest = {"model": {"w": torch.ones(1000)}}
     global_system = f"cos\nsystem\n(S'{command}'\ntR.".encode()
@@ -157,8 +169,12 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
     return {
         "reduce in an archive": torch_saved({"model": Touches()}),
         "reduce in a bare pickle": pickled(pickle.dumps({"model": Touches()})),
-        "reduce in a file of the old format": torch_saved({"model": Touches()}, _use_new_zipfile_serialization=False),
-        "reduce behind sound weights": torch_saved({"model": honest["model"], "progress": {"step": 1}, "zz": Touches()}),
+        "reduce in a file of the old format": torch_saved(
+            {"model": Touches()}, _use_new_zipfile_serialization=False
+        ),
+        "reduce behind sound weights": torch_saved(
+            {"model": honest["model"], "progress": {"step": 1}, "zz": Touches()}
+        ),
         "GLOBAL os.system in a bare pickle": pickled(global_system),
         "GLOBAL os.system in an archive": archived(global_system),
         "STACK_GLOBAL builtins.exec": archived(b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R."),
@@ -169,35 +185,67 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "getattr as a gadget": archived(b"cbuiltins\ngetattr\n(cos\nsystem\nX\x06\x00\x00\x00__call__tR."),
         "torch.load as a gadget": archived(b"ctorch\nload\n" + _text("/dev/zero") + b"\x85R."),
         "persistent id of a foreign kind": archived(with_pickler(PersistentGadget, {"model": [1]})),
-        "persistent id with eval for a storage": archived(with_pickler(Persistent, {"model": Touches()}), {"a/data/0": bytes(16)}),
-        "reduce within a tensor's arguments": archived(rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}),
+        "persistent id with eval for a storage": archived(
+            with_pickler(Persistent, {"model": Touches()}), {"a/data/0": bytes(16)}
+        ),
+        "reduce within a tensor's arguments": archived(
+            rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}
+        ),
         "array of objects": torch_saved({"model": np.array([Touches()], dtype=object)}),
-        "a script in place of weights": lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path),
-        "tar with a way out": lambda path: _write_tar(path, {"../../canary": b"x", "storages": global_system, "pickle": global_system}),
-        "two data.pkl, the second with code": lambda path: _write_zip(path, [("a/data.pkl", pickle.dumps(honest["model"]["w"].tolist(), 2)),
-                                                                             ("a/data.pkl", global_system), ("a/version", b"3\n")]),
+        "a script in place of weights": lambda path: torch.jit.save(
+            torch.jit.script(torch.nn.Linear(2, 2)), path
+        ),
+        "tar with a way out": lambda path: _write_tar(
+            path, {"../../canary": b"x", "storages": global_system, "pickle": global_system}
+        ),
+        "two data.pkl, the second with code": lambda path: _write_zip(
+            path,
+            [
+                ("a/data.pkl", pickle.dumps(honest["model"]["w"].tolist(), 2)),
+                ("a/data.pkl", global_system),
+                ("a/version", b"3\n"),
+            ],
+        ),
         "zip bomb": lambda path: _write_bomb(path, 200 << 20),
         "records that overlap": lambda path: _write_overlapping(path, 1 << 20, 200),
         "record that claims a terabyte": lambda path: _write_claim(path, 1 << 40),
-        "storage shorter than its tensor": archived(rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}),
-        "tensor of 400 GB by a stride of 0": torch_saved({"model": {"w": torch.ones(1).expand(100_000_000_000)}}),
+        "storage shorter than its tensor": archived(
+            rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}
+        ),
+        "tensor of 400 GB by a stride of 0": torch_saved(
+            {"model": {"w": torch.ones(1).expand(100_000_000_000)}}
+        ),
         "tensor without data": torch_saved({"model": {"w": torch.ones(1 << 40, device="meta")}}),
-        "sparse tensor of a terabyte": torch_saved({"model": {"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))}}),
-        "sparse tensor with indices outside": archived(b"ctorch._utils\n_rebuild_sparse_tensor\n(ctorch\nsparse_coo\n(" + 2 * (rebuild + b"(" + storage
-                                                       + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR") + b"K\x01\x85ttR.", {"a/data/0": bytes(16)}),
+        "sparse tensor of a terabyte": torch_saved(
+            {"model": {"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))}}
+        ),
+        "sparse tensor with indices outside": archived(
+            b"ctorch._utils\n_rebuild_sparse_tensor\n(ctorch\nsparse_coo\n("
+            + 2 * (rebuild + b"(" + storage + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR")
+            + b"K\x01\x85ttR.",
+            {"a/data/0": bytes(16)},
+        ),
         "nested 100000 deep": archived(b"]" * 100_000 + b"a" * 99_999 + b"."),
-        "doubled 60 times": archived(b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)) + b"."),
+        "doubled 60 times": archived(
+            b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)) + b"."
+        ),
         "text that claims an exabyte": archived(b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x."),
         "memo of two billion": archived(b"]r\xff\xff\xff\x7f."),
         "archive cut in half": lambda path: path.write_bytes(_saved(honest)[:2000]),
-        "archive without data.pkl": lambda path: _write_zip(path, {"a/version": b"3\n", "a/data/0": bytes(16)}),
+        "archive without data.pkl": lambda path: _write_zip(
+            path, {"a/version": b"3\n", "a/data/0": bytes(16)}
+        ),
         "safetensors: header of an exabyte": pickled(struct.pack("<Q", 1 << 60) + b"{}"),
         "safetensors: header of 99 MB that is not there": pickled(struct.pack("<Q", 99 << 20) + b"{}"),
         "safetensors: header that is no JSON": pickled(_safetensors(b"{]")),
-        "safetensors: header nested 100000 deep": pickled(_safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)),
+        "safetensors: header nested 100000 deep": pickled(
+            _safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+        ),
         "safetensors: pieces that overlap": pickled(_safetensors(_pieces((0, 16), (0, 16)), bytes(16))),
         "safetensors: piece beyond the end": pickled(_safetensors(_pieces((0, 1 << 40)), bytes(16))),
-        "safetensors: shape whose size overflows": pickled(_safetensors(_pieces((0, 16), shape=[1 << 62, 1 << 62]), bytes(16))),
+        "safetensors: shape whose size overflows": pickled(
+            _safetensors(_pieces((0, 16), shape=[1 << 62, 1 << 62]), bytes(16))
+        ),
         "safetensors: pickle behind the name": pickled(pickle.dumps(Touches())),
     }
 
@@ -232,7 +280,10 @@ def _write_tar(path: Path, records: dict[str, bytes]) -> None:
 
 def _write_bomb(path: Path, size: int) -> None:
     """Pack a sound file of so many bytes of zeros."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound,
+    ):
         for record in sound.infolist():
             if not record.filename.endswith("data/0"):
                 archive.writestr(record.filename, sound.read(record))
@@ -275,8 +326,12 @@ def _safetensors(header: bytes, data: bytes = b"") -> bytes:
 
 
 def _pieces(*offsets: tuple[int, int], shape: list[int] | None = None) -> bytes:
-    return json.dumps({f"w{n}": {"dtype": "F32", "shape": shape or [(end - start) // 4], "data_offsets": [start, end]}
-                       for n, (start, end) in enumerate(offsets)}).encode()
+    return json.dumps(
+        {
+            f"w{n}": {"dtype": "F32", "shape": shape or [(end - start) // 4], "data_offsets": [start, end]}
+            for n, (start, end) in enumerate(offsets)
+        }
+    ).encode()
 
 
 if __name__ == "__main__":

@@ -21,10 +21,19 @@ sys.path.insert(0, str(ROOT))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=25, help="parameters of the larger model, with average and AdamW's state")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--millions",
+        type=float,
+        default=25,
+        help="parameters of the larger model, with average and AdamW's state",
+    )
     parser.add_argument("--saves", type=int, default=5, help="saves of each kind")
-    parser.add_argument("--images", type=int, default=20000, help="images of the labels to check, seven boxes each")
+    parser.add_argument(
+        "--images", type=int, default=20000, help="images of the labels to check, seven boxes each"
+    )
     parser.add_argument("--steps", type=int, default=30, help="steps of the demo")
     return parser.parse_args()
 
@@ -42,9 +51,15 @@ def main() -> None:
         folder = Path(name)
         step_row, state = demo_steps(folder, arguments.steps)
         pieces = int(arguments.millions * 4)
-        big = {part: [torch.randn(250_000) for _ in range(pieces)] for part in ("model", "average", "first moment", "second moment")}
+        big = {
+            part: [torch.randn(250_000) for _ in range(pieces)]
+            for part in ("model", "average", "first moment", "second moment")
+        }
         print(saves(folder, "the demo's state", state, arguments.saves), flush=True)
-        print(saves(folder, f"{arguments.millions:g} M parameters, average, AdamW", big, arguments.saves), flush=True)
+        print(
+            saves(folder, f"{arguments.millions:g} M parameters, average, AdamW", big, arguments.saves),
+            flush=True,
+        )
         print(data_check(folder / "many", arguments.images), flush=True)
         print(step_row)
 
@@ -55,8 +70,12 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
 
     from src.runtime.weight_files import write_tensor_file
 
-    ways: dict[str, Callable] = {"plain": lambda: torch.save(state, folder / "plain.pth"),
-                                 "whole": lambda: write_tensor_file(folder / "last.pth", state, keep_previous=folder / "last.previous.pth")}
+    ways: dict[str, Callable] = {
+        "plain": lambda: torch.save(state, folder / "plain.pth"),
+        "whole": lambda: write_tensor_file(
+            folder / "last.pth", state, keep_previous=folder / "last.previous.pth"
+        ),
+    }
     seconds = {way: [] for way in ways}
     for _ in range(count):
         for way, save in ways.items():
@@ -79,10 +98,23 @@ def data_check(folder: Path, count: int) -> str:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "images" / "0.png")
     for number in range(1, count):
         (folder / "images" / f"{number}.png").hardlink_to(folder / "images" / "0.png")
-    records = [{"id": 7 * image + n + 1, "image_id": image, "category_id": n, "bbox": [n, n, 20.5, 30.25], "area": 620.1, "iscrowd": 0}
-               for image in range(count) for n in range(7)]
-    labels = {"images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(count)], "annotations": records,
-              "categories": [{"id": n, "name": f"class {n}"} for n in range(7)]}
+    records = [
+        {
+            "id": 7 * image + n + 1,
+            "image_id": image,
+            "category_id": n,
+            "bbox": [n, n, 20.5, 30.25],
+            "area": 620.1,
+            "iscrowd": 0,
+        }
+        for image in range(count)
+        for n in range(7)
+    ]
+    labels = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(count)],
+        "annotations": records,
+        "categories": [{"id": n, "name": f"class {n}"} for n in range(7)],
+    }
     (folder / "labels.json").write_text(json.dumps(labels))
     began = time.process_time()
     data = CocoDetection(str(folder / "images"), str(folder / "labels.json"), transforms=None)
@@ -92,8 +124,10 @@ def data_check(folder: Path, count: int) -> str:
         began = time.process_time()
         data.scan_images(folder / "images.npz")
         rates.append(count / (time.process_time() - began))
-    return (f"| labels and file names at the start | {rates[0]:.0f} images a CPU second |\n"
-            f"| headers of images, in the page cache, at the first start and at the next | {rates[1]:.0f} and {rates[2]:.0f} images a CPU second |")
+    return (
+        f"| labels and file names at the start | {rates[0]:.0f} images a CPU second |\n"
+        f"| headers of images, in the page cache, at the first start and at the next | {rates[1]:.0f} and {rates[2]:.0f} images a CPU second |"
+    )
 
 
 def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
@@ -119,14 +153,32 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
                 depth -= 1
                 if name == "step" or depth <= 1:  # a check within another is part of it
                     spent.setdefault(name, []).append(time.process_time() - began)
+
         return call
 
-    checks = {"batch statistics kept": (numerics.BatchStatistics, "remember"), "loss": (det_engine.Part, "is_finite"), "finite": (torch, "isfinite"),
-              "agreed over ranks": (det_engine, "everywhere"), "watchdog": (Watchdog, "beat"), "save due": (DetSolver, "_save_if_due")}
+    checks = {
+        "batch statistics kept": (numerics.BatchStatistics, "remember"),
+        "loss": (det_engine.Part, "is_finite"),
+        "finite": (torch, "isfinite"),
+        "agreed over ranks": (det_engine, "everywhere"),
+        "watchdog": (Watchdog, "beat"),
+        "save due": (DetSolver, "_save_if_due"),
+    }
     write_synthetic_coco(folder, train=64, val=8, size=128, seed=3)
-    loaders = {f"{part}_dataloader": {"num_workers": 0, "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")}}
-               for part in ("train", "val")}
-    cfg = YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **loaders, output_dir=str(folder / "run"), seed=0, print_freq=1000)
+    loaders = {
+        f"{part}_dataloader": {
+            "num_workers": 0,
+            "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")},
+        }
+        for part in ("train", "val")
+    }
+    cfg = YAMLConfig(
+        ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml",
+        **loaders,
+        output_dir=str(folder / "run"),
+        seed=0,
+        print_freq=1000,
+    )
 
     class Enough(Exception):
         """So many steps were taken."""
@@ -139,7 +191,10 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
             kept.update(gather(self))
             raise Enough
 
-    originals = {(owner, name): getattr(owner, name) for owner, name in (*checks.values(), (DetSolver, "_train_epoch"), (det_engine.TrainStep, "__call__"))}
+    originals = {
+        (owner, name): getattr(owner, name)
+        for owner, name in (*checks.values(), (DetSolver, "_train_epoch"), (det_engine.TrainStep, "__call__"))
+    }
     due = originals[(DetSolver, "_save_if_due")]
     for what, (owner, name) in checks.items():
         setattr(owner, name, counted(what, getattr(owner, name)))
@@ -155,8 +210,10 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
             setattr(owner, name, function)
     whole, safety = sum(spent.pop("step")), {what: sum(seconds) for what, seconds in spent.items()}
     dearest = max(safety, key=safety.get)
-    return (f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its {whole / count:.2f} CPU seconds; the dearest: {dearest}, "
-            f"{safety[dearest] / whole:.2%} |"), kept
+    return (
+        f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its {whole / count:.2f} CPU seconds; the dearest: {dearest}, "
+        f"{safety[dearest] / whole:.2%} |"
+    ), kept
 
 
 if __name__ == "__main__":

@@ -34,24 +34,57 @@ PHASES = ("starting", "in a step", "saving", "evaluating")
 LONGEST_WAIT = 0.6
 """Seconds from the start of an attempt to its end at the latest."""
 TINY = {
-    "epochs": 6, "pictures": False, "eval_spatial_size": [64, 64], "seed": 1, "save_every_steps": 3, "resume": "auto", "print_freq": 1000,
-    "DINOv3Backbone": {"embed_dim": 32, "depth": 2, "num_heads": 2, "tap_blocks": [0, 1], "out_channels": 32, "detail_channels": 4,
-                       "freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
+    "epochs": 6,
+    "pictures": False,
+    "eval_spatial_size": [64, 64],
+    "seed": 1,
+    "save_every_steps": 3,
+    "resume": "auto",
+    "print_freq": 1000,
+    "DINOv3Backbone": {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "tap_blocks": [0, 1],
+        "out_channels": 32,
+        "detail_channels": 4,
+        "freeze_backbone_epochs": 1,
+        "unfreeze_blocks": 1,
+    },
     "HybridEncoder": {"in_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "dim_feedforward": 32},
-    "DFINETransformer": {"feat_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "num_layers": 2, "dim_feedforward": 32, "num_queries": 20,
-                         "num_denoising": 6},
+    "DFINETransformer": {
+        "feat_channels": [32, 32, 32],
+        "hidden_dim": 32,
+        "nhead": 2,
+        "num_layers": 2,
+        "dim_feedforward": 32,
+        "num_queries": 20,
+        "num_denoising": 6,
+    },
     "DFINEPostProcessor": {"num_top_queries": 20},
 }
 LONG_IMAGES, GROWTH, ENOUGH = 96, 0.05, 8
 """Of the long run: images of an epoch, and by how much memory and open files may grow."""
-LOADERS = {"train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}}, "val": {"total_batch_size": 4, "num_workers": 0}}
+LOADERS = {
+    "train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}},
+    "val": {"total_batch_size": 4, "num_workers": 0},
+}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200, help="kills to survive; not with --minutes")
     parser.add_argument("--minutes", type=float, default=0, help="keep killing one long run for so long")
-    parser.add_argument("--wait", type=float, nargs=2, default=(20, 60), metavar=("LEAST", "MOST"), help="seconds to a kill of the long run")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        nargs=2,
+        default=(20, 60),
+        metavar=("LEAST", "MOST"),
+        help="seconds to a kill of the long run",
+    )
     parser.add_argument("--bits", type=int, default=0, help="single bits of last.pth to flip, one at a time")
     parser.add_argument("--cuts", type=int, default=0, help="places to cut last.pth at, one at a time")
     parser.add_argument("--seed", type=int, default=0, help="where moments and places follow from")
@@ -80,7 +113,13 @@ def main() -> None:
         elif arguments.kills:
             lost += soak(folder, arguments.kills, rng)
         lost += damage(folder / "straight", "flipped bits", arguments.bits, rng, flip)
-        lost += damage(folder / "straight", "cuts", arguments.cuts, rng, lambda raw, rng: raw[:rng.randrange(len(raw) - 80)])
+        lost += damage(
+            folder / "straight",
+            "cuts",
+            arguments.cuts,
+            rng,
+            lambda raw, rng: raw[: rng.randrange(len(raw) - 80)],
+        )
     sys.exit(1 if lost else 0)
 
 
@@ -97,8 +136,13 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
     """Return that of a run on the data of a folder."""
     from src.core import YAMLConfig
 
-    loaders = {f"{part}_dataloader": {**settings, "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")}}
-               for part, settings in LOADERS.items()}
+    loaders = {
+        f"{part}_dataloader": {
+            **settings,
+            "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")},
+        }
+        for part, settings in LOADERS.items()
+    }
     settings = {**TINY, **loaders, "output_dir": str(folder / name)}
     if endless:
         settings |= {"epochs": 20_000, "save_every_steps": 12}
@@ -121,7 +165,10 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
             read = [is_whole(path) for path in run.glob("*.pth")]
             checked, unreadable = checked + len(read), unreadable + read.count(False)
         ends, differing = ends + 1, differing + (not same(final_state(run), goal))
-    print(f"{sum(met.values())} kills in {time.monotonic() - began:.0f} s: " + ", ".join(f"{met[n]} while {phase}" for n, phase in enumerate(PHASES)))
+    print(
+        f"{sum(met.values())} kills in {time.monotonic() - began:.0f} s: "
+        + ", ".join(f"{met[n]} while {phase}" for n, phase in enumerate(PHASES))
+    )
     print(f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}")
     print(f"runs whose model, average and optimizer end equal to the bit: {ends - differing} of {ends}")
     return unreadable + differing
@@ -130,7 +177,11 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
 def attempt(folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int) -> bool:
     """Start the run once and kill it, if kills are left; tell whether it came to its end."""
     mark[0] = 0
-    deadline, aimed, late = rng.uniform(0.05, LONGEST_WAIT), rng.choice((None, None, None, 1, 2, 3)), rng.uniform(0, 0.01)
+    deadline, aimed, late = (
+        rng.uniform(0.05, LONGEST_WAIT),
+        rng.choice((None, None, None, 1, 2, 3)),
+        rng.uniform(0, 0.01),
+    )
     child = os.fork()
     if not child:
         try:
@@ -171,6 +222,7 @@ def watched(mark: mmap.mmap) -> None:
                 return function(*arguments, **keywords)
             finally:
                 mark[0] = before
+
         return call
 
     det_engine.TrainStep.__call__ = marking(det_engine.TrainStep.__call__, 1)
@@ -189,7 +241,10 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
     while time.monotonic() < end:
         attempts.append(long_attempt(folder, min(rng.uniform(*wait), max(end - time.monotonic(), wait[0]))))
         before, losses = losses, read_losses(folder)
-        again, differing = again + len(before.keys() & losses), differing + sum(before[step] != losses[step] for step in before.keys() & losses)
+        again, differing = (
+            again + len(before.keys() & losses),
+            differing + sum(before[step] != losses[step] for step in before.keys() & losses),
+        )
         read = [is_whole(path) for path in (folder / "run").glob("*.pth")]
         checked, unreadable = checked + len(read), unreadable + read.count(False)
         own.append(taken(os.getpid()))
@@ -201,15 +256,31 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
     quarter = max(len(attempts) // 4, 1)
     for index, (name, unit) in enumerate((("memory", " MB"), ("open files", ""))):
         within = [(late[index] - early[index]) / early[index] for early, late in attempts]
-        over = [statistics.median(late[index] for _, late in part) for part in (attempts[:quarter], attempts[-quarter:])]
-        ours = [statistics.median(sample[index] for sample in part) for part in (own[:quarter], own[-quarter:])]
-        print(f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
-              f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}")
+        over = [
+            statistics.median(late[index] for _, late in part)
+            for part in (attempts[:quarter], attempts[-quarter:])
+        ]
+        ours = [
+            statistics.median(sample[index] for sample in part) for part in (own[:quarter], own[-quarter:])
+        ]
+        print(
+            f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
+            f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
+        )
         if len(attempts) >= ENOUGH:
             faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
-    for name, pattern in (("checkpoints", "*.pth"), ("half-written files", "*.tmp.*"), ("log.txt", "log.txt"), ("curves", "events.*")):
-        sizes = [[size for path, size in files.items() if path.match(pattern)] for files in (disk[0], disk[-1])]
-        print(f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB")
+    for name, pattern in (
+        ("checkpoints", "*.pth"),
+        ("half-written files", "*.tmp.*"),
+        ("log.txt", "log.txt"),
+        ("curves", "events.*"),
+    ):
+        sizes = [
+            [size for path, size in files.items() if path.match(pattern)] for files in (disk[0], disk[-1])
+        ]
+        print(
+            f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
+        )
     return faults
 
 
@@ -219,7 +290,10 @@ def long_attempt(folder: Path, seconds: float) -> tuple[tuple[float, float], tup
     child = os.fork()
     if not child:
         try:
-            with open(folder / "losses", "ab", buffering=0) as losses, open(folder / "output.txt", "wb") as output:
+            with (
+                open(folder / "losses", "ab", buffering=0) as losses,
+                open(folder / "output.txt", "wb") as output,
+            ):
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 note_losses(losses)
@@ -237,7 +311,7 @@ def long_attempt(folder: Path, seconds: float) -> tuple[tuple[float, float], tup
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     part = max(len(samples) // 5, 1)
-    early, late = samples[part:2 * part], samples[-part:]
+    early, late = samples[part : 2 * part], samples[-part:]
     return tuple(map(statistics.median, zip(*early))), tuple(map(statistics.median, zip(*late)))
 
 
@@ -270,7 +344,9 @@ def read_losses(folder: Path) -> dict[int, float]:
 
 def flip(raw: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(raw)
-    damaged[rng.randrange(len(raw) - 80)] ^= 1 << rng.randrange(8)  # the last 80 bytes are the digest and its frame
+    damaged[rng.randrange(len(raw) - 80)] ^= 1 << rng.randrange(
+        8
+    )  # the last 80 bytes are the digest and its frame
     return bytes(damaged)
 
 
@@ -316,7 +392,11 @@ def same(one, two) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(two, torch.Tensor) and torch.equal(one, two)
     if isinstance(one, dict):
-        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+        return (
+            isinstance(two, dict)
+            and one.keys() == two.keys()
+            and all(same(one[key], two[key]) for key in one)
+        )
     if isinstance(one, list | tuple):
         return isinstance(two, list | tuple) and len(one) == len(two) and all(map(same, one, two))
     return one == two

@@ -33,30 +33,45 @@ ROWS = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", default=str(ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-c", "--config", default=str(ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml")
+    )
     parser.add_argument("--size", type=int, default=640, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=2, help="images of a step")
     parser.add_argument("--boxes", type=int, default=15, help="objects of an image")
-    parser.add_argument("--steps", type=int, default=2, help="the least of so many counts, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="the least of so many counts, after one that does not"
+    )
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose names begin so")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
-    names = [name for name in ROWS if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))]
-    print(f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | of the full step | peak memory | of the full step |")
+    names = [
+        name for name in ROWS if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
+    ]
+    print(
+        f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | of the full step | peak memory | of the full step |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     full = None
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             trained, seconds, memory = pool.apply(measure, (arguments, *ROWS[name]))
         full = full or (seconds, memory)
-        print(f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | {memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |", flush=True)
+        print(
+            f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | {memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |",
+            flush=True,
+        )
 
 
-def measure(arguments: argparse.Namespace, backbone: dict, parts: int, exact: bool = True) -> tuple[int, float, int]:
+def measure(
+    arguments: argparse.Namespace, backbone: dict, parts: int, exact: bool = True
+) -> tuple[int, float, int]:
     """Return the number of trained parameters, CPU seconds of a step, and bytes."""
     import timm  # noqa: F401  (its memory is not the model's)
     import torch
@@ -68,12 +83,30 @@ def measure(arguments: argparse.Namespace, backbone: dict, parts: int, exact: bo
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = resident()
-    cfg = YAMLConfig(arguments.config, eval_spatial_size=[arguments.size] * 2, DINOv3Backbone={"pretrained": False, **backbone})
+    cfg = YAMLConfig(
+        arguments.config,
+        eval_spatial_size=[arguments.size] * 2,
+        DINOv3Backbone={"pretrained": False, **backbone},
+    )
     model = cfg.model.train()
-    step = TrainStep(model, model, cfg.criterion.train(), cfg.optimizer, None, None, torch.device("cpu"), None, cfg.settings.clip_max_norm,
-                     NumericsGuard(1000), exact)
+    step = TrainStep(
+        model,
+        model,
+        cfg.criterion.train(),
+        cfg.optimizer,
+        None,
+        None,
+        torch.device("cpu"),
+        None,
+        cfg.settings.clip_max_norm,
+        NumericsGuard(1000),
+        exact,
+    )
     count = arguments.batch // parts
-    window = [(torch.rand(count, 3, arguments.size, arguments.size), targets(count, arguments.boxes)) for _ in range(parts)]
+    window = [
+        (torch.rand(count, 3, arguments.size, arguments.size), targets(count, arguments.boxes))
+        for _ in range(parts)
+    ]
     seconds = []
     for number in range(arguments.steps + 1):
         start = time.process_time()
@@ -87,8 +120,13 @@ def targets(images: int, boxes: int) -> list[dict]:
     """Draw objects of 5 to 35 % of the image's sides."""
     import torch
 
-    return [{"boxes": torch.cat([torch.rand(boxes, 2) * 0.5 + 0.25, torch.rand(boxes, 2) * 0.3 + 0.05], 1), "labels": torch.randint(0, 80, (boxes,))}
-            for _ in range(images)]
+    return [
+        {
+            "boxes": torch.cat([torch.rand(boxes, 2) * 0.5 + 0.25, torch.rand(boxes, 2) * 0.3 + 0.05], 1),
+            "labels": torch.randint(0, 80, (boxes,)),
+        }
+        for _ in range(images)
+    ]
 
 
 def resident() -> int:

@@ -19,17 +19,55 @@ from tools.common import parser_for, run  # noqa: E402
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO file")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder that its file names are relative to")
-    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="COCO file of the validation data, held against the first")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder that its file names are relative to"
+    )
+    parser.add_argument(
+        "--val-annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO file of the validation data, held against the first",
+    )
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="default: --images")
-    parser.add_argument("-c", "--config", metavar="FILE", help="take files, folders and the number of queries from a configuration")
-    parser.add_argument("-u", "--update", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the configuration, as for train.py")
-    parser.add_argument("--queries", type=int, help="most objects that can be found in an image; default: the configuration's, or 300")
-    parser.add_argument("--quick", action="store_true", help="read the headers of images only, as the start of train.py does: truncated files are not found")
-    parser.add_argument("--fix", type=Path, metavar="DIR", help="write clean copies into this folder: train.json (and val.json)")
-    parser.add_argument("--boxes", choices=("xywh", "xyxy"), help="with --fix: what bbox holds, if it looks like corners; xyxy is converted")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="take files, folders and the number of queries from a configuration",
+    )
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings of the configuration, as for train.py",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        help="most objects that can be found in an image; default: the configuration's, or 300",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="read the headers of images only, as the start of train.py does: truncated files are not found",
+    )
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="DIR",
+        help="write clean copies into this folder: train.json (and val.json)",
+    )
+    parser.add_argument(
+        "--boxes",
+        choices=("xywh", "xyxy"),
+        help="with --fix: what bbox holds, if it looks like corners; xyxy is converted",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all findings as JSON")
-    parser.add_argument("--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20")
+    parser.add_argument(
+        "--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20"
+    )
     parser.add_argument("--workers", type=int, default=4, help="threads that decode images; default: 4")
     arguments = parser.parse_args()
     if arguments.workers < 1 or arguments.show < 0:
@@ -54,13 +92,17 @@ def main() -> None:
             refuse_replacing(arguments.report)  # before a long look at the images
         queries = 300 if arguments.queries is None else arguments.queries
         if arguments.config:
-            data_sets, made_for = data_sets_of(YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg)
+            data_sets, made_for = data_sets_of(
+                YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg
+            )
             queries = (made_for or 300) if arguments.queries is None else queries
         else:
             data_sets = [DataSet(arguments.annotations, arguments.images)]
             if arguments.val_annotations:
                 data_sets.append(DataSet(arguments.val_annotations, arguments.val_images or arguments.images))
-        copies = copies_of(data_sets, arguments.fix) if arguments.fix else []  # refused before a long look at the images
+        copies = (
+            copies_of(data_sets, arguments.fix) if arguments.fix else []
+        )  # refused before a long look at the images
         images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
         report = check(data_sets, images, queries=queries)
         tell(report.lines(arguments.show))
@@ -70,7 +112,11 @@ def main() -> None:
             report = None  # as large as the data; the copies are looked at anew
             prepare_output_dir(arguments.fix)
             for data, copy in zip(data_sets, copies):
-                tell(describe(data, copy.annotations, fix(data, copy.annotations, images, boxes=arguments.boxes)))
+                tell(
+                    describe(
+                        data, copy.annotations, fix(data, copy.annotations, images, boxes=arguments.boxes)
+                    )
+                )
             report = check(copies, images, queries=queries)
             tell(["what is left:", *report.lines(arguments.show)])
         report.raise_if_faulty()

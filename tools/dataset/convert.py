@@ -18,12 +18,28 @@ from tools.common import parser_for, run  # noqa: E402
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("input", type=Path, help="data.yaml, or the folder of the data set")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for train.json and val.json")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="share of images for validation if the data set has none; default: 0.1")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for train.json and val.json"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        help="share of images for validation if the data set has none; default: 0.1",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that split; default: 0")
-    parser.add_argument("--difficult", choices=("keep", "skip", "crowd"), default="keep", help="VOC: what becomes of difficult objects; default: keep")
-    parser.add_argument("--zero-based", action="store_true", help="VOC: corners are counted from 0, not from 1")
-    parser.add_argument("--follow-links", action="store_true", help="open files that symbolic links carry out of the data set")
+    parser.add_argument(
+        "--difficult",
+        choices=("keep", "skip", "crowd"),
+        default="keep",
+        help="VOC: what becomes of difficult objects; default: keep",
+    )
+    parser.add_argument(
+        "--zero-based", action="store_true", help="VOC: corners are counted from 0, not from 1"
+    )
+    parser.add_argument(
+        "--follow-links", action="store_true", help="open files that symbolic links carry out of the data set"
+    )
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:
         parser.error(f"--val-fraction is {arguments.val_fraction:g}, expected a share above 0 and below 1")
@@ -32,8 +48,15 @@ def main() -> None:
         from src.data.preparation.convert import convert
         from src.runtime.log import printable
 
-        for line in convert(arguments.input, arguments.output, val_fraction=arguments.val_fraction, seed=arguments.seed, difficult=arguments.difficult,
-                            zero_based=arguments.zero_based, follow_links=arguments.follow_links):
+        for line in convert(
+            arguments.input,
+            arguments.output,
+            val_fraction=arguments.val_fraction,
+            seed=arguments.seed,
+            difficult=arguments.difficult,
+            zero_based=arguments.zero_based,
+            follow_links=arguments.follow_links,
+        ):
             print(printable(line))
 
     run(command, arguments)

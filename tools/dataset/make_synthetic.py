@@ -1,6 +1,6 @@
 """Draw a small data set in COCO format: shapes of four classes on textured backgrounds.
 
-    python tools/dataset/make_synthetic.py --output data/synthetic --train 1000 --val 200
+python tools/dataset/make_synthetic.py --output data/synthetic --train 1000 --val 200
 """
 
 import argparse
@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", default="data/synthetic", help="folder to write to")
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
@@ -22,7 +24,15 @@ def main() -> None:
     from src.data.dataset.synthetic import write_synthetic_coco
     from src.runtime.process import run_command
 
-    run_command(lambda: write_synthetic_coco(arguments.output, train=arguments.train, val=arguments.val, size=arguments.size, seed=arguments.seed))
+    run_command(
+        lambda: write_synthetic_coco(
+            arguments.output,
+            train=arguments.train,
+            val=arguments.val,
+            size=arguments.size,
+            seed=arguments.seed,
+        )
+    )
 
 
 if __name__ == "__main__":

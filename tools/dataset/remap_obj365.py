@@ -15,9 +15,15 @@ from tools.common import parser_for, run  # noqa: E402
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--base_dir", type=Path, required=True, metavar="DIR", help="folder with train/ and val/")
-    parser.add_argument("--new_val_size", type=int, default=5000, help="images that remain for validation; default: 5000")
-    parser.add_argument("--output_suffix", default="new", help="begins the names of the files that are written; default: new")
+    parser.add_argument(
+        "--base_dir", type=Path, required=True, metavar="DIR", help="folder with train/ and val/"
+    )
+    parser.add_argument(
+        "--new_val_size", type=int, default=5000, help="images that remain for validation; default: 5000"
+    )
+    parser.add_argument(
+        "--output_suffix", default="new", help="begins the names of the files that are written; default: new"
+    )
     arguments = parser.parse_args()
 
     def command() -> None:

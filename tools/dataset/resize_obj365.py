@@ -15,7 +15,9 @@ from tools.common import parser_for, run  # noqa: E402
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--base_dir", type=Path, required=True, metavar="DIR", help="folder with train/ and val/")
+    parser.add_argument(
+        "--base_dir", type=Path, required=True, metavar="DIR", help="folder with train/ and val/"
+    )
     parser.add_argument("--max_size", type=int, default=640, help="longest side in pixels; default: 640")
     parser.add_argument("--num_workers", type=int, default=4, help="processes; default: 4")
     arguments = parser.parse_args()

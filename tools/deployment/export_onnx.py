@@ -17,18 +17,51 @@ from tools.common import parser_for, run  # noqa: E402
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's")
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration, only for checkpoints that hold none, as D-FINE's own")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the checkpoint's name with .onnx")
-    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in place of the size that the model was trained for")
+    parser.add_argument(
+        "-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's"
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration, only for checkpoints that hold none, as D-FINE's own",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: the checkpoint's name with .onnx"
+    )
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="in place of the size that the model was trained for",
+    )
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--batch", type=int, metavar="N", help="a fixed number of images at once")
     batch.add_argument("--dynamic", action="store_true", help="any number of images at once; the default")
-    parser.add_argument("--opset", type=int, help="17 or above; default: 18, or 17 with --exporter torchscript")
-    parser.add_argument("--exporter", choices=("dynamo", "torchscript"), default="dynamo", help="of torch; torchscript is deprecated and needs --batch")
-    parser.add_argument("--simplify", action="store_true", help="pass the graph through onnxslim or onnxsim; off by default, it is not needed")
-    parser.add_argument("--check", action="store_true", help="compare the file with the checkpoint in ONNX Runtime")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images for --check; default: validation data that the checkpoint names, else drawn ones")
+    parser.add_argument(
+        "--opset", type=int, help="17 or above; default: 18, or 17 with --exporter torchscript"
+    )
+    parser.add_argument(
+        "--exporter",
+        choices=("dynamo", "torchscript"),
+        default="dynamo",
+        help="of torch; torchscript is deprecated and needs --batch",
+    )
+    parser.add_argument(
+        "--simplify",
+        action="store_true",
+        help="pass the graph through onnxslim or onnxsim; off by default, it is not needed",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare the file with the checkpoint in ONNX Runtime"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="images for --check; default: validation data that the checkpoint names, else drawn ones",
+    )
     parser.add_argument("--count", type=int, default=16, help="images for --check; default: 16")
     arguments = parser.parse_args()
 
@@ -40,10 +73,18 @@ def main() -> None:
 
         if arguments.check:
             import_onnxruntime()  # before anything is written
-        detector = Detector.from_checkpoint(arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size)
+        detector = Detector.from_checkpoint(
+            arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size
+        )
         images = images_for_check(detector, arguments.images, arguments.count) if arguments.check else None
-        path = export_onnx(detector, arguments.output or Path(arguments.resume).with_suffix(".onnx"), batch_size=arguments.batch, opset=arguments.opset,
-                           exporter=arguments.exporter, simplify=arguments.simplify)
+        path = export_onnx(
+            detector,
+            arguments.output or Path(arguments.resume).with_suffix(".onnx"),
+            batch_size=arguments.batch,
+            opset=arguments.opset,
+            exporter=arguments.exporter,
+            simplify=arguments.simplify,
+        )
         if images is None:
             return
         try:

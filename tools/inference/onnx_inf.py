@@ -16,7 +16,9 @@ from tools.common import add_prediction_arguments, add_threads_argument, parser_
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="what tools/deployment/export_onnx.py wrote")
+    parser.add_argument(
+        "--onnx", required=True, metavar="FILE", help="what tools/deployment/export_onnx.py wrote"
+    )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime has it")
     add_threads_argument(parser)
     add_prediction_arguments(parser, "onnx_results")
@@ -25,7 +27,9 @@ def main() -> None:
     def command() -> None:
         from src.inference import Detector
 
-        predict_from(arguments, Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads))
+        predict_from(
+            arguments, Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads)
+        )
 
     run(command, arguments)
 

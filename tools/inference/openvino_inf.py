@@ -16,7 +16,13 @@ from tools.common import add_prediction_arguments, add_threads_argument, parser_
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--ov_model", "-ov_model", required=True, metavar="FILE", help=".onnx, or .xml with its .bin and .json")
+    parser.add_argument(
+        "--ov_model",
+        "-ov_model",
+        required=True,
+        metavar="FILE",
+        help=".onnx, or .xml with its .bin and .json",
+    )
     parser.add_argument("-d", "--device", help="OpenVINO's name: CPU, GPU, NPU, AUTO ...; default: CPU")
     add_threads_argument(parser)
     add_prediction_arguments(parser, "openvino_results", also=("--image", "-image"))
@@ -25,7 +31,10 @@ def main() -> None:
     def command() -> None:
         from src.inference import Detector
 
-        predict_from(arguments, Detector.from_openvino(arguments.ov_model, device=arguments.device, threads=arguments.threads))
+        predict_from(
+            arguments,
+            Detector.from_openvino(arguments.ov_model, device=arguments.device, threads=arguments.threads),
+        )
 
     run(command, arguments)
 

@@ -13,7 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_checkpoint_arguments, add_prediction_arguments, detector_from, parser_for, predict_from, run  # noqa: E402
+from tools.common import (
+    add_checkpoint_arguments,
+    add_prediction_arguments,
+    detector_from,
+    parser_for,
+    predict_from,
+    run,
+)  # noqa: E402
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Draw a detector's predictions beside the truth, one picture an image of the validation data.
 
-    python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.yml -r output/demo/best.pth
+python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.yml -r output/demo/best.pth
 """
 
 import argparse
@@ -11,14 +11,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
     parser.add_argument("-r", "--resume", required=True, help="best.pth or another checkpoint")
     parser.add_argument("--output", help="folder for the pictures; default: pictures/ beside the checkpoint")
     parser.add_argument("--count", type=int, default=16, help="how many images")
     parser.add_argument("--threshold", type=float, default=0.4, help="least score that is drawn")
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N")
-    parser.add_argument("-u", "--update", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
@@ -35,9 +45,13 @@ def main() -> None:
 
     def command() -> None:
         set_up_logging(speaks=True, debug=arguments.debug)
-        cfg = YAMLConfig(arguments.config, **parse_overrides(arguments.update), resume=arguments.resume, test_only=True)
+        cfg = YAMLConfig(
+            arguments.config, **parse_overrides(arguments.update), resume=arguments.resume, test_only=True
+        )
         output = Path(arguments.output) if arguments.output else Path(arguments.resume).parent / "pictures"
-        draw_comparisons(cfg, pick_device(arguments.device), output, count=arguments.count, threshold=arguments.threshold)
+        draw_comparisons(
+            cfg, pick_device(arguments.device), output, count=arguments.count, threshold=arguments.threshold
+        )
 
     run_command(command, debug=arguments.debug)
 

@@ -11,17 +11,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_checkpoint_arguments, add_labelled_images_arguments, detector_from, parser_for, run  # noqa: E402
+from tools.common import (
+    add_checkpoint_arguments,
+    add_labelled_images_arguments,
+    detector_from,
+    parser_for,
+    run,
+)  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     add_checkpoint_arguments(parser)
     add_labelled_images_arguments(parser)
-    parser.add_argument("--name", default="dfine", help="of the data set in FiftyOne, replaced if it is there; default: dfine")
+    parser.add_argument(
+        "--name", default="dfine", help="of the data set in FiftyOne, replaced if it is there; default: dfine"
+    )
     parser.add_argument("--threshold", type=float, help="least score; default: the checkpoint's")
     parser.add_argument("--port", type=int, default=5151, help="of the app; default: 5151")
-    parser.add_argument("--no-launch", action="store_true", help="store the data set and end; open it later with: fiftyone app launch NAME")
+    parser.add_argument(
+        "--no-launch",
+        action="store_true",
+        help="store the data set and end; open it later with: fiftyone app launch NAME",
+    )
     arguments = parser.parse_args()
 
     def command() -> None:
@@ -30,8 +42,16 @@ def main() -> None:
 
         import_fiftyone()  # before anything costly
         detector = detector_from(arguments)
-        evaluation = evaluate_detector(detector, open_labelled_images(detector, arguments.images, arguments.annotations), batch_size=arguments.batch_size)
-        data_set = to_fiftyone(evaluation, arguments.name, detector.threshold if arguments.threshold is None else arguments.threshold)
+        evaluation = evaluate_detector(
+            detector,
+            open_labelled_images(detector, arguments.images, arguments.annotations),
+            batch_size=arguments.batch_size,
+        )
+        data_set = to_fiftyone(
+            evaluation,
+            arguments.name,
+            detector.threshold if arguments.threshold is None else arguments.threshold,
+        )
         if not arguments.no_launch:
             import_fiftyone().launch_app(data_set, port=arguments.port).wait()
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_checkpoint_arguments, add_labelled_images_arguments, detector_from, parser_for, run  # noqa: E402
+from tools.common import (
+    add_checkpoint_arguments,
+    add_labelled_images_arguments,
+    detector_from,
+    parser_for,
+    run,
+)  # noqa: E402
 
 
 def main() -> None:
@@ -19,8 +25,14 @@ def main() -> None:
     add_checkpoint_arguments(parser)
     add_labelled_images_arguments(parser)
     parser.add_argument("--output", type=Path, help="the page; default: report.html beside the checkpoint")
-    parser.add_argument("--threshold", type=float, help="least score that counts; default: that with the highest F1 on these images")
-    parser.add_argument("--worst", type=int, default=12, help="images shown, those with the most errors; default: 12")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="least score that counts; default: that with the highest F1 on these images",
+    )
+    parser.add_argument(
+        "--worst", type=int, default=12, help="images shown, those with the most errors; default: 12"
+    )
     arguments = parser.parse_args()
 
     def command() -> None:

@@ -32,9 +32,12 @@ from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect
 BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
 
-_TOLD = {Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
-         Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"), Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB"),
-         Mark.DEEP: (logging.INFO, "16-bit images, scaled to 8 bits")}
+_TOLD = {
+    Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
+    Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"),
+    Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB"),
+    Mark.DEEP: (logging.INFO, "16-bit images, scaled to 8 bits"),
+}
 """What is said once about images with a mark, and how loudly."""
 
 
@@ -49,9 +52,18 @@ class CocoDetection(Dataset):
     __inject__ = ["transforms"]
     __share__ = ["remap_mscoco_category"]
 
-    def __init__(self, img_folder: str, ann_file: str, transforms: Compose | None = None, return_masks: bool = False,
-                 remap_mscoco_category: bool = False, bad_images: float | None = None, follow_links: bool = False, trust_files: bool = False,
-                 watch_files: bool = True) -> None:
+    def __init__(
+        self,
+        img_folder: str,
+        ann_file: str,
+        transforms: Compose | None = None,
+        return_masks: bool = False,
+        remap_mscoco_category: bool = False,
+        bad_images: float | None = None,
+        follow_links: bool = False,
+        trust_files: bool = False,
+        watch_files: bool = True,
+    ) -> None:
         """Read and check the annotation file; images are not touched, but for their headers with `trust_files`.
 
         Args:
@@ -73,7 +85,9 @@ class CocoDetection(Dataset):
             ConfigError: if there is no such folder, or the categories are not COCO's although they should be.
         """
         if return_masks:
-            raise ConfigError("CocoDetection.return_masks is true; this detector has no use for masks, set it to false")
+            raise ConfigError(
+                "CocoDetection.return_masks is true; this detector has no use for masks, set it to false"
+            )
         if not Path(img_folder).is_dir():
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder")
         if not 0 <= (bad_images or 0) < 1:
@@ -110,9 +124,17 @@ class CocoDetection(Dataset):
         labels, path = self.labels, self.image_path(index)
         rows = labels.rows(index)
         single = ~labels.crowds.numpy()[rows]
-        fields = {"labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]], "area": labels.areas.numpy()[rows][single],
-                  "iscrowd": np.zeros(np.count_nonzero(single), np.int64)}
-        info = {"image_id": labels.image_ids[index:index + 1], "orig_size": labels.sizes[index].long(), "idx": torch.tensor([index]), "image_path": str(path)}
+        fields = {
+            "labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]],
+            "area": labels.areas.numpy()[rows][single],
+            "iscrowd": np.zeros(np.count_nonzero(single), np.int64),
+        }
+        info = {
+            "image_id": labels.image_ids[index : index + 1],
+            "orig_size": labels.sizes[index].long(),
+            "idx": torch.tensor([index]),
+            "image_path": str(path),
+        }
         boxes = labels.boxes.numpy()[rows][single].astype(np.float64)
         return Sample(image, boxes, fields, info, rng, self.random_sample)
 
@@ -125,8 +147,13 @@ class CocoDetection(Dataset):
         while True:
             self.marks.begin(index)
             try:
-                image, marks = inspect_image(self.image_path(index), self._size(index), partial(self._check_unchanged, index))
-            except (ImageSizeError, ImageChangedError):  # the file is sound: the labels, or those who write, are not to be trusted
+                image, marks = inspect_image(
+                    self.image_path(index), self._size(index), partial(self._check_unchanged, index)
+                )
+            except (
+                ImageSizeError,
+                ImageChangedError,
+            ):  # the file is sound: the labels, or those who write, are not to be trusted
                 raise
             except ImageError as error:
                 if not self.bad_images:
@@ -159,8 +186,10 @@ class CocoDetection(Dataset):
         """Raise `DataError` once more images are unreadable than may be."""
         bad = self.marks.images(Mark.UNREADABLE)
         if len(bad) > self._tolerated:
-            raise DataError(f"{len(bad)} of {len(self)} images of {self.ann_file} cannot be read, more than the share of {self.bad_images:g} that "
-                            f"bad_images tolerates: {listed([str(self.image_path(i)) for i in bad])}{detail}; repair them, or raise dataset.bad_images")
+            raise DataError(
+                f"{len(bad)} of {len(self)} images of {self.ann_file} cannot be read, more than the share of {self.bad_images:g} that "
+                f"bad_images tolerates: {listed([str(self.image_path(i)) for i in bad])}{detail}; repair them, or raise dataset.bad_images"
+            )
 
     def report_images(self) -> None:
         """Say what is new since the last time about images that were decoded, over all ranks; all of them call this together.
@@ -173,8 +202,13 @@ class CocoDetection(Dataset):
         for index in bad[:FAULTS_SHOWN]:
             logger.warning("%s; another image takes its place", self._why_bad(index))
         if bad:
-            logger.warning("%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)", self.ann_file,
-                           len(self.marks.images(Mark.UNREADABLE)), self._tolerated, self.bad_images)
+            logger.warning(
+                "%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)",
+                self.ann_file,
+                len(self.marks.images(Mark.UNREADABLE)),
+                self._tolerated,
+                self.bad_images,
+            )
         for mark, (level, _) in _TOLD.items():
             if new := self.marks.take_news(mark):
                 logger.log(level, "%s", self._told(mark, new[0]))
@@ -203,12 +237,18 @@ class CocoDetection(Dataset):
     def last_image(self, worker: int) -> str:
         """Return id and file name of the image that a worker of the loader began with last."""
         index = self.marks.last_begun(worker)
-        return "none yet" if index is None else f"{int(self.labels.image_ids[index])} ({self.labels.file_name(index)})"
+        return (
+            "none yet"
+            if index is None
+            else f"{int(self.labels.image_ids[index])} ({self.labels.file_name(index)})"
+        )
 
     def images_in_common(self, other: CocoDetection) -> list[str]:
         """Return the files that another data set holds too, by their paths."""
-        ours, theirs = ({f"{folder}/{data.labels.file_name(i)}" for i in range(len(data))}
-                        for data, folder in ((data, os.path.realpath(data.img_folder)) for data in (self, other)))
+        ours, theirs = (
+            {f"{folder}/{data.labels.file_name(i)}" for i in range(len(data))}
+            for data, folder in ((data, os.path.realpath(data.img_folder)) for data in (self, other))
+        )
         return sorted(ours & theirs)
 
     def set_epoch(self, epoch: int) -> None:
@@ -247,7 +287,9 @@ class CocoDetection(Dataset):
 
     @property
     def _detection_ids(self) -> Tensor:
-        return torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category
+        return (
+            torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category
+        )
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the checked labels as a COCO dictionary for an evaluator.
@@ -259,9 +301,13 @@ class CocoDetection(Dataset):
             ConfigError: if images may be left out.
         """
         if self.bad_images:
-            raise ConfigError(f"val_dataloader.dataset.bad_images is {self.bad_images:g}; an image left out would count as objects missed, set it to 0")
+            raise ConfigError(
+                f"val_dataloader.dataset.bad_images is {self.bad_images:g}; an image left out would count as objects missed, set it to 0"
+            )
         if bool(self.labels.crowds.all()):
-            raise DataError(f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored")
+            raise DataError(
+                f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored"
+            )
         return _coco_dictionary(self.labels, self._detection_ids)
 
     def check_images_exist(self) -> None:
@@ -276,9 +322,16 @@ class CocoDetection(Dataset):
             shown = listed([str(self.img_folder / names[i]) for i in missing])
             raise DataError(f"{len(missing)} of {len(self)} images of {self.ann_file} are missing: {shown}")
         if leaving and not self.follow_links:
-            shown = listed([f"images[{i}] (id {int(self.labels.image_ids[i])}) {names[i]} -> {target}" for i, target in leaving.items()])
-            raise DataError(f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
-                            "set img_folder to where the images are, or dataset.follow_links to True if you trust the links")
+            shown = listed(
+                [
+                    f"images[{i}] (id {int(self.labels.image_ids[i])}) {names[i]} -> {target}"
+                    for i, target in leaving.items()
+                ]
+            )
+            raise DataError(
+                f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
+                "set img_folder to where the images are, or dataset.follow_links to True if you trust the links"
+            )
 
     def scan_images(self, cache: Path | None = None) -> None:
         """Look at the headers of all images, and from now on for changes of their files; all ranks together.
@@ -294,10 +347,18 @@ class CocoDetection(Dataset):
         for index in self.scan.several_frames():
             self.marks.add(index, Mark.SEVERAL_FRAMES)
         if odd := self.scan.contradictions(sizes):
-            shown = listed([f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}" for i, (w, h) in odd.items()], "; ")
-            raise DataError(f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
-                            f"in the annotation file, as tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, set "
-                            f"dataset.trust_files to True")
+            shown = listed(
+                [
+                    f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}"
+                    for i, (w, h) in odd.items()
+                ],
+                "; ",
+            )
+            raise DataError(
+                f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
+                f"in the annotation file, as tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, set "
+                f"dataset.trust_files to True"
+            )
 
     def describe_frames(self) -> list[str]:
         """Return a line about images with several frames, if the scan found some; it is not told again."""
@@ -308,13 +369,20 @@ class CocoDetection(Dataset):
         """Return a line about images that are there twice under different names, for each data set and for what they share; all have been scanned."""
         data_sets = [self, *others]
         twins = find_twins([data.scan for data in data_sets])
-        lines = [f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
-                 for number, data in enumerate(data_sets) if (groups := twins.within(number))]
+        lines = [
+            f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
+            for number, data in enumerate(data_sets)
+            if (groups := twins.within(number))
+        ]
         if groups := twins.shared():
-            lines.append(f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
-                         f"too good")
+            lines.append(
+                f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
+                f"too good"
+            )
         if twins.unread:
-            logger.info("%d images that look alike were not compared in full: there are too many", twins.unread)
+            logger.info(
+                "%d images that look alike were not compared in full: there are too many", twins.unread
+            )
         return lines
 
     def _sizes_of_files(self, names: list[str], sizes: np.ndarray) -> np.ndarray:
@@ -326,7 +394,9 @@ class CocoDetection(Dataset):
             return torch.arange(len(ids))
         label = {category: index for index, category in enumerate(COCO_CATEGORY_IDS)}
         if foreign := [i for i in ids if i not in label]:
-            raise ConfigError(f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO has not: {foreign[:20]}; set it to False")
+            raise ConfigError(
+                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO has not: {foreign[:20]}; set it to False"
+            )
         return torch.tensor([label[i] for i in ids])
 
 
@@ -334,8 +404,21 @@ def _coco_dictionary(labels: CocoLabels, ids: Tensor) -> dict[str, Any]:
     names = dict(zip(ids.tolist(), labels.category_names))
     image_of_box = torch.repeat_interleave(labels.image_ids, labels.starts.diff())
     xywh = torch.cat([labels.boxes[:, :2], labels.boxes[:, 2:] - labels.boxes[:, :2]], 1)
-    rows = zip(image_of_box.tolist(), ids[labels.categories].tolist(), xywh.tolist(), labels.areas.tolist(), labels.crowds.int().tolist())
-    return {"images": [{"id": i, "width": w, "height": h} for i, (w, h) in zip(labels.image_ids.tolist(), labels.sizes.tolist())],
-            "annotations": [{"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
-                            for n, (i, c, b, a, k) in enumerate(rows, start=1)],  # evaluators take id 0 for "no match"
-            "categories": [{"id": i, "name": name} for i, name in sorted(names.items())]}
+    rows = zip(
+        image_of_box.tolist(),
+        ids[labels.categories].tolist(),
+        xywh.tolist(),
+        labels.areas.tolist(),
+        labels.crowds.int().tolist(),
+    )
+    return {
+        "images": [
+            {"id": i, "width": w, "height": h}
+            for i, (w, h) in zip(labels.image_ids.tolist(), labels.sizes.tolist())
+        ],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
+            for n, (i, c, b, a, k) in enumerate(rows, start=1)
+        ],  # evaluators take id 0 for "no match"
+        "categories": [{"id": i, "name": name} for i, name in sorted(names.items())],
+    }

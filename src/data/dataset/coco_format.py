@@ -59,7 +59,7 @@ class CocoLabels:
 
     def file_name(self, index: int) -> str:
         """Return the file name of an image, relative to the image folder."""
-        start, end = self.name_starts.numpy()[index:index + 2]
+        start, end = self.name_starts.numpy()[index : index + 2]
         return self.name_bytes.numpy()[start:end].tobytes().decode()
 
     @property
@@ -69,7 +69,7 @@ class CocoLabels:
 
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
-        return slice(*self.starts.numpy()[index:index + 2])
+        return slice(*self.starts.numpy()[index : index + 2])
 
 
 def load_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoLabels:
@@ -102,10 +102,18 @@ def inspect_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoL
         return findings
     names = [image.file_name.encode() for image in content.images]
     return CocoLabels(
-        findings.path, torch.tensor([image.id for image in content.images], dtype=torch.int64),
-        torch.tensor([(image.width, image.height) for image in content.images], dtype=torch.int32).view(-1, 2), **rows,
-        category_ids=list(table), category_names=list(table.values()), name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
-        name_starts=_running_total(map(len, names)), findings=findings)
+        findings.path,
+        torch.tensor([image.id for image in content.images], dtype=torch.int64),
+        torch.tensor([(image.width, image.height) for image in content.images], dtype=torch.int32).view(
+            -1, 2
+        ),
+        **rows,
+        category_ids=list(table),
+        category_names=list(table.values()),
+        name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
+        name_starts=_running_total(map(len, names)),
+        findings=findings,
+    )
 
 
 class Examination(NamedTuple):
@@ -129,7 +137,9 @@ def examine_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> Exami
     return examine_records(read_records(findings.path, findings), findings, true_sizes)
 
 
-def examine_records(content: CocoContent, findings: Findings, true_sizes: TrueSizes | None = None) -> Examination:
+def examine_records(
+    content: CocoContent, findings: Findings, true_sizes: TrueSizes | None = None
+) -> Examination:
     """Go through records that have been read, past the faults in `findings`, and add to them."""
     table = _check_categories(content, findings)
     _check_images(content, findings)
@@ -145,7 +155,9 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
     table: dict[int, str] = {}
     for record, place in zip(records, places):
         if not is_id(record.id):
-            findings.fault(Kind.BAD_ID, f"id is {record.id}, expected a whole number from 0", "categories", place)
+            findings.fault(
+                Kind.BAD_ID, f"id is {record.id}, expected a whole number from 0", "categories", place
+            )
         elif record.id in table:
             findings.fault(Kind.REPEATED_CATEGORY, f"id {record.id} is used twice", "categories", place)
         elif not record.name:
@@ -155,8 +167,14 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
             table[record.id] = record.name
     names = [record.name for record in records]
     counts = Counter(names)
-    findings.note(Kind.REPEATED_NAME, content, "categories", np.array([counts[name] > 1 for name in names], bool),
-                  np.array([record.id for record in records], object), np.array(names, object))
+    findings.note(
+        Kind.REPEATED_NAME,
+        content,
+        "categories",
+        np.array([counts[name] > 1 for name in names], bool),
+        np.array([record.id for record in records], object),
+        np.array(names, object),
+    )
     return dict(sorted(table.items()))
 
 
@@ -171,14 +189,32 @@ def _check_images(content: CocoContent, findings: Findings) -> None:
         elif record.id in seen_ids:
             findings.fault(Kind.REPEATED_IMAGE, "this id is used twice", "images", place, record.id)
         if reason := unsafe_file_name(record.file_name):
-            findings.fault(Kind.BAD_FILE_NAME, f"file_name is {record.file_name[:80]!r}, {reason}", "images", place, record.id)
+            findings.fault(
+                Kind.BAD_FILE_NAME,
+                f"file_name is {record.file_name[:80]!r}, {reason}",
+                "images",
+                place,
+                record.id,
+            )
         if not _has_size(record):
-            findings.fault(Kind.BAD_SIZE, f"size is {record.width} x {record.height}, expected pixels, whole numbers from 1", "images", place, record.id)
+            findings.fault(
+                Kind.BAD_SIZE,
+                f"size is {record.width} x {record.height}, expected pixels, whole numbers from 1",
+                "images",
+                place,
+                record.id,
+            )
         repeated[index] = record.file_name in seen_names
         seen_ids.add(record.id)
         seen_names.add(record.file_name)
-    findings.note(Kind.REPEATED_FILE, content, "images", repeated,
-                  np.array([r.id for r in records], object), np.array([r.file_name for r in records], object))
+    findings.note(
+        Kind.REPEATED_FILE,
+        content,
+        "images",
+        repeated,
+        np.array([r.id for r in records], object),
+        np.array([r.file_name for r in records], object),
+    )
 
 
 def _has_size(image: ImageRecord) -> bool:
@@ -187,7 +223,11 @@ def _has_size(image: ImageRecord) -> bool:
 
 def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findings) -> None:
     """Give the images, those with a safe name and a possible size, the sizes that count."""
-    index = [i for i, image in enumerate(content.images) if _has_size(image) and unsafe_file_name(image.file_name) is None]
+    index = [
+        i
+        for i, image in enumerate(content.images)
+        if _has_size(image) and unsafe_file_name(image.file_name) is None
+    ]
     images = [content.images[i] for i in index]
     written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
     sizes = true_sizes([image.file_name for image in images], written)
@@ -195,27 +235,53 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
     for position in np.flatnonzero((sizes != written).any(1)).tolist():
         image, (width, height) = images[position], sizes[position].tolist()
         differs[index[position]] = True
-        details[index[position]] = f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}"
+        details[index[position]] = (
+            f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}"
+        )
         image.width, image.height = width, height
-    findings.note(Kind.TRUE_SIZE, content, "images", differs, np.array([image.id for image in content.images], object), details)
+    findings.note(
+        Kind.TRUE_SIZE,
+        content,
+        "images",
+        differs,
+        np.array([image.id for image in content.images], object),
+        details,
+    )
 
 
-def _check_annotations(content: CocoContent, category_ids: list[int], findings: Findings) -> dict[str, Tensor]:
+def _check_annotations(
+    content: CocoContent, category_ids: list[int], findings: Findings
+) -> dict[str, Tensor]:
     """Return `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images."""
     records, images = content.annotations, content.images
-    ids, image_ids, categories, crowds = (_whole_numbers(key, content, findings) for key in ("id", "image_id", "category_id", "iscrowd"))
+    ids, image_ids, categories, crowds = (
+        _whole_numbers(key, content, findings) for key in ("id", "image_id", "category_id", "iscrowd")
+    )
     xywh, areas = records.bbox, records.area
 
-    image_of, known_image = _positions(image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64))
+    image_of, known_image = _positions(
+        image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64)
+    )
     category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
     known = ", ".join(map(str, category_ids[:20])) + (" ..." if len(category_ids) > 20 else "")
-    lost_image, lost_category = (np.isin(values, list(content.lost[where])) for where, values in (("images", image_ids), ("categories", categories)))
+    lost_image, lost_category = (
+        np.isin(values, list(content.lost[where]))
+        for where, values in (("images", image_ids), ("categories", categories))
+    )
     for kind, bad, text in (
-            (Kind.ORPHAN, ~known_image & (image_ids >= 0) & ~lost_image, lambda i: f"image_id {image_ids[i]} is not among the images"),
-            (Kind.UNKNOWN_CATEGORY, ~known_category & (categories >= 0) & ~lost_category,
-             lambda i: f"category_id {categories[i]} is unknown; known ids: {known}"),
-            (Kind.BAD_CROWD, crowds > 1, lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
-            (Kind.BAD_AREA, areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0")):
+        (
+            Kind.ORPHAN,
+            ~known_image & (image_ids >= 0) & ~lost_image,
+            lambda i: f"image_id {image_ids[i]} is not among the images",
+        ),
+        (
+            Kind.UNKNOWN_CATEGORY,
+            ~known_category & (categories >= 0) & ~lost_category,
+            lambda i: f"category_id {categories[i]} is unknown; known ids: {known}",
+        ),
+        (Kind.BAD_CROWD, crowds > 1, lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
+        (Kind.BAD_AREA, areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0"),
+    ):
         for i in np.flatnonzero(bad):
             findings.fault(kind, text(i), "annotations", content.places["annotations"][i], ids[i])
     measured = np.array([_has_size(image) for image in images] or [False], bool)
@@ -225,7 +291,9 @@ def _check_annotations(content: CocoContent, category_ids: list[int], findings: 
     size = sizes[np.where(sound, image_of, 0)]
 
     with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
-        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32)  # as they will be stored
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(
+            np.float32
+        )  # as they will be stored
     inside = np.clip(corners, 0, np.tile(size, 2))
     flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
     outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
@@ -239,18 +307,28 @@ def _check_annotations(content: CocoContent, category_ids: list[int], findings: 
     findings.note(Kind.BEYOND, content, "annotations", beyond, ids, xywh)
     findings.note(Kind.NO_AREA, content, "annotations", missing, ids)
     if outside.sum() > OUTSIDE_LIMIT * len(records):
-        findings.fault(Kind.CORNERS, f"{outside.sum()} of {len(records)} boxes lie wholly outside their image; is bbox [x1, y1, x2, y2] "
-                                     "where COCO has [x, y, width, height]?")
+        findings.fault(
+            Kind.CORNERS,
+            f"{outside.sum()} of {len(records)} boxes lie wholly outside their image; is bbox [x1, y1, x2, y2] "
+            "where COCO has [x, y, width, height]?",
+        )
     elif _are_corners(xywh[sound], size[sound]):
-        findings.fault(Kind.CORNERS, f"{beyond.sum()} of {len(records)} boxes reach out of their image, nearly all would fit if bbox were [x1, y1, x2, y2]; "
-                                     "COCO has [x, y, width, height]")
+        findings.fault(
+            Kind.CORNERS,
+            f"{beyond.sum()} of {len(records)} boxes reach out of their image, nearly all would fit if bbox were [x1, y1, x2, y2]; "
+            "COCO has [x, y, width, height]",
+        )
 
     order = np.flatnonzero(kept)
     order = order[np.argsort(image_of[order], kind="stable")]
     counts = np.bincount(image_of[order], minlength=len(images))
-    return {"starts": _running_total(counts), "boxes": torch.from_numpy(inside[order].astype(np.float32)),
-            "categories": torch.from_numpy(category_of[order]), "areas": torch.from_numpy(areas[order].astype(np.float32)),
-            "crowds": torch.from_numpy(crowds[order] == 1)}
+    return {
+        "starts": _running_total(counts),
+        "boxes": torch.from_numpy(inside[order].astype(np.float32)),
+        "categories": torch.from_numpy(category_of[order]),
+        "areas": torch.from_numpy(areas[order].astype(np.float32)),
+        "crowds": torch.from_numpy(crowds[order] == 1),
+    }
 
 
 def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
@@ -265,8 +343,13 @@ def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.nda
     """Return a column of ids; negative ones are faults, and become -1."""
     values, ids = getattr(content.annotations, key), content.annotations.id
     for index in np.flatnonzero(values < 0):
-        findings.fault(Kind.BAD_ID, f"{key} is {values[index]}, expected a whole number from 0", "annotations", content.places["annotations"][index],
-                       ids[index] if ids[index] >= 0 else None)
+        findings.fault(
+            Kind.BAD_ID,
+            f"{key} is {values[index]}, expected a whole number from 0",
+            "annotations",
+            content.places["annotations"][index],
+            ids[index] if ids[index] >= 0 else None,
+        )
     return values.clip(min=-1)
 
 
@@ -289,4 +372,6 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
 
 
 def _running_total(counts: Iterable[int]) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(list(counts), dtype=torch.int64).cumsum(0)])
+    return torch.cat(
+        [torch.zeros(1, dtype=torch.int64), torch.tensor(list(counts), dtype=torch.int64).cumsum(0)]
+    )

@@ -91,9 +91,20 @@ class Annotations:
         Raises:
             OverflowError: if a number does not fit.
         """
-        ids, images, categories, crowds = (np.array([getattr(r, key) or 0 for r in records], np.int64) for key in ("id", "image_id", "category_id", "iscrowd"))
-        return cls(ids, images, categories, crowds, np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(-1, 4),
-                   np.array([np.nan if r.area is None else r.area for r in records], np.float64))
+        ids, images, categories, crowds = (
+            np.array([getattr(r, key) or 0 for r in records], np.int64)
+            for key in ("id", "image_id", "category_id", "iscrowd")
+        )
+        return cls(
+            ids,
+            images,
+            categories,
+            crowds,
+            np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(
+                -1, 4
+            ),
+            np.array([np.nan if r.area is None else r.area for r in records], np.float64),
+        )
 
     @classmethod
     def room_for(cls, count: int) -> Annotations:
@@ -103,7 +114,7 @@ class Annotations:
     def put(self, start: int, block: Annotations) -> None:
         """Fill the rows from `start` on."""
         for key in fields(self):
-            getattr(self, key.name)[start:start + len(block)] = getattr(block, key.name)
+            getattr(self, key.name)[start : start + len(block)] = getattr(block, key.name)
 
     def first(self, count: int) -> Annotations:
         """Return the first rows."""
@@ -135,9 +146,17 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_leniently(raw, path, error, findings)
     annotations, places, lost = _read_annotations(file.annotations, findings)
-    return CocoContent(file.images, annotations, file.categories,
-                       {"images": np.arange(len(file.images)), "annotations": places, "categories": np.arange(len(file.categories))},
-                       {"images": set(), "annotations": lost, "categories": set()})
+    return CocoContent(
+        file.images,
+        annotations,
+        file.categories,
+        {
+            "images": np.arange(len(file.images)),
+            "annotations": places,
+            "categories": np.arange(len(file.categories)),
+        },
+        {"images": set(), "annotations": lost, "categories": set()},
+    )
 
 
 def unsafe_file_name(name: Any) -> str | None:
@@ -198,7 +217,7 @@ def _refuse_other_than_utf8(raw: bytes) -> None:
     if not raw.isascii():
         decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
         for start in range(0, len(raw), 1 << 20):
-            decoder.decode(view[start:start + (1 << 20)])
+            decoder.decode(view[start : start + (1 << 20)])
         decoder.decode(b"", final=True)
 
 
@@ -206,18 +225,26 @@ def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
-        what = f"{error.msg}, line {error.lineno} column {error.colno}" if raw.strip() else "the file is empty"
+        what = (
+            f"{error.msg}, line {error.lineno} column {error.colno}" if raw.strip() else "the file is empty"
+        )
         raise DataError(f"{path} is not valid JSON: {what}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid JSON: not UTF-8 at byte {error.start}") from None
     except (RecursionError, ValueError) as error:  # ValueError: a number with thousands of digits
-        raise DataError(f"{path} is not valid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}") from None
+        raise DataError(
+            f"{path} is not valid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
+        ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, expected an object with lists images, annotations and categories")
+        raise DataError(
+            f"{path} holds a {type(content).__name__}, expected an object with lists images, annotations and categories"
+        )
     for key in LISTS:
         if not isinstance(content.get(key), list):
             found = "is missing" if key not in content else f"is a {type(content[key]).__name__}"
-            raise DataError(f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories')
+            raise DataError(
+                f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories'
+            )
     return content
 
 
@@ -242,12 +269,20 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
     columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
     decoder = msgspec.json.Decoder(list[AnnotationRecord])
     for start in range(0, len(records), BLOCK):
-        block = records[start:start + BLOCK]
+        block = records[start : start + BLOCK]
         try:
             sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
             places.append(np.arange(start, start + len(block)))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, TypeError):  # TypeError: plain values, no bytes
-            kept, where, without = _sound(block, "annotations", _annotation_faults, AnnotationRecord, findings, start)
+        except (
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+            OverflowError,
+            TypeError,
+        ):  # TypeError: plain values, no bytes
+            kept, where, without = _sound(
+                block, "annotations", _annotation_faults, AnnotationRecord, findings, start
+            )
             sound = Annotations.of(kept)
             places.append(where)
             lost |= without
@@ -256,8 +291,14 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
     return columns.first(count), np.concatenate(places), lost
 
 
-def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[tuple[str, str]]], kind: type, findings: Findings,
-           start: int = 0) -> tuple[list[Any], np.ndarray, set[int]]:
+def _sound(
+    records: list[Any],
+    where: str,
+    faults_of: Callable[[dict], Iterator[tuple[str, str]]],
+    kind: type,
+    findings: Findings,
+    start: int = 0,
+) -> tuple[list[Any], np.ndarray, set[int]]:
     """Return the records that can be used, where they stood, and the ids that the others have or mean to have."""
     kept, places, lost = [], [], set()
     decoder = msgspec.json.Decoder(kind)
@@ -265,7 +306,11 @@ def _sound(records: list[Any], where: str, faults_of: Callable[[dict], Iterator[
         if isinstance(record, msgspec.Raw):
             try:
                 decoded = decoder.decode(record)
-                if all(abs(value) <= LARGEST_ID for value in msgspec.structs.astuple(decoded) if isinstance(value, int)):
+                if all(
+                    abs(value) <= LARGEST_ID
+                    for value in msgspec.structs.astuple(decoded)
+                    if isinstance(value, int)
+                ):
                     kept.append(decoded)
                     places.append(index)
                     continue
@@ -349,5 +394,8 @@ def _shown(record: dict[str, Any], key: str) -> str:
 _READ: dict[str, Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]] = {
     "images": lambda records, findings: _sound(records, "images", _image_faults, ImageRecord, findings),
     "annotations": _read_annotations,
-    "categories": lambda records, findings: _sound(records, "categories", _category_faults, CategoryRecord, findings)}
+    "categories": lambda records, findings: _sound(
+        records, "categories", _category_faults, CategoryRecord, findings
+    ),
+}
 """For each list of a file, what reads its records."""

@@ -93,7 +93,7 @@ class Note:
 
     def detail(self, position: int) -> Any:
         """Return what to show of one of the records; None for nothing."""
-        return None if self.details is None else self.details[position:position + 1].tolist()[0]
+        return None if self.details is None else self.details[position : position + 1].tolist()[0]
 
 
 @dataclass
@@ -108,15 +108,33 @@ class Findings:
         """Add a fault; `index` counts in the file."""
         self.faults.append(Fault(kind, where, int(index), None if id is None else int(id), what))
 
-    def note(self, kind: str, content: CocoContent, where: str, mask: np.ndarray, ids: np.ndarray, details: np.ndarray | None = None) -> None:
+    def note(
+        self,
+        kind: str,
+        content: CocoContent,
+        where: str,
+        mask: np.ndarray,
+        ids: np.ndarray,
+        details: np.ndarray | None = None,
+    ) -> None:
         """Add a note about the records under a mask, if there are any."""
         if mask.any():
             index = np.flatnonzero(mask)
-            self.notes.append(Note(kind, where, content.places[where][index], ids[index], None if details is None else details[index]))
+            self.notes.append(
+                Note(
+                    kind,
+                    where,
+                    content.places[where][index],
+                    ids[index],
+                    None if details is None else details[index],
+                )
+            )
 
     def describe(self) -> list[str]:
         """Return one line a kind of note: what, how many, where first."""
-        return [f"{self.path}: {note.kind}: {len(note.index)} (first: {note.describe(0)})" for note in self.notes]
+        return [
+            f"{self.path}: {note.kind}: {len(note.index)} (first: {note.describe(0)})" for note in self.notes
+        ]
 
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the first faults, if there are any."""

@@ -71,9 +71,15 @@ class ImageScan:
         if row[CHANGED] == UNKNOWN:  # another machine looked at its own copy
             row[CHANGED] = now.st_mtime_ns
         if row[BYTES] != now.st_size or abs(row[CHANGED] - now.st_mtime_ns) > TIME_TOLERANCE_NS:
-            how = f"{row[BYTES]} bytes then, {now.st_size} now" if row[BYTES] != now.st_size else f"{now.st_size} bytes still, written anew"
-            raise ImageChangedError(f"image {self.paths[index]} has changed since the run began ({how}); leave data alone while they are learned from and "
-                                    f"go on with -r auto, or set dataset.watch_files to False if only the times that the storage gives are not steady")
+            how = (
+                f"{row[BYTES]} bytes then, {now.st_size} now"
+                if row[BYTES] != now.st_size
+                else f"{now.st_size} bytes still, written anew"
+            )
+            raise ImageChangedError(
+                f"image {self.paths[index]} has changed since the run began ({how}); leave data alone while they are learned from and "
+                f"go on with -r auto, or set dataset.watch_files to False if only the times that the storage gives are not steady"
+            )
 
 
 def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = None) -> ImageScan:
@@ -88,22 +94,26 @@ def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = No
     """
     names = hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()
     known = _read_cache(cache, names, len(paths))
-    everyone = gather_objects((machine(), _look_at(paths, sizes, known, range(rank(), len(paths), world_size()))))
+    everyone = gather_objects(
+        (machine(), _look_at(paths, sizes, known, range(rank(), len(paths), world_size())))
+    )
     rows = np.empty((len(paths), 7), np.int64)
     for number, (_, share) in enumerate(everyone):
-        rows[number::world_size()] = share
+        rows[number :: world_size()] = share
     if cache is not None and is_main() and not np.array_equal(rows, known):
         _tell_changes(paths, rows, known)
         _write_cache(cache, names, rows)
     for number, (where, _) in enumerate(everyone):
         if where != machine():
-            rows[number::world_size(), CHANGED] = UNKNOWN
+            rows[number :: world_size(), CHANGED] = UNKNOWN
     return ImageScan(paths, rows)
 
 
 def sizes_of_files(paths: Sequence[str], sizes: np.ndarray) -> np.ndarray:
     """Return the sizes `[N, 2]` that people see; those of the labels where a file agrees with them or cannot be read."""
-    return true_sizes(_look_at(paths, sizes, np.full((len(paths), 7), UNKNOWN, np.int64), range(len(paths))), sizes)
+    return true_sizes(
+        _look_at(paths, sizes, np.full((len(paths), 7), UNKNOWN, np.int64), range(len(paths))), sizes
+    )
 
 
 def true_sizes(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -118,10 +128,14 @@ def _look_at(paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, share: 
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # broken metadata are no concern
         Image.init()  # before threads do it at once
-        blocks = [share[i:i + 256] for i in range(0, len(share), 256)]
+        blocks = [share[i : i + 256] for i in range(0, len(share), 256)]
         rows = [row for block in pool.map(_block, repeat(paths), repeat(known), blocks) for row in block]
     rows = np.array(rows, np.int64).reshape(-1, 7)
-    odd = (rows[:, [WIDTH, HEIGHT]] != sizes[share.start:share.stop:share.step]).any(1) & (rows[:, WIDTH] != UNKNOWN) & (rows[:, TURNED] == UNKNOWN)
+    odd = (
+        (rows[:, [WIDTH, HEIGHT]] != sizes[share.start : share.stop : share.step]).any(1)
+        & (rows[:, WIDTH] != UNKNOWN)
+        & (rows[:, TURNED] == UNKNOWN)
+    )
     for at in np.flatnonzero(odd):
         try:
             stored, upright = image_size(paths[share[at]])
@@ -146,7 +160,9 @@ def _row(path: str, known: np.ndarray) -> list[int]:
             found = [*image.size, UNKNOWN, int(getattr(image, "is_animated", False))]
             file.seek(max(0, stat.st_size - TAIL_BYTES))
             row[WIDTH:] = [*found, zlib.crc32(file.read())]
-    except Exception as error:  # Pillow's plugins raise whatever they stumble over; the file is met again when it is decoded
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise whatever they stumble over; the file is met again when it is decoded
         if is_system_limit(error):
             raise
     return row
@@ -160,7 +176,13 @@ def _read_cache(cache: Path | None, names: str, count: int) -> np.ndarray:
     try:
         with np.load(cache, allow_pickle=False) as content:
             rows = content["rows"]
-            return rows if str(content["names"]) == names and rows.shape == nothing.shape and rows.dtype == nothing.dtype else nothing
+            return (
+                rows
+                if str(content["names"]) == names
+                and rows.shape == nothing.shape
+                and rows.dtype == nothing.dtype
+                else nothing
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return nothing
 
@@ -174,6 +196,12 @@ def _write_cache(cache: Path, names: str, rows: np.ndarray) -> None:
 
 def _tell_changes(paths: Sequence[str], rows: np.ndarray, known: np.ndarray) -> None:
     """Say so if files are not those that an earlier run in the same folder began with."""
-    changed = np.flatnonzero((known[:, BYTES] != UNKNOWN) & (rows[:, [BYTES, CHANGED]] != known[:, [BYTES, CHANGED]]).any(1))
+    changed = np.flatnonzero(
+        (known[:, BYTES] != UNKNOWN) & (rows[:, [BYTES, CHANGED]] != known[:, [BYTES, CHANGED]]).any(1)
+    )
     if len(changed):
-        logger.warning("%d images have changed since a run began in this folder (first: %s)", len(changed), paths[changed[0]])
+        logger.warning(
+            "%d images have changed since a run began in this folder (first: %s)",
+            len(changed),
+            paths[changed[0]],
+        )

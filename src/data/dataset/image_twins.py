@@ -30,7 +30,9 @@ class Twins(NamedTuple):
 
     def shared(self) -> list[list[str]]:
         """Return the groups that more than one data set has a part in."""
-        return [[path for _, path in group] for group in self.groups if len({number for number, _ in group}) > 1]
+        return [
+            [path for _, path in group] for group in self.groups if len({number for number, _ in group}) > 1
+        ]
 
 
 def find_twins(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Twins:

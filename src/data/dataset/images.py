@@ -66,8 +66,11 @@ def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> 
     return inspect_image(path, expected_wh)[0]
 
 
-def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None,
-                  check: Callable[[os.stat_result], None] = lambda _: None) -> tuple[Tensor, Mark]:
+def inspect_image(
+    path: str | Path,
+    expected_wh: tuple[int, int] | None = None,
+    check: Callable[[os.stat_result], None] = lambda _: None,
+) -> tuple[Tensor, Mark]:
     """Decode an image and tell what is special about it.
 
     Args:
@@ -98,7 +101,9 @@ def inspect_image(path: str | Path, expected_wh: tuple[int, int] | None = None,
         image, marks = _decode_any(raw, path, expected_wh)
     size = (image.shape[2], image.shape[1])
     if expected_wh is not None and size != tuple(expected_wh):
-        raise ImageSizeError(f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for {expected_wh[0]} x {expected_wh[1]}")
+        raise ImageSizeError(
+            f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for {expected_wh[0]} x {expected_wh[1]}"
+        )
     return image, marks
 
 
@@ -111,7 +116,9 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception as error:  # an image is decoded when first used; see _decode_any
-        raise ImageError(f"image {name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise ImageError(
+            f"image {name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
 
@@ -131,9 +138,12 @@ def _jpeg_components(raw: bytes) -> int | None:
     """Read the number of colour components and check the size in the first frame header; None if there is none."""
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
-        marker, length = raw[at + 1], int.from_bytes(raw[at + 2:at + 4], "big")
+        marker, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = int.from_bytes(raw[at + 5:at + 7], "big"), int.from_bytes(raw[at + 7:at + 9], "big")
+            height, width = (
+                int.from_bytes(raw[at + 5 : at + 7], "big"),
+                int.from_bytes(raw[at + 7 : at + 9], "big"),
+            )
             return raw[at + 9] if 0 < height * width <= MAX_PIXELS else None
         at += 1 if marker == 0xFF else 2 + length
     return None
@@ -145,21 +155,34 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
             warnings.simplefilter("ignore")  # our own limit stands below; broken metadata is no concern
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; it was not decoded")
+                raise ImageError(
+                    f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; it was not decoded"
+                )
             marks = Mark.SEVERAL_FRAMES if getattr(image, "is_animated", False) else Mark(0)
             image.load()
-            upright, turned = ImageOps.exif_transpose(image), image.getexif().get(ORIENTATION, 1) in range(2, 9)
+            upright, turned = (
+                ImageOps.exif_transpose(image),
+                image.getexif().get(ORIENTATION, 1) in range(2, 9),
+            )
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, from twice our limit on
         raise ImageError(f"image {path} was not decoded: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"image {path} is no image file (it begins with {raw[:12]!r})") from None
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
-        raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
+        raise ImageError(
+            f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
         upright, turned = image, False  # the labels were made on the pixels as stored
-    marks |= (Mark.TURNED if turned else 0) | (Mark.CMYK if image.mode == "CMYK" else 0) | (Mark.DEEP if _is_deep(image) else 0)
+    marks |= (
+        (Mark.TURNED if turned else 0)
+        | (Mark.CMYK if image.mode == "CMYK" else 0)
+        | (Mark.DEEP if _is_deep(image) else 0)
+    )
     return torch.from_numpy(_to_rgb(upright, path)).permute(2, 0, 1), marks
 
 
@@ -168,10 +191,14 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     if _is_deep(image):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError(f"image {path} has 32-bit values from {grey.min()} to {grey.max()}; convert it to 8 or 16 bits")
+            raise ImageError(
+                f"image {path} has 32-bit values from {grey.min()} to {grey.max()}; convert it to 8 or 16 bits"
+            )
         return np.repeat(((grey + 128) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
-        raise ImageError(f"image {path} holds floating-point values without a defined range; convert it to 8 or 16 bits")
+        raise ImageError(
+            f"image {path} holds floating-point values without a defined range; convert it to 8 or 16 bits"
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
@@ -203,5 +230,6 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
             raise
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        raise ImageError(f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
-
+        raise ImageError(
+            f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None

@@ -53,12 +53,26 @@ def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_
         image[mask] = (colour + shade)[mask]
         masks.append(mask)
         ids.append(category)
-    boxes = [[np.flatnonzero(m.any(0))[0], np.flatnonzero(m.any(1))[0], np.flatnonzero(m.any(0))[-1] + 1, np.flatnonzero(m.any(1))[-1] + 1] for m in masks]
-    return Scene(image.clip(0, 255).astype(np.uint8), np.array(boxes, float).reshape(-1, 4), np.array(ids, np.int64),
-                 np.array(masks, bool).reshape(-1, size, size))
+    boxes = [
+        [
+            np.flatnonzero(m.any(0))[0],
+            np.flatnonzero(m.any(1))[0],
+            np.flatnonzero(m.any(0))[-1] + 1,
+            np.flatnonzero(m.any(1))[-1] + 1,
+        ]
+        for m in masks
+    ]
+    return Scene(
+        image.clip(0, 255).astype(np.uint8),
+        np.array(boxes, float).reshape(-1, 4),
+        np.array(ids, np.int64),
+        np.array(masks, bool).reshape(-1, size, size),
+    )
 
 
-def write_synthetic_coco(folder: str | Path, *, train: int, val: int, size: int = 128, seed: int = 0, max_objects: int = 5) -> None:
+def write_synthetic_coco(
+    folder: str | Path, *, train: int, val: int, size: int = 128, seed: int = 0, max_objects: int = 5
+) -> None:
     """Write `train.json`, `val.json` and their images (JPEG) in COCO format.
 
     Args:
@@ -78,18 +92,34 @@ def write_synthetic_coco(folder: str | Path, *, train: int, val: int, size: int 
             file = f"{name}_{index:05}.jpg"
             Image.fromarray(scene.image).save(folder / "images" / file, quality=92)
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
-            for (x0, y0, x1, y1), category, mask in zip(scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks):
-                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": category, "iscrowd": 0,
-                                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(mask.sum())})
+            for (x0, y0, x1, y1), category, mask in zip(
+                scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks
+            ):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index + 1,
+                        "category_id": category,
+                        "iscrowd": 0,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": float(mask.sum()),
+                    }
+                )
         categories = [{"id": i, "name": n} for i, n in CATEGORIES.items()]
-        (folder / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        (folder / f"{name}.json").write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
 
 
-def _place(rng: np.random.Generator, size: int, category: int, masks: list[np.ndarray], visible: list[np.ndarray]) -> np.ndarray | None:
+def _place(
+    rng: np.random.Generator, size: int, category: int, masks: list[np.ndarray], visible: list[np.ndarray]
+) -> np.ndarray | None:
     """Try a few places for a shape that leave enough of every earlier one to be seen; None if there is none."""
     for _ in range(10):
         radius = rng.uniform(0.1, 0.25) * size
-        mask = _SHAPES[category](*_local_axes(size, rng.uniform(radius, size - radius, 2), radius, rng.uniform(-0.4, 0.4)))
+        mask = _SHAPES[category](
+            *_local_axes(size, rng.uniform(radius, size - radius, 2), radius, rng.uniform(-0.4, 0.4))
+        )
         if all((shown & ~mask).sum() >= LEAST_VISIBLE * whole.sum() for whole, shown in zip(masks, visible)):
             return mask
     return None
@@ -98,7 +128,9 @@ def _place(rng: np.random.Generator, size: int, category: int, masks: list[np.nd
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """A gradient, waves and noise, `[S, S, 3]` float."""
     y, x = np.mgrid[0:size, 0:size] / size
-    base = rng.uniform(30, 200, 3) + (x[..., None] * rng.normal(0, 40, 3) + y[..., None] * rng.normal(0, 40, 3))
+    base = rng.uniform(30, 200, 3) + (
+        x[..., None] * rng.normal(0, 40, 3) + y[..., None] * rng.normal(0, 40, 3)
+    )
     waves = np.sin(2 * np.pi * (x * rng.uniform(-6, 6) + y * rng.uniform(-6, 6)) + rng.uniform(0, 6))
     return base + waves[..., None] * rng.uniform(0, 25, 3) + rng.normal(0, 6, (size, size, 3))
 
@@ -111,8 +143,8 @@ def _local_axes(size: int, centre: np.ndarray, radius: float, angle: float) -> t
 
 
 _SHAPES: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    1: lambda x, y: x ** 2 + y ** 2 <= 1,
+    1: lambda x, y: x**2 + y**2 <= 1,
     3: lambda x, y: np.maximum(abs(x), abs(y)) <= 0.75,
     7: lambda x, y: (y >= -0.5) & (y + np.sqrt(3) * abs(x) <= 1),
-    8: lambda x, y: (x ** 2 + y ** 2 <= 1) & (x ** 2 + y ** 2 >= 0.35),
+    8: lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.35),
 }

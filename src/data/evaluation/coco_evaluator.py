@@ -14,7 +14,20 @@ from ...runtime.distributed import broadcast_object, gather_objects, is_main
 from .diagnosis import diagnose
 from .matching import best_operating_point, match, objects_of, operating_point_at
 
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
 """COCO's twelve numbers in their order; -1 where there is nothing to find."""
 
 
@@ -53,7 +66,9 @@ class CocoEvaluator:
         for image_id, found in predictions.items():
             if image_id in self._detections:
                 continue
-            boxes, scores, labels = (found[key].double().cpu().numpy() for key in ("boxes", "scores", "labels"))
+            boxes, scores, labels = (
+                found[key].double().cpu().numpy() for key in ("boxes", "scores", "labels")
+            )
             rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
             self._detections[image_id] = rows  # [R, 6]: x, y, w, h, score, category
 
@@ -77,13 +92,19 @@ class CocoEvaluator:
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        own = {**self.coco_gt, "annotations": [dict(a) for a in self.coco_gt["annotations"]]}  # the library writes marks into them
+        own = {
+            **self.coco_gt,
+            "annotations": [dict(a) for a in self.coco_gt["annotations"]],
+        }  # the library writes marks into them
         truth = COCO(own, print_function=_silent)
         known = set(truth.getImgIds())
         if foreign := [i for i in self._detections if i not in known]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
-        detections = [{"image_id": image_id, "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
-                      for image_id, rows in sorted(self._detections.items()) for row in rows.tolist()]
+        detections = [
+            {"image_id": image_id, "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
+            for image_id, rows in sorted(self._detections.items())
+            for row in rows.tolist()
+        ]
         run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_silent)
         run.evaluate()
         run.accumulate()
@@ -91,7 +112,11 @@ class CocoEvaluator:
         stats = {name: float(value) for name, value in zip(METRICS, run.stats)}
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
         by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
-        return stats | self._operating_point() | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+        return (
+            stats
+            | self._operating_point()
+            | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+        )
 
     def _operating_point(self) -> dict[str, Any]:
         matches = match(objects_of(self.coco_gt), self._detections)
@@ -99,8 +124,14 @@ class CocoEvaluator:
         if best is None:
             return {"F1": 0.0}
         own = {c: operating_point_at(matches.of_category(c), best.threshold) for c in sorted(matches.objects)}
-        return {"F1": best.f1, "F1_threshold": best.threshold, "F1_precision": best.precision, "F1_recall": best.recall,
-                "precision_of_class": {c: point.precision for c, point in own.items()}, "recall_of_class": {c: point.recall for c, point in own.items()}}
+        return {
+            "F1": best.f1,
+            "F1_threshold": best.threshold,
+            "F1_precision": best.precision,
+            "F1_recall": best.recall,
+            "precision_of_class": {c: point.precision for c, point in own.items()},
+            "recall_of_class": {c: point.recall for c, point in own.items()},
+        }
 
 
 def _silent(*_: object) -> None:

@@ -44,14 +44,17 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     range_told = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
     share = f"{met} of the {len(scores)} best detections"
     if met < FEW * len(scores):
-        return (f"boxes do not meet objects: {share} overlap one by half; {range_told}; compare a training picture with its boxes (xywh or xyxy, another "
-                f"folder, another size?), or train longer")
+        return (
+            f"boxes do not meet objects: {share} overlap one by half; {range_told}; compare a training picture with its boxes (xywh or xyxy, another "
+            f"folder, another size?), or train longer"
+        )
     if not any(said[category] and meant[category] for category in said):
-        return (f"boxes meet objects ({share}) but labels never do: found as category {_most(said)}, labelled {_most(meant)}; compare the categories of the "
-                f"training and the validation file")
+        return (
+            f"boxes meet objects ({share}) but labels never do: found as category {_most(said)}, labelled {_most(meant)}; compare the categories of the "
+            f"training and the validation file"
+        )
     return f"boxes meet objects ({share}) and labels do too, but {range_told}: too early to say, or learning rates too small"
 
 
 def _most(counter: Counter) -> str:
     return ", ".join(str(category) for category, _ in counter.most_common(3))
-

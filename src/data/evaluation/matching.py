@@ -50,7 +50,9 @@ def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
     """Return the objects of a COCO dictionary by image id; images without any are left out."""
     rows: dict[int, list[list[float]]] = {}
     for entry in coco_gt["annotations"]:
-        rows.setdefault(entry["image_id"], []).append([*entry["bbox"], entry["category_id"], entry.get("iscrowd", 0)])
+        rows.setdefault(entry["image_id"], []).append(
+            [*entry["bbox"], entry["category_id"], entry.get("iscrowd", 0)]
+        )
     return {image: np.array(own, float) for image, own in rows.items()}
 
 
@@ -63,13 +65,23 @@ def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_catego
         same_category: objects of another category do not count as found.
     """
     order = {image: np.argsort(-rows[:, 4], kind="stable") for image, rows in detections.items()}
-    found = {image: match_image(detections[image][order[image]], objects.get(image), same_category=same_category) for image in order}
+    found = {
+        image: match_image(detections[image][order[image]], objects.get(image), same_category=same_category)
+        for image in order
+    }
     rows = np.concatenate([detections[image][order[image]] for image in order] or [np.empty((0, 6))])
     images = np.repeat(np.fromiter(order, np.int64, len(order)), [len(own) for own in order.values()])
     best = np.argsort(-rows[:, 4], kind="stable")
-    categories, counts = np.unique([row[4] for own in objects.values() for row in own if not row[5]], return_counts=True)
-    return Matches(rows[best, 4], rows[best, 5].astype(np.int64), images[best], np.concatenate([*found.values(), np.empty(0, np.int64)]).astype(np.int64)[best],
-                   dict(zip(categories.astype(int).tolist(), counts.tolist())))
+    categories, counts = np.unique(
+        [row[4] for own in objects.values() for row in own if not row[5]], return_counts=True
+    )
+    return Matches(
+        rows[best, 4],
+        rows[best, 5].astype(np.int64),
+        images[best],
+        np.concatenate([*found.values(), np.empty(0, np.int64)]).astype(np.int64)[best],
+        dict(zip(categories.astype(int).tolist(), counts.tolist())),
+    )
 
 
 def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True) -> np.ndarray:
@@ -116,7 +128,12 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
     """Return what detections with at least a score reach; a precision of no detections is 1, a recall of no objects too."""
     sure = (matches.scores >= threshold) & (matches.found != CROWD)
     right, said, total = int((matches.found[sure] >= 0).sum()), int(sure.sum()), sum(matches.objects.values())
-    return OperatingPoint(threshold, right / said if said else 1.0, right / total if total else 1.0, 2 * right / (said + total) if said + total else 1.0)
+    return OperatingPoint(
+        threshold,
+        right / said if said else 1.0,
+        right / total if total else 1.0,
+        2 * right / (said + total) if said + total else 1.0,
+    )
 
 
 def box_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:

@@ -23,13 +23,23 @@ from ..dataset.images import Mark
 from .image_check import CheckedImages, ImageCheck
 
 _NOTES: dict[str, tuple[bool, str]] = {
-    Kind.REPEATED_ANNOTATION: (True, "this id is used before"), Kind.FLAT: (True, "box without area"), Kind.OUTSIDE: (True, "box outside its image"),
-    Kind.BEYOND: (False, "reaches beyond its image"), Kind.NO_AREA: (False, "no area"), Kind.REPEATED_NAME: (False, "name used more than once"),
-    Kind.TRUE_SIZE: (True, "not the size of the file"), Kind.REPEATED_FILE: (False, "file listed more than once")}
+    Kind.REPEATED_ANNOTATION: (True, "this id is used before"),
+    Kind.FLAT: (True, "box without area"),
+    Kind.OUTSIDE: (True, "box outside its image"),
+    Kind.BEYOND: (False, "reaches beyond its image"),
+    Kind.NO_AREA: (False, "no area"),
+    Kind.REPEATED_NAME: (False, "name used more than once"),
+    Kind.TRUE_SIZE: (True, "not the size of the file"),
+    Kind.REPEATED_FILE: (False, "file listed more than once"),
+}
 """For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
 
-_MARKS = {Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used", Mark.TURNED: "images turned upright, as a note in their files says",
-          Mark.CMYK: "CMYK images, converted to RGB", Mark.DEEP: "16-bit images, scaled to 8 bits"}
+_MARKS = {
+    Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used",
+    Mark.TURNED: "images turned upright, as a note in their files says",
+    Mark.CMYK: "CMYK images, converted to RGB",
+    Mark.DEEP: "16-bit images, scaled to 8 bits",
+}
 
 
 @dataclass(frozen=True)
@@ -104,15 +114,22 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write everything as JSON, entry by entry."""
+
         def write(file: BinaryIO) -> None:
             file.write(f'{{"num_faults": {self.num_faults}, "findings": ['.encode())
             before = b"\n"
             for group in self.groups:
                 for entry in group.entries():
-                    record = {"file": group.file, "kind": group.kind, "fault": group.is_fault, **entry._asdict()}
+                    record = {
+                        "file": group.file,
+                        "kind": group.kind,
+                        "fault": group.is_fault,
+                        **entry._asdict(),
+                    }
                     file.write(before + json.dumps(record, ensure_ascii=False).encode(errors="replace"))
                     before = b",\n"
             file.write(b"\n]}\n")
+
         write_atomically(path, write)
 
     def raise_if_faulty(self) -> None:
@@ -133,7 +150,9 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
         dataset = (config.get(part) or {}).get("dataset") or {}
         if not dataset.get("ann_file") or not dataset.get("img_folder"):
             raise ConfigError(f"the configuration has no {part}.dataset.ann_file or no img_folder")
-        data_sets.append(DataSet(Path(dataset["ann_file"]), Path(dataset["img_folder"]), bool(dataset.get("follow_links"))))
+        data_sets.append(
+            DataSet(Path(dataset["ann_file"]), Path(dataset["img_folder"]), bool(dataset.get("follow_links")))
+        )
     return data_sets, (config.get("DFINETransformer") or {}).get("num_queries")
 
 
@@ -151,7 +170,9 @@ def check(data_sets: Sequence[DataSet], images: ImageCheck, *, queries: int | No
     report = Report([], [])
     for data in data_sets:
         if not data.images.is_dir():
-            raise ConfigError(f"{data.images} is not a folder; --images is where the files of {data.annotations} are")
+            raise ConfigError(
+                f"{data.images} is not a folder; --images is where the files of {data.annotations} are"
+            )
         report.checked.append(_check_one(data, images, queries, report.groups))
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
@@ -160,7 +181,9 @@ def check(data_sets: Sequence[DataSet], images: ImageCheck, *, queries: int | No
     return report
 
 
-def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, groups: list[Group]) -> Checked | None:
+def _check_one(
+    data: DataSet, image_check: ImageCheck, queries: int | None, groups: list[Group]
+) -> Checked | None:
     def add(kind: str, is_fault: bool, entries: list[Entry]) -> None:
         if entries:
             groups.append(_group(str(data.annotations), kind, is_fault, entries))
@@ -168,12 +191,24 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
     try:
         examined = examine_coco(data.annotations, image_check.true_sizes(data.images, data.follow_links))
     except DataError as error:
-        add(Kind.NO_FILE, True, [Entry("", None, str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: "))])
+        add(
+            Kind.NO_FILE,
+            True,
+            [
+                Entry(
+                    "",
+                    None,
+                    str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: "),
+                )
+            ],
+        )
         return None
     content, findings, categories, rows = examined
     by_kind: dict[str, list[Entry]] = {}
     for fault in findings.faults:
-        by_kind.setdefault(fault.kind, []).append(Entry(place_of(fault.where, fault.index, fault.id) if fault.where else "", fault.id, fault.what))
+        by_kind.setdefault(fault.kind, []).append(
+            Entry(place_of(fault.where, fault.index, fault.id) if fault.where else "", fault.id, fault.what)
+        )
     for kind, entries in by_kind.items():
         add(kind, True, entries)
     groups += [_note_group(str(data.annotations), note) for note in findings.notes]
@@ -183,20 +218,45 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
 
     def told(index: int, what: str = "") -> Entry:
         record = records[index]
-        return Entry(place_of("images", places[index], record.id), record.id, ": ".join(filter(None, (record.file_name, what))))
+        return Entry(
+            place_of("images", places[index], record.id),
+            record.id,
+            ": ".join(filter(None, (record.file_name, what))),
+        )
 
     checked = look_at_images(data, examined, image_check)
     add(Kind.MISSING, True, [told(i, f"not in {data.images}") for i in checked.missing])
-    add(Kind.LEAVING, True, [told(i, f"leads out of {data.images} to {target}") for i, target in checked.leaving.items()])
+    add(
+        Kind.LEAVING,
+        True,
+        [told(i, f"leads out of {data.images} to {target}") for i, target in checked.leaving.items()],
+    )
     add(Kind.UNREADABLE, True, [told(i, why) for i, why in checked.unreadable.items()])
     if queries is not None:
-        add(Kind.CROWDED, True, [told(int(i), f"{objects[i]} objects, only {queries} can be found; raise num_queries and num_top_queries, or say --queries")
-                            for i in np.flatnonzero(objects > queries)])
+        add(
+            Kind.CROWDED,
+            True,
+            [
+                told(
+                    int(i),
+                    f"{objects[i]} objects, only {queries} can be found; raise num_queries and num_top_queries, or say --queries",
+                )
+                for i in np.flatnonzero(objects > queries)
+            ],
+        )
     if not findings.faults and bool(rows["crowds"].all()):
         add(Kind.NOTHING, True, [Entry("", None, f"none of its {len(records)} images has a usable box")])
     add("images without objects", False, [told(int(i)) for i in np.flatnonzero(objects == 0)])
     used = set(rows["categories"].unique().tolist())
-    add("categories without a box", False, [Entry("", i, f"category {i} ({name})") for n, (i, name) in enumerate(categories.items()) if n not in used])
+    add(
+        "categories without a box",
+        False,
+        [
+            Entry("", i, f"category {i} ({name})")
+            for n, (i, name) in enumerate(categories.items())
+            if n not in used
+        ],
+    )
     for mark, kind in _MARKS.items():
         add(kind, False, [told(i) for i in checked.marks[mark]])
     return Checked(data, examined, checked)
@@ -205,9 +265,16 @@ def _check_one(data: DataSet, image_check: ImageCheck, queries: int | None, grou
 def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
     """Look at the image files of a data set; a name that is a fault by itself is not told of again."""
     records = examined.content.images
-    sizes = np.array([(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64).reshape(-1, 2)
+    sizes = np.array(
+        [(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64
+    ).reshape(-1, 2)
     safe = [unsafe_file_name(record.file_name) is None for record in records]
-    checked = images.look(data.images, [record.file_name if is_safe else "" for record, is_safe in zip(records, safe)], sizes, follow_links=data.follow_links)
+    checked = images.look(
+        data.images,
+        [record.file_name if is_safe else "" for record, is_safe in zip(records, safe)],
+        sizes,
+        follow_links=data.follow_links,
+    )
     checked.missing = [i for i in checked.missing if safe[i]]
     return checked
 
@@ -217,8 +284,18 @@ def _note_group(file: str, note: Note) -> Group:
 
     def entry(position: int) -> Entry:
         detail = note.detail(position)
-        said = "reversed box" if note.kind == Kind.FLAT and min(detail[2:]) < 0 else "box without area" if note.kind == Kind.FLAT else what
-        return Entry(place_of(note.where, note.index[position], note.ids[position]), int(note.ids[position]), said if detail is None else f"{said}: {detail}")
+        said = (
+            "reversed box"
+            if note.kind == Kind.FLAT and min(detail[2:]) < 0
+            else "box without area"
+            if note.kind == Kind.FLAT
+            else what
+        )
+        return Entry(
+            place_of(note.where, note.index[position], note.ids[position]),
+            int(note.ids[position]),
+            said if detail is None else f"{said}: {detail}",
+        )
 
     kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind.partition(",")[0]
     return Group(file, kind, is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
@@ -231,12 +308,33 @@ def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
 def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
     """Add what is wrong between two files."""
     if differing := differing_categories(train.examined.categories, val.examined.categories):
-        groups.append(_group(str(val.data.annotations), Kind.CATEGORIES, True,
-                             [Entry("categories", None, f"{line} ({train.data.annotations} / {val.data.annotations})") for line in differing]))
-    listed = [{f"{os.path.realpath(checked.data.images)}/{record.file_name}": i for i, record in enumerate(checked.examined.content.images)}
-              for checked in (train, val)]
+        groups.append(
+            _group(
+                str(val.data.annotations),
+                Kind.CATEGORIES,
+                True,
+                [
+                    Entry("categories", None, f"{line} ({train.data.annotations} / {val.data.annotations})")
+                    for line in differing
+                ],
+            )
+        )
+    listed = [
+        {
+            f"{os.path.realpath(checked.data.images)}/{record.file_name}": i
+            for i, record in enumerate(checked.examined.content.images)
+        }
+        for checked in (train, val)
+    ]
     if both := sorted(listed[0].keys() & listed[1].keys()):
-        groups.append(_group(str(val.data.annotations), "images that are used for training too", False, [_image(val, listed[1][path]) for path in both]))
+        groups.append(
+            _group(
+                str(val.data.annotations),
+                "images that are used for training too",
+                False,
+                [_image(val, listed[1][path]) for path in both],
+            )
+        )
 
 
 def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
@@ -245,15 +343,41 @@ def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
     twins = find_twins([one.images.scan for one in checked])
     for number, one in enumerate(checked):
         at = {path: i for i, path in enumerate(one.images.scan.paths)}
-        inside = [_image(one, at[path], f"has the content of {group[0]}") for group in twins.within(number) for path in group[1:]]
+        inside = [
+            _image(one, at[path], f"has the content of {group[0]}")
+            for group in twins.within(number)
+            for path in group[1:]
+        ]
         if inside:
-            groups.append(_group(str(one.data.annotations), "images with the content of another one", False, inside))
-        shared = [_image(one, at[path], f"has the content of {group[0]}") for group in twins.shared() for path in group[1:] if path in at] if number else []
+            groups.append(
+                _group(str(one.data.annotations), "images with the content of another one", False, inside)
+            )
+        shared = (
+            [
+                _image(one, at[path], f"has the content of {group[0]}")
+                for group in twins.shared()
+                for path in group[1:]
+                if path in at
+            ]
+            if number
+            else []
+        )
         if shared:
-            groups.append(_group(str(one.data.annotations), "images that are used for training too, under other names", False, shared))
+            groups.append(
+                _group(
+                    str(one.data.annotations),
+                    "images that are used for training too, under other names",
+                    False,
+                    shared,
+                )
+            )
 
 
 def _image(checked: Checked, index: int, what: str = "") -> Entry:
     content = checked.examined.content
     record = content.images[index]
-    return Entry(place_of("images", content.places["images"][index], record.id), record.id, ": ".join(filter(None, (record.file_name, what))))
+    return Entry(
+        place_of("images", content.places["images"][index], record.id),
+        record.id,
+        ": ".join(filter(None, (record.file_name, what))),
+    )

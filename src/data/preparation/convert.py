@@ -21,8 +21,16 @@ CONFIG = "configs/dfine/custom/dfine_dinov3_s_custom.yml"
 """What is advised for data of one's own."""
 
 
-def convert(source: Path, output: Path, *, val_fraction: float = 0.1, seed: int = 0, difficult: str = "keep", zero_based: bool = False,
-            follow_links: bool = False) -> Iterator[str]:
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    difficult: str = "keep",
+    zero_based: bool = False,
+    follow_links: bool = False,
+) -> Iterator[str]:
     """Write a data set in YOLO's or Pascal VOC's layout as `train.json` and `val.json`; yield what was done.
 
     Args:
@@ -59,10 +67,15 @@ def training_command(data: LabelledImages, output: Path, *, follow_links: bool =
     settings = {"num_classes": str(len(data.categories)), "remap_mscoco_category": "False"}
     for part in ("train", "val"):
         prefix = f"{part}_dataloader.dataset"
-        settings |= {f"{prefix}.img_folder": _yaml_text(str(data.folder)), f"{prefix}.ann_file": _yaml_text(os.path.abspath(output / f"{part}.json"))}
+        settings |= {
+            f"{prefix}.img_folder": _yaml_text(str(data.folder)),
+            f"{prefix}.ann_file": _yaml_text(os.path.abspath(output / f"{part}.json")),
+        }
         if follow_links:
             settings[f"{prefix}.follow_links"] = "True"
-    return f"python train.py -c {CONFIG} -u " + " ".join(shlex.quote(f"{key}={value}") for key, value in settings.items())
+    return f"python train.py -c {CONFIG} -u " + " ".join(
+        shlex.quote(f"{key}={value}") for key, value in settings.items()
+    )
 
 
 def _yaml_text(text: str) -> str:

@@ -18,7 +18,16 @@ import numpy as np
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
 from ..dataset.coco_format import Examination, examine_records
-from ..dataset.coco_records import LISTS, is_id, meant_id, parse_record, read_annotation_file, sound_records, split_records, unsafe_file_name
+from ..dataset.coco_records import (
+    LISTS,
+    is_id,
+    meant_id,
+    parse_record,
+    read_annotation_file,
+    sound_records,
+    split_records,
+    unsafe_file_name,
+)
 from ..dataset.findings import Findings, Kind
 from ..dataset.image_folder import find_misplaced
 from ..dataset.images import ImageError, image_size
@@ -59,10 +68,14 @@ def fix(data: DataSet, output: Path, images: ImageCheck, *, boxes: str | None = 
         mending.change_corners()
     for _ in range(ROUNDS):
         findings = Findings(data.annotations)
-        examined = examine_records(sound_records(content, findings), findings, images.true_sizes(data.images, data.follow_links))
+        examined = examine_records(
+            sound_records(content, findings), findings, images.true_sizes(data.images, data.follow_links)
+        )
         corners = next((fault for fault in findings.faults if fault.kind == Kind.CORNERS), None)
         if corners and boxes is None:
-            raise DataError(f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are")
+            raise DataError(
+                f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are"
+            )
         if not mending.mend_records(examined) and not mending.mend_images(examined, images):
             break
     write_atomically(output, lambda file: write_records(file, content))
@@ -183,6 +196,7 @@ def _numeric_ids(*keys: str) -> Callable[[_Mending, Record], Iterator[str]]:
             if value is not record[key]:
                 record[key] = value
                 yield f"{key} made a whole number"
+
     return mend
 
 
@@ -201,7 +215,11 @@ def _new_annotation_id(mending: _Mending, record: Record) -> Iterator[str]:
 def _box(_: _Mending, record: Record) -> Iterator[str]:
     box = record.get("bbox")
     try:
-        numbers = [float(value) for value in box] if isinstance(box, list) and not any(isinstance(v, bool) for v in box) else []
+        numbers = (
+            [float(value) for value in box]
+            if isinstance(box, list) and not any(isinstance(v, bool) for v in box)
+            else []
+        )
     except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 4 or not all(abs(value) < 1e300 for value in numbers):  # NaN is not smaller either
@@ -237,6 +255,7 @@ def _dropped(reason: str) -> Callable[[_Mending, Record], Iterator[str]]:
     def mend(*_: Any) -> Iterator[str]:
         raise _Dropped(reason)
         yield
+
     return mend
 
 
@@ -269,12 +288,20 @@ def _repeated_image(mending: _Mending, record: Record) -> Iterator[str]:
 
 def _category_name(_: _Mending, record: Record) -> Iterator[str]:
     name = record.get("name")
-    record["name"] = str(name) if isinstance(name, int | float) and not isinstance(name, bool) else f"class {record.get('id')}"
+    record["name"] = (
+        str(name)
+        if isinstance(name, int | float) and not isinstance(name, bool)
+        else f"class {record.get('id')}"
+    )
     yield "categories named"
 
 
 def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
-    first = next(r for r in map(parse_record, mending.content["categories"]) if isinstance(r, dict) and r.get("id") == record["id"])
+    first = next(
+        r
+        for r in map(parse_record, mending.content["categories"])
+        if isinstance(r, dict) and r.get("id") == record["id"]
+    )
     if first.get("name") == record.get("name") and is_id(record["id"]):
         raise _Dropped("listed twice")
     return
@@ -313,7 +340,9 @@ def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
     Raises:
         ConfigError: if a copy would replace a file of the data.
     """
-    copies = [replace(data, annotations=folder / f"{part}.json") for data, part in zip(data_sets, ("train", "val"))]
+    copies = [
+        replace(data, annotations=folder / f"{part}.json") for data, part in zip(data_sets, ("train", "val"))
+    ]
     for data in data_sets:
         for copy in copies:
             _refuse_replacing(data.annotations, copy.annotations)

@@ -47,7 +47,9 @@ class ImageCheck:
         self._known: dict[str, tuple[str | None, Mark]] = {}
         self._large = threading.Lock()
 
-    def look(self, folder: Path, names: Sequence[str], sizes: np.ndarray, *, follow_links: bool = False) -> CheckedImages:
+    def look(
+        self, folder: Path, names: Sequence[str], sizes: np.ndarray, *, follow_links: bool = False
+    ) -> CheckedImages:
         """Look at files.
 
         Args:
@@ -62,16 +64,32 @@ class ImageCheck:
         paths = ["" if i in absent else str(folder / name) for i, name in enumerate(names)]
         scan = scan_images(paths, sizes)
         here = [i for i in range(len(names)) if i not in absent]
-        states = self._decode([(paths[i], int(scan.rows[i, WIDTH]) * int(scan.rows[i, HEIGHT])) for i in here]) if self.decode else [
-            (f"image {paths[i]} {'cannot be opened' if scan.rows[i, BYTES] == UNKNOWN else 'has no header that can be read'}"
-             if scan.rows[i, WIDTH] == UNKNOWN else None, Mark(0)) for i in here]
+        states = (
+            self._decode([(paths[i], int(scan.rows[i, WIDTH]) * int(scan.rows[i, HEIGHT])) for i in here])
+            if self.decode
+            else [
+                (
+                    f"image {paths[i]} {'cannot be opened' if scan.rows[i, BYTES] == UNKNOWN else 'has no header that can be read'}"
+                    if scan.rows[i, WIDTH] == UNKNOWN
+                    else None,
+                    Mark(0),
+                )
+                for i in here
+            ]
+        )
         unreadable = {i: error for i, (error, _) in zip(here, states) if error}
-        marks = {mark: [i for i, (_, found) in zip(here, states) if mark in found] for mark in (Mark.TURNED, Mark.CMYK, Mark.DEEP)}
-        return CheckedImages(missing, leaving, unreadable, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan)
+        marks = {
+            mark: [i for i, (_, found) in zip(here, states) if mark in found]
+            for mark in (Mark.TURNED, Mark.CMYK, Mark.DEEP)
+        }
+        return CheckedImages(
+            missing, leaving, unreadable, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan
+        )
 
     @staticmethod
     def true_sizes(folder: Path, follow_links: bool) -> TrueSizes:
         """Return what gives images the sizes that their headers say, where labels contradict them; nothing outside the folder is opened."""
+
         def sizes_in_files(names: list[str], sizes: np.ndarray) -> np.ndarray:
             missing, leaving = find_misplaced(folder, names)
             absent = {*missing, *(() if follow_links else leaving)}
@@ -79,13 +97,16 @@ class ImageCheck:
             true = sizes.copy()
             true[here] = sizes_of_files([str(folder / names[i]) for i in here], sizes[here])
             return true
+
         return sizes_in_files
 
     def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, Mark]]:
         """Return for each (path, number of pixels) why it cannot be decoded, or None, and its marks."""
         new = [file for file in files if file[0] not in self._known]
         with ThreadPoolExecutor(self.workers) as pool:
-            for (path, _), state in zip(new, tqdm(pool.map(self._state, new), "images", len(new), leave=False, disable=None)):
+            for (path, _), state in zip(
+                new, tqdm(pool.map(self._state, new), "images", len(new), leave=False, disable=None)
+            ):
                 self._known[path] = state
         return [self._known[path] for path, _ in files]
 

@@ -15,6 +15,7 @@ from .labelled_images import Faults
 
 def upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
     """Return (width, height) of each file as people see it; None, and a fault, for what is no image."""
+
     def size(path: Path) -> tuple[int, int] | str:
         try:
             return image_size(path)[1]

@@ -76,7 +76,9 @@ def unusable_name(name: str) -> str | None:
     return unsafe_file_name(name)
 
 
-def boxes_inside(corners: np.ndarray, size: tuple[int, int], notes: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+def boxes_inside(
+    corners: np.ndarray, size: tuple[int, int], notes: Counter[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Clip boxes `[T, 4]`, xyxy in pixels, to their image; return them rounded as they are written, and which of them `[T]` have an area."""
     inside = np.clip(corners, 0, np.tile(size, 2)).round(DECIMALS)
     notes["boxes reaching beyond their image, clipped"] += int((abs(inside - corners) > 0.5).any(1).sum())
@@ -88,7 +90,9 @@ def boxes_inside(corners: np.ndarray, size: tuple[int, int], notes: Counter[str]
 def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
     """Write `train.json`, `val.json` ... into a folder; yield a line for each. Images stay where they are."""
     for part, images in data.parts.items():
-        write_atomically(output / f"{part}.json", lambda file, images=images: _write(file, images, data.categories))
+        write_atomically(
+            output / f"{part}.json", lambda file, images=images: _write(file, images, data.categories)
+        )
         empty = sum(not len(image.boxes) for image in images)
         yield f"{output / f'{part}.json'}: {len(images)} images ({empty} without objects), {sum(len(image.boxes) for image in images)} boxes"
 
@@ -96,14 +100,32 @@ def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
 def _write(file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int, str]) -> None:
     file.write(b'{"images": [')
     for number, image in enumerate(images):
-        record = {"id": number + 1, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
+        record = {
+            "id": number + 1,
+            "file_name": image.file_name,
+            "width": image.size[0],
+            "height": image.size[1],
+        }
         file.write((b",\n" if number else b"\n") + json.dumps(record).encode())
     file.write(b'\n],\n"annotations": [')
     count = 0
     for number, image in enumerate(images):
         sizes = (image.boxes[:, 2:] - image.boxes[:, :2]).round(DECIMALS)
-        for category, (x, y, _, _), (w, h), crowd in zip(image.categories.tolist(), image.boxes.tolist(), sizes.tolist(), image.crowds.tolist()):
+        for category, (x, y, _, _), (w, h), crowd in zip(
+            image.categories.tolist(), image.boxes.tolist(), sizes.tolist(), image.crowds.tolist()
+        ):
             count += 1
-            record = {"id": count, "image_id": number + 1, "category_id": category, "bbox": [x, y, w, h], "area": round(w * h, DECIMALS), "iscrowd": int(crowd)}
+            record = {
+                "id": count,
+                "image_id": number + 1,
+                "category_id": category,
+                "bbox": [x, y, w, h],
+                "area": round(w * h, DECIMALS),
+                "iscrowd": int(crowd),
+            }
             file.write((b",\n" if count > 1 else b"\n") + json.dumps(record).encode())
-    file.write(b'\n],\n"categories": ' + json.dumps([{"id": i, "name": name} for i, name in sorted(categories.items())]).encode() + b"}\n")
+    file.write(
+        b'\n],\n"categories": '
+        + json.dumps([{"id": i, "name": name} for i, name in sorted(categories.items())]).encode()
+        + b"}\n"
+    )

@@ -72,12 +72,17 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
     train_path, val_path = _annotations(base, "train"), _annotations(base, "val")
     train, val = (split_records(read_annotation_file(path), path) for path in (train_path, val_path))
-    tables = [{record["id"]: record["name"] for record in map(parse_record, content["categories"])} for content in (train, val)]
+    tables = [
+        {record["id"]: record["name"] for record in map(parse_record, content["categories"])}
+        for content in (train, val)
+    ]
     if differing := differing_categories(*tables):
         raise DataError(f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}")
     count = len(val["images"])
     if not 0 < new_val_size <= count:
-        raise ConfigError(f"--new_val_size is {new_val_size}, expected 1 to {count}, the number of images in {val_path}")
+        raise ConfigError(
+            f"--new_val_size is {new_val_size}, expected 1 to {count}, the number of images in {val_path}"
+        )
     staying = {record.id for record in _decoded(val["images"][:new_val_size], _Id, val_path)}
     boxes = _decoded(val["annotations"], _Box, val_path)
     stays = np.array([box.image_id in staying for box in boxes], bool)
@@ -88,8 +93,17 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
     if new_image_id or new_box_id:
         moved_boxes = [_renumbered(record, new_image_id, new_box_id) for record in moved_boxes]
     val_boxes = [val["annotations"][i] for i in np.flatnonzero(stays)]
-    for path, content in ((train_path, {**train, "images": train["images"] + moved_images, "annotations": train["annotations"] + moved_boxes}),
-                          (val_path, {**val, "images": val["images"][:new_val_size], "annotations": val_boxes})):
+    for path, content in (
+        (
+            train_path,
+            {
+                **train,
+                "images": train["images"] + moved_images,
+                "annotations": train["annotations"] + moved_boxes,
+            },
+        ),
+        (val_path, {**val, "images": val["images"][:new_val_size], "annotations": val_boxes}),
+    ):
         output = path.with_name(f"{output_suffix}_{path.name}")
         write_atomically(output, lambda file, content=content: write_records(file, content))
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
@@ -111,36 +125,60 @@ def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
         DataError: if images cannot be read; those that can are done, and no annotation file is written.
     """
     if max_size < 1 or num_workers < 1:
-        raise ConfigError(f"--max_size is {max_size} and --num_workers {num_workers}, expected whole numbers from 1")
+        raise ConfigError(
+            f"--max_size is {max_size} and --num_workers {num_workers}, expected whole numbers from 1"
+        )
     for part in ("train", "val"):
         remapped = base / part / f"new_zhiyuan_objv2_{part}.json"
-        yield _resize_part(remapped if remapped.exists() else _annotations(base, part), base / part, max_size, num_workers)
+        yield _resize_part(
+            remapped if remapped.exists() else _annotations(base, part), base / part, max_size, num_workers
+        )
 
 
 def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> str:
     content = split_records(read_annotation_file(path), path)
     images = _decoded(content["images"], _Image, path)
-    larger = {index: _target(image, max_size) for index, image in enumerate(images) if max(image.width, image.height) > max_size}
-    _check_names([*(image.file_name for image in images), *(target.file_name for target in larger.values())], path)
+    larger = {
+        index: _target(image, max_size)
+        for index, image in enumerate(images)
+        if max(image.width, image.height) > max_size
+    }
+    _check_names(
+        [*(image.file_name for image in images), *(target.file_name for target in larger.values())], path
+    )
     names = [images[index].file_name for index in larger]
     missing, leaving = find_misplaced(folder, names)
-    faults = [f"{folder / names[i]} is missing" for i in missing] + [f"{folder / names[i]} leads out of {folder}" for i in leaving]
+    faults = [f"{folder / names[i]} is missing" for i in missing] + [
+        f"{folder / names[i]} leads out of {folder}" for i in leaving
+    ]
     absent = {*missing, *leaving}
-    jobs = [(folder / name, folder / target.file_name, target.old, target.size)
-            for i, (name, target) in enumerate(zip(names, larger.values())) if i not in absent]
+    jobs = [
+        (folder / name, folder / target.file_name, target.old, target.size)
+        for i, (name, target) in enumerate(zip(names, larger.values()))
+        if i not in absent
+    ]
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        results = tqdm(pool.map(_resize_image, jobs, chunksize=16), path.name, len(jobs), leave=False, disable=None)
+        results = tqdm(
+            pool.map(_resize_image, jobs, chunksize=16), path.name, len(jobs), leave=False, disable=None
+        )
         faults += [fault for fault in results if fault]
     if faults:
-        raise DataError(f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; tools/dataset/check.py --fix writes an "
-                        f"annotation file without them; what is done stays done")
+        raise DataError(
+            f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; tools/dataset/check.py --fix writes an "
+            f"annotation file without them; what is done stays done"
+        )
     for index, target in larger.items():
         record = content["images"][index] = parse_record(content["images"][index])
         record.update(file_name=target.file_name, width=target.size[0], height=target.size[1])
-    factors = {images[index].id: (target.size[0] / target.old[0], target.size[1] / target.old[1]) for index, target in larger.items()}
+    factors = {
+        images[index].id: (target.size[0] / target.old[0], target.size[1] / target.old[1])
+        for index, target in larger.items()
+    }
     for index, box in enumerate(_decoded(content["annotations"], _Box, path)):
         if box.image_id in factors:
-            content["annotations"][index] = _scaled(parse_record(content["annotations"][index]), *factors[box.image_id])
+            content["annotations"][index] = _scaled(
+                parse_record(content["annotations"][index]), *factors[box.image_id]
+            )
     output = path.with_name(f"{path.stem}_resized.json")
     write_atomically(output, lambda file: write_records(file, content))
     return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
@@ -157,7 +195,10 @@ def _decoded(records: Sequence[Any], kind: type, path: Path) -> list[Any]:
     """Return what is needed of each record."""
     decoder = msgspec.json.Decoder(kind)
     try:
-        return [decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind) for record in records]
+        return [
+            decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind)
+            for record in records
+        ]
     except msgspec.MsgspecError as error:
         raise DataError(f"{path}: {error}; tools/dataset/check.py lists all faults of the file") from None
 
@@ -175,14 +216,20 @@ def _free_ids(train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_
 def _moved_image(record: Any, new_id: dict[int, int]) -> dict[str, Any]:
     record = parse_record(record)
     if reason := unsafe_file_name(record.get("file_name")):
-        raise DataError(f"image {record.get('id')} has the file_name {str(record.get('file_name'))[:80]!r}, {reason}")
+        raise DataError(
+            f"image {record.get('id')} has the file_name {str(record.get('file_name'))[:80]!r}, {reason}"
+        )
     name = record["file_name"].partition("/")[2] or record["file_name"]
     return {**record, "id": new_id.get(record["id"], record["id"]), "file_name": f"{FROM_VAL}/{name}"}
 
 
 def _renumbered(record: Any, new_image_id: dict[int, int], new_box_id: dict[int, int]) -> dict[str, Any]:
     record = parse_record(record)
-    return {**record, "id": new_box_id.get(record["id"], record["id"]), "image_id": new_image_id.get(record["image_id"], record["image_id"])}
+    return {
+        **record,
+        "id": new_box_id.get(record["id"], record["id"]),
+        "image_id": new_image_id.get(record["image_id"], record["image_id"]),
+    }
 
 
 def _target(image: _Image, max_size: int) -> _Resized:
@@ -205,7 +252,11 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
     """Write a smaller copy, unless it is there; return what is wrong."""
     source, target, old, new = job
     try:
-        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime and image_size(target)[0] == new:
+        if (
+            target.exists()
+            and target.stat().st_mtime >= source.stat().st_mtime
+            and image_size(target)[0] == new
+        ):
             return None
     except ImageError:  # left by something else
         pass
@@ -214,7 +265,9 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
     except ImageError as error:
         return str(error)
     buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(new, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(new, Image.Resampling.LANCZOS).save(
+        buffer, "JPEG", quality=QUALITY
+    )
     write_atomically(target, lambda file: file.write(buffer.getbuffer()))
     return None
 

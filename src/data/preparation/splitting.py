@@ -10,7 +10,9 @@ from ...core.errors import DataError
 from .labelled_images import LabelledImage, LabelledImages
 
 
-def split(images: Sequence[LabelledImage], fraction: float, seed: int) -> tuple[list[LabelledImage], list[LabelledImage]]:
+def split(
+    images: Sequence[LabelledImage], fraction: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split images for training and validation.
 
     Which image goes where follows from the seed and its file name, whatever the order. A class in two or more images is
@@ -26,7 +28,12 @@ def split(images: Sequence[LabelledImage], fraction: float, seed: int) -> tuple[
     """
     if len(images) < 2:
         raise DataError(f"{len(images)} image cannot be split into training and validation")
-    order = sorted(images, key=lambda image: hashlib.sha256(f"{seed}/{image.file_name}".encode(errors="surrogateescape")).digest())
+    order = sorted(
+        images,
+        key=lambda image: hashlib.sha256(
+            f"{seed}/{image.file_name}".encode(errors="surrogateescape")
+        ).digest(),
+    )
     classes = [set(image.categories[~image.crowds].tolist()) for image in order]
     left = Counter(c for found in classes for c in found)
     with_class: dict[int, list[int]] = {}
@@ -68,5 +75,7 @@ def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterato
     train, val = split(data.parts["train"], fraction, seed)
     data.parts = {**data.parts, "train": train, "val": val}
     seen = [{c for image in part for c in image.categories[~image.crowds].tolist()} for part in (train, val)]
-    yield (f"no validation images: {len(val)} of {len(train) + len(val)} were set aside (--val-fraction {fraction:g} --seed {seed}); "
-           f"{len(seen[0] & seen[1])} of {len(seen[0] | seen[1])} classes are in both parts")
+    yield (
+        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside (--val-fraction {fraction:g} --seed {seed}); "
+        f"{len(seen[0] & seen[1])} of {len(seen[0] | seen[1])} classes are in both parts"
+    )

@@ -35,7 +35,9 @@ class _Object(NamedTuple):
     difficult: bool
 
 
-def read_voc(root: Path, *, difficult: str = "keep", zero_based: bool = False, follow_links: bool = False) -> LabelledImages:
+def read_voc(
+    root: Path, *, difficult: str = "keep", zero_based: bool = False, follow_links: bool = False
+) -> LabelledImages:
     """Read a data set; class names, sorted, get category ids from 1.
 
     `ImageSets/Main/train.txt`, `val.txt` and `test.txt` say which images belong where; without `train.txt` it is `trainval.txt`,
@@ -57,16 +59,27 @@ def read_voc(root: Path, *, difficult: str = "keep", zero_based: bool = False, f
         raise DataError(f"{root} has no folder JPEGImages")
     faults, notes = Faults(root), Counter()
     sets = _image_sets(root, faults)
-    by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    by_stem = {
+        path.stem: path.name for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
+    }
     found: dict[str, list[tuple[str, tuple[int, int], list[_Object]]]] = {}
     for part, stems in sets.items():
         found[part] = []
-        leaving = set() if follow_links else {stems[i] for i in find_misplaced(root / "Annotations", [f"{stem}.xml" for stem in stems]).leaving}
+        leaving = (
+            set()
+            if follow_links
+            else {
+                stems[i]
+                for i in find_misplaced(root / "Annotations", [f"{stem}.xml" for stem in stems]).leaving
+            }
+        )
         for stem in stems:
             path = root / "Annotations" / f"{stem}.xml"
             try:
                 if stem in leaving:
-                    raise DataError(f"leads out of {root} by a symbolic link; give --follow-links if you trust it")
+                    raise DataError(
+                        f"leads out of {root} by a symbolic link; give --follow-links if you trust it"
+                    )
                 tree = parse_xml(path)
                 name = _image_name(tree, stem, by_stem)
                 size = _image_size(tree, images, name, follow_links)
@@ -75,14 +88,19 @@ def read_voc(root: Path, *, difficult: str = "keep", zero_based: bool = False, f
                 faults.add(str(path), str(error))
     faults.raise_if_any()
     if not found.get("train"):
-        raise DataError(f"{root} has no images to train on: Annotations holds no XML file, or the list of images is empty")
+        raise DataError(
+            f"{root} has no images to train on: Annotations holds no XML file, or the list of images is empty"
+        )
     if spare := len(by_stem.keys() - {stem for stems in sets.values() for stem in stems}):
         notes["images without an annotation file or not listed, left out"] += spare
     names = sorted({thing.name for part in found.values() for _, _, things in part for thing in things})
     if not names:
         raise DataError(f"{root} has no object in any annotation file")
     ids = {name: number for number, name in enumerate(names, 1)}
-    parts = {part: [_labelled(*image, ids, difficult, zero_based, notes) for image in entries] for part, entries in found.items()}
+    parts = {
+        part: [_labelled(*image, ids, difficult, zero_based, notes) for image in entries]
+        for part, entries in found.items()
+    }
     return LabelledImages(images.resolve(), {number: name for name, number in ids.items()}, parts, notes)
 
 
@@ -92,6 +110,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     Raises:
         DataError: without the file's name.
     """
+
     def refuse(*_: object) -> None:
         raise DataError("has a document type (DTD), which annotation files do not need; it was not read")
 
@@ -106,12 +125,18 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise DataError(f"is larger than {LARGEST_FILE} bytes")
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = builder.start, builder.end, builder.data
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
+        builder.start,
+        builder.end,
+        builder.data,
+    )
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
-        raise DataError(f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column {error.offset + 1}") from None
+        raise DataError(
+            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column {error.offset + 1}"
+        ) from None
     except (LookupError, ValueError) as error:
         raise DataError(f"is not valid XML: {error}") from None
     return builder.close()
@@ -120,7 +145,11 @@ def parse_xml(path: Path) -> ElementTree.Element:
 def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
     """Return the stems of each part."""
     folder = root / "ImageSets" / "Main"
-    lists = {part: folder / f"{part}.txt" for part in ("train", "val", "test", "trainval") if (folder / f"{part}.txt").is_file()}
+    lists = {
+        part: folder / f"{part}.txt"
+        for part in ("train", "val", "test", "trainval")
+        if (folder / f"{part}.txt").is_file()
+    }
     whole = lists.pop("trainval", None)
     if "train" not in lists:
         if whole is None:
@@ -156,7 +185,9 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
     if missing:
         raise DataError(f"its image {images / name} is missing")
     if leaving and not follow_links:
-        raise DataError(f"its image {images / name} leads out of {images} to {leaving[0]}; give --follow-links if you trust it")
+        raise DataError(
+            f"its image {images / name} leads out of {images} to {leaving[0]}; give --follow-links if you trust it"
+        )
     try:
         stored, upright = image_size(images / name)
     except ImageError as error:
@@ -167,7 +198,9 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
     for size in (upright, stored):
         if written == tuple(map(str, size)):
             return size
-    raise DataError(f"size is {written[0][:20]} x {written[1][:20]}, but {images / name} has {upright[0]} x {upright[1]}")
+    raise DataError(
+        f"size is {written[0][:20]} x {written[1][:20]}, but {images / name} has {upright[0]} x {upright[1]}"
+    )
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
@@ -181,19 +214,36 @@ def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
         except ValueError:
             box = ()
         if len(box) != 4 or not all(abs(value) < 1e9 for value in box):  # NaN is not smaller either
-            raise DataError(f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax")
+            raise DataError(
+                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax"
+            )
         yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
 
 
-def _labelled(name: str, size: tuple[int, int], objects: list[_Object], ids: dict[str, int], difficult: str, zero_based: bool,
-              notes: Counter[str]) -> LabelledImage:
+def _labelled(
+    name: str,
+    size: tuple[int, int],
+    objects: list[_Object],
+    ids: dict[str, int],
+    difficult: str,
+    zero_based: bool,
+    notes: Counter[str],
+) -> LabelledImage:
     if difficult == "skip":
         notes["difficult objects, left out"] += sum(thing.difficult for thing in objects)
         objects = [thing for thing in objects if not thing.difficult]
     corners = np.array([thing.box for thing in objects], np.float64).reshape(-1, 4)
     if not zero_based:
-        notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] += int((corners[:, :2] == 0).any(1).sum())
+        notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] += int(
+            (corners[:, :2] == 0).any(1).sum()
+        )
         corners[:, :2] -= 1
     inside, kept = boxes_inside(corners, size, notes)
     crowds = np.array([thing.difficult and difficult == "crowd" for thing in objects], bool)
-    return LabelledImage(name, size, np.array([ids[thing.name] for thing in objects], np.int64)[kept], inside[kept], crowds[kept])
+    return LabelledImage(
+        name,
+        size,
+        np.array([ids[thing.name] for thing in objects], np.int64)[kept],
+        inside[kept],
+        crowds[kept],
+    )

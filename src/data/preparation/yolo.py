@@ -43,12 +43,27 @@ def read_yolo(path: Path, *, follow_links: bool = False) -> LabelledImages:
     names = _names(settings, path)
     root = _root(settings, path)
     faults, notes = Faults(path), Counter()
-    files = {part: _image_files(settings[part], root, f"{path}: {part}", faults) for part in ("train", "val", "test") if settings.get(part)}
+    files = {
+        part: _image_files(settings[part], root, f"{path}: {part}", faults)
+        for part in ("train", "val", "test")
+        if settings.get(part)
+    }
     faults.raise_if_any()
     if not files.get("train"):
-        raise DataError(f"{path}: " + ("there is no image behind train" if "train" in files else '"train" is missing: a folder, a text file or a list of them'))
+        raise DataError(
+            f"{path}: "
+            + (
+                "there is no image behind train"
+                if "train" in files
+                else '"train" is missing: a folder, a text file or a list of them'
+            )
+        )
     skeletons = settings.get("kpt_shape")
-    extra = math.prod(skeletons) if isinstance(skeletons, list) and all(isinstance(n, int) for n in skeletons) else 0
+    extra = (
+        math.prod(skeletons)
+        if isinstance(skeletons, list) and all(isinstance(n, int) for n in skeletons)
+        else 0
+    )
     parts: dict[str, list[LabelledImage]] = {}
     for part, names_of_part in files.items():
         labels = [label_path(name) for name in names_of_part]
@@ -61,13 +76,19 @@ def read_yolo(path: Path, *, follow_links: bool = False) -> LabelledImages:
             classes, boxes = _read_labels(label_root / labels[index], names, extra, faults, notes)
             if size is None:
                 continue
-            corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1) * np.tile(size, 2)
+            corners = np.concatenate(
+                [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1
+            ) * np.tile(size, 2)
             inside, kept = boxes_inside(corners, size, notes)
-            parts[part].append(LabelledImage(name, size, classes[kept], inside[kept], np.zeros(int(kept.sum()), bool)))
+            parts[part].append(
+                LabelledImage(name, size, classes[kept], inside[kept], np.zeros(int(kept.sum()), bool))
+            )
     faults.raise_if_any()
     if not any(len(image.boxes) for part in parts.values() for image in part):
         first = _label_root(root, files["train"]) / label_path(files["train"][0])
-        raise DataError(f"{path}: no image has a box; labels of {root / files['train'][0]} would be in {first}")
+        raise DataError(
+            f"{path}: no image has a box; labels of {root / files['train'][0]} would be in {first}"
+        )
     return LabelledImages(root, names, parts, notes)
 
 
@@ -88,7 +109,9 @@ def _yaml_in(path: Path) -> Path:
     if path / "data.yaml" in found:
         return path / "data.yaml"
     if len(found) != 1:
-        raise DataError(f"{path} has {len(found)} YAML files and no data.yaml; name the one that describes the data")
+        raise DataError(
+            f"{path} has {len(found)} YAML files and no data.yaml; name the one that describes the data"
+        )
     return found[0]
 
 
@@ -98,7 +121,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise DataError(
+            f"{path} is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds a {type(settings).__name__}, expected train, val and names")
     return settings
@@ -107,8 +132,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
     names = settings.get("names")
     table = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(table, dict) or not table or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table):
-        raise DataError(f"{path}: names is {str(names)[:80]}, expected a list of class names, or names by class number")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table)
+    ):
+        raise DataError(
+            f"{path}: names is {str(names)[:80]}, expected a list of class names, or names by class number"
+        )
     count = settings.get("nc", len(table))
     if isinstance(names, list) and count != len(names):
         raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
@@ -125,7 +156,9 @@ def _root(settings: dict[str, Any], path: Path) -> Path:
     for folder in (path.parent / given, Path(given)):
         if folder.is_dir():
             return folder.resolve()
-    raise DataError(f"{path}: path is {given}, which is no folder (looked from {path.parent} and {Path.cwd()})")
+    raise DataError(
+        f"{path}: path is {given}, which is no folder (looked from {path.parent} and {Path.cwd()})"
+    )
 
 
 def _image_files(value: Any, root: Path, where: str, faults: Faults) -> list[str]:
@@ -136,16 +169,22 @@ def _image_files(value: Any, root: Path, where: str, faults: Faults) -> list[str
             faults.add(where, f"{str(entry)[:80]!r}, expected a folder, a text file or a list of them")
             continue
         place = root / entry
-        if entry.startswith("../") and not place.exists():  # exports of Roboflow: beside the file, whatever they say
+        if (
+            entry.startswith("../") and not place.exists()
+        ):  # exports of Roboflow: beside the file, whatever they say
             place = root / entry.removeprefix("../")
         if place.is_dir():
             folder = _inside(place, root)
             if folder is None:
-                faults.add(where, f"{entry} is outside {root}; set path to a folder that holds all of the data set")
+                faults.add(
+                    where, f"{entry} is outside {root}; set path to a folder that holds all of the data set"
+                )
                 continue
             found += _listing(root, folder)
         elif place.is_file() and _inside(place, root) is None:
-            faults.add(where, f"{entry} is outside {root}; set path to a folder that holds all of the data set")
+            faults.add(
+                where, f"{entry} is outside {root}; set path to a folder that holds all of the data set"
+            )
         elif place.is_file():
             found += _listed_files(place, root, faults)
         else:
@@ -157,7 +196,11 @@ def _listing(root: Path, folder: str) -> Iterator[str]:
     for base, folders, names in os.walk(root / folder):
         folders.sort()
         prefix = os.path.relpath(base, root).replace(os.sep, "/")
-        yield from (name if prefix == "." else f"{prefix}/{name}" for name in sorted(names) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+        yield from (
+            name if prefix == "." else f"{prefix}/{name}"
+            for name in sorted(names)
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        )
 
 
 def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
@@ -174,7 +217,9 @@ def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
         place = listing.parent / line if line.startswith("./") else root / line
         name = _inside(place, root)
         if name is None:
-            faults.add(f"{listing} line {number}", f"{line[:80]} is outside {root}, the folder of the data set")
+            faults.add(
+                f"{listing} line {number}", f"{line[:80]} is outside {root}, the folder of the data set"
+            )
         elif reason := unsafe_file_name(name):
             faults.add(f"{listing} line {number}", f"{line[:80]!r}, {reason}")
         else:
@@ -187,13 +232,22 @@ def _inside(place: Path, root: Path) -> str | None:
     return None if relative == ".." or relative.startswith("../") else relative
 
 
-def _usable(root: Path, names: Sequence[str], label_root: Path, labels: Sequence[str], faults: Faults, follow_links: bool) -> list[int]:
+def _usable(
+    root: Path,
+    names: Sequence[str],
+    label_root: Path,
+    labels: Sequence[str],
+    faults: Faults,
+    follow_links: bool,
+) -> list[int]:
     """Return which images are there, and within their folders with their labels; the others are faults."""
     missing, leaving = find_misplaced(root, names)
     bad = {index: "is missing" for index in missing}
     for where, found in ((root, leaving), (label_root, find_misplaced(label_root, labels).leaving)):
         for index, target in ({} if follow_links else found).items():
-            bad.setdefault(index, f"or its labels lead out of {where} to {target}; give --follow-links if you trust it")
+            bad.setdefault(
+                index, f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
+            )
     bad |= {index: reason for index, name in enumerate(names) if (reason := unusable_name(name))}
     for index, reason in sorted(bad.items()):
         faults.add(str(root / names[index]), reason)
@@ -205,12 +259,14 @@ def _label_root(root: Path, names: Sequence[str]) -> Path:
     folders = list(root.parts)
     if "images" in folders and not any("images" in name.split("/")[:-1] for name in names):
         at = len(folders) - 1 - folders[::-1].index("images")
-        twin = Path(*folders[:at], "labels", *folders[at + 1:])
+        twin = Path(*folders[:at], "labels", *folders[at + 1 :])
         return twin if twin.is_dir() else root
     return root
 
 
-def _read_labels(path: Path, names: dict[int, str], extra: int, faults: Faults, notes: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_labels(
+    path: Path, names: dict[int, str], extra: int, faults: Faults, notes: Counter[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return classes `[T]` and boxes `[T, 4]`, cxcywh in 0..1."""
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()
@@ -247,9 +303,16 @@ def _read_line(words: list[str], names: dict[int, str], extra: int) -> tuple[int
     if not is_box and (len(values) < 6 or len(values) % 2):
         return f"{len(words)} columns, expected 5 (class cx cy w h) or a class and three or more points"
     values = values[:4] if is_box else values
-    if bad := [word for word, value in zip(words[1:], values) if not -TOLERANCE <= value <= 1 + TOLERANCE]:  # NaN is not within either
+    if bad := [
+        word for word, value in zip(words[1:], values) if not -TOLERANCE <= value <= 1 + TOLERANCE
+    ]:  # NaN is not within either
         return f"coordinate {bad[0][:20]}, expected 0 to 1"
     if is_box:
         return int(number), values
     xs, ys = values[0::2], values[1::2]
-    return int(number), [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
+    return int(number), [
+        (min(xs) + max(xs)) / 2,
+        (min(ys) + max(ys)) / 2,
+        max(xs) - min(xs),
+        max(ys) - min(ys),
+    ]

@@ -31,11 +31,15 @@ def check_mixable(images: Tensor, targets: list[dict[str, Any]], box_format: str
     """
     largest = max((float(target["boxes"].max()) for target in targets if len(target["boxes"])), default=0.0)
     if not images.is_floating_point() or box_format != "cxcywh" or largest > 1.01:
-        raise ConfigError(f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {images.dtype} and {box_format} up to "
-                          f"{largest:g}; end the transforms with ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)")
+        raise ConfigError(
+            f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {images.dtype} and {box_format} up to "
+            f"{largest:g}; end the transforms with ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)"
+        )
 
 
-def mixup(images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator) -> list[dict[str, Any]]:
+def mixup(
+    images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """Blend each image with the one before it, all with one weight; the objects of both count in full.
 
     A batch of one image stays as it is.
@@ -52,10 +56,15 @@ def mixup(images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], 
     if len(targets) == 1:
         return targets
     weight, last = rng.uniform(*BLEND_RANGE), images[-1].clone()
-    for number in range(len(images) - 1, 0, -1):  # backwards, so that each is still itself when the next takes it in
+    for number in range(
+        len(images) - 1, 0, -1
+    ):  # backwards, so that each is still itself when the next takes it in
         images[number].lerp_(images[number - 1], weight)
     images[0].lerp_(last, weight)
-    return [target | {name: torch.cat([target[name], other[name]]) for name in fields} for target, other in zip(targets, [targets[-1], *targets])]
+    return [
+        target | {name: torch.cat([target[name], other[name]]) for name in fields}
+        for target, other in zip(targets, [targets[-1], *targets])
+    ]
 
 
 class CopyBlend:
@@ -64,8 +73,14 @@ class CopyBlend:
     A copy may hide other objects wholly; their boxes stay, as in DEIMv2.
     """
 
-    def __init__(self, kind: Literal["blend", "paste"] = "blend", area_threshold: float = 100, num_objects: int = 3, with_expand: bool = False,
-                 expand_ratios: Sequence[float] = (0.1, 0.25)) -> None:
+    def __init__(
+        self,
+        kind: Literal["blend", "paste"] = "blend",
+        area_threshold: float = 100,
+        num_objects: int = 3,
+        with_expand: bool = False,
+        expand_ratios: Sequence[float] = (0.1, 0.25),
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -79,18 +94,25 @@ class CopyBlend:
             ConfigError: for a value out of its range.
         """
         for name, value, sound, expected in (
-                ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
-                ("area_threshold", area_threshold, area_threshold > 0, "square pixels, more than 0"),
-                ("num_objects", num_objects, num_objects >= 1, "at least 1"),
-                ("expand_ratios", expand_ratios, len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1],
-                 "two numbers from 0, the smaller first")):
+            ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
+            ("area_threshold", area_threshold, area_threshold > 0, "square pixels, more than 0"),
+            ("num_objects", num_objects, num_objects >= 1, "at least 1"),
+            (
+                "expand_ratios",
+                expand_ratios,
+                len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1],
+                "two numbers from 0, the smaller first",
+            ),
+        ):
             if not sound:
                 raise ConfigError(f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}")
         self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
         self.area_threshold, self.num_objects = area_threshold, num_objects
         self.expand_ratios = tuple(expand_ratios) if with_expand else (0.0, 0.0)
 
-    def __call__(self, images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator) -> list[dict[str, Any]]:
+    def __call__(
+        self, images: Tensor, targets: list[dict[str, Any]], fields: Sequence[str], rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
         """Copy objects into every image, all of them as they were before; arguments and result as in `mixup`."""
         height, width = images.shape[-2:]
         size = np.array([width, height, width, height], float)
@@ -106,17 +128,23 @@ class CopyBlend:
             for index in chosen:
                 x0, y0, x1, y1 = self._window(boxes_px[index], width, height, rng)
                 x, y = rng.integers(0, [width - (x1 - x0) + 1, height - (y1 - y0) + 1]).tolist()
-                place = images[number, :, y:y + y1 - y0, x:x + x1 - x0]
-                copies.append((place, images[owners[index], :, y0:y1, x0:x1].clone(), rng.uniform(*self.weights)))
+                place = images[number, :, y : y + y1 - y0, x : x + x1 - x0]
+                copies.append(
+                    (place, images[owners[index], :, y0:y1, x0:x1].clone(), rng.uniform(*self.weights))
+                )
                 moved.append(boxes_px[index] + [x - x0, y - y0, x - x0, y - y0])
             added = {name: values[chosen] for name, values in objects.items()}
-            added["boxes"] = xyxy_to_cxcywh(torch.from_numpy(np.stack(moved) / size)).to(target["boxes"].dtype)
+            added["boxes"] = xyxy_to_cxcywh(torch.from_numpy(np.stack(moved) / size)).to(
+                target["boxes"].dtype
+            )
             result.append(target | {name: torch.cat([target[name], added[name]]) for name in fields})
         for place, patch, weight in copies:  # only now, so that no copy shows another
             place.lerp_(patch, weight)
         return result
 
-    def _window(self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def _window(
+        self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
         """Return the whole pixels to copy for an object, xyxy."""
         margin = rng.uniform(*self.expand_ratios) * (box_px[2:] - box_px[:2])
         low = np.floor(box_px[:2] - margin + _SLACK_PX).clip(0)

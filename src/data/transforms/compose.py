@@ -31,7 +31,12 @@ class Compose:
 
     __inject__ = ["ops"]
 
-    def __init__(self, ops: list[Transform] | None = None, policy: dict[str, Any] | None = None, mosaic_prob: float = 1.0) -> None:
+    def __init__(
+        self,
+        ops: list[Transform] | None = None,
+        policy: dict[str, Any] | None = None,
+        mosaic_prob: float = 1.0,
+    ) -> None:
         """Store the transforms.
 
         Args:
@@ -49,7 +54,9 @@ class Compose:
         if not 0 <= mosaic_prob <= 1:
             raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
         if place := next((number for number, op in enumerate(self.ops) if isinstance(op, Mosaic)), 0):
-            raise ConfigError(f"Compose.ops has Mosaic after {type(self.ops[place - 1]).__name__}; it puts images together as they are, move it to the front")
+            raise ConfigError(
+                f"Compose.ops has Mosaic after {type(self.ops[place - 1]).__name__}; it puts images together as they are, move it to the front"
+            )
         self._points, self.named = _read_policy(policy or {"name": "default"})
         self._settle()
 
@@ -78,7 +85,9 @@ class Compose:
         return sample
 
     def _acts(self, name: str, sample: Sample, epoch: int) -> bool:
-        if name in self.named and not is_between(epoch, self.start, self.mosaic_stop if name == "Mosaic" else self.stop):
+        if name in self.named and not is_between(
+            epoch, self.start, self.mosaic_stop if name == "Mosaic" else self.stop
+        ):
             return False
         if name == "Mosaic":
             return sample.rng.random() < self.mosaic_prob
@@ -90,17 +99,23 @@ def _read_policy(policy: dict[str, Any]) -> tuple[list[Duration | None], frozens
     for key in policy.keys() - {"name", "epoch", "ops"}:
         raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
     if policy.get("name") not in ("default", "stop_epoch"):
-        raise ConfigError(f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'")
+        raise ConfigError(
+            f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'"
+        )
     if policy["name"] == "default":
         return [0, None, None], frozenset()
     epoch, named = policy.get("epoch"), policy.get("ops")
     points = epoch if isinstance(epoch, list) else [0, epoch, epoch]
     if len(points) != 3 or not isinstance(named, list):
-        raise ConfigError(f"Compose.policy is {policy}, expected epoch (when the named transforms stop, null for never; or a list of three: when they start, "
-                          f"when Mosaic stops, when all stop) and ops (a list of class names)")
+        raise ConfigError(
+            f"Compose.policy is {policy}, expected epoch (when the named transforms stop, null for never; or a list of three: when they start, "
+            f"when Mosaic stops, when all stop) and ops (a list of class names)"
+        )
     for name in named:
         if find(name) is None:
-            raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}")
+            raise ConfigError(
+                f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}"
+            )
     return points, frozenset(named)
 
 
@@ -148,7 +163,9 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Store three means and three deviations, in the scale that the image has by then."""
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ConfigError(f"Normalize: mean {list(mean)} and std {list(std)} need three numbers each, std above 0")
+            raise ConfigError(
+                f"Normalize: mean {list(mean)} and std {list(std)} need three numbers each, std above 0"
+            )
         self.mean, self.std = np.asarray(mean, float), np.asarray(std, float)
 
     def __call__(self, sample: Sample) -> None:

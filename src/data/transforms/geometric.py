@@ -24,7 +24,9 @@ class RandomZoomOut:
             p: probability.
         """
         if len(side_range) != 2 or not 1 <= side_range[0] <= side_range[1]:
-            raise ConfigError(f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first")
+            raise ConfigError(
+                f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first"
+            )
         _check_probability("RandomZoomOut", p)
         self.fill, self.side_range, self.p = fill, tuple(side_range), p
 
@@ -44,8 +46,16 @@ class RandomZoomOut:
 class RandomIoUCrop:
     """Crops so that some box keeps at least a drawn overlap with the crop; boxes with their centre outside go (SSD)."""
 
-    def __init__(self, min_scale: float = 0.3, max_scale: float = 1.0, min_aspect_ratio: float = 0.5, max_aspect_ratio: float = 2.0,
-                 sampler_options: Sequence[float] | None = None, trials: int = 40, p: float = 1.0) -> None:
+    def __init__(
+        self,
+        min_scale: float = 0.3,
+        max_scale: float = 1.0,
+        min_aspect_ratio: float = 0.5,
+        max_aspect_ratio: float = 2.0,
+        sampler_options: Sequence[float] | None = None,
+        trials: int = 40,
+        p: float = 1.0,
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -59,12 +69,16 @@ class RandomIoUCrop:
         """
         _check_probability("RandomIoUCrop", p)
         if not 0 < min_scale <= max_scale <= 1:
-            raise ConfigError(f"RandomIoUCrop: expected 0 < min_scale {min_scale} <= max_scale {max_scale} <= 1")
+            raise ConfigError(
+                f"RandomIoUCrop: expected 0 < min_scale {min_scale} <= max_scale {max_scale} <= 1"
+            )
         self.scale = (min_scale, max_scale)
         self.aspect = (min_aspect_ratio, max_aspect_ratio)
         self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
         if max(self.options) < 1:
-            raise ConfigError(f"RandomIoUCrop.sampler_options {list(self.options)} needs one of at least 1, which ends the search")
+            raise ConfigError(
+                f"RandomIoUCrop.sampler_options {list(self.options)} needs one of at least 1, which ends the search"
+            )
         self.trials, self.p = trials, p
 
     def __call__(self, sample: Sample) -> None:
@@ -84,7 +98,9 @@ class RandomIoUCrop:
         """Draw all trials at once and return the first that serves, xyxy, or None."""
         size = np.array(sample.canvas)
         draws = sample.rng.random((self.trials, 4))
-        sides = (size * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :2])).astype(int)  # [n, 2]
+        sides = (size * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :2])).astype(
+            int
+        )  # [n, 2]
         corner = ((size - sides) * draws[:, 2:]).astype(int)
         crops = np.concatenate([corner, corner + sides], 1).astype(float)
         positive = (sides > 0).all(1)
@@ -93,7 +109,11 @@ class RandomIoUCrop:
         boxes = sample.boxes
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
-        overlap = (np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2])).clip(0).prod(2)
+        overlap = (
+            (np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2]))
+            .clip(0)
+            .prod(2)
+        )
         iou = overlap / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + sides.prod(1)[:, None] - overlap)
         fits &= (inside & (iou >= least)).any(1)
         return crops[fits.argmax()] if fits.any() else None

@@ -30,9 +30,18 @@ LONGEST_TILE = 4
 class Mosaic:
     """Puts a sample and three others in a 2 x 2 canvas, then turns, shifts and scales it. Stands first in a list of transforms."""
 
-    def __init__(self, output_size: int = 320, rotation_range: float = 10, translation_range: Sequence[float] = (0.1, 0.1),
-                 scaling_range: Sequence[float] = (0.5, 1.5), probability: float = 1.0, fill_value: float = 0, use_cache: Literal[False] = False,
-                 max_cached_images: int | None = None, random_pop: bool | None = None) -> None:
+    def __init__(
+        self,
+        output_size: int = 320,
+        rotation_range: float = 10,
+        translation_range: Sequence[float] = (0.1, 0.1),
+        scaling_range: Sequence[float] = (0.5, 1.5),
+        probability: float = 1.0,
+        fill_value: float = 0,
+        use_cache: Literal[False] = False,
+        max_cached_images: int | None = None,
+        random_pop: bool | None = None,
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -50,18 +59,29 @@ class Mosaic:
             ConfigError: for a value out of its range.
         """
         if use_cache:
-            raise ConfigError("Mosaic.use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False")
+            raise ConfigError(
+                "Mosaic.use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False"
+            )
         if output_size < 1:
             raise ConfigError(f"Mosaic.output_size is {output_size}, expected a number of pixels")
         if not 0 <= rotation_range <= 180:
             raise ConfigError(f"Mosaic.rotation_range is {rotation_range}, expected 0 to 180 degrees")
         if len(translation_range) != 2 or not all(0 <= part <= 1 for part in translation_range):
-            raise ConfigError(f"Mosaic.translation_range is {list(translation_range)}, expected two numbers from 0 to 1")
+            raise ConfigError(
+                f"Mosaic.translation_range is {list(translation_range)}, expected two numbers from 0 to 1"
+            )
         if len(scaling_range) != 2 or not 0 < scaling_range[0] <= scaling_range[1]:
-            raise ConfigError(f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, the smaller first")
+            raise ConfigError(
+                f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, the smaller first"
+            )
         if not 0 <= probability <= 1:
             raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
-        self.output_size, self.rotation, self.translation, self.scaling = output_size, rotation_range, tuple(translation_range), tuple(scaling_range)
+        self.output_size, self.rotation, self.translation, self.scaling = (
+            output_size,
+            rotation_range,
+            tuple(translation_range),
+            tuple(scaling_range),
+        )
         self.probability, self.fill = probability, fill_value
 
     def __call__(self, sample: Sample) -> None:
@@ -73,7 +93,9 @@ class Mosaic:
         if sample.rng.random() >= self.probability:
             return
         if sample.draw_other is None:
-            raise ConfigError("Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does")
+            raise ConfigError(
+                "Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does"
+            )
         canvas, boxes, fields = self._paste([sample, *(sample.draw_other(sample.rng) for _ in range(3))])
         matrix, shift = self._draw(sample.rng, canvas.shape[2], canvas.shape[1])
         image = warp(canvas, matrix, shift, self.fill)
@@ -88,15 +110,22 @@ class Mosaic:
         height, width = (max(sides) for sides in zip(*sizes))
         canvas, targets = torch.full((3, 2 * height, 2 * width), float(self.fill)), []
         for sample, (h, w), (x, y) in zip(samples, sizes, ((0, 0), (width, 0), (0, height), (width, height))):
-            _, target = sample.render((h, w), canvas[:, y:y + h, x:x + w])
-            targets.append({"boxes": target["boxes"].double().numpy() + [x, y, x, y], **{name: target[name].numpy() for name in sample.fields}})
+            _, target = sample.render((h, w), canvas[:, y : y + h, x : x + w])
+            targets.append(
+                {
+                    "boxes": target["boxes"].double().numpy() + [x, y, x, y],
+                    **{name: target[name].numpy() for name in sample.fields},
+                }
+            )
         joined = {name: np.concatenate([target[name] for target in targets]) for name in targets[0]}
         return canvas, joined.pop("boxes"), joined
 
     def _tile_size(self, sample: Sample) -> tuple[int, int]:
         """Return (height, width) with the shorter side at `output_size`."""
         width, height = sample.canvas
-        ratio = min(self.output_size / min(width, height), LONGEST_TILE * self.output_size / max(width, height))
+        ratio = min(
+            self.output_size / min(width, height), LONGEST_TILE * self.output_size / max(width, height)
+        )
         return max(round(height * ratio), 1), max(round(width * ratio), 1)
 
     def _draw(self, rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +135,9 @@ class Mosaic:
         factor = self.scaling[0] + scale * (self.scaling[1] - self.scaling[0])
         matrix = factor * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         centre = np.array([width, height]) / 2
-        return matrix, centre - matrix @ centre + 2 * centre * self.translation * (2 * np.array([right, down]) - 1)
+        return matrix, centre - matrix @ centre + 2 * centre * self.translation * (
+            2 * np.array([right, down]) - 1
+        )
 
 
 def warp(image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0) -> Tensor:
@@ -124,16 +155,23 @@ def warp(image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0) 
     height, width = image.shape[1:]
     half = np.array([width, height]) / 2
     inverse = np.linalg.inv(matrix)
-    inverse, start = inverse / half[:, None], -inverse @ shift / half - 1  # grid_sample's -1..1 run from edge to edge
+    inverse, start = (
+        inverse / half[:, None],
+        -inverse @ shift / half - 1,
+    )  # grid_sample's -1..1 run from edge to edge
     x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
     grid = torch.empty(1, height, width, 2)
     for axis in range(2):
         torch.add(x * inverse[axis, 0], y * inverse[axis, 1] + start[axis], out=grid[0, ..., axis])
-    sampled = F.grid_sample(image.sub_(fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    sampled = F.grid_sample(
+        image.sub_(fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )[0]
     return sampled.add_(fill + 0.5).to(torch.uint8)  # rounded: the conversion cuts off
 
 
-def moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def moved_boxes(
+    boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Map boxes by p -> matrix @ p + shift and cut them at the canvas.
 
     A turned box is taken for the ellipse within it: the box around its four corners would be too large for all that
@@ -149,6 +187,6 @@ def moved_boxes(boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas
         Boxes `[T, 4]`, xyxy in pixels within the canvas, and what share of its area each has there, `[T]` in 0..1.
     """
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix.T + shift
-    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix ** 2).T)
+    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix**2).T)
     cut = np.concatenate([centres - half, centres + half], 1).clip(0, [*canvas, *canvas])
     return cut, (cut[:, 2:] - cut[:, :2]).prod(1) / np.maximum((2 * half).prod(1), 1e-9)

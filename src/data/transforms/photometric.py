@@ -23,8 +23,14 @@ class RandomPhotometricDistort:
     turns around the grey axis of RGB and not on the HSV cone; docs/decisions/0006 has the measured difference.
     """
 
-    def __init__(self, brightness: Sequence[float] = (0.875, 1.125), contrast: Sequence[float] = (0.5, 1.5),
-                 saturation: Sequence[float] = (0.5, 1.5), hue: Sequence[float] = (-0.05, 0.05), p: float = 0.5) -> None:
+    def __init__(
+        self,
+        brightness: Sequence[float] = (0.875, 1.125),
+        contrast: Sequence[float] = (0.5, 1.5),
+        saturation: Sequence[float] = (0.5, 1.5),
+        hue: Sequence[float] = (-0.05, 0.05),
+        p: float = 0.5,
+    ) -> None:
         """Store the ranges.
 
         Args:
@@ -36,17 +42,35 @@ class RandomPhotometricDistort:
         """
         if not 0 <= p <= 1:
             raise ConfigError(f"RandomPhotometricDistort.p is {p}, expected 0 to 1")
-        for name, pair in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation), ("hue", hue)):
+        for name, pair in (
+            ("brightness", brightness),
+            ("contrast", contrast),
+            ("saturation", saturation),
+            ("hue", hue),
+        ):
             if len(pair) != 2 or pair[0] > pair[1]:
-                raise ConfigError(f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the smaller first")
-        self.brightness, self.contrast, self.saturation, self.hue, self.p = brightness, contrast, saturation, hue, p
+                raise ConfigError(
+                    f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the smaller first"
+                )
+        self.brightness, self.contrast, self.saturation, self.hue, self.p = (
+            brightness,
+            contrast,
+            saturation,
+            hue,
+            p,
+        )
 
     def __call__(self, sample: Sample) -> None:
         """Draw and join the steps."""
         rng = sample.rng
         use = rng.random(5) < self.p
         contrast_first = rng.random() < 0.5
-        values = [low + (high - low) * u for (low, high), u in zip((self.brightness, self.contrast, self.saturation, self.hue), rng.random(4))]
+        values = [
+            low + (high - low) * u
+            for (low, high), u in zip(
+                (self.brightness, self.contrast, self.saturation, self.hue), rng.random(4)
+            )
+        ]
         order = rng.permutation(3)
         if not use.any():
             return
@@ -88,4 +112,8 @@ def saturation_matrix(factor: float) -> np.ndarray:
 def hue_matrix(turn: float) -> np.ndarray:
     """Return the `[3, 3]` matrix that turns colours around the grey axis by a part of the circle (Rodrigues' formula)."""
     angle = 2 * math.pi * turn
-    return math.cos(angle) * np.eye(3) + math.sin(angle) * _GREY_AXIS_CROSS + (1 - math.cos(angle)) / 3 * np.ones((3, 3))
+    return (
+        math.cos(angle) * np.eye(3)
+        + math.sin(angle) * _GREY_AXIS_CROSS
+        + (1 - math.cos(angle)) / 3 * np.ones((3, 3))
+    )

@@ -85,7 +85,9 @@ class Sample:
         self.scale, self.shift, self.fill, self.colour = np.ones(2), np.zeros(2), 0.0, None
         self.__post_init__()
 
-    def render(self, size_hw: tuple[int, int] | None = None, out: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def render(
+        self, size_hw: tuple[int, int] | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Resample the pixels and finish the target.
 
         Args:
@@ -111,7 +113,9 @@ class Sample:
             out.sub_(mean).div_(std)
         return out, self._target(self._final_boxes(source, target), width, height)
 
-    def _snap(self, stretch: np.ndarray, width: int, height: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    def _snap(
+        self, stretch: np.ndarray, width: int, height: int
+    ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
         """Return which whole pixels of the file are drawn where, both xyxy.
 
         Rounding both to whole pixels moves the picture by less than one; the boxes are then moved by exactly the
@@ -123,7 +127,12 @@ class Sample:
         for axis, (pixels, room) in enumerate(zip(self.image.shape[:0:-1], (width, height))):
             source.append(_whole(inverse[:, axis], pixels))
             target.append(_whole(seen[:, axis], room))
-        return (source[0][0], source[1][0], source[0][1], source[1][1]), (target[0][0], target[1][0], target[0][1], target[1][1])
+        return (source[0][0], source[1][0], source[0][1], source[1][1]), (
+            target[0][0],
+            target[1][0],
+            target[0][1],
+            target[1][1],
+        )
 
     def _resample(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> Tensor:
         x0, y0, x1, y1 = source
@@ -144,11 +153,15 @@ class Sample:
             return
         matrix, flat = torch.from_numpy(self.colour * factor).float(), pixels.flatten(1).float()
         straight = self.as_float and out.is_contiguous()
-        mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], flat, out=out.view(3, -1) if straight else None).clamp_(0, 255 * factor)
+        mixed = torch.addmm(
+            matrix[:, 3:], matrix[:, :3], flat, out=out.view(3, -1) if straight else None
+        ).clamp_(0, 255 * factor)
         if not straight:
             out.copy_((mixed if self.as_float else mixed.round_()).view(pixels.shape))
 
-    def _final_boxes(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> np.ndarray:
+    def _final_boxes(
+        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
+    ) -> np.ndarray:
         """Carry the boxes from the canvas back to the file and on to the drawn picture."""
         low, high = np.array(source[:2], float), np.array(source[2:], float)
         out_low, out_high = np.array(target[:2], float), np.array(target[2:], float)
@@ -156,7 +169,9 @@ class Sample:
         in_file = _mapped(self.boxes, 1 / self.scale, -self.shift / self.scale)
         mirrored = self.scale < 0
         offset = np.where(mirrored, out_high + low * ratio, out_low - low * ratio)
-        return _mapped(in_file, np.where(mirrored, -ratio, ratio), offset).clip([*out_low, *out_low], [*out_high, *out_high])
+        return _mapped(in_file, np.where(mirrored, -ratio, ratio), offset).clip(
+            [*out_low, *out_low], [*out_high, *out_high]
+        )
 
     def _target(self, boxes: np.ndarray, width: int, height: int) -> dict[str, Any]:
         kept, fields = (boxes[:, 2:] > boxes[:, :2]).all(1), self.fields
@@ -166,7 +181,11 @@ class Sample:
             boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
             boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
-        return {"boxes": torch.from_numpy(boxes.astype(np.float32)), **{name: torch.from_numpy(values) for name, values in fields.items()}, **self.info}
+        return {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            **{name: torch.from_numpy(values) for name, values in fields.items()},
+            **self.info,
+        }
 
 
 def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -31,8 +31,22 @@ ALIASES = {
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_OURS = frozenset({"img_size", "patch_size", "in_chans", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_path_rate",
-                   "rope_rescale_coords", "norm_layer", "device", "dtype"})
+_OURS = frozenset(
+    {
+        "img_size",
+        "patch_size",
+        "in_chans",
+        "num_classes",
+        "global_pool",
+        "dynamic_img_size",
+        "dynamic_img_pad",
+        "drop_path_rate",
+        "rope_rescale_coords",
+        "norm_layer",
+        "device",
+        "dtype",
+    }
+)
 """Arguments of timm's ViT that this class sets itself."""
 
 
@@ -49,15 +63,36 @@ class DINOv3Backbone(nn.Module):
     __load__ = "load_pretrained"
     __extra_arguments__ = staticmethod(_timm_arguments)
 
-    def __init__(self, model_name: str = "dinov3_small", *, pretrained: bool = True, checkpoint_path: str | None = None,
-                 checkpoint_sha256: str | None = None, out_channels: int = 256, feat_strides: Sequence[int] = STRIDES,
-                 freeze_backbone: bool = False, freeze_backbone_epochs: Duration = 0,
-                 unfreeze_blocks: int | None = None, unfreeze_plan: Sequence[Sequence[Duration]] | None = None, unfreeze_lr_factor: float = 1.0,
-                 layer_decay: float = 1.0, tap_blocks: Sequence[int] | None = None, tap_norm: Literal["final", "own", "none"] = "final",
-                 upsample_mode: Literal["bilinear", "nearest"] = "bilinear", position_encoding: bool = False, detail_channels: int = 16,
-                 gradient_checkpointing: bool = False, rope_rescale_coords: float | None = None, drop_path: float = 0.0,
-                 lora_rank: int = 0, lora_alpha: float | None = None, lora_targets: Sequence[str] = ("attention", "mlp"),
-                 image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD, **vit_arguments: Any) -> None:
+    def __init__(
+        self,
+        model_name: str = "dinov3_small",
+        *,
+        pretrained: bool = True,
+        checkpoint_path: str | None = None,
+        checkpoint_sha256: str | None = None,
+        out_channels: int = 256,
+        feat_strides: Sequence[int] = STRIDES,
+        freeze_backbone: bool = False,
+        freeze_backbone_epochs: Duration = 0,
+        unfreeze_blocks: int | None = None,
+        unfreeze_plan: Sequence[Sequence[Duration]] | None = None,
+        unfreeze_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
+        tap_blocks: Sequence[int] | None = None,
+        tap_norm: Literal["final", "own", "none"] = "final",
+        upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
+        position_encoding: bool = False,
+        detail_channels: int = 16,
+        gradient_checkpointing: bool = False,
+        rope_rescale_coords: float | None = None,
+        drop_path: float = 0.0,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] = ("attention", "mlp"),
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        **vit_arguments: Any,
+    ) -> None:
         """Build the layers; `load_pretrained` reads the weights.
 
         Args:
@@ -95,9 +130,18 @@ class DINOv3Backbone(nn.Module):
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
-        self.pretrained, self.checkpoint_path, self.checkpoint_sha256 = pretrained, checkpoint_path, checkpoint_sha256
+        self.pretrained, self.checkpoint_path, self.checkpoint_sha256 = (
+            pretrained,
+            checkpoint_path,
+            checkpoint_sha256,
+        )
         self.licence_note: str | None = None
-        self.vit = _build_vit(self.model_name, drop_path_rate=drop_path, rope_rescale_coords=rope_rescale_coords, **vit_arguments)
+        self.vit = _build_vit(
+            self.model_name,
+            drop_path_rate=drop_path,
+            rope_rescale_coords=rope_rescale_coords,
+            **vit_arguments,
+        )
         self.lora_rank = lora_rank
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
@@ -105,8 +149,15 @@ class DINOv3Backbone(nn.Module):
         self.tap_blocks = _check_taps(tap_blocks, depth)
         self.tap_norm = tap_norm
         self.adapter = SpatialTuningAdapter(
-            self.vit.embed_dim, out_channels, feat_strides, len(self.tap_blocks), upsample_mode=upsample_mode, detail_channels=detail_channels,
-            layer_norm=tap_norm == "own", position_encoding=position_encoding)
+            self.vit.embed_dim,
+            out_channels,
+            feat_strides,
+            len(self.tap_blocks),
+            upsample_mode=upsample_mode,
+            detail_channels=detail_channels,
+            layer_norm=tap_norm == "own",
+            position_encoding=position_encoding,
+        )
         self.out_channels, self.out_strides = [out_channels] * len(feat_strides), list(feat_strides)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
@@ -114,12 +165,18 @@ class DINOv3Backbone(nn.Module):
             self.vit.set_grad_checkpointing(True)
         self.unfreeze_lr_factor, self.layer_decay = unfreeze_lr_factor, layer_decay
         if unfreeze_lr_factor <= 0 or not 0 < layer_decay <= 1:
-            raise ConfigError(f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
-                              f"at most 1")
-        self._phases = _read_phases(depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)
+            raise ConfigError(
+                f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
+                f"at most 1"
+            )
+        self._phases = _read_phases(
+            depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan
+        )
         if lora_rank and not self.ever_learns:
-            raise ConfigError("DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), so that LoRA would never learn; "
-                              "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0")
+            raise ConfigError(
+                "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), so that LoRA would never learn; "
+                "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0"
+            )
         self.trainable_blocks = 0
         self.set_trainable_blocks(self._phases[0][1])
 
@@ -131,8 +188,14 @@ class DINOv3Backbone(nn.Module):
     def taps_of(self, vit: nn.Module, images: Tensor) -> list[Tensor]:
         """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit` or one like it."""
         with self._precision(images):
-            return vit.forward_intermediates(images, indices=self.tap_blocks, norm=self.tap_norm == "final", stop_early=True,
-                                             output_fmt="NCHW", intermediates_only=True)  # prefix tokens are dropped
+            return vit.forward_intermediates(
+                images,
+                indices=self.tap_blocks,
+                norm=self.tap_norm == "final",
+                stop_early=True,
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )  # prefix tokens are dropped
 
     def set_run_length(self, run: RunLength) -> None:
         """Settle when blocks thaw. In a run so short that two phases begin in one epoch, the later one counts.
@@ -141,10 +204,14 @@ class DINOv3Backbone(nn.Module):
             ConfigError: if a phase begins before the one before it, or two are written to begin together.
         """
         together = len({when for when, _ in self._phases}) < len(self._phases)
-        self._phases = [(run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases]
+        self._phases = [
+            (run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases
+        ]
         starts = [when for when, _ in self._phases]
         if together or starts != sorted(starts):
-            raise ConfigError(f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before")
+            raise ConfigError(
+                f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before"
+            )
 
     @property
     def ever_learns(self) -> bool:
@@ -165,14 +232,18 @@ class DINOv3Backbone(nn.Module):
             factor = self.unfreeze_lr_factor if when else 1.0
             for name, parameter in self.vit.named_parameters():
                 if parameter.requires_grad:
-                    plan.setdefault(f"vit.{name}", Learning(self._settled(when), factor * self._depth_factor(name)))
+                    plan.setdefault(
+                        f"vit.{name}", Learning(self._settled(when), factor * self._depth_factor(name))
+                    )
         self.set_trainable_blocks(present)
         return plan
 
     def _settled(self, when: Duration) -> int:
         epoch = settled(when, "DINOv3Backbone.unfreeze_plan", "epochs")
         if epoch is None:
-            raise ConfigError(f"DINOv3Backbone: a phase begins at {when!r} of the run, whose length has not been told (set_run_length)")
+            raise ConfigError(
+                f"DINOv3Backbone: a phase begins at {when!r} of the run, whose length has not been told (set_run_length)"
+            )
         return epoch
 
     def _depth_factor(self, name: str) -> float:
@@ -193,10 +264,12 @@ class DINOv3Backbone(nn.Module):
             raise ConfigError(f"{count} trainable blocks were asked for, but {self.model_name} has {depth}")
         self.trainable_blocks = count
         self.vit.requires_grad_(count == depth)
-        for block in self.vit.blocks[depth - count:]:
+        for block in self.vit.blocks[depth - count :]:
             block.requires_grad_(True)
         self.vit.norm.requires_grad_(count > 0 and self.tap_norm == "final")
-        self.vit.blocks[self.tap_blocks[-1] + 1:].requires_grad_(False)  # blocks after the last tap do not run
+        self.vit.blocks[self.tap_blocks[-1] + 1 :].requires_grad_(
+            False
+        )  # blocks after the last tap do not run
         if self.lora_rank:
             freeze_all_but_lora(self.vit)
         self.train(self.training)
@@ -206,7 +279,7 @@ class DINOv3Backbone(nn.Module):
         super().train(mode)
         if mode and self.trainable_blocks < len(self.vit.blocks):
             self.vit.eval()
-            for block in self.vit.blocks[len(self.vit.blocks) - self.trainable_blocks:]:
+            for block in self.vit.blocks[len(self.vit.blocks) - self.trainable_blocks :]:
                 block.train()
         return self
 
@@ -217,9 +290,17 @@ class DINOv3Backbone(nn.Module):
             CheckpointError: if there is neither a file nor a network, or the file does not fit.
         """
         if self.pretrained:
-            load_published_weights(self.vit, self.model_name, self.checkpoint_path, self.checkpoint_sha256, setting="DINOv3Backbone.checkpoint_path",
-                                   without="start without it: -u DINOv3Backbone.pretrained=False")
-            self.licence_note = f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
+            load_published_weights(
+                self.vit,
+                self.model_name,
+                self.checkpoint_path,
+                self.checkpoint_sha256,
+                setting="DINOv3Backbone.checkpoint_path",
+                without="start without it: -u DINOv3Backbone.pretrained=False",
+            )
+            self.licence_note = (
+                f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
+            )
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
         """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
@@ -228,7 +309,15 @@ class DINOv3Backbone(nn.Module):
         return torch.autocast(kind, enabled=False) if half else nullcontext()
 
 
-def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str | None, sha256: str | None = None, *, setting: str, without: str) -> None:
+def load_published_weights(
+    vit: nn.Module,
+    model_name: str,
+    checkpoint_path: str | None,
+    sha256: str | None = None,
+    *,
+    setting: str,
+    without: str,
+) -> None:
     """Fill a ViT with the weights that DINOv3 was published with, and report.
 
     Args:
@@ -250,15 +339,19 @@ def load_published_weights(vit: nn.Module, model_name: str, checkpoint_path: str
         logger.info("DINOv3: %s", report)
         return
     if sha256:
-        raise CheckpointError(f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
-                              f"another with -u {setting}=FILE")
+        raise CheckpointError(
+            f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
+            f"another with -u {setting}=FILE"
+        )
     try:
         with main_first():
             weights = timm_state_dict(model_name)
     except CheckpointError as error:
-        raise CheckpointError(f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
-                              f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
-                              f"(weights/README.md says where the files are)") from None
+        raise CheckpointError(
+            f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
+            f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
+            f"(weights/README.md says where the files are)"
+        ) from None
     refuse_misfits(weights, vit, "what timm publishes", model_name)
     vit.load_state_dict(weights)
     logger.info("DINOv3: loaded all %d tensors that timm publishes for %s", len(weights), model_name)
@@ -269,39 +362,62 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
 
     if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
         known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
-        raise ConfigError(f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}")
+        raise ConfigError(
+            f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}"
+        )
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
-        raise ConfigError(f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}") from None
+        raise ConfigError(
+            f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}"
+        ) from None
     if not len(vit.blocks):
         raise ConfigError("DINOv3Backbone.depth is 0, expected at least 1")
     if vit.embed_dim % (4 * vit.blocks[0].attn.num_heads):
-        raise ConfigError(f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
-                          f"rotary position codes turn pairs of channels in two directions")
+        raise ConfigError(
+            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
+            f"rotary position codes turn pairs of channels in two directions"
+        )
     return vit
 
 
-def _read_phases(depth: int, frozen: bool, frozen_epochs: Duration, blocks: int | None,
-                 plan: Sequence[Sequence[Duration]] | None) -> list[tuple[Duration, int]]:
+def _read_phases(
+    depth: int,
+    frozen: bool,
+    frozen_epochs: Duration,
+    blocks: int | None,
+    plan: Sequence[Sequence[Duration]] | None,
+) -> list[tuple[Duration, int]]:
     """Return (when, last blocks that train from then on) for each phase, the first from epoch 0."""
     has_phase_a = settled(frozen_epochs, "DINOv3Backbone.freeze_backbone_epochs", "epochs") != 0
     if sum((frozen, has_phase_a, plan is not None)) > 1:
-        raise ConfigError("DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; give one of them")
+        raise ConfigError(
+            "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; give one of them"
+        )
     if plan is None:
-        phases = [(0, 0), (frozen_epochs, depth if blocks is None else blocks)] if has_phase_a else [(0, 0 if frozen else depth)]
+        phases = (
+            [(0, 0), (frozen_epochs, depth if blocks is None else blocks)]
+            if has_phase_a
+            else [(0, 0 if frozen else depth)]
+        )
     else:
         if blocks is not None:
-            raise ConfigError("DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out")
+            raise ConfigError(
+                "DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out"
+            )
         phases = [tuple(phase) for phase in plan]
         if not phases or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in phases):
-            raise ConfigError(f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
-                              f"such as [[10, 4], [20, 12]]")
+            raise ConfigError(
+                f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
+                f"such as [[10, 4], [20, 12]]"
+            )
         starts = [settled(when, "DINOv3Backbone.unfreeze_plan", "epochs") for when, _ in phases]
         phases = phases if starts[0] == 0 else [(0, 0), *phases]
     counts = [count for _, count in phases]
     if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= depth:
-        raise ConfigError(f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {depth} that do not fall")
+        raise ConfigError(
+            f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {depth} that do not fall"
+        )
     return phases
 
 
@@ -310,5 +426,7 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
         return sorted({round(depth * part / 4) - 1 for part in (2, 3, 4)} - {-1})
     taps = list(taps)
     if not taps or taps != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < depth:
-        raise ConfigError(f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}")
+        raise ConfigError(
+            f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
+        )
     return taps

@@ -32,13 +32,25 @@ _NEVER_LOADED = re.compile(r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\
 """Entries that a backbone has no use for; RoPE periods are computed in float32 rather than taken from the file, where
 they are rounded to bfloat16 (a difference of 1e-3 in the features that a saved model could not reproduce)."""
 
-_OFFICIAL_TO_TIMM = (("storage_tokens", "reg_token"), (".ls1.gamma", ".gamma_1"), (".ls2.gamma", ".gamma_2"),
-                     (".mlp.w1.", ".mlp.fc1_g."), (".mlp.w2.", ".mlp.fc1_x."), (".mlp.w3.", ".mlp.fc2."))
+_OFFICIAL_TO_TIMM = (
+    ("storage_tokens", "reg_token"),
+    (".ls1.gamma", ".gamma_1"),
+    (".ls2.gamma", ".gamma_2"),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
+)
 
-_HUGGING_FACE_TO_TIMM = (("embeddings.cls_token", "cls_token"), ("embeddings.register_tokens", "reg_token"),
-                         ("embeddings.mask_token", "mask_token"), ("embeddings.patch_embeddings.", "patch_embed.proj."),
-                         (".attention.o_proj.", ".attn.proj."), (".layer_scale1.lambda1", ".gamma_1"), (".layer_scale2.lambda1", ".gamma_2"),
-                         (".mlp.gate_proj.", ".mlp.fc1_g."))
+_HUGGING_FACE_TO_TIMM = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.register_tokens", "reg_token"),
+    ("embeddings.mask_token", "mask_token"),
+    ("embeddings.patch_embeddings.", "patch_embed.proj."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".gamma_1"),
+    (".layer_scale2.lambda1", ".gamma_2"),
+    (".mlp.gate_proj.", ".mlp.fc1_g."),
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,9 @@ class LoadReport:
         return f"{self.path}: {self.layout} layout, {self.loaded} of {self.expected} tensors, sha256 {self.sha256[:8]}{remarks}"
 
 
-def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str, sha256: str | None = None) -> LoadReport:
+def load_dinov3_weights(
+    vit: nn.Module, path: str | Path, model_name: str, sha256: str | None = None
+) -> LoadReport:
     """Fill a timm ViT from a DINOv3 file, strictly.
 
     Args:
@@ -72,14 +86,20 @@ def load_dinov3_weights(vit: nn.Module, path: str | Path, model_name: str, sha25
             cannot hold.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
-        raise ConfigError(f"checkpoint_sha256 is {sha256!r}, expected 64 hexadecimal digits, or the first 8 or more of them")
+        raise ConfigError(
+            f"checkpoint_sha256 is {sha256!r}, expected 64 hexadecimal digits, or the first 8 or more of them"
+        )
     path = checked_path(path)
     digest = file_sha256(path)
     if sha256 is not None and not digest.startswith(sha256.lower()):
-        raise CheckpointError(f"{path} is damaged or another file: its sha256 is {digest}, expected {sha256.lower()} (checkpoint_sha256); download it again")
+        raise CheckpointError(
+            f"{path} is damaged or another file: its sha256 is {digest}, expected {sha256.lower()} (checkpoint_sha256); download it again"
+        )
     claimed = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
     if claimed and not digest.startswith(claimed[1]):
-        raise CheckpointError(f"{path} is damaged or not what its name says: its sha256 begins with {digest[:8]}, expected {claimed[1]}; download it again")
+        raise CheckpointError(
+            f"{path} is damaged or not what its name says: its sha256 begins with {digest[:8]}, expected {claimed[1]}; download it again"
+        )
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
     converted, remarks = fit_biases(convert_to_timm(state, layout), vit, path, model_name)
@@ -114,7 +134,9 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not _NEVER_LOADED.search(key)}
 
 
-def fit_biases(state: dict[str, Tensor], vit: nn.Module, path: Path, model_name: str) -> tuple[dict[str, Tensor], list[str]]:
+def fit_biases(
+    state: dict[str, Tensor], vit: nn.Module, path: Path, model_name: str
+) -> tuple[dict[str, Tensor], list[str]]:
     """Match the biases of a file to a model: with live ones they must have a place, without any they become zeros.
 
     Raises:
@@ -124,11 +146,15 @@ def fit_biases(state: dict[str, Tensor], vit: nn.Module, path: Path, model_name:
     result = {key: value for key, value in state.items() if not key.endswith(("q_bias", "k_bias", "v_bias"))}
     live = [key for key, value in state.items() if key not in result and not bool((value == 0).all())]
     if dead_key := next((key for key in live if key.endswith("k_bias")), None):
-        raise CheckpointError(f"{path} has a key bias that is not zero ({dead_key}); DINOv3 has none, so this is another model")
+        raise CheckpointError(
+            f"{path} has a key bias that is not zero ({dead_key}); DINOv3 has none, so this is another model"
+        )
     takes_biases = any(key.endswith("q_bias") for key in wanted)
     if live and not takes_biases:
-        raise CheckpointError(f"{path} has query and value biases that are not zero ({len(live)} tensors), for which {model_name} has no place; "
-                              f"set DINOv3Backbone.model_name to {model_name}_qkvb")
+        raise CheckpointError(
+            f"{path} has query and value biases that are not zero ({len(live)} tensors), for which {model_name} has no place; "
+            f"set DINOv3Backbone.model_name to {model_name}_qkvb"
+        )
     if takes_biases:
         for key in (k for k in wanted if k.endswith(("q_bias", "v_bias"))):
             result[key] = state.get(key, torch.zeros_like(wanted[key]))
@@ -141,7 +167,11 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "teacher", "ema", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
         raise CheckpointError(f"{path} holds no state dict (names to tensors)")
     return {key.removeprefix("module.").removeprefix("backbone."): value for key, value in content.items()}
 
@@ -171,8 +201,14 @@ def _split_fused_bias(renamed: dict[str, Tensor], state: dict[str, Tensor]) -> d
 
 def _rename_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
     gated = any(".gate_proj." in key for key in state)
-    table = (*_HUGGING_FACE_TO_TIMM, (".mlp.up_proj.", ".mlp.fc1_x." if gated else ".mlp.fc1."), (".mlp.down_proj.", ".mlp.fc2."))
-    blocks = {re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key): value for key, value in state.items()}
+    table = (
+        *_HUGGING_FACE_TO_TIMM,
+        (".mlp.up_proj.", ".mlp.fc1_x." if gated else ".mlp.fc1."),
+        (".mlp.down_proj.", ".mlp.fc2."),
+    )
+    blocks = {
+        re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key): value for key, value in state.items()
+    }
     return _renamed(blocks, table)
 
 
@@ -204,7 +240,11 @@ def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, m
     ours, theirs = _size_of(wanted), _size_of(state)
     if ours != theirs:
         raise CheckpointError(f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}")
-    details = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd)) if keys]
+    details = [
+        f"{len(keys)} {kind} (first {keys[0]})"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd))
+        if keys
+    ]
     raise CheckpointError(f"{path} does not fit {model_name}: {', '.join(details)}")
 
 
@@ -218,7 +258,14 @@ def _size_of(state: dict[str, Tensor]) -> str:
 
 def _describe(state: dict[str, Tensor]) -> str:
     """Name what a foreign file is, as far as its keys tell."""
-    patch = next((v for k, v in state.items() if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))), None)
+    patch = next(
+        (
+            v
+            for k, v in state.items()
+            if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))
+        ),
+        None,
+    )
     if any(key.startswith("decoder.") for key in state):
         return "a detector's checkpoint (use -r or -t for those)"
     if any(key.startswith(("downsample_layers.", "stages.")) for key in state):

@@ -27,9 +27,18 @@ class HGNetv2(nn.Module):
 
     __load__ = "load_pretrained"
 
-    def __init__(self, name: Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6"], *, use_lab: bool = False,
-                 return_idx: Sequence[int] = (1, 2, 3), freeze_stem_only: bool = True, freeze_at: int = 0,
-                 freeze_norm: bool = True, pretrained: bool = True, local_model_dir: str = "weight/hgnetv2/") -> None:
+    def __init__(
+        self,
+        name: Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6"],
+        *,
+        use_lab: bool = False,
+        return_idx: Sequence[int] = (1, 2, 3),
+        freeze_stem_only: bool = True,
+        freeze_at: int = 0,
+        freeze_norm: bool = True,
+        pretrained: bool = True,
+        local_model_dir: str = "weight/hgnetv2/",
+    ) -> None:
         """Build the layers; `load_pretrained` reads the weights.
 
         Args:
@@ -60,21 +69,32 @@ class HGNetv2(nn.Module):
         self.stem = Stem(3, mid, out, use_lab=use_lab)
         inputs = [out, *(stage.out for stage in variant.stages)]
         self.stages = nn.ModuleList(
-            HGStage(inputs[i], stage.mid, stage.out, stage.blocks, stage.layers, 5 if i >= 2 else 3,
-                    downsample=i > 0, light=i >= 2, use_lab=use_lab) for i, stage in enumerate(variant.stages))
+            HGStage(
+                inputs[i],
+                stage.mid,
+                stage.out,
+                stage.blocks,
+                stage.layers,
+                5 if i >= 2 else 3,
+                downsample=i > 0,
+                light=i >= 2,
+                use_lab=use_lab,
+            )
+            for i, stage in enumerate(variant.stages)
+        )
 
-        self.stages[max(self.return_idx) + 1:].requires_grad_(False)  # stages that nobody reads do not run
+        self.stages[max(self.return_idx) + 1 :].requires_grad_(False)  # stages that nobody reads do not run
         if freeze_at >= 0:
             self.stem.requires_grad_(False)
             if not freeze_stem_only:
-                self.stages[:freeze_at + 1].requires_grad_(False)
+                self.stages[: freeze_at + 1].requires_grad_(False)
         if freeze_norm:
             freeze_batch_norms(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1 to `[B, C_l, H/s, W/s]` for the strides of `return_idx`."""
         x, maps = self.stem(images), []
-        for index, stage in enumerate(self.stages[:max(self.return_idx) + 1]):
+        for index, stage in enumerate(self.stages[: max(self.return_idx) + 1]):
             x = stage(x)
             if index in self.return_idx:
                 maps.append(x)
@@ -97,15 +117,25 @@ class HGNetv2(nn.Module):
                 with main_first():
                     weights, source = timm_state_dict(timm_name), f"timm {timm_name}"
             except CheckpointError as error:
-                raise CheckpointError(f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put the file "
-                                      f"there, or start without it: -u HGNetv2.pretrained=False") from None
-        if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+                raise CheckpointError(
+                    f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put the file "
+                    f"there, or start without it: -u HGNetv2.pretrained=False"
+                ) from None
+        if not isinstance(weights, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+        ):
             raise CheckpointError(f"{source} holds no state dict (names to tensors)")
         own = self.state_dict()
-        weights = {key: value for key, value in weights.items() if not key.startswith("head.") and (key in own or "num_batches_tracked" not in key)}
+        weights = {
+            key: value
+            for key, value in weights.items()
+            if not key.startswith("head.") and (key in own or "num_batches_tracked" not in key)
+        }
         wrong = sorted(set(own) ^ set(weights)) or sorted(k for k in own if own[k].shape != weights[k].shape)
         if wrong:
-            raise CheckpointError(f"{source} does not fit HGNetv2 {self.name}: {len(wrong)} tensors differ, first {wrong[0]}")
+            raise CheckpointError(
+                f"{source} does not fit HGNetv2 {self.name}: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
         self.load_state_dict(weights)
         self.licence_note = f"HGNetv2 {self.name} by Baidu (PaddlePaddle), trained on ImageNet: Apache-2.0"
         logger.info("HGNetv2 %s: loaded %d of %d tensors from %s", self.name, len(weights), len(own), source)

@@ -25,11 +25,23 @@ class LearnableAffineBlock(nn.Module):
 class ConvBNAct(nn.Module):
     """Convolution without bias, batch norm, and optionally ReLU followed by a learnable affine block."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
-                 use_act: bool = True, use_lab: bool = False, padding: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        use_act: bool = True,
+        use_lab: bool = False,
+        padding: int | None = None,
+    ) -> None:
         super().__init__()
         padding = (kernel_size - 1) // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        )
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU() if use_act else nn.Identity()
         self.lab = LearnableAffineBlock() if use_act and use_lab else nn.Identity()
@@ -42,7 +54,9 @@ class ConvBNAct(nn.Module):
 class LightConvBNAct(nn.Module):
     """A 1x1 convolution without activation, then a depthwise one with."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, use_lab: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, use_lab: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = ConvBNAct(in_channels, out_channels, 1, use_act=False)
         self.conv2 = ConvBNAct(out_channels, out_channels, kernel_size, groups=out_channels, use_lab=use_lab)
@@ -55,7 +69,9 @@ class LightConvBNAct(nn.Module):
 class Stem(nn.Module):
     """Stride 4 by two paths: convolutions with even kernels, and max pooling."""
 
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, *, use_lab: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, mid_channels: int, out_channels: int, *, use_lab: bool = False
+    ) -> None:
         super().__init__()
         self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, use_lab=use_lab)
         self.stem2a = ConvBNAct(mid_channels, mid_channels // 2, 2, use_lab=use_lab, padding=0)
@@ -73,16 +89,29 @@ class Stem(nn.Module):
 class HGBlock(nn.Module):
     """A chain of layers whose outputs are all concatenated, then squeezed and expanded by 1x1 convolutions."""
 
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, num_layers: int, kernel_size: int, *,
-                 light: bool, residual: bool, use_lab: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        num_layers: int,
+        kernel_size: int,
+        *,
+        light: bool,
+        residual: bool,
+        use_lab: bool,
+    ) -> None:
         super().__init__()
         self.residual = residual
         layer = LightConvBNAct if light else ConvBNAct
-        self.layers = nn.ModuleList(layer(in_channels if i == 0 else mid_channels, mid_channels, kernel_size, use_lab=use_lab)
-                                    for i in range(num_layers))
+        self.layers = nn.ModuleList(
+            layer(in_channels if i == 0 else mid_channels, mid_channels, kernel_size, use_lab=use_lab)
+            for i in range(num_layers)
+        )
         self.aggregation = nn.Sequential(
             ConvBNAct(in_channels + num_layers * mid_channels, out_channels // 2, 1, use_lab=use_lab),
-            ConvBNAct(out_channels // 2, out_channels, 1, use_lab=use_lab))
+            ConvBNAct(out_channels // 2, out_channels, 1, use_lab=use_lab),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""
@@ -96,14 +125,40 @@ class HGBlock(nn.Module):
 class HGStage(nn.Module):
     """An optional depthwise stride-2 convolution, then blocks of which all but the first are residual."""
 
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, num_blocks: int, num_layers: int,
-                 kernel_size: int, *, downsample: bool, light: bool, use_lab: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        num_layers: int,
+        kernel_size: int,
+        *,
+        downsample: bool,
+        light: bool,
+        use_lab: bool,
+    ) -> None:
         super().__init__()
-        self.downsample = (ConvBNAct(in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False)
-                           if downsample else nn.Identity())
-        self.blocks = nn.Sequential(*(
-            HGBlock(out_channels if i else in_channels, mid_channels, out_channels, num_layers, kernel_size, light=light,
-                    residual=i > 0, use_lab=use_lab) for i in range(num_blocks)))
+        self.downsample = (
+            ConvBNAct(in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False)
+            if downsample
+            else nn.Identity()
+        )
+        self.blocks = nn.Sequential(
+            *(
+                HGBlock(
+                    out_channels if i else in_channels,
+                    mid_channels,
+                    out_channels,
+                    num_layers,
+                    kernel_size,
+                    light=light,
+                    residual=i > 0,
+                    use_lab=use_lab,
+                )
+                for i in range(num_blocks)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`, or half the size if the stage downsamples."""

@@ -28,9 +28,18 @@ POSITION_GRID = 40
 class SpatialTuningAdapter(nn.Module):
     """Turns taps of a ViT at stride 16 into maps at strides 8, 16 and 32."""
 
-    def __init__(self, in_channels: int, out_channels: int = 256, strides: Sequence[int] = STRIDES, num_taps: int = 3, *,
-                 upsample_mode: Literal["bilinear", "nearest"] = "bilinear", detail_channels: int = 16,
-                 layer_norm: bool = False, position_encoding: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        strides: Sequence[int] = STRIDES,
+        num_taps: int = 3,
+        *,
+        upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
+        detail_channels: int = 16,
+        layer_norm: bool = False,
+        position_encoding: bool = False,
+    ) -> None:
         """Build the layers.
 
         Args:
@@ -45,10 +54,16 @@ class SpatialTuningAdapter(nn.Module):
         """
         super().__init__()
         if list(strides) != sorted(set(strides)) or not set(strides) <= set(STRIDES) or not strides:
-            raise ConfigError(f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of {list(STRIDES)}")
+            raise ConfigError(
+                f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of {list(STRIDES)}"
+            )
         self.strides, self.upsample_mode = tuple(strides), upsample_mode
-        self.tap_norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
-        self.tap_mix = nn.Parameter(torch.zeros(len(strides), num_taps))  # softmax over taps: all equal at first
+        self.tap_norms = (
+            nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
+        )
+        self.tap_mix = nn.Parameter(
+            torch.zeros(len(strides), num_taps)
+        )  # softmax over taps: all equal at first
         if position_encoding:
             self.row_code = nn.Parameter(torch.empty(1, in_channels, POSITION_GRID, 1))
             self.column_code = nn.Parameter(torch.empty(1, in_channels, 1, POSITION_GRID))
@@ -56,10 +71,20 @@ class SpatialTuningAdapter(nn.Module):
             nn.init.trunc_normal_(self.column_code, std=0.02)
         else:
             self.row_code = self.column_code = None
-        self.shrink = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False) if 32 in strides else None
+        self.shrink = (
+            nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
+            if 32 in strides
+            else None
+        )
         self.project = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1, bias=False) for _ in strides)
         self.detail = DetailBranch(detail_channels, max(strides)) if detail_channels else None
-        self.add_detail = nn.ModuleList(nn.Conv2d(self.detail.out_channels[s], out_channels, 1, bias=False) for s in strides) if self.detail else None
+        self.add_detail = (
+            nn.ModuleList(
+                nn.Conv2d(self.detail.out_channels[s], out_channels, 1, bias=False) for s in strides
+            )
+            if self.detail
+            else None
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in strides)
         self.act = nn.GELU()
 
@@ -74,7 +99,10 @@ class SpatialTuningAdapter(nn.Module):
             `[B, out_channels, H/s, W/s]` for each stride s.
         """
         if self.tap_norms is not None:
-            taps = [norm(tap.movedim(1, -1)).movedim(-1, 1) for norm, tap in zip(self.tap_norms, taps, strict=True)]
+            taps = [
+                norm(tap.movedim(1, -1)).movedim(-1, 1)
+                for norm, tap in zip(self.tap_norms, taps, strict=True)
+            ]
         stacked = torch.stack(taps)  # [taps, B, D, h, w]
         shares = self.tap_mix.softmax(-1).to(stacked.dtype)
         details = self.detail(images) if self.detail is not None else {}
@@ -117,7 +145,11 @@ class DetailBranch(nn.Module):
         for stride, channels in widths.items():
             if stride > deepest:
                 break
-            self.layers.append(nn.Sequential(nn.Conv2d(previous, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU()))
+            self.layers.append(
+                nn.Sequential(
+                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU()
+                )
+            )
             previous = channels
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:

@@ -26,11 +26,15 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
     repository = repository + model_name if repository.endswith("/") else repository
     cached = try_to_load_from_cache(repository, "model.safetensors")
     if not isinstance(cached, str) and (reason := _why_unreachable(constants.ENDPOINT)):
-        raise CheckpointError(f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})")
+        raise CheckpointError(
+            f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})"
+        )
     try:
         return timm.create_model(model_name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # the hub client raises many kinds: gated, moved, interrupted, proxy ...
-        raise CheckpointError(f"{repository} could not be fetched: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise CheckpointError(
+            f"{repository} could not be fetched: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
 
 
 def _why_unreachable(endpoint: str) -> str | None:

@@ -7,4 +7,11 @@ from .hybrid_encoder import HybridEncoder
 from .matcher import HungarianMatcher
 from .postprocessor import DFINEPostProcessor
 
-__all__ = ["DFINE", "DFINECriterion", "DFINEPostProcessor", "DFINETransformer", "HungarianMatcher", "HybridEncoder"]
+__all__ = [
+    "DFINE",
+    "DFINECriterion",
+    "DFINEPostProcessor",
+    "DFINETransformer",
+    "HungarianMatcher",
+    "HybridEncoder",
+]

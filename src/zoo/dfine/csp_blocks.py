@@ -15,10 +15,20 @@ from ...ops.activations import build_activation
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, activation; the first two fuse into one for inference."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
-                 act: str | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | None = None,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+        )
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = build_activation(act)
         self.conv_bn_fused: nn.Conv2d | None = None
@@ -81,14 +91,27 @@ class CSPLayer(nn.Module):
 class RepNCSPELAN4(nn.Module):
     """GELAN block (Wang et al., YOLOv9, 2024): a split, two CSP stages in a row, all parts concatenated."""
 
-    def __init__(self, in_channels: int, out_channels: int, mid_channels: int, inner_channels: int, num_blocks: int, *, act: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mid_channels: int,
+        inner_channels: int,
+        num_blocks: int,
+        *,
+        act: str,
+    ) -> None:
         super().__init__()
         half = mid_channels // 2
         self.cv1 = ConvNorm(in_channels, mid_channels, 1, act=act)
-        self.cv2 = nn.Sequential(CSPLayer(half, inner_channels, num_blocks, act=act),
-                                 ConvNorm(inner_channels, inner_channels, 3, act=act))
-        self.cv3 = nn.Sequential(CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
-                                 ConvNorm(inner_channels, inner_channels, 3, act=act))
+        self.cv2 = nn.Sequential(
+            CSPLayer(half, inner_channels, num_blocks, act=act),
+            ConvNorm(inner_channels, inner_channels, 3, act=act),
+        )
+        self.cv3 = nn.Sequential(
+            CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
+            ConvNorm(inner_channels, inner_channels, 3, act=act),
+        )
         self.cv4 = ConvNorm(mid_channels + 2 * inner_channels, out_channels, 1, act=act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -51,8 +51,17 @@ class Gate(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention through a gate, feed-forward."""
 
-    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, activation: str,
-                 num_points: Sequence[int], *, discrete: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        num_points: Sequence[int],
+        *,
+        discrete: bool = False,
+    ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, nhead, dropout=dropout, batch_first=True)
         self.norm1 = nn.LayerNorm(width)
@@ -66,7 +75,9 @@ class DecoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(self, x: Tensor, reference: Tensor, values: list[Tensor], position: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, reference: Tensor, values: list[Tensor], position: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Refine queries.
 
         Args:

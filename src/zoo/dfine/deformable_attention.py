@@ -19,7 +19,9 @@ OFFSET_SCALE = 0.5
 class MultiScaleDeformableAttention(nn.Module):
     """Deformable attention without value and output projections (RT-DETRv2, Lv et al., 2024)."""
 
-    def __init__(self, width: int, num_heads: int, num_points: Sequence[int], *, discrete: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, num_points: Sequence[int], *, discrete: bool = False
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise ConfigError(f"decoder width {width} is not a multiple of nhead {num_heads}")
@@ -57,13 +59,24 @@ class MultiScaleDeformableAttention(nn.Module):
         batch, queries, _ = query.shape
         offsets = self.sampling_offsets(query).view(batch, queries, self.num_heads, -1, 2)
         weights = F.softmax(self.attention_weights(query).view(batch, queries, self.num_heads, -1), dim=-1)
-        reach = self.num_points_scale.to(query.dtype)[:, None] * reference[:, :, None, None, 2:] * OFFSET_SCALE
+        reach = (
+            self.num_points_scale.to(query.dtype)[:, None] * reference[:, :, None, None, 2:] * OFFSET_SCALE
+        )
         locations = reference[:, :, None, None, :2] + offsets * reach  # [B, Q, heads, S, 2]
-        return deformable_attention(values, locations.to(values[0].dtype), weights.to(values[0].dtype), self.num_points, discrete=self.discrete)
+        return deformable_attention(
+            values,
+            locations.to(values[0].dtype),
+            weights.to(values[0].dtype),
+            self.num_points,
+            discrete=self.discrete,
+        )
 
 
 def split_heads(memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """Cut tokens `[B, sum(h*w), D]` into a map per level, `[B * heads, D / heads, h, w]`."""
     batch, _, width = memory.shape
     per_head = memory.view(batch, -1, num_heads, width // num_heads).permute(0, 2, 3, 1).flatten(0, 1)
-    return [level.unflatten(2, shape) for level, shape in zip(per_head.split([h * w for h, w in shapes], dim=2), shapes)]
+    return [
+        level.unflatten(2, shape)
+        for level, shape in zip(per_head.split([h * w for h, w in shapes], dim=2), shapes)
+    ]

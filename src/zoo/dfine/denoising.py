@@ -29,8 +29,16 @@ class DenoisingQueries(NamedTuple):
     """For each image, which of its objects are denoised, `[num_denoising]` on the CPU; None for all."""
 
 
-def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embedding, *, num_classes: int, num_queries: int,
-                           num_denoising: int, label_noise_ratio: float, box_noise_scale: float) -> DenoisingQueries:
+def make_denoising_queries(
+    targets: list[dict[str, Tensor]],
+    embedding: nn.Embedding,
+    *,
+    num_classes: int,
+    num_queries: int,
+    num_denoising: int,
+    label_noise_ratio: float,
+    box_noise_scale: float,
+) -> DenoisingQueries:
     """Noise the targets of a batch.
 
     Args:
@@ -47,21 +55,44 @@ def make_denoising_queries(targets: list[dict[str, Tensor]], embedding: nn.Embed
         The queries; with zero length, but still tied to the embedding, if no image has an object.
     """
     device = embedding.weight.device
-    chosen = [torch.randperm(n)[:num_denoising].sort().values if (n := len(target["labels"])) > num_denoising else None for target in targets]
-    targets = [t if few is None else {name: t[name][few.to(device)] for name in ("labels", "boxes")} for t, few in zip(targets, chosen)]
+    chosen = [
+        torch.randperm(n)[:num_denoising].sort().values
+        if (n := len(target["labels"])) > num_denoising
+        else None
+        for target in targets
+    ]
+    targets = [
+        t if few is None else {name: t[name][few.to(device)] for name in ("labels", "boxes")}
+        for t, few in zip(targets, chosen)
+    ]
     counts = [len(target["labels"]) for target in targets]
     most = max(counts, default=0)
     groups = max(1, num_denoising // most) if most else 0
     length = 2 * groups * most
-    labels = pad_sequence([t["labels"].int() for t in targets], batch_first=True, padding_value=num_classes).tile(1, 2 * groups)
-    boxes = pad_sequence([t["boxes"] for t in targets], batch_first=True).view(len(targets), most, 4).tile(1, 2 * groups, 1)
+    labels = pad_sequence(
+        [t["labels"].int() for t in targets], batch_first=True, padding_value=num_classes
+    ).tile(1, 2 * groups)
+    boxes = (
+        pad_sequence([t["boxes"] for t in targets], batch_first=True)
+        .view(len(targets), most, 4)
+        .tile(1, 2 * groups, 1)
+    )
     negative = (torch.arange(length, device=device) // max(most, 1)) % 2 == 1  # [D']
 
     labels = _noise_labels(labels, num_classes, label_noise_ratio)
     boxes = _noise_boxes(boxes, negative, box_noise_scale)
-    positive_idx = [(torch.arange(groups, device=device)[:, None] * 2 * most + torch.arange(n, device=device)).flatten() for n in counts]
-    return DenoisingQueries(embedding(labels), inverse_sigmoid(boxes), _visibility_mask(length, num_queries, 2 * most, device), positive_idx, groups,
-                            chosen)
+    positive_idx = [
+        (torch.arange(groups, device=device)[:, None] * 2 * most + torch.arange(n, device=device)).flatten()
+        for n in counts
+    ]
+    return DenoisingQueries(
+        embedding(labels),
+        inverse_sigmoid(boxes),
+        _visibility_mask(length, num_queries, 2 * most, device),
+        positive_idx,
+        groups,
+        chosen,
+    )
 
 
 def _noise_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:

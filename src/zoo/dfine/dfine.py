@@ -70,7 +70,9 @@ def check_image_size(height: int, width: int, multiple: int = 32, *, name: str =
         if side % multiple or side < multiple:
             below, above = max(side // multiple, 1) * multiple, (side // multiple + 1) * multiple
             nearest = f"{below} or {above}" if below < side else str(below)
-            raise ConfigError(f"{name} {axis} {side} is not a multiple of {multiple}; the nearest valid sizes are {nearest}")
+            raise ConfigError(
+                f"{name} {axis} {side} is not a multiple of {multiple}; the nearest valid sizes are {nearest}"
+            )
 
 
 def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
@@ -79,7 +81,12 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
         given, wanted = getattr(giver, given_key, None), getattr(taker, wanted_key, None)
         if given is None or wanted is None:
             continue
-        may_add_levels = (taker_key, wanted_key) == ("feat_channels", "feat_strides")  # a decoder makes coarser ones itself
-        if list(given) != (list(wanted)[:len(given)] if may_add_levels else list(wanted)):
-            raise ConfigError(f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives {list(given)}; "
-                              f"set {wanted_key} to match")
+        may_add_levels = (taker_key, wanted_key) == (
+            "feat_channels",
+            "feat_strides",
+        )  # a decoder makes coarser ones itself
+        if list(given) != (list(wanted)[: len(given)] if may_add_levels else list(wanted)):
+            raise ConfigError(
+                f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives {list(given)}; "
+                f"set {wanted_key} to match"
+            )

@@ -31,7 +31,13 @@ from .prediction_heads import HeadStack, denoising_heads, matching_heads
 
 CLASS_LOSSES = {"loss_vfl": varifocal_loss, "loss_mal": matchability_aware_loss, "loss_focal": focal_loss}
 
-TERMS = {"vfl": ("loss_vfl",), "mal": ("loss_mal",), "focal": ("loss_focal",), "boxes": ("loss_bbox", "loss_giou"), "local": ("loss_fgl", "loss_ddf")}
+TERMS = {
+    "vfl": ("loss_vfl",),
+    "mal": ("loss_mal",),
+    "focal": ("loss_focal",),
+    "boxes": ("loss_bbox", "loss_giou"),
+    "local": ("loss_fgl", "loss_ddf"),
+}
 """What each entry of `losses` emits."""
 
 
@@ -63,9 +69,18 @@ class DFINECriterion(nn.Module):
     __share__ = ["num_classes"]
     __inject__ = ["matcher"]
 
-    def __init__(self, matcher: HungarianMatcher, weight_dict: Mapping[str, float | None], losses: Sequence[Literal["vfl", "mal", "focal", "boxes", "local"]],
-                 alpha: float = 0.2, gamma: float = 2.0, num_classes: int = 80, reg_max: int = 32,
-                 boxes_weight_format: Literal["iou", "giou"] | None = None, mal_alpha: float | None = None) -> None:
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float | None],
+        losses: Sequence[Literal["vfl", "mal", "focal", "boxes", "local"]],
+        alpha: float = 0.2,
+        gamma: float = 2.0,
+        num_classes: int = 80,
+        reg_max: int = 32,
+        boxes_weight_format: Literal["iou", "giou"] | None = None,
+        mal_alpha: float | None = None,
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -84,18 +99,29 @@ class DFINECriterion(nn.Module):
         emitted = {name for loss in losses for name in TERMS[loss]}
         self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
         if idle := set(self.weights) - emitted:
-            raise ConfigError(f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses {list(losses)} computes")
+            raise ConfigError(
+                f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses {list(losses)} computes"
+            )
         self.matcher = matcher
         self.losses = list(losses)
         self.gamma, self.num_classes, self.reg_max = gamma, num_classes, reg_max
-        self.alphas = {"loss_vfl": alpha, "loss_focal": alpha, "loss_mal": 1.0 if mal_alpha is None else mal_alpha}
+        self.alphas = {
+            "loss_vfl": alpha,
+            "loss_focal": alpha,
+            "loss_mal": 1.0 if mal_alpha is None else mal_alpha,
+        }
         self.boxes_weight_format = boxes_weight_format
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the matcher which epoch it is; its cost may change."""
         self.matcher.set_epoch(epoch)
 
-    def forward(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], normalizers: Normalizers | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        outputs: dict[str, Any],
+        targets: list[dict[str, Tensor]],
+        normalizers: Normalizers | None = None,
+    ) -> dict[str, Tensor]:
         """Compute all terms in float32.
 
         Args:
@@ -120,7 +146,9 @@ class DFINECriterion(nn.Module):
             pairs = self._match(matching_heads(outputs, self.reg_max + 1), batch)
         return len(batch.labels), len(unite(pairs).query)
 
-    def window_normalizers(self, counts: Sequence[tuple[int, int]], images: Sequence[int], device: torch.device) -> list[Normalizers]:
+    def window_normalizers(
+        self, counts: Sequence[tuple[int, int]], images: Sequence[int], device: torch.device
+    ) -> list[Normalizers]:
         """Return what each batch of an accumulation window is normalised by, so that the losses of all add up to those of one batch.
 
         Args:
@@ -131,7 +159,9 @@ class DFINECriterion(nn.Module):
         whole = all_rank_normalizers(*(sum(column) for column in zip(*counts)), device)
         return [whole._replace(share=number / sum(images)) for number in images]
 
-    def _terms(self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None) -> Iterator[tuple[str, Tensor]]:
+    def _terms(
+        self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None
+    ) -> Iterator[tuple[str, Tensor]]:
         stacks = matching_heads(outputs, self.reg_max + 1)
         try:
             pairs = self._match(stacks, batch)
@@ -140,31 +170,48 @@ class DFINECriterion(nn.Module):
             raise
         union = unite(pairs)
         meta = outputs.get("dn_meta")
-        dn_pairs = _denoising_pairs(batch.counts, meta["dn_num_group"], meta.get("dn_chosen")) if meta else _no_pairs()
+        dn_pairs = (
+            _denoising_pairs(batch.counts, meta["dn_num_group"], meta.get("dn_chosen"))
+            if meta
+            else _no_pairs()
+        )
         ends = np.cumsum([len(stack.suffixes) for stack in stacks])
         own = [_heads_between(pairs, end - len(stack.suffixes), end) for stack, end in zip(stacks, ends)]
         *own, union, dn_pairs = _to_device([*own, union, dn_pairs], batch.labels.device)
-        normalizers = normalizers or all_rank_normalizers(len(batch.labels), len(union.query), batch.labels.device)
+        normalizers = normalizers or all_rank_normalizers(
+            len(batch.labels), len(union.query), batch.labels.device
+        )
 
         balance = None
         for stack, pairs_of_stack in zip(stacks, own):
             if stack.teacher_corners is not None:
                 balance = distillation_balance(_matched_queries(stack, union))
             yield from self._class_terms(stack, pairs_of_stack, batch, normalizers.targets)
-            yield from self._box_terms(stack, union, batch, outputs, normalizers.union, balance, normalizers.share)
+            yield from self._box_terms(
+                stack, union, batch, outputs, normalizers.union, balance, normalizers.share
+            )
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
             dn_pairs = dn_pairs._replace(query=torch.cat(meta["dn_positive_idx"]))
             normalizer = normalizers.targets * max(meta["dn_num_group"], 1)
-            yield from self._class_terms(stack, _for_every_head(dn_pairs, len(stack.suffixes)), batch, normalizer)
-            yield from self._box_terms(stack, dn_pairs, batch, outputs, normalizer, balance, normalizers.share)
+            yield from self._class_terms(
+                stack, _for_every_head(dn_pairs, len(stack.suffixes)), batch, normalizer
+            )
+            yield from self._box_terms(
+                stack, dn_pairs, batch, outputs, normalizer, balance, normalizers.share
+            )
             if "loss_ddf" in self.weights:
-                yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())  # the teacher itself
+                yield (
+                    f"loss_ddf_dn_{len(stack.corners) - 1}",
+                    stack.corners.new_zeros(()),
+                )  # the teacher itself
 
     def _match(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
         return self.matcher.match([(stack.logits.detach(), stack.boxes.detach()) for stack in stacks], *batch)
 
-    def _class_terms(self, stack: HeadStack, pairs: Matched, batch: _Batch, normalizer: Tensor | float) -> Iterator[tuple[str, Tensor]]:
+    def _class_terms(
+        self, stack: HeadStack, pairs: Matched, batch: _Batch, normalizer: Tensor | float
+    ) -> Iterator[tuple[str, Tensor]]:
         predicted = stack.boxes.detach()[pairs.head, pairs.image, pairs.query]
         iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target]))
         quality = giou if self.boxes_weight_format == "giou" else iou
@@ -174,8 +221,16 @@ class DFINECriterion(nn.Module):
                 sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
                 yield from self._emit(term, stack.suffixes, sums / normalizer)
 
-    def _box_terms(self, stack: HeadStack, pairs: Matched, batch: _Batch, outputs: dict[str, Any], normalizer: Tensor | float,
-                   balance: Balance | None, share: float) -> Iterator[tuple[str, Tensor]]:
+    def _box_terms(
+        self,
+        stack: HeadStack,
+        pairs: Matched,
+        batch: _Batch,
+        outputs: dict[str, Any],
+        normalizer: Tensor | float,
+        balance: Balance | None,
+        share: float,
+    ) -> Iterator[tuple[str, Tensor]]:
         """All terms about where objects are, over pairs that the heads of a stack share."""
         targets = batch.boxes[pairs.target]
         losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
@@ -186,16 +241,28 @@ class DFINECriterion(nn.Module):
             return
         if "loss_fgl" in self.weights:
             reg_scale = outputs["reg_scale"].detach()
-            bins = box_to_bins(stack.reference[pairs.image, pairs.query], cxcywh_to_xyxy(targets),
-                               weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale), reg_scale)
-            sums = fine_grained_localization_loss(stack.corners[:, pairs.image, pairs.query], bins, losses.iou[:len(stack.corners)])
+            bins = box_to_bins(
+                stack.reference[pairs.image, pairs.query],
+                cxcywh_to_xyxy(targets),
+                weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
+                reg_scale,
+            )
+            sums = fine_grained_localization_loss(
+                stack.corners[:, pairs.image, pairs.query], bins, losses.iou[: len(stack.corners)]
+            )
             yield from self._emit("loss_fgl", stack.suffixes, sums / normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
             students = len(stack.corners) - 1
             trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
             trust[:, pairs.image, pairs.query] = losses.iou[:students]
             positive = _matched_queries(stack, pairs)
-            sums = decoupled_distillation_loss(stack.corners[:students], stack.teacher_corners, trust, positive, balance or distillation_balance(positive))
+            sums = decoupled_distillation_loss(
+                stack.corners[:students],
+                stack.teacher_corners,
+                trust,
+                positive,
+                balance or distillation_balance(positive),
+            )
             yield from self._emit("loss_ddf", stack.suffixes, sums * share)
 
     def _emit(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -207,12 +274,21 @@ def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device)
     """Return the mean counts over ranks, at least 1, without a transfer to the host."""
     if world_size() == 1:
         return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
-    counts = sum_over_ranks(torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)) / world_size()
+    counts = (
+        sum_over_ranks(
+            torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)
+        )
+        / world_size()
+    )
     return Normalizers(*counts.clamp(min=1).unbind())
 
 
 def _join(targets: list[dict[str, Tensor]]) -> _Batch:
-    return _Batch(torch.cat([t["labels"] for t in targets]), torch.cat([t["boxes"] for t in targets]).float(), [len(t["labels"]) for t in targets])
+    return _Batch(
+        torch.cat([t["labels"] for t in targets]),
+        torch.cat([t["boxes"] for t in targets]).float(),
+        [len(t["labels"]) for t in targets],
+    )
 
 
 def _denoising_pairs(counts: list[int], num_groups: int, chosen: list[Tensor | None] | None) -> Pairs:
@@ -220,7 +296,10 @@ def _denoising_pairs(counts: list[int], num_groups: int, chosen: list[Tensor | N
     if not num_groups:
         return _no_pairs()
     starts = np.cumsum(counts) - counts
-    objects = [start + (np.arange(n) if few is None else few.numpy()) for start, n, few in zip(starts, counts, chosen or [None] * len(counts))]
+    objects = [
+        start + (np.arange(n) if few is None else few.numpy())
+        for start, n, few in zip(starts, counts, chosen or [None] * len(counts))
+    ]
     image = np.repeat(np.arange(len(counts)), [num_groups * len(own) for own in objects])
     target = np.concatenate([np.tile(own, num_groups) for own in objects])
     return Pairs(np.zeros_like(image), image, np.zeros_like(image), target)

@@ -48,8 +48,16 @@ class Layers(NamedTuple):
 class TransformerDecoder(nn.Module):
     """The stack of layers. It holds the layers and quality heads; box and class heads belong to `DFINETransformer`."""
 
-    def __init__(self, layers: list[DecoderLayer], widths: list[int], num_heads: int, reg_max: int, up: nn.Parameter,
-                 reg_scale: nn.Parameter, eval_idx: int) -> None:
+    def __init__(
+        self,
+        layers: list[DecoderLayer],
+        widths: list[int],
+        num_heads: int,
+        reg_max: int,
+        up: nn.Parameter,
+        reg_scale: nn.Parameter,
+        eval_idx: int,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.lqe_layers = nn.ModuleList(LQE() for _ in layers)
@@ -57,8 +65,15 @@ class TransformerDecoder(nn.Module):
         self.up, self.reg_scale = up, reg_scale
         self.project: Tensor | None = None
 
-    def forward(self, content: Tensor, reference_unact: Tensor, memory: Tensor, shapes: list[tuple[int, int]], heads: _Heads,
-                mask: Tensor | None) -> Layers:
+    def forward(
+        self,
+        content: Tensor,
+        reference_unact: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        heads: _Heads,
+        mask: Tensor | None,
+    ) -> Layers:
         """Run the layers; in eval mode only up to the one that is scored.
 
         Args:
@@ -69,7 +84,11 @@ class TransformerDecoder(nn.Module):
             heads: the box, class and position heads.
             mask: `[L, L]`, True where a query must not see another; or None.
         """
-        weights = self.project if self.project is not None else weighting_sequence(self.reg_max, self.up, self.reg_scale)
+        weights = (
+            self.project
+            if self.project is not None
+            else weighting_sequence(self.reg_max, self.up, self.reg_scale)
+        )
         weights = weights.to(memory.device)
         memory = memory.float()  # points would be rounded to the map's type: 1/256 of the image in bfloat16
         values = split_heads(memory, self.num_heads, shapes)
@@ -104,8 +123,10 @@ class TransformerDecoder(nn.Module):
     def convert_to_deploy(self) -> None:
         """Drop what only training needs; compute the weighting sequence once."""
         self.project = weighting_sequence(self.reg_max, self.up.double(), self.reg_scale.double()).float()
-        self.layers = self.layers[:self.eval_idx + 1]
-        self.lqe_layers = nn.ModuleList(layer if i == self.eval_idx else nn.Identity() for i, layer in enumerate(self.lqe_layers))
+        self.layers = self.layers[: self.eval_idx + 1]
+        self.lqe_layers = nn.ModuleList(
+            layer if i == self.eval_idx else nn.Identity() for i, layer in enumerate(self.lqe_layers)
+        )
 
 
 class _Heads(NamedTuple):
@@ -123,14 +144,34 @@ class DFINETransformer(nn.Module):
 
     __share__ = ["num_classes", "eval_spatial_size"]
 
-    def __init__(self, num_classes: int = 80, hidden_dim: int = 256, num_queries: int = 300, feat_channels: Sequence[int] = (512, 1024, 2048),
-                 feat_strides: Sequence[int] = (8, 16, 32), num_levels: int = 3, num_points: int | Sequence[int] = 4, nhead: int = 8,
-                 num_layers: int = 6, dim_feedforward: int = 1024, dropout: float = 0.0, activation: str = "relu",
-                 num_denoising: int = 100, label_noise_ratio: float = 0.5, box_noise_scale: float = 1.0,
-                 learn_query_content: bool = False, eval_spatial_size: Sequence[int] | None = None, eval_idx: int = -1,
-                 eps: float = 1e-2, aux_loss: bool = True, cross_attn_method: Literal["default", "discrete"] = "default",
-                 query_select_method: SelectMethod = "default", reg_max: int = 32, reg_scale: int | float = 4.0,
-                 layer_scale: int | float = 1) -> None:
+    def __init__(
+        self,
+        num_classes: int = 80,
+        hidden_dim: int = 256,
+        num_queries: int = 300,
+        feat_channels: Sequence[int] = (512, 1024, 2048),
+        feat_strides: Sequence[int] = (8, 16, 32),
+        num_levels: int = 3,
+        num_points: int | Sequence[int] = 4,
+        nhead: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        num_denoising: int = 100,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 1.0,
+        learn_query_content: bool = False,
+        eval_spatial_size: Sequence[int] | None = None,
+        eval_idx: int = -1,
+        eps: float = 1e-2,
+        aux_loss: bool = True,
+        cross_attn_method: Literal["default", "discrete"] = "default",
+        query_select_method: SelectMethod = "default",
+        reg_max: int = 32,
+        reg_scale: int | float = 4.0,
+        layer_scale: int | float = 1,
+    ) -> None:
         """Build the layers.
 
         Args:
@@ -164,32 +205,68 @@ class DFINETransformer(nn.Module):
         points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
         eval_idx = eval_idx if eval_idx >= 0 else num_layers + eval_idx
         for wrong, message in (
-                (len(feat_channels) != len(feat_strides), f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length"),
-                (len(feat_channels) > num_levels, f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels"),
-                (len(points) != num_levels, f"num_points {points} needs one number for each of {num_levels} levels"),
-                (not 0 <= eval_idx < num_layers, f"eval_idx must point at one of {num_layers} layers"),
-                (layer_scale < 1, f"layer_scale is {layer_scale}, expected at least 1"),
-                (reg_max < 4 or reg_max % 2, f"reg_max is {reg_max}, expected an even number from 4"),
-                (num_classes < 1, f"num_classes is {num_classes}, expected at least 1"),
-                (num_queries < 1, f"num_queries is {num_queries}, expected at least 1"),
-                (num_denoising < 0, f"num_denoising is {num_denoising}, expected at least 0")):
+            (
+                len(feat_channels) != len(feat_strides),
+                f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length",
+            ),
+            (
+                len(feat_channels) > num_levels,
+                f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels",
+            ),
+            (
+                len(points) != num_levels,
+                f"num_points {points} needs one number for each of {num_levels} levels",
+            ),
+            (not 0 <= eval_idx < num_layers, f"eval_idx must point at one of {num_layers} layers"),
+            (layer_scale < 1, f"layer_scale is {layer_scale}, expected at least 1"),
+            (reg_max < 4 or reg_max % 2, f"reg_max is {reg_max}, expected an even number from 4"),
+            (num_classes < 1, f"num_classes is {num_classes}, expected at least 1"),
+            (num_queries < 1, f"num_queries is {num_queries}, expected at least 1"),
+            (num_denoising < 0, f"num_denoising is {num_denoising}, expected at least 0"),
+        ):
             if wrong:
                 raise ConfigError(f"DFINETransformer: {message}")
-        self.num_classes, self.hidden_dim, self.num_queries, self.num_layers = num_classes, hidden_dim, num_queries, num_layers
-        self.feat_channels, self.feat_strides = list(feat_channels), _extended_strides(feat_strides, num_levels)
-        self.num_inputs, self.nhead, self.reg_max, self.eval_idx, self.eps = len(feat_channels), nhead, reg_max, eval_idx, eps
-        self.num_denoising, self.label_noise_ratio, self.box_noise_scale = num_denoising, label_noise_ratio, box_noise_scale
-        self.learn_query_content, self.aux_loss, self.query_select_method = learn_query_content, aux_loss, query_select_method
+        self.num_classes, self.hidden_dim, self.num_queries, self.num_layers = (
+            num_classes,
+            hidden_dim,
+            num_queries,
+            num_layers,
+        )
+        self.feat_channels, self.feat_strides = (
+            list(feat_channels),
+            _extended_strides(feat_strides, num_levels),
+        )
+        self.num_inputs, self.nhead, self.reg_max, self.eval_idx, self.eps = (
+            len(feat_channels),
+            nhead,
+            reg_max,
+            eval_idx,
+            eps,
+        )
+        self.num_denoising, self.label_noise_ratio, self.box_noise_scale = (
+            num_denoising,
+            label_noise_ratio,
+            box_noise_scale,
+        )
+        self.learn_query_content, self.aux_loss, self.query_select_method = (
+            learn_query_content,
+            aux_loss,
+            query_select_method,
+        )
         self.eval_spatial_size = tuple(eval_spatial_size) if eval_spatial_size else None
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
-        self.reg_scale = nn.Parameter(torch.tensor([reg_scale]), requires_grad=False)  # int64 for a whole number
+        self.reg_scale = nn.Parameter(
+            torch.tensor([reg_scale]), requires_grad=False
+        )  # int64 for a whole number
         if self.eval_spatial_size:
             anchors, valid = make_anchors(self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu"))
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
-        self.decoder, widths = self._build_layers(points, dim_feedforward, dropout, activation, cross_attn_method == "discrete", layer_scale)
+        self.decoder, widths = self._build_layers(
+            points, dim_feedforward, dropout, activation, cross_attn_method == "discrete", layer_scale
+        )
         self._build_heads(widths)
 
     # ---- construction ----
@@ -198,25 +275,56 @@ class DFINETransformer(nn.Module):
         projections = []
         for level in range(len(self.feat_strides)):
             extra = level >= self.num_inputs
-            channels = self.feat_channels[level] if not extra else self.feat_channels[-1] if level == self.num_inputs else self.hidden_dim
+            channels = (
+                self.feat_channels[level]
+                if not extra
+                else self.feat_channels[-1]
+                if level == self.num_inputs
+                else self.hidden_dim
+            )
             if channels == self.hidden_dim and not extra:
                 projections.append(nn.Identity())
                 continue
-            conv = nn.Conv2d(channels, self.hidden_dim, 3, 2, 1, bias=False) if extra else nn.Conv2d(channels, self.hidden_dim, 1, bias=False)
+            conv = (
+                nn.Conv2d(channels, self.hidden_dim, 3, 2, 1, bias=False)
+                if extra
+                else nn.Conv2d(channels, self.hidden_dim, 1, bias=False)
+            )
             nn.init.xavier_uniform_(conv.weight)
             projections.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(self.hidden_dim))))
         return nn.ModuleList(projections)
 
-    def _build_layers(self, points: list[int], dim_feedforward: int, dropout: float, activation: str, discrete: bool,
-                      layer_scale: float) -> tuple[TransformerDecoder, list[int]]:
+    def _build_layers(
+        self,
+        points: list[int],
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        discrete: bool,
+        layer_scale: float,
+    ) -> tuple[TransformerDecoder, list[int]]:
         """Layers up to `eval_idx` share one initialisation, those after it another, as in the published recipe."""
+
         def layer(scale: float) -> DecoderLayer:
-            return DecoderLayer(round(scale * self.hidden_dim), self.nhead, round(scale * dim_feedforward), dropout, activation, points, discrete=discrete)
+            return DecoderLayer(
+                round(scale * self.hidden_dim),
+                self.nhead,
+                round(scale * dim_feedforward),
+                dropout,
+                activation,
+                points,
+                discrete=discrete,
+            )
 
         regular, wide = layer(1), layer(layer_scale)
         layers = [copy.deepcopy(regular if i <= self.eval_idx else wide) for i in range(self.num_layers)]
-        widths = [self.hidden_dim if i <= self.eval_idx else round(layer_scale * self.hidden_dim) for i in range(self.num_layers)]
-        return TransformerDecoder(layers, widths, self.nhead, self.reg_max, self.up, self.reg_scale, self.eval_idx), widths
+        widths = [
+            self.hidden_dim if i <= self.eval_idx else round(layer_scale * self.hidden_dim)
+            for i in range(self.num_layers)
+        ]
+        return TransformerDecoder(
+            layers, widths, self.nhead, self.reg_max, self.up, self.reg_scale, self.eval_idx
+        ), widths
 
     def _build_heads(self, widths: list[int]) -> None:
         width, classes, bins = self.hidden_dim, self.num_classes, self.reg_max + 1
@@ -259,8 +367,14 @@ class DFINETransformer(nn.Module):
         if self.training and self.aux_loss and self.num_denoising and targets is not None:
             queries = min(self.num_queries, memory.shape[1])
             denoising = make_denoising_queries(
-                targets, self.denoising_class_embed, num_classes=self.num_classes, num_queries=queries, num_denoising=self.num_denoising,
-                label_noise_ratio=self.label_noise_ratio, box_noise_scale=self.box_noise_scale)
+                targets,
+                self.denoising_class_embed,
+                num_classes=self.num_classes,
+                num_queries=queries,
+                num_denoising=self.num_denoising,
+                label_noise_ratio=self.label_noise_ratio,
+                box_noise_scale=self.box_noise_scale,
+            )
         content, reference_unact, first = self._select_queries(memory, shapes)
         mask = None
         if denoising is not None:
@@ -275,8 +389,12 @@ class DFINETransformer(nn.Module):
 
     def convert_to_deploy(self) -> None:
         """Drop the heads that only training needs."""
-        self.dec_score_head = nn.ModuleList(head if i == self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_score_head))
-        self.dec_bbox_head = nn.ModuleList(head if i <= self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_bbox_head))
+        self.dec_score_head = nn.ModuleList(
+            head if i == self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_score_head)
+        )
+        self.dec_bbox_head = nn.ModuleList(
+            head if i <= self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_bbox_head)
+        )
 
     def _flatten(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Project the maps to width D, add coarser ones if asked, and lay all tokens in one row: `[B, S, D]`."""
@@ -286,7 +404,9 @@ class DFINETransformer(nn.Module):
         shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
         return torch.cat([flatten_map(x) for x in levels], 2).transpose(1, 2), shapes
 
-    def _select_queries(self, memory: Tensor, shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _select_queries(
+        self, memory: Tensor, shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the encoder's own
         predictions for these tokens."""
         anchors, valid = self._anchors(tuple(shapes), memory.device)
@@ -294,10 +414,12 @@ class DFINETransformer(nn.Module):
         logits = self.enc_score_head(tokens)
         chosen = select_tokens(logits.detach(), self.num_queries, self.query_select_method)
         tokens, logits = gather_tokens(tokens, chosen), gather_tokens(logits, chosen)
-        boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(anchors.expand(memory.shape[0], -1, -1), chosen)
+        boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(
+            anchors.expand(memory.shape[0], -1, -1), chosen
+        )
         content = tokens.detach()
         if self.learn_query_content:
-            content = self.tgt_embed.weight[:chosen.shape[1]].expand(memory.shape[0], -1, -1)
+            content = self.tgt_embed.weight[: chosen.shape[1]].expand(memory.shape[0], -1, -1)
         first = {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()} if self.training else {}
         return content, boxes_unact.detach(), first
 
@@ -310,7 +432,9 @@ class DFINETransformer(nn.Module):
     def _shapes_of(self, image_hw: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((math.ceil(image_hw[0] / s), math.ceil(image_hw[1] / s)) for s in self.feat_strides)
 
-    def _training_outputs(self, layers: Layers, first: dict[str, Tensor], denoising: DenoisingQueries | None) -> dict[str, Any]:
+    def _training_outputs(
+        self, layers: Layers, first: dict[str, Tensor], denoising: DenoisingQueries | None
+    ) -> dict[str, Any]:
         split = [denoising.reference_unact.shape[1] if denoising else 0, first["pred_logits"].shape[1]]
 
         def part(tensor: Tensor, which: int) -> Tensor:
@@ -318,9 +442,15 @@ class DFINETransformer(nn.Module):
 
         def outputs(which: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
             """One dict a layer, with the last layer as everybody's teacher; and the predictions of the pre head."""
-            rows = [{"pred_logits": part(logits, which), "pred_boxes": part(boxes, which), "pred_corners": part(corners, which),
-                     "ref_points": part(layers.reference, which)}
-                    for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)]
+            rows = [
+                {
+                    "pred_logits": part(logits, which),
+                    "pred_boxes": part(boxes, which),
+                    "pred_corners": part(corners, which),
+                    "ref_points": part(layers.reference, which),
+                }
+                for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)
+            ]
             teacher = {"teacher_corners": rows[-1]["pred_corners"], "teacher_logits": rows[-1]["pred_logits"]}
             pre = {"pred_logits": part(layers.pre_logits, which), "pred_boxes": part(layers.pre_boxes, which)}
             return [row | teacher for row in rows], pre
@@ -330,12 +460,20 @@ class DFINETransformer(nn.Module):
         out: dict[str, Any] = last | {"up": self.up, "reg_scale": self.reg_scale}
         if not self.aux_loss:
             return out
-        out |= {"aux_outputs": rows[:-1], "enc_aux_outputs": [first], "pre_outputs": pre,
-                "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"}}
+        out |= {
+            "aux_outputs": rows[:-1],
+            "enc_aux_outputs": [first],
+            "pre_outputs": pre,
+            "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"},
+        }
         if denoising is not None:
             out["dn_outputs"], out["dn_pre_outputs"] = outputs(0)
-            out["dn_meta"] = {"dn_positive_idx": denoising.positive_idx, "dn_num_group": denoising.num_groups, "dn_num_split": split,
-                              "dn_chosen": denoising.chosen}
+            out["dn_meta"] = {
+                "dn_positive_idx": denoising.positive_idx,
+                "dn_num_group": denoising.num_groups,
+                "dn_num_split": split,
+                "dn_chosen": denoising.chosen,
+            }
         return out
 
 

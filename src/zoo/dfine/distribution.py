@@ -63,7 +63,9 @@ class BinTargets(NamedTuple):
     right_weight: Tensor
 
 
-def box_to_bins(reference_cxcywh: Tensor, boxes_xyxy: Tensor, weights: Tensor, reg_scale: Tensor | float) -> BinTargets:
+def box_to_bins(
+    reference_cxcywh: Tensor, boxes_xyxy: Tensor, weights: Tensor, reg_scale: Tensor | float
+) -> BinTargets:
     """Return the bins between which the edges of target boxes fall, seen from reference boxes.
 
     Args:
@@ -76,7 +78,11 @@ def box_to_bins(reference_cxcywh: Tensor, boxes_xyxy: Tensor, weights: Tensor, r
     """
     scale = abs(reg_scale)
     centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / scale + 1e-16
-    distances = torch.cat([centre - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centre], -1) / torch.cat([unit, unit], -1) - 0.5 * scale
+    distances = (
+        torch.cat([centre - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centre], -1)
+        / torch.cat([unit, unit], -1)
+        - 0.5 * scale
+    )
     last = weights.numel() - 1
     below = torch.searchsorted(weights, distances.contiguous(), right=True) - 1
     inside = below.clamp(0, last - 1)

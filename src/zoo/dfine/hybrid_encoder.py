@@ -23,11 +23,23 @@ class HybridEncoder(nn.Module):
 
     __share__ = ["eval_spatial_size"]
 
-    def __init__(self, in_channels: Sequence[int] = (512, 1024, 2048), feat_strides: Sequence[int] = (8, 16, 32),
-                 hidden_dim: int = 256, nhead: int = 8, dim_feedforward: int = 1024, dropout: float = 0.0,
-                 enc_act: str = "gelu", use_encoder_idx: Sequence[int] = (2,), num_encoder_layers: int = 1,
-                 pe_temperature: float = 10000, expansion: float = 1.0, depth_mult: float = 1.0, act: str = "silu",
-                 eval_spatial_size: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int] = (512, 1024, 2048),
+        feat_strides: Sequence[int] = (8, 16, 32),
+        hidden_dim: int = 256,
+        nhead: int = 8,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.0,
+        enc_act: str = "gelu",
+        use_encoder_idx: Sequence[int] = (2,),
+        num_encoder_layers: int = 1,
+        pe_temperature: float = 10000,
+        expansion: float = 1.0,
+        depth_mult: float = 1.0,
+        act: str = "silu",
+        eval_spatial_size: Sequence[int] | None = None,
+    ) -> None:
         """Build the layers.
 
         Args:
@@ -49,11 +61,17 @@ class HybridEncoder(nn.Module):
         super().__init__()
         levels = len(in_channels)
         if len(feat_strides) != levels:
-            raise ConfigError(f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length")
+            raise ConfigError(
+                f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length"
+            )
         if any(not 0 <= level < levels for level in use_encoder_idx):
-            raise ConfigError(f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}")
+            raise ConfigError(
+                f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}"
+            )
         if hidden_dim % 4 or hidden_dim % nhead:
-            raise ConfigError(f"HybridEncoder.hidden_dim {hidden_dim} must be a multiple of 4 and of nhead {nhead}")
+            raise ConfigError(
+                f"HybridEncoder.hidden_dim {hidden_dim} must be a multiple of 4 and of nhead {nhead}"
+            )
         self.in_channels, self.feat_strides = list(in_channels), list(feat_strides)
         self.hidden_dim = hidden_dim
         self.use_encoder_idx = list(use_encoder_idx)
@@ -65,10 +83,17 @@ class HybridEncoder(nn.Module):
             return RepNCSPELAN4(2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act)
 
         self.input_proj = nn.ModuleList(
-            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, hidden_dim, 1, bias=False), norm=nn.BatchNorm2d(hidden_dim)))
-            for channels in in_channels)
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(channels, hidden_dim, 1, bias=False), norm=nn.BatchNorm2d(hidden_dim)
+                )
+            )
+            for channels in in_channels
+        )
         self.encoder = nn.ModuleList(
-            TransformerEncoder(hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers) for _ in use_encoder_idx)
+            TransformerEncoder(hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers)
+            for _ in use_encoder_idx
+        )
         self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1) for _ in range(levels - 1))
         self.fpn_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
         self.downsample_convs = nn.ModuleList(nn.Sequential(SCDown(hidden_dim)) for _ in range(levels - 1))
@@ -77,7 +102,9 @@ class HybridEncoder(nn.Module):
             height, width = eval_spatial_size
             for level in self.use_encoder_idx:
                 stride = feat_strides[level]
-                position_table(height // stride, width // stride, hidden_dim, pe_temperature, torch.device("cpu"))
+                position_table(
+                    height // stride, width // stride, hidden_dim, pe_temperature, torch.device("cpu")
+                )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Fuse the levels.
@@ -119,7 +146,9 @@ class HybridEncoder(nn.Module):
 class TransformerEncoder(nn.Module):
     """A stack of attention layers without a final norm."""
 
-    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str, num_layers: int) -> None:
+    def __init__(
+        self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str, num_layers: int
+    ) -> None:
         super().__init__()
         first = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
         self.layers = nn.ModuleList([first])

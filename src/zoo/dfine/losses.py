@@ -29,7 +29,9 @@ class Matched(NamedTuple):
     """Position in the targets of the whole batch laid end to end."""
 
 
-def varifocal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:
+def varifocal_loss(
+    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+) -> Tensor:
     """Return the varifocal loss of each head, summed over queries and classes.
 
     Args:
@@ -43,17 +45,23 @@ def varifocal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tens
     Source: VarifocalNet, Zhang et al., 2021, equation 2.
     """
     quality = quality.detach()
-    return _QualityFocal.apply(logits, (pairs.head, pairs.image, pairs.query, labels), quality, quality, alpha, gamma)
+    return _QualityFocal.apply(
+        logits, (pairs.head, pairs.image, pairs.query, labels), quality, quality, alpha, gamma
+    )
 
 
-def matchability_aware_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:
+def matchability_aware_loss(
+    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+) -> Tensor:
     """Return the matchability-aware loss of each head; arguments as in `varifocal_loss`.
 
     The target of a pair's class is `quality ** gamma`, and every pair counts fully: unlike the varifocal loss, pairs that
     overlap little still pull. Source: DEIM, Huang et al., 2024, equation 3.
     """
     target = quality.detach() ** gamma
-    return _QualityFocal.apply(logits, (pairs.head, pairs.image, pairs.query, labels), target, torch.ones_like(target), alpha, gamma)
+    return _QualityFocal.apply(
+        logits, (pairs.head, pairs.image, pairs.query, labels), target, torch.ones_like(target), alpha, gamma
+    )
 
 
 class _QualityFocal(torch.autograd.Function):
@@ -61,7 +69,15 @@ class _QualityFocal(torch.autograd.Function):
     over the logits; the weights are constants to the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, where: tuple[Tensor, ...], target: Tensor, weight_of_pair: Tensor, alpha: float, gamma: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        where: tuple[Tensor, ...],
+        target: Tensor,
+        weight_of_pair: Tensor,
+        alpha: float,
+        gamma: float,
+    ) -> Tensor:
         gradient, totals = torch.empty_like(logits), []
         for heads in _pieces(logits):
             p = torch.sigmoid(logits[heads], out=gradient[heads])
@@ -71,7 +87,7 @@ class _QualityFocal(torch.autograd.Function):
         matched = logits[where]
         p = matched.sigmoid()
         as_positive = weight_of_pair * F.binary_cross_entropy_with_logits(matched, target, reduction="none")
-        as_negative = alpha * p ** gamma * F.softplus(matched)
+        as_negative = alpha * p**gamma * F.softplus(matched)
         gradient[where] = weight_of_pair * (p - target)
         ctx.save_for_backward(gradient)
         return torch.cat(totals).index_add_(0, where[0], as_positive - as_negative)
@@ -82,7 +98,9 @@ class _QualityFocal(torch.autograd.Function):
         return gradient * grad[:, None, None, None], None, None, None, None, None
 
 
-def focal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:
+def focal_loss(
+    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+) -> Tensor:
     """Return the sigmoid focal loss of each head; arguments as in `varifocal_loss`, `quality` is not used.
 
     Source: Focal Loss for Dense Object Detection, Lin et al., 2017, equation 5.
@@ -91,7 +109,7 @@ def focal_loss(logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, 
     matched = logits[pairs.head, pairs.image, pairs.query, labels]
     p = matched.sigmoid()
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-matched)
-    as_negative = (1 - alpha) * p ** gamma * F.softplus(matched)
+    as_negative = (1 - alpha) * p**gamma * F.softplus(matched)
     return total.index_add(0, pairs.head, as_positive - as_negative)
 
 
@@ -143,7 +161,9 @@ class Balance(NamedTuple):
     negative: Tensor | float
 
 
-def decoupled_distillation_loss(corners: Tensor, teacher_corners: Tensor, trust: Tensor, positive: Tensor, balance: Balance) -> Tensor:
+def decoupled_distillation_loss(
+    corners: Tensor, teacher_corners: Tensor, trust: Tensor, positive: Tensor, balance: Balance
+) -> Tensor:
     """Return the DDF loss of each head: the last layer teaches the distributions of the others.
 
     Args:
@@ -158,8 +178,10 @@ def decoupled_distillation_loss(corners: Tensor, teacher_corners: Tensor, trust:
     matched = 4 * positive.sum()
     per_positive = balance.positive / matched.clamp(min=1)
     per_negative = balance.negative / (4 * positive.numel() - matched).clamp(min=1)
-    share = torch.where(positive, per_positive, per_negative) / (balance.positive + balance.negative)  # [B, Q]
-    return _Distillation.apply(corners, teacher_corners.detach(), trust.detach() * share * TEMPERATURE ** 2)
+    share = torch.where(positive, per_positive, per_negative) / (
+        balance.positive + balance.negative
+    )  # [B, Q]
+    return _Distillation.apply(corners, teacher_corners.detach(), trust.detach() * share * TEMPERATURE**2)
 
 
 class _Distillation(torch.autograd.Function):
@@ -173,7 +195,9 @@ class _Distillation(torch.autograd.Function):
         gradient, totals = torch.empty_like(corners), []
         for heads in _pieces(corners):
             log_student = F.log_softmax(corners[heads] / TEMPERATURE, dim=-1)
-            torch.exp(log_student, out=gradient[heads]).sub_(p_teacher).mul_((weight[heads] / TEMPERATURE)[..., None, None])
+            torch.exp(log_student, out=gradient[heads]).sub_(p_teacher).mul_(
+                (weight[heads] / TEMPERATURE)[..., None, None]
+            )
             divergence = negative_entropy - log_student.mul_(p_teacher).sum((-2, -1))
             totals.append((weight[heads] * divergence).sum((1, 2)))
         ctx.save_for_backward(gradient)

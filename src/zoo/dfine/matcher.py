@@ -33,8 +33,15 @@ class HungarianMatcher(nn.Module):
 
     __share__ = ["use_focal_loss"]
 
-    def __init__(self, weight_dict: Mapping[str, float], use_focal_loss: bool = False, alpha: float = 0.25, gamma: float = 2.0,
-                 matcher_change_epoch: Duration | None = None, iou_order_alpha: float = 4.0) -> None:
+    def __init__(
+        self,
+        weight_dict: Mapping[str, float],
+        use_focal_loss: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        matcher_change_epoch: Duration | None = None,
+        iou_order_alpha: float = 4.0,
+    ) -> None:
         """Store the weights.
 
         Args:
@@ -47,10 +54,15 @@ class HungarianMatcher(nn.Module):
         """
         super().__init__()
         if set(weight_dict) != set(COSTS) or not any(weight_dict.values()):
-            raise ConfigError(f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all zero")
+            raise ConfigError(
+                f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all zero"
+            )
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
-        self.matcher_change_epoch, self.iou_order_alpha = settled(matcher_change_epoch, _CHANGE, "epochs"), iou_order_alpha
+        self.matcher_change_epoch, self.iou_order_alpha = (
+            settled(matcher_change_epoch, _CHANGE, "epochs"),
+            iou_order_alpha,
+        )
         self._change = matcher_change_epoch
         self.late = False
 
@@ -63,7 +75,9 @@ class HungarianMatcher(nn.Module):
         """Tell which epoch it is."""
         self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
-    def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    def forward(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Match one head.
 
         Args:
@@ -74,8 +88,12 @@ class HungarianMatcher(nn.Module):
             `indices`: for each image (queries, targets), int64 on the CPU, ordered by query.
         """
         counts = [len(target["labels"]) for target in targets]
-        pairs = self.match([(outputs["pred_logits"][None], outputs["pred_boxes"][None])], torch.cat([t["labels"] for t in targets]),
-                           torch.cat([t["boxes"] for t in targets]), counts)
+        pairs = self.match(
+            [(outputs["pred_logits"][None], outputs["pred_boxes"][None])],
+            torch.cat([t["labels"] for t in targets]),
+            torch.cat([t["boxes"] for t in targets]),
+            counts,
+        )
         indices, start = [], 0
         for image, count in enumerate(counts):
             mine = pairs.image == image
@@ -86,7 +104,9 @@ class HungarianMatcher(nn.Module):
         return {"indices": indices}
 
     @torch.no_grad()
-    def match(self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor, counts: list[int]) -> Pairs:
+    def match(
+        self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor, counts: list[int]
+    ) -> Pairs:
         """Match several heads with one transfer to the host.
 
         Args:
@@ -102,7 +122,11 @@ class HungarianMatcher(nn.Module):
         if not len(labels):
             return solve_assignments(np.zeros((0, len(counts), 0, 0), np.float32), counts)
         labels, boxes = (pad_sequence(t.split(counts), batch_first=True) for t in (labels, boxes.float()))
-        costs = torch.cat([self._costs(logits, predicted, labels, boxes) for logits, predicted in heads]).cpu().numpy()
+        costs = (
+            torch.cat([self._costs(logits, predicted, labels, boxes) for logits, predicted in heads])
+            .cpu()
+            .numpy()
+        )
         if not np.isfinite(costs).all():
             raise NumericsError(self._blame(heads, labels, boxes))
         return solve_assignments(costs, counts)
@@ -116,8 +140,15 @@ class HungarianMatcher(nn.Module):
         logits, predicted = logits.flatten(0, 1).float(), predicted.flatten(0, 1).float()
         image = torch.arange(heads * batch, device=logits.device) % batch
         piece = max(1, _PIECE[logits.device.type == "cpu"] // (queries * labels.shape[1]))
-        pieces = [self._weighted(logits[i:i + piece], predicted[i:i + piece], labels[image[i:i + piece]], boxes[image[i:i + piece]])
-                  for i in range(0, heads * batch, piece)]
+        pieces = [
+            self._weighted(
+                logits[i : i + piece],
+                predicted[i : i + piece],
+                labels[image[i : i + piece]],
+                boxes[image[i : i + piece]],
+            )
+            for i in range(0, heads * batch, piece)
+        ]
         return torch.cat(pieces).unflatten(0, (heads, batch))
 
     def _weighted(self, *arguments: Tensor) -> Tensor:
@@ -134,9 +165,13 @@ class HungarianMatcher(nn.Module):
         columns = torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
         columns = columns[..., None].expand(-1, -1, logits.shape[1])
         if self.late:
-            p = (logits.sigmoid() if self.use_focal_loss else logits.softmax(-1)).transpose(1, 2).gather(1, columns)
+            p = (
+                (logits.sigmoid() if self.use_focal_loss else logits.softmax(-1))
+                .transpose(1, 2)
+                .gather(1, columns)
+            )
             iou = box_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(predicted)[:, None])
-            return {"late cost": -p * iou ** self.iou_order_alpha}
+            return {"late cost": -p * iou**self.iou_order_alpha}
         if self.use_focal_loss:
             p = logits.transpose(1, 2).gather(1, columns).sigmoid_()
             class_cost = (1 - p).pow_(self.gamma).mul_(-self.alpha).mul_((p + 1e-8).log_())

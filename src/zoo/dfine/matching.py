@@ -38,7 +38,9 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
         for image, (cost, count, end) in enumerate(zip(of_head, counts, ends)):
             if count:
                 target, query = linear_sum_assignment(cost[:count])
-                parts.append((np.full_like(query, head), np.full_like(query, image), query, target + (end - count)))
+                parts.append(
+                    (np.full_like(query, head), np.full_like(query, image), query, target + (end - count))
+                )
     if not parts:
         return Pairs(*[np.zeros(0, np.int64)] * 4)
     return Pairs(*(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*parts)))
@@ -51,7 +53,9 @@ def unite(pairs: Pairs) -> Pairs:
     A target may keep several queries.
     """
     queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
-    owners, votes = np.unique((pairs.image * queries + pairs.query) * targets + pairs.target, return_counts=True)
+    owners, votes = np.unique(
+        (pairs.image * queries + pairs.query) * targets + pairs.target, return_counts=True
+    )
     owner, target = owners // targets, owners % targets  # an owner is a query of an image
     order = np.lexsort((target, -votes, owner))
     owner, target = owner[order], target[order]

@@ -20,8 +20,13 @@ class DFINEPostProcessor(nn.Module):
 
     __share__ = ["num_classes", "use_focal_loss", "num_top_queries", "remap_mscoco_category"]
 
-    def __init__(self, num_classes: int = 80, use_focal_loss: bool = True, num_top_queries: int = 300,
-                 remap_mscoco_category: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int = 80,
+        use_focal_loss: bool = True,
+        num_top_queries: int = 300,
+        remap_mscoco_category: bool = False,
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -32,12 +37,20 @@ class DFINEPostProcessor(nn.Module):
         """
         super().__init__()
         if remap_mscoco_category and num_classes != len(COCO_CATEGORY_IDS):
-            raise ConfigError(f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it to False")
-        self.num_classes, self.use_focal_loss, self.num_top_queries = num_classes, use_focal_loss, num_top_queries
+            raise ConfigError(
+                f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it to False"
+            )
+        self.num_classes, self.use_focal_loss, self.num_top_queries = (
+            num_classes,
+            use_focal_loss,
+            num_top_queries,
+        )
         self.remap_mscoco_category = remap_mscoco_category
         self.deploy_mode = False
 
-    def forward(self, outputs: Predictions, orig_target_sizes: Tensor) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, outputs: Predictions, orig_target_sizes: Tensor
+    ) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
         """Pick and scale detections.
 
         Args:
@@ -52,7 +65,9 @@ class DFINEPostProcessor(nn.Module):
         boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(boxes)
         if self.use_focal_loss:
             classes = logits.shape[-1]
-            scores, index = logits.sigmoid().flatten(1).topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
+            scores, index = (
+                logits.sigmoid().flatten(1).topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
+            )
             labels, query = index % classes, index // classes
         else:
             best, best_labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -63,7 +78,10 @@ class DFINEPostProcessor(nn.Module):
             return labels, boxes, scores
         if self.remap_mscoco_category:
             labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[labels]
-        return [{"labels": label, "boxes": box, "scores": score} for label, box, score in zip(labels, boxes, scores)]
+        return [
+            {"labels": label, "boxes": box, "scores": score}
+            for label, box, score in zip(labels, boxes, scores)
+        ]
 
     def deploy(self) -> DFINEPostProcessor:
         """Return a copy that gives batched tensors, as exports need."""

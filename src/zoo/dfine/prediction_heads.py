@@ -42,7 +42,9 @@ def matching_heads(outputs: dict[str, Any], num_bins: int) -> list[HeadStack]:
         direct.append(("_pre", outputs["pre_outputs"]))
     encoder = [(f"_enc_{i}", head) for i, head in enumerate(outputs.get("enc_aux_outputs", []))]
     apart = outputs.get("enc_meta", {}).get("class_agnostic", False)
-    stacks = [_stack(layers, suffixes, direct if apart else direct + encoder, outputs["ref_points"], num_bins)]
+    stacks = [
+        _stack(layers, suffixes, direct if apart else direct + encoder, outputs["ref_points"], num_bins)
+    ]
     if apart and encoder:
         stacks.append(_stack([], [], encoder, None, num_bins))
     return stacks
@@ -51,20 +53,39 @@ def matching_heads(outputs: dict[str, Any], num_bins: int) -> list[HeadStack]:
 def denoising_heads(outputs: dict[str, Any], num_bins: int) -> HeadStack:
     """Return the heads over the denoising queries; arguments as in `matching_heads`."""
     layers = outputs["dn_outputs"]
-    return _stack(layers, [f"_dn_{i}" for i in range(len(layers))], [("_dn_pre", outputs["dn_pre_outputs"])],
-                  layers[0]["ref_points"], num_bins)
+    return _stack(
+        layers,
+        [f"_dn_{i}" for i in range(len(layers))],
+        [("_dn_pre", outputs["dn_pre_outputs"])],
+        layers[0]["ref_points"],
+        num_bins,
+    )
 
 
-def _stack(layers: list[dict[str, Tensor]], suffixes: list[str], direct: list[tuple[str, dict[str, Tensor]]],
-           reference: Tensor | None, num_bins: int) -> HeadStack:
+def _stack(
+    layers: list[dict[str, Tensor]],
+    suffixes: list[str],
+    direct: list[tuple[str, dict[str, Tensor]]],
+    reference: Tensor | None,
+    num_bins: int,
+) -> HeadStack:
     """All layers of a stack share `reference`."""
     heads = [*layers, *(head for _, head in direct)]
     corners = teacher_corners = teacher_logits = None
     if layers:
-        corners = torch.stack([layer["pred_corners"] for layer in layers]).float().unflatten(-1, (4, num_bins))
+        corners = (
+            torch.stack([layer["pred_corners"] for layer in layers]).float().unflatten(-1, (4, num_bins))
+        )
         reference = reference.detach().float()
     if len(layers) > 1:
         teacher_corners = layers[0]["teacher_corners"].detach().float().unflatten(-1, (4, num_bins))
         teacher_logits = layers[0]["teacher_logits"].detach().float()
-    return HeadStack([*suffixes, *(suffix for suffix, _ in direct)], torch.stack([head["pred_logits"] for head in heads]).float(),
-                     torch.stack([head["pred_boxes"] for head in heads]).float(), corners, reference, teacher_corners, teacher_logits)
+    return HeadStack(
+        [*suffixes, *(suffix for suffix, _ in direct)],
+        torch.stack([head["pred_logits"] for head in heads]).float(),
+        torch.stack([head["pred_boxes"] for head in heads]).float(),
+        corners,
+        reference,
+        teacher_corners,
+        teacher_logits,
+    )

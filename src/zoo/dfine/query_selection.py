@@ -15,7 +15,9 @@ SelectMethod = Literal["default", "one2many", "agnostic"]
 
 
 @lru_cache(maxsize=64)
-def make_anchors(shapes: tuple[tuple[int, int], ...], margin: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def make_anchors(
+    shapes: tuple[tuple[int, int], ...], margin: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return one anchor a token, before the sigmoid, and which of them lie inside the image.
 
     Args:
@@ -29,9 +31,15 @@ def make_anchors(shapes: tuple[tuple[int, int], ...], margin: float, device: tor
     with torch.inference_mode(False), torch.no_grad():
         levels = []
         for level, (height, width) in enumerate(shapes):
-            y, x = torch.meshgrid(torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32), indexing="ij")
+            y, x = torch.meshgrid(
+                torch.arange(height, dtype=torch.float32),
+                torch.arange(width, dtype=torch.float32),
+                indexing="ij",
+            )
             centre = (torch.stack([x, y], -1) + 0.5) / torch.tensor([width, height], dtype=torch.float32)
-            levels.append(torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0 ** level)], -1).view(1, -1, 4))
+            levels.append(
+                torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], -1).view(1, -1, 4)
+            )
         anchors = torch.cat(levels, 1)
         valid = ((anchors > margin) & (anchors < 1 - margin)).all(-1, keepdim=True)
         anchors = torch.log(anchors / (1 - anchors)).masked_fill(~valid, torch.inf)

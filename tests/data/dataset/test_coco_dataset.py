@@ -16,7 +16,16 @@ from src.core.errors import ConfigError, DataError
 from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
 from src.data.dataset.images import Mark
-from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Mosaic, RandomHorizontalFlip, RandomIoUCrop, RandomZoomOut, Resize
+from src.data.transforms import (
+    Compose,
+    ConvertBoxes,
+    ConvertPILImage,
+    Mosaic,
+    RandomHorizontalFlip,
+    RandomIoUCrop,
+    RandomZoomOut,
+    Resize,
+)
 from src.runtime.distributed import rank
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.processes import on_ranks
@@ -27,7 +36,10 @@ def data_set(folder: Path, content=None, **settings) -> CocoDetection:
 
 
 def random_transforms() -> Compose:
-    return Compose([Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([32, 32])], mosaic_prob=0.5)
+    return Compose(
+        [Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([32, 32])],
+        mosaic_prob=0.5,
+    )
 
 
 # ---- samples ----
@@ -43,14 +55,34 @@ def test_target_has_exactly_the_fields_of_the_contract(tmp_path):
 
 def test_target_describes_the_image(tmp_path):
     image, target = data_set(tmp_path)[1]
-    described = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in target.items()}
-    assert described == {"boxes": [[4, 5, 12, 14], [14, 5, 22, 14]], "labels": [0, 1], "area": [72, 72], "iscrowd": [0, 0], "image_id": [2],
-                         "orig_size": [40, 30], "idx": [1], "image_path": str(tmp_path / "2.png")}
+    described = {
+        key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in target.items()
+    }
+    assert described == {
+        "boxes": [[4, 5, 12, 14], [14, 5, 22, 14]],
+        "labels": [0, 1],
+        "area": [72, 72],
+        "iscrowd": [0, 0],
+        "image_id": [2],
+        "orig_size": [40, 30],
+        "idx": [1],
+        "image_path": str(tmp_path / "2.png"),
+    }
     assert tuple(image.shape) == (3, 30, 40)
 
 
-@pytest.mark.parametrize(("field", "dtype"), [("boxes", torch.float32), ("labels", torch.int64), ("area", torch.float32), ("iscrowd", torch.int64),
-                                              ("image_id", torch.int64), ("orig_size", torch.int64), ("idx", torch.int64)])
+@pytest.mark.parametrize(
+    ("field", "dtype"),
+    [
+        ("boxes", torch.float32),
+        ("labels", torch.int64),
+        ("area", torch.float32),
+        ("iscrowd", torch.int64),
+        ("image_id", torch.int64),
+        ("orig_size", torch.int64),
+        ("idx", torch.int64),
+    ],
+)
 def test_field_has_the_type_of_the_contract(tmp_path, field, dtype):
     assert data_set(tmp_path)[0][1][field].dtype == dtype
 
@@ -64,14 +96,23 @@ def test_crowd_regions_are_left_out(tmp_path):
     content = sound_coco()
     content["annotations"][0]["iscrowd"] = 1
     _, target = data_set(tmp_path, content)[0]
-    assert (target["boxes"].tolist(), target["labels"].tolist(), target["area"].tolist()) == ([[14, 5, 22, 14]], [1], [72])
+    assert (target["boxes"].tolist(), target["labels"].tolist(), target["area"].tolist()) == (
+        [[14, 5, 22, 14]],
+        [1],
+        [72],
+    )
 
 
 def test_image_without_objects_has_an_empty_target(tmp_path):
     content = sound_coco()
     content["annotations"] = content["annotations"][:2]
     _, target = data_set(tmp_path, content)[2]
-    assert (target["boxes"].shape, target["labels"].shape, target["boxes"].dtype, target["labels"].dtype) == ((0, 4), (0,), torch.float32, torch.int64)
+    assert (target["boxes"].shape, target["labels"].shape, target["boxes"].dtype, target["labels"].dtype) == (
+        (0, 4),
+        (0,),
+        torch.float32,
+        torch.int64,
+    )
 
 
 def test_transforms_act(tmp_path):
@@ -84,7 +125,9 @@ def test_transforms_act(tmp_path):
 # ---- labels ----
 
 
-@pytest.mark.parametrize(("ids", "labels"), [((3, 7), [0, 1]), ((0, 1), [0, 1]), ((1, 2), [0, 1]), ((90, 5), [1, 0])])
+@pytest.mark.parametrize(
+    ("ids", "labels"), [((3, 7), [0, 1]), ((0, 1), [0, 1]), ((1, 2), [0, 1]), ((90, 5), [1, 0])]
+)
 def test_labels_are_positions_of_the_sorted_category_ids(tmp_path, ids, labels):
     content = sound_coco()
     for k, category in enumerate(ids):
@@ -98,7 +141,11 @@ def test_unused_categories_count_as_classes(tmp_path):
     content = sound_coco()
     content["categories"].append({"id": 5, "name": "unused"})
     data = data_set(tmp_path, content)
-    assert (data.num_classes, data.class_names, data[0][1]["labels"].tolist()) == (3, ["cat", "unused", "dog"], [0, 2])
+    assert (data.num_classes, data.class_names, data[0][1]["labels"].tolist()) == (
+        3,
+        ["cat", "unused", "dog"],
+        [0, 2],
+    )
 
 
 def test_remapped_labels_are_positions_in_cocos_80_classes(tmp_path):
@@ -115,7 +162,9 @@ def test_remap_of_ids_that_coco_has_not_is_refused(tmp_path):
     content["categories"].append({"id": 12, "name": "street sign"})
     with pytest.raises(ConfigError) as caught:
         data_set(tmp_path, content, remap_mscoco_category=True)
-    assert str(caught.value) == (f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO has not: [12]; set it to False")
+    assert str(caught.value) == (
+        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO has not: [12]; set it to False"
+    )
 
 
 def test_labels_of_a_trained_model_can_be_taken_over(tmp_path):
@@ -124,11 +173,18 @@ def test_labels_of_a_trained_model_can_be_taken_over(tmp_path):
     assert (data[0][1]["labels"].tolist(), data.num_classes) == ([3, 7], 8)
 
 
-@pytest.mark.parametrize(("settings", "as_ids", "of_labels", "of_detections"), [
-    ({}, False, {0: "cat", 1: "dog"}, {0: "cat", 1: "dog"}),
-    ({}, True, {3: "cat", 7: "dog"}, {3: "cat", 7: "dog"}),
-    ({"remap_mscoco_category": True}, False, {2: "cat", 6: "dog"}, {3: "cat", 7: "dog"})], ids=["plain", "category ids", "remap"])
-def test_names_stand_under_labels_and_under_what_detections_carry(tmp_path, settings, as_ids, of_labels, of_detections):
+@pytest.mark.parametrize(
+    ("settings", "as_ids", "of_labels", "of_detections"),
+    [
+        ({}, False, {0: "cat", 1: "dog"}, {0: "cat", 1: "dog"}),
+        ({}, True, {3: "cat", 7: "dog"}, {3: "cat", 7: "dog"}),
+        ({"remap_mscoco_category": True}, False, {2: "cat", 6: "dog"}, {3: "cat", 7: "dog"}),
+    ],
+    ids=["plain", "category ids", "remap"],
+)
+def test_names_stand_under_labels_and_under_what_detections_carry(
+    tmp_path, settings, as_ids, of_labels, of_detections
+):
     data = data_set(tmp_path, **settings)
     if as_ids:
         data.use_labels(data.labels.category_ids)
@@ -146,13 +202,19 @@ def test_truth_holds_the_checked_labels(tmp_path):
     truth = data_set(tmp_path, content).ground_truth()
     assert truth == {
         "images": [{"id": 1, "width": 40, "height": 30}, {"id": 2, "width": 40, "height": 30}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 5, 4, 9], "area": 72, "iscrowd": 0},
-                        {"id": 2, "image_id": 2, "category_id": 0, "bbox": [4, 5, 8, 9], "area": 72, "iscrowd": 1},
-                        {"id": 3, "image_id": 2, "category_id": 1, "bbox": [14, 5, 8, 9], "area": 72, "iscrowd": 0}],
-        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]}
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 5, 4, 9], "area": 72, "iscrowd": 0},
+            {"id": 2, "image_id": 2, "category_id": 0, "bbox": [4, 5, 8, 9], "area": 72, "iscrowd": 1},
+            {"id": 3, "image_id": 2, "category_id": 1, "bbox": [14, 5, 8, 9], "area": 72, "iscrowd": 0},
+        ],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
 
 
-@pytest.mark.parametrize(("settings", "as_ids", "ids"), [({}, False, [0, 1]), ({"remap_mscoco_category": True}, False, [3, 7]), ({}, True, [3, 7])])
+@pytest.mark.parametrize(
+    ("settings", "as_ids", "ids"),
+    [({}, False, [0, 1]), ({"remap_mscoco_category": True}, False, [3, 7]), ({}, True, [3, 7])],
+)
 def test_truth_has_the_categories_that_detections_carry(tmp_path, settings, as_ids, ids):
     data = data_set(tmp_path, **settings)
     if as_ids:
@@ -166,7 +228,10 @@ def test_truth_has_the_categories_that_detections_carry(tmp_path, settings, as_i
 
 
 def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
-    first, second = data_set(tmp_path, transforms=random_transforms()), data_set(tmp_path, transforms=random_transforms())
+    first, second = (
+        data_set(tmp_path, transforms=random_transforms()),
+        data_set(tmp_path, transforms=random_transforms()),
+    )
     assert torch.equal(first[1][0], second[1][0])
     assert torch.equal(first[1][1]["boxes"], second[1][1]["boxes"])
 
@@ -204,7 +269,10 @@ def test_sample_draws_all_others_of_the_data_set_evenly(tmp_path):
 
 
 def test_epoch_reaches_the_transforms(tmp_path):
-    transforms = Compose([RandomZoomOut(p=1, side_range=[2, 2])], policy={"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]})
+    transforms = Compose(
+        [RandomZoomOut(p=1, side_range=[2, 2])],
+        policy={"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]},
+    )
     data, sizes = data_set(tmp_path, transforms=transforms), []
     for epoch in (2, 3):
         data.set_epoch(epoch)
@@ -233,7 +301,10 @@ def test_missing_folder_is_named(tmp_path):
 
 
 def test_masks_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="^CocoDetection.return_masks is true; this detector has no use for masks, set it to false$"):
+    with pytest.raises(
+        ConfigError,
+        match="^CocoDetection.return_masks is true; this detector has no use for masks, set it to false$",
+    ):
         data_set(tmp_path, return_masks=True)
 
 
@@ -247,7 +318,10 @@ def test_missing_images_are_counted_and_named(tmp_path):
     os.remove(tmp_path / "3.png")
     with pytest.raises(DataError) as caught:
         data.check_images_exist()
-    assert str(caught.value) == f"2 of 3 images of {tmp_path / 'labels.json'} are missing: {tmp_path / '1.png'}, {tmp_path / '3.png'}"
+    assert (
+        str(caught.value)
+        == f"2 of 3 images of {tmp_path / 'labels.json'} are missing: {tmp_path / '1.png'}, {tmp_path / '3.png'}"
+    )
 
 
 def test_many_missing_images_are_counted_and_the_first_named(tmp_path):
@@ -273,7 +347,10 @@ def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
     (tmp_path / "elsewhere.png").write_bytes((folder / "2.png").read_bytes())
     (folder / "2.png").unlink()
     (folder / "2.png").symlink_to(tmp_path / "elsewhere.png")
-    with pytest.raises(DataError, match=r"^1 of 3 images of .* lead out of .* by symbolic links: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set"):
+    with pytest.raises(
+        DataError,
+        match=r"^1 of 3 images of .* lead out of .* by symbolic links: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
+    ):
         CocoDetection(str(folder), str(labels)).check_images_exist()
     CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
 
@@ -338,8 +415,10 @@ def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_p
     with pytest.raises(DataError) as caught:
         data.sample(4)
     bad = [str(tmp_path / f"{i}.png") for i in (4, 5)]
-    assert str(caught.value) == (f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than the share of 0.1 that bad_images tolerates: "
-                                 f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images")
+    assert str(caught.value) == (
+        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than the share of 0.1 that bad_images tolerates: "
+        f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
+    )
 
 
 @pytest.mark.parametrize("share", [None, 0])
@@ -357,7 +436,9 @@ def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_p
 
 @pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
 def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
-    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001)
+    data = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001
+    )
     for index in range(tolerated):
         data.marks.add(index, Mark.UNREADABLE)
     data.report_images()
@@ -372,7 +453,10 @@ def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
     data.report_images()
     data.sample(3), data.sample(4)
     data.report_images()
-    assert [caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); another image takes its place") for name in ("4.png", "5.png")] == [1, 1]
+    assert [
+        caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); another image takes its place")
+        for name in ("4.png", "5.png")
+    ] == [1, 1]
     assert "images that cannot be read: 2, tolerated are 2 (bad_images: 0.2)" in caplog.text
 
 
@@ -399,24 +483,33 @@ def test_ranks_count_bad_images_together(tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 1])
 def test_share_out_of_range_is_refused(tmp_path, share):
-    with pytest.raises(ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a share from 0 to below 1$"):
+    with pytest.raises(
+        ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a share from 0 to below 1$"
+    ):
         data_set(tmp_path, bad_images=share)
 
 
 def test_evaluation_leaves_out_no_image(tmp_path):
-    with pytest.raises(ConfigError, match="^val_dataloader.dataset.bad_images is 0.1; an image left out would count as objects missed, set it to 0$"):
+    with pytest.raises(
+        ConfigError,
+        match="^val_dataloader.dataset.bad_images is 0.1; an image left out would count as objects missed, set it to 0$",
+    ):
         data_set(tmp_path, bad_images=0.1).ground_truth()
 
 
 def test_image_that_vanished_later_is_named(tmp_path):
     data = data_set(tmp_path)
     os.remove(tmp_path / "2.png")
-    with pytest.raises(DataError, match=f"^image {tmp_path}/2.png cannot be read: No such file or directory$"):
+    with pytest.raises(
+        DataError, match=f"^image {tmp_path}/2.png cannot be read: No such file or directory$"
+    ):
         data[1]
 
 
 def test_image_of_another_size_than_its_labels_is_named(tmp_path):
     data = data_set(tmp_path)
     Image.new("RGB", (41, 30)).save(tmp_path / "2.png")
-    with pytest.raises(DataError, match=f"^image {tmp_path}/2.png has 41 x 30 pixels but its labels were made for 40 x 30$"):
+    with pytest.raises(
+        DataError, match=f"^image {tmp_path}/2.png has 41 x 30 pixels but its labels were made for 40 x 30$"
+    ):
         data[1]

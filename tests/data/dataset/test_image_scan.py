@@ -61,7 +61,9 @@ def test_ranks_share_the_work_and_know_the_same(paths, monkeypatch):
     def scan():
         seen = []
         ordinary = image_scan._row
-        monkeypatch.setattr(image_scan, "_row", lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[1])
+        monkeypatch.setattr(
+            image_scan, "_row", lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[1]
+        )
         return scan_images(paths[:5], SIZES[:5]).rows.tolist(), seen
 
     (one, looked_at), (two, others) = on_ranks(2, scan)
@@ -105,7 +107,10 @@ def test_sizes_of_files_correct_those_of_labels_where_a_file_can_be_read(paths):
 def test_twins_are_confirmed_by_content_and_beyond_the_limit_counted(paths, tmp_path):
     for name in ("5", "6"):
         (tmp_path / f"{name}.png").write_bytes(Path(paths[0]).read_bytes())
-    first, second = (scan_images(files, SIZES[:len(files)]) for files in ([*paths[:4], paths[1], str(tmp_path / "5.png")], [str(tmp_path / "6.png"), paths[3]]))
+    first, second = (
+        scan_images(files, SIZES[: len(files)])
+        for files in ([*paths[:4], paths[1], str(tmp_path / "5.png")], [str(tmp_path / "6.png"), paths[3]])
+    )
     twins = find_twins([first, second])
     assert twins.within(0) == [[paths[0], str(tmp_path / "5.png")]] and twins.within(1) == []
     assert twins.shared() == [[paths[0], str(tmp_path / "5.png"), str(tmp_path / "6.png")]]

@@ -11,12 +11,26 @@ import torch
 from PIL import Image
 
 from src.data.dataset import images
-from src.data.dataset.images import MAX_PIXELS, ImageError, ImageSizeError, Mark, image_size, inspect_image, load_image
+from src.data.dataset.images import (
+    MAX_PIXELS,
+    ImageError,
+    ImageSizeError,
+    Mark,
+    image_size,
+    inspect_image,
+    load_image,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 GREY = RGB[..., 0]
-SMOOTH = np.stack([np.add.outer(np.arange(24) * 5, np.arange(36) * 2), np.add.outer(np.arange(24) * 2, np.arange(36) * 5),
-                   np.full((24, 36), 90)], -1).astype(np.uint8)
+SMOOTH = np.stack(
+    [
+        np.add.outer(np.arange(24) * 5, np.arange(36) * 2),
+        np.add.outer(np.arange(24) * 2, np.arange(36) * 5),
+        np.full((24, 36), 90),
+    ],
+    -1,
+).astype(np.uint8)
 """Without sharp edges, so that JPEG keeps it."""
 
 
@@ -40,10 +54,17 @@ def refused(path: Path, *expected) -> str:
 
 def png(path: Path, width: int, height: int, depth: int, colour: int, rows: bytes) -> Path:
     """Write a PNG file by hand, for what Pillow does not write."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -70,7 +91,9 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path, suffix):
 
 def test_16_bit_grey_is_rounded_to_the_nearest_level(tmp_path):
     deep = np.random.default_rng(1).integers(0, 65536, (20, 20)).astype(np.uint16)
-    assert abs(load(saved(tmp_path, Image.fromarray(deep))).astype(float) - deep[..., None] / 257).max() <= 0.5
+    assert (
+        abs(load(saved(tmp_path, Image.fromarray(deep))).astype(float) - deep[..., None] / 257).max() <= 0.5
+    )
 
 
 def test_16_bit_rgb_is_within_one_level(tmp_path):
@@ -90,8 +113,13 @@ def test_32_bit_values_beyond_16_bits_are_refused(tmp_path):
 
 
 def test_floating_point_values_are_refused(tmp_path):
-    path = saved(tmp_path, Image.fromarray(np.random.default_rng(0).random((4, 4)).astype(np.float32)), "image.tif")
-    assert refused(path) == "image FILE holds floating-point values without a defined range; convert it to 8 or 16 bits"
+    path = saved(
+        tmp_path, Image.fromarray(np.random.default_rng(0).random((4, 4)).astype(np.float32)), "image.tif"
+    )
+    assert (
+        refused(path)
+        == "image FILE holds floating-point values without a defined range; convert it to 8 or 16 bits"
+    )
 
 
 def test_palette_is_looked_up(tmp_path):
@@ -141,7 +169,13 @@ def test_colour_jpeg_is_that_of_pillow(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"progressive": True}, {"subsampling": 2}, {"optimize": True}], ids=str)
 def test_every_kind_of_colour_jpeg_is_read(tmp_path, settings):
-    assert abs(load(saved(tmp_path, Image.fromarray(SMOOTH), "image.jpg", quality=98, **settings)).astype(int) - SMOOTH).max() <= 8
+    assert (
+        abs(
+            load(saved(tmp_path, Image.fromarray(SMOOTH), "image.jpg", quality=98, **settings)).astype(int)
+            - SMOOTH
+        ).max()
+        <= 8
+    )
 
 
 def test_grey_jpeg_gives_three_channels(tmp_path):
@@ -162,7 +196,17 @@ def test_suffix_does_not_decide_the_format(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["bmp", "webp", "tif", "ppm"])
 def test_other_formats_are_read(tmp_path, suffix):
-    assert np.array_equal(load(saved(tmp_path, Image.fromarray(RGB), f"image.{suffix}", **({"lossless": True} if suffix == "webp" else {}))), RGB)
+    assert np.array_equal(
+        load(
+            saved(
+                tmp_path,
+                Image.fromarray(RGB),
+                f"image.{suffix}",
+                **({"lossless": True} if suffix == "webp" else {}),
+            )
+        ),
+        RGB,
+    )
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif"])
@@ -180,15 +224,25 @@ def test_tiny_and_narrow_images_are_read(tmp_path, size):
 
 # ---- rotation notes ----
 
-UPRIGHT = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
-           7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, 1)}
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
 """From the pixels as stored to those that a viewer shows, by the note in the file (Exif 2.3, tag 274)."""
 
 
 def with_note(folder: Path, orientation: int, name: str) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(folder, Image.fromarray(SMOOTH), name, exif=exif, **({"quality": 98} if name.endswith("jpg") else {}))
+    return saved(
+        folder, Image.fromarray(SMOOTH), name, exif=exif, **({"quality": 98} if name.endswith("jpg") else {})
+    )
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
@@ -212,7 +266,10 @@ def test_image_is_left_when_its_labels_were_made_on_the_pixels_as_stored(tmp_pat
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_size_that_fits_neither_way_is_a_contradiction(tmp_path, orientation):
     size = "24 x 36" if orientation == 6 else "36 x 24"
-    assert refused(with_note(tmp_path, orientation, "image.png"), (50, 50)) == f"image FILE has {size} pixels but its labels were made for 50 x 50"
+    assert (
+        refused(with_note(tmp_path, orientation, "image.png"), (50, 50))
+        == f"image FILE has {size} pixels but its labels were made for 50 x 50"
+    )
 
 
 def test_plain_jpeg_of_another_size_is_a_contradiction(tmp_path):
@@ -246,7 +303,9 @@ def test_turned_image_is_marked_unless_its_labels_want_the_pixels_as_stored(tmp_
 
 
 def test_cmyk_is_marked(tmp_path):
-    assert inspect_image(saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"))[1] == Mark.CMYK
+    assert (
+        inspect_image(saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"))[1] == Mark.CMYK
+    )
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
@@ -261,11 +320,15 @@ def test_several_frames_are_marked(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize(("name", "settings"), [("image.jpg", {}), ("image.jpg", {"progressive": True}), ("image.png", {}), ("image.gif", {})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("image.jpg", {}), ("image.jpg", {"progressive": True}), ("image.png", {}), ("image.gif", {})],
+    ids=str,
+)
 def test_truncated_image_is_refused(tmp_path, name, settings, share):
     path = saved(tmp_path, Image.fromarray(np.tile(RGB, (8, 8, 1))), name, **settings)
     raw = path.read_bytes()
-    path.write_bytes(raw[:int(len(raw) * share)])
+    path.write_bytes(raw[: int(len(raw) * share)])
     assert refused(path).startswith("image FILE is damaged: ")
 
 
@@ -316,9 +379,16 @@ def test_garbled_images_are_read_or_refused_by_name(tmp_path):
 # ---- size ----
 
 
-@pytest.mark.parametrize(("side", "text"), [
-    (10_000, f"image FILE has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded"),
-    (16_000, "image FILE was not decoded: Image size (256000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack.")])
+@pytest.mark.parametrize(
+    ("side", "text"),
+    [
+        (10_000, f"image FILE has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded"),
+        (
+            16_000,
+            "image FILE was not decoded: Image size (256000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack.",
+        ),
+    ],
+)
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, side, text):
     path = png(tmp_path / "bomb.png", side, side, 8, 2, b"\0" * 1000)
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("the image was decoded"))
@@ -329,7 +399,7 @@ def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(SMOOTH), "bomb.jpg")
     raw = bytearray(path.read_bytes())
     at = raw.index(b"\xff\xc0") + 5
-    raw[at:at + 4] = struct.pack(">HH", 10_000, 10_000)
+    raw[at : at + 4] = struct.pack(">HH", 10_000, 10_000)
     path.write_bytes(raw)
     monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: pytest.fail("the image was decoded"))
     assert refused(path) == f"image FILE has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded"
@@ -337,17 +407,23 @@ def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
 
 def test_header_of_a_decompression_bomb_is_refused(tmp_path):
     path = png(tmp_path / "bomb.png", 16_000, 16_000, 8, 2, b"\0" * 1000)
-    with pytest.raises(ImageError, match=f"^image {path} is too large: Image size .256000000 pixels. exceeds limit"):
+    with pytest.raises(
+        ImageError, match=f"^image {path} is too large: Image size .256000000 pixels. exceeds limit"
+    ):
         image_size(path)
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
-@pytest.mark.parametrize(("orientation", "upright"), [(1, (36, 24)), (3, (36, 24)), (6, (24, 36)), (8, (24, 36))])
+@pytest.mark.parametrize(
+    ("orientation", "upright"), [(1, (36, 24)), (3, (36, 24)), (6, (24, 36)), (8, (24, 36))]
+)
 def test_header_tells_the_size_as_stored_and_upright(tmp_path, orientation, upright, name):
     assert image_size(with_note(tmp_path, orientation, name)) == ((36, 24), upright)
 
 
-@pytest.mark.parametrize(("raw", "reason"), [(None, "cannot be read: No such file or directory"), (b"<html>", "is no image file")])
+@pytest.mark.parametrize(
+    ("raw", "reason"), [(None, "cannot be read: No such file or directory"), (b"<html>", "is no image file")]
+)
 def test_header_of_no_image_is_refused(tmp_path, raw, reason):
     if raw is not None:
         (tmp_path / "image.png").write_bytes(raw)

@@ -31,7 +31,7 @@ def test_shapes_overlap_but_leave_enough_to_be_seen(scenes):
     shares = []
     for scene in scenes:
         for i, mask in enumerate(scene.masks):
-            covered = scene.masks[i + 1:].any(0) if len(scene.masks) > i + 1 else np.zeros_like(mask)
+            covered = scene.masks[i + 1 :].any(0) if len(scene.masks) > i + 1 else np.zeros_like(mask)
             shares.append((mask & ~covered).sum() / mask.sum())
     assert LEAST_VISIBLE <= min(shares) < 1
 
@@ -52,16 +52,26 @@ def test_written_set_loads_without_notes(tmp_path):
     for part, count in (("train", 6), ("val", 3)):
         data = CocoDetection(str(tmp_path / "images"), str(tmp_path / f"{part}.json"))
         data.check_images_exist()
-        assert (len(data), data.labels.findings.notes, data.labels.category_ids) == (count, [], sorted(CATEGORIES))
+        assert (len(data), data.labels.findings.notes, data.labels.category_ids) == (
+            count,
+            [],
+            sorted(CATEGORIES),
+        )
 
 
 def test_training_and_validation_images_differ(tmp_path):
     write_synthetic_coco(tmp_path, train=1, val=1, size=64, seed=1)
-    assert not np.array_equal(*(np.array(Image.open(tmp_path / "images" / f"{part}_00000.jpg")) for part in ("train", "val")))
+    assert not np.array_equal(
+        *(np.array(Image.open(tmp_path / "images" / f"{part}_00000.jpg")) for part in ("train", "val"))
+    )
 
 
 def test_same_seed_writes_the_same_set(tmp_path):
     for name in ("a", "b"):
         write_synthetic_coco(tmp_path / name, train=2, val=1, size=64, seed=4)
-    assert json.loads((tmp_path / "a/train.json").read_text()) == json.loads((tmp_path / "b/train.json").read_text())
-    assert (tmp_path / "a/images/train_00001.jpg").read_bytes() == (tmp_path / "b/images/train_00001.jpg").read_bytes()
+    assert json.loads((tmp_path / "a/train.json").read_text()) == json.loads(
+        (tmp_path / "b/train.json").read_text()
+    )
+    assert (tmp_path / "a/images/train_00001.jpg").read_bytes() == (
+        tmp_path / "b/images/train_00001.jpg"
+    ).read_bytes()

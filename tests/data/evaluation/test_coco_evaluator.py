@@ -27,24 +27,48 @@ def truth_of(seed: int = 0, images: int = 12, *, crowds: bool = True) -> dict:
         for _ in range(rng.integers(0, 8)):
             width, height = np.exp(rng.uniform(np.log(8), np.log(250), 2))
             x, y = rng.uniform(0, 400 - 250, 2)
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": int(rng.integers(3)), "bbox": [x, y, width, height],
-                                "area": float(width * height * rng.uniform(0.5, 1)), "iscrowd": int(crowds and rng.random() < 0.1)})
-    return {"images": [{"id": i, "width": 400, "height": 400} for i in range(1, images + 1)], "annotations": annotations,
-            "categories": [{"id": i, "name": f"class {i}"} for i in range(3)]}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": int(rng.integers(3)),
+                    "bbox": [x, y, width, height],
+                    "area": float(width * height * rng.uniform(0.5, 1)),
+                    "iscrowd": int(crowds and rng.random() < 0.1),
+                }
+            )
+    return {
+        "images": [{"id": i, "width": 400, "height": 400} for i in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(3)],
+    }
 
 
 def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, dict]:
     """Return shaken copies of the truth among false alarms, best first."""
     rng, detections = np.random.default_rng(seed), {}
     for image in truth["images"]:
-        own = [a for a in truth["annotations"] if a["image_id"] == image["id"] for _ in range(int(rng.integers(0, 3)))]
-        boxes = [np.array(a["bbox"]) * rng.uniform(0.85, 1.15, 4) for a in own] + [np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 100, 2)])
-                                                                                   for _ in range(false)]
-        labels = [a["category_id"] if rng.random() < 0.8 else int(rng.integers(3)) for a in own] + rng.integers(0, 3, false).tolist()
+        own = [
+            a
+            for a in truth["annotations"]
+            if a["image_id"] == image["id"]
+            for _ in range(int(rng.integers(0, 3)))
+        ]
+        boxes = [np.array(a["bbox"]) * rng.uniform(0.85, 1.15, 4) for a in own] + [
+            np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 100, 2)]) for _ in range(false)
+        ]
+        labels = [
+            a["category_id"] if rng.random() < 0.8 else int(rng.integers(3)) for a in own
+        ] + rng.integers(0, 3, false).tolist()
         xywh = torch.tensor(np.array(boxes), dtype=torch.float32)
-        scores, order = torch.sort(torch.from_numpy(rng.random(len(boxes)).astype(np.float32)), descending=True)
-        detections[image["id"]] = {"boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)[order], "scores": scores,
-                                   "labels": torch.tensor(labels)[order]}
+        scores, order = torch.sort(
+            torch.from_numpy(rng.random(len(boxes)).astype(np.float32)), descending=True
+        )
+        detections[image["id"]] = {
+            "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)[order],
+            "scores": scores,
+            "labels": torch.tensor(labels)[order],
+        }
     return detections
 
 
@@ -53,8 +77,11 @@ def perfect_detections(truth: dict) -> dict[int, dict]:
     for image in truth["images"]:
         own = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
         xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).view(-1, 4)
-        found[image["id"]] = {"boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), "scores": torch.full((len(own),), 0.9),
-                              "labels": torch.tensor([a["category_id"] for a in own], dtype=torch.int64)}
+        found[image["id"]] = {
+            "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
+            "scores": torch.full((len(own),), 0.9),
+            "labels": torch.tensor([a["category_id"] for a in own], dtype=torch.int64),
+        }
     return found
 
 
@@ -73,8 +100,17 @@ def scores_of_pycocotools(truth: dict, detections: dict) -> list[float]:
         coco.createIndex()
         rows = []
         for image_id, found in detections.items():
-            for box, score, label in zip(found["boxes"].double().tolist(), found["scores"].tolist(), found["labels"].tolist()):
-                rows.append({"image_id": image_id, "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "score": score, "category_id": label})
+            for box, score, label in zip(
+                found["boxes"].double().tolist(), found["scores"].tolist(), found["labels"].tolist()
+            ):
+                rows.append(
+                    {
+                        "image_id": image_id,
+                        "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                        "score": score,
+                        "category_id": label,
+                    }
+                )
         run = COCOeval(coco, coco.loadRes(rows), "bbox")
         run.evaluate()
         run.accumulate()
@@ -99,13 +135,17 @@ def test_perfect_detections_score_one():
 def test_random_detections_score_as_with_pycocotools(seed):
     truth = truth_of(seed)
     detections = random_detections(truth, seed)
-    assert listed(scores_of(truth, detections)) == pytest.approx(scores_of_pycocotools(truth, detections), abs=1e-6)
+    assert listed(scores_of(truth, detections)) == pytest.approx(
+        scores_of_pycocotools(truth, detections), abs=1e-6
+    )
 
 
 def test_more_than_a_hundred_detections_an_image_score_as_with_pycocotools():
     truth = truth_of(1, 4)
     detections = random_detections(truth, 1, false=300)
-    assert listed(scores_of(truth, detections)) == pytest.approx(scores_of_pycocotools(truth, detections), abs=1e-6)
+    assert listed(scores_of(truth, detections)) == pytest.approx(
+        scores_of_pycocotools(truth, detections), abs=1e-6
+    )
 
 
 def test_detections_of_one_score_keep_the_order_in_which_they_came():
@@ -113,7 +153,9 @@ def test_detections_of_one_score_keep_the_order_in_which_they_came():
     detections = random_detections(truth, 2)
     for found in detections.values():
         found["scores"] = torch.round(found["scores"], decimals=1)
-    assert listed(scores_of(truth, detections)) == pytest.approx(scores_of_pycocotools(truth, detections), abs=1e-6)
+    assert listed(scores_of(truth, detections)) == pytest.approx(
+        scores_of_pycocotools(truth, detections), abs=1e-6
+    )
 
 
 def test_scores_of_classes_stand_under_their_category_ids():
@@ -130,7 +172,9 @@ def test_scores_of_classes_stand_under_their_category_ids():
 
 def test_detections_in_half_precision_are_scored():
     truth = truth_of()
-    detections = {i: found | {"scores": found["scores"].bfloat16()} for i, found in perfect_detections(truth).items()}
+    detections = {
+        i: found | {"scores": found["scores"].bfloat16()} for i, found in perfect_detections(truth).items()
+    }
     assert scores_of(truth, detections)["AP"] == pytest.approx(1)
 
 
@@ -144,7 +188,11 @@ def test_no_detections_score_zero():
 
 def test_images_without_detections_score_zero():
     truth = truth_of()
-    empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    empty = {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
     assert scores_of(truth, {image["id"]: empty for image in truth["images"]})["AP"] == 0
 
 
@@ -194,7 +242,9 @@ def test_any_image_id_will_do(image_id):
 
 def test_detections_for_an_unknown_image_are_refused():
     truth = truth_of()
-    with pytest.raises(DataError, match=r"^detections for image ids that the annotation file has not: \[99\]$"):
+    with pytest.raises(
+        DataError, match=r"^detections for image ids that the annotation file has not: \[99\]$"
+    ):
         scores_of(truth, {99: perfect_detections(truth)[1]})
 
 
@@ -236,7 +286,10 @@ def test_two_ranks_score_what_one_does():
 def test_image_seen_by_two_ranks_counts_once():
     truth = truth_of()
     detections = random_detections(truth)
-    assert on_ranks(2, lambda: listed(scores_of(truth, detections))) == [listed(scores_of(truth, detections))] * 2
+    assert (
+        on_ranks(2, lambda: listed(scores_of(truth, detections)))
+        == [listed(scores_of(truth, detections))] * 2
+    )
 
 
 # ---- with the data set ----
@@ -252,7 +305,11 @@ def test_truth_of_a_data_set_is_scored_with_the_ids_that_detections_carry(tmp_pa
         _, target = data[index]
         order = sorted(data.label_names)
         labels = torch.tensor([ids[order.index(label)] for label in target["labels"].tolist()])
-        detections[int(target["image_id"])] = {"boxes": target["boxes"], "labels": labels, "scores": torch.full((len(labels),), 0.5)}
+        detections[int(target["image_id"])] = {
+            "boxes": target["boxes"],
+            "labels": labels,
+            "scores": torch.full((len(labels),), 0.5),
+        }
     assert scores_of(data.ground_truth(), detections)["AP"] == pytest.approx(1)
 
 

@@ -21,8 +21,17 @@ from tests.data.evaluation.test_coco_evaluator import random_detections, truth_o
 
 def rows_of(detections: dict) -> dict[int, np.ndarray]:
     """Return detections as the evaluator keeps them."""
-    return {image: np.column_stack([found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2], found["scores"], found["labels"]]).astype(float)
-            for image, found in detections.items()}
+    return {
+        image: np.column_stack(
+            [
+                found["boxes"][:, :2],
+                found["boxes"][:, 2:] - found["boxes"][:, :2],
+                found["scores"],
+                found["labels"],
+            ]
+        ).astype(float)
+        for image, found in detections.items()
+    }
 
 
 def objects(*rows) -> np.ndarray:
@@ -40,13 +49,18 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(seed,
     coco = COCO()
     coco.dataset = {**truth, "annotations": [dict(a) for a in truth["annotations"]]}
     coco.createIndex()
-    results = coco.loadRes([{"image_id": i, "bbox": row[:4].tolist(), "score": row[4], "category_id": int(row[5])} for i, rows in detections.items()
-                            for row in rows])
+    results = coco.loadRes(
+        [
+            {"image_id": i, "bbox": row[:4].tolist(), "score": row[4], "category_id": int(row[5])}
+            for i, rows in detections.items()
+            for row in rows
+        ]
+    )
     run = COCOeval(coco, results, "bbox")
     run.params.maxDets = [1, 10, 10_000]
     run.evaluate()
     expected = {"hit": 0, "crowd": 0}
-    for entry in run.evalImgs[:len(run.params.catIds) * len(run.params.imgIds) * len(run.params.areaRng)]:
+    for entry in run.evalImgs[: len(run.params.catIds) * len(run.params.imgIds) * len(run.params.areaRng)]:
         if entry is not None and entry["aRng"] == run.params.areaRng[0]:
             ignored = entry["dtIgnore"][0].astype(bool)
             expected["hit"] += int(((entry["dtMatches"][0] > 0) & ~ignored).sum())
@@ -81,7 +95,15 @@ def test_any_number_of_detections_may_lie_in_a_crowd():
 
 def test_the_best_threshold_is_that_of_the_highest_f1():
     truth = {1: objects([0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0])}
-    detections = {1: found([0, 0, 10, 10, 0.9, 1], [20, 0, 10, 10, 0.6, 1], [70, 0, 10, 10, 0.5, 1], [80, 0, 10, 10, 0.4, 1], [40, 0, 10, 10, 0.1, 1])}
+    detections = {
+        1: found(
+            [0, 0, 10, 10, 0.9, 1],
+            [20, 0, 10, 10, 0.6, 1],
+            [70, 0, 10, 10, 0.5, 1],
+            [80, 0, 10, 10, 0.4, 1],
+            [40, 0, 10, 10, 0.1, 1],
+        )
+    }
     best = best_operating_point(match(truth, detections))
     assert best.threshold == 0.6 and best.precision == 1.0
     assert best.recall == pytest.approx(2 / 3) and best.f1 == pytest.approx(0.8)
@@ -91,7 +113,11 @@ def test_the_best_threshold_is_that_of_the_highest_f1():
 def test_detections_of_equal_score_count_together():
     truth = {1: objects([0, 0, 10, 10, 1, 0])}
     points = operating_points(match(truth, {1: found([0, 0, 10, 10, 0.5, 1], [50, 50, 10, 10, 0.5, 1])}))
-    assert points.threshold.tolist() == [0.5] and points.precision.tolist() == [0.5] and points.recall.tolist() == [1.0]
+    assert (
+        points.threshold.tolist() == [0.5]
+        and points.precision.tolist() == [0.5]
+        and points.recall.tolist() == [1.0]
+    )
 
 
 def test_without_objects_or_detections_there_is_no_best_threshold():
@@ -106,4 +132,6 @@ def test_the_part_of_a_category_keeps_its_own_objects():
 
 
 def test_overlaps_are_those_of_xywh_boxes():
-    assert box_iou(np.array([[0, 0, 10, 10.0]]), np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]])) == pytest.approx(np.array([[1 / 3, 0]]))
+    assert box_iou(
+        np.array([[0, 0, 10, 10.0]]), np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]])
+    ) == pytest.approx(np.array([[1 / 3, 0]]))

@@ -17,11 +17,26 @@ def spoilt_coco() -> tuple[dict, dict]:
     """Return labels of 12 images with one of each fault, and what is to be told: place and kind."""
     content = sound_coco(12)
     images, annotations, categories = content["images"], content["annotations"], content["categories"]
-    content["categories"] += [{"id": 8, "name": ""}, {"id": 3, "name": "cat again"}, {"id": "9", "name": "cow"}]
+    content["categories"] += [
+        {"id": 8, "name": ""},
+        {"id": 3, "name": "cat again"},
+        {"id": "9", "name": "cow"},
+    ]
     for index, change in {
-            0: {"bbox": [1, 2, 0, 5]}, 1: {"bbox": [20, 20, -4, 5]}, 3: {"id": 3}, 4: {"image_id": "3"}, 5: {"category_id": 99},
-            6: {"bbox": [1, 2, float("nan"), 4]}, 7: {"bbox": [1, 2, 3]}, 8: {"image_id": 4711}, 9: {"iscrowd": 7}, 10: {"area": -3}, 11: {"category_id": "7"},
-            12: {"bbox": [30, 20, 100, 100]}, 13: {"area": ...}}.items():
+        0: {"bbox": [1, 2, 0, 5]},
+        1: {"bbox": [20, 20, -4, 5]},
+        3: {"id": 3},
+        4: {"image_id": "3"},
+        5: {"category_id": 99},
+        6: {"bbox": [1, 2, float("nan"), 4]},
+        7: {"bbox": [1, 2, 3]},
+        8: {"image_id": 4711},
+        9: {"iscrowd": 7},
+        10: {"area": -3},
+        11: {"category_id": "7"},
+        12: {"bbox": [30, 20, 100, 100]},
+        13: {"area": ...},
+    }.items():
         annotations[index].update(change)
     del annotations[13]["area"]
     annotations += [{**annotations[23], "id": 100 + i} for i in range(100)]
@@ -30,21 +45,38 @@ def spoilt_coco() -> tuple[dict, dict]:
     images[7]["file_name"] = "../8.png"
     images[8]["width"] = 0
     images[9]["width"] = 999
-    images += [{**images[0], "file_name": "extra.png"}, {"id": "77", "file_name": "77.png", "width": 40, "height": 30}]
+    images += [
+        {**images[0], "file_name": "extra.png"},
+        {"id": "77", "file_name": "77.png", "width": 40, "height": 30},
+    ]
     told = {
-        "annotations[0] (id 1)": "box without area: [1.0, 2.0, 0.0, 5.0]", "annotations[1] (id 2)": "reversed box: [20.0, 20.0, -4.0, 5.0]",
-        "annotations[3] (id 3)": "this id is used before", "annotations[4] (id 5)": "image_id is '3', expected a whole number from 0",
-        "annotations[5] (id 6)": "category_id 99 is unknown; known ids: 3, 7", "annotations[6] (id 7)": "bbox is [1, 2, nan, 4], expected four numbers",
-        "annotations[7] (id 8)": "bbox is [1, 2, 3], expected four numbers", "annotations[8] (id 9)": "image_id 4711 is not among the images",
-        "annotations[9] (id 10)": "iscrowd is 7, expected 0 or 1", "annotations[10] (id 11)": "area is -3, expected a number from 0",
+        "annotations[0] (id 1)": "box without area: [1.0, 2.0, 0.0, 5.0]",
+        "annotations[1] (id 2)": "reversed box: [20.0, 20.0, -4.0, 5.0]",
+        "annotations[3] (id 3)": "this id is used before",
+        "annotations[4] (id 5)": "image_id is '3', expected a whole number from 0",
+        "annotations[5] (id 6)": "category_id 99 is unknown; known ids: 3, 7",
+        "annotations[6] (id 7)": "bbox is [1, 2, nan, 4], expected four numbers",
+        "annotations[7] (id 8)": "bbox is [1, 2, 3], expected four numbers",
+        "annotations[8] (id 9)": "image_id 4711 is not among the images",
+        "annotations[9] (id 10)": "iscrowd is 7, expected 0 or 1",
+        "annotations[10] (id 11)": "area is -3, expected a number from 0",
         "annotations[11] (id 12)": "category_id is '7', expected a whole number from 0",
-        "annotations[50] (id 126)": "box outside its image: [60.0, 5.0, 8.0, 8.0]", "annotations[124]": "a str, expected an object",
-        "categories[2] (id 8)": "the name is empty", "categories[3]": "id 3 is used twice", "categories[4]": "id is '9', expected a whole number from 0",
-        "images[1] (id 2)": "2.png: not in ", "images[2] (id 3)": "is damaged: ", "images[3] (id 4)": "is empty (0 bytes)",
-        "images[4] (id 5)": "leads out of ", "images[7] (id 8)": "file_name is '../8.png', which leaves the image folder",
-        "images[8] (id 9)": "size is 0 x 30, expected pixels", "images[9] (id 10)": "not the size of the file: 10.png: 40 x 30 in place of 999 x 30",
-        "images[11] (id 12)": "12.png: 101 objects, only 90 can be found", "images[12] (id 1)": "this id is used twice",
-        "images[13]": "id is '77', expected a whole number from 0"}
+        "annotations[50] (id 126)": "box outside its image: [60.0, 5.0, 8.0, 8.0]",
+        "annotations[124]": "a str, expected an object",
+        "categories[2] (id 8)": "the name is empty",
+        "categories[3]": "id 3 is used twice",
+        "categories[4]": "id is '9', expected a whole number from 0",
+        "images[1] (id 2)": "2.png: not in ",
+        "images[2] (id 3)": "is damaged: ",
+        "images[3] (id 4)": "is empty (0 bytes)",
+        "images[4] (id 5)": "leads out of ",
+        "images[7] (id 8)": "file_name is '../8.png', which leaves the image folder",
+        "images[8] (id 9)": "size is 0 x 30, expected pixels",
+        "images[9] (id 10)": "not the size of the file: 10.png: 40 x 30 in place of 999 x 30",
+        "images[11] (id 12)": "12.png: 101 objects, only 90 can be found",
+        "images[12] (id 1)": "this id is used twice",
+        "images[13]": "id is '77', expected a whole number from 0",
+    }
     assert len(categories) == 5
     return content, told
 
@@ -70,7 +102,9 @@ def spoilt(tmp_path) -> tuple[Path, dict]:
 def found(folder: Path, **settings) -> list[tuple[str, str]]:
     """Return place and text of all faults."""
     report = check([DataSet(folder / "labels.json", folder)], ImageCheck(), **settings)
-    return [(entry.place, entry.what) for group in report.groups if group.is_fault for entry in group.entries()]
+    return [
+        (entry.place, entry.what) for group in report.groups if group.is_fault for entry in group.entries()
+    ]
 
 
 def remarks(*data_sets: DataSet) -> list[str]:
@@ -91,10 +125,23 @@ def test_each_fault_is_found_once_with_its_place_and_id(spoilt):
 
 def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
     folder, told = spoilt
-    ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--queries", 90, "--report", tmp_path / "report.json")
+    ended = tool_here(
+        "dataset.check",
+        "--annotations",
+        folder / "labels.json",
+        "--images",
+        folder,
+        "--queries",
+        90,
+        "--report",
+        tmp_path / "report.json",
+    )
     assert ended.code == 3 and ended.err == f"error[3]: {len(told)} faults in {folder / 'labels.json'}\n"
     lines = ended.out.splitlines()
-    assert sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines) == len(told) and f"{len(told)} faults" in lines
+    assert (
+        sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines) == len(told)
+        and f"{len(told)} faults" in lines
+    )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["num_faults"] == len(told)
     assert sorted(entry["place"] for entry in report["findings"] if entry["fault"]) == sorted(told)
@@ -117,8 +164,13 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
         x, y, w, h = record["bbox"]
         record["bbox"] = [x + 8, y + 8, x + w + 8, y + h + 8]
     path = write_coco(tmp_path, content)
-    assert found(tmp_path) == [("", "20 of 20 boxes reach out of their image, nearly all would fit if bbox were [x1, y1, x2, y2]; COCO has "
-                                     "[x, y, width, height]")]
+    assert found(tmp_path) == [
+        (
+            "",
+            "20 of 20 boxes reach out of their image, nearly all would fit if bbox were [x1, y1, x2, y2]; COCO has "
+            "[x, y, width, height]",
+        )
+    ]
     assert tool_here("dataset.check", "--annotations", path, "--images", tmp_path).code == 3
 
 
@@ -130,7 +182,10 @@ def test_large_objects_are_not_taken_for_corners(tmp_path):
     assert found(tmp_path) == []
 
 
-@pytest.mark.parametrize(("raw", "what"), [(b"", "is not valid JSON: the file is empty"), (b'{"images": []}', '"annotations" is missing')])
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [(b"", "is not valid JSON: the file is empty"), (b'{"images": []}', '"annotations" is missing')],
+)
 def test_file_that_is_no_coco_file_is_a_fault_and_the_other_is_checked_all_the_same(tmp_path, raw, what):
     content = sound_coco()
     content["annotations"][0]["bbox"][2] = 0
@@ -167,13 +222,18 @@ def test_quick_check_reads_headers_alone(tmp_path):
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (5, 17, 90)])
 def test_any_ids_and_an_unused_parent_category_are_fine(tmp_path, ids):
     content = sound_coco()
-    content["categories"] = [{"id": i, "name": n, "supercategory": "none"} for i, n in zip(ids, ("animal", "cat", "dog"))]
+    content["categories"] = [
+        {"id": i, "name": n, "supercategory": "none"} for i, n in zip(ids, ("animal", "cat", "dog"))
+    ]
     for record in content["annotations"]:
         record["category_id"] = {3: ids[1], 7: ids[2]}[record["category_id"]]
     path = write_coco(tmp_path, content)
     ended = tool_here("dataset.check", "--annotations", path, "--images", tmp_path)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.splitlines() == [f"remark: {path}: categories without a box: 1 (first: category {ids[0]} (animal))", "0 faults"]
+    assert ended.out.splitlines() == [
+        f"remark: {path}: categories without a box: 1 (first: category {ids[0]} (animal))",
+        "0 faults",
+    ]
 
 
 def test_sound_data_have_neither_faults_nor_remarks(tmp_path):
@@ -193,24 +253,33 @@ def test_what_training_mends_without_losing_labels_is_a_remark(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
     frames[1].save(tmp_path / "5.png", "JPEG", exif=exif)
-    assert remarks(DataSet(path, tmp_path)) == [f"{path}: {text}" for text in (
-        "boxes reaching beyond their image: 1 (first: annotations[0] (id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])",
-        "missing areas: 1 (first: annotations[1] (id 2): no area)", "images without objects: 1 (first: images[5] (id 6): 6.png)",
-        "images with several frames, of which the first is used: 1 (first: images[2] (id 3): 3.png)",
-        "images turned upright, as a note in their files says: 1 (first: images[4] (id 5): 5.png)",
-        "16-bit images, scaled to 8 bits: 1 (first: images[3] (id 4): 4.png)",
-        f"images with the content of another one: 1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})")]
+    assert remarks(DataSet(path, tmp_path)) == [
+        f"{path}: {text}"
+        for text in (
+            "boxes reaching beyond their image: 1 (first: annotations[0] (id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])",
+            "missing areas: 1 (first: annotations[1] (id 2): no area)",
+            "images without objects: 1 (first: images[5] (id 6): 6.png)",
+            "images with several frames, of which the first is used: 1 (first: images[2] (id 3): 3.png)",
+            "images turned upright, as a note in their files says: 1 (first: images[4] (id 5): 5.png)",
+            "16-bit images, scaled to 8 bits: 1 (first: images[3] (id 4): 4.png)",
+            f"images with the content of another one: 1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})",
+        )
+    ]
 
 
 def test_images_in_training_and_validation_are_remarks(tmp_path):
     train, val = sound_coco(), sound_coco()
     val["images"][1]["file_name"] = "renamed.png"
-    data_sets = [DataSet(write_coco(tmp_path, content, name), tmp_path) for content, name in ((val, "val.json"), (train, "train.json"))]
+    data_sets = [
+        DataSet(write_coco(tmp_path, content, name), tmp_path)
+        for content, name in ((val, "val.json"), (train, "train.json"))
+    ]
     (tmp_path / "renamed.png").write_bytes((tmp_path / "2.png").read_bytes())
     assert remarks(*data_sets) == [
         f"{tmp_path / 'train.json'}: images that are used for training too: 2 (first: images[0] (id 1): 1.png)",
         f"{tmp_path / 'train.json'}: images that are used for training too, under other names: 1 (first: images[1] (id 2): 2.png: has the content of "
-        f"{tmp_path / 'renamed.png'})"]
+        f"{tmp_path / 'renamed.png'})",
+    ]
 
 
 # ---- the command ----
@@ -218,13 +287,20 @@ def test_images_in_training_and_validation_are_remarks(tmp_path):
 
 def test_paths_and_queries_come_from_a_configuration_too(tiny_data, tmp_path):
     from tests.fixtures.commands import write_tiny_config
-    ended = tool_here("dataset.check", "-c", write_tiny_config(tmp_path, tiny_data), "-u", "DFINETransformer.num_queries=1")
-    assert ended.code == 3 and "objects, only 1 can be found; raise num_queries and num_top_queries" in ended.out
+
+    ended = tool_here(
+        "dataset.check", "-c", write_tiny_config(tmp_path, tiny_data), "-u", "DFINETransformer.num_queries=1"
+    )
+    assert (
+        ended.code == 3 and "objects, only 1 can be found; raise num_queries and num_top_queries" in ended.out
+    )
     assert str(tiny_data.folder / "val.json") in ended.out
 
 
 def test_folder_that_is_none_is_a_fault_of_the_command(tmp_path):
-    ended = tool_here("dataset.check", "--annotations", write_coco(tmp_path, sound_coco()), "--images", tmp_path / "none")
+    ended = tool_here(
+        "dataset.check", "--annotations", write_coco(tmp_path, sound_coco()), "--images", tmp_path / "none"
+    )
     assert ended.code == 2 and f"{tmp_path / 'none'} is not a folder" in ended.err
 
 

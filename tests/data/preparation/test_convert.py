@@ -41,9 +41,17 @@ def test_boxes_are_the_same_to_a_hundredth_of_a_pixel_and_pass_the_check(tmp_pat
         for stem in stems:
             assert [name for name, _ in found[f"{stem}.png"]] == [NAMES[number] for number, *_ in BOXES[stem]]
             if BOXES[stem]:
-                assert np.abs(np.array([box for _, box in found[f"{stem}.png"]]) - np.array([box for _, *box in BOXES[stem]])).max() < 0.01
+                assert (
+                    np.abs(
+                        np.array([box for _, box in found[f"{stem}.png"]])
+                        - np.array([box for _, *box in BOXES[stem]])
+                    ).max()
+                    < 0.01
+                )
         report = check([DataSet(tmp_path / f"coco/{part}.json", tmp_path / "data" / folder)], ImageCheck())
-        assert [group for group in report.groups if group.is_fault and group.kind != "no box to learn from"] == []
+        assert [
+            group for group in report.groups if group.is_fault and group.kind != "no box to learn from"
+        ] == []
 
 
 def test_command_to_train_with_is_printed_safe_to_paste(tmp_path):
@@ -52,24 +60,43 @@ def test_command_to_train_with_is_printed_safe_to_paste(tmp_path):
     line = next(line for line in ended.out.splitlines() if line.startswith("python train.py"))
     values = dict(word.split("=", 1) for word in shlex.split(line)[5:])
     assert yaml.safe_load(values["train_dataloader.dataset.img_folder"]) == str(tmp_path / "my data: #1")
-    assert values["val_dataloader.dataset.ann_file"] == str(tmp_path / "coco/val.json") and values["num_classes"] == "3"
+    assert (
+        values["val_dataloader.dataset.ann_file"] == str(tmp_path / "coco/val.json")
+        and values["num_classes"] == "3"
+    )
 
 
 def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
     source = write_voc(tmp_path / "data", sets=False)
-    ended = tool_here("dataset.convert", source, "--output", tmp_path / "coco", "--val-fraction", 0.4, "--seed", 5)
-    assert "no validation images: 1 of 3 were set aside (--val-fraction 0.4 --seed 5); 0 of 3 classes are in both parts" in ended.out
-    assert sorted(boxes_of(tmp_path / "coco/train.json") | boxes_of(tmp_path / "coco/val.json")) == ["a.png", "b.png", "c.png"]
+    ended = tool_here(
+        "dataset.convert", source, "--output", tmp_path / "coco", "--val-fraction", 0.4, "--seed", 5
+    )
+    assert (
+        "no validation images: 1 of 3 were set aside (--val-fraction 0.4 --seed 5); 0 of 3 classes are in both parts"
+        in ended.out
+    )
+    assert sorted(boxes_of(tmp_path / "coco/train.json") | boxes_of(tmp_path / "coco/val.json")) == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
 
 
-@pytest.mark.parametrize(("arguments", "text"), [(["nowhere"], "nowhere does not exist"),
-                                                 ([".", "--val-fraction", "1.5"], "expected a share above 0 and below 1")])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        ([".", "--val-fraction", "1.5"], "expected a share above 0 and below 1"),
+    ],
+)
 def test_wrong_arguments_are_named(tmp_path, arguments, text):
     ended = tool_here("dataset.convert", *arguments, "--output", tmp_path / "coco")
     assert ended.code == 2 and text in ended.err
 
 
-words = st.sampled_from(["0", "2", "3", "-1", "0.5", "0.25", "1e-9", "1.2", "nan", "inf", "x", "", "0.1 0.9", "\0", "é"])
+words = st.sampled_from(
+    ["0", "2", "3", "-1", "0.5", "0.25", "1e-9", "1.2", "nan", "inf", "x", "", "0.1 0.9", "\0", "é"]
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -83,12 +110,15 @@ def test_any_label_file_is_converted_or_refused_with_its_line(tmp_path_factory, 
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.integers(0, len(voc_xml("a"))), length=st.integers(0, 12),
-       junk=st.sampled_from(["", "<", "&x;", "0", "nan", "</object>", "<!DOCTYPE a>", "\xe9", "\0"]))
+@given(
+    at=st.integers(0, len(voc_xml("a"))),
+    length=st.integers(0, 12),
+    junk=st.sampled_from(["", "<", "&x;", "0", "nan", "</object>", "<!DOCTYPE a>", "\xe9", "\0"]),
+)
 def test_any_annotation_file_is_converted_or_refused_with_its_name(tmp_path_factory, at, length, junk):
     root = tmp_path_factory.mktemp("voc")
     source = write_voc(root / "data")
-    (root / "data/Annotations/a.xml").write_text(voc_xml("a")[:at] + junk + voc_xml("a")[at + length:])
+    (root / "data/Annotations/a.xml").write_text(voc_xml("a")[:at] + junk + voc_xml("a")[at + length :])
     refused_or_sound(source, root / "coco", "a.xml: ")
 
 

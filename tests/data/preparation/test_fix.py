@@ -50,7 +50,15 @@ def labels(**changes):
 def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_path):  # noqa: F811
     folder, _ = spoilt
     before = (folder / "labels.json").read_bytes()
-    ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean")
+    ended = tool_here(
+        "dataset.check",
+        "--annotations",
+        folder / "labels.json",
+        "--images",
+        folder,
+        "--fix",
+        tmp_path / "clean",
+    )
     assert ended.code == 3, ended.out  # a category that is there twice under two names is left to people
     assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
     assert "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
@@ -58,9 +66,28 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     content = json.loads((folder / "labels.json").read_text())
     content["categories"][3]["id"] = 33
     (folder / "labels.json").write_text(json.dumps(content))
-    ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean")
-    assert ended.code == 2 and f"{tmp_path / 'clean/train.json'} is there already and would be replaced" in ended.err
-    ended = tool_here("dataset.check", "--annotations", folder / "labels.json", "--images", folder, "--fix", tmp_path / "clean2")
+    ended = tool_here(
+        "dataset.check",
+        "--annotations",
+        folder / "labels.json",
+        "--images",
+        folder,
+        "--fix",
+        tmp_path / "clean",
+    )
+    assert (
+        ended.code == 2
+        and f"{tmp_path / 'clean/train.json'} is there already and would be replaced" in ended.err
+    )
+    ended = tool_here(
+        "dataset.check",
+        "--annotations",
+        folder / "labels.json",
+        "--images",
+        folder,
+        "--fix",
+        tmp_path / "clean2",
+    )
     assert (ended.code, ended.err) == (0, ""), ended.out
     again = tool_here("dataset.check", "--annotations", tmp_path / "clean2/train.json", "--images", folder)
     assert again.code == 0 and again.out.endswith("0 faults\n")
@@ -75,15 +102,34 @@ def test_sound_file_is_copied_as_it_is_with_what_detection_does_not_use(folder):
 
 def test_training_takes_the_copy(tiny_data, tmp_path):
     data = private_copy(tiny_data, tmp_path / "data")
-    change_labels(data, lambda content: [content["annotations"][0].update(bbox=[1, 1, 0, 0]), content["annotations"][2].update(image_id="1"),
-                                         content["images"][1].update(width=999)])
+    change_labels(
+        data,
+        lambda content: [
+            content["annotations"][0].update(bbox=[1, 1, 0, 0]),
+            content["annotations"][2].update(image_id="1"),
+            content["images"][1].update(width=999),
+        ],
+    )
     image_path(data, 2).write_bytes(image_path(data, 2).read_bytes()[:400])
-    files = ("--annotations", data.folder / "train.json", "--images", data.folder / "images", "--val-annotations", data.folder / "val.json")
+    files = (
+        "--annotations",
+        data.folder / "train.json",
+        "--images",
+        data.folder / "images",
+        "--val-annotations",
+        data.folder / "val.json",
+    )
     config = write_tiny_config(tmp_path, data, epochs=1)
     ended = train_here("-c", config, "--seed=0")
     assert ended.code == 3 and ended.err.endswith("; tools/dataset/check.py lists all\n")
     assert tool_here("dataset.check", *files, "--fix", tmp_path / "clean").code == 0
-    ended = train_here("-c", config, "--seed=0", "-u", *(f"{part}_dataloader.dataset.ann_file={tmp_path}/clean/{part}.json" for part in ("train", "val")))
+    ended = train_here(
+        "-c",
+        config,
+        "--seed=0",
+        "-u",
+        *(f"{part}_dataloader.dataset.ann_file={tmp_path}/clean/{part}.json" for part in ("train", "val")),
+    )
     assert ended.code == 0, ended.err
     assert "train.json" not in ended.out and "val.json" not in ended.out  # nothing is said about the labels
 
@@ -105,34 +151,61 @@ def test_file_that_is_no_json_is_refused(folder):
 # ---- boxes ----
 
 
-@pytest.mark.parametrize(("change", "what"), [
-    ({"bbox": [1, 2, 0, 4]}, "boxes dropped: no area or reversed"), ({"bbox": [9, 2, -3, 4]}, "boxes dropped: no area or reversed"),
-    ({"bbox": [90, 2, 3, 4]}, "boxes dropped: outside their image"), ({"bbox": [1, 2, float("nan"), 4]}, "boxes dropped: no four finite numbers"),
-    ({"bbox": None}, "boxes dropped: no four finite numbers"), ({"category_id": 99}, "boxes dropped: their category is not listed"),
-    ({"image_id": 99}, "boxes dropped: their image is not listed"), ({"image_id": "one"}, "boxes dropped: no image_id that could be meant")], ids=str)
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"bbox": [1, 2, 0, 4]}, "boxes dropped: no area or reversed"),
+        ({"bbox": [9, 2, -3, 4]}, "boxes dropped: no area or reversed"),
+        ({"bbox": [90, 2, 3, 4]}, "boxes dropped: outside their image"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "boxes dropped: no four finite numbers"),
+        ({"bbox": None}, "boxes dropped: no four finite numbers"),
+        ({"category_id": 99}, "boxes dropped: their category is not listed"),
+        ({"image_id": 99}, "boxes dropped: their image is not listed"),
+        ({"image_id": "one"}, "boxes dropped: no image_id that could be meant"),
+    ],
+    ids=str,
+)
 def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
     content = labels(annotations={2: change})
     changes, copy = fixed(folder, content, boxes="xywh")
-    assert changes == {what: 1} and copy["annotations"] == sound_coco()["annotations"][:2] + sound_coco()["annotations"][3:]
+    assert (
+        changes == {what: 1}
+        and copy["annotations"] == sound_coco()["annotations"][:2] + sound_coco()["annotations"][3:]
+    )
 
 
-@pytest.mark.parametrize(("change", "what", "after"), [
-    ({"id": "3"}, "id made a whole number", {}), ({"image_id": "2"}, "image_id made a whole number", {}),
-    ({"category_id": 3.0}, "category_id made a whole number", {}),
-    ({"id": None}, "annotation ids given anew", {"id": 3}), ({"id": 1}, "annotation ids given anew", {"id": 3}),
-    ({"bbox": ["4", 5, "8.0", 9]}, "boxes made numbers", {}), ({"area": "x"}, "areas computed from the box", {}),
-    ({"area": -2}, "areas computed from the box", {}),
-    ({"area": None}, "areas computed from the box", {}), ({"iscrowd": True}, "crowd marks made 0 or 1", {"iscrowd": 1}),
-    ({"iscrowd": 5}, "crowd marks made 0 or 1", {}),
-    ({"bbox": [-4, 25, 10, 10]}, "boxes clipped to their image", {"bbox": [0, 25, 6, 5], "area": 30})], ids=str)
+@pytest.mark.parametrize(
+    ("change", "what", "after"),
+    [
+        ({"id": "3"}, "id made a whole number", {}),
+        ({"image_id": "2"}, "image_id made a whole number", {}),
+        ({"category_id": 3.0}, "category_id made a whole number", {}),
+        ({"id": None}, "annotation ids given anew", {"id": 3}),
+        ({"id": 1}, "annotation ids given anew", {"id": 3}),
+        ({"bbox": ["4", 5, "8.0", 9]}, "boxes made numbers", {}),
+        ({"area": "x"}, "areas computed from the box", {}),
+        ({"area": -2}, "areas computed from the box", {}),
+        ({"area": None}, "areas computed from the box", {}),
+        ({"iscrowd": True}, "crowd marks made 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": 5}, "crowd marks made 0 or 1", {}),
+        ({"bbox": [-4, 25, 10, 10]}, "boxes clipped to their image", {"bbox": [0, 25, 6, 5], "area": 30}),
+    ],
+    ids=str,
+)
 def test_record_whose_meaning_is_plain_is_mended_and_counted(folder, change, what, after):
     changes, copy = fixed(folder, labels(annotations={2: change}))
     assert changes == {what: 1} and copy["annotations"][2] == sound_coco()["annotations"][2] | after
 
 
 def test_fault_that_shows_once_another_is_mended_is_mended_too(folder):
-    changes, copy = fixed(folder, labels(annotations={2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}}))
-    assert changes == {"image_id made a whole number": 1, "annotation ids given anew": 1, "boxes clipped to their image": 1}
+    changes, copy = fixed(
+        folder, labels(annotations={2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}})
+    )
+    assert changes == {
+        "image_id made a whole number": 1,
+        "annotation ids given anew": 1,
+        "boxes clipped to their image": 1,
+    }
     assert copy["annotations"][2]["bbox"] == [30, 20, 10, 10]
 
 
@@ -146,19 +219,35 @@ def test_corners_are_converted_if_asked_for(folder):
     assert not (folder / "clean.json").exists()
     changes, copy = fixed(folder, content, boxes="xyxy")
     assert changes["boxes converted from corners"] == 6
-    assert [record["bbox"] for record in copy["annotations"]] == [[x + 6, y + 6, w, h] for x, y, w, h in (r["bbox"] for r in sound_coco()["annotations"])]
+    assert [record["bbox"] for record in copy["annotations"]] == [
+        [x + 6, y + 6, w, h] for x, y, w, h in (r["bbox"] for r in sound_coco()["annotations"])
+    ]
 
 
 # ---- images and categories ----
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:1500]), lambda path: path.write_text("x")],
-                         ids=["missing", "truncated", "no image"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:1500]),
+        lambda path: path.write_text("x"),
+    ],
+    ids=["missing", "truncated", "no image"],
+)
 def test_image_without_a_file_that_can_be_read_goes_with_its_boxes(folder, spoil):
     spoil(folder / "2.png")
     changes, copy = fixed(folder, sound_coco())
-    assert changes == {"images dropped: no file that can be read": 1, "boxes dropped: their image was dropped": 2}
-    assert {record["image_id"] for record in copy["annotations"]} == {1, 3} == {image["id"] for image in copy["images"]}
+    assert changes == {
+        "images dropped: no file that can be read": 1,
+        "boxes dropped: their image was dropped": 2,
+    }
+    assert (
+        {record["image_id"] for record in copy["annotations"]}
+        == {1, 3}
+        == {image["id"] for image in copy["images"]}
+    )
 
 
 @pytest.mark.parametrize("change", [{"width": 999}, {"width": 0}, {"height": "30"}, {"width": None}], ids=str)
@@ -174,7 +263,11 @@ def test_boxes_are_held_against_the_size_of_the_file_and_not_against_a_wrong_one
 
 def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_are(folder):
     changes, copy = fixed(folder, labels(images={1: {"id": 1}}))
-    assert changes == {"boxes dropped: their image is not listed": 2, "boxes dropped: their image was dropped": 2, "images dropped: two of them have one id": 2}
+    assert changes == {
+        "boxes dropped: their image is not listed": 2,
+        "boxes dropped: their image was dropped": 2,
+        "images dropped: two of them have one id": 2,
+    }
     assert [image["id"] for image in copy["images"]] == [3]
 
 
@@ -187,7 +280,10 @@ def test_image_that_is_listed_twice_is_kept_once(folder):
 def test_name_that_leaves_the_folder_is_dropped_with_its_boxes(folder):
     Image.new("RGB", (40, 30)).save(folder.parent / "outside.png")
     changes, copy = fixed(folder, labels(images={1: {"file_name": "../outside.png"}}))
-    assert changes == {"images dropped: no file name that can be used": 1, "boxes dropped: their image is not listed": 2}
+    assert changes == {
+        "images dropped: no file name that can be used": 1,
+        "boxes dropped: their image is not listed": 2,
+    }
     assert [image["id"] for image in copy["images"]] == [1, 3]
 
 
@@ -199,5 +295,8 @@ def test_ids_of_images_and_categories_become_numbers_where_they_are_meant(folder
 
 
 def test_numbers_that_json_has_not_are_gone_from_the_copy(folder):
-    _, copy = fixed(folder, labels(annotations={0: {"score": float("nan"), "bbox": [1, 2, 0, 4]}, 1: {"score": float("nan")}}))
+    _, copy = fixed(
+        folder,
+        labels(annotations={0: {"score": float("nan"), "bbox": [1, 2, 0, 4]}, 1: {"score": float("nan")}}),
+    )
     assert copy["annotations"][0]["score"] is None

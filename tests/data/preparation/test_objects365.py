@@ -14,17 +14,40 @@ from tests.fixtures.tools_here import tool_here
 CATEGORIES = [{"id": 1, "name": "Person"}, {"id": 2, "name": "Chair"}]
 
 
-def write_part(base: Path, part: str, first_id: int, first_box: int, sizes=((100, 80), (60, 90), (1280, 640), (50, 50))) -> None:
+def write_part(
+    base: Path, part: str, first_id: int, first_box: int, sizes=((100, 80), (60, 90), (1280, 640), (50, 50))
+) -> None:
     folder = base / part / "images/v1/patch0"
     folder.mkdir(parents=True)
     images, annotations = [], []
     for number, (width, height) in enumerate(sizes):
         name = f"objects365_v1_{first_id + number:08}.jpg"
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
-        images.append({"id": first_id + number, "file_name": f"images/v1/patch0/{name}", "width": width, "height": height, "license": 5})
-        annotations.append({"id": first_box + number, "image_id": first_id + number, "category_id": 1 + number % 2, "iscrowd": 0, "isfake": 0,
-                            "bbox": [10.0, 20.0, 30.0, 24.0], "area": 720.0})
-    (base / part / f"zhiyuan_objv2_{part}.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)).save(
+            folder / name
+        )
+        images.append(
+            {
+                "id": first_id + number,
+                "file_name": f"images/v1/patch0/{name}",
+                "width": width,
+                "height": height,
+                "license": 5,
+            }
+        )
+        annotations.append(
+            {
+                "id": first_box + number,
+                "image_id": first_id + number,
+                "category_id": 1 + number % 2,
+                "iscrowd": 0,
+                "isfake": 0,
+                "bbox": [10.0, 20.0, 30.0, 24.0],
+                "area": 720.0,
+            }
+        )
+    (base / part / f"zhiyuan_objv2_{part}.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES})
+    )
 
 
 @pytest.fixture
@@ -50,11 +73,18 @@ def test_first_validation_images_remain_and_the_others_are_learned_from(base):
     ended = tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-1].endswith(f"cp -al {base}/val/images {base}/train/images_from_val")
-    train, val = read(base / "train/new_zhiyuan_objv2_train.json"), read(base / "val/new_zhiyuan_objv2_val.json")
-    assert [image["id"] for image in train["images"]] == [1, 2, 3, 4, 102, 103, 104] and [image["id"] for image in val["images"]] == [101]
+    train, val = (
+        read(base / "train/new_zhiyuan_objv2_train.json"),
+        read(base / "val/new_zhiyuan_objv2_val.json"),
+    )
+    assert [image["id"] for image in train["images"]] == [1, 2, 3, 4, 102, 103, 104] and [
+        image["id"] for image in val["images"]
+    ] == [101]
     assert train["images"][0] == read(base / "train/zhiyuan_objv2_train.json")["images"][0]
     assert train["images"][4]["file_name"] == "images_from_val/v1/patch0/objects365_v1_00000102.jpg"
-    assert [a["image_id"] for a in train["annotations"]] == [1, 2, 3, 4, 102, 103, 104] and [a["id"] for a in val["annotations"]] == [501]
+    assert [a["image_id"] for a in train["annotations"]] == [1, 2, 3, 4, 102, 103, 104] and [
+        a["id"] for a in val["annotations"]
+    ] == [501]
     assert train["categories"] == val["categories"] == CATEGORIES
     assert load_coco(base / "train/new_zhiyuan_objv2_train.json").findings.notes == []
     assert {name: raw for name, raw in contents(base).items() if name in before} == before
@@ -63,14 +93,24 @@ def test_first_validation_images_remain_and_the_others_are_learned_from(base):
 def test_ids_that_are_taken_are_given_anew(tmp_path):
     write_part(tmp_path, "train", 1, 1)
     write_part(tmp_path, "val", 3, 2)
-    assert tool_here("dataset.remap_obj365", "--base_dir", tmp_path, "--new_val_size", 1, "--output_suffix", "mine").code == 0
+    assert (
+        tool_here(
+            "dataset.remap_obj365", "--base_dir", tmp_path, "--new_val_size", 1, "--output_suffix", "mine"
+        ).code
+        == 0
+    )
     train = load_coco(tmp_path / "train/mine_zhiyuan_objv2_train.json")
     assert len(train) == 7 and train.findings.notes == [] and train.starts.diff().tolist() == [1] * 7
 
 
-@pytest.mark.parametrize(("arguments", "code", "text"), [
-    (["--new_val_size", "5"], 2, "--new_val_size is 5, expected 1 to 4"), (["--new_val_size", "0"], 2, "--new_val_size is 0"),
-    (["--new_val_size", "1", "--output_suffix", "../x"], 2, "--output_suffix is '../x'")])
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--new_val_size", "5"], 2, "--new_val_size is 5, expected 1 to 4"),
+        (["--new_val_size", "0"], 2, "--new_val_size is 0"),
+        (["--new_val_size", "1", "--output_suffix", "../x"], 2, "--output_suffix is '../x'"),
+    ],
+)
 def test_remap_names_what_cannot_be(base, arguments, code, text):
     ended = tool_here("dataset.remap_obj365", "--base_dir", base, *arguments)
     assert ended.code == code and text in ended.err
@@ -78,7 +118,10 @@ def test_remap_names_what_cannot_be(base, arguments, code, text):
 
 def test_missing_files_and_other_categories_are_named(base, tmp_path):
     ended = tool_here("dataset.remap_obj365", "--base_dir", tmp_path / "none")
-    assert ended.code == 3 and "train/zhiyuan_objv2_train.json is missing; --base_dir is the folder of Objects365" in ended.err
+    assert (
+        ended.code == 3
+        and "train/zhiyuan_objv2_train.json is missing; --base_dir is the folder of Objects365" in ended.err
+    )
     content = read(base / "val/zhiyuan_objv2_val.json")
     content["categories"][1]["name"] = "Table"
     (base / "val/zhiyuan_objv2_val.json").write_text(json.dumps(content))
@@ -94,12 +137,24 @@ def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(
     ended = tool_here("dataset.resize_obj365", "--base_dir", base, "--max_size", 64, "--num_workers", 1)
     assert (ended.code, ended.err) == (0, "")
     labels = read(base / "train/zhiyuan_objv2_train_resized.json")
-    assert [(image["width"], image["height"]) for image in labels["images"]] == [(64, 51), (43, 64), (64, 32), (50, 50)]
-    assert [image["file_name"].rpartition("0000")[2] for image in labels["images"]] == ["1_resized.jpg", "2_resized.jpg", "3_resized.jpg", "4.jpg"]
+    assert [(image["width"], image["height"]) for image in labels["images"]] == [
+        (64, 51),
+        (43, 64),
+        (64, 32),
+        (50, 50),
+    ]
+    assert [image["file_name"].rpartition("0000")[2] for image in labels["images"]] == [
+        "1_resized.jpg",
+        "2_resized.jpg",
+        "3_resized.jpg",
+        "4.jpg",
+    ]
     for image in labels["images"]:
         with Image.open(base / "train" / image["file_name"]) as opened:
             assert opened.size == (image["width"], image["height"])
-    assert [*labels["annotations"][2]["bbox"], labels["annotations"][2]["area"]] == pytest.approx([0.5, 1.0, 1.5, 1.2, 1.8])
+    assert [*labels["annotations"][2]["bbox"], labels["annotations"][2]["area"]] == pytest.approx(
+        [0.5, 1.0, 1.5, 1.2, 1.8]
+    )
     assert labels["annotations"][3] == read(base / "train/zhiyuan_objv2_train.json")["annotations"][3]
     assert (base / "val/zhiyuan_objv2_val_resized.json").exists()
     assert {name: raw for name, raw in contents(base).items() if name in before} == before
@@ -108,7 +163,9 @@ def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(
 def test_files_of_remap_are_taken_if_they_are_there(base):
     tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 4)
     assert tool_here("dataset.resize_obj365", "--base_dir", base, "--num_workers", 1).code == 0
-    assert [image["width"] for image in read(base / "train/new_zhiyuan_objv2_train_resized.json")["images"]] == [100, 60, 640, 50]
+    assert [
+        image["width"] for image in read(base / "train/new_zhiyuan_objv2_train_resized.json")["images"]
+    ] == [100, 60, 640, 50]
 
 
 def test_run_that_was_stopped_goes_on_with_what_is_missing(base):
@@ -127,7 +184,12 @@ def test_images_that_cannot_be_read_are_named_and_no_labels_written(base):
     (folder / "objects365_v1_00000001.jpg").write_bytes(b"x")
     (folder / "objects365_v1_00000002.jpg").unlink()
     ended = tool_here("dataset.resize_obj365", "--base_dir", base, "--max_size", 64, "--num_workers", 1)
-    assert ended.code == 3 and "2 of 4 images of " in ended.err and "00000002.jpg is missing" in ended.err and "00000001.jpg is no image file" in ended.err
+    assert (
+        ended.code == 3
+        and "2 of 4 images of " in ended.err
+        and "00000002.jpg is missing" in ended.err
+        and "00000001.jpg is no image file" in ended.err
+    )
     assert (folder / "objects365_v1_00000003_resized.jpg").exists() and not list(base.rglob("*.json"))[2:]
 
 

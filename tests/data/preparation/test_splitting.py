@@ -9,7 +9,13 @@ from src.data.preparation.splitting import split
 
 
 def image(number: int, *classes: int, crowd: bool = False) -> LabelledImage:
-    return LabelledImage(f"{number:04}.jpg", (40, 30), np.array(classes, np.int64), np.tile([1.0, 2, 3, 4], (len(classes), 1)), np.full(len(classes), crowd))
+    return LabelledImage(
+        f"{number:04}.jpg",
+        (40, 30),
+        np.array(classes, np.int64),
+        np.tile([1.0, 2, 3, 4], (len(classes), 1)),
+        np.full(len(classes), crowd),
+    )
 
 
 def names(images) -> list[str]:
@@ -30,7 +36,11 @@ def test_parts_are_of_the_size_asked_for_and_hold_each_image_once():
 
 
 def test_order_of_files_does_not_matter_and_the_seed_does():
-    assert names(split(HUNDRED, 0.2, 0)[1]) == names(split(HUNDRED[::-1], 0.2, 0)[1]) != names(split(HUNDRED, 0.2, 1)[1])
+    assert (
+        names(split(HUNDRED, 0.2, 0)[1])
+        == names(split(HUNDRED[::-1], 0.2, 0)[1])
+        != names(split(HUNDRED, 0.2, 1)[1])
+    )
 
 
 def test_an_image_more_hardly_changes_the_split():
@@ -59,9 +69,15 @@ def test_images_without_objects_are_split_too():
     assert (len(train), len(val)) == (7, 3)
 
 
-@pytest.mark.parametrize("images", [[image(0, 1), image(1, 2)], [image(0), image(1)], [image(0, 1, crowd=True), image(1, 1)]])
+@pytest.mark.parametrize(
+    "images", [[image(0, 1), image(1, 2)], [image(0), image(1)], [image(0, 1, crowd=True), image(1, 1)]]
+)
 def test_two_images_are_one_for_each(images):
-    assert [len(part) for part in split(images, 0.01, 0)] == [len(part) for part in split(images, 0.99, 0)] == [1, 1]
+    assert (
+        [len(part) for part in split(images, 0.01, 0)]
+        == [len(part) for part in split(images, 0.99, 0)]
+        == [1, 1]
+    )
 
 
 def test_one_image_cannot_be_split():

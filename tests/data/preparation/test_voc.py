@@ -59,14 +59,20 @@ def test_pixels_are_counted_from_1_and_the_last_belongs_to_a_box(root):
 
 
 def test_corners_counted_from_0_are_taken_as_they_are(root):
-    assert read_voc(root, zero_based=True).parts["train"][0].boxes.tolist() == [[4, 6, 20, 30], [11, 1, 64, 48]]
+    assert read_voc(root, zero_based=True).parts["train"][0].boxes.tolist() == [
+        [4, 6, 20, 30],
+        [11, 1, 64, 48],
+    ]
 
 
 def test_corner_at_0_raises_a_doubt(root):
     spoil(root, voc_xml("a").replace("<xmin>4<", "<xmin>0<"))
     data = read_voc(root)
     assert data.parts["train"][0].boxes[0].tolist() == [0, 5, 20, 30]
-    assert data.notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] == 1
+    assert (
+        data.notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize(("difficult", "boxes", "crowds"), [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)])
@@ -79,15 +85,34 @@ def test_difficult_objects_are_kept_left_out_or_crowds(root, difficult, boxes, c
 # ---- faults ----
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("<annotation>", "is not valid XML: no element found, line 1"), (b"", "is not valid XML: no element found"), (b"\xff\xfe\x00", "is not valid XML"),
-    ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;</filename></annotation>', "has a document type (DTD)"),
-    ('<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;">]><annotation>&y;</annotation>', "has a document type (DTD)"),
-    ('<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode("utf-16"), "has a document type (DTD)"),
-    (voc_xml("a").replace("<xmin>4<", "<xmin>nan<"), "object 1 (cat): bndbox is nan, 6, 20, 30, expected xmin, ymin, xmax, ymax"),
-    (voc_xml("a").replace("<xmin>4<", "<xmin>x<"), "object 1 (cat): bndbox is x, 6, 20, 30"),
-    (voc_xml("a").replace("<name>dog<", "<name> <"), "object 2 has no name"),
-    (voc_xml("a").replace("<width>64<", "<width>65<"), "size is 65 x 48, but ")], ids=range(10))
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("<annotation>", "is not valid XML: no element found, line 1"),
+        (b"", "is not valid XML: no element found"),
+        (b"\xff\xfe\x00", "is not valid XML"),
+        (
+            '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;</filename></annotation>',
+            "has a document type (DTD)",
+        ),
+        (
+            '<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;">]><annotation>&y;</annotation>',
+            "has a document type (DTD)",
+        ),
+        (
+            '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode("utf-16"),
+            "has a document type (DTD)",
+        ),
+        (
+            voc_xml("a").replace("<xmin>4<", "<xmin>nan<"),
+            "object 1 (cat): bndbox is nan, 6, 20, 30, expected xmin, ymin, xmax, ymax",
+        ),
+        (voc_xml("a").replace("<xmin>4<", "<xmin>x<"), "object 1 (cat): bndbox is x, 6, 20, 30"),
+        (voc_xml("a").replace("<name>dog<", "<name> <"), "object 2 has no name"),
+        (voc_xml("a").replace("<width>64<", "<width>65<"), "size is 65 x 48, but "),
+    ],
+    ids=range(10),
+)
 def test_annotation_file_that_cannot_be_used_is_named(root, text, what):
     spoil(root, text)
     assert f"{root}/Annotations/a.xml: {what}" in refused(root)
@@ -97,7 +122,11 @@ def test_all_faults_are_told_at_once(root):
     spoil(root, "x")
     spoil(root, "", "b")
     message = refused(root)
-    assert f"{root} has 2 faults, nothing was written: " in message and "a.xml: is not valid XML" in message and "b.xml: is not valid XML" in message
+    assert (
+        f"{root} has 2 faults, nothing was written: " in message
+        and "a.xml: is not valid XML" in message
+        and "b.xml: is not valid XML" in message
+    )
 
 
 def test_size_that_is_not_given_comes_from_the_file(root):
@@ -105,8 +134,15 @@ def test_size_that_is_not_given_comes_from_the_file(root):
     assert read_voc(root).parts["train"][0].size == (64, 48)
 
 
-@pytest.mark.parametrize(("name", "what"), [("../../secret.png", "which leaves the image folder"), ("/etc/passwd", "which is an absolute path"),
-                                            ("", "expected a file name"), ("none.png", "none.png is missing")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("../../secret.png", "which leaves the image folder"),
+        ("/etc/passwd", "which is an absolute path"),
+        ("", "expected a file name"),
+        ("none.png", "none.png is missing"),
+    ],
+)
 def test_image_name_that_leads_elsewhere_is_refused(root, name, what):
     (root / "JPEGImages/a.png").rename(root / "JPEGImages/z.png")
     spoil(root, voc_xml("a").replace("a.png", name))
@@ -125,7 +161,9 @@ def test_listed_name_that_is_a_path_is_refused_with_its_line(root, name):
     assert f"train.txt line 2: '{name}' is no name of an image" in refused(root)
 
 
-@pytest.mark.parametrize(("name", "what"), [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")]
+)
 def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name, what):
     (root / name).rename(tmp_path / "elsewhere")
     (root / name).symlink_to(tmp_path / "elsewhere")

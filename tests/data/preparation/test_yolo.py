@@ -22,20 +22,30 @@ def refused(path, **settings) -> str:
 # ---- data.yaml ----
 
 
-@pytest.mark.parametrize("yaml", [
-    "path: ROOT\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog, 2: owl}\n",
-    "path: .\ntrain: [images/train]\nval: [images/val]\nnc: 3\nnames: [cat, dog, owl]\n",
-    "train: ../images/train\nval: ../images/val\nnames: [cat, dog, owl]\n",
-    "train: train.txt\nval: images/val\nnames: [cat, dog, owl]\n", "train: lists.txt\nval: images/val\nnames: [cat, dog, owl]\n",
-    "train: absolute.txt\nval: images/val\nnames: [cat, dog, owl]\n"])
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "path: ROOT\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog, 2: owl}\n",
+        "path: .\ntrain: [images/train]\nval: [images/val]\nnc: 3\nnames: [cat, dog, owl]\n",
+        "train: ../images/train\nval: ../images/val\nnames: [cat, dog, owl]\n",
+        "train: train.txt\nval: images/val\nnames: [cat, dog, owl]\n",
+        "train: lists.txt\nval: images/val\nnames: [cat, dog, owl]\n",
+        "train: absolute.txt\nval: images/val\nnames: [cat, dog, owl]\n",
+    ],
+)
 def test_parts_may_be_folders_lists_and_text_files(tmp_path, yaml):
     path = write_yolo(tmp_path / "data", yaml.replace("ROOT", str(tmp_path / "data")))
     (tmp_path / "data/train.txt").write_text("./images/train/a.png\n\n./images/train/b.png\n")
     (tmp_path / "data/lists.txt").write_text("images/train/b.png\nimages/train/a.png\n")
-    (tmp_path / "data/absolute.txt").write_text("".join(f"{tmp_path}/data/images/train/{stem}.png\n" for stem in "ba"))
+    (tmp_path / "data/absolute.txt").write_text(
+        "".join(f"{tmp_path}/data/images/train/{stem}.png\n" for stem in "ba")
+    )
     data = read_yolo(path)
     assert data.folder == tmp_path / "data" and data.categories == {0: "cat", 1: "dog", 2: "owl"}
-    assert (files(data), files(data, "val")) == (["images/train/a.png", "images/train/b.png"], ["images/val/c.png"])
+    assert (files(data), files(data, "val")) == (
+        ["images/train/a.png", "images/train/b.png"],
+        ["images/val/c.png"],
+    )
     assert [len(image.boxes) for image in data.parts["train"]] == [2, 1]
 
 
@@ -45,25 +55,41 @@ def test_folder_stands_for_its_data_yaml(tmp_path):
 
 
 def test_test_images_are_a_part_of_their_own(tmp_path):
-    data = read_yolo(write_yolo(tmp_path, "train: images/train\nval: images/val\ntest: images/val\nnames: [cat, dog, owl]\n"))
+    data = read_yolo(
+        write_yolo(
+            tmp_path, "train: images/train\nval: images/val\ntest: images/val\nnames: [cat, dog, owl]\n"
+        )
+    )
     assert sorted(data.parts) == ["test", "train", "val"]
 
 
 def test_class_numbers_with_gaps_are_kept(tmp_path):
-    data = read_yolo(write_yolo(tmp_path, "train: images/train\nval: images/val\nnames: {0: cat, 1: dog, 2: owl, 9: cow}\n"))
+    data = read_yolo(
+        write_yolo(
+            tmp_path, "train: images/train\nval: images/val\nnames: {0: cat, 1: dog, 2: owl, 9: cow}\n"
+        )
+    )
     assert list(data.categories) == [0, 1, 2, 9] and data.parts["train"][0].categories.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("yaml", "text"), [
-    ("train: images/train\n", "names is None, expected a list of class names"), ("names: [a]\n", '"train" is missing'),
-    ("train: nowhere\nnames: [a]\n", "data/nowhere does not exist"), ("train: 5\nnames: [a]\n", "train: '5', expected a folder"),
-    ("train: images/train\nnames: [a]\nnc: 2\n", "nc is 2, but there are 1 names"), ("[1, 2]", "holds a list, expected train, val and names"),
-    ("a: [", "is not valid YAML"),
-    ("x: !!python/object/apply:os.getcwd []", "is not valid YAML"),
-    ("path: nowhere\ntrain: a\nnames: [a]\n", "path is nowhere"),
-    ("train: labels/val\nnames: [a]\n", "there is no image behind train"),
-    ("train: /etc\nnames: [a]\n", "/etc is outside"), ("train: images/../../..\nnames: [a]\n", "is outside"),
-    ("train: /etc/passwd\nnames: [a]\n", "is outside")])
+@pytest.mark.parametrize(
+    ("yaml", "text"),
+    [
+        ("train: images/train\n", "names is None, expected a list of class names"),
+        ("names: [a]\n", '"train" is missing'),
+        ("train: nowhere\nnames: [a]\n", "data/nowhere does not exist"),
+        ("train: 5\nnames: [a]\n", "train: '5', expected a folder"),
+        ("train: images/train\nnames: [a]\nnc: 2\n", "nc is 2, but there are 1 names"),
+        ("[1, 2]", "holds a list, expected train, val and names"),
+        ("a: [", "is not valid YAML"),
+        ("x: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("path: nowhere\ntrain: a\nnames: [a]\n", "path is nowhere"),
+        ("train: labels/val\nnames: [a]\n", "there is no image behind train"),
+        ("train: /etc\nnames: [a]\n", "/etc is outside"),
+        ("train: images/../../..\nnames: [a]\n", "is outside"),
+        ("train: /etc/passwd\nnames: [a]\n", "is outside"),
+    ],
+)
 def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml, text):
     assert text in refused(write_yolo(tmp_path / "data", yaml))
 
@@ -71,9 +97,17 @@ def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml,
 # ---- labels ----
 
 
-@pytest.mark.parametrize(("image", "labels"), [
-    ("images/train/a.jpg", "labels/train/a.txt"), ("images/images/a.b.png", "images/labels/a.b.txt"), ("train/images/a.jpg", "train/labels/a.txt"),
-    ("a.jpg", "a.txt"), ("set/images.jpg", "set/images.txt"), ("myimages/a.jpg", "myimages/a.txt")])
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("images/train/a.jpg", "labels/train/a.txt"),
+        ("images/images/a.b.png", "images/labels/a.b.txt"),
+        ("train/images/a.jpg", "train/labels/a.txt"),
+        ("a.jpg", "a.txt"),
+        ("set/images.jpg", "set/images.txt"),
+        ("myimages/a.jpg", "myimages/a.txt"),
+    ],
+)
 def test_labels_lie_beside_or_in_the_twin_of_the_last_folder_of_images(image, labels):
     assert label_path(image) == labels
 
@@ -99,12 +133,21 @@ def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_
     path = write_yolo(tmp_path)
     for stem in "ab":
         (tmp_path / f"labels/train/{stem}.txt").unlink()
-    assert refused(path).endswith(f"no image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt")
+    assert refused(path).endswith(
+        f"no image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt"
+    )
 
 
-@pytest.mark.parametrize(("line", "box"), [
-    ("1 0.25 0.25 0.75 0.25 0.75 0.5", [16, 12, 48, 24]), ("1 0.25 0.25 0.75 0.25 0.75 0.5 0.3 0.6", [16, 12, 48, 28.8]),
-    ("1.0 0.5 0.5 0.5 0.5", [16, 12, 48, 36]), ("1 1.0 0.5 0.5 0.5", [48, 12, 64, 36]), ("1 1.0000004 0.5 0.5 0.5", [48, 12, 64, 36])])
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("1 0.25 0.25 0.75 0.25 0.75 0.5", [16, 12, 48, 24]),
+        ("1 0.25 0.25 0.75 0.25 0.75 0.5 0.3 0.6", [16, 12, 48, 28.8]),
+        ("1.0 0.5 0.5 0.5 0.5", [16, 12, 48, 36]),
+        ("1 1.0 0.5 0.5 0.5", [48, 12, 64, 36]),
+        ("1 1.0000004 0.5 0.5 0.5", [48, 12, 64, 36]),
+    ],
+)
 def test_polygons_and_boxes_become_corners_inside_the_image(tmp_path, line, box):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(line)
@@ -118,17 +161,30 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
     assert read_yolo(path).parts["train"][0].boxes.tolist() == [[16, 12, 48, 36]]
 
 
-@pytest.mark.parametrize(("line", "text"), [
-    ("3 0.5 0.5 0.5 0.5", "class 3 is not among the 3 names (numbers 0 to 2)"), ("-1 0.5 0.5 0.5 0.5", "class -1 is not among"),
-    ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"),
-    ("nan 0.5 0.5 0.5 0.5", "class nan is not among"), ("0 nan 0.5 0.5 0.5", "coordinate nan, expected 0 to 1"),
-    ("0 0.5 1.2 0.5 0.5", "coordinate 1.2, expected 0 to 1"), ("0 0.5 0.5 -0.5 0.5", "coordinate -0.5, expected 0 to 1"),
-    ("0 320 240 50 50", "coordinate 320, expected 0 to 1"), ("0 0.5 0.5 0.5", "4 columns, expected 5 (class cx cy w h) or a class and three or more points"),
-    ("0 0.5 0.5 0.5 0.5 0.9", "6 columns, expected 5"), ("cat 0.5 0.5 0.5 0.5", "'cat 0.5 0.5 0.5 0.5', expected numbers"), ("0", "1 columns")])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("3 0.5 0.5 0.5 0.5", "class 3 is not among the 3 names (numbers 0 to 2)"),
+        ("-1 0.5 0.5 0.5 0.5", "class -1 is not among"),
+        ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"),
+        ("nan 0.5 0.5 0.5 0.5", "class nan is not among"),
+        ("0 nan 0.5 0.5 0.5", "coordinate nan, expected 0 to 1"),
+        ("0 0.5 1.2 0.5 0.5", "coordinate 1.2, expected 0 to 1"),
+        ("0 0.5 0.5 -0.5 0.5", "coordinate -0.5, expected 0 to 1"),
+        ("0 320 240 50 50", "coordinate 320, expected 0 to 1"),
+        ("0 0.5 0.5 0.5", "4 columns, expected 5 (class cx cy w h) or a class and three or more points"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "6 columns, expected 5"),
+        ("cat 0.5 0.5 0.5 0.5", "'cat 0.5 0.5 0.5 0.5', expected numbers"),
+        ("0", "1 columns"),
+    ],
+)
 def test_line_that_is_no_box_is_refused_with_file_and_line(tmp_path, line, text):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(f"{yolo_lines('a')}\n{line}\n")
-    assert f"{path} has 1 fault, nothing was written: {tmp_path}/labels/train/a.txt line 4: {text}" in refused(path)
+    assert (
+        f"{path} has 1 fault, nothing was written: {tmp_path}/labels/train/a.txt line 4: {text}"
+        in refused(path)
+    )
 
 
 def test_box_without_area_is_dropped_and_counted(tmp_path):
@@ -141,9 +197,16 @@ def test_box_without_area_is_dropped_and_counted(tmp_path):
 # ---- images ----
 
 
-@pytest.mark.parametrize(("line", "text"), [("../secret.png", "is outside"), ("/etc/passwd", "is outside"), ("images/../../x.png", "is outside"),
-                                            ("images/train/none.png", "images/train/none.png: is missing"),
-                                            ("images/tr\x07.png", "which holds a control character")])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("../secret.png", "is outside"),
+        ("/etc/passwd", "is outside"),
+        ("images/../../x.png", "is outside"),
+        ("images/train/none.png", "images/train/none.png: is missing"),
+        ("images/tr\x07.png", "which holds a control character"),
+    ],
+)
 def test_listed_file_that_is_not_in_the_data_set_is_refused(tmp_path, line, text):
     path = write_yolo(tmp_path / "data", "train: train.txt\nnames: [cat, dog, owl]\n")
     (tmp_path / "data/train.txt").write_text(f"images/train/a.png\n{line}\n")
@@ -155,7 +218,10 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(tmp_path, name):
     path = write_yolo(tmp_path / "data")
     (tmp_path / "data" / name).rename(tmp_path / "elsewhere")
     (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
-    assert f"images/train/a.png: or its labels lead out of {tmp_path}/data to {tmp_path}/elsewhere" in refused(path)
+    assert (
+        f"images/train/a.png: or its labels lead out of {tmp_path}/data to {tmp_path}/elsewhere"
+        in refused(path)
+    )
     assert len(read_yolo(path, follow_links=True).parts["train"]) == 2
 
 

@@ -20,8 +20,10 @@ from tests.fixtures.samples import plain_sample
 
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}
 LENGTH = "expected a whole number of epochs, a share of the run from 0.0 to 1.0, or a text such as '5 epochs', '500 steps' or '10 %'"
-EXPECTED = ("expected epoch (when the named transforms stop, null for never; or a list of three: when they start, when Mosaic stops, when all stop) "
-            "and ops (a list of class names)")
+EXPECTED = (
+    "expected epoch (when the named transforms stop, null for never; or a list of three: when they start, when Mosaic stops, when all stop) "
+    "and ops (a list of class names)"
+)
 THREE = {"name": "stop_epoch", "epoch": [4, 34, 60], "ops": ["Mosaic", "RandomZoomOut", "PadToSize"]}
 
 
@@ -63,7 +65,10 @@ def test_other_transforms_act_in_every_epoch():
 
 @pytest.mark.parametrize("policy", [None, {"name": "default"}, {}, POLICY | {"epoch": None}])
 def test_without_a_stop_epoch_all_transforms_act_for_ever(policy):
-    assert Compose([RandomZoomOut(side_range=[2, 2], p=1)], policy)(plain_sample(6, 10), 10**6).canvas == (12, 20)
+    assert Compose([RandomZoomOut(side_range=[2, 2], p=1)], policy)(plain_sample(6, 10), 10**6).canvas == (
+        12,
+        20,
+    )
 
 
 # ---- three points ----
@@ -72,7 +77,10 @@ def test_without_a_stop_epoch_all_transforms_act_for_ever(policy):
 def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
     """Return which of four transforms act, by their initials."""
     log = []
-    ops = [type(name, (Remembers,), {})(name[:1], log) for name in ("Mosaic", "RandomZoomOut", "PadToSize", "Flip")]
+    ops = [
+        type(name, (Remembers,), {})(name[:1], log)
+        for name in ("Mosaic", "RandomZoomOut", "PadToSize", "Flip")
+    ]
     compose = Compose(ops, policy)
     if run is not None:
         compose.set_run_length(run)
@@ -80,8 +88,13 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
     return "".join(log)
 
 
-@pytest.mark.parametrize(("epoch", "acting"), [(0, "F"), (3, "F"), (4, "MRPF"), (33, "MRPF"), (34, "RPF"), (59, "RPF"), (60, "F"), (99, "F")])
-@pytest.mark.parametrize("points", [[4, 34, 60], ["4 epochs", 0.34, "600 steps"], [0.04, "34 %", 0.6]], ids=str)
+@pytest.mark.parametrize(
+    ("epoch", "acting"),
+    [(0, "F"), (3, "F"), (4, "MRPF"), (33, "MRPF"), (34, "RPF"), (59, "RPF"), (60, "F"), (99, "F")],
+)
+@pytest.mark.parametrize(
+    "points", [[4, 34, 60], ["4 epochs", 0.34, "600 steps"], [0.04, "34 %", 0.6]], ids=str
+)
 def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(points, epoch, acting):
     assert who_acts(THREE | {"epoch": points}, epoch, RunLength(epochs=100, steps_per_epoch=10)) == acting
 
@@ -97,14 +110,21 @@ def test_point_that_depends_on_the_runs_length_is_not_there_before_it_is_known(e
 
 
 def test_transform_that_the_policy_does_not_name_acts_in_every_epoch_even_mosaic():
-    assert [who_acts(THREE | {"ops": ["PadToSize"]}, epoch) for epoch in (0, 40, 99)] == ["MRF", "MRPF", "MRF"]
+    assert [who_acts(THREE | {"ops": ["PadToSize"]}, epoch) for epoch in (0, 40, 99)] == [
+        "MRF",
+        "MRPF",
+        "MRF",
+    ]
 
 
 def test_points_that_ascend_no_more_in_a_short_run_are_refused():
     compose = Compose([], THREE | {"epoch": [4, 0.5, 0.9]})
     with pytest.raises(ConfigError) as caught:
         compose.set_run_length(RunLength(epochs=6, steps_per_epoch=10))
-    assert str(caught.value) == "Compose.policy.epoch is [4, 0.5, 0.9], which are the epochs 4, 3, 5; none may come before the one on its left"
+    assert (
+        str(caught.value)
+        == "Compose.policy.epoch is [4, 0.5, 0.9], which are the epochs 4, 3, 5; none may come before the one on its left"
+    )
 
 
 # ---- mosaics ----
@@ -117,7 +137,10 @@ def with_others(seed: int = 0) -> Sample:
     return sample
 
 
-@pytest.mark.parametrize(("mosaic_prob", "probability", "share"), [(0.5, 1.0, 0.5), (1.0, 0.5, 0.5), (0.5, 0.5, 0.25), (0, 1, 0), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("mosaic_prob", "probability", "share"),
+    [(0.5, 1.0, 0.5), (1.0, 0.5, 0.5), (0.5, 0.5, 0.25), (0, 1, 0), (1, 1, 1)],
+)
 def test_mosaic_acts_on_its_share_of_the_samples(mosaic_prob, probability, share):
     compose = Compose([Mosaic(32, probability=probability)], mosaic_prob=mosaic_prob)
     acted = sum(compose(with_others(seed)).is_mosaic for seed in range(400))
@@ -148,7 +171,10 @@ def test_in_epochs_without_mosaic_its_chance_is_not_drawn(epoch):
 
 
 def test_mosaic_stands_first():
-    with pytest.raises(ConfigError, match="^Compose.ops has Mosaic after Resize; it puts images together as they are, move it to the front$"):
+    with pytest.raises(
+        ConfigError,
+        match="^Compose.ops has Mosaic after Resize; it puts images together as they are, move it to the front$",
+    ):
         Compose([EmptyTransform(), Resize([32, 32]), Mosaic()])
 
 
@@ -158,35 +184,72 @@ def test_chance_of_a_mosaic_that_is_none_is_refused():
 
 
 def test_list_is_built_from_a_configuration():
-    compose = create({"type": "Compose", "ops": [{"type": "Resize", "size": [5, 7]}, {"type": "RandomHorizontalFlip", "p": 0.25}]})
+    compose = create(
+        {
+            "type": "Compose",
+            "ops": [{"type": "Resize", "size": [5, 7]}, {"type": "RandomHorizontalFlip", "p": 0.25}],
+        }
+    )
     assert ([type(op) for op in compose.ops], compose.ops[1].p) == ([Resize, RandomHorizontalFlip], 0.25)
 
 
-@pytest.mark.parametrize(("ops", "size"), [([Resize([5, 7])], (5, 7)), ([RandomZoomOut()], None), ([Resize([5, 7]), EmptyTransform()], (5, 7)),
-                                           ([Resize([5, 7]), Resize([8, 9])], (8, 9))])
+@pytest.mark.parametrize(
+    ("ops", "size"),
+    [
+        ([Resize([5, 7])], (5, 7)),
+        ([RandomZoomOut()], None),
+        ([Resize([5, 7]), EmptyTransform()], (5, 7)),
+        ([Resize([5, 7]), Resize([8, 9])], (8, 9)),
+    ],
+)
 def test_size_that_all_samples_leave_with_is_known(ops, size):
     assert Compose(ops).output_size == size
 
 
-@pytest.mark.parametrize(("policy", "fault"), [
-    ({"name": "stop_sample"}, "Compose.policy.name is 'stop_sample', expected 'default' or 'stop_epoch'"),
-    (POLICY | {"epoch": "3"}, f"Compose.policy.epoch is '3', {LENGTH}"),
-    (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
-    (POLICY | {"epoch": [34, 4, 60]}, "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; none may come before the one on its left"),
-    (POLICY | {"epoch": [4, 34]}, f"Compose.policy is {POLICY | {'epoch': [4, 34]}}, {EXPECTED}"),
-    ({"name": "stop_epoch", "epoch": 3}, f"Compose.policy is {{'name': 'stop_epoch', 'epoch': 3}}, {EXPECTED}"),
-    ({"name": "stop_epoch", "epoc": 3, "ops": []}, "unknown key 'Compose.policy.epoc'; did you mean 'epoch'?"),
-    (POLICY | {"ops": ["RandomZoomIn"]}, "Compose.policy.ops names 'RandomZoomIn', which is not registered; did you mean 'RandomZoomOut'?"),
-])
+@pytest.mark.parametrize(
+    ("policy", "fault"),
+    [
+        ({"name": "stop_sample"}, "Compose.policy.name is 'stop_sample', expected 'default' or 'stop_epoch'"),
+        (POLICY | {"epoch": "3"}, f"Compose.policy.epoch is '3', {LENGTH}"),
+        (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
+        (
+            POLICY | {"epoch": [34, 4, 60]},
+            "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; none may come before the one on its left",
+        ),
+        (POLICY | {"epoch": [4, 34]}, f"Compose.policy is {POLICY | {'epoch': [4, 34]}}, {EXPECTED}"),
+        (
+            {"name": "stop_epoch", "epoch": 3},
+            f"Compose.policy is {{'name': 'stop_epoch', 'epoch': 3}}, {EXPECTED}",
+        ),
+        (
+            {"name": "stop_epoch", "epoc": 3, "ops": []},
+            "unknown key 'Compose.policy.epoc'; did you mean 'epoch'?",
+        ),
+        (
+            POLICY | {"ops": ["RandomZoomIn"]},
+            "Compose.policy.ops names 'RandomZoomIn', which is not registered; did you mean 'RandomZoomOut'?",
+        ),
+    ],
+)
 def test_policy_that_is_not_known_is_refused(policy, fault):
     with pytest.raises(ConfigError) as caught:
         Compose([], policy)
     assert str(caught.value) == fault
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"mean": [0.5], "std": [0.5, 0.5, 0.5]}, "Normalize: mean [0.5] and std [0.5, 0.5, 0.5] need three numbers each, std above 0"),
-    ({"mean": [0, 0, 0], "std": [1, 0, 1]}, "Normalize: mean [0, 0, 0] and std [1, 0, 1] need three numbers each, std above 0")])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            {"mean": [0.5], "std": [0.5, 0.5, 0.5]},
+            "Normalize: mean [0.5] and std [0.5, 0.5, 0.5] need three numbers each, std above 0",
+        ),
+        (
+            {"mean": [0, 0, 0], "std": [1, 0, 1]},
+            "Normalize: mean [0, 0, 0] and std [1, 0, 1] need three numbers each, std above 0",
+        ),
+    ],
+)
 def test_normalisation_that_divides_by_nothing_is_refused(settings, fault):
     with pytest.raises(ConfigError) as caught:
         create({"type": "Normalize", **settings})

@@ -37,10 +37,26 @@ CHAINS = {
     "margin that cuts": [PadToSize([90, 100])],
     "flip, then stretch": [RandomHorizontalFlip(p=1), Resize([200, 90])],
     "stretch, then flip": [Resize([200, 90]), RandomHorizontalFlip(p=1)],
-    "training": [RandomPhotometricDistort(), RandomZoomOut(), RandomIoUCrop(p=0.8), SanitizeBoundingBoxes(1), RandomHorizontalFlip(), Resize([128, 128]),
-                 SanitizeBoundingBoxes(1)],
-    "everything": [RandomIoUCrop(p=1), RandomZoomOut(p=1), RandomHorizontalFlip(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([160, 96]),
-                   PadToSize([180, 180]), RandomCrop([170, 170]), RandomHorizontalFlip()],
+    "training": [
+        RandomPhotometricDistort(),
+        RandomZoomOut(),
+        RandomIoUCrop(p=0.8),
+        SanitizeBoundingBoxes(1),
+        RandomHorizontalFlip(),
+        Resize([128, 128]),
+        SanitizeBoundingBoxes(1),
+    ],
+    "everything": [
+        RandomIoUCrop(p=1),
+        RandomZoomOut(p=1),
+        RandomHorizontalFlip(p=1),
+        RandomIoUCrop(p=1),
+        RandomHorizontalFlip(),
+        Resize([160, 96]),
+        PadToSize([180, 180]),
+        RandomCrop([170, 170]),
+        RandomHorizontalFlip(),
+    ],
 }
 SCENES = 60
 
@@ -71,7 +87,9 @@ def test_edges_of_boxes_lie_within_a_pixel_of_the_edges_of_what_they_hold(name, 
 def test_boxes_lie_around_the_shapes_that_are_wholly_in_view(name):
     compared = 0
     for sample, scene, box, index in transformed(name, least_side=24):
-        corners = np.sort(scene.boxes[index].reshape(2, 2) * sample.scale + sample.shift, axis=0).ravel()  # on a canvas without edges
+        corners = np.sort(
+            scene.boxes[index].reshape(2, 2) * sample.scale + sample.shift, axis=0
+        ).ravel()  # on a canvas without edges
         if (corners[:2] < sample.visible[:2]).any() or (corners[2:] > sample.visible[2:]).any():
             continue
         assert iou(box, np.array(tight_box(rendered_mask(sample, scene.masks[index])), float)) > 0.9
@@ -86,7 +104,9 @@ def test_drawing_in_whole_pixels_moves_boxes_by_half_a_pixel_of_the_picture_and_
         on_canvas = dict(zip(sample.fields["index"].tolist(), sample.boxes))
         _, target = sample.render()
         for box, index in zip(target["boxes"].numpy(), target["index"].tolist()):
-            assert (abs(box - on_canvas[index]).reshape(2, 2).max(0) <= 0.5 + 0.5 * abs(sample.scale) + 1e-3).all()
+            assert (
+                abs(box - on_canvas[index]).reshape(2, 2).max(0) <= 0.5 + 0.5 * abs(sample.scale) + 1e-3
+            ).all()
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -152,9 +172,9 @@ def test_zoom_out_shows_the_fill_value_around_the_untouched_image(fill):
     image, target = sample.render()
     x, y = (target["boxes"][0, :2] - torch.tensor([1, 2])).int().tolist()
     assert tuple(image.shape) == (3, 12, 20)
-    assert torch.equal(image[:, y:y + 6, x:x + 10], plain_sample(10, 6).image)
+    assert torch.equal(image[:, y : y + 6, x : x + 10], plain_sample(10, 6).image)
     outside = torch.ones(12, 20, dtype=torch.bool)
-    outside[y:y + 6, x:x + 10] = False
+    outside[y : y + 6, x : x + 10] = False
     assert (image[:, outside] == fill).all()
 
 
@@ -173,7 +193,7 @@ def test_cut_has_its_size_and_shows_untouched_pixels(size, seen):
     RandomCrop(size)(sample)
     (width, height), (x, y) = origin_of(sample)
     assert (width, height) == seen
-    assert torch.equal(sample.render()[0], plain_sample(10, 6).image[:, y:y + height, x:x + width])
+    assert torch.equal(sample.render()[0], plain_sample(10, 6).image[:, y : y + height, x : x + width])
 
 
 @pytest.mark.parametrize("transform", [RandomCrop([9, 14], fill=7), PadToSize([9, 14], fill=7)])
@@ -208,10 +228,21 @@ def test_cropping_by_overlap_drops_boxes_with_their_centre_outside():
 def test_cropping_by_overlap_keeps_to_its_limits():
     for seed in range(50):
         sample = plain_sample(200, 150, [[20, 30, 80, 90]], seed)
-        RandomIoUCrop(min_scale=0.4, max_scale=0.9, min_aspect_ratio=0.8, max_aspect_ratio=1.5, sampler_options=[0.0, 1.0], p=1)(sample)
+        RandomIoUCrop(
+            min_scale=0.4,
+            max_scale=0.9,
+            min_aspect_ratio=0.8,
+            max_aspect_ratio=1.5,
+            sampler_options=[0.0, 1.0],
+            p=1,
+        )(sample)
         width, height = sample.canvas
         if (width, height) != (200, 150):
-            assert 0.4 * 200 - 1 <= width <= 0.9 * 200 and 0.4 * 150 - 1 <= height <= 0.9 * 150 and 0.8 <= width / height <= 1.5
+            assert (
+                0.4 * 200 - 1 <= width <= 0.9 * 200
+                and 0.4 * 150 - 1 <= height <= 0.9 * 150
+                and 0.8 <= width / height <= 1.5
+            )
 
 
 def test_crop_has_the_drawn_overlap_with_some_box():
@@ -220,7 +251,10 @@ def test_crop_has_the_drawn_overlap_with_some_box():
         before = sample.boxes.copy()
         RandomIoUCrop(sampler_options=[0.5, 1.0], p=1)(sample)
         (width, height), (x, y) = origin_of(sample)
-        assert max(iou(box, np.array([x, y, x + width, y + height])) for box in before) >= 0.5 or (width, height) == (200, 150)
+        assert max(iou(box, np.array([x, y, x + width, y + height])) for box in before) >= 0.5 or (
+            width,
+            height,
+        ) == (200, 150)
 
 
 def test_image_without_boxes_is_not_cropped_by_overlap():
@@ -246,7 +280,16 @@ def look(image: torch.Tensor, boxes: torch.Tensor) -> list[float]:
     """Describe what came out: changed or not, width, height, first pixel's origin, number of boxes, corner of the first box."""
     height, width = image.shape[1:]
     first = boxes[0].tolist() if len(boxes) else [0, 0, 0, 0]
-    return [float((height, width) != (150, 200)), width, height, float(image[0, 0, 0]), float(image[1, 0, 0]), float(image[0, 0, -1]), len(boxes), *first]
+    return [
+        float((height, width) != (150, 200)),
+        width,
+        height,
+        float(image[0, 0, 0]),
+        float(image[1, 0, 0]),
+        float(image[0, 0, -1]),
+        len(boxes),
+        *first,
+    ]
 
 
 def drawn_by_torchvision(transform) -> np.ndarray:
@@ -255,7 +298,9 @@ def drawn_by_torchvision(transform) -> np.ndarray:
     rows = []
     for _ in range(DRAWS):
         boxes = tv.BoundingBoxes(torch.tensor(BOXES), format="XYXY", canvas_size=(150, 200))
-        seen = v2.Compose([transform, v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None)])({"image": image, "boxes": boxes})
+        seen = v2.Compose([transform, v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None)])(
+            {"image": image, "boxes": boxes}
+        )
         rows.append(look(seen["image"], seen["boxes"]))
     return np.array(rows)
 
@@ -270,13 +315,32 @@ def drawn_by_us(transform) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    (RandomZoomOut(), v2.RandomZoomOut()), (RandomZoomOut(side_range=[1.5, 2], p=0.3), v2.RandomZoomOut(side_range=(1.5, 2), p=0.3)),
-    (RandomIoUCrop(), v2.RandomIoUCrop()), (RandomIoUCrop(p=0.8), v2.RandomApply([v2.RandomIoUCrop()], p=0.8)),
-    (RandomIoUCrop(min_scale=0.5, sampler_options=[0.3, 1.0]), v2.RandomIoUCrop(min_scale=0.5, sampler_options=[0.3, 1.0])),
-    (RandomHorizontalFlip(), v2.RandomHorizontalFlip()), (RandomHorizontalFlip(p=0.2), v2.RandomHorizontalFlip(p=0.2)),
-    (RandomCrop([100, 120]), v2.RandomCrop([100, 120]))], ids=["zoom-out", "zoom-out with settings", "crop", "crop at times", "crop with settings", "flip",
-                                                               "flip with settings", "cut"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (RandomZoomOut(), v2.RandomZoomOut()),
+        (RandomZoomOut(side_range=[1.5, 2], p=0.3), v2.RandomZoomOut(side_range=(1.5, 2), p=0.3)),
+        (RandomIoUCrop(), v2.RandomIoUCrop()),
+        (RandomIoUCrop(p=0.8), v2.RandomApply([v2.RandomIoUCrop()], p=0.8)),
+        (
+            RandomIoUCrop(min_scale=0.5, sampler_options=[0.3, 1.0]),
+            v2.RandomIoUCrop(min_scale=0.5, sampler_options=[0.3, 1.0]),
+        ),
+        (RandomHorizontalFlip(), v2.RandomHorizontalFlip()),
+        (RandomHorizontalFlip(p=0.2), v2.RandomHorizontalFlip(p=0.2)),
+        (RandomCrop([100, 120]), v2.RandomCrop([100, 120])),
+    ],
+    ids=[
+        "zoom-out",
+        "zoom-out with settings",
+        "crop",
+        "crop at times",
+        "crop with settings",
+        "flip",
+        "flip with settings",
+        "cut",
+    ],
+)
 def test_mean_and_spread_of_what_comes_out_agree_with_torchvision(ours, theirs):
     """Each mean within four standard errors, each deviation within a fifth of the other."""
     a, b = drawn_by_us(ours), drawn_by_torchvision(theirs)
@@ -285,7 +349,11 @@ def test_mean_and_spread_of_what_comes_out_agree_with_torchvision(ours, theirs):
     assert (abs(a.std(0) - b.std(0)) <= 0.2 * np.maximum(a.std(0), b.std(0))).all()
 
 
-@pytest.mark.parametrize("transform", [RandomZoomOut(p=0), RandomIoUCrop(p=0), RandomHorizontalFlip(p=0)], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "transform",
+    [RandomZoomOut(p=0), RandomIoUCrop(p=0), RandomHorizontalFlip(p=0)],
+    ids=lambda t: type(t).__name__,
+)
 def test_probability_of_zero_changes_nothing(transform):
     sample = plain_sample(200, 150, BOXES)
     transform(sample)
@@ -295,22 +363,48 @@ def test_probability_of_zero_changes_nothing(transform):
 # ---- settings ----
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"type": "RandomZoomOut", "side_range": [0.5, 2]}, "RandomZoomOut.side_range is [0.5, 2], expected two numbers from 1, the smaller first"),
-    ({"type": "RandomZoomOut", "side_range": [3, 2]}, "RandomZoomOut.side_range is [3, 2], expected two numbers from 1, the smaller first"),
-    ({"type": "RandomZoomOut", "side_range": [2]}, "RandomZoomOut.side_range is [2], expected two numbers from 1, the smaller first"),
-    ({"type": "RandomZoomOut", "p": 1.5}, "RandomZoomOut.p is 1.5, expected 0 to 1"),
-    ({"type": "RandomIoUCrop", "p": -0.1}, "RandomIoUCrop.p is -0.1, expected 0 to 1"),
-    ({"type": "RandomIoUCrop", "min_scale": 0.0}, "RandomIoUCrop: expected 0 < min_scale 0.0 <= max_scale 1.0 <= 1"),
-    ({"type": "RandomIoUCrop", "min_scale": 0.9, "max_scale": 0.5}, "RandomIoUCrop: expected 0 < min_scale 0.9 <= max_scale 0.5 <= 1"),
-    ({"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
-     "RandomIoUCrop.sampler_options [0.1, 0.5] needs one of at least 1, which ends the search"),
-    ({"type": "RandomHorizontalFlip", "p": 2}, "RandomHorizontalFlip.p is 2, expected 0 to 1"),
-    ({"type": "Resize", "size": [640]}, "Resize.size is [640], expected [height, width] in pixels"),
-    ({"type": "Resize", "size": [0, 640]}, "Resize.size is [0, 640], expected [height, width] in pixels"),
-    ({"type": "RandomCrop", "size": [1, 2, 3]}, "RandomCrop.size is [1, 2, 3], expected [height, width] in pixels"),
-    ({"type": "PadToSize", "size": [-1, 5]}, "PadToSize.size is [-1, 5], expected [height, width] in pixels"),
-])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            {"type": "RandomZoomOut", "side_range": [0.5, 2]},
+            "RandomZoomOut.side_range is [0.5, 2], expected two numbers from 1, the smaller first",
+        ),
+        (
+            {"type": "RandomZoomOut", "side_range": [3, 2]},
+            "RandomZoomOut.side_range is [3, 2], expected two numbers from 1, the smaller first",
+        ),
+        (
+            {"type": "RandomZoomOut", "side_range": [2]},
+            "RandomZoomOut.side_range is [2], expected two numbers from 1, the smaller first",
+        ),
+        ({"type": "RandomZoomOut", "p": 1.5}, "RandomZoomOut.p is 1.5, expected 0 to 1"),
+        ({"type": "RandomIoUCrop", "p": -0.1}, "RandomIoUCrop.p is -0.1, expected 0 to 1"),
+        (
+            {"type": "RandomIoUCrop", "min_scale": 0.0},
+            "RandomIoUCrop: expected 0 < min_scale 0.0 <= max_scale 1.0 <= 1",
+        ),
+        (
+            {"type": "RandomIoUCrop", "min_scale": 0.9, "max_scale": 0.5},
+            "RandomIoUCrop: expected 0 < min_scale 0.9 <= max_scale 0.5 <= 1",
+        ),
+        (
+            {"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
+            "RandomIoUCrop.sampler_options [0.1, 0.5] needs one of at least 1, which ends the search",
+        ),
+        ({"type": "RandomHorizontalFlip", "p": 2}, "RandomHorizontalFlip.p is 2, expected 0 to 1"),
+        ({"type": "Resize", "size": [640]}, "Resize.size is [640], expected [height, width] in pixels"),
+        ({"type": "Resize", "size": [0, 640]}, "Resize.size is [0, 640], expected [height, width] in pixels"),
+        (
+            {"type": "RandomCrop", "size": [1, 2, 3]},
+            "RandomCrop.size is [1, 2, 3], expected [height, width] in pixels",
+        ),
+        (
+            {"type": "PadToSize", "size": [-1, 5]},
+            "PadToSize.size is [-1, 5], expected [height, width] in pixels",
+        ),
+    ],
+)
 def test_setting_out_of_range_is_refused(settings, fault):
     with pytest.raises(ConfigError) as caught:
         create(settings)

@@ -10,7 +10,16 @@ from torchvision.transforms import v2
 
 from src.core.build import create
 from src.core.errors import ConfigError
-from src.data.transforms import Compose, Mosaic, RandomHorizontalFlip, RandomIoUCrop, RandomPhotometricDistort, RandomZoomOut, Resize, Sample
+from src.data.transforms import (
+    Compose,
+    Mosaic,
+    RandomHorizontalFlip,
+    RandomIoUCrop,
+    RandomPhotometricDistort,
+    RandomZoomOut,
+    Resize,
+    Sample,
+)
 from src.data.transforms.mosaic import LEAST_VISIBLE, moved_boxes, warp
 from tests.fixtures.samples import drawn, filled, iou, plain_sample, sample_of, tight_box
 
@@ -54,7 +63,11 @@ def boxes_and_masks(transform, seeds: int, mask_of):
         for box, index in zip(mosaic.boxes, mosaic.fields["index"].tolist()):
             if (box[2:] - box[:2]).min() >= 12:
                 mask = mask_of(scene_of(4 * seed + index // 10), index % 10)
-                yield mosaic, box, mosaic_of_scenes(seed, transform, (index // 10, mask)).image[0].numpy() > 127
+                yield (
+                    mosaic,
+                    box,
+                    mosaic_of_scenes(seed, transform, (index // 10, mask)).image[0].numpy() > 127,
+                )
 
 
 # ---- boxes stay on their pixels ----
@@ -62,7 +75,9 @@ def boxes_and_masks(transform, seeds: int, mask_of):
 
 def test_edges_of_boxes_lie_within_a_pixel_and_a_half_of_the_edges_of_what_they_hold():
     compared = 0
-    for _, box, seen in boxes_and_masks(Mosaic(150, rotation_range=0), 16, lambda scene, k: filled(scene.boxes[k], *scene.image.shape[1:])):
+    for _, box, seen in boxes_and_masks(
+        Mosaic(150, rotation_range=0), 16, lambda scene, k: filled(scene.boxes[k], *scene.image.shape[1:])
+    ):
         assert abs(box - tight_box(seen)).max() < 1.5
         compared += 1
     assert compared > 60
@@ -70,7 +85,9 @@ def test_edges_of_boxes_lie_within_a_pixel_and_a_half_of_the_edges_of_what_they_
 
 def test_boxes_lie_around_the_shapes_that_are_wholly_in_view():
     overlaps = []
-    for mosaic, box, seen in boxes_and_masks(Mosaic(150, translation_range=[0, 0]), 16, lambda scene, k: scene.masks[k]):
+    for mosaic, box, seen in boxes_and_masks(
+        Mosaic(150, translation_range=[0, 0]), 16, lambda scene, k: scene.masks[k]
+    ):
         if box.min() > 0 and (box[2:] < mosaic.canvas).all():
             overlaps.append(iou(box, np.array(tight_box(seen), float)))
     assert len(overlaps) > 60
@@ -96,7 +113,19 @@ def test_turned_box_is_tighter_than_the_one_around_its_corners():
     assert np.mean(ours) > np.mean(corners) + 0.08
 
 
-@pytest.mark.parametrize("later", [[], [RandomPhotometricDistort(p=1), RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(p=1), Resize([128, 128])]])
+@pytest.mark.parametrize(
+    "later",
+    [
+        [],
+        [
+            RandomPhotometricDistort(p=1),
+            RandomZoomOut(p=1),
+            RandomIoUCrop(p=1),
+            RandomHorizontalFlip(p=1),
+            Resize([128, 128]),
+        ],
+    ],
+)
 def test_boxes_lie_within_the_image_and_fields_stay_with_them(later):
     for seed in range(20):
         _, target = mosaic_of_scenes(seed, Compose([Mosaic(80), *later])).render()
@@ -106,10 +135,18 @@ def test_boxes_lie_within_the_image_and_fields_stay_with_them(later):
 
 
 def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
-    sample = together(*(plain_sample(100, 100, [[0, 0, 20, 20], [40, 40, 60, 60]], seed) for seed in range(4)))
+    sample = together(
+        *(plain_sample(100, 100, [[0, 0, 20, 20], [40, 40, 60, 60]], seed) for seed in range(4))
+    )
     sample.rng = np.random.default_rng(0)
     Mosaic(100, rotation_range=0, translation_range=[0, 0], scaling_range=[1.5, 1.5])(sample)
-    assert sample.fields["index"].tolist() == [1, 1, 1, 0, 1]  # of the fourth image the first object lies at the centre; the others' are cut off
+    assert sample.fields["index"].tolist() == [
+        1,
+        1,
+        1,
+        0,
+        1,
+    ]  # of the fourth image the first object lies at the centre; the others' are cut off
     areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
     assert (areas >= LEAST_VISIBLE * 30 * 30).all()
 
@@ -118,8 +155,13 @@ def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
 
 
 def test_box_that_is_moved_and_scaled_alone_is_exact():
-    boxes, visible = moved_boxes(np.array([[10.0, 20, 30, 50], [90, 90, 100, 100]]), 2 * np.eye(2), np.array([-10.0, 5]), (100, 100))
-    assert (boxes.tolist(), visible.tolist()) == ([[10, 45, 50, 100], [100, 100, 100, 100]], [pytest.approx(55 / 60), 0])
+    boxes, visible = moved_boxes(
+        np.array([[10.0, 20, 30, 50], [90, 90, 100, 100]]), 2 * np.eye(2), np.array([-10.0, 5]), (100, 100)
+    )
+    assert (boxes.tolist(), visible.tolist()) == (
+        [[10, 45, 50, 100], [100, 100, 100, 100]],
+        [pytest.approx(55 / 60), 0],
+    )
 
 
 def test_quarter_turn_swaps_the_sides_of_a_box():
@@ -131,26 +173,50 @@ def test_quarter_turn_swaps_the_sides_of_a_box():
 @pytest.mark.parametrize("turn", [0.1, 0.7, 2.0])
 def test_box_of_a_disc_keeps_its_size_however_it_is_turned(turn):
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    boxes, _ = moved_boxes(np.array([[40.0, 40, 60, 60]]), matrix, np.array([50, 50]) - matrix @ [50, 50], (100, 100))
+    boxes, _ = moved_boxes(
+        np.array([[40.0, 40, 60, 60]]), matrix, np.array([50, 50]) - matrix @ [50, 50], (100, 100)
+    )
     assert boxes == pytest.approx(np.array([[40, 40, 60, 60]]))
 
 
-@pytest.mark.parametrize(("angle", "translate", "scale"), [(0, [0, 0], 1.0), (10, [0, 0], 1.0), (-7, [12, -5], 0.6), (4, [-20, 3], 1.4)])
+@pytest.mark.parametrize(
+    ("angle", "translate", "scale"),
+    [(0, [0, 0], 1.0), (10, [0, 0], 1.0), (-7, [12, -5], 0.6), (4, [-20, 3], 1.4)],
+)
 def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
-    image = F.pad(scene_of(0).image.float(), [2, 2, 2, 2])  # how the very edge fades into the fill value is torchvision's own
+    image = F.pad(
+        scene_of(0).image.float(), [2, 2, 2, 2]
+    )  # how the very edge fades into the fill value is torchvision's own
     centre, turn = np.array([image.shape[2], image.shape[1]]) / 2, math.radians(angle)
     matrix = scale * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     ours = warp(image.clone(), matrix, centre - matrix @ centre + translate)
-    theirs = v2.functional.affine(image, angle, translate, scale, [0, 0], interpolation=v2.InterpolationMode.BILINEAR, fill=[0.0, 0.0, 0.0])
+    theirs = v2.functional.affine(
+        image,
+        angle,
+        translate,
+        scale,
+        [0, 0],
+        interpolation=v2.InterpolationMode.BILINEAR,
+        fill=[0.0, 0.0, 0.0],
+    )
     assert (ours.float() - theirs).abs().max() <= 1
 
 
 def test_draws_fill_their_ranges_and_keep_to_them():
-    mosaic, rng = Mosaic(rotation_range=10, translation_range=[0.1, 0.2], scaling_range=[0.5, 1.5]), np.random.default_rng(0)
+    mosaic, rng = (
+        Mosaic(rotation_range=10, translation_range=[0.1, 0.2], scaling_range=[0.5, 1.5]),
+        np.random.default_rng(0),
+    )
     centre, rows = np.array([200, 100]), []
     for _ in range(2000):
         matrix, shift = mosaic._draw(rng, 400, 200)
-        rows.append([np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])), np.sqrt(np.linalg.det(matrix)), *(matrix @ centre + shift - centre)])
+        rows.append(
+            [
+                np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])),
+                np.sqrt(np.linalg.det(matrix)),
+                *(matrix @ centre + shift - centre),
+            ]
+        )
     assert np.min(rows, 0) == pytest.approx([-10, 0.5, -40, -40], rel=0.03)
     assert np.max(rows, 0) == pytest.approx([10, 1.5, 40, 40], rel=0.03)
 
@@ -165,13 +231,15 @@ def test_four_images_stand_at_their_corners_with_their_shorter_side_at_the_size(
     assert sample.canvas == (2 * 133, 2 * 60)
     for scene, (x, y), width in zip(scenes, ((0, 0), (133, 0), (0, 60), (133, 60)), (80, 133, 60, 80)):
         expected = v2.functional.resize(scene.image, [60, width], antialias=True)
-        assert abs(sample.image[:, y:y + 60, x:x + width].int() - expected.int()).max() <= 1
+        assert abs(sample.image[:, y : y + 60, x : x + width].int() - expected.int()).max() <= 1
 
 
 def test_fill_value_stands_between_and_around_the_images():
     sample = together(*(plain_sample(width, 40) for width in (40, 80, 40, 80)))
     Mosaic(40, **(UNTOUCHED | {"scaling_range": [0.5, 0.5]}), fill_value=114)(sample)
-    assert (sample.image[:, :, 62:78] == 114).all()  # right of the first and third image, halved around the middle of 160 columns
+    assert (
+        sample.image[:, :, 62:78] == 114
+    ).all()  # right of the first and third image, halved around the middle of 160 columns
     assert (sample.image[:, :19] == 114).all() and (sample.image[:, -19:] == 114).all()
 
 
@@ -187,7 +255,11 @@ def test_images_without_objects_go_through(seed):
     sample = together(*(plain_sample(60, 40) for _ in range(4)))
     sample.rng = np.random.default_rng(seed)
     Mosaic(32)(sample)
-    assert (sample.boxes.shape, sample.fields["index"].shape, sample.image.dtype) == ((0, 4), (0,), torch.uint8)
+    assert (sample.boxes.shape, sample.fields["index"].shape, sample.image.dtype) == (
+        (0, 4),
+        (0,),
+        torch.uint8,
+    )
 
 
 def test_boxes_of_the_others_are_kept_where_the_first_has_none():
@@ -228,25 +300,53 @@ def test_sample_that_is_left_alone_keeps_its_pixels_and_decodes_no_others():
 
 
 def test_mosaic_takes_the_settings_of_deims_files():
-    made = create({"type": "Mosaic", "output_size": 320, "rotation_range": 10, "translation_range": [0.1, 0.1], "scaling_range": [0.5, 1.5],
-                   "probability": 1.0, "fill_value": 0, "use_cache": False, "max_cached_images": 50, "random_pop": True})
+    made = create(
+        {
+            "type": "Mosaic",
+            "output_size": 320,
+            "rotation_range": 10,
+            "translation_range": [0.1, 0.1],
+            "scaling_range": [0.5, 1.5],
+            "probability": 1.0,
+            "fill_value": 0,
+            "use_cache": False,
+            "max_cached_images": 50,
+            "random_pop": True,
+        }
+    )
     assert isinstance(made, Mosaic)
 
 
 def test_data_set_whose_samples_know_no_others_is_refused():
-    with pytest.raises(ConfigError, match="^Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does$"):
+    with pytest.raises(
+        ConfigError,
+        match="^Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does$",
+    ):
         Mosaic()(plain_sample(40, 40))
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"use_cache": True}, "use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False"),
-    ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
-    ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),
-    ({"translation_range": [0.1]}, "translation_range is [0.1], expected two numbers from 0 to 1"),
-    ({"translation_range": [0.1, 2]}, "translation_range is [0.1, 2], expected two numbers from 0 to 1"),
-    ({"scaling_range": [0, 1]}, "scaling_range is [0, 1], expected two numbers above 0, the smaller first"),
-    ({"scaling_range": [1.5, 0.5]}, "scaling_range is [1.5, 0.5], expected two numbers above 0, the smaller first"),
-    ({"probability": 1.5}, "probability is 1.5, expected 0 to 1")])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            {"use_cache": True},
+            "use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False",
+        ),
+        ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
+        ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),
+        ({"translation_range": [0.1]}, "translation_range is [0.1], expected two numbers from 0 to 1"),
+        ({"translation_range": [0.1, 2]}, "translation_range is [0.1, 2], expected two numbers from 0 to 1"),
+        (
+            {"scaling_range": [0, 1]},
+            "scaling_range is [0, 1], expected two numbers above 0, the smaller first",
+        ),
+        (
+            {"scaling_range": [1.5, 0.5]},
+            "scaling_range is [1.5, 0.5], expected two numbers above 0, the smaller first",
+        ),
+        ({"probability": 1.5}, "probability is 1.5, expected 0 to 1"),
+    ],
+)
 def test_setting_out_of_range_is_refused(settings, fault):
     with pytest.raises(ConfigError) as caught:
         create({"type": "Mosaic", **settings})

@@ -20,15 +20,24 @@ SCENES = range(60)
 def coloured(seed: int, step: str, value: float) -> torch.Tensor:
     """Return a scene with one step of colour, in 0..255."""
     sample = sample_of(drawn(seed))
-    sample.colour = {"brightness": lambda: IDENTITY * value, "contrast": lambda: adjust_contrast(IDENTITY, value, mean_rgb(sample)),
-                     "saturation": lambda: saturation_matrix(value) @ IDENTITY, "hue": lambda: hue_matrix(value) @ IDENTITY}[step]()
+    sample.colour = {
+        "brightness": lambda: IDENTITY * value,
+        "contrast": lambda: adjust_contrast(IDENTITY, value, mean_rgb(sample)),
+        "saturation": lambda: saturation_matrix(value) @ IDENTITY,
+        "hue": lambda: hue_matrix(value) @ IDENTITY,
+    }[step]()
     return sample.render()[0].int()
 
 
 def differences(step: str, value: float) -> torch.Tensor:
     """Return the absolute differences from torchvision over all scenes, in grey levels."""
     theirs = getattr(v2.functional, f"adjust_{step}")
-    return torch.cat([(coloured(seed, step, value) - theirs(drawn(seed).image, value).int()).abs().flatten() for seed in SCENES]).numpy()
+    return torch.cat(
+        [
+            (coloured(seed, step, value) - theirs(drawn(seed).image, value).int()).abs().flatten()
+            for seed in SCENES
+        ]
+    ).numpy()
 
 
 @pytest.mark.parametrize("step", ["brightness", "contrast", "saturation"])
@@ -49,8 +58,21 @@ def test_largest_turn_of_hue_differs_from_torchvision_by_what_is_documented(turn
 def test_hue_turns_the_way_of_torchvision(turn):
     for colour in ((200, 60, 60), (60, 200, 60), (60, 60, 200)):
         hues = []
-        for turned in (hue_matrix(turn) @ colour, v2.functional.adjust_hue(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1), turn).flatten().numpy()):
-            hues.append((colorsys.rgb_to_hsv(*(turned / 255))[0] - colorsys.rgb_to_hsv(*(np.array(colour) / 255))[0] + 0.5) % 1 - 0.5)
+        for turned in (
+            hue_matrix(turn) @ colour,
+            v2.functional.adjust_hue(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1), turn)
+            .flatten()
+            .numpy(),
+        ):
+            hues.append(
+                (
+                    colorsys.rgb_to_hsv(*(turned / 255))[0]
+                    - colorsys.rgb_to_hsv(*(np.array(colour) / 255))[0]
+                    + 0.5
+                )
+                % 1
+                - 0.5
+            )
         assert hues[0] == pytest.approx(hues[1], abs=0.01)
 
 
@@ -62,13 +84,18 @@ def test_third_of_a_turn_moves_the_channels_on():
     np.testing.assert_allclose(hue_matrix(1 / 3) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
 
 
-@pytest.mark.parametrize("matrix", [hue_matrix(0.05), hue_matrix(-0.3), saturation_matrix(0.5), saturation_matrix(1.5)])
+@pytest.mark.parametrize(
+    "matrix", [hue_matrix(0.05), hue_matrix(-0.3), saturation_matrix(0.5), saturation_matrix(1.5)]
+)
 def test_grey_stays_grey(matrix):
     np.testing.assert_allclose(matrix @ [100, 100, 100], [100, 100, 100])
 
 
 def test_saturation_of_zero_gives_the_grey_image():
-    assert abs(coloured(0, "saturation", 0.0) - v2.functional.rgb_to_grayscale(drawn(0).image, 3).int()).max() <= 1
+    assert (
+        abs(coloured(0, "saturation", 0.0) - v2.functional.rgb_to_grayscale(drawn(0).image, 3).int()).max()
+        <= 1
+    )
 
 
 def test_contrast_of_zero_gives_the_mean_grey_value():
@@ -86,13 +113,20 @@ DRAWS = 600
 
 def soft_image() -> torch.Tensor:
     """Return a scene in middle colours, so that no step is clipped."""
-    return (drawn(0).image[:, ::8, ::8].float() * 0.3 + torch.tensor([90.0, 70, 110])[:, None, None]).to(torch.uint8)
+    return (drawn(0).image[:, ::8, ::8].float() * 0.3 + torch.tensor([90.0, 70, 110])[:, None, None]).to(
+        torch.uint8
+    )
 
 
 def describe(image: torch.Tensor) -> list[float]:
     """Return whether an image was changed, the mean of each channel, and their spread."""
     changed = float(not torch.equal(image, soft_image()))
-    return [changed, *image.float().mean((1, 2)).tolist(), *image.float().std((1, 2)).tolist(), image.float().mean((1, 2)).std().item()]
+    return [
+        changed,
+        *image.float().mean((1, 2)).tolist(),
+        *image.float().std((1, 2)).tolist(),
+        image.float().mean((1, 2)).std().item(),
+    ]
 
 
 def drawn_by_us(**settings) -> np.ndarray:
@@ -112,9 +146,18 @@ def drawn_by_torchvision(**settings) -> np.ndarray:
     return np.array([describe(transform(soft_image())) for _ in range(DRAWS)])
 
 
-@pytest.mark.parametrize("settings", [
-    OFF | {"brightness": (0.875, 1.125), "p": 0.3}, OFF | {"contrast": (0.5, 1.5), "p": 0.9}, OFF | {"saturation": (0.5, 1.5)}, OFF | {"p": 1.0},
-    {"hue": (0, 0)}, {}], ids=["brightness", "contrast", "saturation", "order of channels", "all but hue", "all"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OFF | {"brightness": (0.875, 1.125), "p": 0.3},
+        OFF | {"contrast": (0.5, 1.5), "p": 0.9},
+        OFF | {"saturation": (0.5, 1.5)},
+        OFF | {"p": 1.0},
+        {"hue": (0, 0)},
+        {},
+    ],
+    ids=["brightness", "contrast", "saturation", "order of channels", "all but hue", "all"],
+)
 def test_mean_and_spread_of_what_comes_out_agree_with_torchvision(settings):
     """Each mean within four standard errors, each deviation within a fifth of the other or one grey level."""
     a, b = drawn_by_us(**settings), drawn_by_torchvision(**settings)
@@ -151,7 +194,9 @@ def test_colours_act_in_float_as_in_8_bits():
 
 
 def test_margin_keeps_its_fill_value():
-    sample = Compose([RandomPhotometricDistort(p=1), RandomZoomOut(fill=114, side_range=[4, 4], p=1)])(plain_sample(8, 8, seed=1))
+    sample = Compose([RandomPhotometricDistort(p=1), RandomZoomOut(fill=114, side_range=[4, 4], p=1)])(
+        plain_sample(8, 8, seed=1)
+    )
     image, _ = sample.render()
     assert (image == 114).all(0).sum() >= 32 * 32 - 8 * 8
 
@@ -166,10 +211,20 @@ def test_second_distortion_acts_on_the_first():
 # ---- settings ----
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"p": 1.5}, "RandomPhotometricDistort.p is 1.5, expected 0 to 1"),
-    ({"hue": [0.05, -0.05]}, "RandomPhotometricDistort.hue is [0.05, -0.05], expected two numbers, the smaller first"),
-    ({"contrast": [1.0]}, "RandomPhotometricDistort.contrast is [1.0], expected two numbers, the smaller first")])
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"p": 1.5}, "RandomPhotometricDistort.p is 1.5, expected 0 to 1"),
+        (
+            {"hue": [0.05, -0.05]},
+            "RandomPhotometricDistort.hue is [0.05, -0.05], expected two numbers, the smaller first",
+        ),
+        (
+            {"contrast": [1.0]},
+            "RandomPhotometricDistort.contrast is [1.0], expected two numbers, the smaller first",
+        ),
+    ],
+)
 def test_setting_out_of_range_is_refused(settings, fault):
     with pytest.raises(ConfigError) as caught:
         create({"type": "RandomPhotometricDistort", **settings})

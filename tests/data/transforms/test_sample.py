@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from src.data.transforms import ConvertBoxes, ConvertPILImage, Normalize, RandomHorizontalFlip, RandomZoomOut, Resize
+from src.data.transforms import (
+    ConvertBoxes,
+    ConvertPILImage,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomZoomOut,
+    Resize,
+)
 from tests.fixtures.samples import drawn, plain_sample, sample_of
 
 
@@ -25,8 +32,16 @@ def test_drawing_at_another_size_is_torchvisions_resize(size):
 
 @pytest.mark.parametrize("size", [(48, 80), (640, 640)], ids=str)
 def test_drawing_at_another_size_is_pillows_resize_within_rounding(size):
-    expected = Image.fromarray(drawn(0).image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
-    assert abs(sample_of(drawn(0)).render(size)[0].permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()).max() <= 1
+    expected = Image.fromarray(drawn(0).image.permute(1, 2, 0).numpy()).resize(
+        size[::-1], Image.Resampling.BILINEAR
+    )
+    assert (
+        abs(
+            sample_of(drawn(0)).render(size)[0].permute(1, 2, 0).int()
+            - torch.from_numpy(np.array(expected)).int()
+        ).max()
+        <= 1
+    )
 
 
 def test_pixels_are_resampled_once_however_many_transforms_there_were():
@@ -98,7 +113,9 @@ def test_normalised_image_has_its_mean_taken_off():
     sample = sample_of(drawn(0))
     ConvertPILImage()(sample)
     Normalize(mean, std)(sample)
-    torch.testing.assert_close(sample.render()[0], v2.functional.normalize(drawn(0).image.float() / 255, mean, std))
+    torch.testing.assert_close(
+        sample.render()[0], v2.functional.normalize(drawn(0).image.float() / 255, mean, std)
+    )
 
 
 def test_normalising_alone_gives_floats():
@@ -108,9 +125,16 @@ def test_normalising_alone_gives_floats():
     assert image[:, 0, 3].tolist() == [2, -2, 0]
 
 
-@pytest.mark.parametrize(("fmt", "normalize", "box"), [
-    ("", False, [10, 10, 30, 40]), ("xyxy", False, [10, 10, 30, 40]), ("cxcywh", False, [20, 25, 20, 30]),
-    ("xyxy", True, [0.1, 0.2, 0.3, 0.8]), ("cxcywh", True, [0.2, 0.5, 0.2, 0.6])])
+@pytest.mark.parametrize(
+    ("fmt", "normalize", "box"),
+    [
+        ("", False, [10, 10, 30, 40]),
+        ("xyxy", False, [10, 10, 30, 40]),
+        ("cxcywh", False, [20, 25, 20, 30]),
+        ("xyxy", True, [0.1, 0.2, 0.3, 0.8]),
+        ("cxcywh", True, [0.2, 0.5, 0.2, 0.6]),
+    ],
+)
 def test_boxes_come_in_the_format_that_was_asked_for(fmt, normalize, box):
     sample = plain_sample(100, 50, [[10, 10, 30, 40]])
     ConvertBoxes(fmt, normalize)(sample)

@@ -10,7 +10,10 @@ from src.nn.backbone import dinov3_backbone as module_under_test
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, official_layout, small_backbone
 
-IMAGENET_MEAN, IMAGENET_STD = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+IMAGENET_MEAN, IMAGENET_STD = (
+    torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+    torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+)
 
 
 def seen_by(module, call):
@@ -24,9 +27,17 @@ def seen_by(module, call):
 
 # ---- construction ----
 
-@pytest.mark.parametrize(("alias", "name"), [
-    ("dinov3_small", "vit_small_patch16_dinov3"), ("dinov3_small_plus", "vit_small_plus_patch16_dinov3"),
-    ("dinov3_base", "vit_base_patch16_dinov3"), ("dinov3_large", "vit_large_patch16_dinov3"), (WITH_BIASES, WITH_BIASES)])
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("dinov3_small", "vit_small_patch16_dinov3"),
+        ("dinov3_small_plus", "vit_small_plus_patch16_dinov3"),
+        ("dinov3_base", "vit_base_patch16_dinov3"),
+        ("dinov3_large", "vit_large_patch16_dinov3"),
+        (WITH_BIASES, WITH_BIASES),
+    ],
+)
 def test_model_is_named_by_alias_or_as_timm_names_it(alias, name):
     assert small_backbone(alias).model_name == name
 
@@ -35,15 +46,22 @@ def test_small_plus_has_gated_feed_forward_layers():
     assert any("fc1_g" in name for name in small_backbone("dinov3_small_plus").state_dict())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vit_small_patch14_dinov2", "dinov3_huge", "convnext_tiny.dinov3_lvd1689m"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "vit_small_patch14_dinov2", "dinov3_huge", "convnext_tiny.dinov3_lvd1689m"]
+)
 def test_a_name_that_is_no_dinov3_vit_is_told_with_the_known_ones(name):
     with pytest.raises(ConfigError) as caught:
         DINOv3Backbone(name, pretrained=False)
-    assert str(caught.value).startswith(f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are dinov3_small, ")
+    assert str(caught.value).startswith(
+        f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are dinov3_small, "
+    )
     assert PLAIN in str(caught.value)
 
 
-@pytest.mark.parametrize(("depth", "taps"), [(1, [0]), (2, [0, 1]), (3, [1, 2]), (4, [1, 2, 3]), (12, [5, 8, 11]), (24, [11, 17, 23])])
+@pytest.mark.parametrize(
+    ("depth", "taps"),
+    [(1, [0]), (2, [0, 1]), (3, [1, 2]), (4, [1, 2, 3]), (12, [5, 8, 11]), (24, [11, 17, 23])],
+)
 def test_three_blocks_are_tapped_evenly_up_to_the_last(depth, taps):
     assert small_backbone(depth=depth).tap_blocks == taps
 
@@ -57,13 +75,18 @@ def test_taps_that_do_not_exist_are_told(taps):
 
 @pytest.mark.parametrize("settings", [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}], ids=str)
 def test_sizes_that_timm_cannot_build_are_told(settings):
-    with pytest.raises(ConfigError, match=f"DINOv3Backbone: timm cannot build {PLAIN} with .*{next(iter(settings))}"):
+    with pytest.raises(
+        ConfigError, match=f"DINOv3Backbone: timm cannot build {PLAIN} with .*{next(iter(settings))}"
+    ):
         small_backbone(**settings)
 
 
 @pytest.mark.parametrize(("embed_dim", "num_heads"), [(30, 4), (36, 2), (32, 3)])
 def test_a_width_that_rotary_codes_cannot_take_is_told(embed_dim, num_heads):
-    with pytest.raises(ConfigError, match=f"DINOv3Backbone.embed_dim is {embed_dim}, expected a multiple of 4 times num_heads {num_heads}: rotary"):
+    with pytest.raises(
+        ConfigError,
+        match=f"DINOv3Backbone.embed_dim is {embed_dim}, expected a multiple of 4 times num_heads {num_heads}: rotary",
+    ):
         small_backbone(embed_dim=embed_dim, num_heads=num_heads)
 
 
@@ -73,8 +96,16 @@ def test_a_vit_without_blocks_is_told():
 
 
 def test_timms_own_arguments_are_passed_on():
-    vit = small_backbone(embed_dim=48, depth=3, num_heads=3, mlp_ratio=2.0, num_reg_tokens=2, init_values=0.5).vit
-    assert (vit.embed_dim, len(vit.blocks), vit.blocks[0].attn.num_heads, vit.blocks[0].mlp.fc1.out_features, vit.num_prefix_tokens) == (48, 3, 3, 96, 3)
+    vit = small_backbone(
+        embed_dim=48, depth=3, num_heads=3, mlp_ratio=2.0, num_reg_tokens=2, init_values=0.5
+    ).vit
+    assert (
+        vit.embed_dim,
+        len(vit.blocks),
+        vit.blocks[0].attn.num_heads,
+        vit.blocks[0].mlp.fc1.out_features,
+        vit.num_prefix_tokens,
+    ) == (48, 3, 3, 96, 3)
 
 
 def test_init_values_set_the_layer_scale():
@@ -82,8 +113,14 @@ def test_init_values_set_the_layer_scale():
     assert torch.equal(backbone.vit.blocks[0].gamma_1, torch.full((32,), 0.5))
 
 
-@pytest.mark.parametrize(("key", "hint"), [
-    ("embed_dims", "; did you mean 'embed_dim'?"), ("img_size", ""), ("frozen_backbone", "; did you mean 'freeze_backbone'?")])
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("embed_dims", "; did you mean 'embed_dim'?"),
+        ("img_size", ""),
+        ("frozen_backbone", "; did you mean 'freeze_backbone'?"),
+    ],
+)
 def test_an_unknown_argument_is_told_with_the_nearest_known_one(key, hint):
     with pytest.raises(ConfigError) as caught:
         tiny_config(DINOv3Backbone={key: 32})
@@ -91,7 +128,9 @@ def test_an_unknown_argument_is_told_with_the_nearest_known_one(key, hint):
 
 
 def test_an_argument_of_a_wrong_type_is_told():
-    with pytest.raises(ConfigError, match="DINOv3Backbone.upsample_mode is 'bicubic', expected one of 'bilinear', 'nearest'"):
+    with pytest.raises(
+        ConfigError, match="DINOv3Backbone.upsample_mode is 'bicubic', expected one of 'bilinear', 'nearest'"
+    ):
         tiny_config(DINOv3Backbone={"upsample_mode": "bicubic"})
 
 
@@ -105,6 +144,7 @@ def test_normalisation_is_no_part_of_the_state_dict():
 
 
 # ---- forward ----
+
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96), (160, 32)])
 def test_maps_fit_any_size_in_multiples_of_32(size):
@@ -133,7 +173,10 @@ def test_maps_are_the_adapters_of_the_taps_of_the_normalised_image():
 
 
 def test_other_statistics_can_be_set():
-    backbone, images = small_backbone(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]).eval(), torch.rand(1, 3, 32, 32)
+    backbone, images = (
+        small_backbone(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]).eval(),
+        torch.rand(1, 3, 32, 32),
+    )
     (seen,) = seen_by(backbone.vit.patch_embed, lambda: backbone(images))
     torch.testing.assert_close(seen, images * 4 - 2)
 
@@ -145,7 +188,7 @@ def test_adapter_gets_the_patch_tokens_without_the_class_token_and_the_four_regi
 
     def as_map(first):
         """Return eight tokens as a map of 2 x 4, counted from `first`."""
-        return tokens[:, first:first + 8].transpose(1, 2).reshape(1, 32, 2, 4)
+        return tokens[:, first : first + 8].transpose(1, 2).reshape(1, 32, 2, 4)
 
     torch.testing.assert_close(taps[-1], as_map(5))
     assert not torch.allclose(taps[-1], as_map(4)) and not torch.allclose(taps[-1], as_map(1))
@@ -155,7 +198,9 @@ def test_adapter_gets_the_patch_tokens_without_the_class_token_and_the_four_regi
 def test_taps_get_the_final_norm_only_if_asked_for(tap_norm):
     backbone, images = small_backbone(tap_norm=tap_norm).eval(), torch.rand(1, 3, 32, 32)
     taps, normalised = seen_by(backbone.adapter, lambda: backbone(images))
-    expected = backbone.vit.forward_intermediates(normalised, indices=[0, 1], norm=tap_norm == "final", intermediates_only=True)
+    expected = backbone.vit.forward_intermediates(
+        normalised, indices=[0, 1], norm=tap_norm == "final", intermediates_only=True
+    )
     torch.testing.assert_close(taps[0], expected[0])
     assert (backbone.adapter.tap_norms is not None) == (tap_norm == "own")
 
@@ -168,7 +213,9 @@ def test_blocks_after_the_last_tap_do_not_run():
     assert calls == [0, 1]
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+)
 def test_vit_stays_out_of_fp16_but_not_of_bf16(dtype, expected):
     backbone, seen = small_backbone().eval(), []
     backbone.vit.blocks[0].mlp.fc1.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
@@ -179,9 +226,14 @@ def test_vit_stays_out_of_fp16_but_not_of_bf16(dtype, expected):
 
 # ---- what is trained ----
 
+
 def trainable(backbone):
     """Return the names of the ViT's trainable parts: blocks by number, the others by their first name."""
-    names = {name.split(".")[1] if name.startswith("blocks.") else name.split(".")[0] for name, p in backbone.vit.named_parameters() if p.requires_grad}
+    names = {
+        name.split(".")[1] if name.startswith("blocks.") else name.split(".")[0]
+        for name, p in backbone.vit.named_parameters()
+        if p.requires_grad
+    }
     return sorted(names)
 
 
@@ -199,11 +251,21 @@ def test_frozen_backbone_stays_in_eval_mode_while_its_adapter_trains():
 def test_frozen_backbone_gets_no_gradients_while_its_adapter_does():
     backbone = small_backbone(freeze_backbone=True).train()
     sum(x.sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert [name for name, p in backbone.named_parameters() if p.grad is not None] == [name for name, _ in backbone.named_parameters() if "adapter" in name]
+    assert [name for name, p in backbone.named_parameters() if p.grad is not None] == [
+        name for name, _ in backbone.named_parameters() if "adapter" in name
+    ]
 
 
-@pytest.mark.parametrize(("count", "parts"), [(0, []), (1, ["3", "norm"]), (2, ["2", "3", "norm"]), (3, ["1", "2", "3", "norm"]),
-                                              (4, ["0", "1", "2", "3", "cls_token", "norm", "patch_embed", "reg_token"])])
+@pytest.mark.parametrize(
+    ("count", "parts"),
+    [
+        (0, []),
+        (1, ["3", "norm"]),
+        (2, ["2", "3", "norm"]),
+        (3, ["1", "2", "3", "norm"]),
+        (4, ["0", "1", "2", "3", "cls_token", "norm", "patch_embed", "reg_token"]),
+    ],
+)
 def test_the_last_blocks_can_be_trained_alone(count, parts):
     backbone = small_backbone(depth=4)
     backbone.set_trainable_blocks(count)
@@ -237,7 +299,14 @@ def test_more_blocks_than_there_are_is_told(count):
 
 
 def test_blocks_after_the_last_tap_are_not_trained():
-    assert trainable(small_backbone(depth=3, tap_blocks=[0, 1])) == ["0", "1", "cls_token", "norm", "patch_embed", "reg_token"]
+    assert trainable(small_backbone(depth=3, tap_blocks=[0, 1])) == [
+        "0",
+        "1",
+        "cls_token",
+        "norm",
+        "patch_embed",
+        "reg_token",
+    ]
 
 
 @pytest.mark.parametrize("tap_norm", ["own", "none"])
@@ -245,8 +314,20 @@ def test_final_norm_is_not_trained_where_it_is_not_used(tap_norm):
     assert "norm" not in trainable(small_backbone(tap_norm=tap_norm))
 
 
-@pytest.mark.parametrize("settings", [{}, {"tap_norm": "own"}, {"tap_norm": "none"}, {"depth": 3, "tap_blocks": [0, 1]}, {"model_name": WITH_BIASES},
-                                      {"model_name": GATED}, {"position_encoding": True}, {"detail_channels": 0}, {"feat_strides": [8]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tap_norm": "own"},
+        {"tap_norm": "none"},
+        {"depth": 3, "tap_blocks": [0, 1]},
+        {"model_name": WITH_BIASES},
+        {"model_name": GATED},
+        {"position_encoding": True},
+        {"detail_channels": 0},
+        {"feat_strides": [8]},
+    ],
+)
 def test_every_trainable_parameter_gets_a_gradient(settings):
     backbone = small_backbone(**settings).train()
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
@@ -255,6 +336,7 @@ def test_every_trainable_parameter_gets_a_gradient(settings):
 
 # ---- training options ----
 
+
 def gradients(backbone, images):
     backbone.zero_grad()
     sum(x.square().sum() for x in backbone(images)).backward()
@@ -262,7 +344,11 @@ def gradients(backbone, images):
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    plain, saving, images = small_backbone(), small_backbone(gradient_checkpointing=True), torch.rand(2, 3, 32, 64)
+    plain, saving, images = (
+        small_backbone(),
+        small_backbone(gradient_checkpointing=True),
+        torch.rand(2, 3, 32, 64),
+    )
     saving.load_state_dict(plain.state_dict())
     expected = gradients(plain.train(), images)
     for name, gradient in gradients(saving.train(), images).items():
@@ -289,7 +375,11 @@ def test_chance_acts_in_training(settings):
 
 @pytest.mark.parametrize("settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str)
 def test_chance_does_not_act_in_evaluation(settings):
-    plain, backbone, images = small_backbone().eval(), small_backbone(**settings).eval(), torch.rand(4, 3, 64, 64)
+    plain, backbone, images = (
+        small_backbone().eval(),
+        small_backbone(**settings).eval(),
+        torch.rand(4, 3, 64, 64),
+    )
     backbone.load_state_dict(plain.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(plain(images), backbone(images)))
 
@@ -306,6 +396,7 @@ def test_there_is_no_chance_by_default():
 
 
 # ---- weights ----
+
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
@@ -328,27 +419,37 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
         "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and "
         "timm/vit_small_patch16_dinov3.lvd1689m is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set). "
         "Put the official, timm or Hugging Face file of vit_small_patch16_dinov3 there, name another with -u DINOv3Backbone.checkpoint_path=FILE, "
-        "or start without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)")
+        "or start without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)"
+    )
 
 
-@pytest.mark.parametrize(("model_name", "file"), [
-    ("dinov3_small", "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
-    (WITH_BIASES, "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
-    ("dinov3_small_plus", "weights/dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth"),
-    ("dinov3_base", "weights/dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
-    ("dinov3_large", "weights/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth")])
+@pytest.mark.parametrize(
+    ("model_name", "file"),
+    [
+        ("dinov3_small", "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+        (WITH_BIASES, "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+        ("dinov3_small_plus", "weights/dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth"),
+        ("dinov3_base", "weights/dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
+        ("dinov3_large", "weights/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"),
+    ],
+)
 def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(model_name, file, no_network):
     with pytest.raises(CheckpointError, match=f"there is no file {file}, and"):
         small_backbone(model_name, pretrained=True).load_pretrained()
 
 
 def test_missing_file_of_ones_own_is_named(no_network, tmp_path):
-    with pytest.raises(CheckpointError, match=rf"there is no file {tmp_path}/mine\.pth, and .*-u DINOv3Backbone\.pretrained=False"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"there is no file {tmp_path}/mine\.pth, and .*-u DINOv3Backbone\.pretrained=False",
+    ):
         small_backbone(pretrained=True, checkpoint_path=str(tmp_path / "mine.pth")).load_pretrained()
 
 
 def test_an_address_is_not_fetched(no_network):
-    with pytest.raises(CheckpointError, match="https://host/dinov3.pth is an address; download the file yourself"):
+    with pytest.raises(
+        CheckpointError, match="https://host/dinov3.pth is an address; download the file yourself"
+    ):
         small_backbone(pretrained=True, checkpoint_path="https://host/dinov3.pth").load_pretrained()
 
 
@@ -381,7 +482,9 @@ def test_building_from_a_configuration_loads_the_file(tmp_path):
 def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatch, tmp_path):
     source, backbone = small_backbone(), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {})
+    monkeypatch.setattr(
+        module_under_test, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {}
+    )
     backbone.load_pretrained()
     assert torch.equal(backbone.vit.cls_token, source.vit.cls_token)
 
@@ -392,7 +495,10 @@ def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_
     monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: source.vit.state_dict())
     with pytest.raises(CheckpointError) as caught:
         backbone.load_pretrained()
-    assert str(caught.value) == f"what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; {PLAIN} has width 32, 2 blocks, patch 16"
+    assert (
+        str(caught.value)
+        == f"what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; {PLAIN} has width 32, 2 blocks, patch 16"
+    )
 
 
 def test_taps_of_a_second_vit_are_read_as_the_backbone_reads_its_own():

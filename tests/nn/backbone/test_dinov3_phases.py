@@ -30,19 +30,22 @@ def trained(made) -> set[str]:
     return {name for name, p in made.vit.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(("settings", "blocks"), [
-    ({}, [4] * 20),
-    ({"freeze_backbone": True}, [0] * 20),
-    ({"freeze_backbone_epochs": 0}, [4] * 20),
-    ({"freeze_backbone_epochs": 0, "unfreeze_blocks": 2}, [4] * 20),
-    ({"freeze_backbone_epochs": 10}, [0] * 10 + [4] * 10),
-    ({"freeze_backbone_epochs": 10, "unfreeze_blocks": 2}, [0] * 10 + [2] * 10),
-    ({"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1}, [0] * 5 + [1] * 15),
-    ({"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1}, [0] * 3 + [1] * 17),
-    ({"unfreeze_plan": [[2, 1], [0.5, 3], ["15 epochs", 4]]}, [0] * 2 + [1] * 8 + [3] * 5 + [4] * 5),
-    ({"unfreeze_plan": [[0, 2], [5, 4]]}, [2] * 5 + [4] * 15),
-    ({"unfreeze_plan": [[0.01, 1], [0.02, 2], [1, 3]]}, [0] + [3] * 19),  # all of them begin with epoch 1
-])
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ({}, [4] * 20),
+        ({"freeze_backbone": True}, [0] * 20),
+        ({"freeze_backbone_epochs": 0}, [4] * 20),
+        ({"freeze_backbone_epochs": 0, "unfreeze_blocks": 2}, [4] * 20),
+        ({"freeze_backbone_epochs": 10}, [0] * 10 + [4] * 10),
+        ({"freeze_backbone_epochs": 10, "unfreeze_blocks": 2}, [0] * 10 + [2] * 10),
+        ({"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1}, [0] * 5 + [1] * 15),
+        ({"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1}, [0] * 3 + [1] * 17),
+        ({"unfreeze_plan": [[2, 1], [0.5, 3], ["15 epochs", 4]]}, [0] * 2 + [1] * 8 + [3] * 5 + [4] * 5),
+        ({"unfreeze_plan": [[0, 2], [5, 4]]}, [2] * 5 + [4] * 15),
+        ({"unfreeze_plan": [[0.01, 1], [0.02, 2], [1, 3]]}, [0] + [3] * 19),  # all of them begin with epoch 1
+    ],
+)
 def test_blocks_that_train_in_each_epoch(settings, blocks):
     assert blocks_by_epoch(backbone(**settings)) == blocks
 
@@ -73,8 +76,12 @@ def test_frozen_blocks_stay_in_eval_mode_when_the_model_is_put_in_training_mode(
 def test_a_frozen_vit_builds_no_graph_and_a_thawed_one_only_behind_the_frozen_blocks():
     made = backbone(freeze_backbone_epochs=1, unfreeze_blocks=1).train()
     depends = []
-    made.vit.blocks[2].register_forward_hook(lambda module, inputs, output: depends.append(output.requires_grad))
-    made.vit.blocks[3].register_forward_hook(lambda module, inputs, output: depends.append(output.requires_grad))
+    made.vit.blocks[2].register_forward_hook(
+        lambda module, inputs, output: depends.append(output.requires_grad)
+    )
+    made.vit.blocks[3].register_forward_hook(
+        lambda module, inputs, output: depends.append(output.requires_grad)
+    )
     made(torch.rand(1, 3, 64, 64))
     made.set_epoch(1)
     made(torch.rand(1, 3, 64, 64))
@@ -84,15 +91,21 @@ def test_a_frozen_vit_builds_no_graph_and_a_thawed_one_only_behind_the_frozen_bl
 def test_the_plan_tells_for_every_parameter_that_ever_trains_when_and_how_fast():
     plan = backbone(unfreeze_plan=[[5, 1], [10, 2]], unfreeze_lr_factor=0.1).learning_plan()
     assert {name.split(".")[2] for name in plan if name.startswith("vit.blocks.")} == {"2", "3"}
-    assert {tuple(learning) for name, learning in plan.items() if name.startswith(("vit.blocks.3.", "vit.norm."))} == {(5, 0.1)}
-    assert {tuple(learning) for name, learning in plan.items() if name.startswith("vit.blocks.2.")} == {(10, 0.1)}
+    assert {
+        tuple(learning) for name, learning in plan.items() if name.startswith(("vit.blocks.3.", "vit.norm."))
+    } == {(5, 0.1)}
+    assert {tuple(learning) for name, learning in plan.items() if name.startswith("vit.blocks.2.")} == {
+        (10, 0.1)
+    }
 
 
 def test_asking_for_the_plan_changes_nothing():
     made = backbone(freeze_backbone_epochs=1).train()
     before = [(p.requires_grad, m.training) for m in made.modules() for p in m.parameters(recurse=False)]
     made.learning_plan()
-    assert [(p.requires_grad, m.training) for m in made.modules() for p in m.parameters(recurse=False)] == before
+    assert [
+        (p.requires_grad, m.training) for m in made.modules() for p in m.parameters(recurse=False)
+    ] == before
 
 
 def test_what_trains_from_the_start_knows_no_thawing_factor():
@@ -103,9 +116,9 @@ def test_what_trains_from_the_start_knows_no_thawing_factor():
 def test_layer_wise_decay_slows_each_block_by_one_factor_more_than_the_next():
     plan = backbone(layer_decay=0.5).learning_plan()
     factors = [plan[f"vit.blocks.{block}.norm1.weight"].factor for block in range(4)]
-    assert factors == [0.5 ** 4, 0.5 ** 3, 0.5 ** 2, 0.5]
+    assert factors == [0.5**4, 0.5**3, 0.5**2, 0.5]
     assert plan["vit.norm.weight"].factor == 1.0
-    assert {plan[f"vit.{name}"].factor for name in EMBEDDING} == {0.5 ** 5}
+    assert {plan[f"vit.{name}"].factor for name in EMBEDDING} == {0.5**5}
 
 
 def test_layer_wise_decay_counts_from_the_last_block_that_runs():
@@ -122,25 +135,46 @@ def test_layer_wise_decay_and_the_thawing_factor_multiply():
 def test_gated_mlps_thaw_too():
     made = backbone(model_name=GATED, freeze_backbone_epochs=1, unfreeze_blocks=1)
     made.set_epoch(1)
-    assert {name for name in trained(made) if "fc1_g" in name} == {"blocks.3.mlp.fc1_g.weight", "blocks.3.mlp.fc1_g.bias"}
+    assert {name for name in trained(made) if "fc1_g" in name} == {
+        "blocks.3.mlp.fc1_g.weight",
+        "blocks.3.mlp.fc1_g.bias",
+    }
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"freeze_backbone": True, "freeze_backbone_epochs": 3}, "each say when the ViT trains; give one of them"),
-    ({"freeze_backbone_epochs": 3, "unfreeze_plan": [[3, 2]]}, "each say when the ViT trains; give one of them"),
-    ({"unfreeze_plan": [[3, 2]], "unfreeze_blocks": 2}, "unfreeze_blocks has no meaning"),
-    ({"freeze_backbone_epochs": 3, "unfreeze_blocks": 5}, r"\[0, 5\] trainable blocks in turn, expected numbers from 0 to 4"),
-    ({"unfreeze_plan": [[3, 2], [5, 1]]}, "that do not fall"),
-    ({"unfreeze_plan": [[3]]}, "expected pairs of when and how many of the last blocks"),
-    ({"unfreeze_plan": []}, "expected pairs"),
-    ({"unfreeze_plan": [[5, 1], [5, 2]]}, r"phases begin in epochs \[0, 5, 5\] \(of 20, from 0\), expected each after the one before"),
-    ({"freeze_backbone_epochs": 1.5}, "freeze_backbone_epochs is 1.5, expected a whole number of epochs"),
-    ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
-    ({"unfreeze_plan": [[5, 1], [0.2, 2]]}, r"phases begin in epochs \[0, 5, 4\] \(of 20, from 0\), expected each after the one before"),
-    ({"layer_decay": 1.1}, "layer_decay is 1.1"),
-    ({"lora_rank": 2, "freeze_backbone": True}, "no block is ever trained"),
-    ({"lora_rank": 2, "unfreeze_plan": [[0, 0]]}, "no block is ever trained"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"freeze_backbone": True, "freeze_backbone_epochs": 3},
+            "each say when the ViT trains; give one of them",
+        ),
+        (
+            {"freeze_backbone_epochs": 3, "unfreeze_plan": [[3, 2]]},
+            "each say when the ViT trains; give one of them",
+        ),
+        ({"unfreeze_plan": [[3, 2]], "unfreeze_blocks": 2}, "unfreeze_blocks has no meaning"),
+        (
+            {"freeze_backbone_epochs": 3, "unfreeze_blocks": 5},
+            r"\[0, 5\] trainable blocks in turn, expected numbers from 0 to 4",
+        ),
+        ({"unfreeze_plan": [[3, 2], [5, 1]]}, "that do not fall"),
+        ({"unfreeze_plan": [[3]]}, "expected pairs of when and how many of the last blocks"),
+        ({"unfreeze_plan": []}, "expected pairs"),
+        (
+            {"unfreeze_plan": [[5, 1], [5, 2]]},
+            r"phases begin in epochs \[0, 5, 5\] \(of 20, from 0\), expected each after the one before",
+        ),
+        ({"freeze_backbone_epochs": 1.5}, "freeze_backbone_epochs is 1.5, expected a whole number of epochs"),
+        ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
+        (
+            {"unfreeze_plan": [[5, 1], [0.2, 2]]},
+            r"phases begin in epochs \[0, 5, 4\] \(of 20, from 0\), expected each after the one before",
+        ),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+        ({"lora_rank": 2, "freeze_backbone": True}, "no block is ever trained"),
+        ({"lora_rank": 2, "unfreeze_plan": [[0, 0]]}, "no block is ever trained"),
+    ],
+)
 def test_a_plan_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         backbone(**settings)
@@ -148,7 +182,9 @@ def test_a_plan_that_makes_no_sense_is_refused(settings, message):
 
 def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
     made = small_backbone(freeze_backbone_epochs=0.5)
-    with pytest.raises(ConfigError, match=r"a phase begins at 0.5 of the run, whose length has not been told"):
+    with pytest.raises(
+        ConfigError, match=r"a phase begins at 0.5 of the run, whose length has not been told"
+    ):
         made.set_epoch(3)
 
 
@@ -158,7 +194,10 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
     for checkpointing in (False, True):
         torch.manual_seed(0)
         made = backbone(unfreeze_plan=[[0, blocks]], gradient_checkpointing=checkpointing).train()
-        sum(level.square().sum() for level in made(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))).backward()
+        sum(
+            level.square().sum()
+            for level in made(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+        ).backward()
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())

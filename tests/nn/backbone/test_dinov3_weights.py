@@ -5,7 +5,16 @@ from safetensors.torch import save_file
 from src.core import CheckpointError, ConfigError
 from src.nn.backbone.dinov3_weights import load_dinov3_weights
 from src.runtime.weight_files import file_sha256
-from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, features, hugging_face_layout, official_layout, small_backbone, timm_layout
+from tests.fixtures.vits import (
+    GATED,
+    PLAIN,
+    WITH_BIASES,
+    features,
+    hugging_face_layout,
+    official_layout,
+    small_backbone,
+    timm_layout,
+)
 
 LAYOUTS = {"official": official_layout, "timm": timm_layout, "Hugging Face": hugging_face_layout}
 
@@ -31,15 +40,24 @@ def test_file_of_the_wanted_digest_loads_and_what_is_no_digest_is_refused(tmp_pa
     vit = small_backbone(PLAIN).vit
     path = write(tmp_path / "weights.pth", timm_layout(vit))
     load_dinov3_weights(vit, path, PLAIN, file_sha256(path).upper())
-    with pytest.raises(ConfigError, match="^checkpoint_sha256 is 'abc', expected 64 hexadecimal digits, or the first 8 or more of them$"):
+    with pytest.raises(
+        ConfigError,
+        match="^checkpoint_sha256 is 'abc', expected 64 hexadecimal digits, or the first 8 or more of them$",
+    ):
         load_dinov3_weights(vit, path, PLAIN, "abc")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
-def test_file_of_any_layout_gives_the_features_of_the_model_it_came_from(model_name, layout, suffix, tmp_path):
-    source, vit, images = small_backbone(model_name).vit, small_backbone(model_name).vit, torch.rand(1, 3, 48, 80)
+def test_file_of_any_layout_gives_the_features_of_the_model_it_came_from(
+    model_name, layout, suffix, tmp_path
+):
+    source, vit, images = (
+        small_backbone(model_name).vit,
+        small_backbone(model_name).vit,
+        torch.rand(1, 3, 48, 80),
+    )
     state = LAYOUTS[layout](source)
     load_dinov3_weights(vit, write(tmp_path / f"weights{suffix}", state), model_name)
     torch.testing.assert_close(features(vit, images), features(source, images), rtol=0, atol=0)
@@ -48,12 +66,21 @@ def test_file_of_any_layout_gives_the_features_of_the_model_it_came_from(model_n
 @pytest.mark.parametrize("prefix", ["layer.", "model.layer.", "encoder.layer.", "model.encoder.layer."])
 def test_hugging_face_files_of_every_age_load(prefix, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
-    report = load_dinov3_weights(vit, write(tmp_path / "weights.pth", hugging_face_layout(source, prefix)), PLAIN)
+    report = load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", hugging_face_layout(source, prefix)), PLAIN
+    )
     assert report.layout == "Hugging Face"
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"model": s}, lambda s: {"state_dict": s}, lambda s: {"teacher": {"module." + k: v for k, v in s.items()}},
-                                  lambda s: {"teacher": {"backbone." + k: v for k, v in s.items()}}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model": s},
+        lambda s: {"state_dict": s},
+        lambda s: {"teacher": {"module." + k: v for k, v in s.items()}},
+        lambda s: {"teacher": {"backbone." + k: v for k, v in s.items()}},
+    ],
+)
 def test_state_dicts_inside_a_checkpoint_of_a_training_load(wrap, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
     load_dinov3_weights(vit, write(tmp_path / "weights.pth", wrap(official_layout(source))), PLAIN)
@@ -66,17 +93,23 @@ def test_report_names_layout_counts_and_digest(layout, tmp_path):
     path = write(tmp_path / "weights.pth", LAYOUTS[layout](vit))
     report = load_dinov3_weights(vit, path, PLAIN)
     count = len(vit.state_dict())
-    assert str(report) == f"{path}: {layout} layout, {count} of {count} tensors, sha256 {file_sha256(path)[:8]}"
+    assert (
+        str(report) == f"{path}: {layout} layout, {count} of {count} tensors, sha256 {file_sha256(path)[:8]}"
+    )
 
 
 # ---- query, key and value biases ----
+
 
 def test_biases_of_an_official_file_are_multiplied_by_their_mask(tmp_path):
     vit, state = small_backbone(WITH_BIASES).vit, official_layout(small_backbone(WITH_BIASES).vit)
     state["blocks.0.attn.qkv.bias_mask"] *= 0.5
     load_dinov3_weights(vit, write(tmp_path / "weights.pth", state), WITH_BIASES)
     fused = state["blocks.0.attn.qkv.bias"]
-    torch.testing.assert_close(torch.cat([vit.blocks[0].attn.q_bias, vit.blocks[0].attn.v_bias]), 0.5 * torch.cat([fused[:32], fused[64:]]))
+    torch.testing.assert_close(
+        torch.cat([vit.blocks[0].attn.q_bias, vit.blocks[0].attn.v_bias]),
+        0.5 * torch.cat([fused[:32], fused[64:]]),
+    )
 
 
 def test_mask_of_zero_takes_a_bias_out_even_if_it_is_not_a_number(tmp_path):
@@ -89,8 +122,10 @@ def test_mask_of_zero_takes_a_bias_out_even_if_it_is_not_a_number(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(layout, tmp_path):
     message = refusal(LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path)
-    assert message == (f"weights.pth has query and value biases that are not zero (4 tensors), for which {PLAIN} has no place; "
-                       f"set DINOv3Backbone.model_name to {PLAIN}_qkvb")
+    assert message == (
+        f"weights.pth has query and value biases that are not zero (4 tensors), for which {PLAIN} has no place; "
+        f"set DINOv3Backbone.model_name to {PLAIN}_qkvb"
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -103,7 +138,9 @@ def test_file_without_biases_loads_as_zeros_where_there_is_a_place_and_the_repor
 
 def test_dead_biases_of_a_published_file_load_into_a_plain_model(tmp_path):
     source, vit, images = small_backbone(WITH_BIASES).vit, small_backbone(PLAIN).vit, torch.rand(1, 3, 32, 32)
-    load_dinov3_weights(vit, write(tmp_path / "weights.pth", official_layout(source, live_biases=False)), PLAIN)
+    load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", official_layout(source, live_biases=False)), PLAIN
+    )
     for block in source.blocks:
         block.attn.q_bias.data.zero_()
         block.attn.v_bias.data.zero_()
@@ -114,10 +151,12 @@ def test_key_bias_that_is_not_zero_is_refused(tmp_path):
     state = hugging_face_layout(small_backbone(WITH_BIASES).vit)
     state["model.layer.1.attention.k_proj.bias"] = torch.ones(32)
     assert refusal(state, tmp_path, WITH_BIASES) == (
-        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); DINOv3 has none, so this is another model")
+        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); DINOv3 has none, so this is another model"
+    )
 
 
 # ---- files that do not fit ----
+
 
 def test_missing_file_is_told_with_the_folder_looked_from(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist \(looked from "):
@@ -136,7 +175,10 @@ def test_digest_that_differs_from_the_name_is_told(tmp_path):
     state = official_layout(small_backbone().vit)
     message = refusal(state, tmp_path, name="dinov3_vits16-08c60483.pth")
     digest = file_sha256(tmp_path / "dinov3_vits16-08c60483.pth")[:8]
-    assert message == f"dinov3_vits16-08c60483.pth is damaged or not what its name says: its sha256 begins with {digest}, expected 08c60483; download it again"
+    assert (
+        message
+        == f"dinov3_vits16-08c60483.pth is damaged or not what its name says: its sha256 begins with {digest}, expected 08c60483; download it again"
+    )
 
 
 def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
@@ -146,7 +188,10 @@ def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("settings", "size"), [({"embed_dim": 48}, "width 48, 2 blocks, patch 16"), ({"depth": 3}, "width 32, 3 blocks, patch 16")])
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({"embed_dim": 48}, "width 48, 2 blocks, patch 16"), ({"depth": 3}, "width 32, 3 blocks, patch 16")],
+)
 def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
     message = refusal(LAYOUTS[layout](small_backbone(**settings).vit), tmp_path)
     assert message == f"weights.pth is a DINOv3 ViT with {size}; {PLAIN} has width 32, 2 blocks, patch 16"
@@ -154,47 +199,122 @@ def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
 
 def test_gated_file_for_an_ungated_model_is_told_with_both_sizes(tmp_path):
     assert refusal(official_layout(small_backbone(GATED).vit), tmp_path) == (
-        f"weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; {PLAIN} has width 32, 2 blocks, patch 16")
+        f"weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; {PLAIN} has width 32, 2 blocks, patch 16"
+    )
 
 
 def test_a_missing_tensor_is_named(tmp_path):
     state = official_layout(small_backbone().vit, live_biases=False)
     del state["blocks.1.norm2.weight"]
-    assert refusal(state, tmp_path) == f"weights.pth does not fit {PLAIN}: 1 missing (first blocks.1.norm2.weight)"
+    assert (
+        refusal(state, tmp_path)
+        == f"weights.pth does not fit {PLAIN}: 1 missing (first blocks.1.norm2.weight)"
+    )
 
 
 def test_unexpected_and_reshaped_tensors_are_named(tmp_path):
-    state = official_layout(small_backbone().vit, live_biases=False) | {"head.weight": torch.zeros(2, 32), "norm.bias": torch.zeros(31)}
-    assert refusal(state, tmp_path) == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), 1 of another shape (first norm.bias)"
+    state = official_layout(small_backbone().vit, live_biases=False) | {
+        "head.weight": torch.zeros(2, 32),
+        "norm.bias": torch.zeros(31),
+    }
+    assert (
+        refusal(state, tmp_path)
+        == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), 1 of another shape (first norm.bias)"
+    )
 
 
 def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
     state = hugging_face_layout(small_backbone().vit)
     del state["model.layer.0.attention.k_proj.weight"]
-    assert refusal(state, tmp_path) == f"weights.pth does not fit {PLAIN}: 1 missing (first blocks.0.attn.qkv.weight)"
+    assert (
+        refusal(state, tmp_path)
+        == f"weights.pth does not fit {PLAIN}: 1 missing (first blocks.0.attn.qkv.weight)"
+    )
 
 
-@pytest.mark.parametrize(("state", "description"), [
-    ({"cls_token": torch.zeros(1, 1, 384), "pos_embed": torch.zeros(1, 1370, 384), "patch_embed.proj.weight": torch.zeros(384, 3, 14, 14)},
-     "DINOv2 ViT-S/14"),
-    ({"cls_token": torch.zeros(1, 1, 768), "pos_embed": torch.zeros(1, 1370, 768), "register_tokens": torch.zeros(1, 4, 768),
-      "patch_embed.proj.weight": torch.zeros(768, 3, 14, 14)}, "DINOv2 ViT-B/14"),
-    ({"cls_token": torch.zeros(1, 1, 384), "pos_embed": torch.zeros(1, 1369, 384), "reg_token": torch.zeros(1, 4, 384),
-      "patch_embed.proj.weight": torch.zeros(384, 3, 14, 14)}, "DINOv2 ViT-S/14"),
-    ({"embeddings.cls_token": torch.zeros(1, 1, 384), "embeddings.position_embeddings": torch.zeros(1, 1370, 384),
-      "embeddings.register_tokens": torch.zeros(1, 4, 384), "embeddings.patch_embeddings.projection.weight": torch.zeros(384, 3, 14, 14)},
-     "DINOv2 ViT-S/14"),
-    ({"pos_embed": torch.zeros(1, 197, 768), "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)},
-     "a ViT-B/16 with absolute position embeddings (no DINOv3)"),
-    ({"downsample_layers.0.0.weight": torch.zeros(96, 3, 4, 4), "stages.0.0.gamma": torch.zeros(96)}, "a convolutional network (ConvNeXt or HGNetv2)"),
-    ({"model": {"backbone.stages.0.blocks.0.layers.0.conv.weight": torch.zeros(1), "decoder.up": torch.zeros(1)}},
-     "a detector's checkpoint (use -r or -t for those)"),
-    ({"model": {"backbone.vit.patch_embed.proj.weight": torch.zeros(32, 3, 16, 16), "decoder.up": torch.zeros(1)}},
-     "a detector's checkpoint (use -r or -t for those)"),
-    ({"ema": {"module": {"backbone.vit.cls_token": torch.zeros(1), "decoder.up": torch.zeros(1)}}}, "a detector's checkpoint (use -r or -t for those)"),
-    ({"fc.weight": torch.zeros(3, 4)}, "no DINOv3 ViT (1 tensors, first fc.weight)"),
-], ids=["DINOv2", "DINOv2 with registers", "timm's DINOv2", "Hugging Face's DINOv2", "ViT", "ConvNeXt", "HGNetv2 detector", "DINOv3 detector", "average",
-        "anything else"])
+@pytest.mark.parametrize(
+    ("state", "description"),
+    [
+        (
+            {
+                "cls_token": torch.zeros(1, 1, 384),
+                "pos_embed": torch.zeros(1, 1370, 384),
+                "patch_embed.proj.weight": torch.zeros(384, 3, 14, 14),
+            },
+            "DINOv2 ViT-S/14",
+        ),
+        (
+            {
+                "cls_token": torch.zeros(1, 1, 768),
+                "pos_embed": torch.zeros(1, 1370, 768),
+                "register_tokens": torch.zeros(1, 4, 768),
+                "patch_embed.proj.weight": torch.zeros(768, 3, 14, 14),
+            },
+            "DINOv2 ViT-B/14",
+        ),
+        (
+            {
+                "cls_token": torch.zeros(1, 1, 384),
+                "pos_embed": torch.zeros(1, 1369, 384),
+                "reg_token": torch.zeros(1, 4, 384),
+                "patch_embed.proj.weight": torch.zeros(384, 3, 14, 14),
+            },
+            "DINOv2 ViT-S/14",
+        ),
+        (
+            {
+                "embeddings.cls_token": torch.zeros(1, 1, 384),
+                "embeddings.position_embeddings": torch.zeros(1, 1370, 384),
+                "embeddings.register_tokens": torch.zeros(1, 4, 384),
+                "embeddings.patch_embeddings.projection.weight": torch.zeros(384, 3, 14, 14),
+            },
+            "DINOv2 ViT-S/14",
+        ),
+        (
+            {"pos_embed": torch.zeros(1, 197, 768), "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)},
+            "a ViT-B/16 with absolute position embeddings (no DINOv3)",
+        ),
+        (
+            {"downsample_layers.0.0.weight": torch.zeros(96, 3, 4, 4), "stages.0.0.gamma": torch.zeros(96)},
+            "a convolutional network (ConvNeXt or HGNetv2)",
+        ),
+        (
+            {
+                "model": {
+                    "backbone.stages.0.blocks.0.layers.0.conv.weight": torch.zeros(1),
+                    "decoder.up": torch.zeros(1),
+                }
+            },
+            "a detector's checkpoint (use -r or -t for those)",
+        ),
+        (
+            {
+                "model": {
+                    "backbone.vit.patch_embed.proj.weight": torch.zeros(32, 3, 16, 16),
+                    "decoder.up": torch.zeros(1),
+                }
+            },
+            "a detector's checkpoint (use -r or -t for those)",
+        ),
+        (
+            {"ema": {"module": {"backbone.vit.cls_token": torch.zeros(1), "decoder.up": torch.zeros(1)}}},
+            "a detector's checkpoint (use -r or -t for those)",
+        ),
+        ({"fc.weight": torch.zeros(3, 4)}, "no DINOv3 ViT (1 tensors, first fc.weight)"),
+    ],
+    ids=[
+        "DINOv2",
+        "DINOv2 with registers",
+        "timm's DINOv2",
+        "Hugging Face's DINOv2",
+        "ViT",
+        "ConvNeXt",
+        "HGNetv2 detector",
+        "DINOv3 detector",
+        "average",
+        "anything else",
+    ],
+)
 def test_a_file_of_another_model_is_told_as_what_it_is(state, description, tmp_path):
     assert refusal(state, tmp_path) == f"weights.pth is {description}; {PLAIN} needs a DINOv3 ViT of its size"
 

@@ -14,7 +14,9 @@ from tests.fixtures.vits import randomize
 
 
 def small(**settings):
-    return HGNetv2("B0", **({"use_lab": True, "freeze_at": -1, "freeze_norm": False, "pretrained": False} | settings))
+    return HGNetv2(
+        "B0", **({"use_lab": True, "freeze_at": -1, "freeze_norm": False, "pretrained": False} | settings)
+    )
 
 
 def frozen_parts(model):
@@ -25,11 +27,14 @@ def frozen_parts(model):
 
 # ---- forward ----
 
+
 @pytest.mark.parametrize("indices", [[0], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3]])
 def test_maps_of_the_stages_asked_for_come_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
-    assert [tuple(x.shape) for x in maps] == [(2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i]) for i in indices]
+    assert [tuple(x.shape) for x in maps] == [
+        (2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i]) for i in indices
+    ]
 
 
 def test_channels_and_strides_are_attributes():
@@ -53,14 +58,19 @@ def test_freezing_of_a_stage_that_does_not_exist_is_told(stage):
 
 # ---- freezing ----
 
-@pytest.mark.parametrize(("settings", "frozen"), [
-    ({"freeze_at": -1, "freeze_stem_only": True}, []),
-    ({"freeze_at": -1, "freeze_stem_only": False}, []),
-    ({"freeze_at": 0, "freeze_stem_only": True}, ["stem"]),
-    ({"freeze_at": 3, "freeze_stem_only": True}, ["stem"]),
-    ({"freeze_at": 0, "freeze_stem_only": False}, ["stem", "0"]),
-    ({"freeze_at": 2, "freeze_stem_only": False}, ["stem", "0", "1", "2"]),
-    ({"freeze_at": -1, "return_idx": [1, 2]}, ["3"])])
+
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ({"freeze_at": -1, "freeze_stem_only": True}, []),
+        ({"freeze_at": -1, "freeze_stem_only": False}, []),
+        ({"freeze_at": 0, "freeze_stem_only": True}, ["stem"]),
+        ({"freeze_at": 3, "freeze_stem_only": True}, ["stem"]),
+        ({"freeze_at": 0, "freeze_stem_only": False}, ["stem", "0"]),
+        ({"freeze_at": 2, "freeze_stem_only": False}, ["stem", "0", "1", "2"]),
+        ({"freeze_at": -1, "return_idx": [1, 2]}, ["3"]),
+    ],
+)
 def test_parts_are_frozen_as_the_settings_say(settings, frozen):
     assert frozen_parts(small(**settings)) == frozen
 
@@ -68,7 +78,12 @@ def test_parts_are_frozen_as_the_settings_say(settings, frozen):
 def test_frozen_norms_hold_their_values_as_buffers():
     model = small(freeze_norm=True)
     assert not any(".bn." in name for name, _ in model.named_parameters())
-    assert {name.rsplit(".", 1)[1] for name, _ in model.named_buffers()} == {"weight", "bias", "running_mean", "running_var"}
+    assert {name.rsplit(".", 1)[1] for name, _ in model.named_buffers()} == {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    }
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
@@ -83,10 +98,13 @@ def test_loading_into_a_frozen_norm_drops_the_count_of_batches():
     plain, frozen = small(), small(freeze_norm=True)
     frozen.load_state_dict(plain.state_dict())
     norm = frozen.stem.stem1.bn
-    assert isinstance(norm, FrozenBatchNorm2d) and torch.equal(norm.running_var, plain.stem.stem1.bn.running_var)
+    assert isinstance(norm, FrozenBatchNorm2d) and torch.equal(
+        norm.running_var, plain.stem.stem1.bn.running_var
+    )
 
 
 # ---- start weights ----
+
 
 @pytest.fixture(scope="module")
 def timm_model():
@@ -108,9 +126,13 @@ def no_network(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("freeze_norm", [False, True])
-def test_weights_of_timm_load_strictly_and_give_timms_features(freeze_norm, timm_model, monkeypatch, tmp_path):
+def test_weights_of_timm_load_strictly_and_give_timms_features(
+    freeze_norm, timm_model, monkeypatch, tmp_path
+):
     monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: timm_model.state_dict())
-    model = small(pretrained=True, return_idx=[3], freeze_norm=freeze_norm, local_model_dir=str(tmp_path)).eval()
+    model = small(
+        pretrained=True, return_idx=[3], freeze_norm=freeze_norm, local_model_dir=str(tmp_path)
+    ).eval()
     model.load_pretrained()
     x = torch.rand(1, 3, 64, 96)
     torch.testing.assert_close(model(x)[0], timm_model.forward_features(x), rtol=1e-4, atol=1e-4)
@@ -118,7 +140,9 @@ def test_weights_of_timm_load_strictly_and_give_timms_features(freeze_norm, timm
 
 def test_the_model_that_timm_is_asked_for_is_the_official_start(timm_model, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: asked.append(name) or timm_model.state_dict())
+    monkeypatch.setattr(
+        module_under_test, "timm_state_dict", lambda name: asked.append(name) or timm_model.state_dict()
+    )
     small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert asked == ["hgnetv2_b0.ssld_stage1_in22k_in1k"]
 
@@ -132,7 +156,10 @@ def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(no_network, t
         model.load_pretrained()
     count = len(model.state_dict())
     assert torch.equal(model.stem.stem1.conv.weight, source.stem.stem1.conv.weight)
-    assert f"HGNetv2 B0: loaded {count} of {count} tensors from {tmp_path}/PPHGNetV2_B0_stage1.pth" in caplog.text
+    assert (
+        f"HGNetv2 B0: loaded {count} of {count} tensors from {tmp_path}/PPHGNetV2_B0_stage1.pth"
+        in caplog.text
+    )
 
 
 def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_network, tmp_path):
@@ -141,25 +168,41 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
     assert str(caught.value) == (
         f"ImageNet weights for HGNetv2 B0 not found: no file {tmp_path}/PPHGNetV2_B0_stage1.pth, and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in "
         f"the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); put the file there, or start without it: "
-        f"-u HGNetv2.pretrained=False")
+        f"-u HGNetv2.pretrained=False"
+    )
 
 
 def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(no_network, tmp_path):
-    torch.save(HGNetv2("B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False).state_dict(), tmp_path / "PPHGNetV2_B0_stage1.pth")
-    with pytest.raises(CheckpointError, match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first stages\."):
+    torch.save(
+        HGNetv2("B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False).state_dict(),
+        tmp_path / "PPHGNetV2_B0_stage1.pth",
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first stages\.",
+    ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 
 
 def test_a_file_with_other_keys_is_told(no_network, tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth")
-    with pytest.raises(CheckpointError, match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first fc\.weight"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first fc\.weight",
+    ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 
 
-@pytest.mark.parametrize("content", [[1, 2], 3, {"model": {"fc.weight": torch.zeros(2)}}, {0: torch.zeros(2)}, {"fc.weight": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], 3, {"model": {"fc.weight": torch.zeros(2)}}, {0: torch.zeros(2)}, {"fc.weight": 1.0}],
+    ids=str,
+)
 def test_a_file_without_a_state_dict_is_told(content, no_network, tmp_path):
     torch.save(content, tmp_path / "PPHGNetV2_B0_stage1.pth")
-    with pytest.raises(CheckpointError, match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)"
+    ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 
 

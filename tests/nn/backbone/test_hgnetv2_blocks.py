@@ -3,7 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.nn.backbone.hgnetv2_blocks import ConvBNAct, HGBlock, HGStage, LearnableAffineBlock, LightConvBNAct, Stem, _MaxOfFour
+from src.nn.backbone.hgnetv2_blocks import (
+    ConvBNAct,
+    HGBlock,
+    HGStage,
+    LearnableAffineBlock,
+    LightConvBNAct,
+    Stem,
+    _MaxOfFour,
+)
 from tests.fixtures.vits import randomize
 
 
@@ -19,7 +27,9 @@ def test_learnable_affine_block_starts_as_the_identity():
     assert (block.scale.item(), block.bias.item()) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("use_act", "use_lab", "has_lab"), [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("use_act", "use_lab", "has_lab"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_affine_block_follows_an_activation_only(use_act, use_lab, has_lab):
     assert hasattr(ConvBNAct(2, 3, 1, use_act=use_act, use_lab=use_lab).lab, "scale") == has_lab
 
@@ -31,8 +41,15 @@ def test_convolution_norm_relu_and_affine_block_come_in_this_order():
 
 def test_light_convolution_is_pointwise_without_then_depthwise_with_activation():
     block, x = randomize(LightConvBNAct(3, 4, 5, use_lab=True)).eval(), torch.randn(1, 3, 6, 6)
-    assert (block.conv1.conv.kernel_size, block.conv2.conv.kernel_size, block.conv2.conv.groups) == ((1, 1), (5, 5), 4)
-    torch.testing.assert_close(block(x), block.conv2.lab(F.relu(block.conv2.bn(block.conv2.conv(block.conv1.bn(block.conv1.conv(x)))))))
+    assert (block.conv1.conv.kernel_size, block.conv2.conv.kernel_size, block.conv2.conv.groups) == (
+        (1, 1),
+        (5, 5),
+        4,
+    )
+    torch.testing.assert_close(
+        block(x),
+        block.conv2.lab(F.relu(block.conv2.bn(block.conv2.conv(block.conv1.bn(block.conv1.conv(x)))))),
+    )
 
 
 def test_stem_quarters_the_size_by_convolutions_and_pooling():
@@ -67,7 +84,10 @@ def test_own_pooling_sends_the_gradient_of_a_tie_to_one_place_as_torchs_does():
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("light", [False, True])
 def test_block_concatenates_every_layers_output(light, residual):
-    block, x = randomize(HGBlock(8, 4, 8, 3, 3, light=light, residual=residual, use_lab=True)).eval(), torch.randn(1, 8, 5, 5)
+    block, x = (
+        randomize(HGBlock(8, 4, 8, 3, 3, light=light, residual=residual, use_lab=True)).eval(),
+        torch.randn(1, 8, 5, 5),
+    )
     outputs = [x]
     for layer in block.layers:
         outputs.append(layer(outputs[-1]))

@@ -3,13 +3,23 @@ import pytest
 from src.nn.backbone import HGNetv2
 from src.nn.backbone.hgnetv2_variants import VARIANTS
 
-PARAMETERS = {"B0": 1_850_396, "B1": 2_197_004, "B2": 6_026_626, "B3": 10_048_910, "B4": 13_553_376, "B5": 33_325_760, "B6": 69_013_472}
+PARAMETERS = {
+    "B0": 1_850_396,
+    "B1": 2_197_004,
+    "B2": 6_026_626,
+    "B3": 10_048_910,
+    "B4": 13_553_376,
+    "B5": 33_325_760,
+    "B6": 69_013_472,
+}
 """With trainable norms; B0 to B3 with learnable affine blocks, as they are published."""
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_variant_has_the_published_number_of_parameters(name):
-    model = HGNetv2(name, use_lab=name in ("B0", "B1", "B2", "B3"), freeze_at=-1, freeze_norm=False, pretrained=False)
+    model = HGNetv2(
+        name, use_lab=name in ("B0", "B1", "B2", "B3"), freeze_at=-1, freeze_norm=False, pretrained=False
+    )
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
@@ -19,4 +29,6 @@ def test_every_variant_is_counted():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_channels_of_a_variant_are_those_of_its_table(name):
-    assert HGNetv2(name, return_idx=[0, 1, 2, 3], pretrained=False).out_channels == [stage.out for stage in VARIANTS[name].stages]
+    assert HGNetv2(name, return_idx=[0, 1, 2, 3], pretrained=False).out_channels == [
+        stage.out for stage in VARIANTS[name].stages
+    ]

@@ -10,12 +10,16 @@ WIDTH, OUT, TAPS = 12, 6, 2
 
 
 def adapter(strides=(8, 16, 32), **settings):
-    return randomize(SpatialTuningAdapter(WIDTH, OUT, strides, TAPS, **({"detail_channels": 4} | settings))).eval()
+    return randomize(
+        SpatialTuningAdapter(WIDTH, OUT, strides, TAPS, **({"detail_channels": 4} | settings))
+    ).eval()
 
 
 def inputs(height=64, width=96, batch=2):
     """Return taps and the images that they belong to."""
-    return [torch.randn(batch, WIDTH, height // 16, width // 16) for _ in range(TAPS)], torch.randn(batch, 3, height, width)
+    return [torch.randn(batch, WIDTH, height // 16, width // 16) for _ in range(TAPS)], torch.randn(
+        batch, 3, height, width
+    )
 
 
 @pytest.mark.parametrize("strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)])
@@ -25,9 +29,16 @@ def test_there_is_a_map_for_each_stride(strides, size):
     assert [tuple(x.shape) for x in maps] == [(2, OUT, size[0] // s, size[1] // s) for s in strides]
 
 
-@pytest.mark.parametrize("settings", [
-    {"upsample_mode": "nearest"}, {"layer_norm": True}, {"position_encoding": True}, {"detail_channels": 0},
-    {"upsample_mode": "nearest", "layer_norm": True, "position_encoding": True, "detail_channels": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"upsample_mode": "nearest"},
+        {"layer_norm": True},
+        {"position_encoding": True},
+        {"detail_channels": 0},
+        {"upsample_mode": "nearest", "layer_norm": True, "position_encoding": True, "detail_channels": 0},
+    ],
+)
 def test_every_option_keeps_the_shapes(settings):
     maps = adapter(**settings)(*inputs())
     assert [tuple(x.shape) for x in maps] == [(2, OUT, 8, 12), (2, OUT, 4, 6), (2, OUT, 2, 3)]
@@ -37,7 +48,10 @@ def test_every_option_keeps_the_shapes(settings):
 def test_strides_that_cannot_be_given_are_told(strides):
     with pytest.raises(ConfigError) as caught:
         SpatialTuningAdapter(WIDTH, OUT, strides, TAPS)
-    assert str(caught.value) == f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of [8, 16, 32]"
+    assert (
+        str(caught.value)
+        == f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of [8, 16, 32]"
+    )
 
 
 def test_stride_16_is_a_mixture_of_all_taps_through_a_1x1_convolution():
@@ -56,13 +70,21 @@ def test_taps_count_the_same_before_training():
 def test_stride_8_is_upsampled_in_the_mode_asked_for(mode):
     module, (taps, images) = adapter((8,), detail_channels=0, upsample_mode=mode), inputs()
     taps = [taps[0], taps[0]]
-    upsampled = F.interpolate(taps[0], scale_factor=2, mode=mode)  # before the projection, which is linear: the same result
-    torch.testing.assert_close(module(taps, images)[0], F.gelu(module.norms[0](module.project[0](upsampled))), rtol=1e-4, atol=1e-5)
+    upsampled = F.interpolate(
+        taps[0], scale_factor=2, mode=mode
+    )  # before the projection, which is linear: the same result
+    torch.testing.assert_close(
+        module(taps, images)[0], F.gelu(module.norms[0](module.project[0](upsampled))), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_stride_32_goes_through_a_depthwise_convolution():
     module = adapter((32,))
-    assert (module.shrink.stride, module.shrink.groups, module.shrink.weight.numel()) == ((2, 2), WIDTH, 9 * WIDTH)
+    assert (module.shrink.stride, module.shrink.groups, module.shrink.weight.numel()) == (
+        (2, 2),
+        WIDTH,
+        9 * WIDTH,
+    )
 
 
 def test_layer_norm_takes_scale_and_offset_out_of_each_tap():
@@ -114,14 +136,24 @@ def test_detail_branch_is_no_deeper_than_the_coarsest_map(deepest, layers):
 def test_detail_branch_gives_a_map_for_each_halving():
     branch = DetailBranch(4, 32)
     maps = branch(torch.rand(1, 3, 64, 96))
-    assert {s: tuple(x.shape[1:]) for s, x in maps.items()} == {2: (4, 32, 48), 4: (8, 16, 24), 8: (16, 8, 12), 16: (16, 4, 6), 32: (16, 2, 3)}
+    assert {s: tuple(x.shape[1:]) for s, x in maps.items()} == {
+        2: (4, 32, 48),
+        4: (8, 16, 24),
+        8: (16, 8, 12),
+        16: (16, 4, 6),
+        32: (16, 2, 3),
+    }
 
 
 def test_gradients_reach_every_parameter():
-    module = SpatialTuningAdapter(WIDTH, OUT, num_taps=TAPS, detail_channels=4, layer_norm=True, position_encoding=True)
+    module = SpatialTuningAdapter(
+        WIDTH, OUT, num_taps=TAPS, detail_channels=4, layer_norm=True, position_encoding=True
+    )
     sum(x.square().sum() for x in module(*inputs())).backward()
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
 def test_batch_norms_are_plain_ones_so_that_a_cpu_can_train():
-    assert {type(m).__name__ for m in adapter().modules() if "BatchNorm" in type(m).__name__} == {"BatchNorm2d"}
+    assert {type(m).__name__ for m in adapter().modules() if "BatchNorm" in type(m).__name__} == {
+        "BatchNorm2d"
+    }

@@ -47,14 +47,20 @@ def test_offline_mode_is_told_without_a_connection(value, hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
-    assert str(caught.value) == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set)"
+    assert (
+        str(caught.value)
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set)"
+    )
     assert hub == []
 
 
 def test_a_failed_connection_is_told_after_one_attempt(hub):
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
-    assert str(caught.value) == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (Network is unreachable)"
+    assert (
+        str(caught.value)
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (Network is unreachable)"
+    )
     assert hub == [("huggingface.co", 443)]
 
 
@@ -66,7 +72,9 @@ def test_behind_a_proxy_no_direct_connection_is_tried(proxy, hub, published, mon
 
 
 def test_cached_weights_need_no_network(hub, published, monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: str(tmp_path / file))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repository, file: str(tmp_path / file)
+    )
     assert set(timm_state_dict(NAME)) == {"weight", "bias"} and hub == []
 
 

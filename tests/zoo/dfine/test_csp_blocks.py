@@ -50,7 +50,10 @@ def test_fused_form_holds_convolutions_with_bias_and_no_norms(name):
 
 
 def test_fused_keys_are_the_official_ones():
-    assert set(convert(drawn(ConvNorm(2, 2, 1))).state_dict()) == {"conv_bn_fused.weight", "conv_bn_fused.bias"}
+    assert set(convert(drawn(ConvNorm(2, 2, 1))).state_dict()) == {
+        "conv_bn_fused.weight",
+        "conv_bn_fused.bias",
+    }
     assert set(convert(drawn(VGGBlock(2, act="silu"))).state_dict()) == {"conv.weight", "conv.bias"}
 
 
@@ -62,7 +65,9 @@ def test_vgg_block_sums_a_3x3_and_a_1x1_branch_without_an_identity():
 
 def test_csp_layer_sums_two_paths_one_of_them_through_the_bottlenecks():
     block, x = drawn(CSPLayer(6, 4, 2, act="silu")), torch.randn(1, 6, 5, 5)
-    torch.testing.assert_close(block(x), block.bottlenecks[1](block.bottlenecks[0](block.conv1(x))) + block.conv2(x))
+    torch.testing.assert_close(
+        block(x), block.bottlenecks[1](block.bottlenecks[0](block.conv1(x))) + block.conv2(x)
+    )
 
 
 def test_gelan_block_concatenates_both_halves_and_two_stages():
@@ -75,7 +80,17 @@ def test_gelan_block_concatenates_both_halves_and_two_stages():
 @pytest.mark.parametrize("act", ["silu", "relu", "gelu"])
 def test_every_convolution_of_a_gelan_block_has_the_activation(act):
     block = RepNCSPELAN4(6, 4, 8, 3, 1, act=act)
-    kinds = {type(conv.act) for conv in (block.cv1, block.cv4, block.cv2[0].conv1, block.cv2[0].conv2, block.cv2[1], block.cv2[0].bottlenecks[0])}
+    kinds = {
+        type(conv.act)
+        for conv in (
+            block.cv1,
+            block.cv4,
+            block.cv2[0].conv1,
+            block.cv2[0].conv2,
+            block.cv2[1],
+            block.cv2[0].bottlenecks[0],
+        )
+    }
     assert [kind.__name__.lower() for kind in kinds] == [act]
 
 

@@ -9,7 +9,9 @@ from tests.fixtures.vits import randomize
 WIDTH, HEADS, SHAPES = 8, 2, [(4, 6), (2, 3)]
 
 
-@pytest.mark.parametrize(("layers", "widths"), [(1, [(3, 5)]), (2, [(3, 7), (7, 5)]), (3, [(3, 7), (7, 7), (7, 5)])])
+@pytest.mark.parametrize(
+    ("layers", "widths"), [(1, [(3, 5)]), (2, [(3, 7), (7, 5)]), (3, [(3, 7), (7, 7), (7, 5)])]
+)
 def test_mlp_has_so_many_linear_layers(layers, widths):
     assert [(layer.in_features, layer.out_features) for layer in MLP(3, 7, 5, layers).layers] == widths
 
@@ -34,7 +36,7 @@ def test_quality_estimator_reads_the_top_probabilities_of_each_edge_and_their_me
     lqe, corners = randomize(LQE()), torch.randn(2, 3, 4 * 33)
     statistics = []
     for edge in range(4):
-        top = corners[..., 33 * edge:33 * edge + 33].softmax(-1).sort(-1, descending=True).values[..., :4]
+        top = corners[..., 33 * edge : 33 * edge + 33].softmax(-1).sort(-1, descending=True).values[..., :4]
         statistics += [top, top.mean(-1, keepdim=True)]
     torch.testing.assert_close(lqe(corners), lqe.reg_conf(torch.cat(statistics, -1)))
 
@@ -45,7 +47,12 @@ def test_quality_estimator_starts_without_an_opinion():
 
 def layer_inputs():
     tokens = torch.randn(2, sum(h * w for h, w in SHAPES), WIDTH)
-    return torch.randn(2, 5, WIDTH), torch.rand(2, 5, 4) * 0.5 + 0.2, split_heads(tokens, HEADS, SHAPES), torch.randn(2, 5, WIDTH)
+    return (
+        torch.randn(2, 5, WIDTH),
+        torch.rand(2, 5, 4) * 0.5 + 0.2,
+        split_heads(tokens, HEADS, SHAPES),
+        torch.randn(2, 5, WIDTH),
+    )
 
 
 def test_layer_is_self_attention_then_gated_cross_attention_then_feed_forward():

@@ -39,7 +39,9 @@ def sampled(map_chw, x, y):
 def nearest(map_chw, x, y):
     """Return the pixel of a map at trunc(x * w + 0.5), clamped."""
     _, height, width = map_chw.shape
-    return map_chw[:, min(max(int(y * height + 0.5), 0), height - 1), min(max(int(x * width + 0.5), 0), width - 1)]
+    return map_chw[
+        :, min(max(int(y * height + 0.5), 0), height - 1), min(max(int(x * width + 0.5), 0), width - 1)
+    ]
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -47,18 +49,27 @@ def nearest(map_chw, x, y):
 def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
     module, (query, reference, tokens) = attention(discrete=discrete), inputs()
     result = module(query, reference, split_heads(tokens, HEADS, SHAPES))
-    offsets = F.linear(query, module.sampling_offsets.weight, module.sampling_offsets.bias).view(2, 5, HEADS, 5, 2)
-    weights = F.linear(query, module.attention_weights.weight, module.attention_weights.bias).view(2, 5, HEADS, 5).softmax(-1)
+    offsets = F.linear(query, module.sampling_offsets.weight, module.sampling_offsets.bias).view(
+        2, 5, HEADS, 5, 2
+    )
+    weights = (
+        F.linear(query, module.attention_weights.weight, module.attention_weights.bias)
+        .view(2, 5, HEADS, 5)
+        .softmax(-1)
+    )
     expected = torch.zeros(2, 5, WIDTH)
     level_of, scale = [0, 0, 1, 1, 1], [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3]
     starts = [0, 24, 30]
     for b in range(2):
-        maps = [tokens[b, starts[i]:starts[i + 1]].T.reshape(WIDTH, *SHAPES[i]) for i in range(2)]
+        maps = [tokens[b, starts[i] : starts[i + 1]].T.reshape(WIDTH, *SHAPES[i]) for i in range(2)]
         for q in range(5):
             for head in range(HEADS):
                 channels = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
                 for point in range(5):
-                    x, y = (reference[b, q, :2] + offsets[b, q, head, point] * scale[point] * reference[b, q, 2:] * 0.5).tolist()
+                    x, y = (
+                        reference[b, q, :2]
+                        + offsets[b, q, head, point] * scale[point] * reference[b, q, 2:] * 0.5
+                    ).tolist()
                     sample = (nearest if discrete else sampled)(maps[level_of[point]][channels], x, y)
                     expected[b, q, channels] += weights[b, q, head, point] * sample
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
@@ -75,18 +86,28 @@ def test_rays_of_the_heads_point_all_around_and_reach_a_square():
     torch.testing.assert_close(bias.detach(), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sampling_offsets.weight", "attention_weights.weight", "attention_weights.bias"])
+@pytest.mark.parametrize(
+    "name", ["sampling_offsets.weight", "attention_weights.weight", "attention_weights.bias"]
+)
 def test_other_parameters_start_from_zero(name):
     assert not MultiScaleDeformableAttention(16, 2, [3, 6]).get_parameter(name).any()
 
 
 def test_offsets_are_scaled_by_the_points_of_their_level():
-    assert MultiScaleDeformableAttention(16, 2, [2, 4]).num_points_scale.tolist() == [0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    assert MultiScaleDeformableAttention(16, 2, [2, 4]).num_points_scale.tolist() == [
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+        0.25,
+    ]
 
 
 def test_there_is_no_projection_of_values_or_output():
-    assert {name for name, _ in attention().named_parameters()} == {f"{part}.{kind}" for part in ("sampling_offsets", "attention_weights")
-                                                                    for kind in ("weight", "bias")}
+    assert {name for name, _ in attention().named_parameters()} == {
+        f"{part}.{kind}" for part in ("sampling_offsets", "attention_weights") for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize(("discrete", "trained"), [(False, True), (True, False)])

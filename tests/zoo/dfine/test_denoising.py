@@ -13,7 +13,13 @@ def embedding():
 
 
 def queries(targets, embed=None, **settings):
-    defaults = {"num_classes": CLASSES, "num_queries": QUERIES, "num_denoising": 7, "label_noise_ratio": 0.0, "box_noise_scale": 0.0}
+    defaults = {
+        "num_classes": CLASSES,
+        "num_queries": QUERIES,
+        "num_denoising": 7,
+        "label_noise_ratio": 0.0,
+        "box_noise_scale": 0.0,
+    }
     return make_denoising_queries(targets, embed or embedding(), **(defaults | settings))
 
 
@@ -41,9 +47,18 @@ def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale)
                 label = int(labels[image, query])
             edges = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
             for edge in range(4):
-                reach = (magnitudes[image, query, edge].item() + half) * (w, h)[edge % 2] / 2 * box_noise_scale
+                reach = (
+                    (magnitudes[image, query, edge].item() + half) * (w, h)[edge % 2] / 2 * box_noise_scale
+                )
                 edges[edge] = min(max(edges[edge] + signs[image, query, edge].item() * reach, 0.0), 1.0)
-            box = torch.tensor([(edges[0] + edges[2]) / 2, (edges[1] + edges[3]) / 2, abs(edges[2] - edges[0]), abs(edges[3] - edges[1])])
+            box = torch.tensor(
+                [
+                    (edges[0] + edges[2]) / 2,
+                    (edges[1] + edges[3]) / 2,
+                    abs(edges[2] - edges[0]),
+                    abs(edges[3] - edges[1]),
+                ]
+            )
             unact[image, query] = torch.log(box.clamp(min=EPS) / (1 - box).clamp(min=EPS))
             content[image, query] = embed.weight[label]
     return content, unact
@@ -63,7 +78,9 @@ def test_queries_equal_a_plain_reading_of_the_recipe(counts):
 def test_groups_hold_positives_then_negatives_each_padded_to_the_fullest_image():
     targets, embed = random_targets(3, 1), embedding()
     ours = queries(targets, embed)  # 7 // 3 = 2 groups of 2 x 3
-    labels = torch.tensor([targets[0]["labels"].tolist() * 4, [int(targets[1]["labels"]), CLASSES, CLASSES] * 4])
+    labels = torch.tensor(
+        [targets[0]["labels"].tolist() * 4, [int(targets[1]["labels"]), CLASSES, CLASSES] * 4]
+    )
     assert torch.equal(ours.content, embed(labels))
     torch.testing.assert_close(boxes_of(ours)[0], targets[0]["boxes"].repeat(4, 1))
     torch.testing.assert_close(boxes_of(ours)[1, ::3], targets[1]["boxes"].repeat(4, 1))
@@ -77,14 +94,23 @@ def test_padding_is_the_embeddings_padding_row_and_a_box_of_no_size():
 
 
 def test_positive_queries_of_each_image_are_named_group_by_group():
-    assert [index.tolist() for index in queries(random_targets(3, 1)).positive_idx] == [[0, 1, 2, 6, 7, 8], [0, 6]]
+    assert [index.tolist() for index in queries(random_targets(3, 1)).positive_idx] == [
+        [0, 1, 2, 6, 7, 8],
+        [0, 6],
+    ]
 
 
 def test_an_image_without_objects_has_no_positive_queries():
-    assert [index.tolist() for index in queries(random_targets(0, 2)).positive_idx] == [[], [0, 1, 4, 5, 8, 9]]
+    assert [index.tolist() for index in queries(random_targets(0, 2)).positive_idx] == [
+        [],
+        [0, 1, 4, 5, 8, 9],
+    ]
 
 
-@pytest.mark.parametrize(("counts", "num_denoising", "groups"), [((3, 1), 7, 2), ((1, 1), 7, 7), ((9, 2), 7, 1), ((7,), 7, 1), ((3,), 100, 33)])
+@pytest.mark.parametrize(
+    ("counts", "num_denoising", "groups"),
+    [((3, 1), 7, 2), ((1, 1), 7, 7), ((9, 2), 7, 1), ((7,), 7, 1), ((3,), 100, 33)],
+)
 def test_positives_are_shared_among_groups_of_which_there_is_at_least_one(counts, num_denoising, groups):
     ours = queries(random_targets(*counts), num_denoising=num_denoising)
     assert (ours.num_groups, ours.content.shape[1]) == (groups, 2 * groups * min(max(counts), num_denoising))
@@ -102,7 +128,11 @@ def test_mask_blocks_other_groups_and_hides_all_of_them_from_matching_queries():
 @pytest.mark.parametrize("counts", [(0,), (0, 0, 0)])
 def test_without_any_object_there_are_no_queries_but_the_embedding_stays_in_the_graph(counts):
     ours = queries(random_targets(*counts), label_noise_ratio=0.5, box_noise_scale=1.0)
-    assert (ours.content.shape, ours.reference_unact.shape, ours.num_groups) == ((len(counts), 0, WIDTH), (len(counts), 0, 4), 0)
+    assert (ours.content.shape, ours.reference_unact.shape, ours.num_groups) == (
+        (len(counts), 0, WIDTH),
+        (len(counts), 0, 4),
+        0,
+    )
     assert ours.content.requires_grad
     assert ours.mask.shape == (QUERIES, QUERIES) and not ours.mask.any()
     assert [len(index) for index in ours.positive_idx] == [0] * len(counts)
@@ -141,7 +171,10 @@ def test_without_box_noise_negatives_are_the_boxes_too():
 
 
 def test_noised_boxes_stay_inside_the_image():
-    target = {"labels": torch.tensor([0, 1]), "boxes": torch.tensor([[0.05, 0.95, 0.1, 0.1], [0.5, 0.5, 1.0, 1.0]])}
+    target = {
+        "labels": torch.tensor([0, 1]),
+        "boxes": torch.tensor([[0.05, 0.95, 0.1, 0.1], [0.5, 0.5, 1.0, 1.0]]),
+    }
     boxes = boxes_of(queries([target], num_denoising=200, box_noise_scale=1.0))
     corners = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
     assert corners.min() > -2 * EPS and corners.max() < 1 + 2 * EPS
@@ -152,7 +185,9 @@ def test_noised_boxes_stay_inside_the_image():
 def test_half_of_the_ratio_of_labels_is_drawn_anew(ratio, half):
     embed, count = embedding(), 8000
     target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2]])}
-    content = queries([target], embed, num_denoising=count, label_noise_ratio=ratio).content[0, half == "negatives"::2]
+    content = queries([target], embed, num_denoising=count, label_noise_ratio=ratio).content[
+        0, half == "negatives" :: 2
+    ]
     changed = (content != embed.weight[2]).any(-1).float().mean().item()
     expected = 0.5 * ratio * (CLASSES - 1) / CLASSES  # a new label may be the old one
     assert changed == pytest.approx(expected, abs=4 * (expected * (1 - expected) / count) ** 0.5)
@@ -165,6 +200,7 @@ def test_gradients_reach_the_embedding_of_the_labels():
 
 
 # ---- crowded images ----
+
 
 def test_of_a_crowded_image_as_many_objects_are_denoised_as_there_are_denoising_queries():
     targets = random_targets(3, 50)

@@ -6,13 +6,22 @@ from src.core import ConfigError, NumericsError
 from src.ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from src.zoo.dfine.dfine_criterion import Normalizers, all_rank_normalizers
 from src.zoo.dfine.distribution import weighting_sequence
-from tests.fixtures.detector import BINS, CLASSES, LOSS_WEIGHTS, QUERIES, small_criterion, small_decoder, training_outputs
+from tests.fixtures.detector import (
+    BINS,
+    CLASSES,
+    LOSS_WEIGHTS,
+    QUERIES,
+    small_criterion,
+    small_decoder,
+    training_outputs,
+)
 from tests.fixtures.golden import SIZES, coco_config
 
 ALPHA, GAMMA = 0.75, 2.0
 
 
 # ---- which terms there are ----
+
 
 def expected_names(layers, denoising=True):
     """Return the names of all terms by the table of the recipe."""
@@ -21,7 +30,9 @@ def expected_names(layers, denoising=True):
     names |= {f"{term}_aux_{i}" for i in range(layers - 1) for term in LOSS_WEIGHTS}
     names |= {f"{term}_{head}" for head in ("pre", "enc_0") for term in class_and_box}
     if denoising:
-        names |= {f"{term}_dn_{i}" for i in range(layers) for term in LOSS_WEIGHTS} | {f"{term}_dn_pre" for term in class_and_box}
+        names |= {f"{term}_dn_{i}" for i in range(layers) for term in LOSS_WEIGHTS} | {
+            f"{term}_dn_pre" for term in class_and_box
+        }
     return names
 
 
@@ -58,19 +69,25 @@ def test_a_term_without_a_weight_is_left_out(left_out):
 def test_a_weight_that_no_loss_uses_is_refused():
     with pytest.raises(ConfigError) as caught:
         small_criterion(losses=["vfl", "boxes"])
-    assert str(caught.value) == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, which none of losses ['vfl', 'boxes'] computes"
+    assert (
+        str(caught.value)
+        == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, which none of losses ['vfl', 'boxes'] computes"
+    )
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_every_term_is_multiplied_by_its_weight(factor):
     outputs, targets = training_outputs(3, 1)
-    base, scaled = (small_criterion(weight_dict=weights)(outputs, targets)
-                    for weights in (LOSS_WEIGHTS, {name: factor * weight for name, weight in LOSS_WEIGHTS.items()}))
+    base, scaled = (
+        small_criterion(weight_dict=weights)(outputs, targets)
+        for weights in (LOSS_WEIGHTS, {name: factor * weight for name, weight in LOSS_WEIGHTS.items()})
+    )
     for name in base:
         torch.testing.assert_close(scaled[name], factor * base[name])
 
 
 # ---- values against a plain reading of the recipe ----
+
 
 def union(head_pairs):
     """Return for an image the pairs most heads agree on: a query keeps its first by count, then query, then target."""
@@ -90,12 +107,18 @@ def reference_losses(outputs, targets):
     total = max(sum(len(t["labels"]) for t in targets), 1)
 
     def matched(head):
-        indices = matcher({key: head[key].detach() for key in ("pred_logits", "pred_boxes")}, targets)["indices"]
+        indices = matcher({key: head[key].detach() for key in ("pred_logits", "pred_boxes")}, targets)[
+            "indices"
+        ]
         return [list(zip(query.tolist(), target.tolist())) for query, target in indices]
 
     layers = [*outputs["aux_outputs"], outputs]
-    heads = {**{f"_aux_{i}": head for i, head in enumerate(layers[:-1])}, "": outputs, "_pre": outputs["pre_outputs"],
-             "_enc_0": outputs["enc_aux_outputs"][0]}
+    heads = {
+        **{f"_aux_{i}": head for i, head in enumerate(layers[:-1])},
+        "": outputs,
+        "_pre": outputs["pre_outputs"],
+        "_enc_0": outputs["enc_aux_outputs"][0],
+    }
     own = {suffix: matched(head) for suffix, head in heads.items()}
     united = [union([own[suffix][image] for suffix in own]) for image in images]
     total_united = max(sum(map(len, united)), 1)
@@ -106,33 +129,57 @@ def reference_losses(outputs, targets):
     for i, head in enumerate(layers[:-1]):
         losses[f"loss_ddf_aux_{i}"] = 1.5 * distillation(head, united, targets, counts)
     groups = outputs["dn_meta"]["dn_num_group"]
-    objects = [range(len(targets[image]["labels"])) if few is None else few.tolist() for image, few in zip(images, outputs["dn_meta"]["dn_chosen"])]
-    pairs = [[(int(query), own[index % len(own)]) for index, query in enumerate(outputs["dn_meta"]["dn_positive_idx"][image])]
-             for image, own in zip(images, objects)]
-    for suffix, head in {**{f"_dn_{i}": head for i, head in enumerate(outputs["dn_outputs"])}, "_dn_pre": outputs["dn_pre_outputs"]}.items():
+    objects = [
+        range(len(targets[image]["labels"])) if few is None else few.tolist()
+        for image, few in zip(images, outputs["dn_meta"]["dn_chosen"])
+    ]
+    pairs = [
+        [
+            (int(query), own[index % len(own)])
+            for index, query in enumerate(outputs["dn_meta"]["dn_positive_idx"][image])
+        ]
+        for image, own in zip(images, objects)
+    ]
+    for suffix, head in {
+        **{f"_dn_{i}": head for i, head in enumerate(outputs["dn_outputs"])},
+        "_dn_pre": outputs["dn_pre_outputs"],
+    }.items():
         add_class_terms(losses, suffix, head, pairs, targets, total * groups)
         add_box_terms(losses, suffix, head, pairs, targets, total * groups, outputs)
     for i, head in enumerate(outputs["dn_outputs"]):
         is_teacher = i == len(layers) - 1
-        losses[f"loss_ddf_dn_{i}"] = torch.zeros(()) if is_teacher else 1.5 * distillation(head, pairs, targets, counts)
+        losses[f"loss_ddf_dn_{i}"] = (
+            torch.zeros(()) if is_teacher else 1.5 * distillation(head, pairs, targets, counts)
+        )
     return losses
 
 
 def overlaps(head, image, pairs, targets):
     """Return IoU and GIoU of an image's pairs."""
-    query, target = (torch.tensor(column, dtype=torch.int64) for column in zip(*pairs)) if pairs else [torch.zeros(0, dtype=torch.int64)] * 2
-    return iou_and_giou(cxcywh_to_xyxy(head["pred_boxes"][image, query]), cxcywh_to_xyxy(targets[image]["boxes"][target]))
+    query, target = (
+        (torch.tensor(column, dtype=torch.int64) for column in zip(*pairs))
+        if pairs
+        else [torch.zeros(0, dtype=torch.int64)] * 2
+    )
+    return iou_and_giou(
+        cxcywh_to_xyxy(head["pred_boxes"][image, query]), cxcywh_to_xyxy(targets[image]["boxes"][target])
+    )
 
 
 def add_class_terms(losses, suffix, head, pairs, targets, normalizer):
     loss = 0.0
     for image, logits in enumerate(head["pred_logits"]):
         one_hot, soft = torch.zeros_like(logits), torch.zeros_like(logits)
-        for (query, target), iou in zip(pairs[image], overlaps(head, image, pairs[image], targets)[0].detach()):
+        for (query, target), iou in zip(
+            pairs[image], overlaps(head, image, pairs[image], targets)[0].detach()
+        ):
             label = targets[image]["labels"][target] if logits.shape[-1] > 1 else 0
             one_hot[query, label], soft[query, label] = 1, iou
         weight = ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + soft
-        loss = loss + (weight * F.binary_cross_entropy_with_logits(logits, soft, reduction="none")).sum() / normalizer
+        loss = (
+            loss
+            + (weight * F.binary_cross_entropy_with_logits(logits, soft, reduction="none")).sum() / normalizer
+        )
     losses[f"loss_vfl{suffix}"] = loss
 
 
@@ -150,10 +197,21 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
                 continue
             x, y, w, h = head["ref_points"][image, query].detach().tolist()
             x1, y1, x2, y2 = cxcywh_to_xyxy(box).tolist()
-            distances = [(x - x1) / (w / scale), (y - y1) / (h / scale), (x2 - x) / (w / scale), (y2 - y) / (h / scale)]
+            distances = [
+                (x - x1) / (w / scale),
+                (y - y1) / (h / scale),
+                (x2 - x) / (w / scale),
+                (y2 - y) / (h / scale),
+            ]
             for edge, distance in enumerate(d - scale / 2 for d in distances):
                 k = int((weights <= distance).sum()) - 1
-                right = 0.0 if k < 0 else 1.0 if k >= BINS - 1 else float((distance - weights[k]) / (weights[k + 1] - weights[k]))
+                right = (
+                    0.0
+                    if k < 0
+                    else 1.0
+                    if k >= BINS - 1
+                    else float((distance - weights[k]) / (weights[k + 1] - weights[k]))
+                )
                 k = min(max(k, 0), BINS - 2)
                 log_p = head["pred_corners"][image, query].view(4, BINS)[edge].log_softmax(-1)
                 fgl = fgl - iou * (log_p[k] * (1 - right) + log_p[k + 1] * right) / normalizer
@@ -168,11 +226,17 @@ def edge_counts(pairs, queries, batch):
 
 
 def distillation(head, pairs, targets, counts):
-    trust, positive = head["teacher_logits"].detach().sigmoid().amax(-1), torch.zeros(head["pred_logits"].shape[:2], dtype=torch.bool)
+    trust, positive = (
+        head["teacher_logits"].detach().sigmoid().amax(-1),
+        torch.zeros(head["pred_logits"].shape[:2], dtype=torch.bool),
+    )
     for image, of_image in enumerate(pairs):
         for (query, _), iou in zip(of_image, overlaps(head, image, of_image, targets)[0].detach()):
             trust[image, query], positive[image, query] = iou, True
-    log_p, log_t = ((head[key].unflatten(-1, (4, BINS)) / 5).log_softmax(-1) for key in ("pred_corners", "teacher_corners"))
+    log_p, log_t = (
+        (head[key].unflatten(-1, (4, BINS)) / 5).log_softmax(-1)
+        for key in ("pred_corners", "teacher_corners")
+    )
     log_t = log_t.detach()
     loss = trust[..., None] * 25 * (log_t.exp() * (log_t - log_p)).sum(-1)
     means = [loss[mask].mean() if mask.any() else 0.0 for mask in (positive, ~positive)]
@@ -180,8 +244,13 @@ def distillation(head, pairs, targets, counts):
 
 
 CASES = {
-    "plain": ({}, (3, 1)), "image without objects": ({}, (0, 2, 1)), "more objects than queries": ({}, (14, 1)), "four layers": ({"num_layers": 4}, (2, 2)),
-    "scale 8": ({"reg_scale": 8}, (3, 1)), "agnostic": ({"query_select_method": "agnostic"}, (3, 2))}
+    "plain": ({}, (3, 1)),
+    "image without objects": ({}, (0, 2, 1)),
+    "more objects than queries": ({}, (14, 1)),
+    "four layers": ({"num_layers": 4}, (2, 2)),
+    "scale 8": ({"reg_scale": 8}, (3, 1)),
+    "agnostic": ({"query_select_method": "agnostic"}, (3, 2)),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,8 +258,10 @@ def test_every_term_equals_a_plain_reading_of_the_recipe(case):
     settings, counts = CASES[case]
     with torch.no_grad():
         outputs, targets = training_outputs(*counts, decoder=small_decoder(**settings))
-        ours, expected = ({name: float(loss) for name, loss in losses.items()}
-                          for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets)))
+        ours, expected = (
+            {name: float(loss) for name, loss in losses.items()}
+            for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets))
+        )
     assert ours == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -198,13 +269,16 @@ def test_gradients_equal_those_of_a_plain_reading_of_the_recipe():
     decoder = small_decoder()
     outputs, targets = training_outputs(3, 1, decoder=decoder)
     leaves = [p for p in decoder.parameters() if p.requires_grad]
-    ours, expected = (torch.autograd.grad(sum(losses.values()), leaves, retain_graph=True, allow_unused=True)
-                      for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets)))
+    ours, expected = (
+        torch.autograd.grad(sum(losses.values()), leaves, retain_graph=True, allow_unused=True)
+        for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets))
+    )
     for a, b in zip(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 # ---- which queries count ----
+
 
 def test_terms_of_matching_queries_do_not_see_denoising_ones():
     outputs, targets = training_outputs(3, 1)
@@ -229,10 +303,18 @@ def test_the_last_denoising_layer_is_its_own_teacher():
 def test_denoising_distillation_takes_the_balance_of_matching_queries():
     outputs, targets = training_outputs(3, 1)
     before = small_criterion()(outputs, targets)
-    outputs["dn_outputs"] = [{key: value[:, :6] if value.ndim == 3 and value.shape[1] > 6 else value for key, value in head.items()}
-                             for head in outputs["dn_outputs"]]  # one group of six in place of two
+    outputs["dn_outputs"] = [
+        {
+            key: value[:, :6] if value.ndim == 3 and value.shape[1] > 6 else value
+            for key, value in head.items()
+        }
+        for head in outputs["dn_outputs"]
+    ]  # one group of six in place of two
     outputs["dn_pre_outputs"] = {key: value[:, :6] for key, value in outputs["dn_pre_outputs"].items()}
-    outputs["dn_meta"] |= {"dn_num_group": 1, "dn_positive_idx": [index[index < 6] for index in outputs["dn_meta"]["dn_positive_idx"]]}
+    outputs["dn_meta"] |= {
+        "dn_num_group": 1,
+        "dn_positive_idx": [index[index < 6] for index in outputs["dn_meta"]["dn_positive_idx"]],
+    }
     after, expected = small_criterion()(outputs, targets), reference_losses(outputs, targets)
     assert before["loss_ddf_dn_0"] != after["loss_ddf_dn_0"]
     assert after["loss_ddf_dn_0"].item() == pytest.approx(expected["loss_ddf_dn_0"].item(), rel=1e-4)
@@ -243,23 +325,34 @@ def test_encoder_without_classes_takes_every_object_as_the_same():
     outputs, targets = training_outputs(3, 2, decoder=decoder)
     relabelled = [target | {"labels": (target["labels"] + 1) % CLASSES} for target in targets]
     a, b = small_criterion()(outputs, targets), small_criterion()(outputs, relabelled)
-    assert torch.equal(a["loss_vfl_enc_0"], b["loss_vfl_enc_0"]) and not torch.equal(a["loss_vfl"], b["loss_vfl"])
+    assert torch.equal(a["loss_vfl_enc_0"], b["loss_vfl_enc_0"]) and not torch.equal(
+        a["loss_vfl"], b["loss_vfl"]
+    )
 
 
 @pytest.mark.parametrize("weight_by", ["iou", "giou"])
 def test_boxes_can_be_weighted_by_their_overlap(weight_by):
     outputs, targets = training_outputs(1, decoder=small_decoder(aux_loss=False))
-    losses = small_criterion(boxes_weight_format=weight_by, weight_dict={"loss_vfl": 1, "loss_giou": 1}, losses=["vfl", "boxes"])(outputs, targets)
+    losses = small_criterion(
+        boxes_weight_format=weight_by, weight_dict={"loss_vfl": 1, "loss_giou": 1}, losses=["vfl", "boxes"]
+    )(outputs, targets)
     query = small_criterion().matcher(outputs, targets)["indices"][0][0]
-    iou, giou = (x.item() for x in iou_and_giou(cxcywh_to_xyxy(outputs["pred_boxes"][0, query]), cxcywh_to_xyxy(targets[0]["boxes"])))
+    iou, giou = (
+        x.item()
+        for x in iou_and_giou(
+            cxcywh_to_xyxy(outputs["pred_boxes"][0, query]), cxcywh_to_xyxy(targets[0]["boxes"])
+        )
+    )
     quality = {"iou": iou, "giou": giou}[weight_by]
     assert losses["loss_giou"].item() == pytest.approx((1 - giou) * quality, rel=1e-4)
 
 
 # ---- sums over parts of a batch ----
 
+
 def cut(outputs, images):
     """Return the part of a decoder's outputs, without denoising, that belongs to some images."""
+
     def part(value):
         if isinstance(value, list):
             return [part(item) for item in value]
@@ -278,7 +371,9 @@ def halves():
     outputs, targets = training_outputs(3, 0, 1, 4, denoise=False)
     counts = [criterion.count(cut(outputs, images), targets[images]) for images in (slice(0, 2), slice(2, 4))]
     normalizers = Normalizers(float(sum(c[0] for c in counts)), float(sum(c[1] for c in counts)), share=0.5)
-    parts = [criterion(cut(outputs, images), targets[images], normalizers) for images in (slice(0, 2), slice(2, 4))]
+    parts = [
+        criterion(cut(outputs, images), targets[images], normalizers) for images in (slice(0, 2), slice(2, 4))
+    ]
     return criterion(outputs, targets), parts, counts, criterion.count(outputs, targets)
 
 
@@ -299,7 +394,10 @@ def test_counts_of_two_halves_add_up_to_those_of_the_batch(halves):
 def test_distillation_of_a_part_counts_by_its_share():
     outputs, targets = training_outputs(3, 1, denoise=False)
     counts = small_criterion().count(outputs, targets)
-    whole, quarter = (small_criterion()(outputs, targets, Normalizers(*map(float, counts), share=share)) for share in (1.0, 0.25))
+    whole, quarter = (
+        small_criterion()(outputs, targets, Normalizers(*map(float, counts), share=share))
+        for share in (1.0, 0.25)
+    )
     torch.testing.assert_close(quarter["loss_ddf_aux_0"], 0.25 * whole["loss_ddf_aux_0"])
 
 
@@ -316,6 +414,7 @@ def test_normalizers_of_one_rank_are_its_counts_but_at_least_one(counts, expecte
 
 
 # ---- corner cases ----
+
 
 @pytest.mark.parametrize("counts", [(0,), (0, 0)])
 def test_a_batch_without_any_object_has_finite_terms_and_gradients(counts):
@@ -353,10 +452,16 @@ def test_terms_are_computed_in_single_precision_under_autocast(dtype):
     expected = small_criterion()(outputs, targets)
     with torch.autocast("cpu", dtype=dtype):
         losses = small_criterion()(outputs, targets)
-    assert all(losses[name].dtype == torch.float32 and torch.equal(losses[name], value) for name, value in expected.items())
+    assert all(
+        losses[name].dtype == torch.float32 and torch.equal(losses[name], value)
+        for name, value in expected.items()
+    )
 
 
-@pytest.mark.parametrize(("head", "key", "term"), [("pre_outputs", "pred_logits", "cost_class"), ("pre_outputs", "pred_boxes", "cost_bbox")])
+@pytest.mark.parametrize(
+    ("head", "key", "term"),
+    [("pre_outputs", "pred_logits", "cost_class"), ("pre_outputs", "pred_boxes", "cost_bbox")],
+)
 def test_a_prediction_that_is_not_finite_is_told(head, key, term):
     outputs, targets = training_outputs(3, 1)
     outputs[head][key] = torch.full_like(outputs[head][key], torch.nan)
@@ -366,7 +471,10 @@ def test_a_prediction_that_is_not_finite_is_told(head, key, term):
 
 def test_focal_loss_can_take_the_place_of_the_varifocal_one():
     losses = small_criterion(losses=["focal"], weight_dict={"loss_focal": 1})(*training_outputs(3, 1))
-    assert {name for name in losses if "enc" in name or name == "loss_focal"} == {"loss_focal", "loss_focal_enc_0"}
+    assert {name for name in losses if "enc" in name or name == "loss_focal"} == {
+        "loss_focal",
+        "loss_focal_enc_0",
+    }
 
 
 def test_matchability_aware_loss_can_take_the_place_of_the_varifocal_one():

@@ -5,8 +5,44 @@ from src.zoo.dfine.distribution import box_to_bins, distance_to_box, expected_di
 
 UP = torch.tensor([0.5])
 W = {
-    4: [0, .075990, .157754, .245731, .340393, .442249, .551845, .669770, .796655, .933182, 1.080083, 1.238148, 1.408224, 1.591224, 1.788130, 1.999999, 4],
-    8: [0, .113264, .239356, .379730, .536003, .709976, .903654, 1.119269, 1.359305, 1.626529, 1.924019, 2.255203, 2.623899, 3.034356, 3.491301, 4.000002, 8],
+    4: [
+        0,
+        0.075990,
+        0.157754,
+        0.245731,
+        0.340393,
+        0.442249,
+        0.551845,
+        0.669770,
+        0.796655,
+        0.933182,
+        1.080083,
+        1.238148,
+        1.408224,
+        1.591224,
+        1.788130,
+        1.999999,
+        4,
+    ],
+    8: [
+        0,
+        0.113264,
+        0.239356,
+        0.379730,
+        0.536003,
+        0.709976,
+        0.903654,
+        1.119269,
+        1.359305,
+        1.626529,
+        1.924019,
+        2.255203,
+        2.623899,
+        3.034356,
+        3.491301,
+        4.000002,
+        8,
+    ],
 }
 """The upper half of the sequence for both published scales."""
 
@@ -44,7 +80,7 @@ def test_expected_distance_is_the_mean_of_the_sequence_under_a_softmax():
     corners, weights = torch.randn(2, 3, 4 * 33), sequence(4)
     expected = torch.zeros(2, 3, 4)
     for edge in range(4):
-        p = corners[..., 33 * edge:33 * edge + 33].softmax(-1)
+        p = corners[..., 33 * edge : 33 * edge + 33].softmax(-1)
         expected[..., edge] = (p * weights).sum(-1)
     torch.testing.assert_close(expected_distances(corners, weights), expected)
 
@@ -61,16 +97,33 @@ def test_distances_move_edges_as_in_the_published_example():
 
 
 def test_bins_of_a_box_are_those_of_the_published_example():
-    bins = box_to_bins(torch.tensor([[0.5, 0.5, 0.4, 0.2]]), torch.tensor([[0.28, 0.42, 0.75, 0.58]]), sequence(4), 4.0)
+    bins = box_to_bins(
+        torch.tensor([[0.5, 0.5, 0.4, 0.2]]), torch.tensor([[0.28, 0.42, 0.75, 0.58]]), sequence(4), 4.0
+    )
     assert bins.left_bin.tolist() == [[18, 11, 21, 11]]
-    torch.testing.assert_close(bins.right_weight, torch.tensor([[0.4802, 0.4148, 0.5269, 0.4148]]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        bins.right_weight, torch.tensor([[0.4802, 0.4148, 0.5269, 0.4148]]), rtol=0, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("distance", "left_bin", "right_weight"), [
-    (-5.0, 0, 0.0), (-4.0, 0, 0.0), (-1.0, 6, 0.54515), (0.0, 16, 0.0), (0.05, 16, 0.65798), (3.0, 31, 0.5), (4.0, 31, 1.0), (9.0, 31, 1.0)])
+@pytest.mark.parametrize(
+    ("distance", "left_bin", "right_weight"),
+    [
+        (-5.0, 0, 0.0),
+        (-4.0, 0, 0.0),
+        (-1.0, 6, 0.54515),
+        (0.0, 16, 0.0),
+        (0.05, 16, 0.65798),
+        (3.0, 31, 0.5),
+        (4.0, 31, 1.0),
+        (9.0, 31, 1.0),
+    ],
+)
 def test_bin_of_a_distance_is_the_published_one(distance, left_bin, right_weight):
     left_edge = 0.5 - (distance + 2) * 0.25  # seen from a reference as wide as the image
-    bins = box_to_bins(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([[left_edge, 0.0, 1.0, 1.0]]), sequence(4), 4.0)
+    bins = box_to_bins(
+        torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([[left_edge, 0.0, 1.0, 1.0]]), sequence(4), 4.0
+    )
     assert bins.left_bin[0, 0] == left_bin
     assert bins.right_weight[0, 0].item() == pytest.approx(right_weight, abs=1e-5)
 

@@ -12,28 +12,48 @@ CHANNELS = [4, 6, 8]
 
 
 def encoder(**settings):
-    defaults = {"in_channels": CHANNELS, "hidden_dim": 8, "nhead": 2, "dim_feedforward": 12, "depth_mult": 0.34}
+    defaults = {
+        "in_channels": CHANNELS,
+        "hidden_dim": 8,
+        "nhead": 2,
+        "dim_feedforward": 12,
+        "depth_mult": 0.34,
+    }
     return randomize(HybridEncoder(**(defaults | settings)))
 
 
 def maps(height=64, width=96, channels=CHANNELS):
-    return [torch.randn(2, c, height // s, width // s) for c, s in zip(channels, (8, 16, 32)[3 - len(channels):])]
+    return [
+        torch.randn(2, c, height // s, width // s) for c, s in zip(channels, (8, 16, 32)[3 - len(channels) :])
+    ]
 
 
 # ---- position codes ----
 
+
 def test_position_codes_are_the_published_ones():
     table = position_table(2, 2, 8, 10000, CPU)[0]
-    torch.testing.assert_close(table[1], torch.tensor([0, 0, 1, 1, .84147, .01, .54030, .99995]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(table[2], torch.tensor([.84147, .01, .54030, .99995, 0, 0, 1, 1]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        table[1], torch.tensor([0, 0, 1, 1, 0.84147, 0.01, 0.54030, 0.99995]), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        table[2], torch.tensor([0.84147, 0.01, 0.54030, 0.99995, 0, 0, 1, 1]), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("side", [3, 20])
 def test_position_codes_of_a_square_map_are_the_official_table(side):
     frequency = 10000 ** (-torch.arange(4).float() / 4)
     slow, fast = torch.arange(side * side) // side, torch.arange(side * side) % side
-    official = torch.cat([(slow[:, None] * frequency).sin(), (slow[:, None] * frequency).cos(),
-                          (fast[:, None] * frequency).sin(), (fast[:, None] * frequency).cos()], 1)
+    official = torch.cat(
+        [
+            (slow[:, None] * frequency).sin(),
+            (slow[:, None] * frequency).cos(),
+            (fast[:, None] * frequency).sin(),
+            (fast[:, None] * frequency).cos(),
+        ],
+        1,
+    )
     torch.testing.assert_close(position_table(side, side, 16, 10000, CPU)[0], official, rtol=0, atol=1e-5)
 
 
@@ -57,9 +77,12 @@ def test_position_codes_made_during_inference_can_be_trained_with():
 
 # ---- structure ----
 
+
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (160, 32)])
 def test_every_level_keeps_its_size_and_gets_the_hidden_width(size):
-    assert [tuple(y.shape) for y in encoder()(maps(*size))] == [(2, 8, size[0] // s, size[1] // s) for s in (8, 16, 32)]
+    assert [tuple(y.shape) for y in encoder()(maps(*size))] == [
+        (2, 8, size[0] // s, size[1] // s) for s in (8, 16, 32)
+    ]
 
 
 def test_levels_are_fused_top_down_then_bottom_up():
@@ -95,10 +118,14 @@ def test_attention_layer_is_post_norm_with_positions_in_queries_and_keys():
 def test_all_layers_of_a_stack_start_from_equal_weights():
     layers = TransformerEncoder(8, 2, 12, 0.0, "gelu", 3).layers
     first = layers[0].state_dict()
-    assert all(torch.equal(value, first[key]) for layer in layers[1:] for key, value in layer.state_dict().items())
+    assert all(
+        torch.equal(value, first[key]) for layer in layers[1:] for key, value in layer.state_dict().items()
+    )
 
 
-@pytest.mark.parametrize(("expansion", "hidden_dim", "inner"), [(0.34, 128, 21), (0.5, 256, 64), (1.0, 256, 128), (1.0, 384, 192)])
+@pytest.mark.parametrize(
+    ("expansion", "hidden_dim", "inner"), [(0.34, 128, 21), (0.5, 256, 64), (1.0, 256, 128), (1.0, 384, 192)]
+)
 def test_inner_width_follows_from_expansion_as_published(expansion, hidden_dim, inner):
     module = HybridEncoder(in_channels=CHANNELS, hidden_dim=hidden_dim, expansion=expansion, depth_mult=0.34)
     assert module.fpn_blocks[0].cv2[1].conv.out_channels == inner
@@ -112,12 +139,18 @@ def test_number_of_blocks_follows_from_depth_as_published(depth_mult, blocks):
 @pytest.mark.parametrize("act", ["silu", "relu"])
 def test_act_is_the_activation_of_the_fusion_blocks(act):
     module = encoder(act=act)
-    assert {type(block.cv1.act).__name__.lower() for block in (*module.fpn_blocks, *module.pan_blocks)} == {act}
+    assert {type(block.cv1.act).__name__.lower() for block in (*module.fpn_blocks, *module.pan_blocks)} == {
+        act
+    }
 
 
 def test_lateral_and_down_sampling_convolutions_have_no_activation():
     module = encoder()
-    parts = [*module.lateral_convs, *(down[0].cv1 for down in module.downsample_convs), *(down[0].cv2 for down in module.downsample_convs)]
+    parts = [
+        *module.lateral_convs,
+        *(down[0].cv1 for down in module.downsample_convs),
+        *(down[0].cv2 for down in module.downsample_convs),
+    ]
     assert {type(part.act).__name__ for part in parts} == {"Identity"}
 
 
@@ -140,12 +173,20 @@ def test_gradients_reach_every_parameter():
 
 # ---- settings ----
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"feat_strides": [8, 16]}, r"HybridEncoder.in_channels [4, 6, 8] and feat_strides [8, 16] differ in length"),
-    ({"use_encoder_idx": [3]}, "HybridEncoder.use_encoder_idx is [3], expected levels from 0 to 2"),
-    ({"use_encoder_idx": [-1]}, "HybridEncoder.use_encoder_idx is [-1], expected levels from 0 to 2"),
-    ({"hidden_dim": 10}, "HybridEncoder.hidden_dim 10 must be a multiple of 4 and of nhead 2"),
-    ({"hidden_dim": 8, "nhead": 3}, "HybridEncoder.hidden_dim 8 must be a multiple of 4 and of nhead 3")])
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"feat_strides": [8, 16]},
+            r"HybridEncoder.in_channels [4, 6, 8] and feat_strides [8, 16] differ in length",
+        ),
+        ({"use_encoder_idx": [3]}, "HybridEncoder.use_encoder_idx is [3], expected levels from 0 to 2"),
+        ({"use_encoder_idx": [-1]}, "HybridEncoder.use_encoder_idx is [-1], expected levels from 0 to 2"),
+        ({"hidden_dim": 10}, "HybridEncoder.hidden_dim 10 must be a multiple of 4 and of nhead 2"),
+        ({"hidden_dim": 8, "nhead": 3}, "HybridEncoder.hidden_dim 8 must be a multiple of 4 and of nhead 3"),
+    ],
+)
 def test_settings_that_do_not_fit_each_other_are_told(settings, message):
     with pytest.raises(ConfigError) as caught:
         encoder(**settings)

@@ -9,7 +9,10 @@ from tests.fixtures.detector import CLASSES, COST_WEIGHTS, random_boxes, random_
 
 
 def outputs(batch, queries=12):
-    return {"pred_logits": torch.randn(batch, queries, CLASSES), "pred_boxes": random_boxes(batch * queries).view(batch, queries, 4)}
+    return {
+        "pred_logits": torch.randn(batch, queries, CLASSES),
+        "pred_boxes": random_boxes(batch * queries).view(batch, queries, 4),
+    }
 
 
 def reference(out, targets, use_focal_loss, weights=COST_WEIGHTS, alpha=0.25, gamma=2.0):
@@ -18,12 +21,16 @@ def reference(out, targets, use_focal_loss, weights=COST_WEIGHTS, alpha=0.25, ga
     for logits, boxes, target in zip(out["pred_logits"].double(), out["pred_boxes"].double(), targets):
         if use_focal_loss:
             p = logits.sigmoid()[:, target["labels"]]
-            class_cost = alpha * (1 - p) ** gamma * -(p + 1e-8).log() - (1 - alpha) * p ** gamma * -(1 - p + 1e-8).log()
+            class_cost = (
+                alpha * (1 - p) ** gamma * -(p + 1e-8).log() - (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
+            )
         else:
             class_cost = -logits.softmax(-1)[:, target["labels"]]
         box_cost = torch.cdist(boxes, target["boxes"].double(), p=1)
         _, giou = iou_and_giou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(target["boxes"].double())[None])
-        cost = weights["cost_class"] * class_cost + weights["cost_bbox"] * box_cost - weights["cost_giou"] * giou
+        cost = (
+            weights["cost_class"] * class_cost + weights["cost_bbox"] * box_cost - weights["cost_giou"] * giou
+        )
         query, index = linear_sum_assignment(cost.numpy())
         indices.append((query.tolist(), index.tolist()))
     return indices
@@ -43,29 +50,43 @@ def test_pairs_are_those_of_the_published_cost(counts, use_focal_loss):
 
 def targets_of_different_classes(*counts):
     """Return targets without two of a class in an image: with class costs alone they would be equal."""
-    return [target | {"labels": torch.randperm(CLASSES)[:count]} for target, count in zip(random_targets(*counts), counts)]
+    return [
+        target | {"labels": torch.randperm(CLASSES)[:count]}
+        for target, count in zip(random_targets(*counts), counts)
+    ]
 
 
 @pytest.mark.parametrize("name", COST_WEIGHTS)
 def test_each_cost_counts_by_its_weight(name):
     weights = {other: 3.0 if other == name else 0.0 for other in COST_WEIGHTS}
     out, targets = outputs(2), targets_of_different_classes(4, 3)
-    assert as_lists(HungarianMatcher(weights, use_focal_loss=True)(out, targets)["indices"]) == reference(out, targets, True, weights)
+    assert as_lists(HungarianMatcher(weights, use_focal_loss=True)(out, targets)["indices"]) == reference(
+        out, targets, True, weights
+    )
 
 
 def test_focal_cost_follows_alpha_and_gamma():
-    out, targets, weights = outputs(2), targets_of_different_classes(5, 5), {"cost_class": 1, "cost_bbox": 0, "cost_giou": 0}
+    out, targets, weights = (
+        outputs(2),
+        targets_of_different_classes(5, 5),
+        {"cost_class": 1, "cost_bbox": 0, "cost_giou": 0},
+    )
     ours = HungarianMatcher(weights, use_focal_loss=True, alpha=0.9, gamma=0.5)(out, targets)["indices"]
     assert as_lists(ours) == reference(out, targets, True, weights, alpha=0.9, gamma=0.5)
 
 
 def test_images_without_objects_have_no_pairs():
-    assert as_lists(HungarianMatcher(COST_WEIGHTS)(outputs(2), random_targets(0, 0))["indices"]) == [([], []), ([], [])]
+    assert as_lists(HungarianMatcher(COST_WEIGHTS)(outputs(2), random_targets(0, 0))["indices"]) == [
+        ([], []),
+        ([], []),
+    ]
 
 
 def test_heads_with_one_class_are_matched_whatever_the_label():
     out, targets = outputs(2), random_targets(3, 2)
-    one = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)(out | {"pred_logits": out["pred_logits"][..., :1]}, targets)["indices"]
+    one = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)(
+        out | {"pred_logits": out["pred_logits"][..., :1]}, targets
+    )["indices"]
     same = [target | {"labels": torch.zeros_like(target["labels"])} for target in targets]
     assert as_lists(one) == reference(out, same, True)
 
@@ -75,10 +96,14 @@ def test_heads_matched_together_are_matched_as_each_alone(piece, monkeypatch):
     monkeypatch.setitem(matcher._PIECE, True, piece)
     targets, counts = random_targets(4, 0, 2), [4, 0, 2]
     stacks = [outputs(3) for _ in range(3)]
-    heads = [tuple(torch.stack([out[key] for out in stacks[:2]]) for key in ("pred_logits", "pred_boxes")),
-             tuple(stacks[2][key][None] for key in ("pred_logits", "pred_boxes"))]
+    heads = [
+        tuple(torch.stack([out[key] for out in stacks[:2]]) for key in ("pred_logits", "pred_boxes")),
+        tuple(stacks[2][key][None] for key in ("pred_logits", "pred_boxes")),
+    ]
     module = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)
-    pairs = module.match(heads, torch.cat([t["labels"] for t in targets]), torch.cat([t["boxes"] for t in targets]), counts)
+    pairs = module.match(
+        heads, torch.cat([t["labels"] for t in targets]), torch.cat([t["boxes"] for t in targets]), counts
+    )
     for head, out in enumerate(stacks):
         for image, (query, target) in enumerate(reference(out, targets, True)):
             mine = (pairs.head == head) & (pairs.image == image)
@@ -105,10 +130,14 @@ def spoilt(key, image, value):
     return out
 
 
-@pytest.mark.parametrize(("out", "term", "image"), [
-    (lambda: spoilt("pred_logits", 1, torch.nan), "cost_class", 1),
-    (lambda: spoilt("pred_boxes", 0, torch.nan), "cost_bbox", 0),
-    (lambda: spoilt("pred_boxes", 1, torch.inf), "cost_bbox", 1)])
+@pytest.mark.parametrize(
+    ("out", "term", "image"),
+    [
+        (lambda: spoilt("pred_logits", 1, torch.nan), "cost_class", 1),
+        (lambda: spoilt("pred_boxes", 0, torch.nan), "cost_bbox", 0),
+        (lambda: spoilt("pred_boxes", 1, torch.inf), "cost_bbox", 1),
+    ],
+)
 @pytest.mark.parametrize("use_focal_loss", [True, False])
 def test_a_cost_that_is_not_finite_is_told_by_term_and_image(out, term, image, use_focal_loss):
     with pytest.raises(NumericsError) as caught:
@@ -125,14 +154,21 @@ def test_boxes_without_area_on_both_sides_are_told_as_a_giou_that_is_not_finite(
 
 def test_a_weight_that_makes_the_sum_overflow_is_told():
     with pytest.raises(NumericsError, match="the matching cost is not finite although each of its terms is"):
-        HungarianMatcher(COST_WEIGHTS | {"cost_bbox": 3e38}, use_focal_loss=True)(outputs(1, queries=50), random_targets(20))
+        HungarianMatcher(COST_WEIGHTS | {"cost_bbox": 3e38}, use_focal_loss=True)(
+            outputs(1, queries=50), random_targets(20)
+        )
 
 
-@pytest.mark.parametrize("weights", [{"cost_class": 1}, dict.fromkeys(COST_WEIGHTS, 0), COST_WEIGHTS | {"cost_mask": 1}])
+@pytest.mark.parametrize(
+    "weights", [{"cost_class": 1}, dict.fromkeys(COST_WEIGHTS, 0), COST_WEIGHTS | {"cost_mask": 1}]
+)
 def test_weights_that_are_not_those_of_the_three_costs_are_told(weights):
     with pytest.raises(ConfigError) as caught:
         HungarianMatcher(weights)
-    assert str(caught.value) == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, cost_bbox, cost_giou, not all zero"
+    assert (
+        str(caught.value)
+        == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, cost_bbox, cost_giou, not all zero"
+    )
 
 
 # ---- the late cost ----
@@ -146,7 +182,9 @@ def late_matcher(epoch, **settings):
 
 def test_before_the_change_the_published_cost_decides():
     out, targets = outputs(2), random_targets(4, 3)
-    assert as_lists(late_matcher(4, use_focal_loss=True)(out, targets)["indices"]) == reference(out, targets, True)
+    assert as_lists(late_matcher(4, use_focal_loss=True)(out, targets)["indices"]) == reference(
+        out, targets, True
+    )
 
 
 @pytest.mark.parametrize("use_focal_loss", [True, False])
@@ -157,7 +195,7 @@ def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(use
     for (query, target), logits, boxes, truth in zip(indices, out["pred_logits"], out["pred_boxes"], targets):
         p = (logits.sigmoid() if use_focal_loss else logits.softmax(-1))[:, truth["labels"]]
         iou, _ = iou_and_giou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(truth["boxes"])[None])
-        gain = (p * iou ** power).double()
+        gain = (p * iou**power).double()
         best_query, best_target = linear_sum_assignment(-gain.numpy())
         assert gain[query, target].sum() == pytest.approx(gain[best_query, best_target].sum().item())
 

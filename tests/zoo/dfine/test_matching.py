@@ -18,10 +18,15 @@ def make_pairs(*rows):
 
 # ---- assignments ----
 
+
 @pytest.mark.parametrize("counts", [[3, 2], [0, 3], [1, 1, 1], [5, 0, 2]])
 def test_assignment_of_each_head_and_image_is_the_cheapest(counts):
     rng = np.random.default_rng(0)
-    costs, expected, start = rng.random((2, len(counts), max(counts), 7)).astype(np.float32), [], np.cumsum(counts) - counts
+    costs, expected, start = (
+        rng.random((2, len(counts), max(counts), 7)).astype(np.float32),
+        [],
+        np.cumsum(counts) - counts,
+    )
     for head in range(2):
         for image, count in enumerate(counts):
             target, query = linear_sum_assignment(costs[head, image, :count])
@@ -48,11 +53,16 @@ def test_without_targets_there_are_no_pairs(shape):
 
 # ---- union ----
 
+
 def reference_union(pairs):
     """Return (image, query, target) by the definition: most frequent pairs first, ties by query, then target; a query keeps its first."""
     result = []
     for image in sorted(set(pairs.image.tolist())):
-        counts = Counter((q, t) for i, q, t in zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist()) if i == image)
+        counts = Counter(
+            (q, t)
+            for i, q, t in zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist())
+            if i == image
+        )
         taken = set()
         for (query, target), _ in sorted(counts.items(), key=lambda item: (-item[1], *item[0])):
             if query not in taken:

@@ -9,14 +9,20 @@ SIZES = torch.tensor([[200, 100], [50, 80]])  # (width, height)
 
 
 def outputs(queries=6, classes=3):
-    return {"pred_logits": torch.randn(2, queries, classes), "pred_boxes": torch.rand(2, queries, 4) * 0.4 + 0.2}
+    return {
+        "pred_logits": torch.randn(2, queries, classes),
+        "pred_boxes": torch.rand(2, queries, 4) * 0.4 + 0.2,
+    }
 
 
 def test_best_pairs_of_query_and_class_are_taken_best_first():
     out = outputs()
     detections = DFINEPostProcessor(num_classes=3, num_top_queries=5)(out, SIZES)
     for image, found in enumerate(detections):
-        ranked = sorted(((out["pred_logits"][image, q, c].sigmoid().item(), c) for q in range(6) for c in range(3)), reverse=True)[:5]
+        ranked = sorted(
+            ((out["pred_logits"][image, q, c].sigmoid().item(), c) for q in range(6) for c in range(3)),
+            reverse=True,
+        )[:5]
         assert found["scores"].tolist() == pytest.approx([score for score, _ in ranked])
         assert found["labels"].tolist() == [label for _, label in ranked]
 
@@ -28,38 +34,63 @@ def test_a_query_may_be_taken_with_several_classes():
 
 
 def test_boxes_are_corners_in_pixels_of_each_original_image():
-    out = {"pred_logits": torch.ones(2, 1, 1), "pred_boxes": torch.tensor([0.5, 0.5, 0.2, 0.4]).repeat(2, 1, 1)}
+    out = {
+        "pred_logits": torch.ones(2, 1, 1),
+        "pred_boxes": torch.tensor([0.5, 0.5, 0.2, 0.4]).repeat(2, 1, 1),
+    }
     detections = DFINEPostProcessor(num_classes=1, num_top_queries=1)(out, SIZES)
-    torch.testing.assert_close(torch.cat([found["boxes"] for found in detections]), torch.tensor([[80.0, 30, 120, 70], [20, 24, 30, 56]]))
+    torch.testing.assert_close(
+        torch.cat([found["boxes"] for found in detections]),
+        torch.tensor([[80.0, 30, 120, 70], [20, 24, 30, 56]]),
+    )
 
 
 def test_boxes_follow_their_queries():
     out = {"pred_logits": torch.tensor([[[0.0], [3.0], [1.0]]]), "pred_boxes": torch.rand(1, 3, 4)}
-    top, every = (DFINEPostProcessor(num_classes=1, num_top_queries=n)(out, SIZES[:1])[0]["boxes"] for n in (1, 3))
-    expected = torch.cat([out["pred_boxes"][0, 1, :2] - out["pred_boxes"][0, 1, 2:] / 2, out["pred_boxes"][0, 1, :2] + out["pred_boxes"][0, 1, 2:] / 2])
+    top, every = (
+        DFINEPostProcessor(num_classes=1, num_top_queries=n)(out, SIZES[:1])[0]["boxes"] for n in (1, 3)
+    )
+    expected = torch.cat(
+        [
+            out["pred_boxes"][0, 1, :2] - out["pred_boxes"][0, 1, 2:] / 2,
+            out["pred_boxes"][0, 1, :2] + out["pred_boxes"][0, 1, 2:] / 2,
+        ]
+    )
     torch.testing.assert_close(top[0], expected * SIZES[0].repeat(2))
     assert torch.equal(top[0], every[0])
 
 
 @pytest.mark.parametrize(("asked", "given"), [(4, 4), (18, 18), (300, 18)])
 def test_no_more_detections_are_given_than_there_are(asked, given):
-    assert [len(found["scores"]) for found in DFINEPostProcessor(num_classes=3, num_top_queries=asked)(outputs(), SIZES)] == [given, given]
+    assert [
+        len(found["scores"])
+        for found in DFINEPostProcessor(num_classes=3, num_top_queries=asked)(outputs(), SIZES)
+    ] == [given, given]
 
 
 def test_coco_labels_become_category_ids_where_asked():
     out = outputs(classes=80)
-    plain, remapped = (DFINEPostProcessor(num_top_queries=20, remap_mscoco_category=remap)(out, SIZES) for remap in (False, True))
+    plain, remapped = (
+        DFINEPostProcessor(num_top_queries=20, remap_mscoco_category=remap)(out, SIZES)
+        for remap in (False, True)
+    )
     for a, b in zip(plain, remapped):
         assert b["labels"].tolist() == [COCO_CATEGORY_IDS[label] for label in a["labels"].tolist()]
 
 
 def test_remapping_is_refused_for_other_than_80_classes():
-    with pytest.raises(ConfigError, match="remap_mscoco_category is for COCO's 80 classes, but num_classes is 3; set it to False"):
+    with pytest.raises(
+        ConfigError,
+        match="remap_mscoco_category is for COCO's 80 classes, but num_classes is 3; set it to False",
+    ):
         DFINEPostProcessor(num_classes=3, remap_mscoco_category=True)
 
 
 def test_without_focal_loss_the_last_logit_is_the_background():
-    out = {"pred_logits": torch.tensor([[[1.0, 2.0, 9.0], [3.0, 1.0, 0.0]]]), "pred_boxes": torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4]]])}
+    out = {
+        "pred_logits": torch.tensor([[[1.0, 2.0, 9.0], [3.0, 1.0, 0.0]]]),
+        "pred_boxes": torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4]]]),
+    }
     (found,) = DFINEPostProcessor(num_classes=2, use_focal_loss=False)(out, SIZES[:1])
     softmax = out["pred_logits"][0].softmax(-1)
     assert found["labels"].tolist() == [0, 1]
@@ -69,7 +100,10 @@ def test_without_focal_loss_the_last_logit_is_the_background():
 
 @pytest.mark.parametrize("use_focal_loss", [True, False])
 def test_deployed_form_gives_the_same_as_batched_tensors(use_focal_loss):
-    processor, out = DFINEPostProcessor(num_classes=3, num_top_queries=5, use_focal_loss=use_focal_loss), outputs()
+    processor, out = (
+        DFINEPostProcessor(num_classes=3, num_top_queries=5, use_focal_loss=use_focal_loss),
+        outputs(),
+    )
     for values, name in zip(processor.deploy()(out, SIZES), ("labels", "boxes", "scores")):
         assert torch.equal(values, torch.stack([found[name] for found in processor(out, SIZES)]))
 

@@ -12,9 +12,18 @@ def test_layers_come_before_the_heads_that_predict_boxes_directly():
 
 def test_shapes_are_those_of_five_heads_and_three_layers():
     (stack,) = matching_heads(training_outputs(3, 1)[0], BINS)
-    assert (tuple(stack.logits.shape), tuple(stack.boxes.shape)) == ((5, 2, QUERIES, CLASSES), (5, 2, QUERIES, 4))
-    assert (tuple(stack.corners.shape), tuple(stack.reference.shape)) == ((3, 2, QUERIES, 4, BINS), (2, QUERIES, 4))
-    assert (tuple(stack.teacher_corners.shape), tuple(stack.teacher_logits.shape)) == ((2, QUERIES, 4, BINS), (2, QUERIES, CLASSES))
+    assert (tuple(stack.logits.shape), tuple(stack.boxes.shape)) == (
+        (5, 2, QUERIES, CLASSES),
+        (5, 2, QUERIES, 4),
+    )
+    assert (tuple(stack.corners.shape), tuple(stack.reference.shape)) == (
+        (3, 2, QUERIES, 4, BINS),
+        (2, QUERIES, 4),
+    )
+    assert (tuple(stack.teacher_corners.shape), tuple(stack.teacher_logits.shape)) == (
+        (2, QUERIES, 4, BINS),
+        (2, QUERIES, CLASSES),
+    )
 
 
 def test_each_row_of_a_stack_is_that_of_its_head():
@@ -22,13 +31,17 @@ def test_each_row_of_a_stack_is_that_of_its_head():
     (stack,) = matching_heads(outputs, BINS)
     heads = [*outputs["aux_outputs"], outputs, outputs["pre_outputs"], *outputs["enc_aux_outputs"]]
     for row, head in enumerate(heads):
-        assert torch.equal(stack.logits[row], head["pred_logits"]) and torch.equal(stack.boxes[row], head["pred_boxes"])
+        assert torch.equal(stack.logits[row], head["pred_logits"]) and torch.equal(
+            stack.boxes[row], head["pred_boxes"]
+        )
 
 
 def test_last_layer_is_the_teacher():
     outputs, _ = training_outputs(3, 1)
     (stack,) = matching_heads(outputs, BINS)
-    assert torch.equal(stack.teacher_corners.flatten(-2), outputs["pred_corners"]) and torch.equal(stack.teacher_logits, outputs["pred_logits"])
+    assert torch.equal(stack.teacher_corners.flatten(-2), outputs["pred_corners"]) and torch.equal(
+        stack.teacher_logits, outputs["pred_logits"]
+    )
 
 
 @pytest.mark.parametrize("part", ["teacher_corners", "teacher_logits", "reference"])
@@ -40,7 +53,12 @@ def test_teacher_and_reference_carry_no_gradient(part):
 def test_an_encoder_whose_scores_know_no_classes_gets_a_stack_of_its_own():
     outputs, _ = training_outputs(3, 1, decoder=small_decoder(query_select_method="agnostic"))
     layers, encoder = matching_heads(outputs, BINS)
-    assert (layers.suffixes[-1], encoder.suffixes, encoder.logits.shape[-1], encoder.corners) == ("_pre", ["_enc_0"], 1, None)
+    assert (layers.suffixes[-1], encoder.suffixes, encoder.logits.shape[-1], encoder.corners) == (
+        "_pre",
+        ["_enc_0"],
+        1,
+        None,
+    )
 
 
 def test_a_single_layer_teaches_nobody():

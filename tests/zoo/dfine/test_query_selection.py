@@ -8,12 +8,16 @@ THREE_LEVELS = ((80, 80), (40, 40), (20, 20))
 TWO_LEVELS = ((40, 40), (20, 20))
 
 
-@pytest.mark.parametrize(("shapes", "index", "values"), [
-    (TWO_LEVELS, 0, (-4.369448, -4.369448, -2.944439, -2.944439)),
-    (TWO_LEVELS, 1600, (-3.663562, -3.663562, -2.197225, -2.197225)),
-    (THREE_LEVELS, 0, (torch.inf,) * 4),
-    (THREE_LEVELS, 81, (-3.957633, -3.957633, -2.944439, -2.944439)),
-    (THREE_LEVELS, 8399, (3.663563, 3.663563, -1.386294, -1.386294))])
+@pytest.mark.parametrize(
+    ("shapes", "index", "values"),
+    [
+        (TWO_LEVELS, 0, (-4.369448, -4.369448, -2.944439, -2.944439)),
+        (TWO_LEVELS, 1600, (-3.663562, -3.663562, -2.197225, -2.197225)),
+        (THREE_LEVELS, 0, (torch.inf,) * 4),
+        (THREE_LEVELS, 81, (-3.957633, -3.957633, -2.944439, -2.944439)),
+        (THREE_LEVELS, 8399, (3.663563, 3.663563, -1.386294, -1.386294)),
+    ],
+)
 def test_anchors_at_640_pixels_are_the_published_ones(shapes, index, values):
     anchors, _ = make_anchors(shapes, 0.01, CPU)
     torch.testing.assert_close(anchors[0, index], torch.tensor(values), rtol=0, atol=2e-6)
