@@ -37,7 +37,7 @@ class BatchImageCollateFunction:
     def __init__(
         self,
         stop_epoch: Duration | None = None,
-        ema_restart_decay: float = 0.9999,
+        ema_restart_decay: float | None = 0.9999,
         base_size: int = 640,
         base_size_repeat: int | None = None,
         mixup_prob: float = 0.0,
@@ -54,7 +54,7 @@ class BatchImageCollateFunction:
 
         Args:
             stop_epoch: first epoch of the clean stage, from which on all batches have the base size; None for never.
-            ema_restart_decay: decay of the weight average from that epoch on.
+            ema_restart_decay: decay of the EMA from that epoch on; None keeps the decay of before.
             base_size: height around which sizes are drawn; widths follow in proportion.
             base_size_repeat: how often the base size itself stands in the list of sizes; None for that size alone.
             mixup_prob: chance that a batch is blended with itself.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,9 @@ from .det_engine import EpochMeter
 
 if TYPE_CHECKING:
     from .det_solver import DetSolver
+
+LONG_HORIZON, SHORT_RUN = 0.2, 250
+"""An EMA whose horizon is above this fraction of a run is warned about, unless the run has at most so many steps."""
 
 
 def introduce(solver: DetSolver) -> None:
@@ -34,6 +39,11 @@ def introduce(solver: DetSolver) -> None:
         solver.steps_per_epoch,
         solver.settings.epochs,
     )
+    steps = solver.steps_per_epoch * solver.settings.epochs
+    for name, horizon in _horizons(solver):
+        logger.info("%s: %s of %s steps", name, f"{horizon:,.0f}", f"{steps:,}")
+        if text := horizon_warning(horizon, steps):
+            logger.warning("%s", text)
     queries = getattr(getattr(solver.model, "decoder", None), "num_queries", None)
     if queries is not None and train.labels.most_boxes > queries:
         logger.warning(
@@ -61,6 +71,30 @@ def introduce(solver: DetSolver) -> None:
             late[0] + 1,
             solver.settings.epochs,
         )
+
+
+def _horizons(solver: DetSolver) -> Iterator[tuple[str, float]]:
+    """Yield the horizon of the run's EMA and, if its restart sets another decay, that of stage 2."""
+    horizon, restart = getattr(solver.ema, "horizon", None), solver.stages.ema_restart_decay
+    if horizon is None:  # no EMA, or one of a user's own
+        return
+    yield "EMA horizon", horizon
+    stop = solver.stages.stop_epoch
+    if restart is not None and stop is not None and 0 < stop < solver.settings.epochs:
+        restarted = 1 / (1 - restart) if restart < 1 else math.inf
+        if not math.isclose(restarted, horizon, rel_tol=1e-6):
+            yield "EMA horizon from stage 2 on", restarted
+
+
+def horizon_warning(horizon: float, steps: int) -> str | None:
+    """Return a warning if the horizon of an EMA takes up too much of a run of `steps` steps, else None."""
+    if steps <= SHORT_RUN or horizon <= LONG_HORIZON * steps:
+        return None
+    return (
+        f"the EMA's horizon of {horizon:,.0f} steps is more than a fifth of this run's {steps:,}: the weights that are "
+        f"evaluated and saved may be those of an early part of the run; ema.decay=~ ema.warmups=~ "
+        f"train_dataloader.collate_fn.ema_restart_decay=~ make it follow the length of the run"
+    )
 
 
 def epoch_record(

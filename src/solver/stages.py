@@ -24,7 +24,8 @@ class TrainingStages:
     epochs: int
     stop_epoch: int | None
     """First epoch of stage 2; None or beyond the end for none."""
-    ema_restart_decay: float
+    ema_restart_decay: float | None
+    """None keeps the decay of stage 1."""
     last_thaw: int = 0
     """First epoch of the last phase, in which everything learns that ever does."""
     patience: int | None = None

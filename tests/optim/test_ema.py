@@ -248,3 +248,69 @@ def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
     ema = create({"type": "ModelEMA", "decay": 0.9, "warmups": warmups}, model=net)
     ema.set_run_length(RunLength(10, 100))
     assert ema.current_decay() == pytest.approx(0.9 * (1 - math.exp(-1 / steps)))
+
+
+# ---- a horizon that follows the length of the run ----
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "horizon"),
+    [(80, 31, 50), (12, 125, 50), (80, 100, 160), (72, 7393, 10_000), (1, 1, 50)],
+)
+def test_the_default_horizon_is_two_percent_of_the_run_within_bounds(net, epochs, steps_per_epoch, horizon):
+    ema = create({"type": "ModelEMA", "decay": None, "warmups": None}, model=net)
+    ema.set_run_length(RunLength(epochs, steps_per_epoch))
+    assert (ema.decay, ema.warmups) == (1 - 1 / horizon, horizon)
+    assert ema.horizon == pytest.approx(horizon)
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [(0.1, 100), ("2 epochs", 200), (30, 30)])
+def test_a_horizon_may_be_given_as_any_length_and_is_taken_as_it_is(net, horizon, steps):
+    ema = create({"type": "ModelEMA", "decay": None, "warmups": 7, "horizon": horizon}, model=net)
+    ema.set_run_length(RunLength(10, 100))
+    assert (ema.decay, ema.warmups) == (1 - 1 / steps, 7)
+
+
+def test_a_ramp_of_none_is_as_long_as_the_horizon_of_a_given_decay(net):
+    ema = create({"type": "ModelEMA", "decay": 0.99, "warmups": None}, model=net)
+    assert (ema.horizon, ema.warmups) == (pytest.approx(100), 100)
+
+
+def test_the_ema_of_a_short_run_is_young(net):
+    """Its weights are on average no older than a tenth of the run; with a fixed decay of 0.9999 they are."""
+
+    def mean_age(decay: float | None, warmups: float | None) -> float:
+        ema, age = create({"type": "ModelEMA", "decay": decay, "warmups": warmups}, model=net), 0.0
+        ema.set_run_length(RunLength(80, 31))
+        for ema.updates in range(2480):
+            age = ema.current_decay() * (age + 1)
+        return age / 2480
+
+    assert mean_age(None, None) < 0.1
+    assert mean_age(0.9999, 0.05) > 0.6
+
+
+def test_decay_and_horizon_together_are_refused(net):
+    with pytest.raises(ConfigError, match="decay is 0.9 and ModelEMA.horizon is 100: they say the same"):
+        create({"type": "ModelEMA", "decay": 0.9, "horizon": 100}, model=net)
+
+
+def test_a_horizon_without_a_step_is_refused(net):
+    with pytest.raises(ConfigError, match="ModelEMA.horizon is 0, expected at least 1 step"):
+        create({"type": "ModelEMA", "decay": None, "horizon": 0}, model=net)
+
+
+def test_a_restart_without_a_decay_of_its_own_keeps_the_horizon(net):
+    ema = create({"type": "ModelEMA", "decay": None, "warmups": None}, model=net)
+    ema.set_run_length(RunLength(10, 1000))
+    ema.restart(net.state_dict(), None)
+    assert ema.horizon == pytest.approx(200)
+
+
+def test_a_resumed_run_takes_a_changed_decay_but_not_over_that_of_a_restart(net):
+    before, changed_setting = ModelEMA(net, decay=0.9), ModelEMA(net, decay=0.8)
+    changed_setting.load_state_dict(before.state_dict())
+    assert changed_setting.decay == 0.8
+    before.restart(net.state_dict(), 0.5)
+    changed_setting.load_state_dict(before.state_dict())
+    assert changed_setting.decay == 0.5
