@@ -45,6 +45,11 @@ def parse_arguments() -> argparse.Namespace:
         default=None,
         help="compute in bf16, or fp16 where the device has no bf16",
     )
+    parser.add_argument(
+        "--opt-level",
+        choices=("O0", "O1", "O2"),
+        help="Apex's names: O1 and O2 are taken as --use-amp, O0 as computing in float32",
+    )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
     parser.add_argument(
         "--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder"
@@ -63,6 +68,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.resume and arguments.tuning and arguments.resume != "auto":
         parser.error("-r goes on with a run, -t starts a new one: give one of them")
+    if arguments.opt_level == "O0" and arguments.use_amp:
+        parser.error("--opt-level O0 is float32 and --use-amp is not: give one of them")
+    if arguments.opt_level:
+        arguments.use_amp = arguments.opt_level != "O0"
     return arguments
 
 
@@ -72,7 +81,7 @@ def main() -> None:
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
     from src.runtime.distributed import is_main, join_group, pick_device
-    from src.runtime.log import set_up_logging
+    from src.runtime.log import logger, set_up_logging
     from src.runtime.process import run_command
     from src.runtime.stop import StopRequest, end_with_launcher, warn_of_unheard_signal
     from src.solver import DetSolver
@@ -98,6 +107,12 @@ def main() -> None:
             )
             if (value := getattr(arguments, name)) is not None
         }
+        if arguments.opt_level:
+            logger.info(
+                "--opt-level %s is taken as %s: this trainer has torch's mixed precision in place of Apex's levels",
+                arguments.opt_level,
+                "--use-amp" if arguments.use_amp else "no mixed precision (use_amp=False)",
+            )
         end_with_launcher()
         warn_of_unheard_signal()
         cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))

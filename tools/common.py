@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from src.inference import Detector
 
 
+def user_path(text: str) -> Path:
+    """Return a path as users write it: `~` is the home folder, which no shell expands behind `--flag=`."""
+    return Path(text).expanduser()
+
+
 def parser_for(doc: str) -> argparse.ArgumentParser:
     """Return a parser with a module's docstring as help and `--debug`."""
     parser = argparse.ArgumentParser(
@@ -60,9 +65,11 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
 def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says on which labelled images a checkpoint is tried."""
     parser.add_argument(
-        "--images", type=Path, help="folder of images; default: the validation data that the checkpoint names"
+        "--images",
+        type=user_path,
+        help="folder of images; default: the validation data that the checkpoint names",
     )
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO file")
+    parser.add_argument("--annotations", type=user_path, metavar="FILE", help="their COCO file")
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
 
 
@@ -71,7 +78,12 @@ def add_prediction_arguments(
 ) -> None:
     """Add what `predict_from` needs; `output` is the default folder, `also` holds further names of `--input`."""
     parser.add_argument(
-        "-i", "--input", *also, dest="input", required=True, help="image, folder, video, or camera:N"
+        "-i",
+        "--input",
+        *also,
+        dest="input",
+        required=True,
+        help="image, folder, video, address of a video stream (rtsp://...), or camera:N",
     )
     parser.add_argument(
         "--output",
@@ -86,7 +98,7 @@ def add_prediction_arguments(
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="COCO file: look at its images within the folder --input, under its image ids",
+        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not needed",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
     parser.add_argument(
@@ -118,18 +130,20 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def predict_from(arguments: argparse.Namespace, detector: Detector) -> None:
-    """Predict what the arguments ask for."""
+def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) -> None:
+    """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
     from src.inference.tiling import Tiling
-    from src.inference.writing import predict_source
+    from src.inference.writing import open_job
 
-    predict_source(
-        detector,
+    job = open_job(
         arguments.input,
-        Path(arguments.output),
-        annotations=arguments.annotations and Path(arguments.annotations),
+        user_path(arguments.output),
+        annotations=arguments.annotations and user_path(arguments.annotations),
         draw=not arguments.no_draw,
         frames=arguments.frames,
+    )
+    job.run(
+        load(),
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         nms=arguments.nms,

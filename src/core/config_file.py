@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
+from .paths import did_you_mean_file, read_text, user_path
 
 MAX_FILE_BYTES = 1 << 20
 MAX_NODES = 50_000
@@ -46,6 +47,13 @@ class ConfigTree:
         for key in keys & set(self.values):
             if self.values[key] is None:
                 del self.values[key]
+
+    def expand_home(self) -> None:
+        """Let every string that begins with `~/` begin with the home folder, as the shell does with paths."""
+        for container, key, _ in list(_leaves(self.values, ())):
+            value = container[key]
+            if isinstance(value, str) and value.startswith("~/"):
+                container[key] = str(user_path(value))
 
     def resolve_references(self) -> None:
         """Replace each string `${a.b}` by the value found under a.b; list positions are numbers (`${size.0}`).
@@ -108,7 +116,7 @@ def parse_config_tree(text: str, name: str) -> ConfigTree:
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML.
+    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML, or paths as they are.
 
     Raises:
         ConfigError: for an item without "=", an empty key or a value that is not YAML.
@@ -119,11 +127,16 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise ConfigError(f"-u {item!r} is not of the form section.key=value")
-        value, _ = parse_yaml(text, f"-u {key}")
+        value = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
         for part in reversed(parts):
             value = {part: value}
         _merge(merged, value, (), {}, {})
     return merged
+
+
+def is_plain_path(text: str) -> bool:
+    """Return whether a text is a path that YAML must not read: " #" would begin a comment, ": " a mapping."""
+    return re.match(r"(/|\.{1,2}/|~/|[A-Za-z]:[\\/])", text) is not None
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
@@ -203,9 +216,9 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise ConfigError(f"{path} has {size} bytes; a configuration has at most {MAX_FILE_BYTES}")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
-        raise ConfigError(f"configuration file not found: {shown}") from None
+        raise ConfigError(f"configuration file not found: {shown}{did_you_mean_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown} cannot be read: {error}") from None
     return _mapping_in(text, str(path))

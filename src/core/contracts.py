@@ -25,6 +25,10 @@ class Target(TypedDict, total=False):
     idx: Tensor
     """`[1]` int64, position in the data set."""
     image_path: str
+    boxes_read: int
+    """Boxes that the image has in its labels; T is smaller if transforms have dropped some."""
+    boxes_lost: dict[str, int]
+    """Boxes that were dropped, by the name of the transform."""
 
 
 class Predictions(TypedDict):

@@ -124,6 +124,7 @@ class YAMLConfig:
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
+        tree.expand_home()
         validate(tree, _top_level(), BLOCKS)
         self.path = Path(path)
         self._tree = tree

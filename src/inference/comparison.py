@@ -11,8 +11,10 @@ from PIL import Image
 from ..core.yaml_config import YAMLConfig
 from ..runtime.drawing import draw_boxes, side_by_side
 from ..runtime.files import prepare_output_dir
+from ..runtime.finite import refuse_non_finite_detections
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
+from ..runtime.own_files import picture_names, refuse_foreign, write_picture
 
 
 @torch.inference_mode()
@@ -43,11 +45,15 @@ def draw_comparisons(
     model = cfg.model
     load_strictly(model, file)
     model, postprocessor = model.to(device).eval(), cfg.postprocessor
-    folder, written = prepare_output_dir(folder), []
-    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
+    indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
+    folder, names = prepare_output_dir(folder), [dataset.labels.file_name(index) for index in indices]
+    written = [folder / name for name in picture_names(names)]
+    refuse_foreign(written, "choose another --output")
+    for index, path in zip(indices, written):
         raw = dataset.raw_sample(index)
         image, target = dataset.transforms(copy.copy(raw)).render()
         found = postprocessor(model(image[None].to(device)), target["orig_size"][None].to(device))[0]
+        refuse_non_finite_detections(found, target["image_path"])
         sure = found["scores"] >= threshold
         truth = draw_boxes(
             raw.image,
@@ -61,8 +67,8 @@ def draw_comparisons(
             dataset.detection_names,
             found["scores"][sure].cpu(),
         )
-        written.append(folder / f"{Path(target['image_path']).stem}.jpg")
-        Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()).save(written[-1], quality=92)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(path, Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()))
     logger.info(
         "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
         len(written),

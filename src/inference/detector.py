@@ -24,10 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.images import ImageError, image_from_pil, load_image
 from ..runtime.distributed import pick_device
+from ..runtime.finite import refuse_non_finite_detections
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
 from .engines import Engine, TorchEngine
@@ -210,6 +211,7 @@ class Detector:
         Raises:
             DataError: if an image cannot be read.
             ConfigError: if something is no image.
+            NumericsError: if the model gives NaN or infinity.
         """
         single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (
             isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
@@ -256,7 +258,11 @@ class Detector:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
         while chunk := list(islice(reading, 1 if tiling else size)):
             batch = [image for image, _ in chunk]
-            found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
+            try:
+                found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
+            except NumericsError as error:
+                files = ", ".join(str(source) for _, source in chunk if source is not None)
+                raise NumericsError(f"{error}; the batch: {files}" if files else str(error)) from None
             for (image, source), prediction in zip(chunk, found):
                 yield Seen(image, replace(prediction, source=source))
 
@@ -269,7 +275,9 @@ class Detector:
         )
         least = self.threshold if threshold is None else threshold
         result = []
-        for image, label, box, score in zip(images, labels, boxes, scores):
+        for number, (image, label, box, score) in enumerate(zip(images, labels, boxes, scores), start=1):
+            where = f"image {number} of a batch of {len(images)}"
+            refuse_non_finite_detections({"scores": score, "boxes": box}, where)
             sure = score >= least
             label = label[sure].astype(np.int64)
             prediction = Prediction(

@@ -8,20 +8,24 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, ConfigError, DataError, ExportError
+from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
+from ..runtime.optional import TOOLS, import_optional
+from ..runtime.own_files import refuse_foreign
 from .detector import Detector, Readable
 from .engines import TorchEngine
 from .evaluation import open_labelled_images
@@ -38,6 +42,9 @@ Exporter = Literal["dynamo", "torchscript"]
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
 """The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on LayerNormalization is one op."""
 
+DISAGREES = ".disagrees.onnx"
+"""End of the name of a file that was found to disagree with its model."""
+
 BATCH = "N"
 """Name of the batch dimension where it is free."""
 
@@ -52,7 +59,7 @@ SCORE_TOLERANCE = 0.01
 BEST = 10
 """Detections of an image that are compared where fewer reach the threshold."""
 
-CHUNKS = (1, 2, 5)
+BATCHES = (1, 2, 5)
 """Sizes of the batches in which images are compared, in turn."""
 
 
@@ -102,13 +109,14 @@ def export_onnx(
     engine = detector.engine
     if not isinstance(engine, TorchEngine) or engine.device.type != "cpu":
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
+    results = (path, path.with_suffix(".json"), path.with_suffix(DISAGREES))
+    refuse_foreign(results, "choose another --output")
     onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
             f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
-    _refuse_foreign(path.with_suffix(".json"))
     deployed = Deployed(engine.model, engine.postprocessor).eval()
     images = torch.rand(
         batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0)
@@ -139,21 +147,6 @@ def export_onnx(
     return path
 
 
-def _refuse_foreign(beside: Path) -> None:
-    """Replace nothing but metadata of an earlier export.
-
-    Raises:
-        ConfigError: if a file of that name is something else, such as labels.
-    """
-    if beside.exists():
-        try:
-            Metadata.from_json(beside.read_text(), beside)
-        except (CheckpointError, OSError, ValueError):
-            raise ConfigError(
-                f"{beside} would be replaced by the model's metadata, but it is something else; choose another --output"
-            ) from None
-
-
 def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
     if exporter not in OPSETS:
         raise ConfigError(f"exporter is '{exporter}', expected one of {', '.join(OPSETS)}")
@@ -178,15 +171,10 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
     return opset
 
 
-def _onnx(exporter: str):  # noqa: ANN202
-    try:
-        import onnx
-
-        if exporter == "dynamo":
-            import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"the export needs {error.name}: pip install -r tools/requirements.txt") from None
-    return onnx
+def _onnx(exporter: str) -> ModuleType:
+    if exporter == "dynamo":
+        import_optional("onnxscript", f"the export needs onnxscript: {TOOLS}")
+    return import_optional("onnx", f"the export needs onnx: {TOOLS}")
 
 
 def _by_dynamo(
@@ -242,18 +230,14 @@ def _quietly() -> Iterator[None]:
                 one.setLevel(level)
 
 
-def _simplifier():  # noqa: ANN202
+def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """Return a function from a graph to a simpler one."""
     try:
         import onnxslim
 
         return onnxslim.slim
     except ImportError:
-        pass
-    try:
-        import onnxsim
-    except ImportError:
-        raise ConfigError("--simplify needs onnxslim or onnxsim: pip install onnxslim") from None
+        onnxsim = import_optional("onnxsim", "--simplify needs onnxslim or onnxsim: pip install onnxslim")
 
     def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         result, fits = onnxsim.simplify(proto)
@@ -373,7 +357,7 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
 def check_agreement(
     reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
 ) -> list[Difference]:
-    """Run images through both, in batches of 1, 2 and 5 in turn, and compare what they find.
+    """Run images through both, in batches of all `BATCHES`, and compare what they find.
 
     Args:
         reference: the detector that was exported.
@@ -394,11 +378,18 @@ def check_agreement(
     }
     if other := [f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in same.items() if ours != theirs]:
         raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(other)}")
+    given = len(images)
+    images, names = _enough(images), _enough(names)
     found: list[Prediction] = []
-    while len(found) < len(images):
-        size = CHUNKS[len(found) % len(CHUNKS)]
-        found += exported.predict(images[len(found) : len(found) + size], threshold=0.0, batch_size=size)
-    expected = reference.predict(images, threshold=0.0)
+    tried: set[int] = set()
+    for size in cycle(BATCHES):
+        batch = images[len(found) : len(found) + size]
+        if not batch:
+            break
+        tried.add(len(batch))
+        found += exported.predict(batch, threshold=0.0, batch_size=size)
+    expected = reference.predict(images[:given], threshold=0.0)
+    expected += expected[: len(images) - given]
     differences = [
         compare(*pair, reference.threshold, name) for pair, name in zip(zip(expected, found), names)
     ]
@@ -410,14 +401,20 @@ def check_agreement(
             f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
         )
     logger.info(
-        "%d images agree: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
-        len(images),
+        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
+        given,
+        ", ".join(map(str, sorted(tried))),
         sum(difference.compared for difference in differences),
         max(d.box_px for d in differences),
         max(d.score for d in differences),
         worst.name,
     )
     return differences
+
+
+def _enough(items: Sequence[Any]) -> list[Any]:
+    """Return a list that fills one batch of each size at least: the first items are repeated if there are too few."""
+    return list(islice(cycle(items), max(len(items), sum(BATCHES))))
 
 
 def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError, ConfigError
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
+from ..runtime.optional import import_optional
 from ..runtime.weight_files import checked_path
 from .engines import Found
 from .metadata import KEY
@@ -65,13 +66,9 @@ def import_onnxruntime() -> ModuleType:
     Raises:
         ConfigError: if it is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError(
-            "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)"
-        ) from None
-    return onnxruntime
+    return import_optional(
+        "onnxruntime", "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)"
+    )
 
 
 class OnnxEngine(ExportedEngine):
@@ -89,8 +86,8 @@ class OnnxEngine(ExportedEngine):
             ConfigError: if ONNX Runtime is not installed or cannot use the device.
             CheckpointError: if the file is missing, damaged or has another interface.
         """
-        ort = import_onnxruntime()
         path = checked_path(path)
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
         providers = _providers(device, ort.get_available_providers())
@@ -130,11 +127,9 @@ class OpenVinoEngine(ExportedEngine):
             ConfigError: if OpenVINO is not installed or does not know the device.
             CheckpointError: if the file is missing, damaged or has another interface.
         """
-        try:
-            import openvino
-        except ImportError:
-            raise ConfigError("OpenVINO is not installed: pip install openvino") from None
-        path, core, device = checked_path(path), openvino.Core(), (device or "CPU").upper()
+        path, device = checked_path(path), (device or "CPU").upper()
+        openvino = import_optional("openvino", "OpenVINO is not installed: pip install openvino")
+        core = openvino.Core()
         if device != "AUTO" and device.split(".")[0] not in {
             known.split(".")[0] for known in core.available_devices
         }:
@@ -189,10 +184,7 @@ class TensorRtEngine(ExportedEngine):
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
             raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
-        try:
-            import tensorrt as trt
-        except ImportError:
-            raise ConfigError("TensorRT is not installed: pip install tensorrt (10.6 or later)") from None
+        trt = import_optional("tensorrt", "TensorRT is not installed: pip install tensorrt (10.6 or later)")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
         warn_of_version(trt.__version__)

@@ -10,6 +10,7 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..data.evaluation.matching import CROWD, match_image
 from ..runtime.log import logger
+from ..runtime.optional import import_optional
 from .evaluation import Evaluation
 
 
@@ -19,11 +20,7 @@ def import_fiftyone() -> ModuleType:
     Raises:
         ConfigError: if it is not installed.
     """
-    try:
-        import fiftyone
-    except ImportError:
-        raise ConfigError("this tool needs FiftyOne, an optional extra: pip install fiftyone") from None
-    return fiftyone
+    return import_optional("fiftyone", "this tool needs FiftyOne, an optional extra: pip install fiftyone")
 
 
 def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:

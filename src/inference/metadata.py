@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
+from ..core.paths import read_text
 
 KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
@@ -81,4 +82,11 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
             f"{path} does not say how images are prepared and what its classes are: it has no metadata and there is no {beside.name} "
             f"beside it; tools/deployment/export_onnx.py writes both, keep them together"
         )
-    return Metadata.from_json(beside.read_text(), beside)
+    return Metadata.from_json(_text_of(beside), beside)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; export the model again") from None

@@ -61,7 +61,7 @@ def write_report(
         TEMPLATE.read_text(encoding="utf-8")
     )
     page = template.render(_content(evaluation, detector, threshold, worst))
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_atomically(path, lambda file: file.write(page.encode(errors="backslashreplace")))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
@@ -110,7 +110,7 @@ def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any
         yield {
             "name": name,
             "objects": count,
-            "ap": evaluation.metrics["AP_of_class"].get(label, -1.0),
+            "ap": evaluation.metrics["AP_of_class"].get(label),
             "at": operating_point_at(own, threshold) if count else None,
             "best": best_operating_point(own),
             "curve": points

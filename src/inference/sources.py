@@ -1,27 +1,96 @@
-"""Where images come from: a file, a folder, a video or a camera."""
+"""Where images come from: a file, a folder, a video, a camera or a stream of the network."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, ResourceError
-from ..data.dataset.images import IMAGE_SUFFIXES
-from ..runtime.files import TEMPORARY
+from ..core.errors import DataError, ResourceError
+from ..core.paths import did_you_mean_file, user_path
+from ..data.dataset.image_names import find_image_files
+from ..runtime.files import temporary_path
+from ..runtime.log import logger
+from ..runtime.optional import TOOLS, import_optional
+from ..runtime.own_files import mark_video
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".mts",
+    ".m2ts",
+    ".ts",
+    ".3gp",
+    ".wmv",
+    ".flv",
+)
 
 UNKNOWN_RATE = 25.0
-"""Frames a second of a video or camera that does not tell."""
+"""Frames a second of a video or camera that does not give it."""
+
+MISSING_FRAMES = 0.02
+"""A video may have this fraction of frames less than its header says, which may be an estimate."""
+
+_STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
+
+
+class Source(NamedTuple):
+    """What images are read from."""
+
+    place: Path | str | int
+    """A file or folder; the address of a stream; the number of a camera."""
+    is_video: bool
+
+    @property
+    def name(self) -> str:
+        """What messages call it; passwords in addresses are left out."""
+        if isinstance(self.place, int):
+            return f"camera {self.place}"
+        return re.sub(r"//[^/@]*@", "//", str(self.place))
+
+    @property
+    def is_live(self) -> bool:
+        """True for a camera or a stream, which has no end of its own."""
+        return not isinstance(self.place, Path)
+
+
+def open_source(text: str) -> Source:
+    """Read what a user gives as input; nothing is opened yet.
+
+    Args:
+        text: a path, the address of a video stream, `camera:N`, N or `/dev/videoN`.
+
+    Raises:
+        DataError: if there is no such file or folder.
+    """
+    kind, _, number = text.rpartition(":")
+    if number.isdecimal() and kind in ("camera", ""):
+        return Source(int(number), is_video=True)
+    if _STREAM.match(text):
+        return Source(text, is_video=True)
+    if device := re.fullmatch(r"/dev/video(\d+)", text):
+        return Source(int(device[1]), is_video=True)
+    path = user_path(text)
+    if not path.exists():
+        raise DataError(f"{text} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}")
+    return Source(path, is_video=path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def image_files(path: Path) -> list[Path]:
     """Return a file, or all image files in a folder and below it, by name; links to folders are not followed.
+
+    Files that are images by their content count whatever their suffix. What is left out is logged.
 
     Raises:
         DataError: if there are none.
@@ -29,46 +98,62 @@ def image_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path} does not exist (looked from {Path.cwd()})")
-    files = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-    )
-    if not files:
-        raise DataError(f"{path} has no image files ({', '.join(IMAGE_SUFFIXES)})")
-    return files
+        raise DataError(f"{path} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}")
+    found = find_image_files(path)
+    if not found.images:
+        raise DataError(f"{path} has no image files{found.describe_others()}")
+    if found.others:
+        logger.info("%s: %d image files%s", path, len(found.images), found.describe_others())
+    return [path / name for name in found.images]
 
 
 class Video:
-    """A video file or a camera, read once."""
+    """A video file, a camera or a stream, read once."""
 
-    def __init__(self, source: Path | int) -> None:
+    def __init__(self, source: Source) -> None:
         """Open it.
 
-        Args:
-            source: a file, or the number of a camera.
-
         Raises:
-            DataError: if it cannot be opened or has no frames.
+            DataError: if it cannot be opened.
             ConfigError: if OpenCV is not installed.
         """
-        cv2 = _opencv()
-        if isinstance(source, Path) and not source.is_file():
-            raise DataError(f"{source} does not exist (looked from {Path.cwd()})")
-        self.name = f"camera {source}" if isinstance(source, int) else str(source)
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        cv2 = import_optional("cv2", f"videos and cameras need OpenCV: {TOOLS}")
+        self.source, self.frames_read, self.was_stopped = source, 0, False
+        place = source.place
+        self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
         if not self._capture.isOpened():
-            raise DataError(f"{self.name} cannot be opened as a video")
+            hint = "; check that the address answers, for example with ffplay" if _is_address(place) else ""
+            raise DataError(f"{source.name} cannot be opened as a video{hint}")
         rate, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if 0 < rate < 1000 else UNKNOWN_RATE
-        self.count = int(frames) if frames > 0 and not isinstance(source, int) else None
+        self.count = int(frames) if frames > 0 and not source.is_live else None
 
     def __iter__(self) -> Iterator[Tensor]:
         """Give frames, `[3, H, W]` uint8, RGB."""
+        self.was_stopped = True  # unless the loop comes to its end
         try:
             while (frame := self._capture.read())[0]:
+                self.frames_read += 1
                 yield torch.from_numpy(np.ascontiguousarray(frame[1][..., ::-1])).permute(2, 0, 1)
+            self.was_stopped = False
         finally:
             self._capture.release()
+
+    @property
+    def fault(self) -> str | None:
+        """After all frames were read: what is missing, or None. A camera or stream never ends by itself."""
+        if self.was_stopped:
+            return None
+        if self.source.is_live:
+            return f"{self.source.name} gave no more frames after {self.frames_read}"
+        if not self.frames_read:
+            return f"{self.source.name} has no frame that can be read"
+        if self.count and self.frames_read < self.count - max(1, MISSING_FRAMES * self.count):
+            return (
+                f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file is cut "
+                "or damaged"
+            )
+        return None
 
 
 class VideoWriter:
@@ -77,7 +162,7 @@ class VideoWriter:
     def __init__(self, path: Path, rate: float) -> None:
         """Store where to and how many frames a second; the first frame sets the size."""
         self.path, self.rate = path, rate
-        self._temporary = path.with_name(f"{path.stem}{TEMPORARY}{path.suffix}")
+        self._temporary = temporary_path(path, path.suffix)
         self._writer = None
         self._size: tuple[int, int] | None = None
 
@@ -87,13 +172,15 @@ class VideoWriter:
         Raises:
             ResourceError: if the file cannot be written.
         """
-        cv2 = _opencv()
+        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
+            self._temporary.touch(exist_ok=False)
             self._writer = cv2.VideoWriter(
                 str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
             )
             if not self._writer.isOpened():
+                self._temporary.unlink()
                 raise ResourceError(f"{self.path} cannot be written as a video")
         if (frame.shape[1], frame.shape[0]) != self._size:
             frame = cv2.resize(frame, self._size)
@@ -103,12 +190,10 @@ class VideoWriter:
         """Finish the file; without a frame there is none."""
         if self._writer is not None:
             self._writer.release()
+            self._writer = None
+            mark_video(self._temporary)
             self._temporary.replace(self.path)
 
 
-def _opencv() -> ModuleType:
-    try:
-        import cv2
-    except ImportError:
-        raise ConfigError("videos and cameras need OpenCV: pip install -r tools/requirements.txt") from None
-    return cv2
+def _is_address(place: Path | str | int) -> bool:
+    return isinstance(place, str)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError
-from ..data.dataset.coco_format import load_coco
+from ..data.dataset.coco_images import CocoImages, load_coco_images
 from ..data.dataset.images import ImageError
-from ..runtime.files import prepare_output_dir, write_atomically
+from ..runtime.files import json_bytes, prepare_output_dir, temporary_path
 from ..runtime.log import logger
+from ..runtime.own_files import picture_names, refuse_foreign, write_picture
 from .detector import Detector, LabelledFile, Readable, Seen
-from .sources import VIDEO_SUFFIXES, Video, VideoWriter, image_files
+from .sources import Source, Video, VideoWriter, image_files, open_source
 
 PREDICTIONS = "predictions.json"
+
+ADVICE = "choose another --output"
 
 
 def predict_source(
@@ -36,146 +40,189 @@ def predict_source(
 
     Args:
         detector: finds them.
-        source: an image, a folder, a video, or `camera:N`.
-        output: folder for the results.
-        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`; without, images are
-            numbered from 1 in the order of their names, frames in their order.
-        draw: write pictures, or a video.
-        frames: stop after so many images.
+        source: as for `open_job`.
+        output: as for `open_job`.
+        annotations: as for `open_job`.
+        draw: as for `open_job`.
+        frames: as for `open_job`.
         settings: for `Detector.stream`: threshold, batch_size, nms, tiling.
 
     Returns:
         The file of the predictions, a list of COCO result entries with `file_name` added.
 
     Raises:
-        DataError: if there is nothing to read; or, after all others were written, if images could not be read.
+        DataError: if there is nothing to read; or, after all others were written, if images or frames are missing.
+    """
+    return open_job(source, output, annotations=annotations, draw=draw, frames=frames).run(
+        detector, **settings
+    )
+
+
+def open_job(
+    source: str,
+    output: Path,
+    *,
+    annotations: Path | None = None,
+    draw: bool = True,
+    frames: int | None = None,
+) -> ImageJob | VideoJob:
+    """Check everything that can be wrong about a job before a model is loaded for it.
+
+    Args:
+        source: an image, a folder, a video, the address of a video stream, or `camera:N`.
+        output: folder for the results.
+        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`; boxes are not
+            needed. Without it images are numbered from 1 in the order of their names, frames in their order.
+        draw: write pictures, or a video.
+        frames: stop after so many images.
+
+    Raises:
+        DataError: if there is nothing to read.
+        ConfigError: if settings contradict each other, or results would replace files that are not earlier results.
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"--frames is {frames}, expected at least 1")
-    folder = prepare_output_dir(output)
-    video = _open_video(source)
-    if video is not None:
+    opened = open_source(source)
+    if opened.is_video:
         if annotations is not None:
             raise ConfigError("--annotations names image files; it has no meaning for a video")
-        return _predict_video(detector, video, folder, draw, frames, settings)
-    root, ids, files = _images(Path(source), annotations, folder)
-    if folder.resolve() in (root.resolve(), *(file.parent.resolve() for file in ids)) and draw:
-        raise ConfigError(
-            f"the pictures would be written among the images in {folder}; choose another --output"
-        )
-    ids, files = dict(islice(ids.items(), frames)), files[:frames]
-    unreadable: list[ImageError] = []
-    seen = detector.stream(
-        tqdm(files, desc="images", disable=None, leave=False), unreadable=unreadable, **settings
-    )
-    results = _ImageResults(folder, root, ids, draw)
-    written, stopped = _write_results(folder, map(results.take, seen))
-    if stopped:
-        raise KeyboardInterrupt
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(ids)} images could not be read (first: {unreadable[0]}); the results of the others are in {folder}"
-        )
-    return written
+        return VideoJob(opened, prepare_output_dir(output), draw, frames)
+    return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)
 
 
-def _open_video(source: str) -> Video | None:
-    kind, _, number = source.rpartition(":")
-    if number.isdecimal() and kind in ("camera", ""):
-        return Video(int(number))
-    return Video(Path(source)) if Path(source).suffix.lower() in VIDEO_SUFFIXES else None
+class ImageJob:
+    """The images of a folder or of an annotation file, and what will be written about them."""
 
-
-def _images(
-    source: Path, annotations: Path | None, output: Path
-) -> tuple[Path, dict[Path, int], list[Readable]]:
-    """Return the folder that names are relative to, the id of each image file, and the files as they are to be read; earlier results are none of them."""
-    root = source.parent if source.is_file() else source
-    if annotations is None:
-        own = output.resolve()
-        found = [
-            file
-            for file in image_files(source)
-            if source.is_file() or own == root.resolve() or own not in file.resolve().parents
-        ]
-        if not found:
-            raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
-        ids = {file: number for number, file in enumerate(found, start=1)}
-        return root, ids, list(ids)
-    labels = load_coco(str(annotations))
-    ids = {root / labels.file_name(i): int(labels.image_ids[i]) for i in range(len(labels))}
-    return root, ids, [LabelledFile(file, tuple(size)) for file, size in zip(ids, labels.sizes.tolist())]
-
-
-class _ImageResults:
-    """Draws the pictures of image files and gives their entries."""
-
-    def __init__(self, folder: Path, root: Path, ids: dict[Path, int], draw: bool) -> None:
-        self.folder, self.root, self.ids, self.draw = folder, root, ids, draw
-        plain = [file.with_suffix("") for file in ids]
-        self.ambiguous = (
-            {stem for stem in plain if plain.count(stem) > 1} if len(set(plain)) < len(plain) else set()
-        )
-
-    def take(self, seen: Seen) -> list[dict[str, Any]]:
-        file = Path(seen.prediction.source)
-        name = file.relative_to(self.root)
-        if self.draw:
-            picture = self.folder / (
-                f"{name}.jpg" if file.with_suffix("") in self.ambiguous else name.with_suffix(".jpg")
+    def __init__(
+        self, source: Path, folder: Path, annotations: Path | None, draw: bool, frames: int | None
+    ) -> None:
+        """List the images and check the places of all results."""
+        self.folder, self.draw = folder, draw
+        self.root = source.parent if source.is_file() else source
+        if annotations is None:
+            self.ids, self.files = _numbered_images(source, self.root, folder)
+        else:
+            self.ids, self.files = _listed_images(self.root, load_coco_images(annotations))
+        self.ids, self.files = dict(islice(self.ids.items(), frames)), self.files[:frames]
+        names = [file.relative_to(self.root).as_posix() for file in self.ids]
+        self.pictures = dict(zip(self.ids, (folder / name for name in picture_names(names))))
+        results = [folder / PREDICTIONS, *(self.pictures.values() if draw else ())]
+        own = {file.resolve() for file in self.ids}
+        if clash := next((picture for picture in results if picture.resolve() in own), None):
+            raise ConfigError(
+                f"{clash} is among the images and would be replaced by its own picture; {ADVICE}"
             )
+        if folder.resolve() in {file.parent for file in own} and draw:
+            raise ConfigError(f"the pictures would be written among the images in {folder}; {ADVICE}")
+        refuse_foreign(results, ADVICE)
+
+    def run(self, detector: Detector, **settings: Any) -> Path:
+        """Find objects and write the results (`predict_source`)."""
+        unreadable: list[ImageError] = []
+        bar = tqdm(self.files, desc="images", disable=None, leave=False)
+        with _Results(self.folder) as results:
+            for seen in detector.stream(bar, unreadable=unreadable, **settings):
+                results.add(self._take(seen))
+        missing = len(self.files) - results.images - len(unreadable)
+        if unreadable:
+            raise DataError(
+                f"{len(unreadable)} of {len(self.files)} images could not be read (first: {unreadable[0]}); the results "
+                f"of the others are in {self.folder}"
+            )
+        if missing:
+            raise DataError(f"{missing} of {len(self.files)} images were not looked at; this is a bug")
+        return results.path
+
+    def _take(self, seen: Seen) -> list[dict[str, Any]]:
+        file = Path(seen.prediction.source)
+        if self.draw:
+            picture = self.pictures[file]
             picture.parent.mkdir(parents=True, exist_ok=True)
-            if picture.is_dir():
-                raise ConfigError(
-                    f"{picture} is a folder, so the picture cannot be written; choose another --output"
-                )
-            seen.prediction.draw(seen.image).save(picture, quality=92)
-        return [{**entry, "file_name": str(name)} for entry in seen.prediction.to_coco(self.ids[file])]
+            write_picture(picture, seen.prediction.draw(seen.image))
+        name = str(file.relative_to(self.root))
+        return [{**entry, "file_name": name} for entry in seen.prediction.to_coco(self.ids[file])]
 
 
-def _predict_video(
-    detector: Detector, video: Video, folder: Path, draw: bool, frames: int | None, settings: dict[str, Any]
-) -> Path:
-    name = Path(video.name)
-    path = folder / (f"{name.stem}.mp4" if name.suffix else "camera.mp4")
-    if draw and name.exists() and path.exists() and path.samefile(name):
-        raise ConfigError(f"the drawn video would replace {name}; choose another --output")
-    writer = VideoWriter(path, video.rate)
+class VideoJob:
+    """A video, a camera or a stream, and what will be written about it."""
 
-    def entries() -> Iterator[list[dict[str, Any]]]:
-        numbered = islice(video, frames)
-        bar = tqdm(
-            numbered,
-            desc="frames",
-            total=min(filter(None, (video.count, frames)), default=None),
-            disable=None,
-            leave=False,
-        )
-        for number, seen in enumerate(detector.stream(bar, **settings), start=1):
-            if draw:
-                writer.write(np.asarray(seen.prediction.draw(seen.image)))
-            yield [{**entry, "file_name": f"frame {number}"} for entry in seen.prediction.to_coco(number)]
+    def __init__(self, source: Source, folder: Path, draw: bool, frames: int | None) -> None:
+        """Open the video and check the places of all results."""
+        self.folder, self.draw, self.frames = folder, draw, frames
+        stem = source.place.stem if isinstance(source.place, Path) else "camera"
+        self.path = folder / f"{stem}.mp4"
+        if isinstance(source.place, Path) and self.path.exists() and self.path.samefile(source.place):
+            raise ConfigError(f"the drawn video would replace {source.place}; {ADVICE}")
+        refuse_foreign([folder / PREDICTIONS, *([self.path] if draw else [])], ADVICE)
+        self.video = Video(source)
 
-    try:
-        return _write_results(folder, entries())[0]
-    finally:
-        writer.close()
+    def run(self, detector: Detector, **settings: Any) -> Path:
+        """Find objects and write the results (`predict_source`)."""
+        video, writer = self.video, VideoWriter(self.path, self.video.rate)
+        total = min(filter(None, (video.count, self.frames)), default=None)
+        bar = tqdm(islice(video, self.frames), desc="frames", total=total, disable=None, leave=False)
+        try:
+            with _Results(self.folder) as results:
+                for number, seen in enumerate(detector.stream(bar, **settings), start=1):
+                    if self.draw:
+                        writer.write(np.asarray(seen.prediction.draw(seen.image)))
+                    entries = seen.prediction.to_coco(number)
+                    results.add([{**entry, "file_name": f"frame {number}"} for entry in entries])
+        finally:
+            writer.close()
+        if fault := video.fault:
+            raise DataError(f"{fault}; the results of {results.images} frames are in {self.folder}")
+        return results.path
 
 
-def _write_results(folder: Path, entries: Iterable[list[dict[str, Any]]]) -> tuple[Path, bool]:
-    """Write the entries of all images, or of those until Ctrl-C, as one JSON list; return where they are, and whether it was stopped.
+def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path, int], list[Readable]]:
+    """Return image files by number, from 1, and as they are to be read; earlier results are none of them."""
+    own = output.resolve()
+    found = [
+        file
+        for file in image_files(source)
+        if source.is_file() or own == root.resolve() or own not in file.resolve().parents
+    ]
+    if not found:
+        raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
+    return {file: number for number, file in enumerate(found, start=1)}, list(found)
 
-    Entries are kept as text, which takes a fraction of the memory.
-    """
-    lines, images, stopped = [], 0, False
-    try:
-        for own in entries:
-            images += 1
-            lines += [json.dumps(entry, ensure_ascii=False) for entry in own]
-    except KeyboardInterrupt:
-        stopped = True
-        logger.info("stopped by Ctrl-C; what was seen until then is written")
-    path = folder / PREDICTIONS
-    write_atomically(path, lambda file: file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode()))
-    logger.info("%d images, %d detections: %s", images, len(lines), path)
-    return path, stopped
+
+def _listed_images(root: Path, images: CocoImages) -> tuple[dict[Path, int], list[Readable]]:
+    """Return the files of a COCO file's images with their ids, and as they are to be read."""
+    ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
+    files = [LabelledFile(root / name, size) for name, size in zip(images.names, images.sizes)]
+    return ids, files
+
+
+class _Results:
+    """`predictions.json`, written entry by entry; whatever ends the job, what was found until then is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.images, self.entries = folder / PREDICTIONS, 0, 0
+        self._temporary = temporary_path(self.path)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Results:
+        self._file = open(self._temporary, "xb")  # noqa: SIM115  closed by __exit__
+        self._file.write(b"[\n")
+        return self
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Write the entries of one image."""
+        self.images += 1
+        for entry in entries:
+            self._file.write((b",\n" if self.entries else b"") + json_bytes(entry))
+            self.entries += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file as file:
+            file.write(b"\n]\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._temporary.replace(self.path)
+        if kind is not None:
+            logger.info("the job ended early; what was found until then is written")
+        logger.info("%d images, %d detections: %s", self.images, self.entries, self.path)

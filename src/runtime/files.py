@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed to disk, then renamed."""
+"""Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,87 @@ import fcntl
 import io
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import ConfigError, ResourceError
 
-TEMPORARY = ".tmp"
-"""Part of the name of every file that is being written."""
+LOCK = ".dfine.lock"
+"""Name of the file that one run at a time holds in its folder."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a limit is reached."""
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.dfine-tmp(\.\w+)?")
+"""Names that `temporary_path` gives, and nobody else."""
+
+
+def temporary_path(path: Path, suffix: str = "") -> Path:
+    """Return a name for a file that becomes `path` when it is complete: beside it, hidden, with this process's id.
+
+    Args:
+        path: what the file will be called.
+        suffix: what the temporary name must end with, for libraries that choose a format by it.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}")
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) -> Iterator[BinaryIO]:
+    """Give a file for binary writing that becomes `path` when the block ends without an error.
+
+    Whatever happens, `path` holds the old content or the new. The temporary file is created by this process alone
+    (symbolic links are not followed) and locked while it is written, which tells it from a leftover.
+
+    Args:
+        path: the file.
+        keep_previous: another name under which the old content stays.
+
+    Raises:
+        ResourceError: if it cannot be written.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous is not None and path.exists():
+            _keep(path, Path(keep_previous))
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        written = temporary.stat().st_size if temporary.exists() else 0
+        temporary.unlink(missing_ok=True)
+        if error.errno in DISK_FULL:
+            raise DiskFullError(path, written) from error
+        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class DiskFullError(ResourceError):
+    """A disk, a quota or a limit of file size is reached."""
+
+    def __init__(self, path: Path, written: int, needed: int | None = None) -> None:
+        """Describe it; `written` and `needed` are bytes of the file `path`."""
+        self.path, self.written = path, written
+        need = "" if needed is None else f"need {needed / 1e6:.1f} MB, "
+        free = shutil.disk_usage(path.parent).free
+        super().__init__(
+            f"disk full writing {path}: {need}free {free / 1e6:.1f} MB, {written / 1e6:.1f} MB written when it ended"
+        )
 
 
 def write_atomically(
@@ -35,37 +103,40 @@ def write_atomically(
     Raises:
         ResourceError: if the disk is full or a limit is reached, with what is needed and what is free.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}{TEMPORARY}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with atomic_file(path, keep_previous=keep_previous) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous is not None and path.exists():
-            _keep(path, Path(keep_previous))
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        written = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
-        if error.errno in DISK_FULL:
-            free = shutil.disk_usage(path.parent).free
-            raise ResourceError(
-                f"disk full writing {path}: need {_size_of(write) / 1e6:.1f} MB, free {free / 1e6:.1f} MB, "
-                f"{written / 1e6:.1f} MB written when it ended"
-            ) from error
-        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except DiskFullError as error:
+        raise DiskFullError(error.path, error.written, _size_of(write)) from error.__cause__
+
+
+def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
+    """Return JSON as UTF-8; what UTF-8 cannot hold, as in file names of another encoding, is written as \\udcXX."""
+    try:
+        return json.dumps(content, ensure_ascii=False, indent=indent).encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent).encode()
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(
-        path, lambda file: file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
-    )
+    write_atomically(path, lambda file: file.write(json_bytes(content, indent=1)))
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file and bring it to disk; a symbolic link is not followed.
+
+    Raises:
+        ResourceError: if it cannot be written.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o666), "ab") as file:
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def refuse_replacing(path: str | Path) -> None:
@@ -87,8 +158,8 @@ def prepare_output_dir(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f"probe{TEMPORARY}.{os.getpid()}"
-        probe.touch()
+        probe = temporary_path(path / "probe")
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"output_dir {path} cannot be written to: {error.strerror or error}") from None
@@ -96,29 +167,52 @@ def prepare_output_dir(path: str | Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete half-written files of runs that were killed; return their names."""
+    """Delete half-written files of our own that no process is writing any more; return their names."""
     names = []
-    for leftover in folder.glob(f"*{TEMPORARY}.*"):
-        leftover.unlink(missing_ok=True)
-        names.append(leftover.name)
+    for leftover in folder.iterdir():
+        if _TEMPORARY.fullmatch(leftover.name) and _is_abandoned(leftover):
+            leftover.unlink(missing_ok=True)
+            names.append(leftover.name)
     return names
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return True for a regular file that nobody holds the lock of."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run at a time; the lock goes with the process, however it ends, also if its children go on for a while.
+    """Hold a folder for one run at a time; the lock goes with the process, however it ends, also if its children live on.
 
     Raises:
-        ConfigError: if another process holds it, with its number.
+        ConfigError: if another process holds it, with its number; or if the file of this name is somebody else's.
     """
-    with open(folder / ".lock", "a+") as file:
+    path = folder / LOCK
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        reason = "it is a symbolic link" if path.is_symlink() else error.strerror or error
+        raise ConfigError(f"{path} cannot be used as a lock: {reason}; choose another --output-dir") from None
+    with open(descriptor, "r+", errors="replace") as file:
+        holder = file.read(32).strip()
+        if holder and not holder.isdecimal():
+            raise ConfigError(f"{path} is not a lock of this project; choose another --output-dir")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
             raise ConfigError(
-                f"{folder} is in use by process {file.read().strip() or '?'}; choose another --output-dir"
+                f"{folder} is in use by process {holder or '?'}; choose another --output-dir"
             ) from None
+        file.seek(0)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -159,8 +253,7 @@ class _Counter(io.RawIOBase):
 
 def _keep(path: Path, name: Path) -> None:
     """Give a file a second name; it keeps the first all the while."""
-    link = name.with_name(f"{name.name}{TEMPORARY}.{os.getpid()}")
-    link.unlink(missing_ok=True)
+    link = temporary_path(name)
     try:
         try:
             os.link(path, link)

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from ..core.contracts import Adapted
 from ..core.errors import CheckpointError, NumericsError
+from .finite import COMPUTED_KEYS, first_non_finite
 from .weight_files import checked_path, read_tensor_file
-
-COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
-"""Tables that a model computes for its input size; a file for another size has others."""
 
 LORA_KEYS = (".lora_down", ".lora_up")
 """Ends of the keys of LoRA factors (`src/nn/lora.py`)."""
@@ -75,11 +73,10 @@ def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
     Raises:
         NumericsError: with the first tensor that has one.
     """
-    for key, value in weights.items():
-        if value.is_floating_point() and key not in COMPUTED_KEYS and not torch.isfinite(value).all():
-            raise NumericsError(
-                f"{path}: tensor {key} holds values that are not finite; these weights cannot be used"
-            )
+    if key := first_non_finite(weights):
+        raise NumericsError(
+            f"{path}: tensor {key} holds values that are not finite; these weights cannot be used"
+        )
 
 
 def load_strictly(model: nn.Module, file: WeightFile) -> None:

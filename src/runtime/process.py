@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from .device_faults import explain_device_fault
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import write_json
 from .limits import explain_limit
-from .log import logger, printable
+from .log import logger, printable, silence
+from .own_files import is_ours
 
 STATUS_FILE = "run_status.json"
 
@@ -34,6 +36,8 @@ def run_command(
     try:
         command()
         code, message = 0, "done"
+    except BrokenPipeError as error:
+        code, message = _explain_closed_pipe(error)
     except BaseException as error:
         lost = explain_lost_rank(error)
         code, message = explain(lost or error)
@@ -45,7 +49,10 @@ def run_command(
         where = f" (rank {rank()})" if is_distributed() else ""
         sys.stderr.write(f"error[{code}]: {printable(message)}{where}\n")
     _write_status(status_dir(), true_code, printable(message))
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
     sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)
@@ -54,6 +61,18 @@ def run_command(
     os._exit(
         code
     )  # threads of the group may outlive it, and then the interpreter's own end now and then aborts
+
+
+def _explain_closed_pipe(error: BrokenPipeError) -> tuple[int, str]:
+    """Return code and line for a pipe that nobody reads any more: no fault if it is the standard output's (`| head`)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
+        return 128 + signal.SIGPIPE, "nobody reads the output any more"
+    code, message = explain(error)
+    sys.stderr.write(f"error[{code}]: {printable(message)}\n")
+    return code, message
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -100,8 +119,12 @@ def _own_words(error: RunError) -> str:
 def _write_status(folder: Path | None, code: int, message: str) -> None:
     if folder is None or not folder.is_dir():
         return
+    path = folder / STATUS_FILE
+    if os.path.lexists(path) and not is_ours(path):
+        logger.warning("%s is not a file of this project and is left as it is", path)
+        return
     try:
         status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
-        write_json(folder / STATUS_FILE, {"status": status, "exit_code": code, "message": message})
+        write_json(path, {"status": status, "exit_code": code, "message": message})
     except ResourceError as error:
         logger.warning("%s", error)

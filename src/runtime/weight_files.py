@@ -1,7 +1,8 @@
 """Tensor files: written with a digest of their content, read without running anything that they contain.
 
 Only `torch.load(weights_only=True)` and safetensors are used, and the archive is looked at before it is read. The
-digest stands in the comment field of the zip archive that torch writes, so that any torch can read the file.
+digest stands in the comment field of the zip archive that torch writes, so that any torch can read the file. A mark
+within the content says that there must be one: a file that was damaged at its end, where the digest is, is noticed too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..core.errors import CheckpointError
+from ..core.paths import did_you_mean_file
 from .files import write_atomically
 
 EXPANSION_LIMIT = 1.1
@@ -26,12 +28,20 @@ EXPANSION_LIMIT = 1.1
 _ALWAYS_ALLOWED = 1 << 20
 """Bytes of a tensor in a file of any size: one that was expanded from a single number is common and harmless."""
 
+MARK, WRITER = "written_by", "dfine_dinov3 with a digest"
+"""First entry of the content of our own files; files written before version 0.2 have none."""
+
+_HEAD = 1 << 16
+"""Bytes at the start of a file that hold the mark."""
+
 _DIGEST_PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_DIGEST_PREFIX) + 64
 
 
-def write_tensor_file(path: str | Path, content: Any, *, keep_previous: str | Path | None = None) -> None:
-    """Write tensors and plain containers atomically, with their digest.
+def write_tensor_file(
+    path: str | Path, content: dict[str, Any], *, keep_previous: str | Path | None = None
+) -> None:
+    """Write tensors and plain containers atomically, with our mark and their digest.
 
     Raises:
         ResourceError: if the disk is full.
@@ -40,7 +50,7 @@ def write_tensor_file(path: str | Path, content: Any, *, keep_previous: str | Pa
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
-            torch.save(content, hashing)
+            torch.save({MARK: WRITER, **content}, hashing)
         except RuntimeError as error:  # torch's writer hides what the file said
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
@@ -66,6 +76,13 @@ def verify_digest(path: Path) -> bool | None:
     return tail[2 + len(_DIGEST_PREFIX) :] == sha256.hexdigest().encode()
 
 
+def is_marked_tensor_file(path: Path) -> bool:
+    """Return whether a file was written by `write_tensor_file`, although it may be damaged by now."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    return (MARK.encode() in head and WRITER.encode() in head) or verify_digest(path) is not None
+
+
 class _HashingFile:
     """Passes writes on and digests them; remembers why one failed."""
 
@@ -89,7 +106,7 @@ def read_tensor_file(path: str | Path) -> Any:
     """Read a .pth/.pt file or a safetensors file, on the CPU.
 
     Returns:
-        What the file holds: tensors and plain containers (for safetensors a flat dict of tensors).
+        What the file holds, without our mark: tensors and plain containers (for safetensors a flat dict of tensors).
 
     Raises:
         CheckpointError: if the file is missing, truncated, compressed beyond reason, or holds anything but data.
@@ -98,7 +115,8 @@ def read_tensor_file(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     _refuse_zip_bomb(path)
-    if verify_digest(path) is False:
+    digest_fits = verify_digest(path)
+    if digest_fits is False:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
         )
@@ -121,6 +139,11 @@ def read_tensor_file(path: str | Path) -> Any:
             f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}"
         ) from None
     _refuse_hollow(path, content)
+    if isinstance(content, dict) and content.pop(MARK, None) == WRITER and digest_fits is None:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged: the digest at its end is missing or cut; if another "
+            f"program saved this content again, let it leave out the entry '{MARK}'"
+        )
     return content
 
 
@@ -132,7 +155,8 @@ def checked_path(path: str | Path) -> Path:
     """
     path = Path(refuse_address(path)).expanduser()
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()})")
+        hint = did_you_mean_file(path)
+        raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()}){hint}")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
     if path.stat().st_size == 0:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CheckpointError, ResourceError
+from torch import Tensor
+
+from ..core.errors import CheckpointError, NumericsError, ResourceError
 from ..runtime.files import remove_leftovers
+from ..runtime.finite import first_non_finite
 from ..runtime.log import logger
 from ..runtime.weight_files import read_tensor_file, write_tensor_file
 
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "last.previous.pth"
+
+SET_ASIDE = "best.other_data.pth"
+"""Where `best.pth` goes when a run continues with other data, by which scores cannot be compared."""
 
 SAVE_ATTEMPTS = 3
 
@@ -20,7 +28,11 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._failures = 0
+        self._failures: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
+        """Why the latest content of a file is not on disk, by its name."""
+        self._waiting: dict[str, dict[str, Any]] = {}
+        """Copies of contents that no later save replaces, by file name."""
 
     def clean_up(self) -> None:
         """Remove what a killed run left half-written."""
@@ -29,56 +41,121 @@ class CheckpointFolder:
                 "removed %d half-written files of an earlier run: %s", len(names), ", ".join(names[:3])
             )
 
-    def save_last(self, state: dict[str, Any]) -> None:
-        """Write `last.pth`; the one before stays as `last.previous.pth`."""
-        self._save(LAST, state, PREVIOUS)
+    def save_last(self, state: dict[str, Any]) -> bool:
+        """Write `last.pth`; the one before stays as `last.previous.pth`. Return False if it could not be written."""
+        self._write_waiting()
+        return self._save(LAST, state, PREVIOUS)
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Write `best.pth`."""
-        self._save(BEST, state)
+        """Write `best.pth`, at a later save if the disk is full now."""
+        self._save_or_keep(BEST, state)
 
     def save_numbered(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write `checkpoints/epoch0012.pth` and the like, counted from 1."""
+        """Write `checkpoints/epoch0012.pth` and the like, counted from 1; at a later save if the disk is full now."""
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        self._save(f"checkpoints/epoch{epoch + 1:04}.pth", state)
+        self._save_or_keep(f"checkpoints/epoch{epoch + 1:04}.pth", state)
+
+    def set_best_aside(self) -> None:
+        """Rename `best.pth`, which the next evaluation would replace whatever its score."""
+        if (self.folder / BEST).exists():
+            os.replace(self.folder / BEST, self.folder / SET_ASIDE)
+            logger.info("%s is kept as %s", self.folder / BEST, SET_ASIDE)
+
+    @property
+    def unsaved(self) -> str:
+        """What is not on disk although it should be, with reasons; empty if everything is."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self._reasons.items())
+
+    def finish(self) -> None:
+        """Try once more to write what waits.
+
+        Raises:
+            ResourceError: with everything that is not on disk at the end of a run.
+        """
+        self._write_waiting()
+        if self._reasons:
+            raise ResourceError(
+                f"training has ended, but what it learned is not saved in full: {self.unsaved}; make room, and "
+                "repeat the lost part with -r auto"
+            )
 
     def load_last(self, path: Path) -> dict[str, Any]:
-        """Read a `last.pth`; if it is damaged, the one before it, with a warning.
+        """Read a `last.pth`; if it is damaged or holds NaN, the one before it, with a warning.
 
         Raises:
             CheckpointError: if none is whole, with the reason for each; or if the file cannot be resumed from.
+            NumericsError: if all that can be read hold values that are not finite.
         """
-        reasons = []
+        damaged, poisoned = [], []
         for candidate in dict.fromkeys((path, path.with_name(PREVIOUS))):
             try:
                 state = read_tensor_file(candidate)
             except CheckpointError as error:
-                reasons.append(str(error))
+                damaged.append(str(error))
                 continue
             if not isinstance(state, dict) or "progress" not in state:
                 raise CheckpointError(
                     f"{candidate} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"
                 )
-            if reasons:
+            if place := first_non_finite(state):
+                poisoned.append(f"{candidate} holds values that are not finite in {place}")
+                continue
+            if damaged or poisoned:
                 logger.warning(
-                    "%s; going on from %s (epoch %d, step %d)",
-                    reasons[0],
+                    "%s; resuming from %s (epoch %d, step %d)",
+                    "; ".join(poisoned + damaged),
                     candidate,
-                    state["progress"]["epoch"],
+                    state["progress"]["epoch"] + 1,
                     state["progress"]["step"],
                 )
             return state
-        raise CheckpointError("; ".join(reasons))
+        raise (NumericsError if poisoned else CheckpointError)("; ".join(poisoned + damaged))
 
-    def _save(self, name: str, state: dict[str, Any], previous: str | None = None) -> None:
-        """Write a file; a full disk is survived a few times, since it may be emptied."""
+    def _save_or_keep(self, name: str, state: dict[str, Any]) -> None:
+        self._waiting.pop(name, None)
+        if not self._save(name, state):
+            self._waiting[name] = _copied(state)
+
+    def _write_waiting(self) -> None:
+        for name in list(self._waiting):
+            if self._save(name, self._waiting[name]):
+                del self._waiting[name]
+
+    def _save(self, name: str, state: dict[str, Any], previous: str | None = None) -> bool:
+        """Write a file; a full disk is survived a few times for each file, since it may be emptied.
+
+        Raises:
+            ResourceError: at the third failure in a row.
+            NumericsError: if the state holds NaN or infinity; what is on disk stays.
+        """
+        if place := first_non_finite(state):
+            raise NumericsError(
+                f"{self.folder / name} was not written: {place} holds values that are not finite; the file before it "
+                f"is as it was: resume with -r {self.folder / LAST} and a lower learning rate, or bf16 or float32 in "
+                "place of fp16"
+            )
         try:
             write_tensor_file(
                 self.folder / name, state, keep_previous=self.folder / previous if previous else None
             )
-            self._failures = 0
         except ResourceError as error:
-            self._failures += 1
-            if self._failures >= SAVE_ATTEMPTS:
+            self._failures[name] += 1
+            self._reasons[name] = str(error)
+            if self._failures[name] >= SAVE_ATTEMPTS:
                 raise ResourceError(f"{error}; given up after {SAVE_ATTEMPTS} attempts") from None
-            logger.warning("%s; training goes on and tries again at the next save", error)
+            logger.warning("%s; training continues and tries again at the next save", error)
+            return False
+        del self._failures[name]
+        self._reasons.pop(name, None)
+        return True
+
+
+def _copied(content: Any) -> Any:
+    """Copy nested containers with their tensors, which training will change, to the CPU."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_copied(value) for value in content)
+    return content

@@ -58,6 +58,22 @@ def settle_classes(
             )
             for data in data_sets:
                 data.use_labels(data.labels.category_ids)
+    for data in data_sets[1:]:
+        _use_labels_by_name(data_sets[0], data)
+
+
+def _use_labels_by_name(train: Any, other: Any) -> None:
+    """Give the categories of a data set the labels that those of the same names have in training, if their ids differ."""
+    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, other))
+    if ours == theirs or train.remap_mscoco_category:
+        return
+    label = {name: label for label, name in train.label_names.items()}
+    other.use_labels([label[name] for name in other.class_names])
+    logger.info(
+        "%s has the categories of %s under other ids; they are matched by name",
+        other.ann_file,
+        train.ann_file,
+    )
 
 
 def class_table(dataset: Any) -> list[dict[str, Any]]:
@@ -77,9 +93,14 @@ def class_table(dataset: Any) -> list[dict[str, Any]]:
 
 
 def compare_categories(train: Any, val: Any) -> None:
-    """Refuse a validation file whose categories are not those of the training file."""
+    """Refuse a validation file whose categories are not those of the training file, by id or at least by name.
+
+    Raises:
+        DataError: with the ids under which the two differ.
+    """
     ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
     if differing := differing_categories(ours, theirs):
         raise DataError(
-            f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}"
+            f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}; both files "
+            "must have the same names, ids may differ"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, DataError
+from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, is_main
 from ..runtime.log import logger
@@ -31,6 +32,7 @@ def check_images(cfg: YAMLConfig, data_sets: list[Any], folder: Path) -> None:
         if cfg.settings.strict:
             data.refuse_bad_images()
         doubts += data.labels.findings.describe()
+        doubts += _account_for_labels(data)
         if is_main():
             data.check_images_exist()
             _compare_sizes(cfg, data)
@@ -50,6 +52,26 @@ def check_images(cfg: YAMLConfig, data_sets: list[Any], folder: Path) -> None:
     barrier()
 
 
+def _account_for_labels(data: Any) -> list[str]:
+    """Log what becomes of the labels between file and loss; return warnings about boxes that are too small to be learned.
+
+    Raises:
+        DataError: if more than half of the boxes are lost.
+    """
+    if not hasattr(data, "ledger"):  # a data set of a user's own
+        return []
+    ledger = data.ledger()
+    if is_main():
+        for line in ledger.lines():
+            logger.info("%s", line)
+    ledger.raise_if_mostly_lost()
+    return [
+        f"{ledger.path}: boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
+        for entry in ledger.entries
+        if entry.cause == "size"
+    ]
+
+
 def _compare_sizes(cfg: YAMLConfig, data: Any) -> None:
     """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
     size, made_for = data.transforms.output_size, cfg.yaml_cfg.get("eval_spatial_size")
@@ -59,6 +81,25 @@ def _compare_sizes(cfg: YAMLConfig, data: Any) -> None:
             data.ann_file,
             *size,
             *made_for,
+        )
+
+
+def check_best_metric(metric: str, evaluator: Any, dataset: Any) -> None:
+    """Make sure that the validation data defines the metric by which models are compared.
+
+    Raises:
+        ConfigError: if the evaluator does not have it, or would leave it undefined.
+    """
+    known = list(getattr(evaluator, "metric_names", []))
+    if known and metric not in known:
+        raise ConfigError(
+            f"best_metric is '{metric}', but the evaluator gives {', '.join(known)}{did_you_mean(metric, known)}"
+        )
+    undefined = evaluator.undefined_metrics() if hasattr(evaluator, "undefined_metrics") else {}
+    if metric in undefined:
+        raise ConfigError(
+            f"best_metric is '{metric}', which {dataset.ann_file} does not define: {undefined[metric]}; set "
+            f"best_metric to one of {', '.join(name for name in known if name not in undefined)}"
         )
 
 

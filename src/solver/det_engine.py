@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.contracts import Evaluator
-from ..core.errors import NumericsError
-from ..runtime.distributed import everywhere, mean_over_ranks, rank
-from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
+from ..core.errors import DataError, NumericsError
+from ..runtime.distributed import everywhere, gather_objects, mean_over_ranks, rank
+from ..runtime.finite import refuse_non_finite_detections
+from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 """Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
@@ -215,6 +217,10 @@ class EpochMeter:
     images: int = 0
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    boxes_read: int = 0
+    """Boxes in the labels of the images of this rank."""
+    boxes_lost: Counter[str] = field(default_factory=Counter)
+    """Boxes of these that did not reach the loss, by what dropped them."""
 
     def add(self, losses: dict[str, Tensor], images: int, waited: float) -> None:
         """Count a step. All ranks must call this together."""
@@ -222,6 +228,18 @@ class EpochMeter:
         self.names = list(losses)
         self.total = stacked if self.total is None else self.total + stacked
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
+
+    def count_boxes(self, window: Sequence[Batch]) -> None:
+        """Count the boxes of a step; targets of a user's own data set may not tell."""
+        for _, targets in window:
+            for target in targets:
+                self.boxes_read += target.get("boxes_read", 0)
+                self.boxes_lost.update(target.get("boxes_lost", {}))
+
+    def boxes_of_all_ranks(self) -> tuple[int, Counter[str]]:
+        """Return boxes that were read, and those lost by what dropped them. All ranks must call this together."""
+        read, lost = zip(*gather_objects((self.boxes_read, self.boxes_lost)))
+        return sum(read), sum(lost, Counter())
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term over steps and ranks, and their sum as `loss`."""
@@ -244,6 +262,8 @@ class EpochMeter:
             "images": self.images,
             "waited": self.waited,
             "seconds": self.seconds,
+            "boxes_read": self.boxes_read,
+            "boxes_lost": dict(self.boxes_lost),
         }
 
     @staticmethod
@@ -257,6 +277,8 @@ class EpochMeter:
             state["images"],
             state["waited"],
             time.perf_counter() - state["seconds"],
+            state.get("boxes_read", 0),
+            Counter(state.get("boxes_lost", {})),
         )
 
 
@@ -318,7 +340,8 @@ def evaluate(
         Metrics by name, the same on every rank.
 
     Raises:
-        NumericsError: if a score is not finite.
+        NumericsError: if a score or a box is not finite.
+        DataError: if images were not scored.
     """
     was_training = model.training
     model.eval()
@@ -328,16 +351,25 @@ def evaluate(
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
         found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
         detections = {int(target["image_id"]): found_there for target, found_there in zip(targets, found)}
-        if bad := [
-            image
-            for image, found_there in detections.items()
-            if not bool(torch.isfinite(found_there["scores"]).all())
-        ]:
-            reason = f"the model scores what it finds in image {bad[0]} with NaN or infinity"
-            raise NumericsError(
-                f"{reason}: it has diverged; {keep_batch(folder, None, reason, [(images, targets)])}; {ADVICE}"
-            )
+        for image_id, found_there in detections.items():
+            try:
+                refuse_non_finite_detections(found_there, f"image {image_id}")
+            except NumericsError as error:
+                kept = keep_batch(folder, None, str(error), [(images, targets)])
+                raise NumericsError(f"{error}; {kept}") from None
         evaluator.update(detections)
     evaluator.synchronize()
+    _check_complete(evaluator, loader)
     model.train(was_training)
     return evaluator.summarize()
+
+
+def _check_complete(evaluator: Evaluator, loader: Any) -> None:
+    """Make sure that every image of the data set was scored, over all ranks; data or evaluators of a user's own may not tell."""
+    found, data = getattr(evaluator, "detections", None), getattr(loader, "dataset", None)
+    if found is None or not hasattr(data, "__len__"):
+        return
+    if len(found) != len(data):
+        raise DataError(
+            f"{len(found)} of {len(data)} validation images were scored: a loader ended early or images share an id"
+        )

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.durations import KnowsRunLength, RunLength
-from ..core.errors import ConfigError, DataError, Preempted
-from ..core.validate import did_you_mean
+from ..core.errors import DataError, Preempted, ResourceError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import (
     barrier,
@@ -23,15 +22,16 @@ from ..runtime.distributed import (
     is_main,
     world_size,
 )
-from ..runtime.files import locked, prepare_output_dir, write_json
+from ..runtime.files import locked, prepare_output_dir, write_atomically, write_json
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, load_strictly, read_weights
+from ..runtime.model_weights import WeightFile, completed, load_strictly, read_weights
+from ..runtime.own_files import YAML_HEADER, marked_json, refuse_foreign, refuse_replacing_inputs
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
 from ..runtime.weight_files import refuse_address
-from .checkpoint import LAST, PREVIOUS, CheckpointFolder
+from .checkpoint import BEST, LAST, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
-from .data_checks import check_images, refuse_mixing
+from .data_checks import check_best_metric, check_images, refuse_mixing
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
 from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
@@ -41,15 +41,29 @@ from .numerics import NumericsGuard
 from .phases import Phases, tell_what_learns
 from .pictures import show_found, show_learned
 from .provenance import provenance
-from .reporting import epoch_record, introduce, plain
-from .resume import check_same_run
+from .reporting import boxes_record, epoch_record, introduce, plain
+from .resume import check_same_run, resume_hint
+from .run_identity import check_same_data, data_identity, digest
 from .run_state import for_inference, gather, restore
 from .stages import Progress, TrainingStages
-from .writers import ConsoleWriter, JsonLinesWriter, PictureFolder, TensorBoardWriter, WandbWriter, Writer
+from .writers import (
+    LOG_FILE,
+    ConsoleWriter,
+    JsonLinesWriter,
+    PictureFolder,
+    TensorBoardWriter,
+    WandbWriter,
+    Writer,
+)
 
 AUTO = "auto"
 """In place of a file to go on from: `last.pth` of the output folder, or a new run if there is none."""
 
+
+EVALUATION = "eval.json"
+"""What `--test-only` writes."""
+
+ADVICE = "move it away or choose another --output-dir"
 
 PATIENCE_WITH_NOTHING, ALMOST_NOTHING = 3, 1e-3
 """From which epoch on, and up to which AP50, a model is taken to find nothing."""
@@ -76,7 +90,11 @@ class DetSolver:
         self.meter: EpochMeter | None = None
         """Of an epoch that is not over."""
         self.first_loss: float | None = None
+        """Mean loss of the first epoch."""
         self.explained = False
+        """Whether it was explained why nothing is found."""
+        self.data_changed = False
+        """Whether a run is resumed with other data than it began with, which was asked for."""
 
     def fit(self) -> None:
         """Train, evaluate after every epoch, keep the best and the last."""
@@ -113,6 +131,8 @@ class DetSolver:
                 self._keep(epoch, metrics, improved)
             for writer in self.writers:
                 writer.close()
+            if is_main():
+                self.checkpoints.finish()
         barrier()
 
     def val(self) -> dict[str, Any]:
@@ -120,6 +140,7 @@ class DetSolver:
         self._choose_seed()
         if is_main():
             prepare_output_dir(self.output_dir)
+            refuse_foreign([self.output_dir / EVALUATION], ADVICE)
         self._open_data(training=False)
         self._build_model()
         if not (self.settings.resume or self.settings.tuning):
@@ -134,10 +155,11 @@ class DetSolver:
         )
         self.val_loader.report_images()
         if is_main():
-            write_json(self.output_dir / "eval.json", {"weights": self.settings.resume, **plain(metrics)})
+            content = marked_json({"weights": self.settings.resume, **plain(metrics)})
+            write_json(self.output_dir / EVALUATION, content)
         for name, value in metrics.items():
-            if isinstance(value, float):
-                logger.info("%-10s %s", name, f"{value:.4f}" if value >= 0 else "n/a")
+            if not isinstance(value, dict):
+                logger.info("%-10s %s", name, "n/a" if value is None else f"{value:.4f}")
         return metrics
 
     # ---- setting up ----
@@ -146,8 +168,22 @@ class DetSolver:
         if is_main():
             prepare_output_dir(self.output_dir)
             stack.enter_context(locked(self.output_dir))
+            self._refuse_replacing()
             CheckpointFolder(self.output_dir).clean_up()
         self.checkpoints = CheckpointFolder(self.output_dir)
+
+    def _refuse_replacing(self) -> None:
+        """Make sure that this run replaces nothing but what runs of this project have written."""
+        settings, folder = self.settings, self.output_dir
+        resumed_here = settings.resume == AUTO or (
+            settings.resume is not None and Path(settings.resume).parent.resolve() == folder.resolve()
+        )
+        written = [folder / name for name in ("config.yml", LOG_FILE, "images.train.npz", "images.val.npz")]
+        checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
+        refuse_foreign([*written, *([] if resumed_here else checkpoints)], ADVICE)
+        refuse_replacing_inputs(
+            checkpoints, {"-t": settings.tuning, "-r": None if resumed_here else settings.resume}
+        )
 
     def _choose_seed(self) -> None:
         """Take the seed that was asked for, or draw one and say so: a run can always be repeated."""
@@ -175,17 +211,19 @@ class DetSolver:
         settle_classes(self.cfg, data_sets, self.start_file, same_classes=not self.settings.tuning)
         self.classes = class_table(data_sets[0])
         self.config_text = self.cfg.to_yaml()
-        check_ranks_agree({"configuration": self.config_text, "seed": self.seed})
+        parts = dict(zip(("train", "val") if training else ("val",), data_sets))
+        self.identity = data_identity(parts)
+        check_ranks_agree(
+            {"data": digest(self.identity), "configuration": self.config_text, "seed": self.seed}
+        )
         if self.resumed is not None:
-            check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=self.settings.override)
+            override = self.settings.override
+            check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=override)
+            self.data_changed = check_same_data(self.resumed.get("data"), parts, override=override)
         if training and not bool((~data_sets[0].labels.crowds).any()):
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
-        known = getattr(self.evaluator, "metric_names", None)
-        if known and self.best.metric not in known:
-            raise ConfigError(
-                f"best_metric is '{self.best.metric}', but the evaluator gives {', '.join(known)}{did_you_mean(self.best.metric, list(known))}"
-            )
+        check_best_metric(self.best.metric, self.evaluator, self.val_loader.dataset)
 
     def _read_start_file(self) -> WeightFile | None:
         """Read the weights of -t, or of -r with --test-only; or all that -r goes on from."""
@@ -289,6 +327,8 @@ class DetSolver:
             return
         restore(self, self.resumed)
         self.resumed = None
+        if self.data_changed:
+            self._restart_epoch()
         logger.info(
             "resumed from %s: epoch %d, step %d of it, best %s %s",
             self.settings.resume,
@@ -298,11 +338,22 @@ class DetSolver:
             self.best.score,
         )
 
+    def _restart_epoch(self) -> None:
+        """Begin the epoch again and forget the best score: with other data neither continues what was there."""
+        progress = self.progress
+        progress.step, progress.total_steps = 0, progress.total_steps - progress.step
+        self.meter = None
+        self.best.forget()
+        if is_main():
+            self.checkpoints.set_best_aside()
+
     def _open_writers(self) -> None:
         if not is_main():
             return
         text = self.config_text
-        (self.output_dir / "config.yml").write_text(text, encoding="utf-8")
+        write_atomically(
+            self.output_dir / "config.yml", lambda file: file.write((YAML_HEADER + text).encode())
+        )
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
         board.add_text("config", text)
         self.writers = [
@@ -358,6 +409,7 @@ class DetSolver:
     def _take_up_best_weights(self) -> None:
         """Begin stage 2 from the best weights of stage 1, which every rank has kept."""
         weights, self.best.stage_one_weights = self.best.stage_one_weights, {}
+        weights = completed(weights, self.model)  # they may be of a run at another input size
         self.model.load_state_dict(weights)
         if self.ema is not None:
             self.ema.restart(weights, self.stages.ema_restart_decay)
@@ -387,6 +439,7 @@ class DetSolver:
             self.rates.set(progress)
             self.watchdog.beat(progress.total_steps)
             losses = self.step(progress.total_steps, window)
+            meter.count_boxes(window)
             progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
             if losses is not None:
                 meter.add(losses, sum(len(images) for images, _ in window) * world_size(), waited)
@@ -444,7 +497,7 @@ class DetSolver:
         if (
             self.explained
             or self.progress.epoch < PATIENCE_WITH_NOTHING
-            or metrics.get("AP50", 1.0) > ALMOST_NOTHING
+            or (metrics.get("AP50") or 0.0 if "AP50" in metrics else 1.0) > ALMOST_NOTHING
             or loss >= self.first_loss
         ):
             return
@@ -458,22 +511,22 @@ class DetSolver:
         Other ranks do not look here, since ranks may have different numbers of batches; the launcher ends them with rank 0.
         """
         if self.stop.asked and is_main():
-            self._save_last()
-            raise self._preempted()
+            raise self._stopped(saved=self._save_last())
 
     def _save_and_stop(self) -> None:
         """Save and end, on all ranks after the same step."""
-        if is_main():
-            self._save_last()
-        barrier()
-        raise self._preempted()
+        raise self._stopped(saved=broadcast_object(self._save_last() if is_main() else None))
 
-    def _preempted(self) -> Preempted:
+    def _stopped(self, *, saved: bool) -> Preempted | ResourceError:
+        """Return the error that ends a run which was asked to stop."""
         name = self.stop.signal.name if self.stop.asked else "a signal to another rank"
-        return Preempted(
-            f"stopped by {name} after step {self.progress.step} of {self.steps_per_epoch} in epoch {self.progress.epoch + 1}; the state is saved, "
-            f"go on with -r {self.output_dir / LAST}"
-        )
+        where = f"stopped by {name} after step {self.progress.step} of {self.steps_per_epoch} in epoch {self.progress.epoch + 1}"
+        last = self.output_dir / LAST
+        if saved:
+            return Preempted(f"{where}; the state is saved, {resume_hint(last)}")
+        older = f"{last} is of an earlier step" if last.exists() else f"there is no {last}"
+        why = f" ({self.checkpoints.unsaved})" if is_main() else ""
+        return ResourceError(f"{where}, but the state could not be saved{why}; {older}")
 
     def _save_if_due(self) -> None:
         """Write `last.pth` within an epoch, as often as is set; rank 0 alone knows of it."""
@@ -488,9 +541,10 @@ class DetSolver:
         if by_steps or by_time:
             self._save_last()
 
-    def _save_last(self) -> None:
-        self.checkpoints.save_last(gather(self))
+    def _save_last(self) -> bool:
+        """Write `last.pth`; return whether that succeeded."""
         self.saved_at = time.monotonic()
+        return self.checkpoints.save_last(gather(self))
 
     @property
     def scored(self) -> nn.Module:
@@ -527,8 +581,9 @@ class DetSolver:
         means = meter.means()
         for loader in (self.train_loader, self.val_loader):
             loader.report_images()
+        boxes = meter.boxes_of_all_ranks()
         if is_main():
-            record = epoch_record(self, epoch, meter, means, metrics)
+            record = epoch_record(self, epoch, meter, means, metrics) | boxes_record(epoch, *boxes)
             for writer in self.writers:
                 writer.write_epoch(epoch, record)
 

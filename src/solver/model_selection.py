@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +20,22 @@ class BestModel:
     """On the CPU; empty once stage 2 has begun."""
 
     def consider(self, epoch: int, metrics: dict[str, Any], weights: dict[str, Tensor], stage: int) -> bool:
-        """Take note of an evaluation; return True if it is the best so far. A first one always is."""
+        """Record an evaluation; return True if it is the best so far. A first one always is, an undefined score is
+        never better than another."""
         score = metrics[self.metric]
-        if self.score is not None and score <= self.score:
+        if score is not None and not math.isfinite(score):
+            score = None
+        if self.epoch is not None and (score is None or (self.score is not None and score <= self.score)):
             return False
         self.score, self.epoch = score, epoch
         self.stage_one_weights = (
             {k: v.detach().to("cpu", copy=True) for k, v in weights.items()} if stage == 1 else {}
         )
         return True
+
+    def forget(self) -> None:
+        """Start anew, because scores from now on cannot be compared with those before."""
+        self.score, self.epoch, self.stage_one_weights = None, None, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, for the checkpoint."""

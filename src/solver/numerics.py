@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.errors import NumericsError, ResourceError
 from ..runtime.distributed import barrier, gather_objects, rank
+from ..runtime.finite import tensors_in
 from ..runtime.log import logger
 from ..runtime.weight_files import write_tensor_file
 
@@ -24,7 +25,7 @@ BAD_BATCH = "bad_batch.pth"
 
 ADVICE = (
     "things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
-    "the last good weights are in last.pth"
+    "last.pth holds the last good state"
 )
 
 
@@ -166,7 +167,7 @@ def first_bad_tensor(
     )
     for name, tensor in (
         ("the input image", images),
-        *_tensors(outputs, "output"),
+        *tensors_in(outputs, "output"),
         *losses.items(),
         *gradients,
     ):
@@ -177,15 +178,4 @@ def first_bad_tensor(
 
 def poisoned_total(outputs: Mapping[str, Any]) -> Tensor:
     """Return a NaN that depends on every output: a rank whose loss failed still takes part in averaging gradients."""
-    return sum(tensor.sum() for _, tensor in _tensors(outputs, "") if tensor.requires_grad) * float("nan")
-
-
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, f"{name} {key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _tensors(item, f"{name}[{index}]")
+    return sum(tensor.sum() for _, tensor in tensors_in(outputs) if tensor.requires_grad) * float("nan")

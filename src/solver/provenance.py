@@ -34,9 +34,10 @@ def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any
         if isinstance(module, Licensed) and module.licence_note
     ]
     if start_file is not None:
-        notes += start_file.meta.get("licences") or [
-            f"start weights {start_file.path.name}: the file names no licence, look where it came from"
-        ]
+        unknown = f"start weights {start_file.path.name}: the file names no licence, look where it came from"
+        notes += start_file.meta.get(
+            "licences", [unknown]
+        )  # an empty list is an answer: trained from random weights
     return {
         "commit": code_version(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,16 @@ import torch
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
 from .det_engine import EpochMeter
+from .writers import UNDEFINED
 
 if TYPE_CHECKING:
     from .det_solver import DetSolver
 
 LONG_HORIZON, SHORT_RUN = 0.2, 250
 """An EMA whose horizon is above this fraction of a run is warned about, unless the run has at most so many steps."""
+
+MOSTLY_LOST = 0.5
+"""An epoch whose augmentation drops more than this fraction of the boxes is warned about."""
 
 
 def introduce(solver: DetSolver) -> None:
@@ -118,7 +122,9 @@ def epoch_record(
         "train_loss": means.get("loss", float("nan")),
         **{f"train_{name}": value for name, value in means.items() if name != "loss"},
         "test_coco_eval_bbox": [
-            v for k, v in metrics.items() if k.startswith(("AP", "AR")) and isinstance(v, float)
+            UNDEFINED if value is None else value
+            for name, value in metrics.items()
+            if name.startswith(("AP", "AR")) and not isinstance(value, dict)
         ],
         **plain(metrics),
         "best_metric": solver.best.metric,
@@ -132,6 +138,20 @@ def epoch_record(
         "n_parameters": sum(p.numel() for p in solver.model.parameters()),
         "n_trainable": sum(p.numel() for p in solver.model.parameters() if p.requires_grad),
     }
+
+
+def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, Any]:
+    """Return how many boxes an epoch has read and lost, for `log.txt`; warn if most did not reach the loss."""
+    total = sum(lost.values())
+    if total > MOSTLY_LOST * read:
+        logger.warning(
+            "epoch %d: of %d boxes that were read %d did not reach the loss: %s",
+            epoch + 1,
+            read,
+            total,
+            ", ".join(f"{name} dropped {count}" for name, count in sorted(lost.items(), key=lambda i: -i[1])),
+        )
+    return {"boxes_read": read, "boxes_lost": dict(lost)}
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..core.config_file import dotted, parse_yaml
@@ -80,6 +85,30 @@ def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) ->
             f"weights with -t"
         )
     logger.warning("going on with a changed configuration: %s", told)
+
+
+def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
+    """Return what to type to resume a run, safe to paste: the command that started it, with `-r auto`.
+
+    Args:
+        last: the file to resume from, for programs other than `train.py`.
+        arguments: the command line; None for that of this process.
+    """
+    script, *arguments = sys.argv if arguments is None else arguments
+    if Path(script).name != "train.py":
+        return f"resume with -r {shlex.quote(str(last))}"
+    kept: list[str] = []
+    for argument in arguments:
+        if kept and kept[-1] in ("-r", "--resume"):
+            kept[-1] = ""  # the flag goes with its value
+        elif not argument.startswith("--resume=") and not re.match(r"-r.", argument):
+            kept.append(argument)
+    kept = [argument for argument in kept if argument]
+    at = next((index for index, argument in enumerate(kept) if argument in ("-u", "--update")), len(kept))
+    command = shlex.join([script, *kept[:at], "-r", "auto", *kept[at:]])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"resume with the same torchrun command and: {command}"
+    return f"resume with: python {command}"
 
 
 def continued_progress(saved: Progress, saved_batch: int, batch: int) -> Progress:

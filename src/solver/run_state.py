@@ -10,7 +10,7 @@ from torch import nn
 from ..core.errors import CheckpointError
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, load_strictly, merged_state_dict
+from ..runtime.model_weights import WeightFile, completed, load_strictly, merged_state_dict
 from .checkpoint import LAST
 from .det_engine import EpochMeter
 from .reporting import plain
@@ -33,11 +33,20 @@ def gather(solver: DetSolver) -> dict[str, Any]:
         "scaler": solver.scaler.state_dict() if solver.scaler else None,
         "guard": {"in_a_row": guard.in_a_row, "in_epoch": guard.in_epoch},
         "best": solver.best.state_dict(),
+        "first_loss": solver.first_loss,
+        "explained": solver.explained,
+        "unreadable": _unreadable(solver.train_loader.dataset),
+        "data": solver.identity,
         "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
         "world_size": world_size(),
         "effective_batch_size": solver.effective_batch_size,
         "meter": solver.meter.state_dict() if solver.meter else None,
     }
+
+
+def _unreadable(dataset: Any) -> list[int]:
+    """Return the images that could not be read so far, which `bad_images` limits; a user's data set may not know."""
+    return dataset.unreadable_images() if hasattr(dataset, "unreadable_images") else []
 
 
 def restore(solver: DetSolver, state: dict[str, Any]) -> None:
@@ -54,7 +63,8 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
             raise CheckpointError(
                 "the checkpoint has no weight average, but use_ema is on; switch it off or start with -t"
             )
-        solver.ema.load_state_dict(state["ema"])
+        average = completed(state["ema"]["module"], solver.ema.module)
+        solver.ema.load_state_dict({**state["ema"], "module": average})
     _load_optimizer(solver, state["optimizer"])
     if solver.scaler and state["scaler"]:
         solver.scaler.load_state_dict(state["scaler"])
@@ -63,6 +73,9 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
         state["guard"]["in_epoch"],
     )
     solver.best.load_state_dict(state["best"])
+    solver.first_loss, solver.explained = state.get("first_loss"), state.get("explained", False)
+    if unreadable := state.get("unreadable"):
+        solver.train_loader.dataset.remember_unreadable(unreadable)
     batch = solver.effective_batch_size
     solver.progress = continued_progress(
         Progress(**state["progress"]), state.get("effective_batch_size", batch), batch

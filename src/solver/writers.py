@@ -11,11 +11,16 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
-from ..core.errors import ConfigError
-from ..runtime.files import write_atomically
+from ..core.paths import read_text
+from ..runtime.files import append_line, json_bytes, write_atomically
 from ..runtime.log import logger
+from ..runtime.optional import import_optional
+from ..runtime.own_files import is_ours, write_picture
 
 LOG_FILE = "log.txt"
+
+UNDEFINED = -1
+"""In D-FINE's list of COCO's twelve numbers, in place of one that the labels do not define."""
 
 
 class Writer(Protocol):
@@ -42,7 +47,9 @@ class ConsoleWriter:
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Log the line."""
-        best = f"best {record['best_metric']} {record['best_score']:.3f} (epoch {record['best_epoch'] + 1})"
+        best = (
+            f"best {record['best_metric']} {_share(record['best_score'])} (epoch {record['best_epoch'] + 1})"
+        )
         memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
         logger.info(
             "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
@@ -72,11 +79,7 @@ class JsonLinesWriter:
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self.path = folder / LOG_FILE
         if self.path.exists():
-            lines = [
-                line
-                for line in self.path.read_text(encoding="utf-8").splitlines()
-                if _epoch_of(line) < first_epoch
-            ]
+            lines = [line for line in read_text(self.path).splitlines() if _epoch_of(line) < first_epoch]
             write_atomically(
                 self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode())
             )
@@ -86,10 +89,7 @@ class JsonLinesWriter:
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Append a line and bring it to disk."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json_bytes(record))
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Pictures are not kept here."""
@@ -113,10 +113,11 @@ class PictureFolder:
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Write `NAME_epoch0001.jpg`, epochs counted from 1."""
         self.folder.mkdir(exist_ok=True)
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        write_atomically(
-            self.folder / f"{name}_epoch{epoch + 1:04}.jpg", lambda file: image.save(file, "JPEG", quality=90)
-        )
+        path = self.folder / f"{name}_epoch{epoch + 1:04}.jpg"
+        if os.path.lexists(path) and not is_ours(path):
+            logger.warning("%s is not a picture of this project and is left as it is", path)
+            return
+        write_picture(path, Image.fromarray(picture.permute(1, 2, 0).numpy()), quality=90)
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -137,10 +138,14 @@ class TensorBoardWriter:
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Add the evaluation."""
-        for index, value in enumerate(record["test_coco_eval_bbox"]):
-            self._writer.add_scalar(f"Test/coco_eval_bbox_{index}", value, epoch)
-        for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
-            self._writer.add_scalar(f"Epoch/{name}", record[name], epoch)
+        points = {f"Test/coco_eval_bbox_{i}": value for i, value in enumerate(record["test_coco_eval_bbox"])}
+        points |= {
+            f"Epoch/{name}": record[name]
+            for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait")
+        }
+        for name, value in points.items():
+            if value is not None and value != UNDEFINED:
+                self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
@@ -160,12 +165,10 @@ class WandbWriter:
     """Curves for Weights & Biases, if the user has installed and asked for it."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ConfigError(
-                "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False"
-            ) from None
+        wandb = import_optional(
+            "wandb",
+            "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
+        )
         self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -195,8 +198,8 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _share(value: float) -> str:
-    return "n/a" if value < 0 else f"{value:.3f}"
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _epoch_of(line: str) -> float:

@@ -113,6 +113,7 @@ TRAIN_FLAGS = {
     "--test-only",
     "-u",
     "--update",
+    "--opt-level",
 }
 
 CHECKPOINT_PREFIXES = {

@@ -137,7 +137,10 @@ def test_all_faults_are_listed_at_once(tmp_path):
             "lr_scheduler: {type: MultiStepLR, milestones: abc}\n",
             "lr_scheduler.milestones is 'abc', expected a list of lengths (config.yml:1)",
         ),
-        ("ema: {type: ModelEMA, decay: '1e-4'}\n", "ema.decay is '1e-4', expected a number (config.yml:1)"),
+        (
+            "ema: {type: ModelEMA, decay: '1e-4'}\n",
+            "ema.decay is '1e-4', expected a number or null (config.yml:1)",
+        ),
     ],
 )
 def test_value_of_a_wrong_type_is_named_with_what_was_expected(tmp_path, text, fault):

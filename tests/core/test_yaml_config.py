@@ -270,3 +270,36 @@ def test_spoilt_configurations_load_or_are_refused(tmp_path):
         except ConfigError:
             refusals += 1
     assert refusals > 40
+
+
+AS_ASKED_FOR = """
+__include__: ["{configs}/dfine/dfine_hgnetv2_l_coco.yml"]
+DFINE: {{backbone: DINOv3Backbone}}
+DINOv3Backbone:
+  model_name: dinov3_small
+  pretrained: True
+  out_channels: {channels}
+  feat_strides: [8, 16, 32]
+HybridEncoder:
+  in_channels: {channels}
+  feat_strides: [8, 16, 32]
+"""
+"""D-FINE-L with another backbone, as one writes it for any backbone that has a width for each stride."""
+
+
+@pytest.mark.parametrize("channels", [[256, 256, 256], [128, 256, 384]])
+def test_a_backbone_with_a_width_for_each_stride_takes_the_place_of_hgnetv2(tmp_path, channels):
+    cfg = config_from(tmp_path, AS_ASKED_FOR.format(configs=CONFIGS, channels=channels))
+    cfg.without_pretrained()
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    cfg.set("DINOv3Backbone", small, "a test")
+    cfg.set("num_classes", 80, "a test")
+    model = cfg.model.train()
+    assert model.backbone.out_channels == channels
+    outputs = model(
+        torch.rand(1, 3, 640, 640), targets=[{"labels": torch.tensor([3]), "boxes": torch.rand(1, 4)}]
+    )
+    assert outputs["pred_logits"].shape == (1, 300, 80)
+    assert sum(len(group["params"]) for group in cfg.optimizer.param_groups) == sum(
+        p.requires_grad for p in model.parameters()
+    )

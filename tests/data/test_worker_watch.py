@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from src.core.errors import DataError, ResourceError
 from src.data import dataloader, worker_watch
 from src.data.dataloader import DataLoader
+from tests.fixtures.progress import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +74,27 @@ def test_worker_that_ended_by_itself_is_told_with_its_code():
     assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
 
 
-def test_death_is_told_by_the_next_batch_and_not_in_between():
+def test_death_is_told_by_the_next_batch_and_not_in_between(monkeypatch):
+    inner, original = [], torch.utils.data.DataLoader.__iter__
+
+    def remember(loader):
+        inner.append(original(loader))
+        return inner[-1]
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", remember)
+    received = torch.zeros(1).share_memory_()
+
     def happen():
-        time.sleep(0.5)  # earlier batches have been handed over
+        while not received:  # earlier batches have been handed over by then
+            time.sleep(0.02)
         os._exit(1)
 
-    batches, seen = iter(DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False)), []
-    seen.append(next(batches))
-    time.sleep(1)  # the worker dies meanwhile
+    batches = iter(DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False))
+    seen = [next(batches)]
+    worker = inner[0]._workers[0]
+    wait_until(lambda: not inner[0]._worker_result_queue.empty(), worker.pid, lambda: "no second batch")
+    received.fill_(1)
+    wait_until(lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on")
     seen.append(next(batches))
     with pytest.raises(ResourceError):
         next(batches)
@@ -90,8 +106,13 @@ def test_data_set_that_does_not_know_its_last_image_is_watched_too(monkeypatch):
     assert "its last image: not known;" in fault(lambda: os._exit(3))
 
 
-def test_hanging_worker_is_told_after_the_timeout():
-    assert fault(lambda: time.sleep(2), data_timeout=0.6).startswith(
+def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
+    """Time passes once the worker hangs: how long a busy machine took until then does not matter."""
+    seconds = count(1)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds) if int(Numbers.last.max()) == 5 else 0)
+    monkeypatch.setattr(worker_watch, "time", clock)
+    Numbers.last.fill_(-1)
+    assert fault(signal.pause, data_timeout=0.6).startswith(
         "no batch came for 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;"
     )
 

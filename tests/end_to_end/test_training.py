@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from src.inference import Detector
+from src.runtime.files import LOCK
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
 
@@ -166,9 +167,7 @@ def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
 def test_a_complete_run_is_left_alone(trained):
     config, run, _ = trained
     before = {
-        path: path.stat().st_mtime_ns
-        for path in run.glob("*")
-        if path.name not in ("run_status.json", ".lock")
+        path: path.stat().st_mtime_ns for path in run.glob("*") if path.name not in ("run_status.json", LOCK)
     }
     result = run_python("train.py", "-c", config, "-r", run / "last.pth")
     assert result.returncode == 0, result.stderr
@@ -205,12 +204,10 @@ def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_
     config = write_tiny_config(
         tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8}
     )
-    result = run_python("train.py", "-c", config, "--seed=1", ranks=8, timeout=900)
+    result = run_python("train.py", "-c", config, "--seed=1", ranks=8)
     assert result.returncode == 0, result.stderr
     assert "8 rank(s)" in result.stdout and "stage 2 begins" in result.stdout
-    evaluation = run_python(
-        "train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8, timeout=900
-    )
+    evaluation = run_python("train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8)
     assert evaluation.returncode == 0, evaluation.stderr
 
 

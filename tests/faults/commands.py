@@ -9,11 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from tests.fixtures.ports import free_port
+from tests.fixtures.progress import wait_until
 from tests.fixtures.tiny import ROOT
 
 
@@ -83,12 +84,16 @@ class Training:
     def said(self) -> str:
         return self.text.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, timeout: float = 60) -> None:
+    def wait_for(self, pattern: str) -> None:
         """Wait until the output has a line that matches."""
-        end = time.monotonic() + timeout
-        while not re.search(pattern, self.said()):
-            assert time.monotonic() < end and self.process.poll() is None, self.said()
-            time.sleep(0.02)
+
+        def found() -> bool:
+            ended = self.process.poll() is not None
+            matches = re.search(pattern, self.said()) is not None
+            assert matches or not ended, self.said()
+            return matches
+
+        wait_until(found, self.process.pid, self.said)
 
     def send(self, number: signal.Signals, pid: int | None = None) -> None:
         os.kill(pid or self.process.pid, number)
@@ -108,33 +113,36 @@ class Training:
                 found[int(environment["RANK"])] = int(stat.parent.name)
         return [found[number] for number in sorted(found)]
 
-    def end(self, timeout: float = 30) -> int:
+    def end(self) -> int:
         """Wait for the end and return the exit code."""
-        return self.process.wait(timeout)
+        wait_until(lambda: self.process.poll() is not None, self.process.pid, self.said)
+        return self.process.returncode
 
     def status(self) -> dict:
         return json.loads((self.output / "run_status.json").read_text())
 
 
-def wait_for_any(trainings: tuple[Training, ...], pattern: str, timeout: float = 120) -> Training:
+def wait_for_any(trainings: tuple[Training, ...], pattern: str) -> Training:
     """Wait until one of several has a line that matches, and return it."""
-    end = time.monotonic() + timeout
-    while True:
-        for training in trainings:
-            if re.search(pattern, training.said()):
-                return training
-        assert time.monotonic() < end, [training.said() for training in trainings]
-        time.sleep(0.05)
+
+    def first() -> Training | None:
+        return next((training for training in trainings if re.search(pattern, training.said())), None)
+
+    wait_until(
+        lambda: first() is not None,
+        trainings[0].process.pid,
+        lambda: "\n".join(training.said() for training in trainings),
+    )
+    return first()
 
 
-def is_gone(pid: int, within: float) -> bool:
-    """Tell whether a process ends within some seconds; one that nobody has waited for counts as ended."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
+def wait_until_gone(pid: int, describe: Callable[[], str]) -> None:
+    """Wait until a process has ended; one that nobody has waited for counts as ended."""
+
+    def is_gone() -> bool:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             return True
-        time.sleep(0.05)
-    return False
+
+    wait_until(is_gone, pid, describe)

@@ -125,7 +125,7 @@ def test_f02_a_crash_at_any_point_of_a_save_loses_nothing(
         read_tensor_file(path)
     assert run(tiny_data, folder, **SHORT)
     assert same(final_state(folder), final_state(straight))
-    assert not list(folder.glob("*.tmp.*")) or code == 0
+    assert not list(folder.glob(".*.dfine-tmp")) or code == 0
 
 
 def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_rest_is_removed(
@@ -138,7 +138,7 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
     before = (folder / "last.pth").read_bytes()
     assert run_forked(crashing, folder.parent).code == KILLED
     assert (folder / "last.pth").read_bytes() == before
-    assert len(list(folder.glob("*.tmp.*"))) == 1
+    assert len(list(folder.glob(".*.dfine-tmp"))) == 1
     with caplog.at_level("INFO"):
         assert run(tiny_data, folder, **SHORT)
     assert "removed 1 half-written files of an earlier run" in caplog.text
@@ -326,7 +326,7 @@ def test_f14_a_full_disk_is_told_thrice_and_what_was_saved_stays(tiny_data, fold
     child = run_forked(on_a_small_disk, folder.parent)
     assert child.code == 0, child.err
     assert (folder / "last.pth").read_bytes() == before
-    assert not list(folder.glob("*.tmp.*"))
+    assert not list(folder.glob(".*.dfine-tmp"))
 
 
 def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, folder, monkeypatch, caplog):

@@ -4,7 +4,8 @@ import os
 import resource
 import signal
 import sys
-import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,8 +115,17 @@ def test_f39_killed_worker_ends_the_run_with_its_signal_and_images(own_data, tmp
     )
 
 
-def test_f40_hanging_worker_ends_the_run_after_the_timeout(own_data, tmp_path, in_a_worker):
-    in_a_worker(13, lambda: time.sleep(3))
+def test_f40_hanging_worker_ends_the_run_after_the_timeout(own_data, tmp_path, in_a_worker, monkeypatch):
+    hangs, seconds = torch.zeros(1).share_memory_(), count(1)
+
+    def hang() -> None:
+        hangs.fill_(1)
+        signal.pause()
+
+    in_a_worker(13, hang)
+    monkeypatch.setattr(
+        worker_watch, "time", SimpleNamespace(monotonic=lambda: next(seconds) if hangs else 0)
+    )
     settings = {"num_workers": 1, "total_batch_size": 24, "data_timeout": 1.0}
     ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader=settings), "--seed=0")
     assert ended.code == 6

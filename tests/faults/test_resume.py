@@ -6,6 +6,7 @@ import os
 import pytest
 
 from src.core.errors import ConfigError
+from src.runtime.files import LOCK
 from src.solver import DetSolver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
@@ -118,7 +119,7 @@ def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
     before = {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.glob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name != LOCK
     }
     with caplog.at_level("INFO"):
         assert run(tiny_data, folder)

@@ -110,7 +110,6 @@ def test_a_browser_without_network_shows_it(page, tmp_path):
         ],
         check=True,
         capture_output=True,
-        timeout=120,
     )
     shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     assert shown.shape == (2400, 1200, 3)

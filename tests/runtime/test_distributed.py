@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,7 +353,7 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
     waiting = multiprocessing.get_context("fork").Process(target=work, args=(0,))
     waiting.start()
     try:
-        ended = run_forked(lambda: work(1), tmp_path, timeout=30)
+        ended = run_forked(lambda: work(1), tmp_path)
     finally:
         waiting.kill()
     assert ended == (2, "", "error[2]: seed is 3, rank 0 has 4 (rank 1)\n")
@@ -371,25 +372,25 @@ def test_bits_of_a_single_process_are_its_own():
 
 
 def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others():
-    def explain() -> tuple[str, float]:
+    """The answer comes although rank 0 does not answer; without it this test would be stuck."""
+
+    def explain() -> str:
         pids = gather_objects(os.getpid())
         if rank() == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
-            return "", 0.0
-        time.sleep(0.3)
-        began = time.monotonic()
+            return ""
+        while Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.02)
         try:
             return str(
                 distributed.explain_lost_rank(
                     RuntimeError("Timed out waiting 5000ms for recv operation to complete")
                 )
-            ), time.monotonic() - began
+            )
         finally:
             os.kill(pids[0], signal.SIGCONT)
 
-    said, seconds = on_ranks(2, explain)[1]
-    assert (
-        said
-        == "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
+    assert on_ranks(2, explain)[1] == (
+        "another rank ended or does not answer, likely rank 0, which keeps the notes of all; "
+        "its own output says why"
     )
-    assert seconds < 5

@@ -11,11 +11,14 @@ import pytest
 
 from src.core.errors import ConfigError, ResourceError
 from src.runtime.files import (
-    TEMPORARY,
+    LOCK,
+    append_line,
+    json_bytes,
     locked,
     prepare_output_dir,
     refuse_replacing,
     remove_leftovers,
+    temporary_path,
     write_atomically,
     write_json,
 )
@@ -190,11 +193,61 @@ def test_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
 
 
 def test_half_written_files_are_removed_and_named(path):
-    leftovers = {f"last.pth{TEMPORARY}.123", f"probe{TEMPORARY}.9"}
+    leftovers = {temporary_path(path.with_name(name)).name for name in ("last.pth", "probe")}
     for name in leftovers:
         (path.parent / name).touch()
     assert set(remove_leftovers(path.parent)) == leftovers
     assert content_of(path.parent) == {"file.bin": b"old"}
+
+
+@pytest.mark.parametrize(
+    "name", ["last.pth.tmp.123", ".last.pth.tmp", "data.tmp.csv", ".x.12-zzzzzzzz.dfine-tmp", "x.dfine-tmp"]
+)
+def test_temporary_files_of_others_are_left_alone(path, name):
+    path.with_name(name).write_bytes(b"theirs")
+    assert remove_leftovers(path.parent) == []
+    assert path.with_name(name).read_bytes() == b"theirs"
+
+
+def test_a_link_with_the_name_of_a_temporary_file_is_left_alone(path):
+    link = temporary_path(path)
+    link.symlink_to(path)
+    assert remove_leftovers(path.parent) == []
+    assert link.is_symlink() and path.read_bytes() == b"old"
+
+
+def test_a_file_that_is_being_written_is_no_leftover(path):
+    found = []
+    write_atomically(path, lambda file: found.extend(remove_leftovers(path.parent)) or file.write(b"new"))
+    assert found == []
+    assert content_of(path.parent) == {"file.bin": b"new"}
+
+
+def test_a_temporary_file_is_never_written_through_a_link(path, monkeypatch, tmp_path):
+    target = tmp_path / "theirs"
+    target.write_bytes(b"theirs")
+    place = tmp_path / ".file.bin.1-00000000.dfine-tmp"
+    place.symlink_to(target)
+    monkeypatch.setattr("src.runtime.files.temporary_path", lambda *_: place)
+    with pytest.raises(ResourceError, match="cannot be written: File exists"):
+        write_atomically(path, lambda file: file.write(b"new"))
+    assert target.read_bytes() == b"theirs" and path.read_bytes() == b"old"
+
+
+def test_a_line_is_not_appended_through_a_link(path):
+    link = path.with_name("log.txt")
+    link.symlink_to(path)
+    with pytest.raises(ResourceError, match="log.txt cannot be written"):
+        append_line(link, b"line")
+    assert path.read_bytes() == b"old"
+    append_line(path, b"line")
+    assert path.read_bytes() == b"oldline\n"
+
+
+def test_json_holds_file_names_that_are_not_utf8():
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert json.loads(json_bytes({"file_name": name})) == {"file_name": name}
+    assert json_bytes({"name": "Zoë"}) == '{"name": "Zoë"}'.encode()
 
 
 def test_file_half_written_by_a_killed_process_is_taken_for_a_leftover(path):
@@ -238,14 +291,14 @@ def test_folder_is_free_after_the_block(tmp_path):
     with locked(tmp_path):
         pass
     with locked(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / LOCK).read_text() == str(os.getpid())
 
 
 def test_folder_is_free_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="x"), locked(tmp_path):
         raise ValueError("x")
     with locked(tmp_path):
-        assert (tmp_path / ".lock").exists()
+        assert (tmp_path / LOCK).exists()
 
 
 def test_folder_is_free_after_its_holder_was_killed(tmp_path):
@@ -257,7 +310,7 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
 
     assert run_forked(child, tmp_path).code == 9
     with locked(tmp_path / "run"):
-        assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / "run" / LOCK).read_text() == str(os.getpid())
 
 
 def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(tmp_path):
@@ -287,3 +340,18 @@ def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
     for taken in (path, tmp_path / "link"):
         with pytest.raises(ConfigError, match="is there already and would be replaced"):
             refuse_replacing(taken)
+
+
+def test_a_lock_that_is_a_link_or_somebody_elses_file_is_refused_and_left_as_it_is(path):
+    lock = path.with_name(LOCK)
+    lock.symlink_to(path)
+    with (
+        pytest.raises(ConfigError, match="cannot be used as a lock: it is a symbolic link"),
+        locked(path.parent),
+    ):
+        pass
+    lock.unlink()
+    lock.write_text("yarn lockfile v1")
+    with pytest.raises(ConfigError, match="is not a lock of this project"), locked(path.parent):
+        pass
+    assert (path.read_bytes(), lock.read_text()) == (b"old", "yarn lockfile v1")

@@ -76,6 +76,6 @@ def test_a_full_disk_is_survived_twice_and_then_ends_the_run(folder, monkeypatch
 
 
 def test_leftovers_of_a_killed_run_are_removed(folder, tmp_path):
-    (tmp_path / "last.pth.tmp.123").write_bytes(b"half")
+    (tmp_path / ".last.pth.123-0a1b2c3d.dfine-tmp").write_bytes(b"half")
     folder.clean_up()
     assert list(tmp_path.iterdir()) == []

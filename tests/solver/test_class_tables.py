@@ -90,5 +90,19 @@ def test_the_table_has_a_row_for_each_label_and_marks_unused_ones(cats_and_dogs)
 
 
 def test_categories_of_training_and_validation_must_agree(tmp_path, cats_and_dogs):
-    with pytest.raises(DataError, match="categories differ between .*: id 7: dog / none; id 8: none / dog"):
-        compare_categories(cats_and_dogs, data(tmp_path, {3: "cat", 8: "dog"}, "val.json"))
+    with pytest.raises(DataError, match="categories differ between .*: id 7: dog / none; id 8: none / cow"):
+        compare_categories(cats_and_dogs, data(tmp_path, {3: "cat", 8: "cow"}, "val.json"))
+
+
+def test_the_same_names_under_other_ids_are_matched_by_name(tmp_path, cats_and_dogs):
+    val = data(tmp_path, {1: "dog", 9: "cat"}, "val.json")
+    compare_categories(cats_and_dogs, val)
+    settle_classes(tiny_config(), [cats_and_dogs, val], None, same_classes=False)
+    assert cats_and_dogs.label_names == {0: "cat", 1: "dog"}
+    assert val.label_names == {1: "dog", 0: "cat"}
+
+
+def test_names_that_are_there_twice_are_not_matched(tmp_path):
+    train, val = (data(tmp_path, {i: "cat", i + 1: "cat"}, f"{i}.json") for i in (1, 5))
+    with pytest.raises(DataError, match="categories differ"):
+        compare_categories(train, val)

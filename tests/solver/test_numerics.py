@@ -20,7 +20,7 @@ def test_ten_dropped_steps_in_a_row_end_the_run():
     for step in range(IN_A_ROW - 1):
         guard.dropped(step, "x", [])
     with pytest.raises(
-        NumericsError, match=r"^diverged at step 9: 10 steps in a row .*last good weights are in last.pth"
+        NumericsError, match=r"^diverged at step 9: 10 steps in a row .*last.pth holds the last good state"
     ):
         guard.dropped(9, "x", [])
 
@@ -64,7 +64,7 @@ def test_the_first_bad_tensor_is_named_in_the_order_of_computation():
     assert first_bad_tensor(bad, {"pred_logits": bad}, {}, model) == "the input image is not finite"
     assert (
         first_bad_tensor(good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model)
-        == "output aux_outputs[0] pred_boxes is not finite"
+        == "output.aux_outputs.0.pred_boxes is not finite"
     )
     assert first_bad_tensor(good, {}, {"loss_vfl": bad}, model) == "loss_vfl is not finite"
     model.weight.grad = torch.full((1, 2), float("nan"))

@@ -19,7 +19,7 @@ RECORD = {
     "epochs": 3,
     "train_loss": 1.5,
     "AP": 0.5,
-    "AP50": -1.0,
+    "AP50": None,
     "best_metric": "AP",
     "best_score": 0.5,
     "best_epoch": 1,

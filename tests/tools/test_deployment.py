@@ -232,7 +232,7 @@ def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_i
     ended = run_here("reference/convert_weight.py", tmp_path / "last.pth")
     assert ended.code == 0, ended.err
     content = torch.load(tmp_path / "last_converted.pth", weights_only=True)
-    assert set(content) == {"model", "meta"} and content["meta"] == trained["meta"]
+    assert set(content) == {"model", "meta", "written_by"} and content["meta"] == trained["meta"]
     assert all(torch.equal(content["model"][key], average[key]) for key in average)
     assert read_weights(tmp_path / "last_converted.pth").classes == trained["meta"]["classes"]
 

@@ -8,9 +8,7 @@ from tests.fixtures.commands import run_python
 
 
 def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
-    result = run_python(
-        "-W", "ignore", "tools/benchmark/soak.py", "--kills=2", "--bits=3", "--cuts=2", timeout=60
-    )
+    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--kills=2", "--bits=3", "--cuts=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("2 kills in ")
     assert "end equal to the bit: 1 of 1\n" in result.stdout
@@ -27,7 +25,6 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
         "--configs=12",
         "--checkpoints=12",
         "--images=15",
-        timeout=60,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     rows = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| 0 \|", result.stdout)
@@ -37,9 +34,7 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
 
 @pytest.mark.slow
 def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
-    result = run_python(
-        "-W", "ignore", "tools/benchmark/soak.py", "--minutes=0.03", "--wait", "1", "1", timeout=60
-    )
+    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--minutes=0.03", "--wait", "1", "1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
         r"^\d+ kills in 0\.03 min, \d+ steps\ncheckpoints that can be read after a kill: (\d+) of \1\n",
@@ -50,16 +45,14 @@ def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
 
 @pytest.mark.slow
 def test_a_series_of_faults_is_counted():
-    result = run_python(
-        "-W", "ignore", "tools/benchmark/fault_series.py", "numbers", "--repeat=2", timeout=60
-    )
+    result = run_python("-W", "ignore", "tools/benchmark/fault_series.py", "numbers", "--repeat=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
 
 
 @pytest.mark.slow
 def test_hostile_files_are_refused():
-    result = run_python("-W", "ignore", "tools/benchmark/hostile_files.py", timeout=60)
+    result = run_python("-W", "ignore", "tools/benchmark/hostile_files.py")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "no code ran: 42 of 42; " in result.stdout
 
@@ -74,7 +67,6 @@ def test_the_cost_of_safety_is_measured():
         "--saves=1",
         "--images=100",
         "--steps=1",
-        timeout=60,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("\n| ") == 6 and "% of its " in result.stdout

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 YARDSTICK = "bare ViT-S/16"
 ENGINES = ("torch", "compile", "onnx", "openvino")
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--warmup", type=int, default=5, help="runs before, that do not; default: 5")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU; default: 1")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there too")
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
 
@@ -71,17 +71,6 @@ def benchmark(arguments) -> list[dict]:
     works = build_works(detector, images, device, arguments)
     seconds = interleave(works, device, repeats=arguments.repeats, warmup=arguments.warmup)
     rows = [summarise(name, times, arguments.batch, seconds[YARDSTICK]) for name, times in seconds.items()]
-    print(
-        f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
-        f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
-        f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
-        f"| --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
-    for row in rows:
-        print(
-            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
-            f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
-        )
     if arguments.json:
         write_json(
             arguments.json,
@@ -93,6 +82,17 @@ def benchmark(arguments) -> list[dict]:
                 "torch": torch.__version__,
                 "rows": rows,
             },
+        )
+    print(
+        f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
+        f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
+        f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
+        f"| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for row in rows:
+        print(
+            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
+            f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
         )
     return rows
 

@@ -16,7 +16,7 @@ os.environ.setdefault(
 )  # the profiler would speak of every start, and of a missing GPU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 PARTS = ("backbone", "encoder", "decoder")
 
@@ -41,7 +41,7 @@ def main() -> None:
         "--batch", type=int, default=1, help="images of the pass whose memory is measured; default: 1"
     )
     parser.add_argument("-d", "--device", default="cpu", help="where that pass runs; default: cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there too")
     arguments = parser.parse_args()
     run(lambda: report(arguments), arguments)
 
@@ -74,9 +74,9 @@ def report(arguments) -> dict:
         forward_memory(model.to(device), torch.rand(arguments.batch, 3, *size, device=device)),
         arguments.batch,
     )
-    print(as_text(info, device))
     if arguments.json:
         write_json(arguments.json, info)
+    print(as_text(info, device))
     return info
 
 

@@ -271,7 +271,7 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
             faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
     for name, pattern in (
         ("checkpoints", "*.pth"),
-        ("half-written files", "*.tmp.*"),
+        ("half-written files", ".*.dfine-tmp"),
         ("log.txt", "log.txt"),
         ("curves", "events.*"),
     ):

@@ -10,18 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
         "--infer_dir",
-        type=Path,
+        type=user_path,
         default=Path("/data/COCO2017/val2017"),
         help="folder of images; default: /data/COCO2017/val2017",
     )
-    parser.add_argument("--engine_dir", type=Path, required=True, help="folder of .engine files")
+    parser.add_argument("--engine_dir", type=user_path, required=True, help="folder of .engine files")
     parser.add_argument(
         "--busy",
         action="store_true",

@@ -9,26 +9,27 @@ docs/data.md lists the kinds.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO file")
+    parser.add_argument("--annotations", type=user_path, metavar="FILE", help="COCO file")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder that its file names are relative to"
+        "--images", type=user_path, metavar="DIR", help="folder that its file names are relative to"
     )
     parser.add_argument(
         "--val-annotations",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="COCO file of the validation data, held against the first",
     )
-    parser.add_argument("--val-images", type=Path, metavar="DIR", help="default: --images")
+    parser.add_argument("--val-images", type=user_path, metavar="DIR", help="default: --images")
     parser.add_argument(
         "-c",
         "--config",
@@ -55,16 +56,28 @@ def main() -> None:
     )
     parser.add_argument(
         "--fix",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="write clean copies into this folder: train.json (and val.json)",
     )
     parser.add_argument(
         "--boxes",
-        choices=("xywh", "xyxy"),
-        help="with --fix: what bbox holds, if it looks like corners; xyxy is converted",
+        choices=("xywh", "xyxy", "cxcywh", "yxyx", "yxhw"),
+        help="what bbox holds, if it does not look like COCO's xywh; --fix converts it",
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument(
+        "--units",
+        choices=("pixels", "fraction", "percent", "permille"),
+        help="what bbox is measured in, if it does not look like pixels; --fix converts it",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size that the model is trained at, for boxes that become too small; default: the configuration's, or 640 640",
+    )
+    parser.add_argument("--report", type=user_path, metavar="FILE", help="write all findings as JSON")
     parser.add_argument(
         "--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20"
     )
@@ -78,33 +91,42 @@ def main() -> None:
     def command() -> None:
         from src.core import YAMLConfig
         from src.core.config_file import parse_overrides
-        from src.data.preparation.check import DataSet, check, data_sets_of
+        from src.data.dataset.box_formats import BoxFormat
+        from src.data.preparation.check import DataSet, check, data_sets_of, training_transforms
         from src.data.preparation.fix import copies_of, describe, fix
         from src.data.preparation.image_check import ImageCheck
         from src.runtime.files import prepare_output_dir, refuse_replacing
-        from src.runtime.log import printable
+        from src.runtime.log import say
 
         def tell(lines):
             for line in lines:
-                print(printable(line), flush=True)
+                say(line)
 
         if arguments.report:
             refuse_replacing(arguments.report)  # before a long look at the images
         queries = 300 if arguments.queries is None else arguments.queries
+        given = None
+        if arguments.boxes or arguments.units:
+            given = BoxFormat(arguments.boxes or "xywh", arguments.units or "pixels")
+        transforms = default_transforms(arguments.size or (640, 640))
         if arguments.config:
-            data_sets, made_for = data_sets_of(
-                YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg
-            )
+            config = YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg
+            data_sets, made_for = data_sets_of(config)
             queries = (made_for or 300) if arguments.queries is None else queries
+            if arguments.size is None:
+                transforms = training_transforms(config)
         else:
             data_sets = [DataSet(arguments.annotations, arguments.images)]
             if arguments.val_annotations:
                 data_sets.append(DataSet(arguments.val_annotations, arguments.val_images or arguments.images))
+        if given is not None:
+            data_sets = [replace(data, box_format=given) for data in data_sets]
         copies = (
             copies_of(data_sets, arguments.fix) if arguments.fix else []
         )  # refused before a long look at the images
         images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
-        report = check(data_sets, images, queries=queries)
+        report = check(data_sets, images, queries=queries, transforms=transforms)
+        tell(report.summaries())
         tell(report.lines(arguments.show))
         if arguments.report:
             report.write(arguments.report)
@@ -112,16 +134,20 @@ def main() -> None:
             report = None  # as large as the data; the copies are looked at anew
             prepare_output_dir(arguments.fix)
             for data, copy in zip(data_sets, copies):
-                tell(
-                    describe(
-                        data, copy.annotations, fix(data, copy.annotations, images, boxes=arguments.boxes)
-                    )
-                )
-            report = check(copies, images, queries=queries)
+                tell(describe(data, copy.annotations, fix(data, copy.annotations, images)))
+            report = check(copies, images, queries=queries, transforms=transforms)
+            tell(report.summaries())
             tell(["what is left:", *report.lines(arguments.show)])
         report.raise_if_faulty()
 
     run(command, arguments)
+
+
+def default_transforms(size_hw):
+    """Return what every configuration here does to each training image, whatever chance does."""
+    from src.data.transforms import Compose, Resize, SanitizeBoundingBoxes
+
+    return Compose([Resize(list(size_hw)), SanitizeBoundingBoxes(min_size=1)])
 
 
 if __name__ == "__main__":

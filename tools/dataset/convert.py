@@ -12,14 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("input", type=Path, help="data.yaml, or the folder of the data set")
+    parser.add_argument("input", type=user_path, help="data.yaml, or the folder of the data set")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder for train.json and val.json"
+        "--output", type=user_path, required=True, metavar="DIR", help="folder for train.json and val.json"
     )
     parser.add_argument(
         "--val-fraction",
@@ -40,13 +40,19 @@ def main() -> None:
     parser.add_argument(
         "--follow-links", action="store_true", help="open files that symbolic links carry out of the data set"
     )
+    parser.add_argument(
+        "--drop-boxes",
+        action="store_true",
+        help="leave out boxes without area or outside their image, with their number; without, they are faults",
+    )
+    parser.add_argument("--report", type=user_path, metavar="FILE", help="write all faults as JSON")
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:
         parser.error(f"--val-fraction is {arguments.val_fraction:g}, expected a share above 0 and below 1")
 
     def command() -> None:
         from src.data.preparation.convert import convert
-        from src.runtime.log import printable
+        from src.runtime.log import say
 
         for line in convert(
             arguments.input,
@@ -56,8 +62,10 @@ def main() -> None:
             difficult=arguments.difficult,
             zero_based=arguments.zero_based,
             follow_links=arguments.follow_links,
+            drop_boxes=arguments.drop_boxes,
+            report=arguments.report,
         ):
-            print(printable(line))
+            say(line)
 
     run(command, arguments)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "--base_dir", type=Path, required=True, metavar="DIR", help="folder with train/ and val/"
+        "--base_dir", type=user_path, required=True, metavar="DIR", help="folder with train/ and val/"
     )
     parser.add_argument(
         "--new_val_size", type=int, default=5000, help="images that remain for validation; default: 5000"
@@ -28,9 +28,10 @@ def main() -> None:
 
     def command() -> None:
         from src.data.preparation.objects365 import remap
+        from src.runtime.log import say
 
         for line in remap(arguments.base_dir, arguments.new_val_size, arguments.output_suffix):
-            print(line, flush=True)
+            say(line)
 
     run(command, arguments)
 

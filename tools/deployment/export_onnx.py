@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run, user_path  # noqa: E402
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         help="configuration, only for checkpoints that hold none, as D-FINE's own",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: the checkpoint's name with .onnx"
+        "--output", type=user_path, metavar="FILE", help="default: the checkpoint's name with .onnx"
     )
     parser.add_argument(
         "--input-size",
@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="images for --check; default: validation data that the checkpoint names, else drawn ones",
     )
@@ -68,15 +68,15 @@ def main() -> None:
     def command() -> None:
         from src.core.errors import ExportError
         from src.inference import Detector
-        from src.inference.export import check_agreement, export_onnx, images_for_check
+        from src.inference.export import DISAGREES, check_agreement, export_onnx, images_for_check
         from src.inference.exported_engines import import_onnxruntime
 
-        if arguments.check:
-            import_onnxruntime()  # before anything is written
         detector = Detector.from_checkpoint(
             arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size
         )
         images = images_for_check(detector, arguments.images, arguments.count) if arguments.check else None
+        if arguments.check:
+            import_onnxruntime()  # after all arguments were looked at, before anything is written
         path = export_onnx(
             detector,
             arguments.output or Path(arguments.resume).with_suffix(".onnx"),
@@ -90,7 +90,7 @@ def main() -> None:
         try:
             check_agreement(detector, Detector.from_onnx(path, device="cpu"), *images)
         except ExportError as error:
-            kept = path.replace(path.with_suffix(".disagrees.onnx"))
+            kept = path.replace(path.with_suffix(DISAGREES))
             path.with_suffix(".json").unlink()
             raise ExportError(f"{error}; the file is kept as {kept} to look into, not to use") from None
 

@@ -28,7 +28,8 @@ def main() -> None:
         from src.inference import Detector
 
         predict_from(
-            arguments, Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads)
+            arguments,
+            lambda: Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads),
         )
 
     run(command, arguments)

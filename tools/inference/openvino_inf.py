@@ -33,7 +33,9 @@ def main() -> None:
 
         predict_from(
             arguments,
-            Detector.from_openvino(arguments.ov_model, device=arguments.device, threads=arguments.threads),
+            lambda: Detector.from_openvino(
+                arguments.ov_model, device=arguments.device, threads=arguments.threads
+            ),
         )
 
     run(command, arguments)

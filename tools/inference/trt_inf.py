@@ -26,7 +26,7 @@ def main() -> None:
     def command() -> None:
         from src.inference import Detector
 
-        predict_from(arguments, Detector.from_tensorrt(arguments.trt, device=arguments.device))
+        predict_from(arguments, lambda: Detector.from_tensorrt(arguments.trt, device=arguments.device))
 
     run(command, arguments)
 

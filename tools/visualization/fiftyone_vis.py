@@ -40,13 +40,10 @@ def main() -> None:
         from src.inference.evaluation import evaluate_detector, open_labelled_images
         from src.inference.fiftyone_export import import_fiftyone, to_fiftyone
 
-        import_fiftyone()  # before anything costly
         detector = detector_from(arguments)
-        evaluation = evaluate_detector(
-            detector,
-            open_labelled_images(detector, arguments.images, arguments.annotations),
-            batch_size=arguments.batch_size,
-        )
+        dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
+        import_fiftyone()  # after all arguments were looked at, before anything costly
+        evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
         data_set = to_fiftyone(
             evaluation,
             arguments.name,

@@ -17,6 +17,7 @@ from tools.common import (
     detector_from,
     parser_for,
     run,
+    user_path,
 )  # noqa: E402
 
 
@@ -24,7 +25,9 @@ def main() -> None:
     parser = parser_for(__doc__)
     add_checkpoint_arguments(parser)
     add_labelled_images_arguments(parser)
-    parser.add_argument("--output", type=Path, help="the page; default: report.html beside the checkpoint")
+    parser.add_argument(
+        "--output", type=user_path, help="the page; default: report.html beside the checkpoint"
+    )
     parser.add_argument(
         "--threshold",
         type=float,
@@ -40,10 +43,12 @@ def main() -> None:
         from src.inference.evaluation import evaluate_detector, open_labelled_images
         from src.inference.report import write_report
         from src.runtime.files import prepare_output_dir
+        from src.runtime.own_files import refuse_foreign
 
         path = arguments.output or Path(arguments.resume).parent / "report.html"
         if path.suffix != ".html":
             raise ConfigError(f"the page is called {path.name}, expected a name that ends with .html")
+        refuse_foreign([path], "choose another --output")
         detector = detector_from(arguments)
         dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
         prepare_output_dir(path.parent)

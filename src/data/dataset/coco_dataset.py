@@ -17,17 +17,21 @@ from torch.utils.data import Dataset
 from ...core.coco_categories import COCO_CATEGORY_IDS
 from ...core.durations import KnowsRunLength, RunLength
 from ...core.errors import ConfigError, DataError
+from ...core.paths import did_you_mean_file
 from ...core.registry import register
 from ...runtime.log import logger
 from ..transforms.compose import Compose
 from ..transforms.sample import Sample
+from .box_formats import BoxFormat, Order, Unit
 from .coco_format import CocoLabels, load_coco
-from .findings import FAULTS_SHOWN, listed
+from .findings import FAULTS_SHOWN, listed, place_of
 from .image_folder import find_misplaced
 from .image_marks import ImageMarks
+from .image_names import FileIndex
 from .image_scan import ImageScan, scan_images, sizes_of_files
 from .image_twins import find_twins
 from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect_image, load_image
+from .label_ledger import LabelLedger
 
 BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
@@ -63,6 +67,8 @@ class CocoDetection(Dataset):
         follow_links: bool = False,
         trust_files: bool = False,
         watch_files: bool = True,
+        box_order: Order | None = None,
+        box_unit: Unit | None = None,
     ) -> None:
         """Read and check the annotation file; images are not touched, but for their headers with `trust_files`.
 
@@ -79,6 +85,8 @@ class CocoDetection(Dataset):
             trust_files: where an image has another size than its labels say, the image is right, and the boxes are kept as they
                 stand, in its pixels. Otherwise that is a fault.
             watch_files: an image that changes during a run ends it; False for storage whose times of change are not steady.
+            box_order: what the four numbers of `bbox` are; None for COCO's xywh, and a fault if they look like another order.
+            box_unit: what they are measured in; None for pixels, likewise.
 
         Raises:
             DataError: for faults in the file.
@@ -89,14 +97,18 @@ class CocoDetection(Dataset):
                 "CocoDetection.return_masks is true; this detector has no use for masks, set it to false"
             )
         if not Path(img_folder).is_dir():
-            raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder")
+            hint = did_you_mean_file(img_folder)
+            raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder{hint}")
         if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
         self.img_folder, self.ann_file = Path(img_folder), ann_file
         self.bad_images, self.follow_links, self.watch_files = bad_images, follow_links, watch_files
         self.transforms = transforms or Compose()
         self.remap_mscoco_category = remap_mscoco_category
-        self.labels = load_coco(ann_file, self._sizes_of_files if trust_files else None)
+        given = (
+            None if box_order is box_unit is None else BoxFormat(box_order or "xywh", box_unit or "pixels")
+        )
+        self.labels = load_coco(ann_file, self._sizes_of_files if trust_files else None, given)
         self.label_of_category = self._label_table()
         self.marks = ImageMarks(len(self.labels))
         self.scan: ImageScan | None = None
@@ -261,6 +273,29 @@ class CocoDetection(Dataset):
         if isinstance(self.transforms, KnowsRunLength):
             self.transforms.set_run_length(run)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this data from other data, whatever its path: names and labels of images, and classes.
+
+        Returns:
+            `names` and `labels`, `[N]` int64 hashes, and `classes`, (category id, name) in the order of ids.
+        """
+        classes = [[category, name] for category, name in zip(self.labels.category_ids, self.class_names)]
+        return {
+            "names": self.labels.name_hashes(),
+            "labels": self.labels.label_hashes(),
+            "classes": classes,
+        }
+
+    def unreadable_images(self) -> list[int]:
+        """Return the positions of the images that could not be read so far."""
+        return self.marks.images(Mark.UNREADABLE)
+
+    def remember_unreadable(self, indices: Sequence[int]) -> None:
+        """Count images as unreadable that an earlier part of the run could not read; they are not reported again."""
+        for index in indices:
+            self.marks.add(index, Mark.UNREADABLE)
+        self.marks.take_news(Mark.UNREADABLE)
+
     @property
     def class_names(self) -> list[str]:
         """Names in the order of the file's categories."""
@@ -319,8 +354,15 @@ class CocoDetection(Dataset):
         names = [self.labels.file_name(index) for index in range(len(self))]
         missing, leaving = find_misplaced(self.img_folder, names)
         if missing:
-            shown = listed([str(self.img_folder / names[i]) for i in missing])
-            raise DataError(f"{len(missing)} of {len(self)} images of {self.ann_file} are missing: {shown}")
+            files = FileIndex(self.img_folder)
+            shown = "; ".join(self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN])
+            more = f" ... and {len(missing) - FAULTS_SHOWN} more" if len(missing) > FAULTS_SHOWN else ""
+            fixable = sum(files.meant_by(names[i]) is not None for i in missing)
+            advice = f"; tools/dataset/check.py --fix corrects {fixable} of these names" if fixable else ""
+            raise DataError(
+                f"{len(missing)} of {len(self)} images of {self.ann_file} do not exist in {self.img_folder}: "
+                f"{shown}{more}{advice}"
+            )
         if leaving and not self.follow_links:
             shown = listed(
                 [
@@ -332,6 +374,18 @@ class CocoDetection(Dataset):
                 f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
                 "set img_folder to where the images are, or dataset.follow_links to True if you trust the links"
             )
+
+    def _describe_missing(self, index: int, files: FileIndex) -> str:
+        name = self.labels.file_name(index)
+        similar = files.similar_to(name)
+        hint = f", did you mean {similar!r}?" if similar else ""
+        return f"{place_of('images', index, int(self.labels.image_ids[index]))} {name!r}{hint}"
+
+    def ledger(self) -> LabelLedger:
+        """Return the account of the labels from the file to the loss, with what the transforms drop whatever chance does."""
+        labels = self.labels
+        rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
+        return labels.ledger.after(self.transforms.certain_losses, rows, labels.sizes.numpy())
 
     def scan_images(self, cache: Path | None = None) -> None:
         """Look at the headers of all images, and from now on for changes of their files; all ranks together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,15 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
 from .coco_records import CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
 from .findings import Findings, Kind
-
-OUTSIDE_LIMIT = 0.01
-"""Share of boxes wholly outside their image above which the file is refused."""
-
-CORNERS_LIMIT = 0.1
-"""Share of boxes that reach beyond their image, while nearly all fit as corners, from which on they are taken for corners."""
-
+from .label_ledger import LabelLedger
 
 TrueSizes = Callable[[list[str], np.ndarray], np.ndarray]
 """From the file names of images and the sizes `[N, 2]` in their records to those that count."""
@@ -44,7 +40,7 @@ class CocoLabels:
     areas: Tensor
     """`[M]` float32, square pixels."""
     crowds: Tensor
-    """`[M]` bool."""
+    """`[M]` bool: regions of crowds and objects flagged to be ignored, which are neither learned nor scored."""
     category_ids: list[int]
     """Sorted."""
     category_names: list[str]
@@ -53,6 +49,7 @@ class CocoLabels:
     name_starts: Tensor
     """`[N + 1]` int64."""
     findings: Findings
+    ledger: LabelLedger
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -60,59 +57,93 @@ class CocoLabels:
     def file_name(self, index: int) -> str:
         """Return the file name of an image, relative to the image folder."""
         start, end = self.name_starts.numpy()[index : index + 2]
-        return self.name_bytes.numpy()[start:end].tobytes().decode()
+        return self.name_bytes.numpy()[start:end].tobytes().decode("utf-8", "surrogatepass")
 
     @property
     def most_boxes(self) -> int:
         """The number of boxes of the image that has most."""
         return int(self.starts.diff().max())
 
+    def name_hashes(self) -> Tensor:
+        """Return a number for each file name, `[N]` int64; a file that is listed again has another one."""
+        seen: Counter[str] = Counter()
+        hashes = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            name = self.file_name(index)
+            hashes[index] = _hash(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
+            seen[name] += 1
+        return torch.from_numpy(hashes)
+
+    def label_hashes(self) -> Tensor:
+        """Return a number for the size and the boxes of each image, `[N]` int64, whichever number its categories have."""
+        ids = np.array(self.category_ids, np.int64)[self.categories.numpy()]
+        columns = (self.boxes.numpy(), self.areas.numpy(), ids, self.crowds.numpy())
+        packed = np.concatenate(
+            [np.ascontiguousarray(c).view(np.uint8).reshape(len(ids), -1) for c in columns], 1
+        )
+        sizes, starts = self.sizes.numpy().astype("<i4"), self.starts.tolist()
+        hashes = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            hashes[index] = _hash(
+                sizes[index].tobytes() + packed[starts[index] : starts[index + 1]].tobytes()
+            )
+        return torch.from_numpy(hashes)
+
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
         return slice(*self.starts.numpy()[index : index + 2])
 
 
-def load_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoLabels:
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def load_coco(
+    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+) -> CocoLabels:
     """Read and check an annotation file.
 
     Boxes without area and boxes wholly outside their image are dropped, boxes partly outside are clipped, missing
-    areas computed; all of it is counted in `findings.notes`.
+    boxes and areas computed; all of it is counted in `ledger` and listed in `findings.notes`.
 
     Args:
         path: the file.
-        true_sizes: gives the images other sizes than their records do, before boxes are held against them.
+        true_sizes: gives the images other sizes than their records do, before boxes are compared with them.
+        box_format: how `bbox` describes a box; None expects COCO's way and looks for signs of another one.
 
     Raises:
-        DataError: one error with every fault that cannot be mended.
+        DataError: one error with every fault that cannot be repaired.
     """
-    labels = inspect_coco(path, true_sizes)
+    labels = inspect_coco(path, true_sizes, box_format)
     if isinstance(labels, Findings):
         labels.raise_if_faulty()
     return labels
 
 
-def inspect_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> CocoLabels | Findings:
+def inspect_coco(
+    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+) -> CocoLabels | Findings:
     """Read and check an annotation file; return the findings alone if they contain faults.
 
     Raises:
         DataError: if the file cannot be read as COCO at all.
     """
-    content, findings, table, rows = examine_coco(path, true_sizes)
+    content, findings, table, rows, ledger = examine_coco(path, true_sizes, box_format)
     if findings.faults:
         return findings
-    names = [image.file_name.encode() for image in content.images]
+    names = [image.file_name.encode("utf-8", "surrogatepass") for image in content.images]
+    sizes = [(image.width, image.height) for image in content.images]
     return CocoLabels(
         findings.path,
         torch.tensor([image.id for image in content.images], dtype=torch.int64),
-        torch.tensor([(image.width, image.height) for image in content.images], dtype=torch.int32).view(
-            -1, 2
-        ),
+        torch.tensor(sizes, dtype=torch.int32).view(-1, 2),
         **rows,
         category_ids=list(table),
         category_names=list(table.values()),
         name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
         name_starts=_running_total(map(len, names)),
         findings=findings,
+        ledger=ledger,
     )
 
 
@@ -125,27 +156,35 @@ class Examination(NamedTuple):
     """Names by id, sorted."""
     rows: dict[str, Tensor]
     """`starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`; without the boxes that cannot be used."""
+    ledger: LabelLedger
 
 
-def examine_coco(path: str | Path, true_sizes: TrueSizes | None = None) -> Examination:
+def examine_coco(
+    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+) -> Examination:
     """Read an annotation file and go through all of it, past its faults.
 
     Raises:
         DataError: if the file cannot be read as COCO at all.
     """
     findings = Findings(Path(path))
-    return examine_records(read_records(findings.path, findings), findings, true_sizes)
+    return examine_records(read_records(findings.path, findings), findings, true_sizes, box_format)
 
 
 def examine_records(
-    content: CocoContent, findings: Findings, true_sizes: TrueSizes | None = None
+    content: CocoContent,
+    findings: Findings,
+    true_sizes: TrueSizes | None = None,
+    box_format: BoxFormat | None = None,
 ) -> Examination:
     """Go through records that have been read, past the faults in `findings`, and add to them."""
     table = _check_categories(content, findings)
-    _check_images(content, findings)
+    check_images(content, findings)
     if true_sizes:
         _correct_sizes(content, true_sizes, findings)
-    return Examination(content, findings, table, _check_annotations(content, list(table), findings))
+    references = _check_references(content, list(table), findings)
+    rows, ledger = _read_boxes(content, references, findings, box_format)
+    return Examination(content, findings, table, rows, ledger)
 
 
 def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str]:
@@ -167,18 +206,19 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
             table[record.id] = record.name
     names = [record.name for record in records]
     counts = Counter(names)
+    repeated = np.flatnonzero(np.array([counts[name] > 1 for name in names], bool))
     findings.note(
         Kind.REPEATED_NAME,
-        content,
         "categories",
-        np.array([counts[name] > 1 for name in names], bool),
-        np.array([record.id for record in records], object),
-        np.array(names, object),
+        places[repeated],
+        np.array([record.id for record in records], object)[repeated],
+        np.array(names, object)[repeated],
     )
     return dict(sorted(table.items()))
 
 
-def _check_images(content: CocoContent, findings: Findings) -> None:
+def check_images(content: CocoContent, findings: Findings) -> None:
+    """Add what is wrong with the records of images to the findings."""
     records, places = content.images, content.places["images"]
     if not records and not findings.faults:
         findings.fault(Kind.EMPTY_LIST, "images is empty")
@@ -207,13 +247,13 @@ def _check_images(content: CocoContent, findings: Findings) -> None:
         repeated[index] = record.file_name in seen_names
         seen_ids.add(record.id)
         seen_names.add(record.file_name)
+    again = np.flatnonzero(repeated)
     findings.note(
         Kind.REPEATED_FILE,
-        content,
         "images",
-        repeated,
-        np.array([r.id for r in records], object),
-        np.array([r.file_name for r in records], object),
+        places[again],
+        np.array([r.id for r in records], object)[again],
+        np.array([r.file_name for r in records], object)[again],
     )
 
 
@@ -231,55 +271,56 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
     images = [content.images[i] for i in index]
     written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
     sizes = true_sizes([image.file_name for image in images], written)
-    differs, details = np.zeros(len(content.images), bool), np.full(len(content.images), "", object)
+    differing, details = [], []
     for position in np.flatnonzero((sizes != written).any(1)).tolist():
         image, (width, height) = images[position], sizes[position].tolist()
-        differs[index[position]] = True
-        details[index[position]] = (
-            f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}"
-        )
+        differing.append(index[position])
+        details.append(f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}")
         image.width, image.height = width, height
-    findings.note(
-        Kind.TRUE_SIZE,
-        content,
-        "images",
-        differs,
-        np.array([image.id for image in content.images], object),
-        details,
+    ids = np.array([content.images[i].id for i in differing], object)
+    places = content.places["images"][np.array(differing, np.int64)]
+    findings.note(Kind.TRUE_SIZE, "images", places, ids, np.array(details, object))
+
+
+class References(NamedTuple):
+    """What the M annotations of a file refer to."""
+
+    image_of: np.ndarray
+    """`[M]`: positions in the list of images."""
+    category_of: np.ndarray
+    """`[M]`: positions in the sorted category ids."""
+    sound: np.ndarray
+    """`[M]` bool: both are there, and the image has a size."""
+    sizes: np.ndarray
+    """`[M, 2]` float64, (width, height) of the image in pixels; of an unsound one any."""
+
+
+def _check_references(content: CocoContent, category_ids: list[int], findings: Findings) -> References:
+    """Find the image and the category of each annotation, and what is wrong with its other numbers."""
+    images = content.images
+    ids, image_ids, categories, crowds, ignored = (
+        _whole_numbers(key, content, findings)
+        for key in ("id", "image_id", "category_id", "iscrowd", "ignore")
     )
-
-
-def _check_annotations(
-    content: CocoContent, category_ids: list[int], findings: Findings
-) -> dict[str, Tensor]:
-    """Return `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images."""
-    records, images = content.annotations, content.images
-    ids, image_ids, categories, crowds = (
-        _whole_numbers(key, content, findings) for key in ("id", "image_id", "category_id", "iscrowd")
-    )
-    xywh, areas = records.bbox, records.area
-
+    areas = content.annotations.area
     image_of, known_image = _positions(
         image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64)
     )
     category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
     known = ", ".join(map(str, category_ids[:20])) + (" ..." if len(category_ids) > 20 else "")
-    lost_image, lost_category = (
-        np.isin(values, list(content.lost[where]))
-        for where, values in (("images", image_ids), ("categories", categories))
-    )
+    lost_image = np.isin(image_ids, list(content.lost["images"]))
+    lost_category = np.isin(categories, list(content.lost["categories"]))
+    orphaned = ~known_image & (image_ids >= 0) & ~lost_image
+    unknown = ~known_category & (categories >= 0) & ~lost_category
     for kind, bad, text in (
-        (
-            Kind.ORPHAN,
-            ~known_image & (image_ids >= 0) & ~lost_image,
-            lambda i: f"image_id {image_ids[i]} is not among the images",
-        ),
+        (Kind.ORPHAN, orphaned, lambda i: f"image_id {image_ids[i]} is not among the images"),
         (
             Kind.UNKNOWN_CATEGORY,
-            ~known_category & (categories >= 0) & ~lost_category,
+            unknown,
             lambda i: f"category_id {categories[i]} is unknown; known ids: {known}",
         ),
         (Kind.BAD_CROWD, crowds > 1, lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
+        (Kind.BAD_IGNORE, ignored > 1, lambda i: f"ignore is {ignored[i]}, expected 0 or 1"),
         (Kind.BAD_AREA, areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0"),
     ):
         for i in np.flatnonzero(bad):
@@ -288,55 +329,103 @@ def _check_annotations(
     sound = known_image & known_category
     sound &= measured[np.where(sound, image_of, 0)]
     sizes = np.array([(image.width, image.height) for image in images] or [(0, 0)], np.float64)
-    size = sizes[np.where(sound, image_of, 0)]
+    return References(image_of, category_of, sound, sizes[np.where(sound, image_of, 0)])
 
+
+def _read_boxes(
+    content: CocoContent, references: References, findings: Findings, box_format: BoxFormat | None
+) -> tuple[dict[str, Tensor], LabelLedger]:
+    """Bring the boxes into their images, and keep account of what becomes of them.
+
+    Returns:
+        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images; and the account.
+    """
+    records, places = content.annotations, content.places["annotations"]
+    image_of, category_of, sound, sizes = references
+    xywh, ids = to_coco(records.bbox, sizes, box_format or COCO), records.id.clip(min=-1)
     with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
-        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(
-            np.float32
-        )  # as they will be stored
-    inside = np.clip(corners, 0, np.tile(size, 2))
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        corners = corners.astype(np.float32)  # as they will be stored
+    inside = np.clip(corners, 0, np.tile(sizes, 2))
     flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
     outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
     beyond = sound & ~flat & ~outside & (abs(corners - inside) > 0.5).any(1)
     kept = sound & ~flat & ~outside
-    missing = kept & np.isnan(areas)
-    areas = np.where(missing, (inside[:, 2:] - inside[:, :2]).prod(1), areas)
-    findings.note(Kind.REPEATED_ANNOTATION, content, "annotations", _repeated(ids) & (ids >= 0), ids)
-    findings.note(Kind.FLAT, content, "annotations", flat, ids, xywh)
-    findings.note(Kind.OUTSIDE, content, "annotations", outside, ids, xywh)
-    findings.note(Kind.BEYOND, content, "annotations", beyond, ids, xywh)
-    findings.note(Kind.NO_AREA, content, "annotations", missing, ids)
-    if outside.sum() > OUTSIDE_LIMIT * len(records):
-        findings.fault(
-            Kind.CORNERS,
-            f"{outside.sum()} of {len(records)} boxes lie wholly outside their image; is bbox [x1, y1, x2, y2] "
-            "where COCO has [x, y, width, height]?",
+    without_area = kept & np.isnan(records.area)
+    areas = np.where(without_area, (inside[:, 2:] - inside[:, :2]).prod(1), records.area)
+    crowds, ignored = records.iscrowd == 1, records.ignore == 1
+    again = _repeated_rows(image_of, category_of, xywh, kept)
+
+    for kind, mask, details in (
+        (Kind.REPEATED_ANNOTATION, _repeated(ids) & (ids >= 0), None),
+        (Kind.FLAT, flat, records.bbox),
+        (Kind.OUTSIDE, outside, records.bbox),
+        (Kind.BEYOND, beyond, records.bbox),
+        (Kind.NO_AREA, without_area, None),
+        (Kind.REPEATED_BOX, again, records.bbox),
+        (Kind.IGNORED, kept & ignored, None),
+    ):
+        index = np.flatnonzero(mask)
+        findings.note(
+            kind, "annotations", places[index], ids[index], None if details is None else details[index]
         )
-    elif _are_corners(xywh[sound], size[sound]):
-        findings.fault(
-            Kind.CORNERS,
-            f"{beyond.sum()} of {len(records)} boxes reach out of their image, nearly all would fit if bbox were [x1, y1, x2, y2]; "
-            "COCO has [x, y, width, height]",
-        )
+    if box_format is None and (found := suspect(xywh[sound], sizes[sound], outside.sum(), beyond.sum())):
+        findings.fault(Kind.BOX_FORMAT, _describe_format(found))
+
+    ledger = LabelLedger(findings.path, content.num_annotations)
+    ledger.add("faulty, or of an image or category that is not listed", ledger.boxes - sound.sum(), "lost")
+    ledger.add("without area or reversed", flat.sum(), "lost")
+    ledger.add("outside their image", outside.sum(), "lost")
+    ledger.add("crowd regions", (kept & crowds).sum(), "left out")
+    ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
+    computed = sum(len(note.index) for note in findings.notes if note.kind == Kind.BOX_COMPUTED)
+    ledger.add("computed from a polygon or mask", computed, "changed")
+    ledger.add("clipped to their image", beyond.sum(), "changed")
+    ledger.add("listed more than once", again.sum(), "changed")
 
     order = np.flatnonzero(kept)
     order = order[np.argsort(image_of[order], kind="stable")]
-    counts = np.bincount(image_of[order], minlength=len(images))
-    return {
+    counts = np.bincount(image_of[order], minlength=len(content.images))
+    rows = {
         "starts": _running_total(counts),
         "boxes": torch.from_numpy(inside[order].astype(np.float32)),
         "categories": torch.from_numpy(category_of[order]),
         "areas": torch.from_numpy(areas[order].astype(np.float32)),
-        "crowds": torch.from_numpy(crowds[order] == 1),
+        "crowds": torch.from_numpy((crowds | ignored)[order]),
     }
+    return rows, ledger
 
 
-def _are_corners(boxes: np.ndarray, sizes: np.ndarray) -> bool:
-    """Tell whether boxes `[M, 4]` were written as xyxy: as such nearly all fit into their images, as xywh many do not."""
-    fit = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes >= -1).all(1) & (boxes[:, 2:] <= sizes + 1).all(1)
-    with np.errstate(over="ignore"):
-        beyond = (boxes[:, :2] + boxes[:, 2:] > 1.01 * sizes + 1).any(1)
-    return bool(beyond.sum() >= max(3, CORNERS_LIMIT * len(boxes)) and fit.mean() >= 1 - OUTSIDE_LIMIT)
+def _describe_format(found: Suspicion) -> str:
+    if not found.likely:
+        return (
+            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits either: were the images "
+            "resized, or do boxes belong to other images?"
+        )
+    likely = found.likely[0]
+    others = f" (or {', '.join(map(str, found.likely[1:3]))})" if len(found.likely) > 1 else ""
+    return (
+        f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: convert the "
+        f"file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, or set "
+        f"dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
+    )
+
+
+def _repeated_rows(
+    image_of: np.ndarray, category_of: np.ndarray, boxes: np.ndarray, considered: np.ndarray
+) -> np.ndarray:
+    """Return which boxes `[M]` another one before repeats exactly: same image, category and numbers."""
+    rows = np.flatnonzero(considered)
+    columns = np.column_stack([image_of[rows], category_of[rows], boxes[rows].view(np.int64).reshape(-1, 4)])
+    key = np.zeros(len(rows), np.uint64)
+    for column in columns.view(
+        np.uint64
+    ).T:  # one number for each row: sorting those is far quicker than sorting rows
+        key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> np.uint64(29)
+    mask = np.zeros(len(considered), bool)
+    mask[rows[_repeated(key)]] = True
+    return mask
 
 
 def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.ndarray:

@@ -20,8 +20,10 @@ import msgspec
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.paths import decode_text, did_you_mean_file
 from ...runtime.limits import is_system_limit
 from .findings import Findings, Kind
+from .segmentation import box_of_segmentation
 
 LARGEST_ID = (1 << 63) - 1
 """Ids are kept as int64."""
@@ -40,7 +42,7 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """An entry of `annotations`; `bbox` is x, y, width, height in pixels."""
+    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is no part of COCO, but common."""
 
     id: int
     image_id: int
@@ -48,6 +50,7 @@ class AnnotationRecord(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: int | None = 0
+    ignore: bool | int | None = 0
 
 
 class CategoryRecord(msgspec.Struct, gc=False):
@@ -67,6 +70,10 @@ class _File(msgspec.Struct):
     categories: list[CategoryRecord]
 
 
+class _ImageList(msgspec.Struct):
+    images: list[msgspec.Raw]
+
+
 @dataclass
 class Annotations:
     """Annotations as columns of M values, an eighth of what records take."""
@@ -75,7 +82,8 @@ class Annotations:
     image_id: np.ndarray
     category_id: np.ndarray
     iscrowd: np.ndarray
-    """`[M]` int64, these four."""
+    ignore: np.ndarray
+    """`[M]` int64, these five."""
     bbox: np.ndarray
     """`[M, 4]` float64, as in `AnnotationRecord`."""
     area: np.ndarray
@@ -91,15 +99,16 @@ class Annotations:
         Raises:
             OverflowError: if a number does not fit.
         """
-        ids, images, categories, crowds = (
+        ids, images, categories, crowds, ignored = (
             np.array([getattr(r, key) or 0 for r in records], np.int64)
-            for key in ("id", "image_id", "category_id", "iscrowd")
+            for key in ("id", "image_id", "category_id", "iscrowd", "ignore")
         )
         return cls(
             ids,
             images,
             categories,
             crowds,
+            ignored,
             np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(
                 -1, 4
             ),
@@ -109,7 +118,7 @@ class Annotations:
     @classmethod
     def room_for(cls, count: int) -> Annotations:
         """Return columns to be filled by `put`."""
-        return cls(*(np.empty(count, np.int64) for _ in range(4)), np.empty((count, 4)), np.empty(count))
+        return cls(*(np.empty(count, np.int64) for _ in range(5)), np.empty((count, 4)), np.empty(count))
 
     def put(self, start: int, block: Annotations) -> None:
         """Fill the rows from `start` on."""
@@ -131,6 +140,8 @@ class CocoContent:
     places: dict[str, np.ndarray]
     lost: dict[str, set[int]]
     """Ids that the faulty records of each list have, or mean to have ("7"): what refers to them is not at fault."""
+    num_annotations: int = 0
+    """Records of the list `annotations`, faulty ones included."""
 
 
 def read_records(path: Path, findings: Findings) -> CocoContent:
@@ -156,6 +167,29 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
             "categories": np.arange(len(file.categories)),
         },
         {"images": set(), "annotations": lost, "categories": set()},
+        len(file.annotations),
+    )
+
+
+def image_records(path: Path, findings: Findings) -> CocoContent:
+    """Read the list `images` of a file alone; the other lists are empty, whatever the file has there.
+
+    Raises:
+        DataError: if the file cannot be read, or has no such list.
+    """
+    raw = read_annotation_file(path)
+    try:
+        _refuse_other_than_utf8(raw)
+        records = msgspec.json.decode(raw, type=_ImageList).images
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        records = _parse_plainly(raw, path, ("images",))["images"]
+    sound, places, lost = _READ["images"](records, findings)
+    return CocoContent(
+        sound,
+        Annotations.room_for(0),
+        [],
+        {"images": places, "annotations": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)},
+        {"images": lost, "annotations": set(), "categories": set()},
     )
 
 
@@ -177,17 +211,21 @@ def unsafe_file_name(name: Any) -> str | None:
 
 
 def read_annotation_file(path: Path) -> bytes:
-    """Return the bytes of a file without a byte order mark.
+    """Return the bytes of a file as UTF-8 without a byte order mark.
 
     Raises:
         DataError: if it cannot be read.
     """
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        raw = path.read_bytes()
     except OSError as error:
         if is_system_limit(error):
             raise
-        raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}") from None
+        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}{hint}") from None
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as some editors on Windows save
+        return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def split_records(raw: bytes, path: Path) -> dict[str, Any]:
@@ -221,7 +259,7 @@ def _refuse_other_than_utf8(raw: bytes) -> None:
         decoder.decode(b"", final=True)
 
 
-def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
+def _parse_plainly(raw: bytes, path: Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
@@ -237,15 +275,20 @@ def _parse_plainly(raw: bytes, path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} holds a {type(content).__name__}, expected an object with lists images, annotations and categories"
+            f"{path} holds a {type(content).__name__}, expected an object with {_lists_in_words(lists)}"
         )
-    for key in LISTS:
+    for key in lists:
         if not isinstance(content.get(key), list):
             found = "is missing" if key not in content else f"is a {type(content[key]).__name__}"
             raise DataError(
                 f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories'
             )
     return content
+
+
+def _lists_in_words(lists: Sequence[str]) -> str:
+    *first, last = lists
+    return f"lists {', '.join(first)} and {last}" if first else f"a list {last}"
 
 
 def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findings) -> CocoContent:
@@ -261,18 +304,19 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
     sound, places, lost = {}, {}, {}
     for key, read in _READ.items():
         sound[key], places[key], lost[key] = read(content[key], findings)
-    return CocoContent(**sound, places=places, lost=lost)
+    return CocoContent(**sound, places=places, lost=lost, num_annotations=len(content["annotations"]))
 
 
 def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
     """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
     columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
     decoder = msgspec.json.Decoder(list[AnnotationRecord])
+    repaired: list[tuple[int, int]] = []
     for start in range(0, len(records), BLOCK):
         block = records[start : start + BLOCK]
         try:
             sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
-            places.append(np.arange(start, start + len(block)))
+            where = np.arange(start, start + len(block))
         except (
             msgspec.MsgspecError,
             UnicodeDecodeError,
@@ -284,11 +328,29 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
                 block, "annotations", _annotation_faults, AnnotationRecord, findings, start
             )
             sound = Annotations.of(kept)
-            places.append(where)
             lost |= without
+        repaired += _boxes_from_segmentations(sound, where, records)
+        places.append(where)
         columns.put(count, sound)
         count += len(sound)
+    if repaired:
+        index, ids = np.array(repaired, np.int64).T
+        findings.note(Kind.BOX_COMPUTED, "annotations", index, ids)
     return columns.first(count), np.concatenate(places), lost
+
+
+def _boxes_from_segmentations(
+    block: Annotations, places: np.ndarray, records: list[Any]
+) -> list[tuple[int, int]]:
+    """Give boxes that are missing or have no area those of their polygons or masks; return (place, id) of each."""
+    repaired = []
+    for row in np.flatnonzero(~(block.bbox[:, 2:] > 0).all(1)):  # NaN stands for a box that is missing
+        place = int(places[row])
+        box = box_of_segmentation(parse_record(records[place]).get("segmentation"))
+        if box is not None:
+            block.bbox[row] = box
+            repaired.append((place, int(block.id[row])))
+    return repaired
 
 
 def _sound(
@@ -330,7 +392,10 @@ def _sound(
         if faults:
             lost.add(meant_id(record.get("id")))
         else:
-            kept.append(kind(**{name: record[name] for name in kind.__struct_fields__ if name in record}))
+            known = {name: record[name] for name in kind.__struct_fields__ if name in record}
+            if where == "annotations" and is_box_missing(record):
+                known["bbox"] = _NO_BOX
+            kept.append(kind(**known))
             places.append(index)
     return kept, np.array(places, np.int64), lost - {None}
 
@@ -350,12 +415,25 @@ def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if not is_id(record.get(key)):
             yield Kind.BAD_ID, f"{_shown(record, key)}, expected a whole number from 0"
     box = record.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+    if is_box_missing(record) and box_of_segmentation(record.get("segmentation")) is not None:
+        pass  # the box is computed from it
+    elif not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
         yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]"
     if record.get("area") is not None and not _is_number(record["area"]):
         yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a number from 0"
     if record.get("iscrowd", 0) is not None and not is_id(record.get("iscrowd", 0)):
         yield Kind.BAD_CROWD, f"{_shown(record, 'iscrowd')}, expected 0 or 1"
+
+    if record.get("ignore", 0) not in (None, False, True):  # 0 and 1 are equal to these
+        yield Kind.BAD_IGNORE, f"{_shown(record, 'ignore')}, expected 0 or 1"
+
+
+def is_box_missing(record: dict[str, Any]) -> bool:
+    """Return whether an annotation has no box at all: no `bbox`, null or an empty list."""
+    return record.get("bbox") in (None, [])
+
+
+_NO_BOX = (math.nan,) * 4
 
 
 def _category_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:

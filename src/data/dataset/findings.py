@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import DataError
-
-if TYPE_CHECKING:
-    from .coco_records import CocoContent
 
 FAULTS_SHOWN = 20
 """Faults that one message lists."""
@@ -31,18 +28,22 @@ class Kind:
     BAD_BOX = "boxes that are not four finite numbers"
     BAD_AREA = "areas that are no numbers from 0"
     BAD_CROWD = "crowd marks other than 0 and 1"
+    BAD_IGNORE = "ignore flags other than 0 and 1"
     BAD_NAME = "category names that are empty or no text"
     EMPTY_LIST = "lists without a record"
     REPEATED_IMAGE = "image ids used more than once"
     REPEATED_CATEGORY = "category ids used more than once"
     ORPHAN = "boxes of images that are not listed"
     UNKNOWN_CATEGORY = "boxes of categories that are not listed"
-    CORNERS = "corners where x, y, width, height should be"
+    BOX_FORMAT = "boxes in another format than x, y, width, height in pixels"
     REPEATED_ANNOTATION = "annotation ids used more than once"
     FLAT = "boxes without area, dropped"
     OUTSIDE = "boxes outside their image, dropped"
     BEYOND = "boxes reaching beyond their image, clipped"
     NO_AREA = "missing areas, computed from the box"
+    BOX_COMPUTED = "missing boxes, computed from the polygon or mask"
+    REPEATED_BOX = "boxes listed more than once"
+    IGNORED = "objects flagged to be ignored, neither learned nor scored"
     REPEATED_NAME = "category names used more than once"
     TRUE_SIZE = "sizes taken from the image files"
     REPEATED_FILE = "files listed more than once"
@@ -54,6 +55,7 @@ class Kind:
     CROWDED = "images with more objects than queries"
     CATEGORIES = "categories that differ between training and validation"
     NOTHING = "no box to learn from"
+    LOST = "more than half of the boxes lost"
 
 
 class Fault(NamedTuple):
@@ -111,24 +113,22 @@ class Findings:
     def note(
         self,
         kind: str,
-        content: CocoContent,
         where: str,
-        mask: np.ndarray,
+        index: np.ndarray,
         ids: np.ndarray,
         details: np.ndarray | None = None,
     ) -> None:
-        """Add a note about the records under a mask, if there are any."""
-        if mask.any():
-            index = np.flatnonzero(mask)
-            self.notes.append(
-                Note(
-                    kind,
-                    where,
-                    content.places[where][index],
-                    ids[index],
-                    None if details is None else details[index],
-                )
-            )
+        """Add a note about some records, if there are any.
+
+        Args:
+            kind: one of `Kind`.
+            where: the list that they stand in.
+            index: positions in that list, `[n]`.
+            ids: their ids, `[n]`.
+            details: what to show of each, `[n, ...]`.
+        """
+        if len(index):
+            self.notes.append(Note(kind, where, index, ids, details))
 
     def describe(self) -> list[str]:
         """Return one line a kind of note: what, how many, where first."""

@@ -28,8 +28,36 @@ except ImportError:  # torchvision announced that a later release drops its code
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit against decompression bombs)."""
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What counts as an image in a folder, in lower case."""
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jfif",
+        ".jif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".jpx",
+        ".mpo",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+"""What counts as an image in a folder, in lower case; other files count if they begin like one (`image_names`)."""
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels: white, as in most viewers."""

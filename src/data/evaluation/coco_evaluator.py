@@ -28,7 +28,10 @@ METRICS = (
     "AR_medium",
     "AR_large",
 )
-"""COCO's twelve numbers in their order; -1 where there is nothing to find."""
+"""COCO's twelve numbers in their order; None where there is nothing to find."""
+
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""COCO's sizes of objects: smallest and largest area in square pixels, both included."""
 
 
 @register()
@@ -51,6 +54,19 @@ class CocoEvaluator:
     def diagnose(self) -> str:
         """Tell in a sentence why nothing was found; on rank 0, after `summarize`."""
         return diagnose(self.coco_gt, self._detections)
+
+    def undefined_metrics(self) -> dict[str, str]:
+        """Return the metrics that these labels cannot define, each with the reason; before anything is scored."""
+        areas = [entry["area"] for entry in self.coco_gt["annotations"] if not entry.get("iscrowd", 0)]
+        if not areas:
+            return dict.fromkeys(self.metric_names, "there is no object to find")
+        return {
+            name: f"none of the {len(areas)} objects has an area from {low:g} to {high:g} square pixels "
+            f"(they have {min(areas):g} to {max(areas):g})"
+            for size, (low, high) in AREAS.items()
+            if not any(low <= area <= high for area in areas)
+            for name in (f"AP_{size}", f"AR_{size}")
+        }
 
     @property
     def detections(self) -> Mapping[int, np.ndarray]:
@@ -85,23 +101,30 @@ class CocoEvaluator:
         Returns:
             The numbers of `METRICS`; `F1`, the highest over all scores at IoU 0.5, with `F1_threshold`, `F1_precision` and
             `F1_recall` there; by category id `AP_of_class`, and `precision_of_class` and `recall_of_class` from that
-            threshold on. The same on every rank.
+            threshold on. What the labels or detections do not define is None. The same on every rank.
         """
         return broadcast_object(self._score() if is_main() else None)
 
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        own = {
-            **self.coco_gt,
-            "annotations": [dict(a) for a in self.coco_gt["annotations"]],
-        }  # the library writes marks into them
-        truth = COCO(own, print_function=_silent)
-        known = set(truth.getImgIds())
-        if foreign := [i for i in self._detections if i not in known]:
+        number_of = {image["id"]: number for number, image in enumerate(self.coco_gt["images"], 1)}
+        if foreign := [i for i in self._detections if i not in number_of]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
+        # The library writes into what it is given, and its ids are floating-point numbers: large ones would collide.
+        truth = COCO(
+            {
+                **self.coco_gt,
+                "images": [{**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]],
+                "annotations": [
+                    {**entry, "id": number, "image_id": number_of[entry["image_id"]]}
+                    for number, entry in enumerate(self.coco_gt["annotations"], 1)
+                ],
+            },
+            print_function=_silent,
+        )
         detections = [
-            {"image_id": image_id, "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
+            {"image_id": number_of[image_id], "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
             for image_id, rows in sorted(self._detections.items())
             for row in rows.tolist()
         ]
@@ -109,13 +132,12 @@ class CocoEvaluator:
         run.evaluate()
         run.accumulate()
         run.summarize()
-        stats = {name: float(value) for name, value in zip(METRICS, run.stats)}
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
         by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
         return (
-            stats
+            {name: _defined(value) for name, value in zip(METRICS, run.stats)}
             | self._operating_point()
-            | {"AP_of_class": {int(c): float(ap) for c, ap in zip(run.params.catIds, by_class)}}
+            | {"AP_of_class": {int(c): _defined(ap) for c, ap in zip(run.params.catIds, by_class)}}
         )
 
     def _operating_point(self) -> dict[str, Any]:
@@ -132,6 +154,11 @@ class CocoEvaluator:
             "precision_of_class": {c: point.precision for c, point in own.items()},
             "recall_of_class": {c: point.recall for c, point in own.items()},
         }
+
+
+def _defined(value: float) -> float | None:
+    """Return a number of the library, which writes -1 where there is nothing to find, or None."""
+    return None if value < 0 else float(value)
 
 
 def _silent(*_: object) -> None:

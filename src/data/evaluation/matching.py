@@ -41,9 +41,12 @@ class OperatingPoint(NamedTuple):
     """How well detections from one score on meet objects."""
 
     threshold: float
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    """None without detections."""
+    recall: float | None
+    """None without objects."""
+    f1: float | None
+    """None with neither."""
 
 
 def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
@@ -125,14 +128,15 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
 
 
 def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
-    """Return what detections with at least a score reach; a precision of no detections is 1, a recall of no objects too."""
-    sure = (matches.scores >= threshold) & (matches.found != CROWD)
-    right, said, total = int((matches.found[sure] >= 0).sum()), int(sure.sum()), sum(matches.objects.values())
+    """Return what detections with at least a score reach; what nothing defines is None."""
+    counted = (matches.scores >= threshold) & (matches.found != CROWD)
+    right, found = int((matches.found[counted] >= 0).sum()), int(counted.sum())
+    total = sum(matches.objects.values())
     return OperatingPoint(
         threshold,
-        right / said if said else 1.0,
-        right / total if total else 1.0,
-        2 * right / (said + total) if said + total else 1.0,
+        right / found if found else None,
+        right / total if total else None,
+        2 * right / (found + total) if found + total else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,15 +11,22 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ...core.build import create
 from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
-from ...runtime.files import write_atomically
+from ...core.paths import did_you_mean_file
+from ...runtime.files import json_bytes, write_atomically
+from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.findings import FAULTS_SHOWN, Kind, Note, place_of
+from ..dataset.image_names import FileIndex
 from ..dataset.image_twins import find_twins
 from ..dataset.images import Mark
+from ..dataset.label_ledger import LabelLedger
+from ..transforms.compose import Compose
 from .image_check import CheckedImages, ImageCheck
+from .summary import summarize
 
 _NOTES: dict[str, tuple[bool, str]] = {
     Kind.REPEATED_ANNOTATION: (True, "this id is used before"),
@@ -28,6 +34,9 @@ _NOTES: dict[str, tuple[bool, str]] = {
     Kind.OUTSIDE: (True, "box outside its image"),
     Kind.BEYOND: (False, "reaches beyond its image"),
     Kind.NO_AREA: (False, "no area"),
+    Kind.BOX_COMPUTED: (False, "no box, but a polygon or mask"),
+    Kind.REPEATED_BOX: (False, "the same box as one before"),
+    Kind.IGNORED: (False, "flagged to be ignored"),
     Kind.REPEATED_NAME: (False, "name used more than once"),
     Kind.TRUE_SIZE: (True, "not the size of the file"),
     Kind.REPEATED_FILE: (False, "file listed more than once"),
@@ -50,6 +59,8 @@ class DataSet:
     images: Path
     follow_links: bool = False
     """Open images that symbolic links carry out of the folder."""
+    box_format: BoxFormat | None = None
+    """How `bbox` describes a box; None expects COCO's way and looks for signs of another one."""
 
 
 class Entry(NamedTuple):
@@ -78,6 +89,7 @@ class Checked(NamedTuple):
     data: DataSet
     examined: Examination
     images: CheckedImages
+    ledger: LabelLedger
 
 
 @dataclass
@@ -101,16 +113,25 @@ class Report:
                     if number == shown:
                         yield f"{group.file}: ... and {group.count - shown} more: {group.kind}"
                         break
-                    yield ": ".join(filter(None, (group.file, *entry[::2])))
+                    yield ": ".join(filter(None, (group.file, entry.place, entry.what)))
         for group in self.groups:
             if not group.is_fault:
                 first = next(iter(group.entries()))
-                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {': '.join(filter(None, first[::2]))})"
+                shown = ": ".join(filter(None, (first.place, first.what)))
+                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {shown})"
         counts: Counter[str] = Counter()
         for group in self.groups:
             counts[group.kind] += group.count if group.is_fault else 0
         yield f"{self.num_faults} {'fault' if self.num_faults == 1 else 'faults'}"
         yield from (f"  {count:6} {kind}" for kind, count in counts.items() if count)
+
+    def summaries(self) -> Iterator[str]:
+        """Yield for each file that could be read what it holds, and what becomes of its labels."""
+        for checked in filter(None, self.checked):
+            yield f"{checked.data.annotations}:"
+            yield from (f"  {line}" for line in summarize(checked.examined))
+            yield from checked.ledger.lines()
+            yield ""
 
     def write(self, path: Path) -> None:
         """Write everything as JSON, entry by entry."""
@@ -126,7 +147,7 @@ class Report:
                         "fault": group.is_fault,
                         **entry._asdict(),
                     }
-                    file.write(before + json.dumps(record, ensure_ascii=False).encode(errors="replace"))
+                    file.write(before + json_bytes(record))
                     before = b",\n"
             file.write(b"\n]}\n")
 
@@ -150,30 +171,52 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
         dataset = (config.get(part) or {}).get("dataset") or {}
         if not dataset.get("ann_file") or not dataset.get("img_folder"):
             raise ConfigError(f"the configuration has no {part}.dataset.ann_file or no img_folder")
+        order, unit = dataset.get("box_order"), dataset.get("box_unit")
+        given = None if order is unit is None else BoxFormat(order or "xywh", unit or "pixels")
         data_sets.append(
-            DataSet(Path(dataset["ann_file"]), Path(dataset["img_folder"]), bool(dataset.get("follow_links")))
+            DataSet(
+                Path(dataset["ann_file"]),
+                Path(dataset["img_folder"]),
+                bool(dataset.get("follow_links")),
+                given,
+            )
         )
     return data_sets, (config.get("DFINETransformer") or {}).get("num_queries")
 
 
-def check(data_sets: Sequence[DataSet], images: ImageCheck, *, queries: int | None = None) -> Report:
+def training_transforms(config: dict[str, Any]) -> Compose | None:
+    """Build the transforms of a configuration's training data, or return None if it names none."""
+    dataset = (config.get("train_dataloader") or {}).get("dataset") or {}
+    return create(dataset["transforms"], config) if dataset.get("transforms") else None
+
+
+def check(
+    data_sets: Sequence[DataSet],
+    images: ImageCheck,
+    *,
+    queries: int | None = None,
+    transforms: Compose | None = None,
+) -> Report:
     """Look for everything that training refuses, drops or mends, in files and images.
 
     Args:
         data_sets: one, or that for training and that for validation.
         images: how image files are looked at.
         queries: most objects that the detector can find in an image.
+        transforms: of the training data; what they drop in every epoch is counted.
 
     Raises:
         ConfigError: if an image folder is none.
     """
     report = Report([], [])
-    for data in data_sets:
+    for number, data in enumerate(data_sets):
         if not data.images.is_dir():
             raise ConfigError(
                 f"{data.images} is not a folder; --images is where the files of {data.annotations} are"
+                f"{did_you_mean_file(data.images)}"
             )
-        report.checked.append(_check_one(data, images, queries, report.groups))
+        learned = transforms if number == 0 else None
+        report.checked.append(_check_one(data, images, queries, learned, report.groups))
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
         _compare(*sound, report.groups)
@@ -182,14 +225,19 @@ def check(data_sets: Sequence[DataSet], images: ImageCheck, *, queries: int | No
 
 
 def _check_one(
-    data: DataSet, image_check: ImageCheck, queries: int | None, groups: list[Group]
+    data: DataSet,
+    image_check: ImageCheck,
+    queries: int | None,
+    transforms: Compose | None,
+    groups: list[Group],
 ) -> Checked | None:
     def add(kind: str, is_fault: bool, entries: list[Entry]) -> None:
         if entries:
             groups.append(_group(str(data.annotations), kind, is_fault, entries))
 
     try:
-        examined = examine_coco(data.annotations, image_check.true_sizes(data.images, data.follow_links))
+        true_sizes = image_check.true_sizes(data.images, data.follow_links)
+        examined = examine_coco(data.annotations, true_sizes, data.box_format)
     except DataError as error:
         add(
             Kind.NO_FILE,
@@ -203,7 +251,7 @@ def _check_one(
             ],
         )
         return None
-    content, findings, categories, rows = examined
+    content, findings, categories, rows, _ = examined
     by_kind: dict[str, list[Entry]] = {}
     for fault in findings.faults:
         by_kind.setdefault(fault.kind, []).append(
@@ -225,7 +273,12 @@ def _check_one(
         )
 
     checked = look_at_images(data, examined, image_check)
-    add(Kind.MISSING, True, [told(i, f"not in {data.images}") for i in checked.missing])
+    files = FileIndex(data.images)
+    add(
+        Kind.MISSING,
+        True,
+        [told(i, _describe_missing(data, files, records[i].file_name)) for i in checked.missing],
+    )
     add(
         Kind.LEAVING,
         True,
@@ -259,7 +312,29 @@ def _check_one(
     )
     for mark, kind in _MARKS.items():
         add(kind, False, [told(i) for i in checked.marks[mark]])
-    return Checked(data, examined, checked)
+    ledger = _ledger(examined, transforms)
+    for entry in ledger.entries:
+        if entry.cause == "size":
+            text = (
+                f"boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
+            )
+            add(f"boxes {entry.reason}", False, [Entry("", None, text)])
+    if ledger.fault and not findings.faults:
+        add(Kind.LOST, True, [Entry("", None, ledger.fault)])
+    return Checked(data, examined, checked, ledger)
+
+
+def _describe_missing(data: DataSet, files: FileIndex, name: str) -> str:
+    similar = files.similar_to(name)
+    return f"not in {data.images}" + (f", did you mean {similar!r}?" if similar else "")
+
+
+def _ledger(examined: Examination, transforms: Compose | None) -> LabelLedger:
+    """Return the account of the labels from the file to the loss (as `CocoDetection.ledger` does)."""
+    if transforms is None or not examined.content.images:
+        return examined.ledger
+    sizes = np.array([(image.width, image.height) for image in examined.content.images], np.float64)
+    return examined.ledger.after(transforms.certain_losses, examined.rows, sizes)
 
 
 def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
@@ -317,6 +392,16 @@ def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
                     Entry("categories", None, f"{line} ({train.data.annotations} / {val.data.annotations})")
                     for line in differing
                 ],
+            )
+        )
+    elif train.examined.categories != val.examined.categories:
+        text = f"{len(val.examined.categories)} categories, matched by name"
+        groups.append(
+            _group(
+                str(val.data.annotations),
+                "categories under other ids than in training",
+                False,
+                [Entry("categories", None, text)],
             )
         )
     listed = [

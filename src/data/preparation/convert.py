@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from ...core.errors import ConfigError
+from ...core.paths import did_you_mean_file
 from ...runtime.files import prepare_output_dir, refuse_replacing
-from .labelled_images import LabelledImages, write_coco_parts
+from .labelled_images import ConversionError, LabelledImages, write_coco_parts
 from .splitting import split_if_needed
 from .voc import read_voc
 from .yolo import read_yolo
@@ -30,6 +31,8 @@ def convert(
     difficult: str = "keep",
     zero_based: bool = False,
     follow_links: bool = False,
+    drop_boxes: bool = False,
+    report: Path | None = None,
 ) -> Iterator[str]:
     """Write a data set in YOLO's or Pascal VOC's layout as `train.json` and `val.json`; yield what was done.
 
@@ -41,17 +44,34 @@ def convert(
         difficult: Pascal VOC: one of `voc.DIFFICULT`.
         zero_based: Pascal VOC: corners are counted from 0.
         follow_links: open files that symbolic links carry out of the data set.
+        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
+        report: file for all faults, if there are any.
 
     Raises:
-        DataError: one error with all faults; nothing is written then.
+        ConversionError: one error with all faults; no labels are written then.
         ConfigError: if there is no such source, or the folder cannot be written to.
     """
     if not source.exists():
-        raise ConfigError(f"{source} does not exist; name YOLO's data.yaml or the folder of the data set")
-    if (source / "Annotations").is_dir():
-        data = read_voc(source, difficult=difficult, zero_based=zero_based, follow_links=follow_links)
-    else:
-        data = read_yolo(source, follow_links=follow_links)
+        raise ConfigError(
+            f"{source} does not exist; name YOLO's data.yaml or the folder of the data set{did_you_mean_file(source)}"
+        )
+    if report is not None:
+        refuse_replacing(report)
+    try:
+        if (source / "Annotations").is_dir():
+            data = read_voc(
+                source,
+                difficult=difficult,
+                zero_based=zero_based,
+                follow_links=follow_links,
+                drop_boxes=drop_boxes,
+            )
+        else:
+            data = read_yolo(source, follow_links=follow_links, drop_boxes=drop_boxes)
+    except ConversionError as error:
+        if report is not None:
+            error.write(report)
+        raise
     yield from (f"{what}: {number}" for what, number in data.notes.items() if number)
     yield from split_if_needed(data, val_fraction, seed)
     prepare_output_dir(output)

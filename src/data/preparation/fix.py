@@ -17,6 +17,7 @@ import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
+from ..dataset.box_formats import COCO, BoxFormat, to_coco
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import (
     LISTS,
@@ -30,10 +31,13 @@ from ..dataset.coco_records import (
 )
 from ..dataset.findings import Findings, Kind
 from ..dataset.image_folder import find_misplaced
+from ..dataset.image_names import FileIndex
 from ..dataset.images import ImageError, image_size
+from ..dataset.segmentation import box_of_segmentation
 from .check import DataSet, look_at_images
 from .coco_writing import encoded, write_records
 from .image_check import ImageCheck
+from .labelled_images import DECIMALS
 
 ROUNDS = 12
 """A mended record can show another fault, as when its image is found at last; never so often."""
@@ -45,36 +49,44 @@ class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
     """A record cannot be used."""
 
 
-def fix(data: DataSet, output: Path, images: ImageCheck, *, boxes: str | None = None) -> Counter[str]:
+def fix(
+    data: DataSet, output: Path, images: ImageCheck, *, box_format: BoxFormat | None = None
+) -> Counter[str]:
     """Write a clean copy of an annotation file; images are neither changed nor copied.
 
+    What can be repaired is repaired, what cannot be used is dropped.
+
     Args:
-        data: what to mend.
+        data: what to repair.
         output: the copy.
         images: how image files are looked at.
-        boxes: "xyxy" if the file has corners, which are converted, "xywh" if it has what COCO asks for although it does not look like it.
+        box_format: what `bbox` holds, if it does not look like COCO's x, y, width, height in pixels; it is converted.
 
     Returns:
         How often each change was made.
 
     Raises:
         ConfigError: if the copy would replace a file of the data.
-        DataError: if the file cannot be read as COCO, or its boxes look like corners and `boxes` says nothing.
+        DataError: if the file cannot be read as COCO, or its boxes look like another format and none is given.
     """
     _refuse_replacing(data.annotations, output)
+    box_format = box_format or data.box_format
     content = split_records(read_annotation_file(data.annotations), data.annotations)
     mending = _Mending(data, content)
-    if boxes == "xyxy":
-        mending.change_corners()
+    if box_format not in (None, COCO):
+        mending.convert_boxes(box_format)
     for _ in range(ROUNDS):
         findings = Findings(data.annotations)
         examined = examine_records(
-            sound_records(content, findings), findings, images.true_sizes(data.images, data.follow_links)
+            sound_records(content, findings),
+            findings,
+            images.true_sizes(data.images, data.follow_links),
+            None if box_format is None else COCO,
         )
-        corners = next((fault for fault in findings.faults if fault.kind == Kind.CORNERS), None)
-        if corners and boxes is None:
+        if found := next((fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None):
             raise DataError(
-                f"{data.annotations}: {corners.what}; say --boxes xyxy to convert them, or --boxes xywh to clip and drop them as they are"
+                f"{data.annotations}: {found.what}; --boxes xywh --units pixels says that they are what COCO has, and "
+                "clips and drops them as they are"
             )
         if not mending.mend_records(examined) and not mending.mend_images(examined, images):
             break
@@ -93,18 +105,32 @@ class _Mending:
         self.sizes: dict[int, tuple[int, int]] = {}
         self.first_names: dict[int, str] = {}
         self.dropped_images: set[int] = set()
+        self.files = FileIndex(data.images)
 
-    def change_corners(self) -> None:
-        """Convert all boxes from xyxy to xywh."""
-        records = self.content["annotations"]
-        for index, raw in enumerate(records):
+    def convert_boxes(self, given: BoxFormat) -> None:
+        """Convert all boxes to x, y, width, height in pixels; a box that is not four numbers is left to its own repair."""
+        sizes = self._sizes_of_images()
+        for index, raw in enumerate(self.content["annotations"]):
             record = parse_record(raw)
             box = record.get("bbox") if isinstance(record, dict) else None
-            if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
-                record["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-                record.pop("area", None)  # of a box that was no box
-                self._close("annotations", index, record)
-                self.changes["boxes converted from corners"] += 1
+            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+                continue
+            size = sizes.get(meant_id(record.get("image_id")))
+            if size is None and given.unit != "pixels":
+                continue  # of an image that is not listed: dropped later
+            converted = to_coco(np.array([box], float), np.array([size or (1, 1)], float), given)
+            record["bbox"] = [round(value, DECIMALS) for value in converted[0].tolist()]
+            record.pop("area", None)  # of a box that was no box
+            self._close("annotations", index, record)
+            self.changes[f"boxes converted from {given}"] += 1
+
+    def _sizes_of_images(self) -> dict[int | None, tuple[int, int]]:
+        """Return (width, height) by image id, of the records that have all three."""
+        sizes = {}
+        for record in map(parse_record, self.content["images"]):
+            if isinstance(record, dict) and is_id(record.get("width")) and is_id(record.get("height")):
+                sizes[meant_id(record.get("id"))] = (record["width"], record["height"])
+        return sizes
 
     def mend_records(self, examined: Examination) -> bool:
         """Mend what the annotation file shows by itself; return whether anything was changed."""
@@ -129,12 +155,25 @@ class _Mending:
         before = self.changes.total()
         checked, places = look_at_images(self.data, examined, images), examined.content.places["images"]
         self.dropped_images = set()
+        for index in checked.missing:
+            self._correct_name(int(places[index]))
+        if self.changes.total() > before:  # look again before anything is dropped
+            return True
         for index in (*checked.missing, *checked.leaving, *checked.unreadable):
             self.dropped_images.add(examined.content.images[index].id)
             self._drop("images", int(places[index]), "images dropped: no file that can be read")
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
         return self.changes.total() > before
+
+    def _correct_name(self, index: int) -> None:
+        """Give an image whose file does not exist the name of the one file that was plainly meant, if there is one."""
+        record = self._open("images", index)
+        meant = self.files.meant_by(record["file_name"])
+        if meant is not None:
+            record["file_name"] = meant
+            self._close("images", index, record)
+            self.changes["file names corrected"] += 1
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
@@ -222,10 +261,55 @@ def _box(_: _Mending, record: Record) -> Iterator[str]:
         )
     except (TypeError, ValueError, OverflowError):
         numbers = []
-    if len(numbers) != 4 or not all(abs(value) < 1e300 for value in numbers):  # NaN is not smaller either
-        raise _Dropped("no four finite numbers")
-    record["bbox"] = numbers
-    yield "boxes made numbers"
+    if len(numbers) == 4 and all(abs(value) < 1e300 for value in numbers):  # NaN is not smaller either
+        record["bbox"] = numbers
+        yield "boxes made numbers"
+        return
+    yield from _box_from_segmentation(_, record)
+
+
+def _box_from_segmentation(_: _Mending, record: Record) -> Iterator[str]:
+    box = box_of_segmentation(record.get("segmentation"))
+    if box is None:
+        raise _Dropped("no four finite numbers, and no polygon or mask")
+    record["bbox"] = box
+    yield "boxes computed from their polygon or mask"
+
+
+def _flat(mending: _Mending, record: Record) -> Iterator[str]:
+    """Turn a box over whose width or height is negative; one without an area cannot be repaired."""
+    x, y, w, h = record["bbox"]
+    if w == 0 or h == 0:
+        raise _Dropped("no area")
+    record["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
+    record.pop("area", None)
+    yield "reversed boxes turned over"
+
+
+def _outside(mending: _Mending, record: Record) -> Iterator[str]:
+    """Take the box of the polygon or mask if that lies in the image."""
+    box, (width, height) = (
+        box_of_segmentation(record.get("segmentation")),
+        mending.sizes[record["image_id"]],
+    )
+    if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
+        raise _Dropped("outside their image")
+    record["bbox"] = box
+    yield "boxes computed from their polygon or mask"
+
+
+def _ignore(_: _Mending, record: Record) -> Iterator[str]:
+    record["ignore"] = int(record.get("ignore") not in (None, False, 0, "0", "", "false", "False"))
+    yield "ignore flags made 0 or 1"
+
+
+def _file_name(mending: _Mending, record: Record) -> Iterator[str]:
+    name = record.get("file_name")
+    meant = mending.files.meant_by(name) if isinstance(name, str) and name else None
+    if meant is None:
+        raise _Dropped("no file name that can be used")
+    record["file_name"] = meant
+    yield "file names corrected"
 
 
 def _clip(mending: _Mending, record: Record) -> Iterator[str]:
@@ -312,7 +396,7 @@ _CALLED = {"images": "images", "annotations": "boxes", "categories": "categories
 
 _MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
     ("images", Kind.BAD_ID): _numeric_ids("id"),
-    ("images", Kind.BAD_FILE_NAME): _dropped("no file name that can be used"),
+    ("images", Kind.BAD_FILE_NAME): _file_name,
     ("images", Kind.BAD_SIZE): _image_size,
     ("images", Kind.TRUE_SIZE): _true_size,
     ("images", Kind.REPEATED_IMAGE): _repeated_image,
@@ -326,8 +410,11 @@ _MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
     ("annotations", Kind.ORPHAN): _dropped("their image is not listed"),
     ("annotations", Kind.UNKNOWN_CATEGORY): _dropped("their category is not listed"),
     ("annotations", Kind.REPEATED_ANNOTATION): _new_annotation_id,
-    ("annotations", Kind.FLAT): _dropped("no area or reversed"),
-    ("annotations", Kind.OUTSIDE): _dropped("outside their image"),
+    ("annotations", Kind.BAD_IGNORE): _ignore,
+    ("annotations", Kind.BOX_COMPUTED): _box_from_segmentation,
+    ("annotations", Kind.REPEATED_BOX): _dropped("the same box is there twice"),
+    ("annotations", Kind.FLAT): _flat,
+    ("annotations", Kind.OUTSIDE): _outside,
     ("annotations", Kind.BEYOND): _clip,
     ("annotations", Kind.NO_AREA): _area,
 }
@@ -341,7 +428,8 @@ def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
         ConfigError: if a copy would replace a file of the data.
     """
     copies = [
-        replace(data, annotations=folder / f"{part}.json") for data, part in zip(data_sets, ("train", "val"))
+        replace(data, annotations=folder / f"{part}.json", box_format=None)
+        for data, part in zip(data_sets, ("train", "val"))
     ]
     for data in data_sets:
         for copy in copies:

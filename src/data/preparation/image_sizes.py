@@ -27,5 +27,5 @@ def upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int]
         found = list(pool.map(size, paths))
     for path, entry in zip(paths, found):
         if isinstance(entry, str):
-            faults.add(str(path), entry)
+            faults.add("images that cannot be read", str(path), entry)
     return [None if isinstance(entry, str) else entry for entry in found]

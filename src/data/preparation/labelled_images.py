@@ -12,9 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
-from ...runtime.files import write_atomically
-from ..dataset.coco_records import unsafe_file_name
-from ..dataset.findings import listed
+from ...runtime.files import write_atomically, write_json
 
 DECIMALS = 3
 """Of a pixel, in what is written."""
@@ -46,7 +44,21 @@ class LabelledImages:
     parts: dict[str, list[LabelledImage]]
     """"train", and "val" and "test" if there are any."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was dropped or clipped, and how often."""
+    """What was changed or dropped, and how often."""
+
+
+SHOWN = 5
+"""Faults of a kind that a message lists."""
+
+
+class Fault(NamedTuple):
+    """Something that cannot be converted."""
+
+    kind: str
+    """The same words for all faults of a kind, such as "coordinates far outside 0 to 1"."""
+    where: str
+    """A file, with its line."""
+    what: str
 
 
 class Faults:
@@ -56,34 +68,84 @@ class Faults:
         """Begin without any."""
         self.source, self.found = source, []
 
-    def add(self, where: str, what: str) -> None:
+    def add(self, kind: str, where: str, what: str) -> None:
         """Add one."""
-        self.found.append(f"{where}: {what}")
+        self.found.append(Fault(kind, where, what))
 
     def raise_if_any(self) -> None:
-        """Raise `DataError` with the first faults, if there are any."""
+        """Raise `ConversionError` if there are any: how many of each kind, and the first of it."""
         if self.found:
-            number = "1 fault" if len(self.found) == 1 else f"{len(self.found)} faults"
-            raise DataError(f"{self.source} has {number}, nothing was written: {listed(self.found, '; ')}")
+            raise ConversionError(self.source, self.found)
 
 
-def unusable_name(name: str) -> str | None:
-    """Tell why a file name cannot stand in a COCO file, or None."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "which is not UTF-8; rename it"
-    return unsafe_file_name(name)
+class ConversionError(DataError):
+    """Label files have faults, and nothing was written."""
+
+    def __init__(self, source: Path, faults: Sequence[Fault]) -> None:
+        """Describe them by kind; all stand in `faults`."""
+        self.source, self.faults = source, list(faults)
+        kinds: dict[str, list[str]] = {}
+        for fault in faults:
+            kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
+        parts = [
+            f"{kind} ({len(own)}): {'; '.join(own[:SHOWN])}"
+            + (f"; ... and {len(own) - SHOWN} more" if len(own) > SHOWN else "")
+            for kind, own in sorted(kinds.items(), key=lambda item: -len(item[1]))
+        ]
+        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(
+            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE writes all of them"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write all faults as JSON."""
+        faults = [fault._asdict() for fault in self.faults]
+        write_json(path, {"source": str(self.source), "num_faults": len(faults), "faults": faults})
+
+
+class Account(NamedTuple):
+    """What is noticed while label files are read."""
+
+    faults: Faults
+    notes: Counter[str]
+    """What was changed or dropped, and how often."""
+    drop_boxes: bool = False
+    """Leave out boxes that cannot be used, in place of a fault."""
+
+
+UNUSABLE = "boxes without area or outside their image"
 
 
 def boxes_inside(
-    corners: np.ndarray, size: tuple[int, int], notes: Counter[str]
+    corners: np.ndarray, size: tuple[int, int], places: Sequence[str], account: Account
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes `[T, 4]`, xyxy in pixels, to their image; return them rounded as they are written, and which of them `[T]` have an area."""
-    inside = np.clip(corners, 0, np.tile(size, 2)).round(DECIMALS)
-    notes["boxes reaching beyond their image, clipped"] += int((abs(inside - corners) > 0.5).any(1).sum())
+    """Clip boxes to their image.
+
+    Args:
+        corners: `[T, 4]`, xyxy in pixels; reversed corners are swapped.
+        size: (width, height) of the image in pixels.
+        places: names each box in messages.
+        account: gets what is changed, and boxes that cannot be used: as faults, or as notes if they may be dropped.
+
+    Returns:
+        The boxes `[T, 4]`, rounded as they are written, and which of them `[T]` can be used.
+    """
+    ordered = np.concatenate([corners.reshape(-1, 2, 2).min(1), corners.reshape(-1, 2, 2).max(1)], 1)
+    account.notes["boxes with reversed corners, swapped"] += int((ordered != corners).any(1).sum())
+    inside = np.clip(ordered, 0, np.tile(size, 2)).round(DECIMALS)
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
-    notes["boxes without area, dropped"] += int((~kept).sum())
+    beyond = kept & (abs(inside - ordered) > 0.5).any(1)
+    account.notes["boxes reaching beyond their image, clipped"] += int(beyond.sum())
+    for row in np.flatnonzero(~kept):
+        if account.drop_boxes:
+            account.notes[f"{UNUSABLE}, dropped"] += 1
+        else:
+            shown = ", ".join(f"{value:g}" for value in corners[row])
+            account.faults.add(
+                UNUSABLE,
+                places[row],
+                f"corners {shown} in {size[0]} x {size[1]} pixels; --drop-boxes leaves it out",
+            )
     return inside, kept
 
 

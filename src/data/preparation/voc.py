@@ -16,11 +16,13 @@ from xml.parsers import expat
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.paths import read_text
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
-from ..dataset.images import IMAGE_SUFFIXES, ImageError, image_size
-from .labelled_images import Faults, LabelledImage, LabelledImages, boxes_inside, unusable_name
+from ..dataset.image_names import FileIndex, is_image_file
+from ..dataset.images import ImageError, image_size
+from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
 LARGEST_FILE = 16_000_000
 """Bytes of one annotation file."""
@@ -36,7 +38,12 @@ class _Object(NamedTuple):
 
 
 def read_voc(
-    root: Path, *, difficult: str = "keep", zero_based: bool = False, follow_links: bool = False
+    root: Path,
+    *,
+    difficult: str = "keep",
+    zero_based: bool = False,
+    follow_links: bool = False,
+    drop_boxes: bool = False,
 ) -> LabelledImages:
     """Read a data set; class names, sorted, get category ids from 1.
 
@@ -48,9 +55,10 @@ def read_voc(
         difficult: one of `DIFFICULT`.
         zero_based: corners are counted from 0, and the last pixel is not part of a box.
         follow_links: open images that symbolic links carry out of the folder.
+        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
 
     Raises:
-        DataError: one error with all faults, each with its file.
+        DataError: one error with all faults, by kind.
     """
     if not (root / "Annotations").is_dir():
         raise DataError(f"{root} has no folder Annotations; Pascal VOC keeps its XML files there")
@@ -58,10 +66,10 @@ def read_voc(
     if images is None:
         raise DataError(f"{root} has no folder JPEGImages")
     faults, notes = Faults(root), Counter()
+    account = Account(faults, notes, drop_boxes)
     sets = _image_sets(root, faults)
-    by_stem = {
-        path.stem: path.name for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if is_image_file(path)}
+    index = FileIndex(images)
     found: dict[str, list[tuple[str, tuple[int, int], list[_Object]]]] = {}
     for part, stems in sets.items():
         found[part] = []
@@ -81,11 +89,11 @@ def read_voc(
                         f"leads out of {root} by a symbolic link; give --follow-links if you trust it"
                     )
                 tree = parse_xml(path)
-                name = _image_name(tree, stem, by_stem)
+                name = _image_name(tree, stem, by_stem, index)
                 size = _image_size(tree, images, name, follow_links)
                 found[part].append((name, size, list(_objects(tree))))
             except DataError as error:
-                faults.add(str(path), str(error))
+                faults.add("annotation files that cannot be used", str(path), str(error))
     faults.raise_if_any()
     if not found.get("train"):
         raise DataError(
@@ -98,9 +106,10 @@ def read_voc(
         raise DataError(f"{root} has no object in any annotation file")
     ids = {name: number for number, name in enumerate(names, 1)}
     parts = {
-        part: [_labelled(*image, ids, difficult, zero_based, notes) for image in entries]
+        part: [_labelled(*image, ids, difficult, zero_based, account) for image in entries]
         for part, entries in found.items()
     }
+    faults.raise_if_any()
     return LabelledImages(images.resolve(), {number: name for name, number in ids.items()}, parts, notes)
 
 
@@ -159,22 +168,25 @@ def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
 
 
 def _stems(path: Path, faults: Faults) -> Iterator[str]:
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
         if words := line.split():
             if unsafe_file_name(words[0]) or "/" in words[0] or "\\" in words[0]:
-                faults.add(f"{path} line {number}", f"{words[0][:80]!r} is no name of an image")
+                text = f"{words[0][:80]!r} is not the name of an image"
+                faults.add("lines that do not name an image", f"{path} line {number}", text)
             else:
                 yield words[0]
 
 
-def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str]) -> str:
+def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], index: FileIndex) -> str:
     """Return the image of an annotation file: the one of the same name, else that which it names."""
     if stem in by_stem:
-        if reason := unusable_name(by_stem[stem]):
+        if reason := unsafe_file_name(by_stem[stem]):
             raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
         return by_stem[stem]
     name = (tree.findtext("filename") or "").strip()
-    if reason := unusable_name(name):
+    if name and (meant := index.meant_by(name)):
+        return meant
+    if reason := unsafe_file_name(name):
         raise DataError(f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}")
     return name
 
@@ -220,6 +232,12 @@ def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
         yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
 
 
+def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
+    """Turn pixels that are counted from 1, the last one included, into coordinates; the lesser of two corners moves."""
+    first, second = corners[:, :2], corners[:, 2:]
+    return np.concatenate([first - (first <= second), second - (second < first)], 1)
+
+
 def _labelled(
     name: str,
     size: tuple[int, int],
@@ -227,8 +245,9 @@ def _labelled(
     ids: dict[str, int],
     difficult: str,
     zero_based: bool,
-    notes: Counter[str],
+    account: Account,
 ) -> LabelledImage:
+    notes = account.notes
     if difficult == "skip":
         notes["difficult objects, left out"] += sum(thing.difficult for thing in objects)
         objects = [thing for thing in objects if not thing.difficult]
@@ -237,8 +256,9 @@ def _labelled(
         notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] += int(
             (corners[:, :2] == 0).any(1).sum()
         )
-        corners[:, :2] -= 1
-    inside, kept = boxes_inside(corners, size, notes)
+        corners = _from_pixel_counts(corners)
+    places = [f"{name}: object {number} ({thing.name[:40]})" for number, thing in enumerate(objects, 1)]
+    inside, kept = boxes_inside(corners, size, places, account)
     crowds = np.array([thing.difficult and difficult == "crowd" for thing in objects], bool)
     return LabelledImage(
         name,

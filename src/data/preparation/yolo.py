@@ -8,88 +8,92 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
 from ...core.errors import DataError
+from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
-from ..dataset.images import IMAGE_SUFFIXES
+from ..dataset.image_names import FileIndex, find_image_files
 from .image_sizes import upright_sizes
-from .labelled_images import Faults, LabelledImage, LabelledImages, boxes_inside, unusable_name
+from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
-TOLERANCE = 1e-3
-"""Coordinates may be as much beyond 0..1 by rounding."""
+FAR = 0.5
+"""Coordinates this far outside of 0 to 1 are no rounding and no sloppy border: they are in other units. Nearer ones are clipped."""
+
+SKELETON = "kpt_shape"
 
 
-def read_yolo(path: Path, *, follow_links: bool = False) -> LabelledImages:
+def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = False) -> LabelledImages:
     """Read the data set that a `data.yaml` describes; class numbers become category ids.
 
     Args:
         path: the file, or the folder with a `data.yaml`.
         follow_links: open files that symbolic links carry out of the data set.
+        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
 
     Raises:
-        DataError: one error with all faults, each with file and line.
+        DataError: one error with all faults, by kind.
     """
     path = _yaml_in(path)
     settings = _read_yaml(path)
     names = _names(settings, path)
     root = _root(settings, path)
-    faults, notes = Faults(path), Counter()
+    account = Account(Faults(path), Counter(), drop_boxes)
     files = {
-        part: _image_files(settings[part], root, f"{path}: {part}", faults)
+        part: _image_files(settings[part], root, f"{path}: {part}", account, needed=part == "train")
         for part in ("train", "val", "test")
         if settings.get(part)
     }
-    faults.raise_if_any()
+    account.faults.raise_if_any()
     if not files.get("train"):
-        raise DataError(
-            f"{path}: "
-            + (
-                "there is no image behind train"
-                if "train" in files
-                else '"train" is missing: a folder, a text file or a list of them'
-            )
-        )
-    skeletons = settings.get("kpt_shape")
-    extra = (
-        math.prod(skeletons)
-        if isinstance(skeletons, list) and all(isinstance(n, int) for n in skeletons)
-        else 0
-    )
+        missing = '"train" is missing: a folder, a text file or a list of them'
+        raise DataError(f"{path}: {'there is no image behind train' if 'train' in files else missing}")
+    skeleton = settings.get(SKELETON)
+    extra = math.prod(map(int, skeleton)) if isinstance(skeleton, list) and _all_digits(skeleton) else 0
     parts: dict[str, list[LabelledImage]] = {}
     for part, names_of_part in files.items():
-        labels = [label_path(name) for name in names_of_part]
-        label_root = _label_root(root, names_of_part)
-        usable = _usable(root, names_of_part, label_root, labels, faults, follow_links)
-        sizes = iter(upright_sizes([root / names_of_part[i] for i in usable], faults))
-        parts[part] = []
-        for index in usable:
-            name, size = names_of_part[index], next(sizes)
-            classes, boxes = _read_labels(label_root / labels[index], names, extra, faults, notes)
-            if size is None:
-                continue
-            corners = np.concatenate(
-                [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1
-            ) * np.tile(size, 2)
-            inside, kept = boxes_inside(corners, size, notes)
-            parts[part].append(
-                LabelledImage(name, size, classes[kept], inside[kept], np.zeros(int(kept.sum()), bool))
-            )
-    faults.raise_if_any()
+        if names_of_part:
+            parts[part] = _read_part(root, names_of_part, names, extra, account, follow_links)
+    account.faults.raise_if_any()
     if not any(len(image.boxes) for part in parts.values() for image in part):
         first = _label_root(root, files["train"]) / label_path(files["train"][0])
         raise DataError(
             f"{path}: no image has a box; labels of {root / files['train'][0]} would be in {first}"
         )
-    return LabelledImages(root, names, parts, notes)
+    return LabelledImages(root, names, parts, account.notes)
+
+
+def _read_part(
+    root: Path,
+    images: list[str],
+    names: dict[int, str],
+    extra: int,
+    account: Account,
+    follow_links: bool,
+) -> list[LabelledImage]:
+    """Read the images of a part with their labels."""
+    labels, label_root = [label_path(name) for name in images], _label_root(root, images)
+    usable = _usable(root, images, label_root, labels, account.faults, follow_links)
+    sizes = upright_sizes([root / images[index] for index in usable], account.faults)
+    result = []
+    for index, size in zip(usable, sizes):
+        classes, boxes, places = _read_labels(label_root / labels[index], names, extra, account)
+        if size is None:
+            continue
+        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+        inside, kept = boxes_inside(corners * np.tile(size, 2), size, places, account)
+        crowds = np.zeros(int(kept.sum()), bool)
+        result.append(LabelledImage(images[index], size, classes[kept], inside[kept], crowds))
+    return result
 
 
 def label_path(image: str) -> str:
@@ -116,34 +120,42 @@ def _yaml_in(path: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a `data.yaml`, every value as the text that stands there: a class may be called yes, on or 012."""
     try:
-        settings = yaml.safe_load(path.read_bytes())
+        settings = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}{did_you_mean_file(path)}"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from None
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds a {type(settings).__name__}, expected train, val and names")
-    return settings
+    return {key: value for key, value in settings.items() if value not in ("", "~", "null", "Null", "NULL")}
 
 
 def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
     names = settings.get("names")
-    table = dict(enumerate(names)) if isinstance(names, list) else names
+    table = {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else names
     if (
         not isinstance(table, dict)
         or not table
-        or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in table)
+        or not _all_digits(table)
+        or not all(isinstance(name, str) for name in table.values())
     ):
         raise DataError(
-            f"{path}: names is {str(names)[:80]}, expected a list of class names, or names by class number"
+            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by class number"
         )
-    count = settings.get("nc", len(table))
-    if isinstance(names, list) and count != len(names):
+    count = settings.get("nc", str(len(table)))
+    if isinstance(names, list) and count != str(len(names)):
         raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
-    return {i: str(name) for i, name in sorted(table.items())}
+    return {int(number): name for number, name in sorted(table.items(), key=lambda item: int(item[0]))}
+
+
+def _all_digits(texts: Iterable[Any]) -> bool:
+    return all(isinstance(text, str) and text.isascii() and text.isdigit() for text in texts)
 
 
 def _root(settings: dict[str, Any], path: Path) -> Path:
@@ -153,7 +165,7 @@ def _root(settings: dict[str, Any], path: Path) -> Path:
         return path.parent.resolve()
     if not isinstance(given, str):
         raise DataError(f"{path}: path is {given!r}, expected the folder of the data set")
-    for folder in (path.parent / given, Path(given)):
+    for folder in (path.parent / given, user_path(given)):
         if folder.is_dir():
             return folder.resolve()
     raise DataError(
@@ -161,67 +173,75 @@ def _root(settings: dict[str, Any], path: Path) -> Path:
     )
 
 
-def _image_files(value: Any, root: Path, where: str, faults: Faults) -> list[str]:
-    """Return the files of a part, relative to the root."""
+def _image_files(value: Any, root: Path, where: str, account: Account, *, needed: bool) -> list[str]:
+    """Return the files of a part, relative to the root.
+
+    A part that is listed but not there, as the test part of many exports, is left out with a note unless it is needed.
+    """
     found: list[str] = []
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, str) or not entry or "\0" in entry:
-            faults.add(where, f"{str(entry)[:80]!r}, expected a folder, a text file or a list of them")
-            continue
-        place = root / entry
-        if (
-            entry.startswith("../") and not place.exists()
-        ):  # exports of Roboflow: beside the file, whatever they say
-            place = root / entry.removeprefix("../")
-        if place.is_dir():
-            folder = _inside(place, root)
-            if folder is None:
-                faults.add(
-                    where, f"{entry} is outside {root}; set path to a folder that holds all of the data set"
-                )
-                continue
-            found += _listing(root, folder)
-        elif place.is_file() and _inside(place, root) is None:
-            faults.add(
-                where, f"{entry} is outside {root}; set path to a folder that holds all of the data set"
+            account.faults.add(
+                "entries of data.yaml that are not paths",
+                where,
+                f"{reprlib.repr(entry)}, expected a folder, a text file or a list of them",
             )
-        elif place.is_file():
-            found += _listed_files(place, root, faults)
+            continue
+        entry = entry.replace("\\", "/")
+        place = root / user_path(entry)
+        if entry.startswith("../") and not place.exists():
+            place = root / entry.removeprefix(
+                "../"
+            )  # exports of Roboflow: beside the file, whatever they say
+        name = _inside(place, root)
+        if not place.exists():
+            if needed:
+                hint = did_you_mean_file(place)
+                account.faults.add("paths that do not exist", where, f"{place} does not exist{hint}")
+            else:
+                account.notes[f"{where} is listed but does not exist, left out ({entry})"] += 1
+        elif name is None:
+            account.faults.add(
+                "paths outside the data set",
+                where,
+                f"{entry} is outside {root}; set path to a folder that holds all of the data set",
+            )
+        elif place.is_dir():
+            found += _listing(root, name, account.notes)
         else:
-            faults.add(where, f"{place} does not exist")
+            found += _listed_files(place, root, account.faults)
     return sorted(dict.fromkeys(found))
 
 
-def _listing(root: Path, folder: str) -> Iterator[str]:
-    for base, folders, names in os.walk(root / folder):
-        folders.sort()
-        prefix = os.path.relpath(base, root).replace(os.sep, "/")
-        yield from (
-            name if prefix == "." else f"{prefix}/{name}"
-            for name in sorted(names)
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        )
+def _listing(root: Path, folder: str, notes: Counter[str]) -> Iterator[str]:
+    files = find_image_files(root / folder)
+    for suffix, count in files.others.items():
+        if suffix != ".txt":  # labels lie beside images in some data sets
+            notes[f"files {suffix or 'without a suffix'} among the images, which are not images"] += count
+    yield from (name if folder == "." else f"{folder}/{name}" for name in files.images)
 
 
 def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
     """Yield the files that a text file lists, a line each: relative to the root or, with `./`, to the text file; or absolute within the root."""
     try:
-        lines = listing.read_text("utf-8", errors="surrogateescape").splitlines()
+        lines = read_text(listing, errors="surrogateescape").splitlines()
     except OSError as error:
-        faults.add(str(listing), f"cannot be read: {error.strerror or error}")
+        faults.add("files that cannot be read", str(listing), error.strerror or str(error))
         return
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line:
             continue
-        place = listing.parent / line if line.startswith("./") else root / line
+        line = line.replace("\\", "/")
+        place = listing.parent / line if line.startswith("./") else root / user_path(line)
         name = _inside(place, root)
         if name is None:
-            faults.add(
-                f"{listing} line {number}", f"{line[:80]} is outside {root}, the folder of the data set"
-            )
+            text = f"{line[:80]} is outside {root}, the folder of the data set"
+            faults.add("paths outside the data set", f"{listing} line {number}", text)
         elif reason := unsafe_file_name(name):
-            faults.add(f"{listing} line {number}", f"{line[:80]!r}, {reason}")
+            faults.add(
+                "file names that cannot be used", f"{listing} line {number}", f"{line[:80]!r}, {reason}"
+            )
         else:
             yield name
 
@@ -242,15 +262,21 @@ def _usable(
 ) -> list[int]:
     """Return which images are there, and within their folders with their labels; the others are faults."""
     missing, leaving = find_misplaced(root, names)
-    bad = {index: "is missing" for index in missing}
+    files = FileIndex(root)
+    bad = {}
+    for index in missing:
+        similar = files.similar_to(names[index])
+        text = "is missing" + (f", did you mean {similar!r}?" if similar else "")
+        bad[index] = ("images that are missing", text)
     for where, found in ((root, leaving), (label_root, find_misplaced(label_root, labels).leaving)):
         for index, target in ({} if follow_links else found).items():
-            bad.setdefault(
-                index, f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
-            )
-    bad |= {index: reason for index, name in enumerate(names) if (reason := unusable_name(name))}
-    for index, reason in sorted(bad.items()):
-        faults.add(str(root / names[index]), reason)
+            text = f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
+            bad.setdefault(index, ("images or labels outside the data set", text))
+    for index, name in enumerate(names):
+        if reason := unsafe_file_name(name):
+            bad[index] = ("file names that cannot be used", reason)
+    for index, (kind, reason) in sorted(bad.items()):
+        faults.add(kind, str(root / names[index]), reason)
     return [index for index in range(len(names)) if index not in bad]
 
 
@@ -265,54 +291,71 @@ def _label_root(root: Path, names: Sequence[str]) -> Path:
 
 
 def _read_labels(
-    path: Path, names: dict[int, str], extra: int, faults: Faults, notes: Counter[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return classes `[T]` and boxes `[T, 4]`, cxcywh in 0..1."""
+    path: Path, names: dict[int, str], extra: int, account: Account
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return classes `[T]`, boxes `[T, 4]`, cxcywh in 0..1, and where each of them stands."""
     try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except FileNotFoundError:
-        notes["images without a label file, taken as without objects"] += 1
+        account.notes["images without a label file, taken as without objects"] += 1
         lines = []
     except OSError as error:
         if is_system_limit(error):
             raise
-        faults.add(str(path), f"cannot be read: {error.strerror or error}")
+        account.faults.add("files that cannot be read", str(path), error.strerror or str(error))
         lines = []
-    classes, boxes = [], []
+    classes, boxes, places = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        box = _read_line(line.split(), names, extra)
-        if isinstance(box, str):
-            faults.add(f"{path} line {number}", box)
-        else:
-            classes.append(box[0])
-            boxes.append(box[1])
-    return np.array(classes, np.int64), np.array(boxes, np.float64).reshape(-1, 4)
+        label = _read_line(line.split(), names, extra)
+        if isinstance(label, _BadLine):
+            account.faults.add(label.kind, f"{path} line {number}", label.what)
+            continue
+        classes.append(label.number)
+        boxes.append(label.box)
+        places.append(f"{path} line {number}")
+    return np.array(classes, np.int64), np.array(boxes, np.float64).reshape(-1, 4), places
 
 
-def _read_line(words: list[str], names: dict[int, str], extra: int) -> tuple[int, list[float]] | str:
-    """Return class and box (cxcywh) of a label line, or what is wrong with it."""
+class _Label(NamedTuple):
+    number: int
+    box: list[float]
+    """cxcywh, relative to the image."""
+
+
+class _BadLine(NamedTuple):
+    kind: str
+    what: str
+
+
+def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | _BadLine:
+    """Return the label of a line, or what is wrong with it."""
     try:
         number, *values = map(float, words)
     except ValueError:
-        return f"{' '.join(words)[:80]!r}, expected numbers"
+        return _BadLine("lines that are not numbers", f"{' '.join(words)[:80]!r}, expected numbers")
     if not number.is_integer() or int(number) not in names:
-        return f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to {max(names)})"
+        return _BadLine(
+            "classes without a name",
+            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to {max(names)})",
+        )
     is_box = len(values) in (4, 4 + extra)
     if not is_box and (len(values) < 6 or len(values) % 2):
-        return f"{len(words)} columns, expected 5 (class cx cy w h) or a class and three or more points"
+        return _BadLine(
+            "lines with a wrong number of columns",
+            f"{len(words)} columns, expected 5 (class cx cy w h) or a class and three or more points",
+        )
     values = values[:4] if is_box else values
-    if bad := [
-        word for word, value in zip(words[1:], values) if not -TOLERANCE <= value <= 1 + TOLERANCE
-    ]:  # NaN is not within either
-        return f"coordinate {bad[0][:20]}, expected 0 to 1"
+    if far := [
+        word for word, value in zip(words[1:], values) if not -FAR <= value <= 1 + FAR
+    ]:  # NaN is neither
+        return _BadLine(
+            "coordinates far outside 0 to 1",
+            f"coordinate {far[0][:20]}, expected fractions of the image from 0 to 1 (pixels?)",
+        )
     if is_box:
-        return int(number), values
+        return _Label(int(number), values)
     xs, ys = values[0::2], values[1::2]
-    return int(number), [
-        (min(xs) + max(xs)) / 2,
-        (min(ys) + max(ys)) / 2,
-        max(xs) - min(xs),
-        max(ys) - min(ys),
-    ]
+    x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    return _Label(int(number), [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])

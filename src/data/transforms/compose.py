@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,25 @@ class Transform(Protocol):
 
     def __call__(self, sample: Sample) -> None:
         """Change a sample."""
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A transform that treats boxes alike whatever chance does, so that what it drops is known without an image."""
+
+    drops: str
+    """What it drops, such as "smaller than 1 pixel"."""
+
+    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow boxes of many images.
+
+        Args:
+            boxes: `[M, 4]`, xyxy in pixels of the canvas.
+            canvas: `[M, 2]`, (width, height) of each box's canvas.
+
+        Returns:
+            Boxes and canvas afterwards, and which boxes are kept, `[M]`.
+        """
 
 
 @register()
@@ -80,9 +99,35 @@ class Compose:
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that act in `epoch` and return the sample."""
         for transform in self.ops:
-            if self._acts(type(transform).__name__, sample, epoch):
+            name = type(transform).__name__
+            if self._acts(name, sample, epoch):
+                before = len(sample.boxes)
                 transform(sample)
+                if len(sample.boxes) < before:
+                    sample.lost[name] += before - len(sample.boxes)
         return sample
+
+    def certain_losses(self, boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield what the transforms drop in every epoch, with the reason: boxes that are too small at the size of the input.
+
+        Random transforms are passed over; what they drop differs from epoch to epoch and is counted in `log.txt`.
+
+        Args:
+            boxes: `[M, 4]`, xyxy in pixels of the images.
+            sizes: `[M, 2]`, (width, height) of each box's image.
+        """
+        canvas, here, rows = sizes, "in the image", np.arange(len(boxes))
+        for transform in self.ops:
+            if not isinstance(transform, Tracked):
+                continue
+            boxes, canvas, kept = transform.track(boxes, canvas)
+            if hasattr(transform, "size"):
+                here = "at {} x {}".format(*transform.size)
+            if not kept.all():
+                lost = np.zeros(len(sizes), bool)
+                lost[rows[~kept]] = True
+                yield f"{transform.drops} {here}", lost
+                boxes, canvas, rows = boxes[kept], canvas[kept], rows[kept]
 
     def _acts(self, name: str, sample: Sample, epoch: int) -> bool:
         if name in self.named and not is_between(

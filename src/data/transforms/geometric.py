@@ -155,6 +155,8 @@ class RandomCrop:
 class Resize:
     """Stretches the canvas to a fixed size; the aspect ratio is not kept."""
 
+    drops = "without area"
+
     def __init__(self, size: Sequence[int]) -> None:
         """Store (height, width)."""
         self.size = _height_width("Resize", size)
@@ -164,10 +166,17 @@ class Resize:
         height, width = self.size
         sample.move((width / sample.canvas[0], height / sample.canvas[1]), (0, 0), (width, height))
 
+    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow boxes (`compose.Tracked`)."""
+        size = np.array(self.size[::-1], float)
+        return boxes * np.tile(size / canvas, 2), np.tile(size, (len(boxes), 1)), np.ones(len(boxes), bool)
+
 
 @register()
 class PadToSize:
     """Adds a margin at the right and the bottom up to a fixed size; larger images are cut."""
+
+    drops = "beyond the border"
 
     def __init__(self, size: Sequence[int], fill: float = 0) -> None:
         """Store (height, width) and the grey value of the margin."""
@@ -177,6 +186,12 @@ class PadToSize:
         """Pad a sample."""
         sample.move((1, 1), (0, 0), (self.size[1], self.size[0]))
         sample.fill = self.fill
+
+    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow boxes (`compose.Tracked`)."""
+        size = np.array(self.size[::-1], float)
+        boxes = boxes.clip(0, np.tile(size, 2))
+        return boxes, np.tile(size, (len(boxes), 1)), (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 @register()
@@ -189,7 +204,19 @@ class SanitizeBoundingBoxes:
 
     def __call__(self, sample: Sample) -> None:
         """Drop the small boxes of a sample."""
-        sample.keep((sample.boxes[:, 2:] - sample.boxes[:, :2] >= self.min_size).all(1))
+        sample.keep(self._large_enough(sample.boxes))
+
+    @property
+    def drops(self) -> str:
+        """What it drops, in words."""
+        return f"smaller than {self.min_size:g} {'pixel' if self.min_size == 1 else 'pixels'}"
+
+    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow boxes (`compose.Tracked`)."""
+        return boxes, canvas, self._large_enough(boxes)
+
+    def _large_enough(self, boxes: np.ndarray) -> np.ndarray:
+        return (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(1)
 
 
 def _check_probability(name: str, p: float) -> None:

@@ -96,13 +96,18 @@ class Mosaic:
             raise ConfigError(
                 "Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does"
             )
-        canvas, boxes, fields = self._paste([sample, *(sample.draw_other(sample.rng) for _ in range(3))])
+        parts = [sample, *(sample.draw_other(sample.rng) for _ in range(3))]
+        canvas, boxes, fields = self._paste(parts)
         matrix, shift = self._draw(sample.rng, canvas.shape[2], canvas.shape[1])
         image = warp(canvas, matrix, shift, self.fill)
         boxes, visible = moved_boxes(boxes, matrix, shift, (canvas.shape[2], canvas.shape[1]))
         kept = visible >= LEAST_VISIBLE
         sample.restart(image, boxes[kept], {name: values[kept] for name, values in fields.items()})
         sample.is_mosaic = True
+        sample.boxes_read = sum(part.boxes_read for part in parts)
+        for part in parts[1:]:
+            sample.lost.update(part.lost)
+        sample.lost["Mosaic"] += int((~kept).sum())
 
     def _paste(self, samples: list[Sample]) -> tuple[Tensor, np.ndarray, dict[str, np.ndarray]]:
         """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""

@@ -7,6 +7,7 @@ pixels of its own, and the sample begins anew with them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,8 +60,14 @@ class Sample:
     box_format: Literal["xyxy", "cxcywh"] = "xyxy"
     relative_boxes: bool = False
     """Boxes in 0..1 of the canvas in place of pixels."""
+    boxes_read: int = -1
+    """Boxes that the sample began with, those of all parts for a mosaic."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """Boxes that transforms have dropped, by the name of the transform."""
 
     def __post_init__(self) -> None:
+        if self.boxes_read < 0:
+            self.boxes_read = len(self.boxes)
         height, width = self.image.shape[1:]
         self.canvas = (width, height)
         self.visible = np.array([0.0, 0.0, width, height])
@@ -177,6 +184,7 @@ class Sample:
         kept, fields = (boxes[:, 2:] > boxes[:, :2]).all(1), self.fields
         if not kept.all():
             boxes, fields = boxes[kept], {name: values[kept] for name, values in fields.items()}
+            self.lost["resampling"] += len(kept) - len(boxes)
         if self.relative_boxes:
             boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
@@ -185,6 +193,8 @@ class Sample:
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             **{name: torch.from_numpy(values) for name, values in fields.items()},
             **self.info,
+            "boxes_read": self.boxes_read,
+            "boxes_lost": dict(self.lost),
         }
 
 

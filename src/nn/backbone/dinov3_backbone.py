@@ -70,7 +70,7 @@ class DINOv3Backbone(nn.Module):
         pretrained: bool = True,
         checkpoint_path: str | None = None,
         checkpoint_sha256: str | None = None,
-        out_channels: int = 256,
+        out_channels: int | Sequence[int] = 256,
         feat_strides: Sequence[int] = STRIDES,
         freeze_backbone: bool = False,
         freeze_backbone_epochs: Duration = 0,
@@ -100,7 +100,7 @@ class DINOv3Backbone(nn.Module):
             pretrained: start from DINOv3's weights.
             checkpoint_path: their file; None for `weights/` and the official name.
             checkpoint_sha256: digest that this file must have, or 8 or more digits of its beginning.
-            out_channels: channels of each map.
+            out_channels: channels of the maps: one number for all, or a list with one for each stride.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
             freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 for never.
@@ -158,7 +158,7 @@ class DINOv3Backbone(nn.Module):
             layer_norm=tap_norm == "own",
             position_encoding=position_encoding,
         )
-        self.out_channels, self.out_strides = [out_channels] * len(feat_strides), list(feat_strides)
+        self.out_channels, self.out_strides = self.adapter.out_channels, list(feat_strides)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
         if gradient_checkpointing:
@@ -181,7 +181,7 @@ class DINOv3Backbone(nn.Module):
         self.set_trainable_blocks(self._phases[0][1])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, out_channels, H/s, W/s]` for each stride s."""
+        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, C, H/s, W/s]` for each stride s, of `out_channels`."""
         images = (images - self.image_mean) / self.image_std
         return self.adapter(self.taps_of(self.vit, images), images)
 

@@ -31,7 +31,7 @@ class SpatialTuningAdapter(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        out_channels: int = 256,
+        out_channels: int | Sequence[int] = 256,
         strides: Sequence[int] = STRIDES,
         num_taps: int = 3,
         *,
@@ -44,7 +44,7 @@ class SpatialTuningAdapter(nn.Module):
 
         Args:
             in_channels: width of the ViT, D.
-            out_channels: channels of each map.
+            out_channels: channels of the maps: one number for all, or one for each stride.
             strides: which maps to give, ascending, out of 8, 16 and 32.
             num_taps: number of ViT blocks that are read.
             upsample_mode: how stride 8 is made from stride 16.
@@ -58,6 +58,7 @@ class SpatialTuningAdapter(nn.Module):
                 f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of {list(STRIDES)}"
             )
         self.strides, self.upsample_mode = tuple(strides), upsample_mode
+        self.out_channels = _one_for_each(out_channels, strides)
         self.tap_norms = (
             nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
         )
@@ -76,16 +77,19 @@ class SpatialTuningAdapter(nn.Module):
             if 32 in strides
             else None
         )
-        self.project = nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1, bias=False) for _ in strides)
+        self.project = nn.ModuleList(
+            nn.Conv2d(in_channels, channels, 1, bias=False) for channels in self.out_channels
+        )
         self.detail = DetailBranch(detail_channels, max(strides)) if detail_channels else None
         self.add_detail = (
             nn.ModuleList(
-                nn.Conv2d(self.detail.out_channels[s], out_channels, 1, bias=False) for s in strides
+                nn.Conv2d(self.detail.out_channels[stride], channels, 1, bias=False)
+                for stride, channels in zip(strides, self.out_channels)
             )
             if self.detail
             else None
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in strides)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in self.out_channels)
         self.act = nn.GELU()
 
     def forward(self, taps: list[Tensor], images: Tensor) -> list[Tensor]:
@@ -96,7 +100,7 @@ class SpatialTuningAdapter(nn.Module):
             images: normalised images, `[B, 3, H, W]`.
 
         Returns:
-            `[B, out_channels, H/s, W/s]` for each stride s.
+            `[B, C, H/s, W/s]` for each stride s, C being its number of `out_channels`.
         """
         if self.tap_norms is not None:
             taps = [
@@ -131,6 +135,21 @@ class SpatialTuningAdapter(nn.Module):
             return x
         options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
         return F.interpolate(x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options)
+
+
+def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> list[int]:
+    """Return the channels of each map.
+
+    Raises:
+        ConfigError: if their number is not that of the strides, or one is below 1.
+    """
+    channels = [out_channels] * len(strides) if isinstance(out_channels, int) else list(out_channels)
+    if len(channels) != len(strides) or min(channels) < 1:
+        raise ConfigError(
+            f"DINOv3Backbone.out_channels is {out_channels}, expected one number from 1, or one for each of the "
+            f"{len(strides)} strides {list(strides)}"
+        )
+    return channels
 
 
 class DetailBranch(nn.Module):

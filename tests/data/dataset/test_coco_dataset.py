@@ -67,6 +67,8 @@ def test_target_describes_the_image(tmp_path):
         "orig_size": [40, 30],
         "idx": [1],
         "image_path": str(tmp_path / "2.png"),
+        "boxes_read": 2,
+        "boxes_lost": {},
     }
     assert tuple(image.shape) == (3, 30, 40)
 
@@ -320,13 +322,14 @@ def test_missing_images_are_counted_and_named(tmp_path):
         data.check_images_exist()
     assert (
         str(caught.value)
-        == f"2 of 3 images of {tmp_path / 'labels.json'} are missing: {tmp_path / '1.png'}, {tmp_path / '3.png'}"
+        == f"2 of 3 images of {tmp_path / 'labels.json'} do not exist in {tmp_path}: images[0] (id 1) '1.png'; "
+        "images[2] (id 3) '3.png'"
     )
 
 
 def test_many_missing_images_are_counted_and_the_first_named(tmp_path):
     data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, sound_coco(50), draw=False)))
-    with pytest.raises(DataError, match=r"^50 of 50 images of .*/20\.png \.\.\. and 30 more$"):
+    with pytest.raises(DataError, match=r"^50 of 50 images of .* '20\.png' \.\.\. and 30 more$"):
         data.check_images_exist()
 
 
@@ -336,7 +339,9 @@ def test_missing_folder_of_images_is_noticed(tmp_path):
     data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, draw=False)))
     for name in ("1.png", "3.png"):
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=rf"^1 of 3 images of .* are missing: {tmp_path}/absent/2.png$"):
+    with pytest.raises(
+        DataError, match=rf"^1 of 3 images of .* do not exist in {tmp_path}: .* 'absent/2.png'$"
+    ):
         data.check_images_exist()
 
 

@@ -115,10 +115,10 @@ def scores_of_pycocotools(truth: dict, detections: dict) -> list[float]:
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return run.stats.tolist()
+    return [None if value < 0 else pytest.approx(value, abs=1e-6) for value in run.stats.tolist()]
 
 
-def listed(scores: dict) -> list[float]:
+def listed(scores: dict) -> list[float | None]:
     return [scores[name] for name in METRICS]
 
 
@@ -135,17 +135,13 @@ def test_perfect_detections_score_one():
 def test_random_detections_score_as_with_pycocotools(seed):
     truth = truth_of(seed)
     detections = random_detections(truth, seed)
-    assert listed(scores_of(truth, detections)) == pytest.approx(
-        scores_of_pycocotools(truth, detections), abs=1e-6
-    )
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
 
 
 def test_more_than_a_hundred_detections_an_image_score_as_with_pycocotools():
     truth = truth_of(1, 4)
     detections = random_detections(truth, 1, false=300)
-    assert listed(scores_of(truth, detections)) == pytest.approx(
-        scores_of_pycocotools(truth, detections), abs=1e-6
-    )
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
 
 
 def test_detections_of_one_score_keep_the_order_in_which_they_came():
@@ -153,9 +149,41 @@ def test_detections_of_one_score_keep_the_order_in_which_they_came():
     detections = random_detections(truth, 2)
     for found in detections.values():
         found["scores"] = torch.round(found["scores"], decimals=1)
-    assert listed(scores_of(truth, detections)) == pytest.approx(
-        scores_of_pycocotools(truth, detections), abs=1e-6
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
+
+
+def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide():
+    """Detections on the wrong one of two images whose ids are equal as floating-point numbers find nothing."""
+    truth = truth_of(crowds=False)
+    small, large = (image["id"] for image in truth["images"][:2]), (2**60 + 1, 2**60 + 2)
+    new_id = dict(zip(small, large))
+    truth["images"] = [{**i, "id": new_id[i["id"]]} for i in truth["images"] if i["id"] in new_id]
+    truth["annotations"] = [
+        {**a, "image_id": new_id[a["image_id"]]} for a in truth["annotations"] if a["image_id"] in new_id
+    ]
+    found = perfect_detections(truth)
+    assert scores_of(truth, found)["AP"] == pytest.approx(1)
+    assert scores_of(truth, dict(zip(large, reversed(found.values()))))["AP"] < 0.5
+
+
+def test_metrics_that_the_labels_cannot_define_are_known_before_anything_is_scored():
+    truth = truth_of(crowds=False)
+    for entry, area in zip(truth["annotations"], [32.0**2, 500.0] * 1000):
+        entry["area"] = area
+    undefined = CocoEvaluator(truth).undefined_metrics()
+    assert set(undefined) == {"AP_large", "AR_large"}
+    count = len(truth["annotations"])
+    assert undefined["AP_large"] == (
+        f"none of the {count} objects has an area from 9216 to 1e+10 square pixels (they have 500 to 1024)"
     )
+    scores = scores_of(truth, perfect_detections(truth))
+    assert {name for name in METRICS if scores[name] is None} == set(undefined)
+
+
+def test_without_objects_no_metric_is_defined():
+    truth = truth_of()
+    truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
+    assert set(CocoEvaluator(truth).undefined_metrics()) == set(CocoEvaluator.metric_names)
 
 
 def test_scores_of_classes_stand_under_their_category_ids():
@@ -167,7 +195,7 @@ def test_scores_of_classes_stand_under_their_category_ids():
     for found in detections.values():
         keep = found["labels"] == 3
         found.update({key: value[keep] for key, value in found.items()})
-    assert scores_of(truth, detections)["AP_of_class"] == pytest.approx({3: 1.0, 7: 0.0, 9: -1.0})
+    assert scores_of(truth, detections)["AP_of_class"] == {3: 1.0, 7: 0.0, 9: None}
 
 
 def test_detections_in_half_precision_are_scored():
@@ -197,17 +225,17 @@ def test_images_without_detections_score_zero():
 
 
 @pytest.mark.parametrize("detect", [False, True])
-def test_truth_without_objects_scores_minus_one(detect):
+def test_truth_without_objects_defines_no_metric(detect):
     truth = truth_of()
     truth["annotations"] = []
-    assert listed(scores_of(truth, *[random_detections(truth)] * detect)) == [-1.0] * 12
+    assert listed(scores_of(truth, *[random_detections(truth)] * detect)) == [None] * 12
 
 
-def test_only_crowds_score_minus_one():
+def test_only_crowds_define_no_metric():
     truth = truth_of(crowds=False)
     for record in truth["annotations"]:
         record["iscrowd"] = 1
-    assert scores_of(truth, random_detections(truth))["AP"] == -1
+    assert scores_of(truth, random_detections(truth))["AP"] is None
 
 
 # ---- images ----

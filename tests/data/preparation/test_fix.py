@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from src.core.errors import ConfigError, DataError
+from src.data.dataset.box_formats import COCO, BoxFormat
 from src.data.dataset.coco_format import load_coco
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.fix import fix
@@ -131,7 +132,7 @@ def test_training_takes_the_copy(tiny_data, tmp_path):
         *(f"{part}_dataloader.dataset.ann_file={tmp_path}/clean/{part}.json" for part in ("train", "val")),
     )
     assert ended.code == 0, ended.err
-    assert "train.json" not in ended.out and "val.json" not in ended.out  # nothing is said about the labels
+    assert "train.json: " not in ended.out and "val.json: " not in ended.out  # no warning is about the labels
 
 
 def test_input_is_never_replaced(folder):
@@ -154,11 +155,10 @@ def test_file_that_is_no_json_is_refused(folder):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"bbox": [1, 2, 0, 4]}, "boxes dropped: no area or reversed"),
-        ({"bbox": [9, 2, -3, 4]}, "boxes dropped: no area or reversed"),
+        ({"bbox": [1, 2, 0, 4]}, "boxes dropped: no area"),
         ({"bbox": [90, 2, 3, 4]}, "boxes dropped: outside their image"),
-        ({"bbox": [1, 2, float("nan"), 4]}, "boxes dropped: no four finite numbers"),
-        ({"bbox": None}, "boxes dropped: no four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "boxes dropped: no four finite numbers, and no polygon or mask"),
+        ({"bbox": None}, "boxes dropped: no four finite numbers, and no polygon or mask"),
         ({"category_id": 99}, "boxes dropped: their category is not listed"),
         ({"image_id": 99}, "boxes dropped: their image is not listed"),
         ({"image_id": "one"}, "boxes dropped: no image_id that could be meant"),
@@ -167,7 +167,7 @@ def test_file_that_is_no_json_is_refused(folder):
 )
 def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
     content = labels(annotations={2: change})
-    changes, copy = fixed(folder, content, boxes="xywh")
+    changes, copy = fixed(folder, content, box_format=COCO)
     assert (
         changes == {what: 1}
         and copy["annotations"] == sound_coco()["annotations"][:2] + sound_coco()["annotations"][3:]
@@ -214,14 +214,92 @@ def test_corners_are_converted_if_asked_for(folder):
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
         record["bbox"] = [x + 6, y + 6, x + w + 6, y + h + 6]
-    with pytest.raises(DataError, match="say --boxes xyxy to convert them, or --boxes xywh"):
+    with pytest.raises(
+        DataError, match="--boxes xyxy --units pixels.*; --boxes xywh --units pixels says that"
+    ):
         fixed(folder, content)
     assert not (folder / "clean.json").exists()
-    changes, copy = fixed(folder, content, boxes="xyxy")
-    assert changes["boxes converted from corners"] == 6
+    changes, copy = fixed(folder, content, box_format=BoxFormat("xyxy"))
+    assert changes["boxes converted from xyxy in pixels"] == 6
     assert [record["bbox"] for record in copy["annotations"]] == [
         [x + 6, y + 6, w, h] for x, y, w, h in (r["bbox"] for r in sound_coco()["annotations"])
     ]
+
+
+@pytest.mark.parametrize(
+    ("order", "unit", "write"),
+    [
+        ("xyxy", "fraction", lambda x, y, w, h: [x / 40, y / 30, (x + w) / 40, (y + h) / 30]),
+        ("cxcywh", "percent", lambda x, y, w, h: [(x + w / 2) / 0.4, (y + h / 2) / 0.3, w / 0.4, h / 0.3]),
+        ("yxyx", "permille", lambda x, y, w, h: [y / 0.03, x / 0.04, (y + h) / 0.03, (x + w) / 0.04]),
+        ("yxhw", "pixels", lambda x, y, w, h: [y, x, h, w]),
+    ],
+)
+def test_boxes_of_another_format_are_converted(folder, order, unit, write):
+    content = sound_coco()
+    for record in content["annotations"]:
+        record["bbox"] = write(*record["bbox"])
+    _, copy = fixed(folder, content, box_format=BoxFormat(order, unit))
+    expected = sound_coco()["annotations"]
+    assert [r["bbox"] for r in copy["annotations"]] == [pytest.approx(r["bbox"], abs=2e-3) for r in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "box"),
+    [
+        ({"bbox": [9, 12, -3, -4]}, "reversed boxes turned over", [6, 8, 3, 4]),
+        (
+            {"bbox": [], "segmentation": [[1, 2, 9, 2, 9, 7]]},
+            "boxes computed from their polygon or mask",
+            [1, 2, 8, 5],
+        ),
+        (
+            {"bbox": [0, 0, 0, 0], "segmentation": {"size": [30, 40], "counts": [30, 4, 1166]}},
+            "boxes computed from their polygon or mask",
+            [1, 0, 1, 4],
+        ),
+        (
+            {"bbox": [1, 2, 3], "segmentation": [[1, 2, 9, 2, 9, 7]]},
+            "boxes computed from their polygon or mask",
+            [1, 2, 8, 5],
+        ),
+        (
+            {"bbox": [90, 2, 3, 4], "segmentation": [[1, 2, 9, 2, 9, 7]]},
+            "boxes computed from their polygon or mask",
+            [1, 2, 8, 5],
+        ),
+    ],
+    ids=["reversed", "empty", "no area", "three numbers", "outside"],
+)
+def test_a_box_that_can_be_repaired_is_not_dropped(folder, change, what, box):
+    changes, copy = fixed(folder, labels(annotations={2: change}), box_format=COCO)
+    assert changes[what] == 1 and len(copy["annotations"]) == 6
+    assert copy["annotations"][2]["bbox"] == box
+
+
+def test_a_box_that_is_there_twice_is_kept_once(folder):
+    content = sound_coco()
+    content["annotations"].append({**content["annotations"][0], "id": 99})
+    changes, copy = fixed(folder, content)
+    assert changes == {"boxes dropped: the same box is there twice": 1}
+    assert copy["annotations"] == sound_coco()["annotations"]
+
+
+@pytest.mark.parametrize(
+    "name", ["2.PNG", ".\\2.png", "images/2.png", "C:\\data\\images\\2.png", "/home/me/2.png", "%32.png"]
+)
+def test_a_name_that_plainly_means_a_file_is_corrected(folder, name):
+    changes, copy = fixed(folder, labels(images={1: {"file_name": name}}))
+    assert changes == {"file names corrected": 1}
+    assert [record["file_name"] for record in copy["images"]] == ["1.png", "2.png", "3.png"]
+    assert len(copy["annotations"]) == 6
+
+
+@pytest.mark.parametrize(("value", "after"), [("yes", 1), (2, 1), ("0", 0), ("", 0)])
+def test_ignore_flags_are_made_0_or_1(folder, value, after):
+    changes, copy = fixed(folder, labels(annotations={2: {"ignore": value}}))
+    assert changes == {"ignore flags made 0 or 1": 1}
+    assert copy["annotations"][2]["ignore"] == after
 
 
 # ---- images and categories ----

@@ -158,7 +158,7 @@ def test_image_of_another_name_is_found_by_what_the_file_says(root):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "x/y"])
 def test_listed_name_that_is_a_path_is_refused_with_its_line(root, name):
     (root / "ImageSets/Main/train.txt").write_text(f"a\n{name}\n")
-    assert f"train.txt line 2: '{name}' is no name of an image" in refused(root)
+    assert f"train.txt line 2: '{name}' is not the name of an image" in refused(root)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from src.core.errors import DataError
 from src.data.preparation.yolo import label_path, read_yolo
@@ -78,11 +79,12 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
         ("train: images/train\n", "names is None, expected a list of class names"),
         ("names: [a]\n", '"train" is missing'),
         ("train: nowhere\nnames: [a]\n", "data/nowhere does not exist"),
-        ("train: 5\nnames: [a]\n", "train: '5', expected a folder"),
+        ("train: 5\nnames: [a]\n", "data/5 does not exist"),
+        ("train: {a: b}\nnames: [a]\n", "train: {'a': 'b'}, expected a folder"),
         ("train: images/train\nnames: [a]\nnc: 2\n", "nc is 2, but there are 1 names"),
         ("[1, 2]", "holds a list, expected train, val and names"),
         ("a: [", "is not valid YAML"),
-        ("x: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("x: !!python/object/apply:os.getcwd []", "names is None"),
         ("path: nowhere\ntrain: a\nnames: [a]\n", "path is nowhere"),
         ("train: labels/val\nnames: [a]\n", "there is no image behind train"),
         ("train: /etc\nnames: [a]\n", "/etc is outside"),
@@ -92,6 +94,52 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
 )
 def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml, text):
     assert text in refused(write_yolo(tmp_path / "data", yaml))
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["[yes, no, on]", "\n  0: yes\n  1: no\n  2: on", "\n- yes\n- no\n- on"],
+    ids=["list", "map", "lines"],
+)
+def test_names_stay_the_text_that_stands_there(tmp_path, names):
+    path = write_yolo(tmp_path, f"train: images/train\nnames: {names}\n")
+    assert read_yolo(path).categories == {0: "yes", 1: "no", 2: "on"}
+
+
+def test_names_that_look_like_numbers_dates_or_nothing_stay_text(tmp_path):
+    path = write_yolo(tmp_path, "train: images/train\nnc: 6\nnames: [012, 1e3, null, 2024-01-01, 0x1F, ~]\n")
+    assert list(read_yolo(path).categories.values()) == ["012", "1e3", "null", "2024-01-01", "0x1F", "~"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    path = write_yolo(tmp_path)
+    for file in (path, tmp_path / "labels/train/a.txt"):
+        file.write_text(file.read_text(), encoding=encoding)
+    assert read_yolo(path).parts["train"][0].boxes.shape == (2, 4)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_that_is_listed_but_not_there_is_left_out_with_a_note(tmp_path, part):
+    path = write_yolo(tmp_path, f"train: images/train\n{part}: ../{part}/images\nnames: [cat, dog, owl]\n")
+    data = read_yolo(path)
+    assert list(data.parts) == ["train"]
+    assert list(data.notes) == [
+        f"{path}: {part} is listed but does not exist, left out (../{part}/images)"
+    ] or (data.notes[f"{path}: {part} is listed but does not exist, left out (../{part}/images)"] == 1)
+
+
+def test_images_count_by_their_content_and_other_files_are_counted(tmp_path):
+    path = write_yolo(tmp_path)
+    folder = tmp_path / "images/train"
+    Image.new("RGB", (8, 8)).save(folder / "c.jfif", "JPEG")
+    Image.new("RGB", (8, 8)).save(folder / "d.image", "PNG")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    data = read_yolo(path)
+    assert [image.file_name for image in data.parts["train"]] == [
+        f"images/train/{name}" for name in ("a.png", "b.png", "c.jfif", "d.image")
+    ]
+    assert data.notes["files .db among the images, which are not images"] == 1
 
 
 # ---- labels ----
@@ -168,10 +216,9 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
         ("-1 0.5 0.5 0.5 0.5", "class -1 is not among"),
         ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"),
         ("nan 0.5 0.5 0.5 0.5", "class nan is not among"),
-        ("0 nan 0.5 0.5 0.5", "coordinate nan, expected 0 to 1"),
-        ("0 0.5 1.2 0.5 0.5", "coordinate 1.2, expected 0 to 1"),
-        ("0 0.5 0.5 -0.5 0.5", "coordinate -0.5, expected 0 to 1"),
-        ("0 320 240 50 50", "coordinate 320, expected 0 to 1"),
+        ("0 nan 0.5 0.5 0.5", "coordinate nan, expected fractions of the image from 0 to 1"),
+        ("0 0.5 1.6 0.5 0.5", "coordinate 1.6, expected fractions of the image from 0 to 1"),
+        ("0 320 240 50 50", "coordinate 320, expected fractions of the image from 0 to 1 (pixels?)"),
         ("0 0.5 0.5 0.5", "4 columns, expected 5 (class cx cy w h) or a class and three or more points"),
         ("0 0.5 0.5 0.5 0.5 0.9", "6 columns, expected 5"),
         ("cat 0.5 0.5 0.5 0.5", "'cat 0.5 0.5 0.5 0.5', expected numbers"),
@@ -181,17 +228,49 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
 def test_line_that_is_no_box_is_refused_with_file_and_line(tmp_path, line, text):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(f"{yolo_lines('a')}\n{line}\n")
-    assert (
-        f"{path} has 1 fault, nothing was written: {tmp_path}/labels/train/a.txt line 4: {text}"
-        in refused(path)
-    )
+    message = refused(path)
+    assert message.startswith(f"{path} has 1 fault, nothing was written: ")
+    assert f"(1): {tmp_path}/labels/train/a.txt line 4: {text}" in message
 
 
-def test_box_without_area_is_dropped_and_counted(tmp_path):
+@pytest.mark.parametrize("line", ["0 0.5 0.5 0 0.5", "0 1.2 0.5 0.1 0.5"], ids=["no area", "outside"])
+def test_box_that_cannot_be_used_is_a_fault_unless_it_may_be_dropped(tmp_path, line):
     path = write_yolo(tmp_path)
-    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 0 0.5\n1 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels/train/a.txt").write_text(f"{line}\n1 0.5 0.5 0.5 0.5\n")
+    message = refused(path)
+    assert f"boxes without area or outside their image (1): {tmp_path}/labels/train/a.txt line 1: " in message
+    assert "--drop-boxes leaves it out" in message
+    data = read_yolo(path, drop_boxes=True)
+    assert len(data.parts["train"][0].boxes) == 1
+    assert data.notes["boxes without area or outside their image, dropped"] == 1
+
+
+def test_coordinates_a_little_outside_are_clipped_and_counted(tmp_path):
+    """As in a real export, whose coordinates go from -0.0078 to 1.03."""
+    path = write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.0261 0.5 0.0678 0.5\n1 0.9 0.2 1.03 0.2 1.03 0.9\n")
     data = read_yolo(path)
-    assert len(data.parts["train"][0].boxes) == 1 and data.notes["boxes without area, dropped"] == 1
+    boxes = data.parts["train"][0].boxes
+    assert boxes[:, 0].tolist() == pytest.approx([0, 57.6], abs=0.01) and boxes[1, 2] == 64
+    assert data.notes["boxes reaching beyond their image, clipped"] == 1
+    (tmp_path / "labels/train/a.txt").write_text("0 0.0261 0.5 0.08 0.5\n")
+    assert read_yolo(path).notes["boxes reaching beyond their image, clipped"] == 1
+
+
+def test_a_negative_width_is_that_of_the_same_box(tmp_path):
+    path = write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 -0.5 0.5\n")
+    data = read_yolo(path)
+    assert data.parts["train"][0].boxes.tolist() == [[16, 12, 48, 36]]
+    assert data.notes["boxes with reversed corners, swapped"] == 1
+
+
+def test_many_faults_are_grouped_by_kind(tmp_path):
+    path = write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_text("0 90 0.5 0.5 0.5\n" * 40 + "7 0.5 0.5 0.5 0.5\n" * 2)
+    message = refused(path)
+    assert "has 42 faults, nothing was written: coordinates far outside 0 to 1 (40): " in message
+    assert "; ... and 35 more. classes without a name (2): " in message and len(message) < 2000
 
 
 # ---- images ----

@@ -44,6 +44,21 @@ def test_every_option_keeps_the_shapes(settings):
     assert [tuple(x.shape) for x in maps] == [(2, OUT, 8, 12), (2, OUT, 4, 6), (2, OUT, 2, 3)]
 
 
+def test_maps_may_differ_in_their_channels():
+    module = randomize(SpatialTuningAdapter(WIDTH, [5, 6, 7], (8, 16, 32), TAPS, detail_channels=4)).eval()
+    assert [tuple(x.shape) for x in module(*inputs())] == [(2, 5, 8, 12), (2, 6, 4, 6), (2, 7, 2, 3)]
+
+
+@pytest.mark.parametrize("channels", [[6, 6], [6, 6, 6, 6], [6, 0, 6], 0, []])
+def test_channels_that_do_not_fit_the_strides_are_refused(channels):
+    with pytest.raises(ConfigError) as caught:
+        SpatialTuningAdapter(WIDTH, channels, (8, 16, 32), TAPS)
+    assert str(caught.value) == (
+        f"DINOv3Backbone.out_channels is {channels}, expected one number from 1, or one for each of the 3 strides "
+        "[8, 16, 32]"
+    )
+
+
 @pytest.mark.parametrize("strides", [(16, 8), (8, 8), (4, 8), (8, 64), ()])
 def test_strides_that_cannot_be_given_are_told(strides):
     with pytest.raises(ConfigError) as caught:

@@ -1,0 +1,53 @@
+"""What a data set holds, in the numbers that people ask for first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..dataset.coco_format import Examination
+from ..evaluation.coco_evaluator import AREAS
+
+MOST_CLASSES = 30
+"""Classes that are listed; of more, those with the most boxes."""
+
+
+def summarize(examined: Examination) -> Iterator[str]:
+    """Yield lines about the images and boxes of a file that training would use."""
+    images, rows = examined.content.images, examined.rows
+    single = ~rows["crowds"].numpy()
+    boxes, categories = rows["boxes"].numpy()[single], rows["categories"].numpy()[single]
+    image_of = np.repeat(np.arange(len(images)), rows["starts"].diff().numpy())[single]
+    objects = np.bincount(image_of, minlength=len(images)) if images else np.zeros(0, np.int64)
+    yield f"{len(images)} images, {int((objects == 0).sum())} of them without objects"
+    yield f"{len(boxes)} boxes to learn, {int((~single).sum())} crowd regions or objects to ignore"
+    if not len(boxes):
+        return
+    yield (
+        f"objects in an image: {objects.min()} to {objects.max()}, mean {objects.mean():.1f}, "
+        f"median {np.median(objects):g}"
+    )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    yield (
+        "sides of boxes in pixels: "
+        f"width {_range(sides[:, 0])}; height {_range(sides[:, 1])} (minimum, median, maximum)"
+    )
+    areas = sides.prod(1)
+    yield "box sizes: " + ", ".join(
+        f"{int(((areas >= low) & (areas < high)).sum())} {name}" for name, (low, high) in AREAS.items()
+    )
+    counts = np.bincount(categories, minlength=len(examined.categories))
+    order = np.argsort(-counts, kind="stable")
+    names = list(examined.categories.items())
+    yield f"{len(names)} classes:"
+    for index in order[:MOST_CLASSES]:
+        category, name = names[index]
+        in_images = len(np.unique(image_of[categories == index]))
+        yield f"  {counts[index]:>9,} boxes in {in_images:>7,} images  {name} (id {category})"
+    if len(order) > MOST_CLASSES:
+        yield f"  {counts[order[MOST_CLASSES:]].sum():>9,} boxes of {len(order) - MOST_CLASSES} other classes"
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.4g}, {np.median(values):.4g}, {values.max():.4g}"

@@ -1,0 +1,60 @@
+"""Looking for NaN and infinity: in states that are saved or read, and in what a model finds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import NumericsError
+
+COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
+"""Tables that a model computes for its input size: anchors outside the valid range are infinite on purpose."""
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor in nested mappings and lists with its place, such as "optimizer.state.3.exp_avg"."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_in(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{name}.{index}" if name else str(index))
+
+
+@torch.no_grad()
+def first_non_finite(content: Any) -> str | None:
+    """Return the place of the first tensor with NaN or infinity, or None; each device is read once."""
+    by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+    for name, tensor in tensors_in(content):
+        if tensor.is_floating_point() and tensor.numel() and not name.endswith(COMPUTED_KEYS):
+            by_device[tensor.device].append((name, tensor))
+    for found in by_device.values():
+        largest = torch._foreach_norm([tensor for _, tensor in found], float("inf"))
+        finite = torch.isfinite(torch.stack([value.double() for value in largest])).tolist()
+        if not all(finite):
+            return found[finite.index(False)][0]
+    return None
+
+
+def refuse_non_finite_detections(found: Mapping[str, Any], where: str) -> None:
+    """Make sure that scores and boxes of an image are numbers.
+
+    Args:
+        found: has `scores` and `boxes`, tensors or arrays.
+        where: names the image.
+
+    Raises:
+        NumericsError: if one is NaN or infinite.
+    """
+    for key in ("scores", "boxes"):
+        if key in found and not bool(torch.isfinite(torch.as_tensor(found[key])).all()):
+            raise NumericsError(
+                f"the model gives {key} that are not finite for {where}; its weights have diverged or overflow in "
+                "this precision: use another checkpoint, float32, or export it again"
+            )

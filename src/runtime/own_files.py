@@ -1,0 +1,198 @@
+"""Files that this project wrote are recognized by their content; files of others are never replaced.
+
+Every writer puts a mark into what it writes, and whoever is about to replace a file looks for it first. Results of
+versions before the mark are recognized by their form where that is unmistakable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..core.errors import ConfigError
+from .files import write_atomically
+from .weight_files import is_marked_tensor_file
+
+WRITER = "dfine_dinov3"
+"""The mark; in JSON objects the value of `MARK`."""
+
+MARK = "written_by"
+
+YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
+
+LARGEST_READ = 1 << 20
+"""Bytes of a file that are read at most to recognize it."""
+
+_MP4_BOX = len(WRITER.encode()) + 8
+"""Length of the box that is appended to videos: size, type "free", the mark (ISO/IEC 14496-12, section 8.1.2)."""
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file was written by this project. Symbolic links, folders and unknown kinds of files are not."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    recognize = _RECOGNIZE.get(path.suffix.lower())
+    try:
+        return recognize is not None and recognize(path)
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def refuse_foreign(paths: Iterable[Path], advice: str) -> None:
+    """Make sure that results replace nothing but earlier results of this project.
+
+    Args:
+        paths: where results will be written.
+        advice: what to do, such as "choose another --output-dir".
+
+    Raises:
+        ConfigError: with the files that somebody else wrote.
+    """
+    foreign = [str(path) for path in paths if os.path.lexists(path) and not is_ours(path)]
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise ConfigError(
+            f"{shown} would be replaced, but this project did not write {'it' if len(foreign) == 1 else 'them'}; "
+            f"{advice}"
+        )
+
+
+def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]) -> None:
+    """Make sure that a result does not replace a file that the command reads, whatever name or link leads there.
+
+    Args:
+        outputs: where results will be written.
+        inputs: files that are read, by the flag or setting that names them.
+
+    Raises:
+        ConfigError: with the flag, the file and the result.
+    """
+    there = [path for path in outputs if path.exists()]
+    for flag, name in inputs.items():
+        if name is None or not os.path.exists(name):
+            continue
+        for path in there:
+            if path.samefile(name):
+                raise ConfigError(
+                    f"{flag} names {name}, which this command would replace by its own {path}; "
+                    "choose another place for the results"
+                )
+
+
+def write_picture(path: Path, picture: Image.Image, quality: int = 92) -> None:
+    """Write a JPEG file with the mark, atomically."""
+    write_atomically(path, lambda file: picture.save(file, "JPEG", quality=quality, comment=WRITER.encode()))
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Return the names of pictures of images, below a folder of results: with `.jpg`, and never two of one name.
+
+    Args:
+        names: file names of the images, with their folders.
+    """
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    result = []
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        result.append(f"{name if stems[stem] > 1 else stem}.jpg")
+    return result
+
+
+def marked_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the mark."""
+    return {**content, MARK: WRITER}
+
+
+def mark_video(path: Path) -> None:
+    """Append a box with the mark to an .mp4 file; players skip it."""
+    with open(path, "ab") as file:
+        file.write(_MP4_BOX.to_bytes(4, "big") + b"free" + WRITER.encode())
+
+
+def _is_our_json(path: Path) -> bool:
+    head = _head(path)
+    if head.startswith(b'[\n{"image_id": ') or head.split() == [
+        b"[",
+        b"]",
+    ]:  # predictions, a list without room for a mark
+        return head.startswith(b"[\n")
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        return False
+    if MARK in content:
+        return content[MARK] == WRITER
+    if isinstance(content.get("info"), dict) and content["info"].get(MARK) == WRITER:  # COCO files
+        return True
+    keys = content.keys()
+    return (
+        keys == {"status", "exit_code", "message"}
+        or keys >= {"weights", "AP", "AP50", "AR100", "F1"}
+        or keys >= {"preprocessing", "classes", "threshold", "input_size", "batch_size", "format"}
+    )
+
+
+def _is_our_yaml(path: Path) -> bool:
+    return _head(path).startswith(YAML_HEADER.encode())
+
+
+def _is_our_log(path: Path) -> bool:
+    lines = [line for line in _head(path).splitlines()[:1] if line.strip()]
+    if path.name.startswith("stacks.rank"):
+        return not lines or re.match(rb"Timeout|Thread|Current thread", lines[0]) is not None
+    return all(json.loads(line).keys() >= {"epoch"} for line in lines)
+
+
+def _is_our_cache(path: Path) -> bool:
+    with np.load(path, allow_pickle=False) as content:
+        return set(content.files) == {"names", "rows"}
+
+
+def _is_our_page(path: Path) -> bool:
+    return f'<meta name="generator" content="{WRITER}">'.encode() in _head(path)
+
+
+def _is_our_picture(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.info.get("comment") == WRITER.encode()
+
+
+def _is_our_video(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _MP4_BOX))
+        return file.read() == _MP4_BOX.to_bytes(4, "big") + b"free" + WRITER.encode()
+
+
+def _is_our_graph(path: Path) -> bool:
+    """ONNX files end with their metadata: `metadata_props` is a late field, and its key is ours."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LARGEST_READ))
+        return b"\n\x05dfine" in file.read()
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(LARGEST_READ)
+
+
+_RECOGNIZE: dict[str, Callable[[Path], bool]] = {
+    ".pth": is_marked_tensor_file,
+    ".json": _is_our_json,
+    ".yml": _is_our_yaml,
+    ".txt": _is_our_log,
+    ".npz": _is_our_cache,
+    ".html": _is_our_page,
+    ".jpg": _is_our_picture,
+    ".mp4": _is_our_video,
+    ".onnx": _is_our_graph,
+}
+"""For each kind of result, what recognizes it."""

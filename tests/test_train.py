@@ -1,0 +1,43 @@
+"""The arguments of `train.py`."""
+
+import sys
+
+import pytest
+
+import train
+from tests.fixtures.train_here import train_here
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Return a function that parses arguments beside a configuration."""
+
+    def parse(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["train.py", "-c", "config.yml", *arguments])
+        return train.parse_arguments()
+
+    return parse
+
+
+@pytest.mark.parametrize(("level", "use_amp"), [("O0", False), ("O1", True), ("O2", True)])
+def test_apex_levels_become_mixed_precision_or_none(parse, level, use_amp):
+    assert parse("--opt-level", level).use_amp is use_amp
+
+
+def test_without_a_level_the_configuration_decides_about_mixed_precision(parse):
+    assert parse().use_amp is None
+    assert parse("--use-amp").use_amp is True
+
+
+@pytest.mark.parametrize("arguments", [("--opt-level", "O3"), ("--opt-level", "O0", "--use-amp")])
+def test_levels_that_mean_nothing_here_or_contradict_are_refused(parse, arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(*arguments)
+    assert end.value.code == 2
+    assert "--opt-level" in capsys.readouterr().err
+
+
+def test_a_note_tells_what_a_level_is_taken_as():
+    ended = train_here("-c", "none.yml", "--opt-level", "O1")
+    assert ended.code == 2
+    assert "--opt-level O1 is taken as --use-amp" in ended.out
