@@ -58,7 +58,7 @@ def did_you_mean_file(path: str | Path) -> str:
     Each folder of the path is compared with what is there: slashes, letter case and Unicode forms may differ, or the
     spelling a little. A name that YAML cut at " #" is found, too.
     """
-    path = Path(str(path).replace("\\", "/"))
+    given, path = str(path), Path(str(path).replace("\\", "/"))
     place = Path(path.anchor) if path.is_absolute() else Path()
     for part in path.parts[1:] if path.is_absolute() else path.parts:
         if (place / part).exists():
@@ -68,7 +68,7 @@ def did_you_mean_file(path: str | Path) -> str:
         if not similar:
             return ""
         place = place / similar[0]
-    return f"; did you mean '{place}'?" if str(place) != str(path) else ""
+    return f"; did you mean '{place}'?" if str(place) != given else ""
 
 
 def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:

@@ -55,6 +55,6 @@ def refuse_non_finite_detections(found: Mapping[str, Any], where: str) -> None:
     for key in ("scores", "boxes"):
         if key in found and not bool(torch.isfinite(torch.as_tensor(found[key])).all()):
             raise NumericsError(
-                f"the model gives {key} that are not finite for {where}; its weights have diverged or overflow in "
-                "this precision: use another checkpoint, float32, or export it again"
+                f"the model gives {key} that are not finite for {where}: its weights have diverged, or they overflow in "
+                "this precision (float32 does not)"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,36 +81,35 @@ class CheckpointFolder:
             )
 
     def load_last(self, path: Path) -> dict[str, Any]:
-        """Read a `last.pth`; if it is damaged or holds NaN, the one before it, with a warning.
+        """Read a `last.pth`; if it is damaged, the one before it, with a warning.
 
         Raises:
             CheckpointError: if none is whole, with the reason for each; or if the file cannot be resumed from.
-            NumericsError: if all that can be read hold values that are not finite.
+            NumericsError: if it holds values that are not finite, with the file before it if that one can be used.
         """
-        damaged, poisoned = [], []
+        reasons = []
         for candidate in dict.fromkeys((path, path.with_name(PREVIOUS))):
             try:
-                state = read_tensor_file(candidate)
+                state = _read_state(candidate)
+            except NoStateError:
+                raise
             except CheckpointError as error:
-                damaged.append(str(error))
+                reasons.append(str(error))
                 continue
-            if not isinstance(state, dict) or "progress" not in state:
-                raise CheckpointError(
-                    f"{candidate} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"
-                )
             if place := first_non_finite(state):
-                poisoned.append(f"{candidate} holds values that are not finite in {place}")
-                continue
-            if damaged or poisoned:
+                raise NumericsError(
+                    f"{candidate}: tensor {place} holds values that are not finite{_advice(candidate)}"
+                )
+            if reasons:
                 logger.warning(
                     "%s; resuming from %s (epoch %d, step %d)",
-                    "; ".join(poisoned + damaged),
+                    reasons[0],
                     candidate,
                     state["progress"]["epoch"] + 1,
                     state["progress"]["step"],
                 )
             return state
-        raise (NumericsError if poisoned else CheckpointError)("; ".join(poisoned + damaged))
+        raise CheckpointError("; ".join(reasons))
 
     def _save_or_keep(self, name: str, state: dict[str, Any]) -> None:
         self._waiting.pop(name, None)
@@ -148,6 +148,34 @@ class CheckpointFolder:
         del self._failures[name]
         self._reasons.pop(name, None)
         return True
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read a file of `save_last`.
+
+    Raises:
+        CheckpointError: if it is damaged; or if it holds something else, which no other file makes up for.
+    """
+    state = read_tensor_file(path)
+    if not isinstance(state, dict) or "progress" not in state:
+        raise NoStateError(
+            f"{path} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"
+        )
+    return state
+
+
+class NoStateError(CheckpointError):
+    """A file is whole, but no run can be resumed from it."""
+
+
+def _advice(poisoned: Path) -> str:
+    """Return which file to resume from in place of one with NaN, to follow a message."""
+    previous = poisoned.with_name(PREVIOUS)
+    if previous != poisoned:
+        with suppress(CheckpointError):
+            if first_non_finite(_read_state(previous)) is None:
+                return f"; the one before it is sound: resume with -r {previous}"
+    return "; start a new run, from weights of before with -t"
 
 
 def _copied(content: Any) -> Any:

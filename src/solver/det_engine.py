@@ -20,7 +20,7 @@ from ..core.contracts import Evaluator
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import everywhere, gather_objects, mean_over_ranks, rank
 from ..runtime.finite import refuse_non_finite_detections
-from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
+from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 """Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
@@ -356,7 +356,7 @@ def evaluate(
                 refuse_non_finite_detections(found_there, f"image {image_id}")
             except NumericsError as error:
                 kept = keep_batch(folder, None, str(error), [(images, targets)])
-                raise NumericsError(f"{error}; {kept}") from None
+                raise NumericsError(f"{error}; {kept}; {ADVICE}") from None
         evaluator.update(detections)
     evaluator.synchronize()
     _check_complete(evaluator, loader)

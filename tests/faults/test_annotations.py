@@ -204,7 +204,7 @@ def test_f62_boxes_outside_are_dropped_and_counted_while_they_are_few(own_data, 
 def test_f62_many_boxes_outside_are_taken_for_corners(fault):
     message = fault(lambda labels: [a.update(bbox=[70, 10, 80, 20]) for a in labels["annotations"][:5]])
     assert (
-        "boxes lie wholly outside their image; is bbox [x1, y1, x2, y2] where COCO has [x, y, width, height]?"
+        "boxes lie wholly outside their image; COCO has [x, y, width, height] in pixels, and no other format fits either"
         in message
     )
 

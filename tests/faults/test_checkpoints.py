@@ -157,7 +157,7 @@ def test_f03_a_truncated_last_is_told_and_the_one_before_it_goes_on(
     assert run(tiny_data, folder, **SHORT)
     assert (
         "last.pth" in caplog.text
-        and f"going on from {folder / 'last.previous.pth'} (epoch 1, step 0)" in caplog.text
+        and f"resuming from {folder / 'last.previous.pth'} (epoch 2, step 0)" in caplog.text
     )
     assert same(final_state(folder), final_state(straight))
 
@@ -283,7 +283,7 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
     ids=["empty", "list", "other keys", "another model"],
 )
 def test_f09_what_is_no_checkpoint_is_refused_with_what_it_holds(tiny_data, tmp_path, content):
-    write_tensor_file(tmp_path / "other.pth", content)
+    torch.save(content, tmp_path / "other.pth")
     for flag, told in (
         ("resume", "holds weights but no training state"),
         ("tuning", "expected|none of the keys|no class head"),
@@ -301,10 +301,13 @@ def test_f10_weights_that_are_not_finite_are_refused_with_their_name(tiny_data, 
     state["model"]["encoder.input_proj.0.conv.weight"].view(-1)[3] = value
     state["ema"]["module"] = dict(state["model"])
     write_tensor_file(folder / "last.pth", state)
-    for flags in ({}, {"resume": None, "tuning": str(folder / "last.pth")}):
-        code, message = ended(tiny_data, folder, **flags)
+    for output, flags in (
+        (folder, {}),
+        (folder / "new", {"resume": None, "tuning": str(folder / "last.pth")}),
+    ):
+        code, message = ended(tiny_data, output, **flags)
         assert code == 5
-        assert "tensor encoder.input_proj.0.conv.weight holds values that are not finite" in message
+        assert "encoder.input_proj.0.conv.weight holds values that are not finite" in message
 
 
 # ---- disks and folders ----
@@ -341,7 +344,7 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, f
 
     monkeypatch.setattr(checkpoint, "write_tensor_file", write)
     assert run(tiny_data, folder, save_every_steps=1, **SHORT)
-    assert caplog.text.count("training goes on and tries again at the next save") == 2
+    assert caplog.text.count("training continues and tries again at the next save") == 2
     assert same(final_state(folder), final_state(straight))
 
 

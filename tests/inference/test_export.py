@@ -107,7 +107,7 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
 
 def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(detector, tmp_path):
     (tmp_path / "val.json").write_text('{"images": []}')
-    with pytest.raises(ConfigError, match="val.json would be replaced by the model's metadata"):
+    with pytest.raises(ConfigError, match="val.json would be replaced, but this project did not write it"):
         export_onnx(detector, tmp_path / "val.onnx")
     assert (tmp_path / "val.json").read_text() == '{"images": []}' and not (tmp_path / "val.onnx").exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.core import DataError
-from src.inference.sources import Video, VideoWriter, image_files
+from src.inference.sources import Video, VideoWriter, image_files, open_source
 
 needs_opencv = pytest.mark.skipif(
     find_spec("cv2") is None, reason="OpenCV is not installed (tools/requirements.txt)"
@@ -45,7 +45,7 @@ def test_a_video_keeps_its_frames_rate_and_colours(tmp_path):
         writer.write(frame)
     assert not (tmp_path / "video.mp4").exists()
     writer.close()
-    video = Video(tmp_path / "video.mp4")
+    video = Video(open_source(str(tmp_path / "video.mp4")))
     frames = list(video)
     assert video.rate == 10 and video.count == 3 and frames[2].shape == (3, 64, 96)
     assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [0, 120, 240] and all(
@@ -59,13 +59,15 @@ def test_frames_of_another_size_are_fitted(tmp_path):
     writer.write(np.zeros((64, 96, 3), np.uint8))
     writer.write(np.zeros((32, 32, 3), np.uint8))
     writer.close()
-    assert [tuple(frame.shape) for frame in Video(tmp_path / "video.mp4")] == [(3, 64, 96)] * 2
+    assert [tuple(frame.shape) for frame in Video(open_source(str(tmp_path / "video.mp4")))] == [
+        (3, 64, 96)
+    ] * 2
 
 
 @needs_opencv
 def test_a_file_that_is_no_video_is_refused(tmp_path):
     (tmp_path / "video.mp4").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be opened as a video"):
-        Video(tmp_path / "video.mp4")
+        Video(open_source(str(tmp_path / "video.mp4")))
     with pytest.raises(DataError, match="does not exist"):
-        Video(tmp_path / "none.mp4")
+        open_source(str(tmp_path / "none.mp4"))

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.core import ConfigError, DataError
-from src.inference.sources import Video, VideoWriter
+from src.inference.sources import Video, VideoWriter, open_source
 from src.inference.writing import predict_source
 from src.solver import DetSolver
 from tests.fixtures.coco_files import write_coco
@@ -120,7 +120,7 @@ def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_
     assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {
         (n, f"frame {n}") for n in (1, 2, 3)
     }
-    drawn = Video(tmp_path / "found/clip.mp4")
+    drawn = Video(open_source(str(tmp_path / "found/clip.mp4")))
     assert drawn.rate == 5 and drawn.count == 3
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from src.solver.model_selection import BestModel
@@ -7,10 +8,6 @@ WEIGHTS = {"w": torch.ones(2)}
 
 def test_the_first_evaluation_is_the_best_even_at_zero():
     assert BestModel().consider(0, {"AP": 0.0}, WEIGHTS, stage=1)
-
-
-def test_an_evaluation_without_anything_to_find_can_be_the_first():
-    assert BestModel().consider(0, {"AP": -1.0}, WEIGHTS, stage=1)
 
 
 def test_an_equal_score_is_no_better():
@@ -39,3 +36,22 @@ def test_state_survives_a_round_trip():
     best.consider(4, {"AP": 0.3}, WEIGHTS, stage=1)
     copy.load_state_dict(best.state_dict())
     assert (copy.score, copy.epoch, list(copy.stage_one_weights)) == (0.3, 4, ["w"])
+
+
+@pytest.mark.parametrize("undefined", [None, float("nan")])
+def test_an_undefined_score_is_never_better_and_any_score_is_better_than_it(undefined):
+    best = BestModel("AP_large")
+    assert best.consider(0, {"AP_large": undefined}, WEIGHTS, stage=1)
+    assert best.score is None and best.epoch == 0
+    assert not best.consider(1, {"AP_large": undefined}, WEIGHTS, stage=1)
+    assert best.consider(2, {"AP_large": 0.0}, WEIGHTS, stage=1)
+    assert not best.consider(3, {"AP_large": undefined}, WEIGHTS, stage=1)
+    assert (best.score, best.epoch) == (0.0, 2)
+
+
+def test_a_forgotten_score_makes_the_next_one_the_best():
+    best = BestModel()
+    best.consider(0, {"AP": 0.9}, WEIGHTS, stage=1)
+    best.forget()
+    assert best.stage_one_weights == {}
+    assert best.consider(1, {"AP": 0.1}, WEIGHTS, stage=1)

@@ -136,7 +136,7 @@ def test_exported_models_write_what_the_checkpoint_writes(command, flag, exporte
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
     for command in (
-        ["tools/inference/trt_inf.py", "-trt", exported, "-i", "a.jpg"],
+        ["tools/inference/trt_inf.py", "-trt", exported, "-i", ROOT / "docs/images/demo.jpg"],
         ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path],
     ):
         ended = run_here(*command)

@@ -134,10 +134,11 @@ def _crowded_unit(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     """Return percent or permille if the boxes fill that range and nothing beyond it, in images far larger; else None."""
     if len(xywh) < MANY or (xywh < -1).any():
         return None
-    reach = float(np.maximum(xywh.max(), (xywh[:, :2] + xywh[:, 2:]).max()))
+    largest = float(xywh.max())
+    reach = float((xywh[:, :2] + xywh[:, 2:]).max())
     for unit in ("percent", "permille"):
         end = _SCALE[unit]
-        if 0.8 * end < reach <= 1.005 * end and sizes.min() >= 3 * end:
+        if max(largest, reach) > 0.8 * end and largest <= 1.005 * end and sizes.min() >= 3 * end:
             return unit
     return None
 

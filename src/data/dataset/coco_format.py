@@ -77,10 +77,13 @@ class CocoLabels:
     def label_hashes(self) -> Tensor:
         """Return a number for the size and the boxes of each image, `[N]` int64, whichever number its categories have."""
         ids = np.array(self.category_ids, np.int64)[self.categories.numpy()]
-        columns = (self.boxes.numpy(), self.areas.numpy(), ids, self.crowds.numpy())
-        packed = np.concatenate(
-            [np.ascontiguousarray(c).view(np.uint8).reshape(len(ids), -1) for c in columns], 1
+        columns = (
+            self.boxes.numpy(),
+            self.areas.numpy()[:, None],
+            ids[:, None],
+            self.crowds.numpy()[:, None],
         )
+        packed = np.concatenate([np.ascontiguousarray(column).view(np.uint8) for column in columns], 1)
         sizes, starts = self.sizes.numpy().astype("<i4"), self.starts.tolist()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):

@@ -14,9 +14,7 @@ def box_of_segmentation(segmentation: Any) -> list[float] | None:
             `{"size": [height, width], "counts": ...}`, whose counts are numbers or a compressed text.
     """
     box = _around_mask(segmentation) if isinstance(segmentation, dict) else _around_polygons(segmentation)
-    if box is None or not all(math.isfinite(value) for value in box):
-        return None
-    return box if box[2] > 0 and box[3] > 0 else None
+    return box if box is not None and box[2] > 0 and box[3] > 0 else None
 
 
 def _around_polygons(polygons: Any) -> list[float] | None:
@@ -29,11 +27,15 @@ def _around_polygons(polygons: Any) -> list[float] | None:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return None
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in polygon):
+        if not all(_is_coordinate(value) for value in polygon):
             return None
         xs += map(float, polygon[0::2])
         ys += map(float, polygon[1::2])
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _around_mask(mask: dict[str, Any]) -> list[float] | None:

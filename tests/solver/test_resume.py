@@ -1,0 +1,45 @@
+"""How a run is resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from src.solver.resume import resume_hint
+
+LAST = Path("out put/last.pth")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("-c a.yml", "-c a.yml -r auto"),
+        ("-c a.yml -r old/last.pth --seed 3", "-c a.yml --seed 3 -r auto"),
+        ("-c a.yml --resume old/last.pth", "-c a.yml -r auto"),
+        ("-c a.yml --resume=old.pth -t start.pth", "-c a.yml -t start.pth -r auto"),
+        ("-c a.yml -u epochs=3 optimizer.lr=1", "-c a.yml -r auto -u epochs=3 optimizer.lr=1"),
+        ("-r auto -c a.yml", "-c a.yml -r auto"),
+    ],
+)
+def test_the_command_that_started_a_run_resumes_it(monkeypatch, given, hint):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert resume_hint(LAST, ["train.py", *given.split()]) == f"resume with: python train.py {hint}"
+
+
+def test_what_a_shell_would_take_apart_is_quoted(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    arguments = ["train.py", "-c", "my file.yml", "-u", "a={type: B}"]
+    assert (
+        resume_hint(LAST, arguments)
+        == "resume with: python train.py -c 'my file.yml' -r auto -u 'a={type: B}'"
+    )
+
+
+def test_under_torchrun_its_own_arguments_stay(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert resume_hint(LAST, ["train.py", "-c", "a.yml"]) == (
+        "resume with the same torchrun command and: train.py -c a.yml -r auto"
+    )
+
+
+def test_another_program_is_told_the_file():
+    assert resume_hint(LAST, ["notebook.py", "-x"]) == "resume with -r 'out put/last.pth'"
