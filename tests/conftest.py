@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import src.runtime.optional  # noqa: F401  before ONNX Runtime: its telemetry's thread and forks do not go together
 from tests.fixtures.tiny import SyntheticData, write_tiny_data
 from tests.fixtures.trained_tiny import TRAINED
+
+# autograd starts its threads at the first backward; after an export it would count devices that make forks fail
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from ..core.yaml_config import YAMLConfig
 from ..runtime.drawing import draw_boxes, side_by_side
 from ..runtime.files import prepare_output_dir
-from ..runtime.finite import refuse_non_finite_detections
+from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
 from ..runtime.own_files import picture_names, refuse_foreign, write_picture
@@ -52,8 +52,9 @@ def draw_comparisons(
     for index, path in zip(indices, written):
         raw = dataset.raw_sample(index)
         image, target = dataset.transforms(copy.copy(raw)).render()
-        found = postprocessor(model(image[None].to(device)), target["orig_size"][None].to(device))[0]
-        refuse_non_finite_detections(found, target["image_path"])
+        outputs = model(image[None].to(device))
+        refuse_non_finite_outputs(outputs, [target["image_path"]])
+        found = postprocessor(outputs, target["orig_size"][None].to(device))[0]
         sure = found["scores"] >= threshold
         truth = draw_boxes(
             raw.image,

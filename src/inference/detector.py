@@ -28,10 +28,10 @@ from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.images import ImageError, image_from_pil, load_image
 from ..runtime.distributed import pick_device
-from ..runtime.finite import refuse_non_finite_detections
+from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
-from .engines import Engine, TorchEngine
+from .engines import Engine, TorchEngine, numbered
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
 from .metadata import metadata_for
 from .prediction import Prediction
@@ -261,8 +261,10 @@ class Detector:
             try:
                 found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
             except NumericsError as error:
-                files = ", ".join(str(source) for _, source in chunk if source is not None)
-                raise NumericsError(f"{error}; the batch: {files}" if files else str(error)) from None
+                files = [str(source) for _, source in chunk if source is not None]
+                more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+                batch_files = f"; files of the batch: {', '.join(files[:8])}{more}" if files else ""
+                raise NumericsError(f"{error}{batch_files}") from None
             for (image, source), prediction in zip(chunk, found):
                 yield Seen(image, replace(prediction, source=source))
 
@@ -275,9 +277,8 @@ class Detector:
         )
         least = self.threshold if threshold is None else threshold
         result = []
-        for number, (image, label, box, score) in enumerate(zip(images, labels, boxes, scores), start=1):
-            where = f"image {number} of a batch of {len(images)}"
-            refuse_non_finite_detections({"scores": score, "boxes": box}, where)
+        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, numbered(len(images)))
+        for image, label, box, score in zip(images, labels, boxes, scores):
             sure = score >= least
             label = label[sure].astype(np.int64)
             prediction = Prediction(

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..runtime.finite import refuse_non_finite_outputs
+
 Found = tuple[Tensor, Tensor, Tensor]
 """Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
 
@@ -44,9 +46,19 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Tensor) -> Found:
-        """Detect objects (`Engine`)."""
+        """Detect objects (`Engine`).
+
+        Raises:
+            NumericsError: if an output of the model is not finite.
+        """
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
             outputs = self.model(images)
+        refuse_non_finite_outputs(outputs, numbered(len(images)))
         labels, boxes, scores = self.postprocessor(outputs, sizes)
         return labels.cpu(), boxes.cpu(), scores.cpu()
+
+
+def numbered(count: int) -> list[str]:
+    """Return names for the images of a batch."""
+    return [f"image {number} of a batch of {count}" for number in range(1, count + 1)]

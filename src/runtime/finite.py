@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,19 +42,31 @@ def first_non_finite(content: Any) -> str | None:
     return None
 
 
-def refuse_non_finite_detections(found: Mapping[str, Any], where: str) -> None:
-    """Make sure that scores and boxes of an image are numbers.
+def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -> None:
+    """Make sure that what a model finds in a batch of images are numbers.
+
+    Logits are looked at besides scores, because the sigmoid of an infinite logit is a number. The device is read once.
 
     Args:
-        found: has `scores` and `boxes`, tensors or arrays.
-        where: names the image.
+        found: outputs or detections of a batch: tensors or arrays `[B, ...]` under `pred_logits`, `pred_boxes`, `scores` or
+            `boxes`.
+        images: names of the B images.
 
     Raises:
-        NumericsError: if one is NaN or infinite.
+        NumericsError: if a value is NaN or infinite, with the first image that has one.
     """
-    for key in ("scores", "boxes"):
-        if key in found and not bool(torch.isfinite(torch.as_tensor(found[key])).all()):
+    values = {key: torch.as_tensor(found[key]) for key in _OUTPUTS if key in found}
+    if not values:
+        return
+    finite = torch.stack([torch.isfinite(value).flatten(1).all(1) for value in values.values()])
+    for image, fine in zip(images, finite.T.tolist()):
+        if not all(fine):
+            key = list(values)[fine.index(False)]
             raise NumericsError(
-                f"the model gives {key} that are not finite for {where}: its weights have diverged, or they overflow in "
-                "this precision (float32 does not)"
+                f"the model gives {_OUTPUTS[key]} that are not finite for {image}: its weights have diverged, or they "
+                "overflow in this precision (float32 does not)"
             )
+
+
+_OUTPUTS = {"pred_logits": "logits", "pred_boxes": "boxes", "scores": "scores", "boxes": "boxes"}
+"""Outputs and detections that must be finite, and what messages call them."""

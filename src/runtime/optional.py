@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 from ..core.errors import ConfigError
 
 TOOLS = "pip install -r tools/requirements.txt"
 """Installs what single tools need beyond the project itself."""
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this is set before
+the import. Nothing that a user does here is reported to anybody unless they ask for it."""
 
 
 def import_optional(name: str, otherwise: str) -> ModuleType:

@@ -100,11 +100,16 @@ def picture_names(names: Sequence[str]) -> list[str]:
     Args:
         names: file names of the images, with their folders.
     """
-    stems = Counter(os.path.splitext(name)[0] for name in names)
+    stems = Counter(os.path.splitext(name)[0].casefold() for name in names)
+    taken: set[str] = set()
     result = []
     for name in names:
         stem = os.path.splitext(name)[0]
-        result.append(f"{name if stems[stem] > 1 else stem}.jpg")
+        picture = f"{name if stems[stem.casefold()] > 1 else stem}.jpg"
+        while picture.casefold() in taken:  # a.jpg.jpg beside a.jpg and a.png
+            picture = f"{picture}.jpg"
+        taken.add(picture.casefold())
+        result.append(picture)
     return result
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..core.contracts import Evaluator
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import everywhere, gather_objects, mean_over_ranks, rank
-from ..runtime.finite import refuse_non_finite_detections
+from ..runtime.finite import refuse_non_finite_outputs
 from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
@@ -349,15 +349,14 @@ def evaluate(
     for images, targets in with_progress(loader, "evaluation", len(loader)):
         between()
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
-        found = postprocessor(model(images.to(device, non_blocking=True)), sizes)
-        detections = {int(target["image_id"]): found_there for target, found_there in zip(targets, found)}
-        for image_id, found_there in detections.items():
-            try:
-                refuse_non_finite_detections(found_there, f"image {image_id}")
-            except NumericsError as error:
-                kept = keep_batch(folder, None, str(error), [(images, targets)])
-                raise NumericsError(f"{error}; {kept}; {ADVICE}") from None
-        evaluator.update(detections)
+        image_ids = [int(target["image_id"]) for target in targets]
+        outputs = model(images.to(device, non_blocking=True))
+        try:
+            refuse_non_finite_outputs(outputs, [f"image {image_id}" for image_id in image_ids])
+        except NumericsError as error:
+            kept = keep_batch(folder, None, str(error), [(images, targets)])
+            raise NumericsError(f"{error}; {kept}; {ADVICE}") from None
+        evaluator.update(dict(zip(image_ids, postprocessor(outputs, sizes))))
     evaluator.synchronize()
     _check_complete(evaluator, loader)
     model.train(was_training)

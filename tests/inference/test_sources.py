@@ -1,12 +1,16 @@
 """Images come from files, folders and videos."""
 
+import logging
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from src.core import DataError
-from src.inference.sources import Video, VideoWriter, image_files, open_source
+from src.inference.sources import Source, Video, VideoWriter, image_files, open_source
+from tests.fixtures.videos import write_avi
 
 needs_opencv = pytest.mark.skipif(
     find_spec("cv2") is None, reason="OpenCV is not installed (tools/requirements.txt)"
@@ -71,3 +75,92 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
         Video(open_source(str(tmp_path / "video.mp4")))
     with pytest.raises(DataError, match="does not exist"):
         open_source(str(tmp_path / "none.mp4"))
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a", "a.image"])
+def test_images_with_other_suffixes_are_found_by_their_content(tmp_path, name):
+    Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
+    assert image_files(tmp_path) == [tmp_path / name]
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("a.txt", "b.txt", "c.json"):
+        (tmp_path / name).write_text("not an image")
+    with caplog.at_level(logging.INFO, "dfine"):
+        image_files(tmp_path)
+    assert "1 image files; not images: 2 .txt, 1 .json" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"has no image files; not images: 2 \.txt, 1 \.json"):
+        image_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, place",
+    [
+        ("rtsp://camera.example/live", "rtsp://camera.example/live"),
+        ("RTMP://host/app", "RTMP://host/app"),
+        ("https://host/video.m3u8", "https://host/video.m3u8"),
+        ("udp://@:5000", "udp://@:5000"),
+        ("camera:2", 2),
+        ("0", 0),
+        ("/dev/video3", 3),
+    ],
+)
+def test_addresses_of_streams_and_cameras_are_sources_without_an_end(text, place):
+    source = open_source(text)
+    assert (source.place, source.is_video, source.is_live) == (place, True, True)
+
+
+def test_the_password_in_an_address_is_not_shown():
+    assert Source("rtsp://user:secret@host/live", is_video=True).name == "rtsp://host/live"
+
+
+def test_a_home_folder_is_found_and_a_similar_name_is_offered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "Images").mkdir()
+    assert open_source("~/Images") == Source(tmp_path / "Images", is_video=False)
+    with pytest.raises(DataError, match="images does not exist.*Images"):
+        open_source("~/images")
+
+
+@needs_opencv
+def test_a_video_that_is_cut_says_how_many_frames_are_missing(tmp_path):
+    whole = write_avi(tmp_path / "whole.avi", frames=40)
+    content = whole.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    faults = []
+    for name in ("whole.avi", "cut.avi"):
+        video = Video(open_source(str(tmp_path / name)))
+        frames = sum(1 for _ in video)
+        faults.append((frames, video.fault))
+    assert faults[0] == (40, None)
+    frames, fault = faults[1]
+    assert 0 < frames < 30
+    assert (
+        fault
+        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: the file is cut or damaged"
+    )
+
+
+@needs_opencv
+def test_a_video_that_is_not_read_to_its_end_on_purpose_has_no_fault(tmp_path):
+    video = Video(Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True))
+    next(iter(video))
+    assert video.frames_read == 1 and video.fault is None
+
+
+@needs_opencv
+def test_a_stream_that_ends_says_so(tmp_path):
+    video = Video(Source(Path(write_avi(tmp_path / "a.avi", frames=10)), is_video=True))
+    video.source = Source("rtsp://user:secret@host/live", is_video=True)
+    assert len(list(video)) == 10
+    assert video.fault == "rtsp://host/live gave no more frames after 10"
+
+
+@needs_opencv
+def test_a_stream_that_does_not_answer_is_refused_without_its_password():
+    with pytest.raises(
+        DataError, match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the address"
+    ):
+        Video(open_source("tcp://user:secret@127.0.0.1:9/live"))

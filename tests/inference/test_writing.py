@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,13 +13,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from src.core import ConfigError, DataError
+from src.core import ConfigError, DataError, NumericsError
 from src.inference.sources import Video, VideoWriter, open_source
 from src.inference.writing import predict_source
 from src.solver import DetSolver
 from tests.fixtures.coco_files import write_coco
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
+from tests.fixtures.videos import write_avi
 from tests.inference.test_sources import needs_opencv
 
 
@@ -172,3 +174,126 @@ def test_a_very_long_image_is_drawn_as_it_is(detector, tmp_path):
     Image.new("RGB", (20000, 10)).save(tmp_path / "long.png")
     predict_source(detector, str(tmp_path / "long.png"), tmp_path / "found", threshold=0.0)
     assert Image.open(tmp_path / "found/long.jpg").size == (20000, 10)
+
+
+def test_a_file_name_of_another_encoding_loses_no_result(detector, val_images, tmp_path):
+    name = b"bl\xfctter.jpg"  # Latin-1
+    shutil.copy(val_images[0], os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    shutil.copy(val_images[1], tmp_path / "b.jpg")
+    predict_source(detector, str(tmp_path), tmp_path / "found", threshold=0.0)
+    names = {os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")}
+    assert names == {name, b"b.jpg"}
+    assert len(list((tmp_path / "found").glob("*.jpg"))) == 2
+
+
+def test_results_are_written_while_the_job_goes_on(detector, val_images, tmp_path, monkeypatch):
+    stream, sizes = detector.stream, []
+
+    def watched(*arguments, **keywords):
+        for seen in stream(*arguments, **keywords):
+            yield seen
+            (file,) = tmp_path.glob(".predictions.json.*")
+            sizes.append(file.stat().st_size)
+
+    monkeypatch.setattr(detector, "stream", watched)
+    monkeypatch.setattr(
+        "src.inference.writing.json_bytes", lambda entry: json.dumps(entry).encode().ljust(9000)
+    )
+    predict_source(detector, str(val_images[0].parent), tmp_path, threshold=0.0, draw=False, frames=3)
+    assert sizes[0] > 9000 * 10 and sizes == sorted(set(sizes))
+
+
+def test_an_error_in_the_middle_keeps_what_was_found_before(
+    detector, val_images, tmp_path, monkeypatch, caplog
+):
+    stream = detector.stream
+
+    def failing(*arguments, **keywords):
+        for number, seen in enumerate(stream(*arguments, **keywords)):
+            if number == 1:
+                raise RuntimeError("the device is gone")
+            yield seen
+
+    monkeypatch.setattr(detector, "stream", failing)
+    with caplog.at_level("INFO", "dfine"), pytest.raises(RuntimeError, match="the device is gone"):
+        predict_source(detector, str(val_images[0].parent), tmp_path, threshold=0.0)
+    assert {entry["image_id"] for entry in entries(tmp_path)} == {1}
+    assert "the job ended early; what was found until then is written" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["dec_score_head", "dec_bbox_head"])
+def test_weights_that_overflow_are_an_error_and_not_no_objects(
+    detector, val_images, tmp_path, monkeypatch, part, value
+):
+    def overflow(module, arguments, result):
+        return torch.full_like(result, value)
+
+    heads = [module for name, module in detector.engine.model.named_modules() if name.endswith(part)]
+    hooks = [layer.register_forward_hook(overflow) for head in heads for layer in head]
+    try:
+        assert hooks
+        with pytest.raises(NumericsError, match=f"that are not finite for image 1 .*{val_images[0].name}"):
+            predict_source(detector, str(val_images[0]), tmp_path, draw=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize(
+    "annotations, source",
+    [
+        ({"images": [{"id": 2**60 + 1, "file_name": "a.jpg", "width": 64, "height": 64}]}, "."),
+        (
+            {
+                "images": [{"id": 2**60 + 1, "file_name": "a.jpg", "width": 64, "height": 64}],
+                "annotations": [],
+            },
+            ".",
+        ),
+    ],
+    ids=["without annotations", "without boxes"],
+)
+def test_a_list_of_images_without_boxes_is_enough(detector, val_images, tmp_path, annotations, source):
+    shutil.copy(val_images[0], tmp_path / "a.jpg")
+    (tmp_path / "labels.json").write_text(json.dumps(annotations))
+    predict_source(
+        detector,
+        str(tmp_path / source),
+        tmp_path / "found",
+        annotations=tmp_path / "labels.json",
+        threshold=0.0,
+        draw=False,
+    )
+    assert {entry["image_id"] for entry in entries(tmp_path / "found")} == {2**60 + 1}
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "a.jpg"])
+def test_files_of_others_in_the_output_folder_are_not_replaced(detector, val_images, tmp_path, name):
+    (tmp_path / "images").mkdir()
+    shutil.copy(val_images[0], tmp_path / "images/a.jpg")
+    (tmp_path / "found").mkdir()
+    foreign = tmp_path / "found" / name
+    foreign.write_bytes(val_images[1].read_bytes() if name == "a.jpg" else b'{"images": []}')
+    before = foreign.read_bytes()
+    with pytest.raises(ConfigError, match=f"{name} would be replaced, but this project did not write it"):
+        predict_source(detector, str(tmp_path / "images"), tmp_path / "found")
+    assert foreign.read_bytes() == before
+    foreign.unlink()
+    for _ in range(2):  # results of this project may be replaced
+        predict_source(detector, str(tmp_path / "images"), tmp_path / "found")
+
+
+@needs_opencv
+def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(detector, tmp_path):
+    content = write_avi(tmp_path / "clip.avi", frames=40).read_bytes()
+    (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        DataError, match="of 40: the file is cut or damaged; the results of .* frames are in"
+    ) as error:
+        predict_source(detector, str(tmp_path / "clip.avi"), tmp_path / "found", threshold=0.0)
+    frames = {entry["image_id"] for entry in entries(tmp_path / "found")}
+    assert frames == set(range(1, len(frames) + 1)) and f"the results of {len(frames)} frames" in str(
+        error.value
+    )
+    assert Video(open_source(str(tmp_path / "found/clip.mp4"))).count == len(frames)

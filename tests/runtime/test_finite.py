@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src.core.errors import NumericsError
-from src.runtime.finite import first_non_finite, refuse_non_finite_detections, tensors_in
+from src.runtime.finite import first_non_finite, refuse_non_finite_outputs, tensors_in
 
 NAN, INF = float("nan"), float("inf")
 
@@ -42,11 +42,22 @@ def test_what_is_finite_or_infinite_on_purpose_passes(content):
     assert first_non_finite(content) is None
 
 
-@pytest.mark.parametrize("key", ["scores", "boxes"])
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("scores", "scores"), ("boxes", "boxes"), ("pred_logits", "logits"), ("pred_boxes", "boxes")],
+)
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_detections_that_are_not_numbers_are_refused_with_the_image(key, kind):
-    found = {"scores": kind([0.5, 0.1]), "boxes": kind([[1.0, 2.0, 3.0, 4.0]])}
-    refuse_non_finite_detections(found, "a.jpg")
-    found[key][0] = NAN
-    with pytest.raises(NumericsError, match=f"gives {key} that are not finite for a.jpg"):
-        refuse_non_finite_detections(found, "a.jpg")
+def test_outputs_that_are_not_numbers_are_refused_with_the_image(key, told, value, kind):
+    found = {key: kind([[[0.5, 0.1]], [[0.2, 0.3]]]), "labels": kind([[NAN], [NAN]])}
+    refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
+    found[key][1, 0, 1] = value
+    with pytest.raises(NumericsError, match=f"gives {told} that are not finite for b.jpg"):
+        refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
+
+
+def test_no_detections_are_finite():
+    refuse_non_finite_outputs(
+        {"scores": torch.zeros(2, 0), "boxes": torch.zeros(2, 0, 4)}, ["a.jpg", "b.jpg"]
+    )
+    refuse_non_finite_outputs({}, ["a.jpg"])

@@ -1,11 +1,14 @@
 """Packages that only some commands need."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 
 from src.core.errors import ConfigError
 from src.runtime.optional import import_optional
+from tests.fixtures.tiny import ROOT
 
 
 def test_a_package_that_is_there_is_imported():
@@ -23,3 +26,13 @@ def test_a_package_that_lacks_another_one_is_told_with_both(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"\(half_installed needs a_package_that_nobody_has\)$"):
         import_optional("half_installed", "x")
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker_unless_a_user_allows_it(tmp_path):
+    look = "import os, src.runtime.optional; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    for given, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        ended = subprocess.run(
+            [sys.executable, "-c", look], env=environment | given, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == expected

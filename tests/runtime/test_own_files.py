@@ -108,6 +108,8 @@ def test_a_result_does_not_replace_an_input_whatever_its_name(tmp_path, name):
         (["a.jpg", "b.png"], ["a.jpg", "b.jpg"]),
         (["a.jpg", "a.png"], ["a.jpg.jpg", "a.png.jpg"]),
         (["x/a.jpg", "y/a.jpg"], ["x/a.jpg", "y/a.jpg"]),
+        (["a.jpg.png", "a.jpg", "a.png"], ["a.jpg.jpg", "a.jpg.jpg.jpg", "a.png.jpg"]),
+        (["A.png", "a.png"], ["A.png.jpg", "a.png.jpg.jpg"]),
     ],
 )
 def test_no_two_pictures_have_one_name(names, pictures):

@@ -1,4 +1,5 @@
 import copy
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -147,8 +148,12 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
         def summarize(self):
             return {"AP": float(len(self.seen))}
 
+    class Blank(nn.Module):
+        def forward(self, images):
+            return {"pred_logits": torch.zeros(len(images), 1, 1), "pred_boxes": torch.zeros(len(images), 1, 4)}
+
     model, loader = (
-        Model().train(),
+        Blank().train(),
         [
             (
                 torch.rand(2, 3, 4, 4),
@@ -165,3 +170,24 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
         torch.device("cpu"),
     ) == {"AP": 4.0}
     assert model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(value, tmp_path):
+    class Overflowing(nn.Module):
+        def forward(self, images):
+            logits = torch.zeros(len(images), 2, 3)
+            logits[1, 1, 2] = value
+            return {"pred_logits": logits, "pred_boxes": torch.zeros(len(images), 2, 4)}
+
+    targets = [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in (7, 8)]
+    with pytest.raises(NumericsError, match="gives logits that are not finite for image 8: .*bad_batch.pth"):
+        evaluate(
+            Overflowing(),
+            lambda outputs, sizes: [{}] * len(sizes),
+            [(torch.rand(2, 3, 4, 4), targets)],
+            MagicMock(),
+            torch.device("cpu"),
+            folder=tmp_path,
+        )
+    assert (tmp_path / "bad_batch.pth").exists()
