@@ -388,10 +388,10 @@ def check_agreement(
             break
         tried.add(len(batch))
         found += exported.predict(batch, threshold=0.0, batch_size=size)
-    expected = reference.predict(images[:given], threshold=0.0)
-    expected += expected[: len(images) - given]
+    expected = _enough(reference.predict(images[:given], threshold=0.0))
     differences = [
-        compare(*pair, reference.threshold, name) for pair, name in zip(zip(expected, found), names)
+        compare(one, other, reference.threshold, name)
+        for one, other, name in zip(expected, found, names, strict=True)
     ]
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative > 1:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ConfigError
-from .files import write_atomically
+from .files import prepare_output_dir, write_atomically, write_json
 from .weight_files import is_marked_tensor_file
 
 WRITER = "dfine_dinov3"
@@ -65,6 +65,25 @@ def refuse_foreign(paths: Iterable[Path], advice: str) -> None:
             f"{shown} would be replaced, but this project did not write {'it' if len(foreign) == 1 else 'them'}; "
             f"{advice}"
         )
+
+
+def prepare_report(path: Path, flag: str) -> None:
+    """Make sure, before any work, that a report can be written and replaces nothing but an earlier one.
+
+    Args:
+        path: the report; its folder is created.
+        flag: names it in messages, such as "--report".
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    prepare_output_dir(path.parent)
+    refuse_foreign([path], f"name another file with {flag}")
+
+
+def write_report(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with the mark, atomically."""
+    write_json(path, marked_json(content))
 
 
 def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.core import CheckpointError, ConfigError
+from src.core import CheckpointError, ConfigError, NumericsError
 from src.inference import Detector
 from src.inference.exported_engines import (
     ExportedEngine,
@@ -18,6 +18,7 @@ from src.inference.exported_engines import (
     TensorRtEngine,
     warn_of_version,
 )
+from tests.fixtures.exported import overflow_scores, spoil
 from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
@@ -137,6 +138,15 @@ def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=message):
         engine(exported)
+
+
+def test_an_exported_model_that_gives_nan_is_an_error_and_not_no_objects(
+    load, exported, val_images, tmp_path
+):
+    path = spoil(exported, tmp_path, overflow_scores)
+    shutil.copy(exported.with_suffix(".json"), path.with_suffix(".json"))
+    with pytest.raises(NumericsError, match=f"scores that are not finite for image 1 .*{val_images[0].name}"):
+        load(path).predict(val_images[:2])
 
 
 def test_devices_that_are_not_there_are_refused(exported):

@@ -159,6 +159,38 @@ def test_the_check_passes_on_batches_of_1_2_and_5(detector, exported, val_images
     assert "8 images agree" in caplog.text
 
 
+class FailsAt:
+    """An exported detector that gives nothing right in batches of one size."""
+
+    def __init__(self, detector, size: int) -> None:
+        self.detector, self.size, self.sizes = detector, size, []
+        self.preprocessing, self.classes, self.threshold = (
+            detector.preprocessing,
+            detector.classes,
+            detector.threshold,
+        )
+        self.meta = {"file": "best.onnx"}
+
+    def predict(self, images, **settings):
+        self.sizes.append(len(images))
+        found = self.detector.predict(images, **settings)
+        return [one.select([]) for one in found] if len(images) == self.size else found
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
+    detector, val_images, caplog, count
+):
+    exported, images = FailsAt(detector, -1), val_images[:count]
+    with caplog.at_level(logging.INFO, "dfine"):
+        check_agreement(detector, exported, images, list(map(str, images)))
+    assert exported.sizes[:3] == [1, 2, 5]
+    assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
+    for size in (1, 2, 5):
+        with pytest.raises(ExportError, match="does not find what its model finds"):
+            check_agreement(detector, FailsAt(detector, size), images, list(map(str, images)))
+
+
 @needs_runtime
 def test_the_check_names_the_worst_image_of_a_file_that_differs(detector, exported, val_images, tmp_path):
     other = Detector.from_onnx(spoil(exported, tmp_path, shift_boxes))

@@ -150,7 +150,10 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
 
     class Blank(nn.Module):
         def forward(self, images):
-            return {"pred_logits": torch.zeros(len(images), 1, 1), "pred_boxes": torch.zeros(len(images), 1, 4)}
+            return {
+                "pred_logits": torch.zeros(len(images), 1, 1),
+                "pred_boxes": torch.zeros(len(images), 1, 4),
+            }
 
     model, loader = (
         Blank().train(),

@@ -1,11 +1,30 @@
 """Every command answers, and refuses what it cannot use in one line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from tests.fixtures.coco_files import write_coco
 from tests.fixtures.commands import run_python
+from tests.fixtures.run_here import run_here
 from tests.fixtures.tiny import DEMO_CONFIG, ROOT
+from tests.fixtures.trained_tiny import TRAINED
+
+DEMO_IMAGE = ROOT / "docs/images/demo.jpg"
+
+SERIES = [
+    "compare_recipes",
+    "cpu_cost",
+    "fault_series",
+    "fuzz",
+    "hostile_files",
+    "safety_cost",
+    "soak",
+    "training_cost",
+]
+"""Commands that measure this project, and read nothing of a user's."""
 
 COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -36,3 +55,81 @@ def test_compare_names_a_checkpoint_that_is_not_there(tmp_path):
     result = run_python("tools/visualization/compare.py", "-c", DEMO_CONFIG, "-r", tmp_path / "none.pth")
     assert result.returncode == 4
     assert result.stderr == f"error[4]: {tmp_path / 'none.pth'} does not exist (looked from {ROOT})\n"
+
+
+MISSING = "/nowhere/none"
+
+NEEDS_INPUT = {
+    "tools/deployment/export_onnx.py": ["-r", MISSING],
+    "tools/inference/torch_inf.py": ["-r", TRAINED, "-i", MISSING],
+    "tools/inference/onnx_inf.py": ["--onnx", MISSING, "-i", DEMO_IMAGE],
+    "tools/inference/openvino_inf.py": ["-ov_model", MISSING, "-image", DEMO_IMAGE],
+    "tools/inference/trt_inf.py": ["-trt", MISSING, "-i", DEMO_IMAGE],
+    "tools/benchmark/trt_benchmark.py": ["--engine_dir", MISSING],
+    "tools/benchmark/benchmark.py": ["-r", MISSING],
+    "tools/benchmark/get_info.py": ["-r", MISSING],
+    "tools/visualization/compare.py": ["-c", DEMO_CONFIG, "-r", MISSING],
+    "tools/visualization/report.py": ["-r", MISSING],
+    "tools/visualization/fiftyone_vis.py": ["-r", MISSING],
+    "tools/dataset/check.py": ["--annotations", MISSING, "--images", "docs"],
+    "tools/dataset/convert.py": [MISSING, "--output", "/tmp"],
+    "tools/dataset/remap_obj365.py": ["--base_dir", MISSING],
+    "tools/dataset/resize_obj365.py": ["--base_dir", MISSING],
+    "reference/convert_weight.py": [MISSING],
+    "train.py": ["-c", MISSING],
+}
+
+OPTIONAL = [
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnxslim",
+    "onnxsim",
+    "openvino",
+    "tensorrt",
+    "cv2",
+    "fiftyone",
+    "wandb",
+]
+
+
+def test_every_command_that_reads_something_is_tried_without_it():
+    others = {"tools/dataset/make_synthetic.py", *(c for c in COMMANDS if c.startswith("reference/"))}
+    measures = {f"tools/benchmark/{name}.py" for name in SERIES}
+    assert set(COMMANDS) - others - measures == set(NEEDS_INPUT) - {"reference/convert_weight.py"}
+
+
+@pytest.mark.parametrize("command", NEEDS_INPUT)
+def test_a_missing_input_is_named_before_a_package_that_is_not_installed(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for name in OPTIONAL:
+        monkeypatch.setitem(sys.modules, name, None)
+    output = ["--output", tmp_path] if "inference" in command else []
+    ended = run_here(command, *NEEDS_INPUT[command], *output)
+    assert ended.code in (2, 3, 4) and MISSING in ended.err and ended.err.count("\n") == 1, ended
+    assert "pip install" not in ended.err
+
+
+def test_a_reader_that_stops_early_ends_a_command_quietly(tmp_path):
+    labels = write_coco(
+        tmp_path,
+        {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8} for i in range(3000)],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 0, i]} for i in range(3000)
+            ],
+            "categories": [{"id": 1, "name": "a"}],
+        },
+        draw=False,
+    )
+    ended = subprocess.run(
+        f"set -o pipefail; {sys.executable} tools/dataset/check.py --quick --annotations {labels} --images {tmp_path}"
+        " --show 3000 | head -1",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.count("\n") == 1
+    assert (ended.stderr, ended.returncode) == (f"error[3]: 6002 faults in {labels}\n", 3)  # the result still counts

@@ -135,9 +135,10 @@ def test_exported_models_write_what_the_checkpoint_writes(command, flag, exporte
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
+    (tmp_path / "a.engine").touch()
     for command in (
         ["tools/inference/trt_inf.py", "-trt", exported, "-i", ROOT / "docs/images/demo.jpg"],
-        ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path],
+        ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path, "--infer_dir", ROOT / "docs/images"],
     ):
         ended = run_here(*command)
         assert ended.code == 2 and "sees no CUDA device here" in ended.err

@@ -57,10 +57,10 @@ def benchmark(arguments) -> list[dict]:
 
     from src.core.errors import ConfigError
     from src.runtime.distributed import pick_device
-    from src.runtime.files import refuse_replacing, write_json
+    from src.runtime.own_files import prepare_report, write_report
 
     if arguments.json:
-        refuse_replacing(arguments.json)
+        prepare_report(arguments.json, "--json")
     if min(arguments.batch, arguments.repeats, arguments.threads) < 1:
         raise ConfigError("--batch, --repeats and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
@@ -72,7 +72,7 @@ def benchmark(arguments) -> list[dict]:
     seconds = interleave(works, device, repeats=arguments.repeats, warmup=arguments.warmup)
     rows = [summarise(name, times, arguments.batch, seconds[YARDSTICK]) for name, times in seconds.items()]
     if arguments.json:
-        write_json(
+        write_report(
             arguments.json,
             {
                 "input_size": list(size),

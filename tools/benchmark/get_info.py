@@ -51,10 +51,10 @@ def report(arguments) -> dict:
 
     from src.core.errors import ConfigError
     from src.runtime.distributed import pick_device
-    from src.runtime.files import refuse_replacing, write_json
+    from src.runtime.own_files import prepare_report, write_report
 
     if arguments.json:
-        refuse_replacing(arguments.json)
+        prepare_report(arguments.json, "--json")
     if arguments.batch < 1:
         raise ConfigError(f"--batch is {arguments.batch}, expected at least 1")
     device, cfg = pick_device(arguments.device), open_config(arguments)
@@ -75,7 +75,7 @@ def report(arguments) -> dict:
         arguments.batch,
     )
     if arguments.json:
-        write_json(arguments.json, info)
+        write_report(arguments.json, info)
     print(as_text(info, device))
     return info
 

@@ -43,11 +43,13 @@ def benchmark(arguments) -> None:
     from src.inference.sources import image_files
     from src.runtime.distributed import pick_device
 
-    device = pick_device(arguments.device)
+    if not arguments.engine_dir.is_dir():
+        raise DataError(f"--engine_dir {arguments.engine_dir} is not a folder")
     engines = sorted(arguments.engine_dir.glob("*.engine"))
     if not engines:
         raise DataError(f"{arguments.engine_dir} has no .engine files")
     files = image_files(arguments.infer_dir)[: arguments.count]
+    device = pick_device(arguments.device)
     print("| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |")
     for path in engines:
         detector = Detector.from_tensorrt(path, device=arguments.device)

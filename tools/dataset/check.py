@@ -95,15 +95,16 @@ def main() -> None:
         from src.data.preparation.check import DataSet, check, data_sets_of, training_transforms
         from src.data.preparation.fix import copies_of, describe, fix
         from src.data.preparation.image_check import ImageCheck
-        from src.runtime.files import prepare_output_dir, refuse_replacing
+        from src.runtime.files import prepare_output_dir
         from src.runtime.log import say
+        from src.runtime.own_files import prepare_report
 
         def tell(lines):
             for line in lines:
                 say(line)
 
         if arguments.report:
-            refuse_replacing(arguments.report)  # before a long look at the images
+            prepare_report(arguments.report, "--report")  # before a long look at the images
         queries = 300 if arguments.queries is None else arguments.queries
         given = None
         if arguments.boxes or arguments.units:

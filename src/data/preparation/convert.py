@@ -13,6 +13,7 @@ import yaml
 from ...core.errors import ConfigError
 from ...core.paths import did_you_mean_file
 from ...runtime.files import prepare_output_dir, refuse_replacing
+from ...runtime.own_files import prepare_report
 from .labelled_images import ConversionError, LabelledImages, write_coco_parts
 from .splitting import split_if_needed
 from .voc import read_voc
@@ -56,7 +57,7 @@ def convert(
             f"{source} does not exist; name YOLO's data.yaml or the folder of the data set{did_you_mean_file(source)}"
         )
     if report is not None:
-        refuse_replacing(report)
+        prepare_report(report, "--report")
     try:
         if (source / "Annotations").is_dir():
             data = read_voc(

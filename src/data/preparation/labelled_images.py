@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
-from ...runtime.files import write_atomically, write_json
+from ...runtime.files import write_atomically
+from ...runtime.own_files import write_report
 
 DECIMALS = 3
 """Of a pixel, in what is written."""
@@ -100,7 +101,8 @@ class ConversionError(DataError):
     def write(self, path: Path) -> None:
         """Write all faults as JSON."""
         faults = [fault._asdict() for fault in self.faults]
-        write_json(path, {"source": str(self.source), "num_faults": len(faults), "faults": faults})
+        content = {"source": str(self.source), "num_faults": len(faults), "faults": faults}
+        write_report(path, content)
 
 
 class Account(NamedTuple):

@@ -82,6 +82,47 @@ def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("write", [write_yolo, write_voc])
+def test_boxes_that_cannot_be_used_end_with_code_3_unless_they_may_be_dropped(tmp_path, write):
+    source = write(tmp_path / "data")
+    if write is write_yolo:
+        (tmp_path / "data/labels/train/a.txt").write_text(
+            "0 0.5 0.5 0 0.5\n1 1.2 0.5 0.1 0.5\n1 0.5 0.5 0.5 0.5\n"
+        )
+    else:
+        text = voc_xml("a").replace("<xmin>4</xmin><ymin>6<", "<xmin>300</xmin><ymin>6<")
+        text = text.replace("<xmax>20<", "<xmax>400<")
+        (tmp_path / "data/Annotations/a.xml").write_text(text)
+    command = ["dataset.convert", source, "--output", tmp_path / "coco"]
+    ended = tool_here(*command, "--report", tmp_path / "reports/faults.json")
+    assert ended.code == 3 and "boxes without area or outside their image" in ended.err
+    assert not (tmp_path / "coco").exists()
+    faults = json.loads((tmp_path / "reports/faults.json").read_text())["faults"]
+    count = 2 if write is write_yolo else 1
+    assert [fault["kind"] for fault in faults] == ["boxes without area or outside their image"] * count
+    assert (
+        tool_here(*command, "--report", tmp_path / "reports/faults.json").code == 3
+    )  # our own report is replaced
+    ended = tool_here(*command, "--drop-boxes")
+    assert ended.code == 0 and f"boxes without area or outside their image, dropped: {count}" in ended.out
+    assert len(boxes_of(tmp_path / "coco/train.json")["a.png"]) == 1
+
+
+def test_a_report_replaces_nothing(tmp_path):
+    source = write_yolo(tmp_path / "data")
+    ended = tool_here("dataset.convert", source, "--output", tmp_path / "coco", "--report", source)
+    assert ended.code == 2 and "would be replaced" in ended.err and source.read_text().startswith("train:")
+
+
+def test_a_part_that_is_listed_but_absent_is_noted(tmp_path):
+    source = write_yolo(
+        tmp_path / "data",
+        "train: images/train\nval: images/val\ntest: ../test/images\nnames: [cat, dog, owl]\n",
+    )
+    ended = tool_here("dataset.convert", source, "--output", tmp_path / "coco")
+    assert ended.code == 0 and "data.yaml: test is listed but does not exist" in ended.out, ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

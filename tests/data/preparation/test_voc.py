@@ -82,6 +82,52 @@ def test_difficult_objects_are_kept_left_out_or_crowds(root, difficult, boxes, c
     assert (len(image.boxes), int(image.crowds.sum())) == (boxes, crowds)
 
 
+@pytest.mark.parametrize("corner", ["<xmin>20</xmin>", "<ymin>30</ymin>"])
+def test_box_without_area_is_a_fault_unless_it_may_be_dropped(root, corner):
+    """The first box, 4 6 20 30 in the file, shrinks to a line: in pixels counted from 0 that has no area."""
+    key = corner[1:5]
+    text = voc_xml("a")
+    spoil(root, text.replace(text[text.index(f"<{key}>") :].split("</")[0], corner.split("</")[0], 1))
+    with pytest.raises(DataError) as caught:
+        read_voc(root, zero_based=True)
+    message = str(caught.value)
+    assert "boxes without area or outside their image (1): a.png: object 1 (cat): corners" in message
+    assert "--drop-boxes leaves it out" in message
+    data = read_voc(root, zero_based=True, drop_boxes=True)
+    assert len(data.parts["train"][0].boxes) == 1
+    assert data.notes["boxes without area or outside their image, dropped"] == 1
+
+
+def test_box_outside_its_image_is_a_fault_unless_it_may_be_dropped(root):
+    spoil(root, voc_xml("a").replace("<xmax>20<", "<xmax>400<").replace("<xmin>4<", "<xmin>300<"))
+    assert "object 1 (cat): corners 299, 5, 400, 30 in 64 x 48 pixels" in refused(root)
+    assert len(read_voc(root, drop_boxes=True).parts["train"][0].boxes) == 1
+
+
+def test_reversed_corners_are_those_of_the_same_box(root):
+    spoil(root, voc_xml("a").replace("<xmax>20<", "<xmax>4<").replace("<xmin>4<", "<xmin>20<"))
+    data = read_voc(root)
+    assert data.parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+    assert data.notes["boxes with reversed corners, swapped"] == 1
+
+
+def test_box_that_reaches_out_of_its_image_is_clipped_and_counted(root):
+    spoil(root, voc_xml("a").replace("<xmax>64<", "<xmax>67<"))
+    data = read_voc(root)
+    assert data.parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+    assert data.notes["boxes reaching beyond their image, clipped"] == 1
+
+
+@pytest.mark.parametrize("name", ["A.PNG", "images\\a.png", "C:\\data\\images\\a.png"])
+def test_an_image_is_found_by_a_name_that_is_written_another_way(root, name):
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/other.png")
+    (root / "JPEGImages/other.png").rename(root / "JPEGImages/a.PNG")
+    (root / "Annotations/a.xml").rename(root / "Annotations/x.xml")
+    (root / "ImageSets/Main/train.txt").write_text("x\nb\n")
+    spoil(root, voc_xml("a").replace("<filename>a.png<", f"<filename>{name}<"), "x")
+    assert files(read_voc(root))["train"] == ["a.PNG", "b.png"]
+
+
 # ---- faults ----
 
 
