@@ -33,6 +33,12 @@ YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 LARGEST_READ = 1 << 20
 """Bytes of a file that are read at most to recognize it."""
 
+_COCO_MARK = re.compile(rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
+"""How COCO files with the mark begin."""
+
+_REPORT_MARK = re.compile(rf'\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
+"""How reports begin."""
+
 _MP4_BOX = len(WRITER.encode()) + 8
 """Length of the box that is appended to videos: size, type "free", the mark (ISO/IEC 14496-12, section 8.1.2)."""
 
@@ -48,17 +54,25 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def refuse_foreign(paths: Iterable[Path], advice: str) -> None:
+def is_our_coco_file(path: Path) -> bool:
+    """Return whether this project wrote a COCO file. For `is_ours` it is foreign: no other result may replace labels."""
+    return path.is_file() and not path.is_symlink() and _COCO_MARK.match(_head(path)) is not None
+
+
+def refuse_foreign(
+    paths: Iterable[Path], advice: str, *, recognize: Callable[[Path], bool] = is_ours
+) -> None:
     """Make sure that results replace nothing but earlier results of this project.
 
     Args:
         paths: where results will be written.
         advice: what to do, such as "choose another --output-dir".
+        recognize: tells results of this project.
 
     Raises:
         ConfigError: with the files that somebody else wrote.
     """
-    foreign = [str(path) for path in paths if os.path.lexists(path) and not is_ours(path)]
+    foreign = [str(path) for path in paths if os.path.lexists(path) and not recognize(path)]
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise ConfigError(
@@ -82,8 +96,8 @@ def prepare_report(path: Path, flag: str) -> None:
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with the mark, atomically."""
-    write_json(path, marked_json(content))
+    """Write a JSON object that begins with the mark, atomically."""
+    write_json(path, {MARK: WRITER, **content})
 
 
 def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]) -> None:
@@ -137,6 +151,13 @@ def marked_json(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, MARK: WRITER}
 
 
+def marked_coco(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a COCO file with the mark in `info`, which stands first: such a file may be large."""
+    others = {key: value for key, value in content.items() if key != "info"}
+    info = content.get("info")
+    return {"info": {MARK: WRITER, **(info if isinstance(info, dict) else {})}, **others}
+
+
 def mark_video(path: Path) -> None:
     """Append a box with the mark to an .mp4 file; players skip it."""
     with open(path, "ab") as file:
@@ -145,18 +166,17 @@ def mark_video(path: Path) -> None:
 
 def _is_our_json(path: Path) -> bool:
     head = _head(path)
-    if head.startswith(b'[\n{"image_id": ') or head.split() == [
-        b"[",
-        b"]",
-    ]:  # predictions, a list without room for a mark
-        return head.startswith(b"[\n")
-    content = json.loads(path.read_bytes())
+    if (
+        head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    ):  # predictions, a list without room for a mark
+        return True
+    if len(head) == LARGEST_READ:  # reports can be so large, and begin with the mark
+        return _REPORT_MARK.match(head) is not None
+    content = json.loads(head)
     if not isinstance(content, dict):
         return False
     if MARK in content:
         return content[MARK] == WRITER
-    if isinstance(content.get("info"), dict) and content["info"].get(MARK) == WRITER:  # COCO files
-        return True
     keys = content.keys()
     return (
         keys == {"status", "exit_code", "message"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +29,8 @@ class Watchdog:
             return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = open(os.open(self.path, flags, 0o666), "w", encoding="utf-8")  # noqa: SIM115  see rest
             tell_stacks(self.path)
         tell_step(step)
         faulthandler.dump_traceback_later(self.timeout, file=self._file)

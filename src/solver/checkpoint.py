@@ -18,8 +18,11 @@ from ..runtime.weight_files import read_tensor_file, write_tensor_file
 
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "last.previous.pth"
 
-SET_ASIDE = "best.other_data.pth"
-"""Where `best.pth` goes when a run continues with other data, by which scores cannot be compared."""
+SET_ASIDE = "best.other_data"
+"""Where `best.pth` goes when a run continues with other data, by which scores cannot be compared; `.pth` follows, or `.2.pth`."""
+
+NUMBERED = "checkpoints"
+"""Folder of the checkpoints that are kept by their epoch."""
 
 SAVE_ATTEMPTS = 3
 
@@ -53,14 +56,18 @@ class CheckpointFolder:
 
     def save_numbered(self, epoch: int, state: dict[str, Any]) -> None:
         """Write `checkpoints/epoch0012.pth` and the like, counted from 1; at a later save if the disk is full now."""
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
-        self._save_or_keep(f"checkpoints/epoch{epoch + 1:04}.pth", state)
+        (self.folder / NUMBERED).mkdir(exist_ok=True)
+        self._save_or_keep(f"{NUMBERED}/epoch{epoch + 1:04}.pth", state)
 
     def set_best_aside(self) -> None:
         """Rename `best.pth`, which the next evaluation would replace whatever its score."""
         if (self.folder / BEST).exists():
-            os.replace(self.folder / BEST, self.folder / SET_ASIDE)
-            logger.info("%s is kept as %s", self.folder / BEST, SET_ASIDE)
+            name, number = f"{SET_ASIDE}.pth", 1
+            while os.path.lexists(self.folder / name):
+                number += 1
+                name = f"{SET_ASIDE}.{number}.pth"
+            os.rename(self.folder / BEST, self.folder / name)
+            logger.info("%s is kept as %s", self.folder / BEST, name)
 
     @property
     def unsaved(self) -> str:

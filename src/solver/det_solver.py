@@ -29,10 +29,11 @@ from ..runtime.own_files import YAML_HEADER, marked_json, refuse_foreign, refuse
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
 from ..runtime.weight_files import refuse_address
-from .checkpoint import BEST, LAST, PREVIOUS, CheckpointFolder
+from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .data_checks import check_best_metric, check_images, refuse_mixing
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
+from .earlier_runs import CONFIG, EVALUATION, set_aside_earlier_run
 from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
 from .memory_trial import rehearse_largest_step
@@ -58,10 +59,6 @@ from .writers import (
 
 AUTO = "auto"
 """In place of a file to go on from: `last.pth` of the output folder, or a new run if there is none."""
-
-
-EVALUATION = "eval.json"
-"""What `--test-only` writes."""
 
 ADVICE = "move it away or choose another --output-dir"
 
@@ -175,15 +172,22 @@ class DetSolver:
     def _refuse_replacing(self) -> None:
         """Make sure that this run replaces nothing but what runs of this project have written."""
         settings, folder = self.settings, self.output_dir
-        resumed_here = settings.resume == AUTO or (
-            settings.resume is not None and Path(settings.resume).parent.resolve() == folder.resolve()
-        )
-        written = [folder / name for name in ("config.yml", LOG_FILE, "images.train.npz", "images.val.npz")]
         checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
-        refuse_foreign([*written, *([] if resumed_here else checkpoints)], ADVICE)
-        refuse_replacing_inputs(
-            checkpoints, {"-t": settings.tuning, "-r": None if resumed_here else settings.resume}
-        )
+        checkpoints += sorted((folder / NUMBERED).glob("epoch*.pth"))
+        resumes_here = self._resumes_here()
+        if not resumes_here:
+            stacks = (f"stacks.rank{number}.txt" for number in range(world_size()))
+            names = (CONFIG, LOG_FILE, "images.train.npz", "images.val.npz", *stacks)
+            refuse_foreign([*(folder / name for name in names), *checkpoints], ADVICE)
+        inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
+        refuse_replacing_inputs(checkpoints, inputs)
+
+    def _resumes_here(self) -> bool:
+        """Return whether this run resumes one in its own output folder."""
+        resume = self.settings.resume
+        if resume == AUTO:
+            return any((self.output_dir / name).exists() for name in (LAST, PREVIOUS))
+        return resume is not None and Path(resume).parent.resolve() == self.output_dir.resolve()
 
     def _choose_seed(self) -> None:
         """Take the seed that was asked for, or draw one and say so: a run can always be repeated."""
@@ -350,10 +354,10 @@ class DetSolver:
     def _open_writers(self) -> None:
         if not is_main():
             return
+        if not self._resumes_here():
+            set_aside_earlier_run(self.output_dir)
         text = self.config_text
-        write_atomically(
-            self.output_dir / "config.yml", lambda file: file.write((YAML_HEADER + text).encode())
-        )
+        write_atomically(self.output_dir / CONFIG, lambda file: file.write((YAML_HEADER + text).encode()))
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
         board.add_text("config", text)
         self.writers = [

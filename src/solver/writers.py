@@ -17,7 +17,7 @@ from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import is_ours, write_picture
 
-LOG_FILE = "log.txt"
+LOG_FILE, PICTURES = "log.txt", "pictures"
 
 UNDEFINED = -1
 """In D-FINE's list of COCO's twelve numbers, in place of one that the labels do not define."""
@@ -102,7 +102,7 @@ class PictureFolder:
     """`pictures/`: JPEG files for those who open no TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "pictures"
+        self.folder = folder / PICTURES
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Numbers are not kept here."""

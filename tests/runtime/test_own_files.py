@@ -10,14 +10,20 @@ from PIL import Image
 
 from src.core.errors import ConfigError
 from src.runtime.own_files import (
+    LARGEST_READ,
+    MARK,
+    WRITER,
     YAML_HEADER,
+    is_our_coco_file,
     is_ours,
     mark_video,
+    marked_coco,
     marked_json,
     picture_names,
     refuse_foreign,
     refuse_replacing_inputs,
     write_picture,
+    write_report,
 )
 from src.runtime.weight_files import write_tensor_file
 
@@ -114,3 +120,21 @@ def test_a_result_does_not_replace_an_input_whatever_its_name(tmp_path, name):
 )
 def test_no_two_pictures_have_one_name(names, pictures):
     assert picture_names(names) == pictures
+
+
+def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(tmp_path):
+    path = tmp_path / "eval.json"
+    content = marked_coco({"images": [], "info": {"year": 2026}})
+    assert content["info"] == {MARK: WRITER, "year": 2026}
+    path.write_text(json.dumps(content))
+    assert is_our_coco_file(path) and not is_ours(path)
+    path.write_text(json.dumps({"images": [], "info": {"year": 2026}}))
+    assert not is_our_coco_file(path)
+
+
+def test_a_large_file_of_somebody_elses_is_not_read_whole(tmp_path):
+    text = "x" * LARGEST_READ
+    (tmp_path / "a.json").write_text(json.dumps({"x": text, "written_by": "dfine_dinov3"}))
+    assert not is_ours(tmp_path / "a.json")
+    write_report(tmp_path / "b.json", {"x": text})
+    assert is_ours(tmp_path / "b.json")

@@ -9,12 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tools.common import user_path  # noqa: E402
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", default="data/synthetic", help="folder to write to")
+    parser.add_argument("--output", type=user_path, default="data/synthetic", help="folder to write to")
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")

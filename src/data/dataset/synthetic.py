@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from ...runtime.files import prepare_output_dir, write_json
+from ...runtime.own_files import WRITER, is_our_coco_file, marked_coco, refuse_foreign
 
 CATEGORIES = {1: "disc", 3: "square", 7: "triangle", 8: "ring"}
 """Ids with gaps, as real files have them."""
@@ -82,15 +84,26 @@ def write_synthetic_coco(
         size: side of the images in pixels.
         seed: where all chance follows from.
         max_objects: most shapes in an image.
+
+    Raises:
+        ConfigError: if files of somebody else's would be replaced, or the folder cannot be written to.
     """
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, (name, count) in enumerate((("train", train), ("val", val))):
+    pictures = {
+        part: [f"{part}_{index:05}.jpg" for index in range(count)]
+        for part, count in (("train", train), ("val", val))
+    }
+    labels = [folder / "train.json", folder / "val.json"]
+    refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
+    if not all(path.exists() for path in labels):
+        own = (folder / "images" / name for names in pictures.values() for name in names)
+        refuse_foreign(own, "choose another --output")
+    prepare_output_dir(folder / "images")
+    for part, (name, files) in enumerate(pictures.items()):
         images, annotations = [], []
-        for index in range(count):
+        for index, file in enumerate(files):
             scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
-            file = f"{name}_{index:05}.jpg"
-            Image.fromarray(scene.image).save(folder / "images" / file, quality=92)
+            Image.fromarray(scene.image).save(folder / "images" / file, quality=92, comment=WRITER.encode())
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
             for (x0, y0, x1, y1), category, mask in zip(
                 scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks
@@ -106,9 +119,8 @@ def write_synthetic_coco(
                     }
                 )
         categories = [{"id": i, "name": n} for i, n in CATEGORIES.items()]
-        (folder / f"{name}.json").write_text(
-            json.dumps({"images": images, "annotations": annotations, "categories": categories})
-        )
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(folder / f"{name}.json", marked_coco(content))
 
 
 def _place(

@@ -16,7 +16,7 @@ from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
 from ...core.paths import did_you_mean_file
 from ...runtime.files import json_bytes, write_atomically
-from ...runtime.own_files import marked_json
+from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
@@ -138,7 +138,7 @@ class Report:
         """Write everything as JSON, entry by entry."""
 
         def write(file: BinaryIO) -> None:
-            head = json_bytes(marked_json({"num_faults": self.num_faults})).removesuffix(b"}")
+            head = json_bytes({MARK: WRITER, "num_faults": self.num_faults}).removesuffix(b"}")
             file.write(head + b', "findings": [')
             before = b"\n"
             for group in self.groups:

@@ -5,7 +5,6 @@ The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json`
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import write_atomically
+from ...runtime.own_files import is_our_coco_file, is_ours, marked_coco, refuse_foreign, write_picture
 from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
 from ..dataset.findings import listed
 from ..dataset.image_folder import find_misplaced
@@ -71,6 +71,8 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
     if not output_suffix or os.path.basename(output_suffix) != output_suffix:
         raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
     train_path, val_path = _annotations(base, "train"), _annotations(base, "val")
+    outputs = {path: path.with_name(f"{output_suffix}_{path.name}") for path in (train_path, val_path)}
+    refuse_foreign(outputs.values(), "choose another --output_suffix", recognize=is_our_coco_file)
     train, val = (split_records(read_annotation_file(path), path) for path in (train_path, val_path))
     tables = [
         {record["id"]: record["name"] for record in map(parse_record, content["categories"])}
@@ -104,8 +106,8 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         ),
         (val_path, {**val, "images": val["images"][:new_val_size], "annotations": val_boxes}),
     ):
-        output = path.with_name(f"{output_suffix}_{path.name}")
-        write_atomically(output, lambda file, content=content: write_records(file, content))
+        output = outputs[path]
+        _write_labels(output, content)
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
     if moved_images and not (base / "train" / FROM_VAL).is_dir():
         yield f"now give training its new images, without a second copy: cp -al {base / 'val' / 'images'} {base / 'train' / FROM_VAL}"
@@ -136,6 +138,8 @@ def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
 
 
 def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> str:
+    output = path.with_name(f"{path.stem}_resized.json")
+    refuse_foreign([output], "move it away", recognize=is_our_coco_file)
     content = split_records(read_annotation_file(path), path)
     images = _decoded(content["images"], _Image, path)
     larger = {
@@ -179,9 +183,15 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
             content["annotations"][index] = _scaled(
                 parse_record(content["annotations"][index]), *factors[box.image_id]
             )
-    output = path.with_name(f"{path.stem}_resized.json")
-    write_atomically(output, lambda file: write_records(file, content))
+    _write_labels(output, content)
     return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
+
+
+def _write_labels(path: Path, content: dict[str, Any]) -> None:
+    """Write an annotation file with this project's mark."""
+    if content.get("info") is not None:
+        content = {**content, "info": parse_record(content["info"])}
+    write_atomically(path, lambda file: write_records(file, marked_coco(content)))
 
 
 def _annotations(base: Path, part: str) -> Path:
@@ -249,7 +259,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
-    """Write a smaller copy, unless it is there; return what is wrong."""
+    """Write a smaller copy, unless it is there; return what is wrong. A file of somebody else's is never replaced."""
     source, target, old, new = job
     try:
         if (
@@ -258,17 +268,18 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
             and image_size(target)[0] == new
         ):
             return None
-    except ImageError:  # left by something else
+    except ImageError:
         pass
+    if os.path.lexists(target) and not is_ours(target):
+        return (
+            f"{target} is there, and is no smaller copy of {source.name} that this tool wrote; move it away"
+        )
     try:
         pixels = load_image(source, old)
     except ImageError as error:
         return str(error)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize(new, Image.Resampling.LANCZOS).save(
-        buffer, "JPEG", quality=QUALITY
-    )
-    write_atomically(target, lambda file: file.write(buffer.getbuffer()))
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    write_picture(target, picture.resize(new, Image.Resampling.LANCZOS), quality=QUALITY)
     return None
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.core.errors import ConfigError
 from src.data.dataset.coco_dataset import CocoDetection
 from src.data.dataset.synthetic import CATEGORIES, LEAST_VISIBLE, draw_scene, write_synthetic_coco
 
@@ -75,3 +76,17 @@ def test_same_seed_writes_the_same_set(tmp_path):
     assert (tmp_path / "a/images/train_00001.jpg").read_bytes() == (
         tmp_path / "b/images/train_00001.jpg"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["train.json", "val.json", "images/train_00001.jpg"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    (tmp_path / name).write_bytes(b'{"images": []}')
+    with pytest.raises(ConfigError, match=f"{name} would be replaced, but this project did not write it"):
+        write_synthetic_coco(tmp_path, train=2, val=1, size=64)
+    assert (tmp_path / name).read_bytes() == b'{"images": []}'
+
+
+def test_an_earlier_set_is_replaced(tmp_path):
+    for seed in (1, 2):
+        write_synthetic_coco(tmp_path, train=2, val=1, size=64, seed=seed)

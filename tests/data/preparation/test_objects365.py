@@ -9,6 +9,7 @@ from PIL import Image
 
 from src.data.dataset.coco_format import load_coco
 from src.data.preparation.objects365 import resize
+from src.runtime.own_files import write_picture
 from tests.fixtures.tools_here import tool_here
 
 CATEGORIES = [{"id": 1, "name": "Person"}, {"id": 2, "name": "Chair"}]
@@ -172,11 +173,34 @@ def test_run_that_was_stopped_goes_on_with_what_is_missing(base):
     list(resize(base, 64, 1))
     done = sorted((base / "train").rglob("*_resized.jpg"))
     done[0].unlink()
-    done[1].write_bytes(b"half")
+    write_picture(done[1], Image.new("RGB", (9, 9)))  # of another --max_size
     before = done[2].stat().st_mtime_ns
     list(resize(base, 64, 1))
     assert done[2].stat().st_mtime_ns == before
     assert [Image.open(path).size for path in done] == [(64, 51), (43, 64), (64, 32)]
+
+
+def test_files_of_others_are_not_replaced(base):
+    list(resize(base, 64, 1))
+    picture = sorted((base / "train").rglob("*_resized.jpg"))[0]
+    Image.new("RGB", (9, 9)).save(picture)
+    labels = base / "val/zhiyuan_objv2_val_resized.json"
+    labels.write_text('{"images": []}')
+    remapped = base / "train/new_zhiyuan_objv2_train.json"
+    for path, command in (
+        (picture, ["resize_obj365", "--max_size", 64, "--num_workers", 1]),
+        (labels, ["resize_obj365", "--max_size", 64, "--num_workers", 1]),
+        (remapped, ["remap_obj365", "--new_val_size", 1]),
+    ):
+        if path is remapped:
+            remapped.write_text('{"images": []}')
+        before = path.read_bytes()
+        ended = tool_here(f"dataset.{command[0]}", "--base_dir", base, *command[1:])
+        assert ended.code in (2, 3) and f"{path} " in ended.err, ended
+        assert path.read_bytes() == before
+        path.unlink()
+    assert tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1).code == 0
+    assert tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 2).code == 0  # its own are
 
 
 def test_images_that_cannot_be_read_are_named_and_no_labels_written(base):
