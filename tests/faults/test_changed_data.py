@@ -171,7 +171,7 @@ def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_s
     state = read_tensor_file(folder / "last.pth")
     assert (state["progress"]["step"], state["progress"]["total_steps"]) == (3, 9)
     assert state["best"]["score"] is None
-    assert (folder / SET_ASIDE).read_bytes() == old_best and not (folder / "best.pth").exists()
+    assert (folder / f"{SET_ASIDE}.pth").read_bytes() == old_best and not (folder / "best.pth").exists()
     assert resume(data, folder) == (0, "done")  # the changed data is that of the run from now on
     assert read_tensor_file(folder / "best.pth")["meta"]["epoch"] >= 1
 
