@@ -28,6 +28,9 @@ WRITER = "dfine_dinov3"
 
 MARK = "written_by"
 
+DATA_IMAGE = f"{WRITER} data"
+"""The mark of images that are part of a data set."""
+
 YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 
 LARGEST_READ = 1 << 20
@@ -122,9 +125,17 @@ def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | 
                 )
 
 
-def write_picture(path: Path, picture: Image.Image, quality: int = 92) -> None:
-    """Write a JPEG file with the mark, atomically."""
-    write_atomically(path, lambda file: picture.save(file, "JPEG", quality=quality, comment=WRITER.encode()))
+def write_picture(path: Path, picture: Image.Image, quality: int = 92, *, mark: str = WRITER) -> None:
+    """Write a JPEG file with a mark, atomically."""
+    write_atomically(path, lambda file: picture.save(file, "JPEG", quality=quality, comment=mark.encode()))
+
+
+def is_our_data_image(path: Path) -> bool:
+    """Return whether this project wrote an image of a data set. For `is_ours` it is foreign, as COCO files are."""
+    try:
+        return path.is_file() and not path.is_symlink() and _comment(path) == DATA_IMAGE.encode()
+    except OSError:
+        return False
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
@@ -206,8 +217,12 @@ def _is_our_page(path: Path) -> bool:
 
 
 def _is_our_picture(path: Path) -> bool:
+    return _comment(path) == WRITER.encode()
+
+
+def _comment(path: Path) -> bytes | None:
     with Image.open(path) as image:
-        return image.info.get("comment") == WRITER.encode()
+        return image.info.get("comment")
 
 
 def _is_our_video(path: Path) -> bool:

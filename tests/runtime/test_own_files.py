@@ -10,11 +10,13 @@ from PIL import Image
 
 from src.core.errors import ConfigError
 from src.runtime.own_files import (
+    DATA_IMAGE,
     LARGEST_READ,
     MARK,
     WRITER,
     YAML_HEADER,
     is_our_coco_file,
+    is_our_data_image,
     is_ours,
     mark_video,
     marked_coco,
@@ -130,6 +132,10 @@ def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(t
     assert is_our_coco_file(path) and not is_ours(path)
     path.write_text(json.dumps({"images": [], "info": {"year": 2026}}))
     assert not is_our_coco_file(path)
+    write_picture(tmp_path / "a.jpg", Image.new("RGB", (8, 8)), mark=DATA_IMAGE)
+    assert is_our_data_image(tmp_path / "a.jpg") and not is_ours(tmp_path / "a.jpg")
+    write_picture(tmp_path / "a.jpg", Image.new("RGB", (8, 8)))
+    assert is_ours(tmp_path / "a.jpg") and not is_our_data_image(tmp_path / "a.jpg")
 
 
 def test_a_large_file_of_somebody_elses_is_not_read_whole(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.files import prepare_output_dir, write_json
-from ...runtime.own_files import WRITER, is_our_coco_file, marked_coco, refuse_foreign
+from ...runtime.own_files import DATA_IMAGE, is_our_coco_file, is_our_data_image, marked_coco, refuse_foreign
 
 CATEGORIES = {1: "disc", 3: "square", 7: "triangle", 8: "ring"}
 """Ids with gaps, as real files have them."""
@@ -97,13 +97,15 @@ def write_synthetic_coco(
     refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
     if not all(path.exists() for path in labels):
         own = (folder / "images" / name for names in pictures.values() for name in names)
-        refuse_foreign(own, "choose another --output")
+        refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
     prepare_output_dir(folder / "images")
     for part, (name, files) in enumerate(pictures.items()):
         images, annotations = [], []
         for index, file in enumerate(files):
             scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
-            Image.fromarray(scene.image).save(folder / "images" / file, quality=92, comment=WRITER.encode())
+            Image.fromarray(scene.image).save(
+                folder / "images" / file, quality=92, comment=DATA_IMAGE.encode()
+            )
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
             for (x0, y0, x1, y1), category, mask in zip(
                 scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks

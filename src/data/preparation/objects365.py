@@ -20,7 +20,14 @@ from tqdm import tqdm
 from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import write_atomically
-from ...runtime.own_files import is_our_coco_file, is_ours, marked_coco, refuse_foreign, write_picture
+from ...runtime.own_files import (
+    DATA_IMAGE,
+    is_our_coco_file,
+    is_our_data_image,
+    marked_coco,
+    refuse_foreign,
+    write_picture,
+)
 from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
 from ..dataset.findings import listed
 from ..dataset.image_folder import find_misplaced
@@ -270,7 +277,7 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
             return None
     except ImageError:
         pass
-    if os.path.lexists(target) and not is_ours(target):
+    if os.path.lexists(target) and not is_our_data_image(target):
         return (
             f"{target} is there, and is no smaller copy of {source.name} that this tool wrote; move it away"
         )
@@ -279,7 +286,7 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
     except ImageError as error:
         return str(error)
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    write_picture(target, picture.resize(new, Image.Resampling.LANCZOS), quality=QUALITY)
+    write_picture(target, picture.resize(new, Image.Resampling.LANCZOS), quality=QUALITY, mark=DATA_IMAGE)
     return None
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.data.dataset.coco_format import load_coco
 from src.data.preparation.objects365 import resize
-from src.runtime.own_files import write_picture
+from src.runtime.own_files import DATA_IMAGE, write_picture
 from tests.fixtures.tools_here import tool_here
 
 CATEGORIES = [{"id": 1, "name": "Person"}, {"id": 2, "name": "Chair"}]
@@ -173,7 +173,7 @@ def test_run_that_was_stopped_goes_on_with_what_is_missing(base):
     list(resize(base, 64, 1))
     done = sorted((base / "train").rglob("*_resized.jpg"))
     done[0].unlink()
-    write_picture(done[1], Image.new("RGB", (9, 9)))  # of another --max_size
+    write_picture(done[1], Image.new("RGB", (9, 9)), mark=DATA_IMAGE)  # of another --max_size
     before = done[2].stat().st_mtime_ns
     list(resize(base, 64, 1))
     assert done[2].stat().st_mtime_ns == before
