@@ -128,7 +128,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
     config = write_tiny_config(
         tmp_path,
         tiny_data,
-        epochs=20,
+        epochs=8,
         print_freq=1,
         save_every_steps=1,
         train_dataloader={"collate_fn": {"stop_epoch": None}},
@@ -140,7 +140,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
         training.send(signal.SIGKILL, training.workers()[1])
         training.wait_for("-r auto: going on from")
         assert training.end() == 0
-    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(20))
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
 
 
 def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(config, tiny_data, tmp_path):

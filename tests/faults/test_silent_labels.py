@@ -198,7 +198,7 @@ REFUSED = {
     ),
     "percent": Refused(
         boxes(lambda x, y, w, h: [100 * x / WIDTH, 100 * y / HEIGHT, 100 * w / WIDTH, 100 * h / HEIGHT]),
-        "all 300 boxes lie within 0 to 100 although the images are at least 300 pixels",
+        "all 300 boxes lie within 0 to 100 and fill this range, although most images are larger",
     ),
     "corners": Refused(
         boxes(lambda x, y, w, h: [x, y, x + w, y + h]), "nearly all would fit as xyxy in pixels"

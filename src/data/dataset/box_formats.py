@@ -19,16 +19,36 @@ Unit = Literal["pixels", "fraction", "percent", "permille"]
 _SCALE: dict[str, float] = {"fraction": 1.0, "percent": 100.0, "permille": 1000.0}
 
 OUTSIDE_LIMIT = 0.01
-"""Fraction of boxes wholly outside their image above which a file is not what it claims to be."""
+"""Fraction of boxes wholly outside their image above which another format is looked for."""
 
 BEYOND_LIMIT = 0.1
-"""Fraction of boxes that reach beyond their image above which another format is looked for."""
+"""Fraction of boxes that reach far out of their image above which another format is looked for."""
 
 FITS = 1 - OUTSIDE_LIMIT
 """Fraction of boxes that must fit into their images for a format to be likely."""
 
-FEW, MANY = 3, 50
-"""Boxes from which on a suspicion is raised; boxes that it takes where large numbers alone could be natural."""
+FEW = 3
+"""Minimum number of boxes that raise a suspicion."""
+
+CENTRES_BEYOND = 10
+"""Minimum number of boxes that reach out of their image to the right or downwards, while none does to the left or upwards, for the
+suspicion that the first two numbers are centres."""
+
+OVERHANG = 0.02
+"""Fraction of a side, and at least two pixels, by which a box may reach out of its image without being a sign of another format."""
+
+
+class _Relative(NamedTuple):
+    """When numbers that could be pixels are taken for parts of the image: boxes fill the range of a unit, and images are larger."""
+
+    scale: float
+    """End of the range."""
+    boxes: int
+    """Minimum number of boxes."""
+    sides: tuple[float, float]
+    """Minimum of the shorter and the longer side of nearly all images, in units of the range."""
+    filled: tuple[float, float]
+    """Minimum extent of all boxes along the less and the better filled axis, in units of the range."""
 
 
 class BoxFormat(NamedTuple):
@@ -79,68 +99,93 @@ class Suspicion(NamedTuple):
     """Formats under which nearly all boxes fit into their images, best first."""
 
 
-def suspect(xywh: np.ndarray, sizes: np.ndarray, outside: int, beyond: int) -> Suspicion | None:
+def suspect(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
     """Look for signs that boxes are in another format than COCO's; None if there are none.
 
     Args:
         xywh: `[M, 4]`, the boxes as a file has them.
         sizes: `[M, 2]`, (width, height) of their images in pixels.
-        outside: boxes that would lie wholly outside their image.
-        beyond: boxes that would reach beyond it.
     """
     count = len(xywh)
-    largest = float(np.abs(xywh).max(initial=0.0))
-    if not count or not np.isfinite(largest):
+    if not count or not np.isfinite(xywh).all():
         return None
-    if largest <= 1.01 and sizes.min() > 4 and (count >= FEW or (xywh % 1 != 0).any()):
+    tiny = (np.abs(xywh) <= 1.01).all(1) & (sizes > 4).all(1)
+    if tiny.sum() >= max(FEW, 0.5 * count) or (tiny.all() and (xywh % 1 != 0).any()):
         return Suspicion(
-            f"all {count} boxes have numbers from 0 to 1, expected pixels", _likely(xywh, sizes, ["fraction"])
+            f"{'all' if tiny.all() else f'{tiny.sum()} of'} {count} boxes have numbers from 0 to 1, expected pixels",
+            _likely(xywh[tiny], sizes[tiny], "fraction"),
         )
-    if unit := _crowded_unit(xywh, sizes):
+    if unit := _relative_unit(xywh, sizes):
         return Suspicion(
-            f"all {count} boxes lie within 0 to {_SCALE[unit]:g} although the images are at least "
-            f"{int(sizes.min())} pixels wide and high",
-            _likely(xywh, sizes, [unit]),
+            f"all {count} boxes lie within 0 to {_SCALE[unit]:g} and fill this range, although most images are larger",
+            [*_likely(xywh, sizes, unit), *_likely(xywh, sizes, "pixels")],
         )
-    if outside > OUTSIDE_LIMIT * count:
-        text = f"{outside} of {count} boxes lie wholly outside their image"
-        fills_permille = 0.8 * _SCALE["permille"] < largest <= 1.005 * _SCALE["permille"]
-        units = ["pixels", "permille"] if fills_permille else ["pixels"]
-        return Suspicion(text, _likely(xywh, sizes, units))
+    outside, beyond = _outside_and_beyond(xywh, sizes)
+    likely = _likely(xywh, sizes, "pixels")
+    if outside > OUTSIDE_LIMIT * count and (likely or outside >= FEW):
+        fills_permille = 0.8 * _SCALE["permille"] < xywh.max() <= 1.005 * _SCALE["permille"]
+        if not likely and fills_permille:
+            likely = _likely(xywh, sizes, "permille")
+        return Suspicion(f"{outside} of {count} boxes lie wholly outside their image", likely)
     if beyond >= max(FEW, BEYOND_LIMIT * count):
-        likely = _likely(xywh, sizes, ["pixels"])
+        if beyond < CENTRES_BEYOND or (xywh[:, :2] < -1).any():
+            likely = [given for given in likely if given.order != "cxcywh"]
         if likely:
             return Suspicion(f"{beyond} of {count} boxes reach out of their image", likely)
     return None
 
 
-def _likely(boxes: np.ndarray, sizes: np.ndarray, units: list[str]) -> list[BoxFormat]:
-    """Return the formats that nearly all boxes fit under, in the first of some units that has any; best first."""
-    for unit in units:
-        scores = {
-            given: fitting(to_coco(boxes, sizes, given), sizes)
-            for given in FORMATS
-            if given.unit == unit and given != COCO
-        }
-        best = [given for given in scores if scores[given] >= FITS]
-        if usual := [given for given in best if not given.order.startswith("y")]:  # y first is rare
-            best = usual
-        if best:
-            return sorted(best, key=lambda given: -scores[given])
-    return []
+def _outside_and_beyond(xywh: np.ndarray, sizes: np.ndarray) -> tuple[int, int]:
+    """Return the number of boxes that lie wholly outside their image, and of those that reach far out of it."""
+    with np.errstate(over="ignore"):
+        low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+        usable = (high > low).all(1)
+        outside = usable & ((low >= sizes).any(1) | (high <= 0).any(1))
+        overhang = np.maximum(high - sizes, -low)
+    far = (overhang > np.maximum(2.0, OVERHANG * sizes)).any(1)
+    return int(outside.sum()), int((usable & ~outside & far).sum())
 
 
-def _crowded_unit(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return percent or permille if the boxes fill that range and nothing beyond it, in images far larger; else None."""
-    if len(xywh) < MANY or (xywh < -1).any():
-        return None
-    largest = float(xywh.max())
-    reach = float((xywh[:, :2] + xywh[:, 2:]).max())
-    for unit in ("percent", "permille"):
-        end = _SCALE[unit]
-        if max(largest, reach) > 0.8 * end and largest <= 1.005 * end and sizes.min() >= 3 * end:
+def _likely(boxes: np.ndarray, sizes: np.ndarray, unit: str) -> list[BoxFormat]:
+    """Return the formats of a unit that nearly all boxes fit under, best first.
+
+    Formats with y first are rare: in pixels they count only if no other format fits.
+    """
+    formats = [given for given in FORMATS if given.unit == unit and given != COCO]
+    scores = {given: fitting(to_coco(boxes, sizes, given), sizes) for given in formats}
+    best = sorted((given for given in formats if scores[given] >= FITS), key=lambda given: -scores[given])
+    usual = [given for given in best if not given.order.startswith("y")]
+    if unit == "pixels" and usual:
+        return usual
+    return [*usual, *(given for given in best if given not in usual)]
+
+
+def _relative_unit(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
+    """Return percent or permille if the boxes fill that range, in images that are larger; else None."""
+    starts, extents = xywh[:, :2], xywh[:, 2:]
+    ends = [
+        extents,
+        starts + extents,
+        starts + extents / 2,
+    ]  # of corners, of sizes from a corner, of sizes around a centre
+    for unit, relative in _RELATIVE.items():
+        scale = relative.scale
+        in_range = xywh.min() >= -0.01 * scale and xywh.max() <= 1.005 * scale
+        larger = (np.sort(sizes, 1) >= np.multiply(relative.sides, scale)).all(1).mean() > 0.9
+        spread = (np.ptp(starts, 0) > 0.2 * scale).all() and (starts.min(0) < 0.3 * scale).all()
+        filled = any(
+            (np.sort(end.max(0)) >= np.multiply(relative.filled, scale)).all() and end.max() <= 1.005 * scale
+            for end in ends
+        )
+        if len(xywh) >= relative.boxes and in_range and larger and spread and filled:
             return unit
     return None
+
+
+_RELATIVE = {
+    "percent": _Relative(100.0, boxes=20, sides=(2.0, 2.0), filled=(0.5, 0.8)),
+    "permille": _Relative(1000.0, boxes=50, sides=(1.0, 1.5), filled=(0.9, 0.9)),
+}
 
 
 def _centred(boxes: np.ndarray) -> np.ndarray:

@@ -346,6 +346,7 @@ def _read_boxes(
     records, places = content.annotations, content.places["annotations"]
     image_of, category_of, sound, sizes = references
     xywh, ids = to_coco(records.bbox, sizes, box_format or COCO), records.id.clip(min=-1)
+    sound = sound & ~_masks_of_another_size(content, sound, sizes, findings)
     with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
         corners = corners.astype(np.float32)  # as they will be stored
@@ -355,7 +356,8 @@ def _read_boxes(
     beyond = sound & ~flat & ~outside & (abs(corners - inside) > 0.5).any(1)
     kept = sound & ~flat & ~outside
     without_area = kept & np.isnan(records.area)
-    areas = np.where(without_area, (inside[:, 2:] - inside[:, :2]).prod(1), records.area)
+    large_area = kept & (records.area > 1.01 * sizes.prod(1))
+    areas = np.where(without_area | large_area, (inside[:, 2:] - inside[:, :2]).prod(1), records.area)
     crowds, ignored = records.iscrowd == 1, records.ignore == 1
     again = _repeated_rows(image_of, category_of, xywh, kept)
 
@@ -365,6 +367,7 @@ def _read_boxes(
         (Kind.OUTSIDE, outside, records.bbox),
         (Kind.BEYOND, beyond, records.bbox),
         (Kind.NO_AREA, without_area, None),
+        (Kind.LARGE_AREA, large_area, None),
         (Kind.REPEATED_BOX, again, records.bbox),
         (Kind.IGNORED, kept & ignored, None),
     ):
@@ -372,7 +375,7 @@ def _read_boxes(
         findings.note(
             kind, "annotations", places[index], ids[index], None if details is None else details[index]
         )
-    if box_format is None and (found := suspect(xywh[sound], sizes[sound], outside.sum(), beyond.sum())):
+    if box_format is None and (found := suspect(xywh[sound], sizes[sound])):
         findings.fault(Kind.BOX_FORMAT, _describe_format(found))
 
     ledger = LabelLedger(findings.path, content.num_annotations)
@@ -381,10 +384,12 @@ def _read_boxes(
     ledger.add("outside their image", outside.sum(), "lost")
     ledger.add("crowd regions", (kept & crowds).sum(), "left out")
     ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
-    computed = sum(len(note.index) for note in findings.notes if note.kind == Kind.BOX_COMPUTED)
-    ledger.add("computed from a polygon or mask", computed, "changed")
-    ledger.add("clipped to their image", beyond.sum(), "changed")
-    ledger.add("listed more than once", again.sum(), "changed")
+    learned = kept & ~crowds & ~ignored
+    computed = [note.index for note in findings.notes if note.kind == Kind.BOX_COMPUTED]
+    from_segmentation = np.isin(places, np.concatenate(computed)) if computed else np.zeros(len(places), bool)
+    ledger.add("computed from a polygon or mask", (learned & from_segmentation).sum(), "changed")
+    ledger.add("clipped to their image", (learned & beyond).sum(), "changed")
+    ledger.add("listed more than once", (learned & again).sum(), "changed")
 
     order = np.flatnonzero(kept)
     order = order[np.argsort(image_of[order], kind="stable")]
@@ -397,6 +402,22 @@ def _read_boxes(
         "crowds": torch.from_numpy((crowds | ignored)[order]),
     }
     return rows, ledger
+
+
+def _masks_of_another_size(
+    content: CocoContent, sound: np.ndarray, sizes: np.ndarray, findings: Findings
+) -> np.ndarray:
+    """Return which boxes `[M]` were computed from a mask that has not the size of its image; each is a fault."""
+    places = content.places["annotations"]
+    bad = np.zeros(len(places), bool)
+    for row, place in enumerate(places.tolist()) if content.mask_sizes else ():
+        size = content.mask_sizes.get(place)
+        if size is not None and sound[row] and size != tuple(sizes[row]):
+            bad[row] = True
+            width, height = map(int, sizes[row])
+            what = f"no box, and a mask of {size[0]} x {size[1]} pixels for an image of {width} x {height}"
+            findings.fault(Kind.BAD_BOX, what, "annotations", place, int(content.annotations.id[row]))
+    return bad
 
 
 def _describe_format(found: Suspicion) -> str:

@@ -11,7 +11,7 @@ import codecs
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from ...core.errors import DataError
 from ...core.paths import decode_text, did_you_mean_file
 from ...runtime.limits import is_system_limit
 from .findings import Findings, Kind
-from .segmentation import box_of_segmentation
+from .segmentation import box_of_segmentation, mask_size
 
 LARGEST_ID = (1 << 63) - 1
 """Ids are kept as int64."""
@@ -142,6 +142,8 @@ class CocoContent:
     """Ids that the faulty records of each list have, or mean to have ("7"): what refers to them is not at fault."""
     num_annotations: int = 0
     """Records of the list `annotations`, faulty ones included."""
+    mask_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """(width, height) of the masks that boxes were computed from, by position in the list `annotations`."""
 
 
 def read_records(path: Path, findings: Findings) -> CocoContent:
@@ -154,8 +156,8 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
     try:
         _refuse_other_than_utf8(raw)
         file = msgspec.json.decode(raw, type=_File)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return _decode_leniently(raw, path, error, findings)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(raw, path, findings)
     annotations, places, lost = _read_annotations(file.annotations, findings)
     return CocoContent(
         file.images,
@@ -168,6 +170,7 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
         },
         {"images": set(), "annotations": lost, "categories": set()},
         len(file.annotations),
+        _mask_sizes(file.annotations, findings),
     )
 
 
@@ -291,12 +294,9 @@ def _lists_in_words(lists: Sequence[str]) -> str:
     return f"lists {', '.join(first)} and {last}" if first else f"a list {last}"
 
 
-def _decode_leniently(raw: bytes, path: Path, reason: Exception, findings: Findings) -> CocoContent:
+def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent:
     """Decode a file that is not as it should be; keep the sound records and list the faults of the others."""
-    content = sound_records(split_records(raw, path), findings)
-    if not findings.faults:
-        raise DataError(f"{path} is not a COCO file: {reason}")
-    return content
+    return sound_records(split_records(raw, path), findings)
 
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
@@ -304,7 +304,18 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
     sound, places, lost = {}, {}, {}
     for key, read in _READ.items():
         sound[key], places[key], lost[key] = read(content[key], findings)
-    return CocoContent(**sound, places=places, lost=lost, num_annotations=len(content["annotations"]))
+    count, masks = len(content["annotations"]), _mask_sizes(content["annotations"], findings)
+    return CocoContent(**sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks)
+
+
+def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, int]]:
+    """Return (width, height) of each mask that a box was computed from, by position."""
+    computed = (note.index.tolist() for note in findings.notes if note.kind == Kind.BOX_COMPUTED)
+    sizes = {
+        place: mask_size(parse_record(records[place]).get("segmentation"))
+        for place in chain.from_iterable(computed)
+    }
+    return {place: size for place, size in sizes.items() if size is not None}
 
 
 def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:

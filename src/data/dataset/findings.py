@@ -41,6 +41,7 @@ class Kind:
     OUTSIDE = "boxes outside their image, dropped"
     BEYOND = "boxes reaching beyond their image, clipped"
     NO_AREA = "missing areas, computed from the box"
+    LARGE_AREA = "areas larger than their image, computed from the box"
     BOX_COMPUTED = "missing boxes, computed from the polygon or mask"
     REPEATED_BOX = "boxes listed more than once"
     IGNORED = "objects flagged to be ignored, neither learned nor scored"

@@ -95,6 +95,13 @@ class FileIndex:
                 index.setdefault(_folded(PurePosixPath(name).name), []).append(name)
         return index
 
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for folded, names in self._by_folded.items():
+            index.setdefault(os.path.splitext(folded)[0], []).extend(names)
+        return index
+
     def meant_by(self, name: str) -> str | None:
         """Return the one file that a name plainly means, or None.
 
@@ -102,13 +109,22 @@ class FileIndex:
         that the end of the name leads to, where the name has folders in front (`/home/me/images/a.jpg`, `images/a.jpg`)
         or lacks some.
         """
-        folded = _folded(name)
+        folded = _folded(name.strip())
         parts = [part for part in folded.split("/") if part not in ("", ".", "..")]
         for start in range(len(parts)):
             if found := self._by_folded.get("/".join(parts[start:])):
                 return found[0] if len(found) == 1 else None
         found = self._by_base.get(parts[-1], []) if len(parts) == 1 else []
         return found[0] if len(found) == 1 else None
+
+    def with_other_suffix(self, name: str) -> str | None:
+        """Return the one image in the same folder that differs in its suffix alone, or None."""
+        found = [
+            *self._by_stem.get(os.path.splitext(_folded(name))[0], ()),
+            *self._by_stem.get(_folded(name), ()),
+        ]
+        images = [own for own in dict.fromkeys(found) if is_image_file(self.folder / own)]
+        return images[0] if len(images) == 1 else None
 
     def similar_to(self, name: str) -> str | None:
         """Return a file that may have been meant: `meant_by`, or another suffix or spelling; None if nothing is near."""

@@ -30,7 +30,10 @@ METRICS = (
 )
 """COCO's twelve numbers in their order; None where there is nothing to find."""
 
-AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+LARGEST_AREA = 1e10
+"""Square pixels: COCO does not score objects with a larger area."""
+
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST_AREA)}
 """COCO's sizes of objects: smallest and largest area in square pixels, both included."""
 
 
@@ -60,6 +63,11 @@ class CocoEvaluator:
         areas = [entry["area"] for entry in self.coco_gt["annotations"] if not entry.get("iscrowd", 0)]
         if not areas:
             return dict.fromkeys(self.metric_names, "there is no object to find")
+        if min(areas) > LARGEST_AREA:
+            reason = (
+                f"all objects have an area above {LARGEST_AREA:g} square pixels, which COCO does not score"
+            )
+            return dict.fromkeys(METRICS, reason)
         return {
             name: f"none of the {len(areas)} objects has an area from {low:g} to {high:g} square pixels "
             f"(they have {min(areas):g} to {max(areas):g})"

@@ -35,6 +35,7 @@ _NOTES: dict[str, tuple[bool, str]] = {
     Kind.OUTSIDE: (True, "box outside its image"),
     Kind.BEYOND: (False, "reaches beyond its image"),
     Kind.NO_AREA: (False, "no area"),
+    Kind.LARGE_AREA: (False, "an area larger than its image"),
     Kind.BOX_COMPUTED: (False, "no box, but a polygon or mask"),
     Kind.REPEATED_BOX: (False, "the same box as one before"),
     Kind.IGNORED: (False, "flagged to be ignored"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
-from ..dataset.box_formats import COCO, BoxFormat, to_coco
+from ..dataset.box_formats import COCO, FITS, BoxFormat, fitting, to_coco
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import (
     LISTS,
+    is_box_missing,
     is_id,
     meant_id,
     parse_record,
@@ -33,7 +35,7 @@ from ..dataset.findings import Findings, Kind
 from ..dataset.image_folder import find_misplaced
 from ..dataset.image_names import FileIndex
 from ..dataset.images import ImageError, image_size
-from ..dataset.segmentation import box_of_segmentation
+from ..dataset.segmentation import box_of_segmentation, mask_size
 from .check import DataSet, look_at_images
 from .coco_writing import encoded, write_records
 from .image_check import ImageCheck
@@ -42,7 +44,27 @@ from .labelled_images import DECIMALS
 ROUNDS = 12
 """A mended record can show another fault, as when its image is found at last; never so often."""
 
+SAME_FACTOR = 0.02
+"""By how much the factors of width and height may differ in a resized image, by rounding."""
+
+MOSTLY = 0.9
+"""Fraction of boxes that fit the files if the sizes in the labels were written wrong."""
+
 Record = dict[str, Any]
+
+
+def _scale(record: Record, x: float, y: float) -> None:
+    """Scale the box of an annotation, its area and its polygons, in place."""
+    if not is_box_missing(record):
+        left, top, width, height = record["bbox"]
+        record["bbox"] = [round(value, DECIMALS) for value in (left * x, top * y, width * x, height * y)]
+    if isinstance(record.get("area"), int | float):
+        record["area"] = record["area"] * x * y
+    rings = record.get("segmentation")
+    if isinstance(rings, list) and all(isinstance(ring, list) for ring in rings):
+        record["segmentation"] = [
+            [value * (y if position % 2 else x) for position, value in enumerate(ring)] for ring in rings
+        ]
 
 
 class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
@@ -83,6 +105,8 @@ def fix(
             images.true_sizes(data.images, data.follow_links),
             None if box_format is None else COCO,
         )
+        if box_format is None and mending.rescale(examined):
+            continue
         if found := next((fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None):
             raise DataError(
                 f"{data.annotations}: {found.what}; --boxes xywh --units pixels says that they are what COCO has, and "
@@ -106,6 +130,7 @@ class _Mending:
         self.first_names: dict[int, str] = {}
         self.dropped_images: set[int] = set()
         self.files = FileIndex(data.images)
+        self.renumbered = {where: self._new_numbers(where) for where in ("images", "categories")}
 
     def convert_boxes(self, given: BoxFormat) -> None:
         """Convert all boxes to x, y, width, height in pixels; a box that is not four numbers is left to its own repair."""
@@ -124,6 +149,18 @@ class _Mending:
             self._close("annotations", index, record)
             self.changes[f"boxes converted from {given}"] += 1
 
+    def _new_numbers(self, where: str) -> dict[str, int]:
+        """Return new ids for records whose own are no whole numbers from 0 and mean none, by what stands there."""
+        records = [record for record in map(parse_record, self.content[where]) if isinstance(record, dict)]
+        used = {meant_id(record.get("id")) for record in records}
+        free = (number for number in count(1) if number not in used)
+        texts = [
+            str(record["id"])
+            for record in records
+            if meant_id(record.get("id")) is None and isinstance(record.get("id"), str | int | float)
+        ]
+        return {text: next(free) for text in dict.fromkeys(texts) if text}
+
     def _sizes_of_images(self) -> dict[int | None, tuple[int, int]]:
         """Return (width, height) by image id, of the records that have all three."""
         sizes = {}
@@ -131,6 +168,44 @@ class _Mending:
             if isinstance(record, dict) and is_id(record.get("width")) and is_id(record.get("height")):
                 sizes[meant_id(record.get("id"))] = (record["width"], record["height"])
         return sizes
+
+    def rescale(self, examined: Examination) -> bool:
+        """Scale the boxes of images that were resized after they were labelled; return whether there are any.
+
+        Image files have other sizes than the labels say. Either the sizes were written wrong, or the files were resized: then
+        the boxes fit the sizes of the labels, and they do not fit the files, or sizes differ by one factor in both directions.
+        """
+        positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
+        if not positions:
+            return False
+        true_sizes = {image.id: (image.width, image.height) for image in examined.content.images}
+        written: dict[int, tuple[int, int]] = {}
+        for index in np.concatenate(positions).tolist():
+            record = self._open("images", index)
+            written[record["id"]] = (record["width"], record["height"])
+        boxes = examined.content.annotations
+        rows = np.flatnonzero(np.isin(boxes.image_id, list(written)))
+        if not len(rows):
+            return False
+        ids = boxes.image_id[rows].tolist()
+        old = np.array([written[image_id] for image_id in ids], float)
+        new = np.array([true_sizes[image_id] for image_id in ids], float)
+        factors = new / old
+        fits_old, fits_new = fitting(boxes.bbox[rows], old), fitting(boxes.bbox[rows], new)
+        one_factor = float((np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()) >= FITS
+        if fits_old < FITS or not (one_factor or fits_new < MOSTLY):
+            return False
+        for place, factor in zip(examined.content.places["annotations"][rows].tolist(), factors.tolist()):
+            record = self._open("annotations", place)
+            _scale(record, *factor)
+            self._close("annotations", place, record)
+            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
+        for index in np.concatenate(positions).tolist():
+            record = self._open("images", index)
+            record["width"], record["height"] = true_sizes[record["id"]]
+            self._close("images", index, record)
+            self.changes["sizes of images taken from their files"] += 1
+        return True
 
     def mend_records(self, examined: Examination) -> bool:
         """Mend what the annotation file shows by itself; return whether anything was changed."""
@@ -167,13 +242,28 @@ class _Mending:
         return self.changes.total() > before
 
     def _correct_name(self, index: int) -> None:
-        """Give an image whose file does not exist the name of the one file that was plainly meant, if there is one."""
+        """Give an image whose file does not exist the name of the one file that was plainly meant, if there is one.
+
+        A file with another suffix is meant if no other image has it.
+        """
         record = self._open("images", index)
         meant = self.files.meant_by(record["file_name"])
+        if meant is None:
+            meant = self.files.with_other_suffix(record["file_name"])
+            meant = None if meant in self._listed_names else meant
         if meant is not None:
             record["file_name"] = meant
             self._close("images", index, record)
             self.changes["file names corrected"] += 1
+
+    @cached_property
+    def _listed_names(self) -> set[str]:
+        """File names of the file as it was read."""
+        return {
+            record.get("file_name")
+            for record in map(parse_record, self.content["images"])
+            if isinstance(record, dict) and isinstance(record.get("file_name"), str)
+        }
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
@@ -226,15 +316,22 @@ class _Mending:
 # ---- one kind of finding, one record ----
 
 
-def _numeric_ids(*keys: str) -> Callable[[_Mending, Record], Iterator[str]]:
-    def mend(_: _Mending, record: Record) -> Iterator[str]:
-        for key in keys:
+def _numeric_ids(**keys: str | None) -> Callable[[_Mending, Record], Iterator[str]]:
+    """Return what repairs ids, given the list that each of them names a record of."""
+
+    def mend(mending: _Mending, record: Record) -> Iterator[str]:
+        for key, where in keys.items():
             value = meant_id(record.get(key))
+            if value is None and where is not None:
+                value = mending.renumbered[where].get(str(record.get(key)))
+                change = f"{key} given a new number" if key != "id" else f"{where} given new ids"
+            else:
+                change = f"{key} made a whole number"
             if value is None:
                 raise _Dropped(f"no {key} that could be meant")
             if value is not record[key]:
                 record[key] = value
-                yield f"{key} made a whole number"
+                yield change
 
     return mend
 
@@ -243,7 +340,7 @@ def _annotation_ids(mending: _Mending, record: Record) -> Iterator[str]:
     if meant_id(record.get("id")) is None:
         record["id"] = mending.new_id()
         yield "annotation ids given anew"
-    yield from _numeric_ids("id", "image_id", "category_id")(mending, record)
+    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(mending, record)
 
 
 def _new_annotation_id(mending: _Mending, record: Record) -> Iterator[str]:
@@ -251,27 +348,49 @@ def _new_annotation_id(mending: _Mending, record: Record) -> Iterator[str]:
     yield "annotation ids given anew"
 
 
-def _box(_: _Mending, record: Record) -> Iterator[str]:
-    box = record.get("bbox")
-    try:
-        numbers = (
-            [float(value) for value in box]
-            if isinstance(box, list) and not any(isinstance(v, bool) for v in box)
-            else []
-        )
-    except (TypeError, ValueError, OverflowError):
-        numbers = []
-    if len(numbers) == 4 and all(abs(value) < 1e300 for value in numbers):  # NaN is not smaller either
+def _box(mending: _Mending, record: Record) -> Iterator[str]:
+    numbers = _four_numbers(record.get("bbox"))
+    if numbers is not None:
         record["bbox"] = numbers
-        yield "boxes made numbers"
+        yield "boxes made four numbers"
         return
-    yield from _box_from_segmentation(_, record)
+    yield from _box_from_segmentation(mending, record)
 
 
-def _box_from_segmentation(_: _Mending, record: Record) -> Iterator[str]:
-    box = box_of_segmentation(record.get("segmentation"))
+def _four_numbers(box: Any) -> list[float] | None:
+    """Return the four finite numbers that a box plainly means: texts, one text, a list in a list, or named numbers."""
+    if isinstance(box, dict):
+        box = next(([box[key] for key in keys] for keys in _BOX_KEYS if set(keys) <= box.keys()), None)
+    if isinstance(box, str):
+        box = box.strip("[]() ").replace(",", " ").split()
+    if isinstance(box, list) and len(box) == 1:
+        box = box[0]
+    if not isinstance(box, list) or len(box) != 4 or any(isinstance(value, bool) for value in box):
+        return None
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if all(abs(value) < 1e300 for value in numbers) else None  # NaN is not smaller either
+
+
+_BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+"""Names under which tools write x, y, width and height."""
+
+
+def _usable_box(mending: _Mending, record: Record) -> list[float] | None:
+    """Return the box of the polygon or of a mask that has the size of the image."""
+    masked = mask_size(record.get("segmentation"))
+    size = mending.sizes.get(record.get("image_id"))
+    if masked is not None and size is not None and masked != size:
+        return None
+    return box_of_segmentation(record.get("segmentation"))
+
+
+def _box_from_segmentation(mending: _Mending, record: Record) -> Iterator[str]:
+    box = _usable_box(mending, record)
     if box is None:
-        raise _Dropped("no four finite numbers, and no polygon or mask")
+        raise _Dropped("no four finite numbers, and no polygon or mask of its image")
     record["bbox"] = box
     yield "boxes computed from their polygon or mask"
 
@@ -299,8 +418,14 @@ def _outside(mending: _Mending, record: Record) -> Iterator[str]:
 
 
 def _ignore(_: _Mending, record: Record) -> Iterator[str]:
-    record["ignore"] = int(record.get("ignore") not in (None, False, 0, "0", "", "false", "False"))
+    record["ignore"] = _flag(record.get("ignore"))
     yield "ignore flags made 0 or 1"
+
+
+def _flag(value: Any) -> int:
+    """Return 0 or 1 for a flag in any form; what is neither is set, so that an object is not learned against the file's word."""
+    text = str(value).strip().lower()
+    return int(text not in ("", "none", "null", "false", "no", "0", "0.0"))
 
 
 def _file_name(mending: _Mending, record: Record) -> Iterator[str]:
@@ -331,7 +456,7 @@ def _area(_: _Mending, record: Record) -> Iterator[str]:
 
 
 def _crowd(_: _Mending, record: Record) -> Iterator[str]:
-    record["iscrowd"] = int(record.get("iscrowd") in (True, "1"))
+    record["iscrowd"] = _flag(record.get("iscrowd"))
     yield "crowd marks made 0 or 1"
 
 
@@ -395,12 +520,12 @@ def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
 _CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
 
 _MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
-    ("images", Kind.BAD_ID): _numeric_ids("id"),
+    ("images", Kind.BAD_ID): _numeric_ids(id="images"),
     ("images", Kind.BAD_FILE_NAME): _file_name,
     ("images", Kind.BAD_SIZE): _image_size,
     ("images", Kind.TRUE_SIZE): _true_size,
     ("images", Kind.REPEATED_IMAGE): _repeated_image,
-    ("categories", Kind.BAD_ID): _numeric_ids("id"),
+    ("categories", Kind.BAD_ID): _numeric_ids(id="categories"),
     ("categories", Kind.BAD_NAME): _category_name,
     ("categories", Kind.REPEATED_CATEGORY): _repeated_category,
     ("annotations", Kind.BAD_ID): _annotation_ids,
@@ -417,6 +542,7 @@ _MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
     ("annotations", Kind.OUTSIDE): _outside,
     ("annotations", Kind.BEYOND): _clip,
     ("annotations", Kind.NO_AREA): _area,
+    ("annotations", Kind.LARGE_AREA): _area,
 }
 """What is done about each kind of finding in a list; what is not here is left as it is."""
 

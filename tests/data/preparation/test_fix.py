@@ -8,6 +8,7 @@ from PIL import Image
 from src.core.errors import ConfigError, DataError
 from src.data.dataset.box_formats import COCO, BoxFormat
 from src.data.dataset.coco_format import load_coco
+from src.data.dataset.segmentation import box_of_segmentation
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.fix import fix
 from src.data.preparation.image_check import ImageCheck
@@ -157,8 +158,11 @@ def test_file_that_is_no_json_is_refused(folder):
     [
         ({"bbox": [1, 2, 0, 4]}, "boxes dropped: no area"),
         ({"bbox": [90, 2, 3, 4]}, "boxes dropped: outside their image"),
-        ({"bbox": [1, 2, float("nan"), 4]}, "boxes dropped: no four finite numbers, and no polygon or mask"),
-        ({"bbox": None}, "boxes dropped: no four finite numbers, and no polygon or mask"),
+        (
+            {"bbox": [1, 2, float("nan"), 4]},
+            "boxes dropped: no four finite numbers, and no polygon or mask of its image",
+        ),
+        ({"bbox": None}, "boxes dropped: no four finite numbers, and no polygon or mask of its image"),
         ({"category_id": 99}, "boxes dropped: their category is not listed"),
         ({"image_id": 99}, "boxes dropped: their image is not listed"),
         ({"image_id": "one"}, "boxes dropped: no image_id that could be meant"),
@@ -182,12 +186,18 @@ def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
         ({"category_id": 3.0}, "category_id made a whole number", {}),
         ({"id": None}, "annotation ids given anew", {"id": 3}),
         ({"id": 1}, "annotation ids given anew", {"id": 3}),
-        ({"bbox": ["4", 5, "8.0", 9]}, "boxes made numbers", {}),
+        ({"bbox": ["4", 5, "8.0", 9]}, "boxes made four numbers", {}),
         ({"area": "x"}, "areas computed from the box", {}),
         ({"area": -2}, "areas computed from the box", {}),
         ({"area": None}, "areas computed from the box", {}),
         ({"iscrowd": True}, "crowd marks made 0 or 1", {"iscrowd": 1}),
-        ({"iscrowd": 5}, "crowd marks made 0 or 1", {}),
+        ({"iscrowd": 5}, "crowd marks made 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": "True"}, "crowd marks made 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": "false"}, "crowd marks made 0 or 1", {}),
+        ({"bbox": {"x": 4, "y": 5, "width": 8, "height": 9}}, "boxes made four numbers", {}),
+        ({"bbox": "4, 5, 8, 9"}, "boxes made four numbers", {}),
+        ({"bbox": "[4 5 8 9]"}, "boxes made four numbers", {}),
+        ({"bbox": [[4, 5, 8, 9]]}, "boxes made four numbers", {}),
         ({"bbox": [-4, 25, 10, 10]}, "boxes clipped to their image", {"bbox": [0, 25, 6, 5], "area": 30}),
     ],
     ids=str,
@@ -259,6 +269,11 @@ def test_boxes_of_another_format_are_converted(folder, order, unit, write):
             [1, 0, 1, 4],
         ),
         (
+            {"bbox": None, "segmentation": [[1, 2], [9, 2], [9, 7]]},
+            "boxes computed from their polygon or mask",
+            [1, 2, 8, 5],
+        ),
+        (
             {"bbox": [1, 2, 3], "segmentation": [[1, 2, 9, 2, 9, 7]]},
             "boxes computed from their polygon or mask",
             [1, 2, 8, 5],
@@ -269,7 +284,7 @@ def test_boxes_of_another_format_are_converted(folder, order, unit, write):
             [1, 2, 8, 5],
         ),
     ],
-    ids=["reversed", "empty", "no area", "three numbers", "outside"],
+    ids=["reversed", "empty", "no area", "points", "three numbers", "outside"],
 )
 def test_a_box_that_can_be_repaired_is_not_dropped(folder, change, what, box):
     changes, copy = fixed(folder, labels(annotations={2: change}), box_format=COCO)
@@ -293,6 +308,62 @@ def test_a_name_that_plainly_means_a_file_is_corrected(folder, name):
     assert changes == {"file names corrected": 1}
     assert [record["file_name"] for record in copy["images"]] == ["1.png", "2.png", "3.png"]
     assert len(copy["annotations"]) == 6
+
+
+@pytest.mark.parametrize("name", ["2.jpg", "2", "2.png ", " 2.png"])
+def test_a_name_with_another_suffix_means_the_one_file_that_nobody_else_has(folder, name):
+    changes, copy = fixed(folder, labels(images={1: {"file_name": name}}))
+    assert changes == {"file names corrected": 1} and len(copy["annotations"]) == 6
+    assert copy["images"][1]["file_name"] == "2.png"
+    (folder / "clean.json").unlink()
+    changes, copy = fixed(folder, labels(images={1: {"file_name": "3.jpg"}}))
+    assert changes["images dropped: no file that can be read"] == 1  # 3.png is another image's
+
+
+@pytest.mark.parametrize(
+    "ids", [["a", "b", "c"], [-1, -2, -3], [2**70, 2**71, 2**72], ["1", "x", 2]], ids=str
+)
+@pytest.mark.parametrize("where", ["images", "categories"])
+def test_ids_that_are_no_numbers_are_replaced_together_with_what_refers_to_them(folder, where, ids):
+    content = sound_coco()
+    key = {"images": "image_id", "categories": "category_id"}[where]
+    new = {record["id"]: ids[number] for number, record in enumerate(content[where])}
+    for record in content[where]:
+        record["id"] = new[record["id"]]
+    for record in content["annotations"]:
+        record[key] = new[record[key]]
+    _, copy = fixed(folder, content)
+    name = {"images": "file_name", "categories": "name"}[where]
+    expected = sound_coco()
+    names = [{record["id"]: record[name] for record in one[where]} for one in (copy, expected)]
+    assert [names[0][r[key]] for r in copy["annotations"]] == [
+        names[1][r[key]] for r in expected["annotations"]
+    ]
+
+
+@pytest.mark.parametrize("factor", [2, 0.5, 1.1])
+def test_boxes_of_images_that_were_resized_are_scaled(folder, factor):
+    content = sound_coco()
+    expected = [record["bbox"] for record in content["annotations"]]
+    for record in content["images"]:
+        record["width"], record["height"] = round(record["width"] * factor), round(record["height"] * factor)
+    for record in content["annotations"]:
+        record["bbox"] = [value * factor for value in record["bbox"]]
+        x, y, w, h = record["bbox"]
+        record["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+    changes, copy = fixed(folder, content)
+    assert changes["boxes scaled to the size of their image file, which was resized"] == 6
+    for record, box in zip(copy["annotations"], expected):
+        assert record["bbox"] == pytest.approx(box, abs=0.1)
+        assert box_of_segmentation(record["segmentation"]) == pytest.approx(box, abs=0.1)
+
+
+def test_boxes_that_are_declared_to_be_right_are_not_scaled(folder):
+    content = sound_coco()
+    for record in content["images"]:
+        record["width"], record["height"] = 2 * record["width"], 2 * record["height"]
+    _, copy = fixed(folder, content, box_format=COCO)
+    assert copy == sound_coco()
 
 
 @pytest.mark.parametrize(("value", "after"), [("yes", 1), (2, 1), ("0", 0), ("", 0)])
