@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.paths import decode_text, did_you_mean_file
+from ...core.paths import decode_text, did_you_mean_file, files_inside
 from ...runtime.limits import is_system_limit
 from .findings import Findings, Kind
 from .segmentation import box_of_segmentation, mask_size
@@ -224,7 +224,7 @@ def read_annotation_file(path: Path) -> bytes:
     except OSError as error:
         if is_system_limit(error):
             raise
-        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ""
+        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else files_inside(path, "*.json")
         raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}{hint}") from None
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as some editors on Windows save
         return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")

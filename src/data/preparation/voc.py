@@ -6,6 +6,7 @@ Many tools write the same layout with corners counted from 0; `zero_based` reads
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
 from ..dataset.image_names import FileIndex, is_image_file
-from ..dataset.images import ImageError, image_size
+from ..dataset.images import IMAGE_SUFFIXES, ImageError, image_size
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
 LARGEST_FILE = 16_000_000
@@ -96,8 +97,14 @@ def read_voc(
                 faults.add("annotation files that cannot be used", str(path), str(error))
     faults.raise_if_any()
     if not found.get("train"):
+        deeper = any((root / "Annotations").glob("*/*.xml"))
         raise DataError(
-            f"{root} has no images to train on: Annotations holds no XML file, or the list of images is empty"
+            f"{root} has no images to train on: "
+            + (
+                "Annotations has subfolders; put all XML files into Annotations itself"
+                if deeper
+                else "Annotations holds no XML file, or the list of images is empty"
+            )
         )
     if spare := len(by_stem.keys() - {stem for stems in sets.values() for stem in stems}):
         notes["images without an annotation file or not listed, left out"] += spare
@@ -110,6 +117,10 @@ def read_voc(
         for part, entries in found.items()
     }
     faults.raise_if_any()
+    if not any(len(image.boxes) for part in parts.values() for image in part):
+        raise DataError(
+            f"{root}: no box is left; --difficult {difficult} leaves out objects marked as difficult"
+        )
     return LabelledImages(images.resolve(), {number: name for name, number in ids.items()}, parts, notes)
 
 
@@ -170,6 +181,9 @@ def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
 def _stems(path: Path, faults: Faults) -> Iterator[str]:
     for number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
         if words := line.split():
+            words[0] = words[0].removesuffix(".xml")
+            if os.path.splitext(words[0])[1].lower() in IMAGE_SUFFIXES:
+                words[0] = os.path.splitext(words[0])[0]
             if unsafe_file_name(words[0]) or "/" in words[0] or "\\" in words[0]:
                 text = f"{words[0][:80]!r} is not the name of an image"
                 faults.add("lines that do not name an image", f"{path} line {number}", text)
@@ -204,7 +218,8 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
         stored, upright = image_size(images / name)
     except ImageError as error:
         raise DataError(f"its {error}") from None
-    written = tuple((tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height"))
+    texts = ((tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height"))
+    written = tuple(text.removesuffix(".0") for text in texts)
     if "0" in written or "" in written:
         return upright
     for size in (upright, stored):

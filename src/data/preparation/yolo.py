@@ -20,11 +20,14 @@ import yaml
 from ...core.errors import DataError
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
+from ..dataset.box_formats import BEYOND_LIMIT, FEW, FITS, OVERHANG
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
-from ..dataset.image_names import FileIndex, find_image_files
+from ..dataset.image_names import FileIndex, find_image_files, is_image_file
+from ..dataset.images import IMAGE_SUFFIXES
 from .image_sizes import upright_sizes
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
+from .layouts import describe_layout
 
 FAR = 0.5
 """Coordinates this far outside of 0 to 1 are no rounding and no sloppy border: they are in other units. Nearer ones are clipped."""
@@ -44,10 +47,10 @@ def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = Fals
         DataError: one error with all faults, by kind.
     """
     path = _yaml_in(path)
-    settings = _read_yaml(path)
+    settings = _with_usual_names(_read_yaml(path))
     names = _names(settings, path)
-    root = _root(settings, path)
     account = Account(Faults(path), Counter(), drop_boxes)
+    root = _root(settings, path, account.notes)
     files = {
         part: _image_files(settings[part], root, f"{path}: {part}", account, needed=part == "train")
         for part in ("train", "val", "test")
@@ -60,16 +63,80 @@ def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = Fals
     skeleton = settings.get(SKELETON)
     extra = math.prod(map(int, skeleton)) if isinstance(skeleton, list) and _all_digits(skeleton) else 0
     parts: dict[str, list[LabelledImage]] = {}
+    numbers: list[np.ndarray] = []
     for part, names_of_part in files.items():
         if names_of_part:
-            parts[part] = _read_part(root, names_of_part, names, extra, account, follow_links)
+            parts[part] = _read_part(root, names_of_part, names, extra, account, follow_links, numbers)
+    _look_for_corners(np.concatenate(numbers), path, account)
+    _note_labels_without_image(root, files, account)
     account.faults.raise_if_any()
-    if not any(len(image.boxes) for part in parts.values() for image in part):
+    if not any(len(image.boxes) for image in parts["train"]):
         first = _label_root(root, files["train"]) / label_path(files["train"][0])
         raise DataError(
-            f"{path}: no image has a box; labels of {root / files['train'][0]} would be in {first}"
+            f"{path}: no training image has a box; labels of {root / files['train'][0]} would be in {first}"
         )
     return LabelledImages(root, names, parts, account.notes)
+
+
+def _with_usual_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with `val` where a file calls it `valid` or `validation`."""
+    for name in ("valid", "validation"):
+        if name in settings and "val" not in settings:
+            settings = {**settings, "val": settings[name]}
+    return settings
+
+
+def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None:
+    """Add a fault if boxes are corners x1, y1, x2, y2: many reach out of their image, and nearly all would fit as corners."""
+    if not len(numbers):
+        return
+    beyond = (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG).any(1).sum()
+    fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
+    if beyond >= max(FEW, BEYOND_LIMIT * len(numbers)) and fits >= FITS:
+        text = f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit as x1 y1 x2 y2; YOLO has cx cy w h"
+        account.faults.add("boxes in another format", str(path), text)
+
+
+def _note_labels_without_image(root: Path, files: dict[str, list[str]], account: Account) -> None:
+    """Add label files that belong to no image of any part: their boxes would be lost."""
+    images = [name for names in files.values() for name in names]
+    if not images:
+        return
+    label_root = _label_root(root, images)
+    used = {_stem(label_path(name)) for name in images}
+    folders = {os.path.dirname(label_path(name)): os.path.dirname(name) for name in images}
+    for folder, image_folder in sorted(folders.items()):
+        there = {os.path.splitext(name)[0] for name in os.listdir(root / image_folder) if is_image_file(name)}
+        for path in sorted((label_root / folder).glob("*")):
+            name = f"{folder}/{path.name}" if folder else path.name
+            if path.suffix.lower() != ".txt" or _stem(name) in used or not _has_labels(path):
+                continue
+            if os.path.basename(_stem(name)) in there:
+                account.notes["labels of images that no list names, left out"] += 1
+                continue
+            if account.drop_boxes:
+                account.notes["label files without an image, left out"] += 1
+            else:
+                text = "holds labels, but there is no image of this name; --drop-boxes leaves it out"
+                account.faults.add("label files without an image", str(path), text)
+
+
+def _stem(name: str) -> str:
+    """Return the name of a label file without its suffix, and without that of its image (`a.jpg.txt`), to compare."""
+    stem = os.path.splitext(name)[0]
+    return os.path.splitext(stem)[0] if os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES else stem
+
+
+def _has_labels(path: Path) -> bool:
+    """Return whether the first line of a text file is a label: others, such as classes.txt, may lie beside labels."""
+    try:
+        words = read_text(path, errors="replace").split("\n", 1)[0].split()
+    except OSError:
+        return False
+    try:
+        return len([float(word) for word in words]) >= 5
+    except ValueError:
+        return False
 
 
 def _read_part(
@@ -79,14 +146,17 @@ def _read_part(
     extra: int,
     account: Account,
     follow_links: bool,
+    numbers: list[np.ndarray],
 ) -> list[LabelledImage]:
-    """Read the images of a part with their labels."""
-    labels, label_root = [label_path(name) for name in images], _label_root(root, images)
+    """Read the images of a part with their labels; the numbers of their boxes, as they stand there, are added to a list."""
+    label_root = _label_root(root, images)
+    labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
     sizes = upright_sizes([root / images[index] for index in usable], account.faults)
     result = []
     for index, size in zip(usable, sizes):
         classes, boxes, places = _read_labels(label_root / labels[index], names, extra, account)
+        numbers.append(boxes)
         if size is None:
             continue
         corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
@@ -106,16 +176,28 @@ def label_path(image: str) -> str:
     return os.path.splitext("/".join(folders))[0] + ".txt"
 
 
+def _existing_label(label_root: Path, image: str) -> str:
+    """Return the label file of an image: the usual name, or with the image's suffix before `.txt`, or `.TXT`, if only that is there."""
+    usual = label_path(image)
+    stem, suffix = usual.removesuffix(".txt"), os.path.splitext(image)[1]
+    others = (f"{stem}{suffix}.txt", f"{stem}.TXT")
+    if os.path.lexists(label_root / usual):
+        return usual
+    return next((name for name in others if os.path.lexists(label_root / name)), usual)
+
+
 def _yaml_in(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.yaml")) + sorted(path.glob("*.yml"))
     if path / "data.yaml" in found:
         return path / "data.yaml"
-    if len(found) != 1:
+    if len(found) > 1:
         raise DataError(
             f"{path} has {len(found)} YAML files and no data.yaml; name the one that describes the data"
         )
+    if not found:
+        raise DataError(f"{path} has no data.yaml{describe_layout(path)}")
     return found[0]
 
 
@@ -127,6 +209,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}{did_you_mean_file(path)}"
         ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it in this encoding") from None
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DataError(f"{path} is not valid YAML: {error.problem or error.context}{place}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}"
@@ -143,7 +230,7 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
         not isinstance(table, dict)
         or not table
         or not _all_digits(table)
-        or not all(isinstance(name, str) for name in table.values())
+        or not all(isinstance(name, str) and name.strip() for name in table.values())
     ):
         raise DataError(
             f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by class number"
@@ -158,8 +245,12 @@ def _all_digits(texts: Iterable[Any]) -> bool:
     return all(isinstance(text, str) and text.isascii() and text.isdigit() for text in texts)
 
 
-def _root(settings: dict[str, Any], path: Path) -> Path:
-    """Return the folder of the data set: `path` of the file, relative to it, or where the file is."""
+def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
+    """Return the folder of the data set: `path` of the file, relative to it, or where the file is.
+
+    A `path` that does not exist, as in files that were written on another machine, is ignored with a note if the training
+    images are found beside the file.
+    """
     given = settings.get("path")
     if given is None:
         return path.parent.resolve()
@@ -168,8 +259,14 @@ def _root(settings: dict[str, Any], path: Path) -> Path:
     for folder in (path.parent / given, user_path(given)):
         if folder.is_dir():
             return folder.resolve()
+    train = settings.get("train")
+    entries = train if isinstance(train, list) else [train]
+    if all(isinstance(entry, str) and (path.parent / entry).exists() for entry in entries):
+        notes[f"{path}: path is {given}, which does not exist; its own folder is used instead"] += 1
+        return path.parent.resolve()
     raise DataError(
-        f"{path}: path is {given}, which is no folder (looked from {path.parent} and {Path.cwd()})"
+        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and {Path.cwd()}); remove the line "
+        "if the images lie beside the file"
     )
 
 

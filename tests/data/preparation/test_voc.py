@@ -226,3 +226,23 @@ def test_image_that_cannot_be_read_is_named(root):
 def test_missing_folder_is_named(root, name):
     (root / name).rename(root / "x")
     assert f"{root} has no folder {name}" in refused(root)
+
+
+def test_sizes_may_be_written_as_floats_and_lists_may_name_files(root):
+    spoil(root, voc_xml("a").replace("<width>64<", "<width>64.0<"))
+    (root / "ImageSets/Main/train.txt").write_text("a.png\nb.xml\n")
+    assert files(read_voc(root))["train"] == ["a.png", "b.png"]
+
+
+def test_annotation_files_in_subfolders_are_named(root):
+    (root / "ImageSets").rename(root / "Sets")
+    (root / "Annotations/sub").mkdir()
+    for path in list((root / "Annotations").glob("*.xml")):
+        path.rename(root / "Annotations/sub" / path.name)
+    assert "Annotations has subfolders; put all XML files into Annotations itself" in refused(root)
+
+
+def test_data_whose_objects_are_all_left_out_are_refused(root):
+    for stem in "ab":
+        spoil(root, voc_xml(stem, "<difficult>1</difficult>"), stem)
+    assert "no box is left; --difficult skip leaves out objects" in refused(root, difficult="skip")

@@ -182,7 +182,7 @@ def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_
     for stem in "ab":
         (tmp_path / f"labels/train/{stem}.txt").unlink()
     assert refused(path).endswith(
-        f"no image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt"
+        f"no training image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt"
     )
 
 
@@ -308,3 +308,92 @@ def test_file_that_is_no_image_is_named(tmp_path):
     path = write_yolo(tmp_path)
     (tmp_path / "images/train/b.png").write_text(json.dumps({}))
     assert f"{tmp_path}/images/train/b.png: is no image file" in refused(path)
+
+
+# ---- nothing is lost ----
+
+
+@pytest.mark.parametrize("key", ["valid", "validation"])
+def test_validation_images_may_be_named_valid(tmp_path, key):
+    data = read_yolo(
+        write_yolo(tmp_path, f"train: images/train\n{key}: images/val\nnames: [cat, dog, owl]\n")
+    )
+    assert files(data, "val") == ["images/val/c.png"]
+
+
+@pytest.mark.parametrize("rename", ["a.png.txt", "a.TXT"])
+def test_labels_are_found_under_the_names_that_other_tools_give_them(tmp_path, rename):
+    path = write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train" / rename)
+    assert [len(image.boxes) for image in read_yolo(path).parts["train"]] == [2, 1]
+
+
+def test_label_files_without_an_image_are_a_fault_unless_they_may_be_dropped(tmp_path):
+    path = write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train/z.txt")
+    (tmp_path / "labels/train/classes.txt").write_text("cat\ndog\n")
+    message = refused(path)
+    assert f"label files without an image (1): {tmp_path}/labels/train/z.txt: " in message
+    assert read_yolo(path, drop_boxes=True).notes["label files without an image, left out"] == 1
+
+
+def test_labels_of_images_that_no_list_names_are_counted(tmp_path):
+    path = write_yolo(tmp_path, "train: train.txt\nval: images/val\nnames: [cat, dog, owl]\n")
+    (tmp_path / "train.txt").write_text("images/train/a.png\n")
+    data = read_yolo(path)
+    assert files(data) == ["images/train/a.png"]
+    assert data.notes["labels of images that no list names, left out"] == 1
+
+
+def test_training_images_without_any_box_are_refused_although_validation_has_some(tmp_path):
+    path = write_yolo(tmp_path, "train: images/val\nval: images/train\nnames: [cat, dog, owl]\n")
+    assert "no training image has a box" in refused(path)
+
+
+def test_corners_are_refused(tmp_path):
+    path = write_yolo(tmp_path)
+    corners = "".join(f"0 {x} 0.1 {x + 0.35:.2f} {0.6 + x / 4}\n" for x in (0.2, 0.3, 0.45, 0.5, 0.6))
+    (tmp_path / "labels/train/a.txt").write_text(corners)
+    (tmp_path / "labels/train/b.txt").write_text(corners)
+    assert "boxes in another format (1)" in refused(path) and "would fit as x1 y1 x2 y2" in refused(path)
+
+
+def test_a_path_of_another_machine_is_ignored_with_a_note_if_the_images_are_there(tmp_path):
+    path = write_yolo(
+        tmp_path, "path: /content/x\ntrain: images/train\nval: images/val\nnames: [cat, dog, owl]\n"
+    )
+    data = read_yolo(path)
+    assert any("path is /content/x, which does not exist" in note for note in data.notes)
+    path.write_text(path.read_text().replace("images/train", "elsewhere"))
+    assert "path is /content/x, which is not a folder" in refused(path) and "remove the line" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("names: [\u732b\u72d7]\n".encode("gbk"), "is not UTF-8 (byte 10): save it in this encoding"),
+        (b"train: images\n\tval: x\n", "line 2"),
+        (b"train: images/train\nnames: ['', a]\n", "names is"),
+    ],
+)
+def test_description_that_cannot_be_read_says_where(tmp_path, raw, text):
+    path = write_yolo(tmp_path)
+    path.write_bytes(raw)
+    assert text in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train/_annotations.coco.json", "which need no conversion"),
+        ("obj.names", "Darknet's layout"),
+        ("classes.txt", "classes.txt has the class names"),
+        ("train/a.xml", "put them into Annotations/"),
+        ("labels.json", "can be exported as COCO"),
+        ("a.png", "docs/data.md describes"),
+    ],
+)
+def test_a_folder_without_a_description_is_told_what_it_seems_to_hold(tmp_path, name, text):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert "has no data.yaml; " in refused(tmp_path) and text in refused(tmp_path)
