@@ -29,6 +29,7 @@ def convert(file: str) -> Path:
     from src.core.errors import CheckpointError
     from src.runtime.log import logger
     from src.runtime.model_weights import read_weights
+    from src.runtime.own_files import refuse_foreign
     from src.runtime.weight_files import read_tensor_file, write_tensor_file
 
     read = read_weights(file)
@@ -39,6 +40,7 @@ def convert(file: str) -> Path:
             f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are"
         )
     path = read.path.with_stem(f"{read.path.stem}_converted")
+    refuse_foreign([path], "move it away")
     weights = folded(read)
     write_tensor_file(path, {"model": weights, **({"meta": read.meta} if read.meta else {})})
     logger.info(

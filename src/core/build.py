@@ -41,6 +41,8 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         RuntimeError,
         AssertionError,
     ) as error:  # the last two are torch's
+        if "shared memory" in str(error):  # a limit of the system, which the end of the command explains
+            raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
         getattr(built, component.load)()

@@ -87,8 +87,12 @@ def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:
 def files_inside(folder: str | Path, *patterns: str) -> str:
     """Return "; it holds a.json, b.json" for a folder that was given in place of a file, or an empty string."""
     path = Path(folder)
-    found = [file.name for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else []
-    return f"; it holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}: name the file" if found else ""
+    found = (
+        [file.name for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else []
+    )
+    return (
+        f"; it holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}: name the file" if found else ""
+    )
 
 
 def close_names(name: str, names: Iterable[str]) -> list[str]:

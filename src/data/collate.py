@@ -84,6 +84,8 @@ class BatchImageCollateFunction:
         }
         self.mixup_prob, self.copyblend_prob = mixup_prob, copyblend_prob
         self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
+        if ema_restart_decay is not None and not 0 <= ema_restart_decay <= 1:
+            raise ConfigError(f"collate_fn.ema_restart_decay is {ema_restart_decay}, expected 0 to 1, or ~")
         self.ema_restart_decay = ema_restart_decay
         self.base_size = base_size
         self.scales = generate_scales(base_size, base_size_repeat) if base_size_repeat is not None else None

@@ -91,7 +91,8 @@ class ModelEMA:
                     f"ModelEMA.horizon is {self._lengths['horizon']!r}, expected at least 1 step"
                 )
             self.decay = self.configured_decay = _decay_of(LONGEST_HORIZON if horizon is None else horizon)
-        self.warmups = round(self.horizon) if self._lengths["warmups"] is None else length("warmups")
+        ramp = round(min(self.horizon, LONGEST_HORIZON))
+        self.warmups = ramp if self._lengths["warmups"] is None else length("warmups")
 
     @property
     def horizon(self) -> float:

@@ -24,6 +24,9 @@ LOCK = ".dfine.lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a limit is reached."""
 
+LONGEST_NAME = 200
+"""Bytes of a name that a temporary name keeps; file systems allow 255 in all."""
+
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.dfine-tmp(\.\w+)?")
 """Names that `temporary_path` gives, and nobody else."""
 
@@ -35,7 +38,10 @@ def temporary_path(path: Path, suffix: str = "") -> Path:
         path: what the file will be called.
         suffix: what the temporary name must end with, for libraries that choose a format by it.
     """
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}")
+    name = path.name
+    while len(os.fsencode(name)) > LONGEST_NAME:
+        name = name[:-1]
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}")
 
 
 @contextmanager
@@ -67,14 +73,22 @@ def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) ->
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        written = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
+        written = _remove(temporary)
         if error.errno in DISK_FULL:
             raise DiskFullError(path, written) from error
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> int:
+    """Remove a file if that is possible, and return the size that it had."""
+    size = 0
+    with suppress(OSError):  # a file system that has become read-only
+        size = path.stat().st_size
+        path.unlink()
+    return size
 
 
 class DiskFullError(ResourceError):
@@ -202,6 +216,9 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = "it is a symbolic link" if path.is_symlink() else error.strerror or error
         raise ConfigError(f"{path} cannot be used as a lock: {reason}; choose another --output-dir") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path} is not a regular file; choose another --output-dir")
     with open(descriptor, "r+", errors="replace") as file:
         holder = file.read(32).strip()
         if holder and not holder.isdecimal():
@@ -212,6 +229,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder} is in use by process {holder or '?'}; choose another --output-dir"
             ) from None
+        _held.add(path.resolve())
         file.seek(0)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -219,7 +237,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.register_at_fork(
             after_in_child=file.close
         )  # a loader's worker would hold the folder after a run that was killed
-        yield
+        try:
+            yield
+        finally:
+            _held.discard(path.resolve())
+
+
+_held: set[Path] = set()
+"""Locks that this process holds."""
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether another process holds a folder (`locked`)."""
+    path = folder / LOCK
+    if path.resolve() in _held:
+        return False
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _size_of(write: Callable[[BinaryIO], None]) -> int:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..core.errors import NumericsError
 
+_USUAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that torch computes norms of."""
+
 COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
 """Tables that a model computes for its input size: anchors outside the valid range are infinite on purpose."""
 
@@ -33,7 +36,8 @@ def first_non_finite(content: Any) -> str | None:
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in tensors_in(content):
         if tensor.is_floating_point() and tensor.numel() and not name.endswith(COMPUTED_KEYS):
-            by_device[tensor.device].append((name, tensor))
+            usual = tensor if tensor.dtype in _USUAL else tensor.float()
+            by_device[tensor.device].append((name, usual))
     for found in by_device.values():
         largest = torch._foreach_norm([tensor for _, tensor in found], float("inf"))
         finite = torch.isfinite(torch.stack([value.double() for value in largest])).tolist()

@@ -36,7 +36,7 @@ def explain_limit(error: BaseException) -> str | None:
         place = (
             f"disk full writing {error.filename}" if error.filename else "a disk is full, or shared memory is"
         )
-        return f"{place}: {error.strerror}; make room and go on with -r auto"
+        return f"{place}: {error.strerror}; make room, then start the command again (a training run with -r auto)"
     return None
 
 

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,24 @@ def prepare_report(path: Path, flag: str) -> None:
         ConfigError: if it cannot.
     """
     prepare_output_dir(path.parent)
-    refuse_foreign([path], f"name another file with {flag}")
+    refuse_foreign([path], f"name another file with {flag}", recognize=is_our_report)
+
+
+def is_our_report(path: Path) -> bool:
+    """Return whether a file is a report of this project: other results are not replaced by one."""
+    return path.is_file() and not path.is_symlink() and _REPORT_MARK.match(_head(path)) is not None
+
+
+def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
+    """Make sure that no symbolic link below a folder of results carries a result out of it.
+
+    Raises:
+        ConfigError: with the first result that would lie elsewhere.
+    """
+    root = folder.resolve()
+    for parent in dict.fromkeys(path.parent for path in paths):
+        if not parent.resolve().is_relative_to(root):
+            raise ConfigError(f"{parent} leads out of {folder} by a symbolic link; choose another --output")
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
@@ -145,12 +162,15 @@ def picture_names(names: Sequence[str]) -> list[str]:
         names: file names of the images, with their folders.
     """
     stems = Counter(os.path.splitext(name)[0].casefold() for name in names)
+    folders = {str(folder).casefold() for name in names for folder in PurePosixPath(name).parents}
     taken: set[str] = set()
     result = []
     for name in names:
         stem = os.path.splitext(name)[0]
         picture = f"{name if stems[stem.casefold()] > 1 else stem}.jpg"
-        while picture.casefold() in taken:  # a.jpg.jpg beside a.jpg and a.png
+        while (
+            picture.casefold() in taken or picture.casefold() in folders
+        ):  # a.jpg.jpg beside a.jpg and a.png
             picture = f"{picture}.jpg"
         taken.add(picture.casefold())
         result.append(picture)
@@ -201,10 +221,13 @@ def _is_our_yaml(path: Path) -> bool:
 
 
 def _is_our_log(path: Path) -> bool:
-    lines = [line for line in _head(path).splitlines()[:1] if line.strip()]
+    head = _head(path)
+    if not head:
+        return True
+    first = head.split(b"\n", 1)[0]
     if path.name.startswith("stacks.rank"):
-        return not lines or re.match(rb"Timeout|Thread|Current thread", lines[0]) is not None
-    return all(json.loads(line).keys() >= {"epoch"} for line in lines)
+        return re.match(rb"Timeout|Thread|Current thread", first) is not None
+    return json.loads(first).keys() >= {"epoch", "stage", "best_metric"}
 
 
 def _is_our_cache(path: Path) -> bool:

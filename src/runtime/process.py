@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,15 +12,29 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import Preempted, RankError, ResourceError, RunError
+from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError
 from .device_faults import explain_device_fault
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
-from .files import write_json
+from .files import is_in_use, write_json
 from .limits import explain_limit
 from .log import logger, printable, silence
 from .own_files import is_ours
 
 STATUS_FILE = "run_status.json"
+
+_PATH_FAULTS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EXDEV,
+)
+"""What the system says when a path cannot be used as it is."""
 
 
 def run_command(
@@ -93,6 +108,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return (RankError if is_distributed() else ResourceError).exit_code, fault
     if limit := explain_limit(error):
         return ResourceError.exit_code, limit
+    if isinstance(error, OSError) and error.errno in _PATH_FAULTS and error.filename is not None:
+        return ConfigError.exit_code, f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
@@ -117,14 +134,16 @@ def _own_words(error: RunError) -> str:
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:
-    if folder is None or not folder.is_dir():
-        return
-    path = folder / STATUS_FILE
-    if os.path.lexists(path) and not is_ours(path):
-        logger.warning("%s is not a file of this project and is left as it is", path)
-        return
     try:
+        if (
+            folder is None or not folder.is_dir() or is_in_use(folder)
+        ):  # of a run that has a status of its own
+            return
+        path = folder / STATUS_FILE
+        if os.path.lexists(path) and not is_ours(path):
+            logger.warning("%s is not a file of this project and is left as it is", path)
+            return
         status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
         write_json(path, {"status": status, "exit_code": code, "message": message})
-    except ResourceError as error:
+    except (ResourceError, OSError) as error:
         logger.warning("%s", error)

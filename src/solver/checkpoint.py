@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, NumericsError, ResourceError
-from ..runtime.files import remove_leftovers
+from ..runtime.files import remove_leftovers, write_atomically
 from ..runtime.finite import first_non_finite
 from ..runtime.log import logger
 from ..runtime.weight_files import read_tensor_file, write_tensor_file
+from .state_schema import check_state
 
 BEST, LAST, PREVIOUS = "best.pth", "last.pth", "last.previous.pth"
 
@@ -69,6 +70,18 @@ class CheckpointFolder:
             os.rename(self.folder / BEST, self.folder / name)
             logger.info("%s is kept as %s", self.folder / BEST, name)
 
+    def has_best(self, epoch: int, resumed_from: Path) -> bool:
+        """Return whether `best.pth` is there and of an epoch; one that lies beside the file that is resumed from is copied."""
+        for path in (self.folder / BEST, resumed_from.with_name(BEST)):
+            if _is_of_epoch(path, epoch):
+                if path.resolve() != (self.folder / BEST).resolve():
+                    write_atomically(
+                        self.folder / BEST, lambda file, path=path: file.write(path.read_bytes())
+                    )
+                    logger.info("%s is copied to %s", path, self.folder / BEST)
+                return True
+        return False
+
     @property
     def unsaved(self) -> str:
         """What is not on disk although it should be, with reasons; empty if everything is."""
@@ -87,15 +100,19 @@ class CheckpointFolder:
                 "repeat the lost part with -r auto"
             )
 
-    def load_last(self, path: Path) -> dict[str, Any]:
-        """Read a `last.pth`; if it is damaged, the one before it, with a warning.
+    def load_last(self, path: Path) -> tuple[dict[str, Any], Path]:
+        """Read the state of a run; of a `last.pth` that is damaged or missing the one before it, with a warning.
+
+        Returns:
+            The state, and the file that it came from.
 
         Raises:
             CheckpointError: if none is whole, with the reason for each; or if the file cannot be resumed from.
             NumericsError: if it holds values that are not finite, with the file before it if that one can be used.
         """
         reasons = []
-        for candidate in dict.fromkeys((path, path.with_name(PREVIOUS))):
+        candidates = (path, path.with_name(PREVIOUS)) if path.name == LAST else (path,)
+        for candidate in candidates:
             try:
                 state = _read_state(candidate)
             except NoStateError:
@@ -115,7 +132,7 @@ class CheckpointFolder:
                     state["progress"]["epoch"] + 1,
                     state["progress"]["step"],
                 )
-            return state
+            return state, candidate
         raise CheckpointError("; ".join(reasons))
 
     def _save_or_keep(self, name: str, state: dict[str, Any]) -> None:
@@ -168,11 +185,22 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise NoStateError(
             f"{path} holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t"
         )
+    check_state(path, state)
     return state
 
 
 class NoStateError(CheckpointError):
     """A file is whole, but no run can be resumed from it."""
+
+
+def _is_of_epoch(path: Path, epoch: int) -> bool:
+    """Return whether a `best.pth` is whole and of an epoch."""
+    try:
+        content = read_tensor_file(path) if path.is_file() else {}
+    except CheckpointError:
+        return False
+    meta = content.get("meta") if isinstance(content, dict) else None
+    return isinstance(meta, dict) and meta.get("epoch") == epoch
 
 
 def _advice(poisoned: Path) -> str:

@@ -20,7 +20,14 @@ from ..core.contracts import Evaluator
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import everywhere, gather_objects, mean_over_ranks, rank
 from ..runtime.finite import refuse_non_finite_outputs
-from .numerics import ADVICE, BatchStatistics, NumericsGuard, first_bad_tensor, keep_batch, poisoned_total
+from .numerics import (
+    ADVICE_FOR_WEIGHTS,
+    BatchStatistics,
+    NumericsGuard,
+    first_bad_tensor,
+    keep_batch,
+    poisoned_total,
+)
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
 """Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
@@ -355,7 +362,7 @@ def evaluate(
             refuse_non_finite_outputs(outputs, [f"image {image_id}" for image_id in image_ids])
         except NumericsError as error:
             kept = keep_batch(folder, None, str(error), [(images, targets)])
-            raise NumericsError(f"{error}; {kept}; {ADVICE}") from None
+            raise NumericsError(f"{error}; {kept}; {ADVICE_FOR_WEIGHTS}") from None
         evaluator.update(dict(zip(image_ids, postprocessor(outputs, sizes))))
     evaluator.synchronize()
     _check_complete(evaluator, loader)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.durations import KnowsRunLength, RunLength
-from ..core.errors import DataError, Preempted, ResourceError
+from ..core.errors import CheckpointError, ConfigError, DataError, Preempted, ResourceError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import (
     barrier,
@@ -25,7 +25,7 @@ from ..runtime.distributed import (
 from ..runtime.files import locked, prepare_output_dir, write_atomically, write_json
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, completed, load_strictly, read_weights
-from ..runtime.own_files import YAML_HEADER, marked_json, refuse_foreign, refuse_replacing_inputs
+from ..runtime.own_files import YAML_HEADER, is_ours, marked_json, refuse_foreign, refuse_replacing_inputs
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
 from ..runtime.weight_files import refuse_address
@@ -33,12 +33,12 @@ from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, CheckpointFolder
 from .class_tables import class_table, compare_categories, settle_classes
 from .data_checks import check_best_metric, check_images, refuse_mixing
 from .det_engine import EpochMeter, TrainStep, evaluate, seed_step, windows, with_progress
-from .earlier_runs import CONFIG, EVALUATION, set_aside_earlier_run
+from .earlier_runs import CONFIG, EARLIER, EVALUATION, set_aside_earlier_run
 from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
 from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
-from .numerics import NumericsGuard
+from .numerics import BAD_BATCH, NumericsGuard
 from .phases import Phases, tell_what_learns
 from .pictures import show_found, show_learned
 from .provenance import provenance
@@ -49,6 +49,7 @@ from .run_state import for_inference, gather, restore
 from .stages import Progress, TrainingStages
 from .writers import (
     LOG_FILE,
+    PICTURES,
     ConsoleWriter,
     JsonLinesWriter,
     PictureFolder,
@@ -137,7 +138,8 @@ class DetSolver:
         self._choose_seed()
         if is_main():
             prepare_output_dir(self.output_dir)
-            refuse_foreign([self.output_dir / EVALUATION], ADVICE)
+            written = (EVALUATION, BAD_BATCH, "images.val.npz")
+            refuse_foreign([self.output_dir / name for name in written], ADVICE)
         self._open_data(training=False)
         self._build_model()
         if not (self.settings.resume or self.settings.tuning):
@@ -175,19 +177,39 @@ class DetSolver:
         checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
         checkpoints += sorted((folder / NUMBERED).glob("epoch*.pth"))
         resumes_here = self._resumes_here()
-        if not resumes_here:
+        if not resumes_here or not self._is_of_a_version_without_marks():
             stacks = (f"stacks.rank{number}.txt" for number in range(world_size()))
-            names = (CONFIG, LOG_FILE, "images.train.npz", "images.val.npz", *stacks)
-            refuse_foreign([*(folder / name for name in names), *checkpoints], ADVICE)
+            names = (CONFIG, LOG_FILE, BAD_BATCH, "images.train.npz", "images.val.npz", *stacks)
+            resumed = [
+                folder / name for name in (LAST, PREVIOUS) if resumes_here
+            ]  # damaged ones are dealt with later
+            results = [*(folder / name for name in names), *checkpoints]
+            refuse_foreign([path for path in results if path not in resumed or path.is_symlink()], ADVICE)
+        for name in (NUMBERED, PICTURES, EARLIER):
+            if (folder / name).is_symlink() or ((folder / name).exists() and not (folder / name).is_dir()):
+                raise ConfigError(
+                    f"{folder / name} is not a folder, and this run would write into it; {ADVICE}"
+                )
         inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
         refuse_replacing_inputs(checkpoints, inputs)
 
+    def _is_of_a_version_without_marks(self) -> bool:
+        """Return whether the run in the output folder was written before results had marks: then none of them has one."""
+        files = [self.output_dir / name for name in (LAST, PREVIOUS)]
+        there = [path for path in files if path.is_file() and not path.is_symlink()]
+        return bool(there) and not any(is_ours(path) for path in there)
+
     def _resumes_here(self) -> bool:
-        """Return whether this run resumes one in its own output folder."""
+        """Return whether this run resumes the one in its own output folder."""
         resume = self.settings.resume
         if resume == AUTO:
             return any((self.output_dir / name).exists() for name in (LAST, PREVIOUS))
-        return resume is not None and Path(resume).parent.resolve() == self.output_dir.resolve()
+        path = Path(resume) if resume is not None else None
+        return (
+            path is not None
+            and path.name in (LAST, PREVIOUS)
+            and path.parent.resolve() == self.output_dir.resolve()
+        )
 
     def _choose_seed(self) -> None:
         """Take the seed that was asked for, or draw one and say so: a run can always be repeated."""
@@ -240,8 +262,11 @@ class DetSolver:
                 "-r auto: %s", f"going on from {last}" if there else f"there is no {last}, a new run begins"
             )
         if settings.resume and not settings.test_only:
-            self.resumed = self.checkpoints.load_last(Path(refuse_address(settings.resume)))
-            return WeightFile(Path(settings.resume), self.resumed["model"], self.resumed["meta"])
+            self.resumed, found = self.checkpoints.load_last(
+                Path(refuse_address(settings.resume)).expanduser()
+            )
+            settings.resume = str(found)
+            return WeightFile(found, self.resumed["model"], self.resumed["meta"])
         path = settings.tuning or settings.resume
         return read_weights(path) if path else None
 
@@ -333,6 +358,8 @@ class DetSolver:
         self.resumed = None
         if self.data_changed:
             self._restart_epoch()
+        elif self.best.epoch is not None and not self._has_best():
+            self._miss_best()
         logger.info(
             "resumed from %s: epoch %d, step %d of it, best %s %s",
             self.settings.resume,
@@ -341,6 +368,22 @@ class DetSolver:
             self.best.metric,
             self.best.score,
         )
+
+    def _has_best(self) -> bool:
+        """Return whether the best weights of the run are in the output folder, on every rank alike."""
+        found = self.checkpoints.has_best(self.best.epoch, Path(self.settings.resume)) if is_main() else None
+        return broadcast_object(found)
+
+    def _miss_best(self) -> None:
+        """Go on without the best weights, which are gone; a run that is complete has nothing to put in their place."""
+        best, text = self.output_dir / BEST, f"the best weights, of epoch {self.best.epoch + 1}, are not in"
+        if self.progress.epoch >= self.settings.epochs:
+            raise CheckpointError(
+                f"this run is complete, but {text} {best}; last.pth has the last ones: evaluate them with --test-only -r "
+                f"{self.settings.resume}"
+            )
+        logger.warning("%s %s: the next evaluation counts as the best", text, best)
+        self.best.forget_score()
 
     def _restart_epoch(self) -> None:
         """Begin the epoch again and forget the best score: with other data neither continues what was there."""
@@ -355,7 +398,7 @@ class DetSolver:
         if not is_main():
             return
         if not self._resumes_here():
-            set_aside_earlier_run(self.output_dir)
+            set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
         text = self.config_text
         write_atomically(self.output_dir / CONFIG, lambda file: file.write((YAML_HEADER + text).encode()))
         board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
@@ -417,12 +460,10 @@ class DetSolver:
         self.model.load_state_dict(weights)
         if self.ema is not None:
             self.ema.restart(weights, self.stages.ema_restart_decay)
-        logger.info(
-            "stage 2 begins: clean images, from the best weights (epoch %d, %s %.3f)",
-            self.best.epoch + 1,
-            self.best.metric,
-            self.best.score,
-        )
+        score = "not scored again yet"
+        if self.best.epoch is not None and self.best.score is not None:
+            score = f"epoch {self.best.epoch + 1}, {self.best.metric} {self.best.score:.3f}"
+        logger.info("stage 2 begins: clean images, from the best weights (%s)", score)
 
     def _train_epoch(self) -> EpochMeter:
         self.model.train()

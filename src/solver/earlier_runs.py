@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..runtime.log import logger
@@ -32,10 +33,15 @@ _RESULTS = (
     EVALUATION,
     BAD_BATCH,
     f"{PICTURES}/*.jpg",
+    "best.onnx",
+    "best.json",
 )
 
+_CURVES = "summary/events.out.tfevents.*"
+"""Files of TensorBoard, which would show the curves of both runs as one."""
 
-def set_aside_earlier_run(folder: Path) -> Path | None:
+
+def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Path | None:
     """Move the results of an earlier run into `earlier/1`, `earlier/2` and so on below the same folder.
 
     Files that this project did not write stay where they are. A run that left neither a checkpoint nor a finished epoch
@@ -43,11 +49,13 @@ def set_aside_earlier_run(folder: Path) -> Path | None:
 
     Args:
         folder: the output folder, held by this run alone.
+        inputs: files that the new run starts from, which stay where they are.
 
     Returns:
         Where they are now; None if there were none.
     """
-    results = list(_results(folder))
+    stay = [path for path in inputs if path is not None and os.path.exists(path)]
+    results = [path for path in _results(folder) if not any(path.samefile(other) for other in stay)]
     worth_keeping = [path for path in results if path.suffix == ".pth" or path.name == LOG_FILE]
     if not any(path.stat().st_size for path in worth_keeping):
         return None
@@ -57,7 +65,7 @@ def set_aside_earlier_run(folder: Path) -> Path | None:
     for path in results:
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(place)
+        shutil.move(path, place)  # on another file system, too
     names = ", ".join(path.name for path in worth_keeping)
     logger.warning(
         "%s holds an earlier run, and this one does not resume it: its %s and the rest of its results were moved to %s",
@@ -71,3 +79,4 @@ def set_aside_earlier_run(folder: Path) -> Path | None:
 def _results(folder: Path) -> Iterator[Path]:
     for pattern in _RESULTS:
         yield from (path for path in sorted(folder.glob(pattern)) if is_ours(path))
+    yield from sorted(folder.glob(_CURVES))

@@ -33,6 +33,10 @@ class BestModel:
         )
         return True
 
+    def forget_score(self) -> None:
+        """Let the next evaluation count as the best, because the weights of the best one are gone."""
+        self.score, self.epoch = None, None
+
     def forget(self) -> None:
         """Start anew, because scores from now on cannot be compared with those before."""
         self.score, self.epoch, self.stage_one_weights = None, None, {}
@@ -47,7 +51,9 @@ class BestModel:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from `state_dict`; the metric is the configuration's."""
+        """Restore from `state_dict`; the score of another metric than the configuration's is forgotten."""
+        if state.get("metric", self.metric) != self.metric:
+            return
         self.score, self.epoch, self.stage_one_weights = (
             state["score"],
             state["epoch"],

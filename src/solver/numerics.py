@@ -28,6 +28,9 @@ ADVICE = (
     "last.pth holds the last good state"
 )
 
+ADVICE_FOR_WEIGHTS = "try float32 in place of fp16, or weights of an earlier epoch"
+"""What helps if weights that are only evaluated give NaN."""
+
 
 @dataclass
 class NumericsGuard:

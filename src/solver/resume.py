@@ -74,6 +74,12 @@ def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) ->
     ]  # else that of the run holds
     if not changes:
         return
+    seed = next((change for change in changes if change[0] == ("seed",)), None)
+    if seed and override:
+        raise ConfigError(
+            f"seed was {seed[1]}, is {seed[2]}: a run that is resumed keeps its seed; leave it out, or start a new run "
+            "from its weights with -t"
+        )
     more = f" ... and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
     told = (
         "; ".join(f"{dotted(path)} was {_short(old)}, is {_short(new)}" for path, old, new in changes[:NAMED])

@@ -16,6 +16,7 @@ from .det_engine import EpochMeter
 from .reporting import plain
 from .resume import continued_progress
 from .stages import Progress
+from .state_schema import check_optimizer_state
 
 if TYPE_CHECKING:
     from .det_solver import DetSolver
@@ -74,7 +75,10 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
     )
     solver.best.load_state_dict(state["best"])
     solver.first_loss, solver.explained = state.get("first_loss"), state.get("explained", False)
-    if unreadable := state.get("unreadable"):
+    unreadable = [
+        index for index in state.get("unreadable") or [] if index < len(solver.train_loader.dataset)
+    ]
+    if unreadable:
         solver.train_loader.dataset.remember_unreadable(unreadable)
     batch = solver.effective_batch_size
     solver.progress = continued_progress(
@@ -98,9 +102,11 @@ def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
         {"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group}
         for group in solver.optimizer.param_groups
     ]
+    parameters = [parameter for group in solver.optimizer.param_groups for parameter in group["params"]]
     try:
+        check_optimizer_state(solver.settings.resume or LAST, state, parameters)
         solver.optimizer.load_state_dict(state)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
             f"backbone thaws must be as they were, or start a new run from its weights with -t"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,81 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(config, f
     assert (folder / "best.pth").read_bytes() != before["best.pth"]
     assert train_here("-c", config, "--seed=2", "-r", "auto", "-u", "epochs=1").code == 0
     assert os.listdir(folder / "earlier") == ["1"]  # a run that is resumed stays where it is
+
+
+@pytest.fixture
+def half(config, folder) -> Path:
+    """The output folder of a run of two epochs after its first."""
+    assert train_here("-c", config, "--seed=1", "-u", "epochs=2").code == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["best.pth", "checkpoints/epoch0003.pth", "config.yml", "images.val.npz", "bad_batch.pth"]
+)
+def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(config, half, name):
+    write_foreign(half / name, FOREIGN.get(name, b"mine"))
+    before = (half / name).read_bytes()
+    resume = ["-c", config, "-r", "auto", "--override", "-u", "epochs=3", "checkpoint_freq=1"]
+    refused(*resume, text=f"{name} would be replaced")
+    assert (half / name).read_bytes() == before
+    (half / name).unlink()
+    if name != "best.pth":
+        assert train_here(*resume).code == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "earlier"])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"])
+def test_what_is_no_folder_under_the_name_of_one_is_refused_at_the_start(config, folder, name, make):
+    make(folder / name)
+    refused("-c", config, text=f"{name} is not a folder, and this run would write into it")
+    assert not (folder / "log.txt").exists()
+
+
+def test_a_file_that_a_new_run_starts_from_stays_where_it_is(config, folder, tmp_path):
+    assert train_here("-c", config, "--seed=1").code == 0
+    kept = folder / "best.other_data.pth"
+    (folder / "best.pth").rename(kept)
+    assert train_here("-c", config, "--seed=1", "-t", kept).code == 0
+    assert kept.exists() and (folder / "earlier/1/last.pth").exists()
+
+
+def test_an_export_of_an_earlier_run_does_not_lie_beside_a_new_best_pth(config, folder):
+    assert train_here("-c", config, "--seed=1").code == 0
+    (folder / "best.onnx").write_bytes(b"\x08\x08\n\x05dfine")
+    assert train_here("-c", config, "--seed=1").code == 0
+    assert (folder / "earlier/1/best.onnx").exists() and not (folder / "best.onnx").exists()
+    assert list((folder / "earlier/1/summary").iterdir())
+
+
+def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_folder(config, folder):
+    status = {"status": "done", "exit_code": 0, "message": "done"}
+    (folder / "run_status.json").write_text(json.dumps(status))
+    (folder / ".dfine.lock").touch()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(600)",
+            folder / ".dfine.lock",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        holder.stdout.readline()
+        refused("-c", config, text="is in use by process")
+        refused("-c", config, "-u", "epoch=3", text="unknown key 'epoch'")
+        assert json.loads((folder / "run_status.json").read_text()) == status
+    finally:
+        holder.kill()
+        holder.wait()
+    refused("-c", config, "-u", "epoch=3", text="unknown key 'epoch'")
+
+
+def test_a_lock_that_is_no_file_is_refused(config, folder):
+    os.mkfifo(folder / ".dfine.lock")
+    refused("-c", config, text=".dfine.lock is not a regular file")
+
+
+def test_a_path_that_is_too_long_is_named_in_one_line(config, tmp_path):
+    refused("-c", config, f"--output-dir={tmp_path}/{'x' * 300}", text="File name too long")

@@ -15,6 +15,7 @@ from src.runtime.weight_files import read_tensor_file, write_tensor_file
 from src.solver import checkpoint
 from src.solver.checkpoint import CheckpointFolder
 from tests.faults.runs import run
+from tests.fixtures.states import small_state
 
 SHORT = {"epochs": 2, "grad_accum_steps": 1, "train_dataloader": {"collate_fn": {"stop_epoch": None}}}
 """Twelve steps of one batch, two epochs: best.pth after the first, and last.pth after each."""
@@ -158,7 +159,7 @@ def _stopped(data, folder: Path) -> BaseException:
 # ---- the folder alone ----
 
 
-STATE = {"progress": {"epoch": 0, "step": 3}, "model": {"weight": torch.ones(3)}}
+STATE = small_state(3)
 
 
 @pytest.mark.parametrize("place", ["model", "optimizer", "ema", "best"])
@@ -178,10 +179,11 @@ def test_a_state_that_was_poisoned_on_disk_is_refused_with_the_file_to_take_in_i
     folder.save_last(STATE)
     shutil.copy(tmp_path / "last.pth", tmp_path / "last.previous.pth")
     write_tensor_file(
-        tmp_path / "last.pth", {**STATE, "optimizer": {"exp_avg": torch.tensor([float("nan")])}}
+        tmp_path / "last.pth",
+        {**STATE, "optimizer": {"state": {0: {"exp_avg": torch.tensor([float("nan")])}}, "param_groups": []}},
     )
     code, message = _outcome(lambda: folder.load_last(tmp_path / "last.pth"))
-    assert code == 5 and "tensor optimizer.exp_avg holds values that are not finite" in message
+    assert code == 5 and "tensor optimizer.state.0.exp_avg holds values that are not finite" in message
     assert f"resume with -r {tmp_path / 'last.previous.pth'}" in message
     folder.load_last(tmp_path / "last.previous.pth")
 

@@ -38,7 +38,7 @@ def write_ours(folder):
     (folder / "predictions.json").write_text('[\n{"image_id": 1, "category_id": 3}\n]\n')
     (folder / "none.json").write_text("[\n\n]\n")
     (folder / "config.yml").write_text(f"{YAML_HEADER}epochs: 3\n")
-    (folder / "log.txt").write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    (folder / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n{"epoch": 1}\n')
     np.savez(folder / "images.train.npz", names="x", rows=np.zeros((1, 7)))
     write_picture(folder / "picture.jpg", Image.new("RGB", (8, 8)))
     (folder / "report.html").write_text('<html><meta name="generator" content="dfine_dinov3"></html>')

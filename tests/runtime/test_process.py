@@ -165,7 +165,10 @@ def test_exit_code_reaches_the_shell(tmp_path):
         (errors.RunError("x"), (1, "x")),
         (
             OSError(28, "No space left on device", "log.txt"),
-            (6, "disk full writing log.txt: No space left on device; make room and go on with -r auto"),
+            (
+                6,
+                "disk full writing log.txt: No space left on device; make room, then start the command again (a training run with -r auto)",
+            ),
         ),
     ],
 )

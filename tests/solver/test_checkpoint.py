@@ -7,13 +7,9 @@ from src.core import CheckpointError, ResourceError
 from src.runtime.weight_files import read_tensor_file
 from src.solver import checkpoint
 from src.solver.checkpoint import CheckpointFolder
+from tests.fixtures.states import small_state
 
-
-def state(step: int) -> dict:
-    return {
-        "progress": {"epoch": 0, "step": step, "total_steps": step},
-        "model": {"w": torch.full((1000,), float(step))},
-    }
+state = small_state
 
 
 @pytest.fixture
@@ -36,7 +32,7 @@ def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(folder, tmp_p
     content[len(content) // 2] ^= 1
     (tmp_path / "last.pth").write_bytes(content)
     with caplog.at_level(logging.WARNING, "dfine"):
-        assert folder.load_last(tmp_path / "last.pth")["progress"]["step"] == 1
+        assert folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
     assert "last.pth" in caplog.text and "is damaged" in caplog.text and "step 1" in caplog.text
 
 

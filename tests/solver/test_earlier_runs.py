@@ -21,7 +21,7 @@ def folder(tmp_path):
         "best.other_data.2.pth",
     ):
         write_tensor_file(tmp_path / name, {"name": name, "weight": torch.ones(1)})
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n')
+    (tmp_path / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n')
     torch.save({"weight": torch.ones(1)}, tmp_path / "checkpoints/epoch0004.pth")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "eval.json").write_text(json.dumps({"images": []}))
@@ -59,5 +59,5 @@ def test_without_results_nothing_is_moved(tmp_path, content, caplog):
 
 
 def test_a_log_alone_is_kept(tmp_path):
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n')
+    (tmp_path / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n')
     assert files(set_aside_earlier_run(tmp_path)) == {"log.txt"}

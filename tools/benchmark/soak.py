@@ -357,11 +357,11 @@ def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
     if not count:
         return 0
     path, checkpoints = run / "last.pth", CheckpointFolder(run)
-    raw, before = path.read_bytes(), checkpoints.load_last(run / "last.previous.pth")["progress"]
+    raw, before = path.read_bytes(), checkpoints.load_last(run / "last.previous.pth")[0]["progress"]
     noticed = 0
     for _ in range(count):
         path.write_bytes(spoil(raw, rng))
-        noticed += checkpoints.load_last(path)["progress"] == before
+        noticed += checkpoints.load_last(path)[0]["progress"] == before
     path.write_bytes(raw)
     print(f"{kind} of last.pth noticed, last.previous.pth taken: {noticed} of {count}")
     return count - noticed

@@ -224,7 +224,9 @@ def read_annotation_file(path: Path) -> bytes:
     except OSError as error:
         if is_system_limit(error):
             raise
-        hint = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else files_inside(path, "*.json")
+        hint = (
+            did_you_mean_file(path) if isinstance(error, FileNotFoundError) else files_inside(path, "*.json")
+        )
         raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}{hint}") from None
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as some editors on Windows save
         return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")
