@@ -154,7 +154,8 @@ def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) ->
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:
     """Run a tool's command and end the process with one line and an exit code."""
     from src.runtime.log import set_up_logging
-    from src.runtime.process import run_command
+    from src.runtime.process import end_in_order, run_command
 
     set_up_logging(speaks=True, debug=arguments.debug)
+    end_in_order()
     run_command(command, debug=arguments.debug)

@@ -14,7 +14,7 @@ from ..runtime.files import prepare_output_dir
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from ..runtime.model_weights import class_count, load_strictly, read_weights
-from ..runtime.own_files import picture_names, refuse_foreign, write_picture
+from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
 
 
 @torch.inference_mode()
@@ -48,6 +48,7 @@ def draw_comparisons(
     indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
     folder, names = prepare_output_dir(folder), [dataset.labels.file_name(index) for index in indices]
     written = [folder / name for name in picture_names(names)]
+    refuse_leaving(folder, written)
     refuse_foreign(written, "choose another --output")
     for index, path in zip(indices, written):
         raw = dataset.raw_sample(index)

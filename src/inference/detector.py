@@ -10,10 +10,10 @@ for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.images import ImageError, image_from_pil, load_image
+from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
@@ -94,7 +94,7 @@ class Detector:
             meta or {},
             cfg,
         )
-        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
 
@@ -247,6 +247,9 @@ class Detector:
             nms: as for `predict`.
             tiling: as for `predict`.
             unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
+
+        Raises:
+            ConfigError: at once, for a value out of its range.
         """
         size = self.engine.batch_size or batch_size
         if size < 1:
@@ -255,6 +258,16 @@ class Detector:
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
         predict = partial(self._predict_batch, threshold=threshold, nms=nms)
+        return self._stream(images, predict, size, tiling, unreadable)
+
+    def _stream(
+        self,
+        images: Iterable[Readable],
+        predict: Callable[[list[Tensor]], list[Prediction]],
+        size: int,
+        tiling: Tiling | None,
+        unreadable: list[ImageError] | None,
+    ) -> Iterator[Seen]:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
         while chunk := list(islice(reading, 1 if tiling else size)):
             batch = [image for image, _ in chunk]
@@ -293,6 +306,23 @@ class Detector:
         return result
 
 
+def _checked_threshold(value: Any) -> float:
+    """Return a threshold that a file names.
+
+    Raises:
+        CheckpointError: if it is not a number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise CheckpointError(f"the file names the threshold {value!r}, expected a number from 0 to 1")
+    return value
+
+
+@cache
+def _tell_frames(folder: Path) -> None:
+    """Warn, once for each folder, that only the first frame of an image file is looked at."""
+    logger.warning("images in %s have several frames or pages, of which only the first is looked at", folder)
+
+
 def read_image(image: Readable) -> tuple[Tensor, str | None]:
     """Return an image as `[3, H, W]` uint8, RGB, and its file if it is one.
 
@@ -300,10 +330,12 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         ImageError: if a file cannot be read.
         ConfigError: if it is no image, or an array of another shape or type.
     """
-    if isinstance(image, LabelledFile):
-        return load_image(*image), str(image.path)
-    if isinstance(image, (str, Path)):
-        return load_image(image), str(image)
+    if isinstance(image, LabelledFile | str | Path):
+        path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
+        pixels, marks = inspect_image(path, size)
+        if Mark.SEVERAL_FRAMES in marks:
+            _tell_frames(path.parent)
+        return pixels, str(path) if isinstance(image, LabelledFile) else str(image)
     if isinstance(image, Image.Image):
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):

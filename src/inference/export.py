@@ -42,6 +42,9 @@ Exporter = Literal["dynamo", "torchscript"]
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
 """The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on LayerNormalization is one op."""
 
+UNCHECKED = ".unchecked.onnx"
+"""How the name of a file ends whose check came to no end."""
+
 DISAGREES = ".disagrees.onnx"
 """End of the name of a file that was found to disagree with its model."""
 

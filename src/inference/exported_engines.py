@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -106,6 +106,7 @@ class OnnxEngine(ExportedEngine):
         first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
         self.batch_size = first if isinstance(first, int) else None
         self.metadata = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        _refuse_bad_constants(path, _onnx_constants(path))
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         values = (images.contiguous().numpy(), sizes.contiguous().numpy())
@@ -156,6 +157,8 @@ class OpenVinoEngine(ExportedEngine):
                 for part in (names[: len(model.inputs)], names[len(model.inputs) :])
             ),
         )
+        constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
+        _refuse_bad_constants(path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants))
         self._model = core.compile_model(model, device, settings)
         first = model.input(INPUTS[0]).partial_shape[0]
         self.batch_size = None if first.is_dynamic else first.get_length()
@@ -273,6 +276,35 @@ def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
             f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
             f"export the checkpoint with tools/deployment/export_onnx.py"
         )
+
+
+def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the weights of an ONNX file by name; nothing without the onnx package."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        return
+    for weight in onnx.load(str(path)).graph.initializer:
+        yield weight.name, numpy_helper.to_array(weight, str(path.parent))
+
+
+def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Make sure that no weight is NaN or infinite: runtimes rank such scores as they like, and nothing shows in their outputs.
+
+    Tables of the graph may hold infinity on purpose, as anchors outside the valid range do.
+
+    Raises:
+        NumericsError: with the first weight that is not finite.
+    """
+    for name, values in constants:
+        if values.dtype.kind != "f":
+            continue
+        is_weight = name.rpartition(".")[2] in ("weight", "bias")
+        if np.isnan(values).any() or (is_weight and np.isinf(values).any()):
+            raise NumericsError(
+                f"{path}: weight {name} holds values that are not finite; export the model again"
+            )
 
 
 def _onnx_metadata(path: Path) -> str | None:

@@ -63,6 +63,8 @@ class Metadata:
             metadata = cls(**known)
             if not all(set(entry) >= {"id", "name"} for entry in metadata.classes):
                 raise TypeError("a class without id or name")
+            if isinstance(metadata.threshold, bool) or not 0 <= metadata.threshold <= 1:
+                raise ValueError(f"threshold {metadata.threshold}, expected 0 to 1")
             return metadata
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{where} has damaged metadata ({error}); export the model again") from None

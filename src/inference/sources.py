@@ -36,11 +36,17 @@ VIDEO_SUFFIXES = (
     ".flv",
 )
 
+UNCOUNTED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+"""Formats without a number of frames: what is reported as one is computed from the bytes that are there."""
+
 UNKNOWN_RATE = 25.0
 """Frames a second of a video or camera that does not give it."""
 
 MISSING_FRAMES = 0.02
-"""A video may have this fraction of frames less than its header says, which may be an estimate."""
+"""A video may have this fraction of frames less than its header says, which may be an estimate, except in formats that count."""
+
+COUNTED = (".avi",)
+"""Formats whose header has the exact number of frames."""
 
 _STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
 
@@ -127,6 +133,14 @@ class Video:
         rate, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if 0 < rate < 1000 else UNKNOWN_RATE
         self.count = int(frames) if frames > 0 and not source.is_live else None
+        kind = source.place.suffix.lower() if isinstance(place, Path) else ""
+        self._tolerance = 0 if kind in COUNTED else max(1, MISSING_FRAMES * (self.count or 0))
+        if self.count is None and not source.is_live:
+            logger.warning("%s does not say how many frames it has: a cut would not be noticed", source.name)
+        elif kind in UNCOUNTED:
+            logger.warning(
+                "%s has a format without a number of frames: a cut would not be noticed", source.name
+            )
 
     def __iter__(self) -> Iterator[Tensor]:
         """Give frames, `[3, H, W]` uint8, RGB."""
@@ -148,7 +162,7 @@ class Video:
             return f"{self.source.name} gave no more frames after {self.frames_read}"
         if not self.frames_read:
             return f"{self.source.name} has no frame that can be read"
-        if self.count and self.frames_read < self.count - max(1, MISSING_FRAMES * self.count):
+        if self.count and self.frames_read < self.count - self._tolerance:
             return (
                 f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file is cut "
                 "or damaged"
@@ -165,6 +179,7 @@ class VideoWriter:
         self._temporary = temporary_path(path, path.suffix)
         self._writer = None
         self._size: tuple[int, int] | None = None
+        self._frames = 0
 
     def write(self, frame: np.ndarray) -> None:
         """Add a frame `[H, W, 3]` uint8, RGB.
@@ -185,14 +200,29 @@ class VideoWriter:
         if (frame.shape[1], frame.shape[0]) != self._size:
             frame = cv2.resize(frame, self._size)
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self._frames += 1
 
     def close(self) -> None:
-        """Finish the file; without a frame there is none."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            mark_video(self._temporary)
-            self._temporary.replace(self.path)
+        """Finish the file; without a frame there is none.
+
+        Raises:
+            ResourceError: if it does not hold the frames that were written, as on a full disk, of which OpenCV says nothing.
+        """
+        if self._writer is None:
+            return
+        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
+        self._writer.release()
+        self._writer = None
+        written = cv2.VideoCapture(str(self._temporary))
+        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+        written.release()
+        if frames != self._frames:
+            self._temporary.unlink(missing_ok=True)
+            raise ResourceError(
+                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it full?"
+            )
+        mark_video(self._temporary)
+        self._temporary.replace(self.path)
 
 
 def _is_address(place: Path | str | int) -> bool:

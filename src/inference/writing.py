@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError, DataError, ResourceError
 from ..data.dataset.coco_images import CocoImages, load_coco_images
 from ..data.dataset.images import ImageError
 from ..runtime.files import json_bytes, prepare_output_dir, temporary_path
 from ..runtime.log import logger
-from ..runtime.own_files import picture_names, refuse_foreign, write_picture
+from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture
 from .detector import Detector, LabelledFile, Readable, Seen
 from .sources import Source, Video, VideoWriter, image_files, open_source
 
@@ -107,21 +107,23 @@ class ImageJob:
         names = [file.relative_to(self.root).as_posix() for file in self.ids]
         self.pictures = dict(zip(self.ids, (folder / name for name in picture_names(names))))
         results = [folder / PREDICTIONS, *(self.pictures.values() if draw else ())]
-        own = {file.resolve() for file in self.ids}
-        if clash := next((picture for picture in results if picture.resolve() in own), None):
+        own = {_identity(file) for file in self.ids} - {None}
+        if clash := next((picture for picture in results if _identity(picture) in own), None):
             raise ConfigError(
                 f"{clash} is among the images and would be replaced by its own picture; {ADVICE}"
             )
-        if folder.resolve() in {file.parent for file in own} and draw:
+        if draw and _identity(folder) in {_identity(file.parent) for file in self.ids}:
             raise ConfigError(f"the pictures would be written among the images in {folder}; {ADVICE}")
+        refuse_leaving(folder, results)
         refuse_foreign(results, ADVICE)
 
     def run(self, detector: Detector, **settings: Any) -> Path:
         """Find objects and write the results (`predict_source`)."""
         unreadable: list[ImageError] = []
         bar = tqdm(self.files, desc="images", disable=None, leave=False)
+        stream = detector.stream(bar, unreadable=unreadable, **settings)
         with _Results(self.folder) as results:
-            for seen in detector.stream(bar, unreadable=unreadable, **settings):
+            for seen in stream:
                 results.add(self._take(seen))
         missing = len(self.files) - results.images - len(unreadable)
         if unreadable:
@@ -161,9 +163,10 @@ class VideoJob:
         video, writer = self.video, VideoWriter(self.path, self.video.rate)
         total = min(filter(None, (video.count, self.frames)), default=None)
         bar = tqdm(islice(video, self.frames), desc="frames", total=total, disable=None, leave=False)
+        stream = detector.stream(bar, **settings)
         try:
             with _Results(self.folder) as results:
-                for number, seen in enumerate(detector.stream(bar, **settings), start=1):
+                for number, seen in enumerate(stream, start=1):
                     if self.draw:
                         writer.write(np.asarray(seen.prediction.draw(seen.image)))
                     entries = seen.prediction.to_coco(number)
@@ -181,7 +184,7 @@ def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path,
     found = [
         file
         for file in image_files(source)
-        if source.is_file() or own == root.resolve() or own not in file.resolve().parents
+        if source.is_file() or own == root.resolve() or own not in file.resolve().parents or not is_ours(file)
     ]
     if not found:
         raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
@@ -193,6 +196,15 @@ def _listed_images(root: Path, images: CocoImages) -> tuple[dict[Path, int], lis
     ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
     files = [LabelledFile(root / name, size) for name, size in zip(images.names, images.sizes)]
     return ids, files
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file or folder from any other, whatever name or mount leads to it; None if it does not exist."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 class _Results:
@@ -218,10 +230,20 @@ class _Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file as file:
-            file.write(b"\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._file as file:
+                file.write(b"\n]\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as failure:
+            incomplete = self.path.with_stem(f"{self.path.stem}.incomplete")
+            self._temporary.replace(incomplete)
+            raise ResourceError(
+                f"{self.path} cannot be written: {failure.strerror or failure}; what fits is in {incomplete}"
+            ) from None
+        if kind is not None and not self.images:  # earlier results stay
+            self._temporary.unlink()
+            return
         self._temporary.replace(self.path)
         if kind is not None:
             logger.info("the job ended early; what was found until then is written")

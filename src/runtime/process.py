@@ -90,6 +90,26 @@ def _explain_closed_pipe(error: BrokenPipeError) -> tuple[int, str]:
     return code, message
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal other than Ctrl-C's ends the command."""
+
+    def __init__(self, number: int) -> None:
+        """Store which one."""
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: what was found until then is written."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the line for a user."""
     if isinstance(error, RunError):
@@ -110,6 +130,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return ResourceError.exit_code, limit
     if isinstance(error, OSError) and error.errno in _PATH_FAULTS and error.filename is not None:
         return ConfigError.exit_code, f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
+    if isinstance(error, Terminated):
+        return 128 + error.signal, f"stopped by {error.signal.name}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):

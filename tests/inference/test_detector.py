@@ -240,3 +240,17 @@ def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
 def test_settings_that_make_no_sense_are_refused(detector, val_images, settings):
     with pytest.raises(ConfigError, match="expected"):
         detector.predict(val_images[0], **settings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2.0, "high", True])
+def test_a_threshold_in_a_checkpoint_that_is_none_is_refused(tmp_path, value):
+    path = rewritten(tmp_path, lambda content: content["meta"].update(threshold=value))
+    with pytest.raises(CheckpointError, match="names the threshold .*, expected a number from 0 to 1"):
+        Detector.from_checkpoint(path, device="cpu")
+
+
+def test_an_image_with_several_frames_is_looked_at_with_a_warning(detector, val_images, tmp_path, caplog):
+    frames = [Image.open(path) for path in val_images[:2]]
+    frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
+    detector.predict(tmp_path / "a.tiff")
+    assert f"images in {tmp_path} have several frames or pages, of which only the first" in caplog.text

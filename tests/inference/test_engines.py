@@ -1,5 +1,6 @@
 """Exported models in ONNX Runtime and OpenVINO; TensorRT as far as it goes without a GPU."""
 
+import json
 import shutil
 import sys
 from functools import cache
@@ -18,7 +19,7 @@ from src.inference.exported_engines import (
     TensorRtEngine,
     warn_of_version,
 )
-from tests.fixtures.exported import overflow_scores, spoil
+from tests.fixtures.exported import give_nan, overflow_scores, spoil
 from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
@@ -140,13 +141,32 @@ def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch
         engine(exported)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (overflow_scores, "weight .*dec_score_head.* holds values that are not finite"),
+        (give_nan, "scores that are not finite for image 1 .*val_00000.jpg"),
+    ],
+)
 def test_an_exported_model_that_gives_nan_is_an_error_and_not_no_objects(
-    load, exported, val_images, tmp_path
+    load, exported, val_images, tmp_path, change, message
 ):
-    path = spoil(exported, tmp_path, overflow_scores)
+    path = spoil(exported, tmp_path, change)
     shutil.copy(exported.with_suffix(".json"), path.with_suffix(".json"))
-    with pytest.raises(NumericsError, match=f"scores that are not finite for image 1 .*{val_images[0].name}"):
+    with pytest.raises(NumericsError, match=message):
         load(path).predict(val_images[:2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2.5, -1, "high", None, True])
+def test_a_threshold_that_is_none_is_refused(exported, tmp_path, value):
+    pytest.importorskip("onnxruntime")
+
+    def change(proto):
+        (entry,) = [entry for entry in proto.metadata_props if entry.key == "dfine"]
+        entry.value = json.dumps({**json.loads(entry.value), "threshold": value})
+
+    with pytest.raises(CheckpointError, match="damaged metadata"):
+        Detector.from_onnx(spoil(exported, tmp_path, change))
 
 
 def test_devices_that_are_not_there_are_refused(exported):

@@ -1,6 +1,7 @@
 """Images come from files, folders and videos."""
 
 import logging
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -164,3 +165,26 @@ def test_a_stream_that_does_not_answer_is_refused_without_its_password():
         DataError, match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the address"
     ):
         Video(open_source("tcp://user:secret@127.0.0.1:9/live"))
+
+
+def test_links_to_folders_and_special_files_are_counted(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "linked").symlink_to("/tmp")
+    os.mkfifo(tmp_path / "b.png")
+    with caplog.at_level(logging.INFO, "dfine"):
+        assert image_files(tmp_path) == [tmp_path / "a.png"]
+    assert "1 links to folders" in caplog.text and "1 links to nothing or special files" in caplog.text
+
+
+@needs_opencv
+def test_one_missing_frame_of_a_format_that_counts_them_is_a_fault(tmp_path):
+    video = Video(Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True))
+    video.count = 11
+    assert len(list(video)) == 10 and "frame 10 of 11" in video.fault
+
+
+@needs_opencv
+def test_a_format_without_a_number_of_frames_is_told(tmp_path, caplog):
+    write_avi(tmp_path / "a.avi", frames=10).rename(tmp_path / "a.ts")
+    Video(open_source(str(tmp_path / "a.ts")))
+    assert "has a format without a number of frames: a cut would not be noticed" in caplog.text

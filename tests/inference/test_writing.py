@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,12 +15,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from src.core import ConfigError, DataError, NumericsError
+from src.core import ConfigError, DataError, NumericsError, ResourceError
 from src.inference.sources import Video, VideoWriter, open_source
 from src.inference.writing import predict_source
 from src.solver import DetSolver
 from tests.fixtures.coco_files import write_coco
-from tests.fixtures.tiny import tiny_config
+from tests.fixtures.progress import wait_until
+from tests.fixtures.tiny import ROOT, tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 from tests.fixtures.videos import write_avi
 from tests.inference.test_sources import needs_opencv
@@ -297,3 +300,86 @@ def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(detector, 
         error.value
     )
     assert Video(open_source(str(tmp_path / "found/clip.mp4"))).count == len(frames)
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}])
+def test_a_wrong_setting_leaves_earlier_results_as_they_are(detector, val_images, tmp_path, settings):
+    predict_source(detector, str(val_images[0]), tmp_path, threshold=0.0)
+    before = (tmp_path / "predictions.json").read_bytes()
+    with pytest.raises(ConfigError, match="expected"):
+        predict_source(detector, str(val_images[0]), tmp_path, **settings)
+    assert (tmp_path / "predictions.json").read_bytes() == before and len(before) > 100
+
+
+def test_images_of_a_users_own_below_the_output_are_not_left_out(detector, val_images, tmp_path):
+    (tmp_path / "2024").mkdir()
+    shutil.copy(val_images[0], tmp_path / "a.jpg")
+    shutil.copy(val_images[1], tmp_path / "2024/b.jpg")
+    with pytest.raises(ConfigError, match="2024; choose another --output"):
+        predict_source(detector, str(tmp_path), tmp_path / "2024")
+    predict_source(detector, str(tmp_path), tmp_path / "2024", draw=False, threshold=0.0)
+    assert {e["file_name"] for e in entries(tmp_path / "2024")} == {"a.jpg", "2024/b.jpg"}
+
+
+def test_pictures_are_not_written_through_a_link_out_of_the_output(detector, val_images, tmp_path):
+    (tmp_path / "images/sub").mkdir(parents=True)
+    shutil.copy(val_images[0], tmp_path / "images/sub/a.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="leads out of .* by a symbolic link"):
+        predict_source(detector, str(tmp_path / "images"), tmp_path / "found")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_an_image_behind_a_broken_link_is_missing_and_not_left_out(detector, val_images, tmp_path):
+    shutil.copy(val_images[0], tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match="1 of 2 images could not be read.*b.jpg"):
+        predict_source(detector, str(tmp_path), tmp_path / "found")
+
+
+def test_an_image_with_a_long_name_is_drawn(detector, val_images, tmp_path):
+    name = "x" * 250 + ".jpg"
+    shutil.copy(val_images[0], tmp_path / name)
+    predict_source(detector, str(tmp_path), tmp_path / "found")
+    assert (tmp_path / "found" / name).exists()
+
+
+@needs_opencv
+def test_a_video_that_does_not_reach_the_disk_whole_is_an_error(tmp_path, monkeypatch):
+    writer = VideoWriter(tmp_path / "a.mp4", 10)
+    for _ in range(5):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer._frames += 2  # as if OpenCV had lost two
+    with pytest.raises(ResourceError, match="5 of 7 frames reached the disk"):
+        writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_keeps_what_was_found(val_images, tmp_path):
+    source = tmp_path / "images"
+    source.mkdir()
+    for number in range(4000):
+        (source / f"{number:04}.jpg").hardlink_to(val_images[0])
+    command = [
+        sys.executable,
+        "tools/inference/torch_inf.py",
+        "-r",
+        TRAINED,
+        "-i",
+        source,
+        "--output",
+        tmp_path / "found",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--threshold=0", "--no-draw", "-d=cpu"], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    wait_until(
+        lambda: any(p.stat().st_size > 9000 for p in tmp_path.glob("found/.predictions*")),
+        process.pid,
+        lambda: "",
+    )
+    process.terminate()
+    assert process.wait() == 143 and b"error[143]: stopped by SIGTERM" in process.stderr.read()
+    assert entries(tmp_path / "found") and not list(tmp_path.glob("found/.*"))

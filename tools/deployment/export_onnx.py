@@ -68,8 +68,9 @@ def main() -> None:
     def command() -> None:
         from src.core.errors import ExportError
         from src.inference import Detector
-        from src.inference.export import DISAGREES, check_agreement, export_onnx, images_for_check
+        from src.inference.export import DISAGREES, UNCHECKED, check_agreement, export_onnx, images_for_check
         from src.inference.exported_engines import import_onnxruntime
+        from src.runtime.log import logger
 
         detector = Detector.from_checkpoint(
             arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size
@@ -93,6 +94,11 @@ def main() -> None:
             kept = path.replace(path.with_suffix(DISAGREES))
             path.with_suffix(".json").unlink()
             raise ExportError(f"{error}; the file is kept as {kept} to look into, not to use") from None
+        except BaseException:
+            path.replace(path.with_suffix(UNCHECKED))
+            path.with_suffix(".json").unlink()
+            logger.warning("the check did not end; the file is kept as %s", path.with_suffix(UNCHECKED))
+            raise
 
     run(command, arguments)
 

@@ -29,7 +29,7 @@ class ImageFiles:
 
     images: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are not images, by suffix."""
+    """Files that are not images, by suffix or by what they are."""
 
     def describe_others(self) -> str:
         """Return "; not images: 12 .txt, 1 .json", or an empty string."""
@@ -43,13 +43,32 @@ class ImageFiles:
 def find_image_files(folder: Path) -> ImageFiles:
     """Return the images of a folder and below it, sorted; links to folders are not followed, hidden files left out."""
     found = ImageFiles()
-    for name in walk_files(folder):
-        if is_image_file(folder / name):
-            found.images.append(name)
-        else:
-            found.others[PurePosixPath(name).suffix.lower()] += 1
+    for base, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.others["links to folders"] += sum(os.path.islink(os.path.join(base, name)) for name in folders)
+        prefix = os.path.relpath(base, folder).replace(os.sep, "/")
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = os.path.join(base, name)
+            if _is_image_or_broken_link_to_one(path):
+                found.images.append(name if prefix == "." else f"{prefix}/{name}")
+            elif os.path.isfile(path):
+                found.others[os.path.splitext(name)[1].lower()] += 1
+            else:
+                found.others["links to nothing or special files"] += 1
+    found.others = +found.others
     found.images.sort()
     return found
+
+
+def _is_image_or_broken_link_to_one(path: str) -> bool:
+    """Return whether a path is an image; a link to an image that does not exist counts, so that its absence is reported."""
+    if os.path.isfile(path):
+        return is_image_file(path)
+    return (
+        os.path.islink(path)
+        and not os.path.exists(path)
+        and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+    )
 
 
 def walk_files(folder: Path) -> Iterator[str]:

@@ -95,17 +95,16 @@ def write_synthetic_coco(
     }
     labels = [folder / "train.json", folder / "val.json"]
     refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
-    if not all(path.exists() for path in labels):
-        own = (folder / "images" / name for names in pictures.values() for name in names)
-        refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
+    own = (folder / "images" / name for names in pictures.values() for name in names)
+    refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
     prepare_output_dir(folder / "images")
     for part, (name, files) in enumerate(pictures.items()):
         images, annotations = [], []
         for index, file in enumerate(files):
             scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
-            Image.fromarray(scene.image).save(
-                folder / "images" / file, quality=92, comment=DATA_IMAGE.encode()
-            )
+            path = folder / "images" / file
+            path.unlink(missing_ok=True)  # a hard link to an earlier picture keeps it
+            Image.fromarray(scene.image).save(path, quality=92, comment=DATA_IMAGE.encode())
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
             for (x0, y0, x1, y1), category, mask in zip(
                 scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks

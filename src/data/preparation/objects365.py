@@ -31,7 +31,7 @@ from ...runtime.own_files import (
 from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
 from ..dataset.findings import listed
 from ..dataset.image_folder import find_misplaced
-from ..dataset.images import ImageError, image_size, load_image
+from ..dataset.images import ImageError, load_image
 from .coco_writing import write_records
 
 FROM_VAL = "images_from_val"
@@ -268,19 +268,14 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
     """Write a smaller copy, unless it is there; return what is wrong. A file of somebody else's is never replaced."""
     source, target, old, new = job
+    if os.path.lexists(target) and not is_our_data_image(target):
+        return f"{target} is there, and this tool did not write it as the smaller copy of {source.name}; move it away"
     try:
-        if (
-            target.exists()
-            and target.stat().st_mtime >= source.stat().st_mtime
-            and image_size(target)[0] == new
-        ):
+        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+            load_image(target, new)  # whole, whatever has happened to it since
             return None
     except ImageError:
         pass
-    if os.path.lexists(target) and not is_our_data_image(target):
-        return (
-            f"{target} is there, and is no smaller copy of {source.name} that this tool wrote; move it away"
-        )
     try:
         pixels = load_image(source, old)
     except ImageError as error:

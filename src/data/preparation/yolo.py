@@ -314,7 +314,8 @@ def _listing(root: Path, folder: str, notes: Counter[str]) -> Iterator[str]:
     files = find_image_files(root / folder)
     for suffix, count in files.others.items():
         if suffix != ".txt":  # labels lie beside images in some data sets
-            notes[f"files {suffix or 'without a suffix'} among the images, which are not images"] += count
+            kind = f"files {suffix or 'without a suffix'}" if suffix[:1] in ("", ".") else suffix
+            notes[f"{kind} among the images, which are not read"] += count
     yield from (name if folder == "." else f"{folder}/{name}" for name in files.images)
 
 

@@ -139,7 +139,7 @@ def test_images_count_by_their_content_and_other_files_are_counted(tmp_path):
     assert [image.file_name for image in data.parts["train"]] == [
         f"images/train/{name}" for name in ("a.png", "b.png", "c.jfif", "d.image")
     ]
-    assert data.notes["files .db among the images, which are not images"] == 1
+    assert data.notes["files .db among the images, which are not read"] == 1
 
 
 # ---- labels ----
