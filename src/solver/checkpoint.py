@@ -63,12 +63,21 @@ class CheckpointFolder:
     def set_best_aside(self) -> None:
         """Rename `best.pth`, which the next evaluation would replace whatever its score."""
         if (self.folder / BEST).exists():
-            name, number = f"{SET_ASIDE}.pth", 1
-            while os.path.lexists(self.folder / name):
-                number += 1
-                name = f"{SET_ASIDE}.{number}.pth"
-            os.rename(self.folder / BEST, self.folder / name)
-            logger.info("%s is kept as %s", self.folder / BEST, name)
+            self._rename_best(SET_ASIDE)
+
+    def set_damaged_best_aside(self) -> None:
+        """Rename a `best.pth` that cannot be read; whatever it is, it is not replaced."""
+        path = self.folder / BEST
+        if path.is_file() and not path.is_symlink() and _content_of(path) is None:
+            self._rename_best("best.damaged")
+
+    def _rename_best(self, stem: str) -> None:
+        name, number = f"{stem}.pth", 1
+        while os.path.lexists(self.folder / name):
+            number += 1
+            name = f"{stem}.{number}.pth"
+        os.rename(self.folder / BEST, self.folder / name)
+        logger.warning("%s is kept as %s", self.folder / BEST, name)
 
     def has_best(self, epoch: int, resumed_from: Path) -> bool:
         """Return whether `best.pth` is there and of an epoch; one that lies beside the file that is resumed from is copied."""
@@ -195,12 +204,17 @@ class NoStateError(CheckpointError):
 
 def _is_of_epoch(path: Path, epoch: int) -> bool:
     """Return whether a `best.pth` is whole and of an epoch."""
-    try:
-        content = read_tensor_file(path) if path.is_file() else {}
-    except CheckpointError:
-        return False
+    content = _content_of(path)
     meta = content.get("meta") if isinstance(content, dict) else None
     return isinstance(meta, dict) and meta.get("epoch") == epoch
+
+
+def _content_of(path: Path) -> Any:
+    """Return what a file of tensors holds; None if it is not there or damaged."""
+    try:
+        return read_tensor_file(path)
+    except CheckpointError:
+        return None
 
 
 def _advice(poisoned: Path) -> str:

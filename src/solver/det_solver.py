@@ -167,6 +167,8 @@ class DetSolver:
         if is_main():
             prepare_output_dir(self.output_dir)
             stack.enter_context(locked(self.output_dir))
+            if self._resumes_here():
+                CheckpointFolder(self.output_dir).set_damaged_best_aside()
             self._refuse_replacing()
             CheckpointFolder(self.output_dir).clean_up()
         self.checkpoints = CheckpointFolder(self.output_dir)
