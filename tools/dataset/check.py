@@ -83,8 +83,12 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=4, help="threads that decode images; default: 4")
     arguments = parser.parse_args()
-    if arguments.workers < 1 or arguments.show < 0:
-        parser.error("--workers must be at least 1, --show at least 0")
+    if (
+        arguments.workers < 1
+        or arguments.show < 0
+        or (arguments.queries is not None and arguments.queries < 1)
+    ):
+        parser.error("--workers and --queries must be at least 1, --show at least 0")
     if not arguments.config and not (arguments.annotations and arguments.images):
         parser.error("say --annotations and --images, or -c")
 

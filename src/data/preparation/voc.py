@@ -231,10 +231,14 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
-    for number, node in enumerate(tree.iterfind("object"), 1):
+    for number, node in enumerate((node for node in tree if node.tag.lower() == "object"), 1):
         name = " ".join((node.findtext("name") or "").split())
         if not name:
             raise DataError(f"object {number} has no name")
+        if len(node.findall("bndbox")) > 1:
+            raise DataError(
+                f"object {number} ({name[:40]}) has {len(node.findall('bndbox'))} bndbox, expected one"
+            )
         texts = [(node.findtext(f"bndbox/{key}") or "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
         try:
             box = tuple(map(float, texts))

@@ -20,6 +20,7 @@ import yaml
 from ...core.errors import DataError
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
+from ...runtime.log import logger
 from ..dataset.box_formats import BEYOND_LIMIT, FEW, FITS, OVERHANG
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.image_folder import find_misplaced
@@ -238,6 +239,10 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
         raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
+    if repeated := [name for name, times in Counter(table.values()).items() if times > 1]:
+        logger.warning(
+            "%s: names has %s more than once; they stay classes of their own", path, ", ".join(repeated[:5])
+        )
     return {int(number): name for number, name in sorted(table.items(), key=lambda item: int(item[0]))}
 
 

@@ -246,3 +246,11 @@ def test_data_whose_objects_are_all_left_out_are_refused(root):
     for stem in "ab":
         spoil(root, voc_xml(stem, "<difficult>1</difficult>"), stem)
     assert "no box is left; --difficult skip leaves out objects" in refused(root, difficult="skip")
+
+
+def test_tags_of_objects_may_be_written_large_and_two_boxes_in_one_are_a_fault(root):
+    spoil(root, voc_xml("a").replace("<object>", "<Object>").replace("</object>", "</Object>"))
+    assert len(read_voc(root).parts["train"][0].boxes) == 2
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    spoil(root, voc_xml("a").replace("<object>", f"<object>{box}", 1))
+    assert "object 1 (cat) has 2 bndbox, expected one" in refused(root)
