@@ -331,6 +331,7 @@ def evaluate(
     device: torch.device,
     between: Callable[[], None] = lambda: None,
     folder: Path | None = None,
+    advice: str = ADVICE_FOR_WEIGHTS,
 ) -> dict[str, Any]:
     """Score a model on a data set, in float32.
 
@@ -341,7 +342,8 @@ def evaluate(
         evaluator: takes detections by image id.
         device: where the model is.
         between: called before each batch.
-        folder: where a batch goes that a model scores with NaN; None for nowhere.
+        folder: where a batch is saved for which the model gives NaN; None saves nothing.
+        advice: what the user can do in this case.
 
     Returns:
         Metrics by name, the same on every rank.
@@ -362,7 +364,7 @@ def evaluate(
             refuse_non_finite_outputs(outputs, [f"image {image_id}" for image_id in image_ids])
         except NumericsError as error:
             kept = keep_batch(folder, None, str(error), [(images, targets)])
-            raise NumericsError(f"{error}; {kept}; {ADVICE_FOR_WEIGHTS}") from None
+            raise NumericsError(f"{error}; {kept}; {advice}") from None
         evaluator.update(dict(zip(image_ids, postprocessor(outputs, sizes))))
     evaluator.synchronize()
     _check_complete(evaluator, loader)

@@ -38,7 +38,7 @@ from .finetune import load_for_tuning
 from .learning_rates import LearningRates, scale_to_batch
 from .memory_trial import rehearse_largest_step
 from .model_selection import BestModel
-from .numerics import BAD_BATCH, NumericsGuard
+from .numerics import ADVICE_FOR_A_RUN, BAD_BATCH, NumericsGuard
 from .phases import Phases, tell_what_learns
 from .pictures import show_found, show_learned
 from .provenance import provenance
@@ -535,6 +535,7 @@ class DetSolver:
             self.device,
             self._stop_evaluation,
             self.output_dir,
+            advice=ADVICE_FOR_A_RUN,
         )
 
     def _explain_nothing_found(self, metrics: dict[str, Any], meter: EpochMeter) -> None:

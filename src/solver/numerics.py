@@ -23,7 +23,7 @@ IMAGES_NAMED = 8
 BAD_BATCH = "bad_batch.pth"
 """What a run that ends for its numbers could not digest, in the output folder; torch.load reads it."""
 
-ADVICE = (
+ADVICE_FOR_A_RUN = (
     "things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
     "last.pth holds the last good state"
 )
@@ -85,7 +85,7 @@ class NumericsGuard:
             barrier()  # a rank that ends takes the others with it
             raise NumericsError(
                 f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were "
-                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE}"
+                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE_FOR_A_RUN}"
             )
 
 

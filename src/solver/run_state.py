@@ -104,8 +104,8 @@ def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
     ]
     parameters = [parameter for group in solver.optimizer.param_groups for parameter in group["params"]]
     try:
-        check_optimizer_state(solver.settings.resume or LAST, state, parameters)
         solver.optimizer.load_state_dict(state)
+        check_optimizer_state(solver.settings.resume or LAST, state, parameters)
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
