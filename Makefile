@@ -9,6 +9,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
+# Processes that share the tests; each takes about 1 GB.
+JOBS ?= 2
 # The models here are small: two threads gain a third on quiet cores and lose far more on busy ones.
 export OMP_NUM_THREADS = 1
 
@@ -29,7 +31,7 @@ demo: $(READY) data/synthetic/val.json
 	$(BIN)/python tools/visualization/compare.py -c $(DEMO) -r $(OUTPUT)/best.pth --output $(OUTPUT)/pictures
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 tools: $(READY)
 	$(BIN)/python -m pip install --quiet -r tools/requirements.txt

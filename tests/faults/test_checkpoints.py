@@ -405,7 +405,7 @@ def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data,
     """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
 
     def crashing() -> None:
-        det_solver.evaluate = lambda *_: os._exit(KILLED)
+        det_solver.evaluate = lambda *_, **__: os._exit(KILLED)
         run(tiny_data, folder, **SHORT)
 
     assert run_forked(crashing, folder.parent).code == KILLED

@@ -148,10 +148,8 @@ def test_f42_too_few_open_files_are_named_with_the_limit_and_what_to_set(own_dat
 
     ended = run_forked(train, tmp_path)
     assert ended.code == 6
-    assert (
-        "error[6]: loader worker 0 could not hand over a batch: too many open files: this process may have 64 (ulimit -n); "
-        in ended.err
-    )
+    assert "error[6]: " in ended.err  # of the worker that hands over a batch, or of the run itself
+    assert "too many open files: this process may have 64 (ulimit -n); " in ended.err
     assert "4096" in ended.err and "num_workers" in ended.err and "Traceback" not in ended.err
 
 
