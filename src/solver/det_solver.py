@@ -53,9 +53,9 @@ from .writers import (
     ConsoleWriter,
     JsonLinesWriter,
     PictureFolder,
-    TensorBoardWriter,
     WandbWriter,
     Writer,
+    open_tensorboard,
 )
 
 AUTO = "auto"
@@ -403,14 +403,13 @@ class DetSolver:
             set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
         text = self.config_text
         write_atomically(self.output_dir / CONFIG, lambda file: file.write((YAML_HEADER + text).encode()))
-        board = TensorBoardWriter(Path(self.settings.summary_dir or self.output_dir / "summary"))
-        board.add_text("config", text)
         self.writers = [
             ConsoleWriter(),
             JsonLinesWriter(self.output_dir, self.progress.epoch),
-            board,
             PictureFolder(self.output_dir),
         ]
+        if board := open_tensorboard(Path(self.settings.summary_dir or self.output_dir / "summary"), text):
+            self.writers.append(board)
         if self.settings.use_wandb:
             self.writers.append(
                 WandbWriter(

@@ -161,6 +161,29 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
+    """Start the curves of a run, with its configuration as a text.
+
+    Args:
+        folder: for the event files.
+        config: YAML text of the configuration.
+
+    Returns:
+        The writer, or None with a warning if TensorBoard cannot write there: it takes names in UTF-8 only.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        logger.warning(
+            "no curves are written for TensorBoard, whose folders must have names in UTF-8: %s; log.txt has every number",
+            folder,
+        )
+        return None
+    writer = TensorBoardWriter(folder)
+    writer.add_text("config", config)
+    return writer
+
+
 class WandbWriter:
     """Curves for Weights & Biases, if the user has installed and asked for it."""
 

@@ -1,5 +1,7 @@
 import json
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from src.solver.writers import (
     TensorBoardWriter,
     WandbWriter,
     format_seconds,
+    open_tensorboard,
 )
 
 RECORD = {
@@ -97,3 +100,13 @@ def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
     assert Image.open(tmp_path / "pictures/training_epoch0005.jpg").size == (30, 20)
     shown = EventAccumulator(str(tmp_path / "summary")).Reload().Images("Images/training")
     assert [(event.step, event.width, event.height) for event in shown] == [(4, 30, 20)]
+
+
+def test_a_folder_whose_name_is_not_utf8_costs_the_curves_and_nothing_else(tmp_path, caplog):
+    folder = Path(os.fsdecode(b"run_\xff"))
+    assert open_tensorboard(tmp_path / folder, "a: 1") is None
+    assert "must have names in UTF-8" in caplog.text
+    assert not list(tmp_path.iterdir())
+    board = open_tensorboard(tmp_path / "run", "a: 1")
+    board.close()
+    assert list((tmp_path / "run").iterdir())
