@@ -121,6 +121,8 @@ def suspect(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
             [*_likely(xywh, sizes, unit), *_likely(xywh, sizes, "pixels")],
         )
     outside, beyond = _outside_and_beyond(xywh, sizes)
+    if outside <= OUTSIDE_LIMIT * count and beyond < max(FEW, BEYOND_LIMIT * count):
+        return None
     likely = _likely(xywh, sizes, "pixels")
     if outside > OUTSIDE_LIMIT * count and (likely or outside >= FEW):
         fills_permille = 0.8 * _SCALE["permille"] < xywh.max() <= 1.005 * _SCALE["permille"]
@@ -168,16 +170,16 @@ def _relative_unit(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         starts + extents,
         starts + extents / 2,
     ]  # of corners, of sizes from a corner, of sizes around a centre
+    lowest, highest = xywh.min(), xywh.max()
     for unit, relative in _RELATIVE.items():
         scale = relative.scale
-        in_range = xywh.min() >= -0.01 * scale and xywh.max() <= 1.005 * scale
+        if len(xywh) < relative.boxes or lowest < -0.01 * scale or highest > 1.005 * scale:
+            continue
+        if highest < min(relative.filled) * scale / 2:  # starts and extents add up to too little
+            continue
         larger = (np.sort(sizes, 1) >= np.multiply(relative.sides, scale)).all(1).mean() > 0.9
         spread = (np.ptp(starts, 0) > 0.2 * scale).all() and (starts.min(0) < 0.3 * scale).all()
-        filled = any(
-            (np.sort(end.max(0)) >= np.multiply(relative.filled, scale)).all() and end.max() <= 1.005 * scale
-            for end in ends
-        )
-        if len(xywh) >= relative.boxes and in_range and larger and spread and filled:
+        if larger and spread and any(_fills(end, relative) for end in ends):
             return unit
     return None
 
@@ -186,6 +188,13 @@ _RELATIVE = {
     "percent": _Relative(100.0, boxes=20, sides=(2.0, 2.0), filled=(0.5, 0.8)),
     "permille": _Relative(1000.0, boxes=50, sides=(1.0, 1.5), filled=(0.9, 0.9)),
 }
+
+
+def _fills(ends: np.ndarray, relative: _Relative) -> bool:
+    """Tell whether the ends `[M, 2]` of boxes fill the range along both axes, and do not leave it."""
+    furthest = np.sort(ends.max(0))
+    limits = np.multiply(relative.filled, relative.scale)
+    return bool((furthest >= limits).all() and furthest[1] <= 1.005 * relative.scale)
 
 
 def _centred(boxes: np.ndarray) -> np.ndarray:
