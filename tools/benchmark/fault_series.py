@@ -129,6 +129,8 @@ class Run:
             if not (pid := os.fork()):
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
+                # the parent's streams may have been opened for a file, which can seek; a pipe cannot
+                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
                 if ranks > 1:
                     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
                 self._train(
