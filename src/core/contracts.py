@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Target(TypedDict, total=False):
@@ -104,6 +104,25 @@ class Deployable(Protocol):
 
     def convert_to_deploy(self) -> None:
         """Take that form, in place."""
+
+
+class WeightAverage(Protocol):
+    """An exponential moving average (EMA) of a model's weights."""
+
+    module: nn.Module
+    """The model with averaged weights, in eval mode."""
+
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the weights of a model, after an optimizer step."""
+
+    def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:
+        """Begin again from weights; a decay of None keeps the present one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, for the checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from `state_dict`."""
 
 
 class Evaluator(Protocol):

@@ -8,7 +8,7 @@ import torch
 
 from ..core.errors import ConfigError
 from ..runtime.log import logger
-from .stages import Progress
+from .plan import Progress
 
 
 class LearningRates:

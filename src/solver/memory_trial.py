@@ -8,13 +8,50 @@ import torch
 
 from ..core.errors import ResourceError
 from ..runtime.log import logger
-from .det_engine import TrainStep
+from .phases import Phases
+from .training_step import TrainStep
 
 ADVICE = (
     "things that help, the strongest first: train_dataloader.total_batch_size (with grad_accum_steps to keep the step's batch), "
     "DINOv3Backbone.gradient_checkpointing=True, freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ "
     "(no larger sizes), DFINETransformer.num_queries and num_denoising, --use-amp"
 )
+
+
+def try_memory(
+    step: TrainStep,
+    phases: Phases,
+    *,
+    images: int,
+    size_hw: tuple[int, int],
+    objects: int,
+    num_classes: int,
+    epoch: int,
+    last_epoch: int,
+) -> float:
+    """Rehearse the largest step of a run: at its largest size, with its most crowded image, in its last phase.
+
+    Args:
+        step: not wrapped for several ranks yet.
+        phases: of the run.
+        images: of a batch of this rank.
+        size_hw: largest (height, width).
+        objects: the most in an image.
+        num_classes: C.
+        epoch: the one that the run is in, whose phase is restored.
+        last_epoch: of the run.
+
+    Returns:
+        Peak memory in GB.
+
+    Raises:
+        ResourceError: if it does not fit, with what helps.
+    """
+    phases.apply(last_epoch)
+    try:
+        return rehearse_largest_step(step, images, size_hw, objects, num_classes)
+    finally:
+        phases.apply(epoch)
 
 
 def rehearse_largest_step(
@@ -51,10 +88,7 @@ def rehearse_largest_step(
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
         ) from None
-    parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
-    states = 2 * sum(
-        p.numel() * p.element_size() for p in parameters
-    )  # AdamW's, which come with the first step
+    states = _missing_optimizer_state(step.optimizer)
     if device.type == "cuda":
         peak, total = (
             torch.cuda.max_memory_allocated(device) + states,
@@ -71,6 +105,12 @@ def rehearse_largest_step(
             f"{total / 1e9:.1f}; {ADVICE}"
         )
     return peak / 1e9
+
+
+def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of AdamW's two moments that come with the first step; a resumed run has them already."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return 2 * sum(p.numel() * p.element_size() for p in parameters if p not in optimizer.state)
 
 
 def _noise_target(objects: int, num_classes: int) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.contracts import Phased
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
-from .det_engine import TrainStep
+from .training_step import TrainStep
 
 
 class Phases:
@@ -28,7 +28,7 @@ class Phases:
         self._phased = [module for module in step.model.modules() if isinstance(module, Phased)]
         self._begun = False
 
-    def foresee(self, epoch: int) -> None:
+    def apply(self, epoch: int) -> None:
         """Put the model in the phase of an epoch, for a rehearsal before the run."""
         for module in self._phased:
             module.set_epoch(epoch)
@@ -36,7 +36,7 @@ class Phases:
     def begin(self, epoch: int) -> bool:
         """Freeze and thaw what is due in an epoch; return whether that is new. All ranks must call this together."""
         before = self._trained()
-        self.foresee(epoch)
+        self.apply(epoch)
         if self._begun and before == self._trained():
             return False
         self._begun = True
@@ -60,7 +60,7 @@ class Phases:
         )
 
 
-def tell_what_learns(
+def log_trainable_parameters(
     epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]
 ) -> None:
     """Log how many parameters train in an epoch, and each group's rate, decay and size."""

@@ -1,9 +1,9 @@
-"""What a run shows of its images: augmented ones as the model gets them, and what it finds in a few of validation."""
+"""Pictures of a run: augmented images as the model gets them, and what it finds in a few validation images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..core.contracts import Target
-from ..runtime.distributed import is_main
 from ..runtime.drawing import draw_boxes, side_by_side
-
-if TYPE_CHECKING:
-    from .det_solver import DetSolver
 
 TRAINING_IMAGES, VALIDATION_IMAGES = 9, 6
 WIDTH = 320
@@ -28,42 +24,8 @@ DEFAULT_THRESHOLD = 0.4
 """Least score that is drawn as long as no F1 tells a better one."""
 
 
-def show_learned(solver: DetSolver, images: Tensor, targets: list[Target]) -> None:
-    """Show a run's images as they are learned from, with their boxes, in some epochs."""
-    if _is_time(solver):
-        _write(
-            solver,
-            "training",
-            training_grid(
-                images, targets, {label: entry["name"] for label, entry in enumerate(solver.classes)}
-            ),
-        )
-
-
-def show_found(solver: DetSolver, metrics: Mapping[str, Any]) -> None:
-    """Show what is found in the same few validation images, in some epochs; an evaluator of a user's own may keep no detections."""
-    found = getattr(solver.evaluator, "detections", None)
-    if found and _is_time(solver):
-        picture = validation_grid(solver.val_loader.dataset, found, metrics.get("F1_threshold"))
-        if picture is not None:
-            _write(solver, "validation", picture)
-
-
-def _is_time(solver: DetSolver) -> bool:
-    return (
-        is_main()
-        and solver.settings.pictures
-        and shows_pictures(solver.progress.epoch, solver.settings.epochs)
-    )
-
-
-def _write(solver: DetSolver, name: str, picture: Tensor) -> None:
-    for writer in solver.writers:
-        writer.write_picture(solver.progress.epoch, name, picture)
-
-
-def shows_pictures(epoch: int, epochs: int) -> bool:
-    """Tell whether an epoch of a run, counted from 0, is one whose images are shown."""
+def has_pictures(epoch: int, epochs: int) -> bool:
+    """Return whether images are shown in an epoch of a run, counted from 0."""
     return epoch % max(1, epochs // SHOWN_SHARE) == 0 or epoch == epochs - 1
 
 

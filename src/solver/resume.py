@@ -13,7 +13,6 @@ from typing import Any
 from ..core.config_file import dotted, parse_yaml
 from ..core.errors import ConfigError
 from ..runtime.log import logger
-from .stages import Progress
 
 FREE = frozenset(
     {
@@ -115,24 +114,6 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"resume with the same torchrun command and: {command}"
     return f"resume with: python {command}"
-
-
-def continued_progress(saved: Progress, saved_batch: int, batch: int) -> Progress:
-    """Return where a run goes on if a step now takes another number of images.
-
-    Whole epochs stay whole; within one, the data go on at the last whole new step, so that no image is left out.
-    """
-    if batch == saved_batch:
-        return saved
-    step = saved.step * saved_batch // batch
-    logger.warning(
-        "a step takes %d images now, %d before: epoch %d goes on with step %d, rates and averages count other steps than they would have",
-        batch,
-        saved_batch,
-        saved.epoch + 1,
-        step + 1,
-    )
-    return Progress(saved.epoch, step, saved.total_steps)
 
 
 def _differences(

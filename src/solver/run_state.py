@@ -1,140 +1,218 @@
-"""What a run needs to go on as if nothing had happened, and what `best.pth` needs to be used."""
+"""A run as two objects: facts that never change, and the state that training changes, which saves and restores itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import nn
 
+from ..core.contracts import WeightAverage
 from ..core.errors import CheckpointError
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
 from ..runtime.model_weights import WeightFile, completed, load_strictly, merged_state_dict
-from .checkpoint import LAST
-from .det_engine import EpochMeter
-from .reporting import plain
-from .resume import continued_progress
-from .stages import Progress
+from .epoch_meter import EpochMeter
+from .model_selection import BestModel
+from .numerics import NumericsGuard
+from .plan import Progress, TrainingPlan, continued_progress
+from .run_identity import Identity
 from .state_schema import check_optimizer_state
 
-if TYPE_CHECKING:
-    from .det_solver import DetSolver
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What every checkpoint of a run says about it."""
+
+    seed: int
+    classes: list[dict[str, Any]]
+    """`id` and `name` of each label."""
+    config_text: str
+    """The resolved configuration as YAML."""
+    provenance: dict[str, Any]
+    """Commit, command, licences and the like (`provenance.provenance`)."""
+    preprocessing: list[dict[str, Any]]
+    """Transforms of an image before it is evaluated, as the configuration has them."""
+    input_size: tuple[int, ...]
+    """(height, width) in pixels; empty if images keep their size."""
+    identity: dict[str, Identity]
+    """Digests of the data."""
+    batch_size: int
+    """Images of one optimizer step, over all ranks."""
 
 
-def gather(solver: DetSolver) -> dict[str, Any]:
-    """Return all that a run needs to go on as if nothing had happened."""
-    guard = solver.step.guard
-    return {
-        "progress": vars(solver.progress).copy(),
-        "seed": solver.seed,
-        "model": solver.model.state_dict(),
-        "ema": solver.ema.state_dict() if solver.ema is not None else None,
-        "optimizer": solver.optimizer.state_dict(),
-        "scaler": solver.scaler.state_dict() if solver.scaler else None,
-        "guard": {"in_a_row": guard.in_a_row, "in_epoch": guard.in_epoch},
-        "best": solver.best.state_dict(),
-        "first_loss": solver.first_loss,
-        "explained": solver.explained,
-        "unreadable": _unreadable(solver.train_loader.dataset),
-        "data": solver.identity,
-        "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
-        "world_size": world_size(),
-        "effective_batch_size": solver.effective_batch_size,
-        "meter": solver.meter.state_dict() if solver.meter else None,
-    }
+@dataclass
+class RunState:
+    """What training changes, and `last.pth` holds."""
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: WeightAverage | None
+    scaler: torch.amp.GradScaler | None
+    guard: NumericsGuard
+    best: BestModel
+    train_data: Any
+    """The training data, which remembers images that could not be read."""
+    progress: Progress = field(default_factory=Progress)
+    meter: EpochMeter | None = None
+    """Of an epoch that is not over."""
+    first_loss: float | None = None
+    """Mean loss of the first epoch."""
+    explained: bool = False
+    """Whether it was explained why nothing is found."""
 
-def _unreadable(dataset: Any) -> list[int]:
-    """Return the images that could not be read so far, which `bad_images` limits; a user's data set may not know."""
-    return dataset.unreadable_images() if hasattr(dataset, "unreadable_images") else []
+    @property
+    def scored(self) -> nn.Module:
+        """What is evaluated and kept: the EMA, or the model if there is none."""
+        return self.model if self.ema is None else self.ema.module
 
+    def state_dict(self, facts: RunFacts) -> dict[str, Any]:
+        """Return all that a run needs to continue as if nothing had happened."""
+        return {
+            "progress": vars(self.progress).copy(),
+            "seed": facts.seed,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "guard": {"in_a_row": self.guard.in_a_row, "in_epoch": self.guard.in_epoch},
+            "best": self.best.state_dict(),
+            "first_loss": self.first_loss,
+            "explained": self.explained,
+            "unreadable": _unreadable(self.train_data),
+            "data": facts.identity,
+            "meta": {"classes": facts.classes, "config": facts.config_text, **facts.provenance},
+            "world_size": world_size(),
+            "effective_batch_size": facts.batch_size,
+            "meter": self.meter.state_dict() if self.meter else None,
+        }
 
-def restore(solver: DetSolver, state: dict[str, Any]) -> None:
-    """Bring a run back to where `gather` found it.
+    def load_state_dict(self, state: Mapping[str, Any], facts: RunFacts, source: Path) -> None:
+        """Restore what `state_dict` returned.
 
-    Raises:
-        CheckpointError: if the state does not fit this model.
-    """
-    load_strictly(
-        solver.model, WeightFile(Path(solver.settings.resume or LAST), state["model"], state["meta"])
-    )
-    if solver.ema is not None:
-        if state["ema"] is None:
+        Args:
+            state: checked by `state_schema.check_state`.
+            facts: of this run.
+            source: the file that the state was read from.
+
+        Raises:
+            CheckpointError: if it does not fit this model, its optimizer or its EMA.
+        """
+        load_strictly(self.model, WeightFile(source, state["model"], state["meta"]))
+        self._load_average(state["ema"])
+        _load_optimizer(self.optimizer, state["optimizer"], source)
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.guard.in_a_row = state["guard"]["in_a_row"]
+        self.guard.in_epoch = state["guard"]["in_epoch"]
+        self.best.load_state_dict(state["best"])
+        self.first_loss = state.get("first_loss")
+        self.explained = state.get("explained", False)
+        _remember_unreadable(self.train_data, state.get("unreadable") or [])
+        saved_batch_size = state.get("effective_batch_size", facts.batch_size)
+        self.progress = continued_progress(Progress(**state["progress"]), saved_batch_size, facts.batch_size)
+        if state["world_size"] != world_size():
+            logger.warning(
+                "going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
+                world_size(),
+                state["world_size"],
+            )
+        device = next(self.model.parameters()).device
+        self.meter = EpochMeter.from_state(state["meter"], device) if state.get("meter") else None
+
+    def restart_epoch(self) -> None:
+        """Begin the epoch again and forget the best score: with other data neither continues what there was."""
+        self.progress.restart_epoch()
+        self.meter = None
+        self.best.forget()
+
+    def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
+        """Count an epoch as done; return whether its score is the best so far."""
+        epoch = self.progress.epoch
+        improved = self.best.consider(epoch, metrics, self.scored.state_dict(), plan.stage(epoch))
+        self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
+        self.progress.step = 0
+        if self.progress.epoch > epoch + 1:
+            what = "the run ends early" if plan.is_over(self.progress) else "the clean stage begins early"
+            logger.info("no better %s for %d epochs: %s", self.best.metric, plan.patience, what)
+        return improved
+
+    def _load_average(self, state: Mapping[str, Any] | None) -> None:
+        if self.ema is None:
+            return
+        if state is None:
             raise CheckpointError(
                 "the checkpoint has no weight average, but use_ema is on; switch it off or start with -t"
             )
-        average = completed(state["ema"]["module"], solver.ema.module)
-        solver.ema.load_state_dict({**state["ema"], "module": average})
-    _load_optimizer(solver, state["optimizer"])
-    if solver.scaler and state["scaler"]:
-        solver.scaler.load_state_dict(state["scaler"])
-    solver.step.guard.in_a_row, solver.step.guard.in_epoch = (
-        state["guard"]["in_a_row"],
-        state["guard"]["in_epoch"],
-    )
-    solver.best.load_state_dict(state["best"])
-    solver.first_loss, solver.explained = state.get("first_loss"), state.get("explained", False)
-    unreadable = [
-        index for index in state.get("unreadable") or [] if index < len(solver.train_loader.dataset)
-    ]
-    if unreadable:
-        solver.train_loader.dataset.remember_unreadable(unreadable)
-    batch = solver.effective_batch_size
-    solver.progress = continued_progress(
-        Progress(**state["progress"]), state.get("effective_batch_size", batch), batch
-    )
-    if state["world_size"] != world_size():
-        logger.warning(
-            "going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
-            world_size(),
-            state["world_size"],
-        )
-    solver.meter = EpochMeter.from_state(state["meter"], solver.device) if state.get("meter") else None
-    solver.seed = state["seed"]
-    solver.train_loader.set_seed(solver.seed)
+        average = completed(state["module"], self.ema.module)
+        self.ema.load_state_dict({**state, "module": average})
 
 
-def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
-    """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
-    kept = ("thaw_epoch", "name", "initial_lr")
-    own = [
-        {"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group}
-        for group in solver.optimizer.param_groups
-    ]
-    parameters = [parameter for group in solver.optimizer.param_groups for parameter in group["params"]]
-    try:
-        solver.optimizer.load_state_dict(state)
-        check_optimizer_state(solver.settings.resume or LAST, state, parameters)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
-            f"backbone thaws must be as they were, or start a new run from its weights with -t"
-        ) from None
-    for group, settings in zip(solver.optimizer.param_groups, own):
-        for key in kept:
-            group.pop(key, None)
-        group.update(settings)
-
-
-def for_inference(
-    solver: DetSolver, scored: nn.Module, epoch: int, metrics: dict[str, Any]
+def inference_checkpoint(
+    model: nn.Module, facts: RunFacts, epoch: int, metrics: Mapping[str, Any], metric: str
 ) -> dict[str, Any]:
-    """Return what `best.pth` holds: plain weights and everything needed to use them (`src/inference/detector.py`)."""
+    """Return what `best.pth` holds: plain weights and everything needed to use them (`src/inference/detector.py`).
+
+    Args:
+        model: what was evaluated.
+        facts: of its run.
+        epoch: from 0.
+        metrics: of the evaluation.
+        metric: name of the one by which epochs are compared.
+    """
     meta = {
-        "classes": solver.classes,
-        "config": solver.config_text,
+        "classes": facts.classes,
+        "config": facts.config_text,
         "epoch": epoch,
-        "score": metrics[solver.best.metric],
-        "metric": solver.best.metric,
+        "score": metrics[metric],
+        "metric": metric,
         "metrics": plain(metrics),
         "threshold": metrics.get("F1_threshold"),
-        "preprocessing": solver.cfg.evaluation_transforms,
-        "input_size": list(
-            solver.val_loader.dataset.transforms.output_size
-            or solver.cfg.yaml_cfg.get("eval_spatial_size")
-            or []
-        ),
-        **solver.origin,
+        "preprocessing": facts.preprocessing,
+        "input_size": list(facts.input_size),
+        **facts.provenance,
     }
-    return {"model": merged_state_dict(scored), "meta": meta}
+    return {"model": merged_state_dict(model), "meta": meta}
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics as JSON can hold them: keys are texts, also in metrics by class."""
+    return {
+        key: {str(name): score for name, score in value.items()} if isinstance(value, dict) else value
+        for key, value in metrics.items()
+    }
+
+
+def _unreadable(data: Any) -> list[int]:
+    """Return the images that could not be read so far, which `bad_images` limits; a user's data set may not know."""
+    return data.unreadable_images() if hasattr(data, "unreadable_images") else []
+
+
+def _remember_unreadable(data: Any, images: list[int]) -> None:
+    known = [index for index in images if index < len(data)]
+    if known:
+        data.remember_unreadable(known)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: Path) -> None:
+    """Restore moments. The settings of the groups stay as configured, since they may have been changed with --override."""
+    settings = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        optimizer.load_state_dict(dict(state))
+        check_optimizer_state(source, state, parameters)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{source} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
+            "backbone thaws must be as they were, or start a new run from its weights with -t"
+        ) from None
+    for group, configured in zip(optimizer.param_groups, settings):
+        parameters_of_group = group["params"]
+        group.clear()
+        group.update(configured, params=parameters_of_group)
+        group.setdefault("initial_lr", group["lr"])

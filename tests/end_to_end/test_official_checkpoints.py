@@ -7,6 +7,10 @@ import torch
 
 from src.core import CheckpointError, YAMLConfig
 from src.solver import DetSolver
+from src.solver.building import build_model
+from src.solver.checkpoint import CheckpointFolder
+from src.solver.run_data import open_run_data
+from src.solver.start_weights import read_start
 from tests.fixtures.tiny import ROOT, merged
 from tests.golden import filler
 
@@ -50,7 +54,7 @@ def test_evaluation_uses_the_average_of_an_official_file(tiny_data, tmp_path, pu
     path, weights = published
     solver = DetSolver(config(tiny_data, tmp_path, num_classes=80, resume=str(path), test_only=True), DEVICE)
     metrics = solver.val()
-    own = solver.model.state_dict()
+    own = solver.cfg.model.state_dict()
     assert all(
         torch.equal(own[k], v)
         for k, v in weights.items()
@@ -64,7 +68,7 @@ def test_its_labels_are_category_ids_where_it_has_spare_slots(tiny_data, tmp_pat
         config(tiny_data, tmp_path, num_classes=80, resume=str(published[0]), test_only=True), DEVICE
     )
     solver.val()
-    assert solver.val_loader.dataset.label_of_category.tolist() == [1, 3, 7, 8]
+    assert solver.cfg.val_dataloader.dataset.label_of_category.tolist() == [1, 3, 7, 8]
 
 
 def test_another_number_of_classes_cannot_be_evaluated(tiny_data, tmp_path, published):
@@ -77,11 +81,10 @@ def test_another_number_of_classes_cannot_be_evaluated(tiny_data, tmp_path, publ
 
 def test_tuning_keeps_everything_but_the_class_layers(tiny_data, tmp_path, published):
     path, weights = published
-    solver = DetSolver(config(tiny_data, tmp_path, num_classes=None, tuning=str(path)), DEVICE)
-    solver._choose_seed()
-    solver._open_data(training=True)
-    solver._build_model()
-    own = solver.model.state_dict()
+    cfg = config(tiny_data, tmp_path, num_classes=None, tuning=str(path))
+    start = read_start(cfg.settings, CheckpointFolder(tmp_path))
+    data = open_run_data(cfg, start, 0, tmp_path, training=True)
+    own = build_model(cfg, start, data.classes, 0, DEVICE)[0].state_dict()
     changed = {k for k in own if own[k].shape != weights[k].shape or not torch.equal(own[k], weights[k])}
     heads = {
         f"decoder.{head}.{part}"

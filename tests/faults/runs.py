@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from src.core.errors import Preempted
+from src.core.yaml_config import YAMLConfig
 from src.runtime.stop import StopRequest
 from src.runtime.weight_files import read_tensor_file
-from src.solver import DetSolver
+from src.solver import DetSolver, det_solver
+from src.solver.building import Run
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import SyntheticData, merged, tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 
 RUN: dict[str, Any] = {
     "seed": 1,
@@ -22,13 +28,15 @@ RUN: dict[str, Any] = {
     "grad_accum_steps": 2,
     "checkpoint_freq": 0,
     "print_freq": 1000,
+    "tuning": str(TRAINED),
+    "optimizer": {"lr": 2e-4},
     "DINOv3Backbone": {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
     "lr_warmup_scheduler": {"warmup_duration": "1 epoch"},
     "train_dataloader": {
         "collate_fn": {"stop_epoch": 2, "mixup_prob": 0.5, "base_size": 64, "base_size_repeat": 1}
     },
 }
-"""Nine steps of two batches: phase A, phase B, the clean stage."""
+"""Nine steps of two batches: phase A, phase B, the clean stage. They start from weights that find objects, so that scores are not 0."""
 STEPS = 9
 
 
@@ -37,21 +45,46 @@ class StopAfter(StopRequest):
 
     def __init__(self, steps: int | None, in_evaluation: bool) -> None:
         super().__init__()
-        self.steps, self.in_evaluation, self.solver, self.signal = steps, in_evaluation, None, signal.SIGTERM
+        self.steps = steps
+        self.in_evaluation = in_evaluation
+        self.runs: list[Run] = []
+        self.signal = signal.SIGTERM
 
     @property
     def asked(self) -> bool:
-        if self.steps is None:
+        if self.steps is None or not self.runs:
             return False
-        done, evaluating = (
-            self.solver.progress.total_steps,
-            self.solver.progress.step == self.solver.steps_per_epoch,
-        )
+        run = self.runs[-1]
+        done = run.state.progress.total_steps
+        evaluating = run.state.progress.step == run.plan.steps_per_epoch
         return (
             done >= self.steps and evaluating
             if self.in_evaluation
             else done + 1 >= self.steps and not evaluating
         )
+
+
+@contextmanager
+def watched_runs() -> Iterator[list[Run]]:
+    """Collect the runs that solvers build."""
+    runs: list[Run] = []
+    ordinary = det_solver.build_run
+
+    def build_run(*arguments: Any) -> Run:
+        runs.append(ordinary(*arguments))
+        return runs[-1]
+
+    with mock.patch.object(det_solver, "build_run", build_run):
+        yield runs
+
+
+def fit(cfg: YAMLConfig, stop: StopRequest | None = None) -> Run:
+    """Train on the CPU, asking `stop` after each step; return the run."""
+    with watched_runs() as runs:
+        if isinstance(stop, StopAfter):
+            stop.runs = runs
+        DetSolver(cfg, torch.device("cpu"), stop).fit()
+    return runs[-1]
 
 
 def run(
@@ -67,12 +100,9 @@ def run(
 
     def train() -> bool:
         torch.set_num_threads(1)
-        stop = StopAfter(stop_after, in_evaluation)
-        stop.solver = solver = DetSolver(
-            tiny_config(data, folder, **merged(RUN, {"resume": "auto"}, overrides)), torch.device("cpu"), stop
-        )
+        cfg = tiny_config(data, folder, **merged(RUN, {"resume": "auto"}, overrides))
         try:
-            solver.fit()
+            fit(cfg, StopAfter(stop_after, in_evaluation))
         except Preempted:
             return False
         return True

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from src.core.yaml_config import YAMLConfig
-from src.solver import DetSolver
 from src.solver.class_tables import class_table
 from src.solver.model_selection import BestModel
 from tests.fixtures.commands import write_tiny_config
@@ -261,7 +260,9 @@ def test_f66_images_of_other_sizes_than_their_labels_say_are_counted_and_named_b
         own_data,
         lambda labels: (labels["images"][5].update(width=999), labels["images"][7].update(height=63)),
     )
-    monkeypatch.setattr(DetSolver, "_build_model", lambda _: pytest.fail("the data were not checked first"))
+    monkeypatch.setattr(
+        "src.solver.building.build_model", lambda *_: pytest.fail("the data were not checked first")
+    )
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--seed=0")
     assert ended.code == 3
     assert ended.err.startswith(

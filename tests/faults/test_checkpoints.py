@@ -19,7 +19,7 @@ from src.core.errors import ResourceError, RunError
 from src.runtime.files import locked
 from src.runtime.process import explain
 from src.runtime.weight_files import file_sha256, read_tensor_file, write_tensor_file
-from src.solver import DetSolver, checkpoint, det_solver
+from src.solver import DetSolver, checkpoint, training_loop
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import run_forked
 from tests.fixtures.tiny import SyntheticData, tiny_config
@@ -405,7 +405,7 @@ def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data,
     """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
 
     def crashing() -> None:
-        det_solver.evaluate = lambda *_, **__: os._exit(KILLED)
+        training_loop.evaluate = lambda *_, **__: os._exit(KILLED)
         run(tiny_data, folder, **SHORT)
 
     assert run_forked(crashing, folder.parent).code == KILLED

@@ -14,7 +14,7 @@ from PIL import Image
 
 from src.data.dataset.images import MAX_PIXELS
 from src.runtime.process import explain
-from src.solver import DetSolver
+from src.solver import det_solver
 from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.tiny import SyntheticData, tiny_config
 from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
@@ -328,13 +328,13 @@ def test_f53_image_that_changes_its_size_between_epochs_is_named(own_data):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("change", ["other bytes", "same bytes"])
 def test_f53_image_that_changes_during_the_run_ends_it_by_name(own_data, fit, monkeypatch, change, workers):
-    path, ordinary = image_path(own_data, 3), DetSolver._begin_epoch
+    path, ordinary = image_path(own_data, 3), det_solver.begin_epoch
 
-    def rewrite_then_begin(solver):
+    def rewrite_then_begin(run, epoch):
         os.utime(path, (1, 1)) if change == "same bytes" else saved_as_png(path)
-        ordinary(solver)
+        ordinary(run, epoch)
 
-    monkeypatch.setattr(DetSolver, "_begin_epoch", rewrite_then_begin)
+    monkeypatch.setattr(det_solver, "begin_epoch", rewrite_then_begin)
     ended = fit(num_workers=workers, bad_images=0.9)
     assert ended.code == 3
     assert f"image {path} has changed since the run began (" in ended.err and "-r auto" in ended.err
@@ -346,11 +346,11 @@ def saved_as_png(path: Path) -> None:
 
 
 def test_f53_without_watching_files_may_be_written_anew(own_data, fit, monkeypatch):
-    ordinary = DetSolver._begin_epoch
+    ordinary = det_solver.begin_epoch
     monkeypatch.setattr(
-        DetSolver,
-        "_begin_epoch",
-        lambda solver: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(solver)),
+        det_solver,
+        "begin_epoch",
+        lambda run, epoch: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(run, epoch)),
     )
     assert fit(watch_files=False).code == 0
 

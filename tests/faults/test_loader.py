@@ -16,7 +16,7 @@ from src.core.yaml_config import YAMLConfig
 from src.data import worker_watch
 from src.data.dataset.coco_dataset import CocoDetection
 from src.runtime.process import explain
-from src.solver import DetSolver
+from tests.faults.runs import fit
 from tests.fixtures.commands import write_tiny_config
 from tests.fixtures.processes import on_ranks, run_forked
 from tests.fixtures.tiny import tiny_config
@@ -60,16 +60,12 @@ def test_f31_ranks_without_boxes_in_their_batches_train_along(own_data, tmp_path
     change_labels(own_data, lambda labels: first_annotated(labels, 6))
     config = write_tiny_config(tmp_path, own_data, epochs=1, seed=1)
 
-    def fit():
-        solver = DetSolver(YAMLConfig(config), torch.device("cpu"))
-        solver.fit()
-        return (
-            solver.progress.total_steps,
-            solver.step.guard.in_epoch,
-            torch.cat([p.detach().flatten() for p in solver.model.parameters()]),
-        )
+    def trained():
+        state = fit(YAMLConfig(config)).state
+        weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        return state.progress.total_steps, state.guard.in_epoch, weights
 
-    (steps, dropped, weights), (_, _, others) = on_ranks(2, fit)
+    (steps, dropped, weights), (_, _, others) = on_ranks(2, trained)
     assert (steps, dropped) == (6, 0)
     assert torch.equal(weights, others)
 

@@ -8,8 +8,8 @@ from src.core.errors import NumericsError
 from src.runtime.distributed import rank
 from src.runtime.process import explain
 from src.runtime.weight_files import read_tensor_file
-from src.solver.det_engine import TrainStep
 from src.solver.numerics import NumericsGuard, keep_batch
+from src.solver.training_step import TrainStep
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import on_ranks
 

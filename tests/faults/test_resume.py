@@ -7,7 +7,7 @@ import pytest
 
 from src.core.errors import ConfigError
 from src.runtime.files import LOCK
-from src.solver import DetSolver
+from src.solver.saving import Saver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
 from tests.fixtures.processes import run_forked
@@ -19,6 +19,7 @@ def straight(tiny_data, tmp_path_factory):
     folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
+        assert all(record["AP"] > 0.1 for record in read_log(folder)), "nothing is found: scores say nothing"
     return {ranks: final_state(folder) for ranks, folder in folders.items()}, folders
 
 
@@ -76,7 +77,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_d
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.001, is 0.5"),
+        ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.0002, is 0.5"),
         ({"epochs": 4}, "epochs was 3, is 4"),
         ({"HybridEncoder": {"hidden_dim": 64}}, "HybridEncoder.hidden_dim was 32, is 64"),
         ({"patience": 3}, "patience was not set, is 3"),
@@ -160,8 +161,8 @@ def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once
     straight, tiny_data, tmp_path, saved
 ):
     def killed() -> None:
-        ordinary = DetSolver._keep
-        DetSolver._keep = lambda *arguments: (saved and ordinary(*arguments), os._exit(9))
+        ordinary = Saver.keep
+        Saver.keep = lambda *arguments, **options: (saved and ordinary(*arguments, **options), os._exit(9))
         run(tiny_data, tmp_path / "run")
 
     assert run_forked(killed, tmp_path).code == 9

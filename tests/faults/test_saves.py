@@ -141,16 +141,11 @@ def test_a_stop_that_saved_says_how_to_resume(tiny_data, tmp_path):
 
 
 def _stopped(data, folder: Path) -> BaseException:
-    from src.solver import DetSolver
-    from tests.faults.runs import RUN, StopAfter
+    from tests.faults.runs import RUN, StopAfter, fit
     from tests.fixtures.tiny import merged, tiny_config
 
-    stop = StopAfter(3, False)
-    stop.solver = solver = DetSolver(
-        tiny_config(data, folder, **merged(RUN, SHORT)), torch.device("cpu"), stop
-    )
     try:
-        solver.fit()
+        fit(tiny_config(data, folder, **merged(RUN, SHORT)), StopAfter(3, False))
     except BaseException as error:
         return error
     raise AssertionError("the run was not stopped")

@@ -11,9 +11,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from src.nn.backbone.hgnetv2 import freeze_batch_norms
 from src.runtime.distributed import rank, world_size
-from src.solver.det_engine import TrainStep, windows
+from src.solver.det_engine import windows
 from src.solver.numerics import NumericsGuard
 from src.solver.phases import Phases
+from src.solver.training_step import TrainStep
 from tests.fixtures.detector import random_boxes
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import tiny_config
@@ -53,17 +54,16 @@ def make_step(exact: bool = True, criterion=None) -> TrainStep:
         [p for p in model.parameters() if p.requires_grad], lr=1.0
     )  # a step is the gradient
     return TrainStep(
-        model,
-        model,
-        criterion or loss,
-        optimizer,
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.0,
-        NumericsGuard(1000),
-        exact,
+        model=model,
+        criterion=criterion or loss,
+        optimizer=optimizer,
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.0,
+        guard=NumericsGuard(1000),
+        exact=exact,
     )
 
 
@@ -136,16 +136,15 @@ def test_parts_by_their_own_counts_are_near_but_not_the_same(whole):
 def test_counting_leaves_chance_and_batch_statistics_as_they_were():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
-        model,
-        model,
-        criterion,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.0,
-        NumericsGuard(1000),
+        model=model,
+        criterion=criterion,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.0,
+        guard=NumericsGuard(1000),
     )
     seen = []
     model.register_forward_hook(
@@ -166,16 +165,15 @@ def test_counting_leaves_chance_and_batch_statistics_as_they_were():
 def test_a_loss_that_draws_leaves_the_next_batch_the_chance_that_it_was_counted_with():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
-        model,
-        model,
-        criterion,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.0,
-        NumericsGuard(1000),
+        model=model,
+        criterion=criterion,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.0,
+        guard=NumericsGuard(1000),
         anchoring=lambda: torch.randperm(8).sum() * 0.0,
     )
     seen = []
@@ -196,16 +194,15 @@ def test_a_window_with_batches_without_objects_has_all_losses():
     empty = [{"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}] * 2
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
-        model,
-        model,
-        criterion,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.0,
-        NumericsGuard(1000),
+        model=model,
+        criterion=criterion,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.0,
+        guard=NumericsGuard(1000),
     )
     losses = step(0, [(images[:2], empty), (images[2:4], targets[2:4]), (images[4:6], empty)])
     assert losses.keys() == step(1, [(images[:2], targets[:2])]).keys()

@@ -1,4 +1,5 @@
-import copy
+"""The seed of a step, windows of batches, and an evaluation."""
+
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -7,122 +8,7 @@ import torch
 from torch import nn
 
 from src.core import NumericsError
-from src.optim.ema import ModelEMA
-from src.solver.det_engine import EpochMeter, TrainStep, evaluate, seed_step
-from src.solver.numerics import NumericsGuard
-
-
-class Model(nn.Module):
-    """A detector in miniature: one number, batch statistics, and whatever its input is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, images, targets=None):
-        return {"pred_logits": (self.weight * self.norm(images)).relu().mean()}
-
-
-def criterion(outputs, targets):
-    return {"loss_a": (outputs["pred_logits"] - 1) ** 2, "loss_b": 0.5 * outputs["pred_logits"].abs()}
-
-
-def make_step(model, criterion=criterion, **changes) -> TrainStep:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {
-        "ema": ModelEMA(model, 0.5, 0),
-        "scaler": None,
-        "amp_dtype": None,
-        "clip_max_norm": 0.1,
-        "guard": NumericsGuard(1000),
-    } | changes
-    return TrainStep(model, model, criterion, optimizer, device=torch.device("cpu"), **settings)
-
-
-TARGETS = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "image_path": "a.jpg"}]
-
-
-def snapshot(step: TrainStep) -> dict:
-    return copy.deepcopy({"model": step.model.state_dict(), "ema": step.ema.state_dict()})
-
-
-def same(a, b) -> bool:
-    if isinstance(a, dict):
-        return all(same(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def test_a_step_moves_weights_and_average_and_returns_the_terms():
-    step = make_step(Model().train())
-    before = snapshot(step)
-    losses = step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
-    assert set(losses) == {"loss_a", "loss_b"} and not losses["loss_a"].requires_grad
-    assert step.model.weight != before["model"]["weight"] and step.ema.updates == 1
-
-
-def test_the_gradient_is_clipped():
-    model = Model().train()
-    step = make_step(
-        model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1
-    )
-    before = {k: v.clone() for k, v in model.named_parameters()}
-    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
-    moved = torch.cat([(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]).norm().item()
-    assert moved == pytest.approx(0.1 * 0.1, rel=1e-4)
-
-
-def test_a_loss_that_is_not_finite_changes_nothing(caplog):
-    step = make_step(Model().train())
-    before = snapshot(step)
-    assert step(3, [(torch.full((2, 3, 4, 4), float("nan")), TARGETS)]) is None
-    assert same(before, snapshot(step))
-    assert "step 3 dropped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
-
-
-def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine(caplog):
-    def no_slope_at_zero(outputs, targets):
-        return {"loss": (outputs["pred_logits"].sum() * 0).sqrt()}  # 0 with an infinite slope
-
-    step = make_step(Model().train(), no_slope_at_zero)
-    before = snapshot(step)
-    assert step(3, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
-    assert same(before, snapshot(step))
-    assert "gradient of" in caplog.text
-
-
-def test_an_error_of_the_criterion_about_numbers_drops_the_step(caplog):
-    def broken(outputs, targets):
-        raise NumericsError("matching cost_class is not finite for image 0")
-
-    step = make_step(Model().train(), broken)
-    before = snapshot(step)
-    assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
-    assert same(before, snapshot(step)) and "matching cost_class is not finite for image 0" in caplog.text
-
-
-def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
-    seen = []
-
-    class Watching(Model):
-        def forward(self, images, targets=None):
-            seen.append((images @ images.mT).dtype)
-            return super().forward(images)
-
-    make_step(Watching().train(), amp_dtype=torch.bfloat16)(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
-    assert seen == [torch.bfloat16]
-
-
-def test_the_meter_gives_the_mean_of_each_term_and_their_sum():
-    meter = EpochMeter()
-    meter.add({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, images=4, waited=0.5)
-    meter.add({"a": torch.tensor(3.0), "b": torch.tensor(2.0)}, images=4, waited=0.5)
-    assert meter.means() == {"loss": 4.0, "a": 2.0, "b": 2.0}
-    assert (meter.images, meter.waited) == (8, 1.0)
-
-
-def test_a_meter_of_an_epoch_without_a_good_step_is_empty():
-    assert EpochMeter().means() == {}
+from src.solver.det_engine import evaluate, seed_step, windows
 
 
 def test_all_chance_of_a_step_follows_from_seed_and_step():
@@ -194,3 +80,8 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(valu
             folder=tmp_path,
         )
     assert (tmp_path / "bad_batch.pth").exists()
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])])
+def test_the_last_window_of_an_epoch_may_be_smaller(size, expected):
+    assert list(windows(range(3), size)) == expected

@@ -7,7 +7,7 @@ from src.core.errors import ConfigError
 from src.optim.schedulers import FlatCosineLR
 from src.optim.warmup import LinearWarmup
 from src.solver.learning_rates import LearningRates, scale_to_batch
-from src.solver.stages import Progress
+from src.solver.plan import Progress
 
 STEPS = 10
 """Of an epoch."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from src.core.errors import ResourceError
-from src.solver.det_engine import TrainStep
 from src.solver.memory_trial import rehearse_largest_step
 from src.solver.numerics import NumericsGuard
+from src.solver.training_step import TrainStep
 from tests.fixtures.tiny import tiny_config
 
 
@@ -18,16 +18,15 @@ def step() -> TrainStep:
     cfg = tiny_config(num_classes=4)
     model = cfg.model.train()
     return TrainStep(
-        model,
-        model,
-        cfg.criterion.train(),
-        cfg.optimizer,
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.1,
-        NumericsGuard(10),
+        model=model,
+        criterion=cfg.criterion.train(),
+        optimizer=cfg.optimizer,
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.1,
+        guard=NumericsGuard(10),
     )
 
 

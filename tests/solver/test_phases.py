@@ -9,9 +9,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from src.runtime.distributed import rank
-from src.solver.det_engine import TrainStep
 from src.solver.numerics import NumericsGuard
-from src.solver.phases import Phases, tell_what_learns
+from src.solver.phases import Phases, log_trainable_parameters
+from src.solver.training_step import TrainStep
 from tests.fixtures.detector import random_targets
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import tiny_config
@@ -27,16 +27,15 @@ def phased_run(**backbone):
     )
     model = cfg.model.train()
     step = TrainStep(
-        model,
-        model,
-        cfg.criterion.train(),
-        cfg.optimizer,
-        cfg.ema,
-        None,
-        torch.device("cpu"),
-        None,
-        0.1,
-        NumericsGuard(1000),
+        model=model,
+        criterion=cfg.criterion.train(),
+        optimizer=cfg.optimizer,
+        ema=cfg.ema,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.1,
+        guard=NumericsGuard(1000),
     )
     return step, Phases(step)
 
@@ -147,16 +146,15 @@ def test_a_model_without_phases_trains_whole():
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 2)
     step = TrainStep(
-        model,
-        model,
-        None,
-        torch.optim.SGD(model.parameters()),
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        0.0,
-        NumericsGuard(10),
+        model=model,
+        criterion=None,
+        optimizer=torch.optim.SGD(model.parameters()),
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=0.0,
+        guard=NumericsGuard(10),
     )
     assert Phases(step).begin(0) and step.wrapped is model
 
@@ -165,14 +163,14 @@ def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
     step, phases = phased_run(unfreeze_lr_factor=0.1)
     phases.begin(0)
     with caplog.at_level("INFO"):
-        tell_what_learns(
+        log_trainable_parameters(
             0, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
         )
     assert "epoch 1: 0.11 M of 0.16 M parameters train" in caplog.text and "from epoch" not in caplog.text
     caplog.clear()
     phases.begin(1)
     with caplog.at_level("INFO"):
-        tell_what_learns(
+        log_trainable_parameters(
             1, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
         )
     assert "epoch 2: 0.12 M of 0.16 M parameters train" in caplog.text

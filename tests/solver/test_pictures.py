@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.solver.pictures import WIDTH, _fitted, _grid, shows_pictures, training_grid, validation_grid
+from src.solver.pictures import WIDTH, _fitted, _grid, has_pictures, training_grid, validation_grid
 from tests.fixtures.tiny import tiny_config
 
 NAMES = {0: "cat", 1: "dog"}
@@ -66,5 +66,5 @@ def test_images_of_different_shapes_share_a_grid():
 
 
 def test_pictures_are_made_in_the_first_and_last_epoch_and_a_few_between():
-    assert [epoch for epoch in range(72) if shows_pictures(epoch, 72)] == [*range(0, 72, 7), 71]
-    assert all(shows_pictures(epoch, 5) for epoch in range(5))
+    assert [epoch for epoch in range(72) if has_pictures(epoch, 72)] == [*range(0, 72, 7), 71]
+    assert all(has_pictures(epoch, 5) for epoch in range(5))

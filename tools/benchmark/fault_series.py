@@ -283,9 +283,9 @@ Figures = Iterator[tuple[str, list[bool], str]]
 
 def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """Rank 0 kills itself; another rank notices, as it would without a launcher."""
-    from src.solver import DetSolver
     from src.solver.checkpoint import CheckpointFolder
-    from src.solver.det_engine import TrainStep
+    from src.solver.saving import Saver
+    from src.solver.training_step import TrainStep
 
     def kill(rank: int, owner: type, name: str, when: Callable[..., bool]) -> None:
         if rank == 0:
@@ -298,7 +298,7 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
         seed = rng.randrange(1000)
         straight = straight_run(folder, f"straight{ranks}.{number}", ranks=ranks, seed=seed)
         places = {
-            "epoch end": (DetSolver, "_keep", lambda solver, *_: solver.progress.epoch == 2),
+            "epoch end": (Saver, "keep", lambda saver, *_: saver.state.progress.epoch == 2),
             "mid epoch": after_step(STEPS + rng.randint(1, STEPS - 1)),
             "last batch": after_step(2 * STEPS),
             "after warm-up": after_step(WARMUP + 1),
@@ -460,7 +460,7 @@ def ranks_of(launcher: int) -> list[int]:
 def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """One rank raises an error of its own, or stops for good."""
     from src.core.errors import DataError
-    from src.solver.det_engine import TrainStep
+    from src.solver.training_step import TrainStep
 
     def fail(step: int) -> None:
         raise DataError(f"broken on purpose in step {step}")
@@ -569,7 +569,7 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
 
     import torch
 
-    from src.solver.det_engine import TrainStep
+    from src.solver.training_step import TrainStep
 
     ordinary, clip = TrainStep.__call__, torch.nn.utils.clip_grad_norm_
 
@@ -609,7 +609,7 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
 
 def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """A run that was killed goes on under a limit of the system for the size of a file."""
-    from src.solver.det_engine import TrainStep
+    from src.solver.training_step import TrainStep
 
     straight = straight_run(folder, "straight")
     killed = Run(

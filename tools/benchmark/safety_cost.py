@@ -137,8 +137,8 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     from src.core import YAMLConfig
     from src.data.dataset.synthetic import write_synthetic_coco
     from src.runtime.watchdog import Watchdog
-    from src.solver import DetSolver, det_engine, numerics
-    from src.solver.run_state import gather
+    from src.solver import DetSolver, numerics, training_step
+    from src.solver.saving import Saver
 
     spent, depth = {}, 0
 
@@ -158,11 +158,11 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
 
     checks = {
         "batch statistics kept": (numerics.BatchStatistics, "remember"),
-        "loss": (det_engine.Part, "is_finite"),
+        "loss": (training_step.Part, "is_finite"),
         "finite": (torch, "isfinite"),
-        "agreed over ranks": (det_engine, "everywhere"),
+        "agreed over ranks": (training_step, "everywhere"),
         "watchdog": (Watchdog, "beat"),
-        "save due": (DetSolver, "_save_if_due"),
+        "save due": (Saver, "save_if_due"),
     }
     write_synthetic_coco(folder, train=64, val=8, size=128, seed=3)
     loaders = {
@@ -186,21 +186,21 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     solver = DetSolver(cfg, torch.device("cpu"))
     kept = {}
 
-    def end(self) -> None:
-        if self.progress.total_steps == count:
-            kept.update(gather(self))
+    def end(saver: Saver) -> None:
+        if saver.state.progress.total_steps == count:
+            kept.update(saver.state.state_dict(saver.facts))
             raise Enough
 
     originals = {
         (owner, name): getattr(owner, name)
-        for owner, name in (*checks.values(), (DetSolver, "_train_epoch"), (det_engine.TrainStep, "__call__"))
+        for owner, name in (*checks.values(), (training_step.TrainStep, "__call__"))
     }
-    due = originals[(DetSolver, "_save_if_due")]
+    due = originals[(Saver, "save_if_due")]
     for what, (owner, name) in checks.items():
         setattr(owner, name, counted(what, getattr(owner, name)))
     timed = counted("save due", due)
-    DetSolver._save_if_due = lambda self: (timed(self), end(self))
-    det_engine.TrainStep.__call__ = counted("step", originals[(det_engine.TrainStep, "__call__")])
+    Saver.save_if_due = lambda self: (timed(self), end(self))
+    training_step.TrainStep.__call__ = counted("step", originals[(training_step.TrainStep, "__call__")])
     try:
         solver.fit()
     except Enough:

@@ -213,7 +213,7 @@ def attempt(folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kil
 
 def watched(mark: mmap.mmap) -> None:
     """Make this process tell what it is doing."""
-    from src.solver import checkpoint, det_engine, det_solver
+    from src.solver import checkpoint, training_loop, training_step
 
     def marking(function, phase: int):
         def call(*arguments, **keywords):
@@ -225,9 +225,9 @@ def watched(mark: mmap.mmap) -> None:
 
         return call
 
-    det_engine.TrainStep.__call__ = marking(det_engine.TrainStep.__call__, 1)
+    training_step.TrainStep.__call__ = marking(training_step.TrainStep.__call__, 1)
     checkpoint.write_tensor_file = marking(checkpoint.write_tensor_file, 2)
-    det_solver.evaluate = marking(det_solver.evaluate, 3)
+    training_loop.evaluate = marking(training_loop.evaluate, 3)
 
 
 # ---- one long run ----
@@ -323,16 +323,16 @@ def taken(process: int) -> tuple[float, float]:
 
 def note_losses(file) -> None:
     """Make this process write the number and the loss of each step."""
-    from src.solver import det_engine
+    from src.solver.training_step import TrainStep
 
-    ordinary = det_engine.TrainStep.__call__
+    ordinary = TrainStep.__call__
 
     def call(self, step, window):
         losses = ordinary(self, step, window)
         file.write(struct.pack("<qd", step, float(sum(losses.values())) if losses else 0.0))
         return losses
 
-    det_engine.TrainStep.__call__ = call
+    TrainStep.__call__ = call
 
 
 def read_losses(folder: Path) -> dict[int, float]:

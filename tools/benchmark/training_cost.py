@@ -77,8 +77,8 @@ def measure(
     import torch
 
     from src.core import YAMLConfig
-    from src.solver.det_engine import TrainStep
     from src.solver.numerics import NumericsGuard
+    from src.solver.training_step import TrainStep
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -90,17 +90,16 @@ def measure(
     )
     model = cfg.model.train()
     step = TrainStep(
-        model,
-        model,
-        cfg.criterion.train(),
-        cfg.optimizer,
-        None,
-        None,
-        torch.device("cpu"),
-        None,
-        cfg.settings.clip_max_norm,
-        NumericsGuard(1000),
-        exact,
+        model=model,
+        criterion=cfg.criterion.train(),
+        optimizer=cfg.optimizer,
+        ema=None,
+        scaler=None,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip_max_norm=cfg.settings.clip_max_norm,
+        guard=NumericsGuard(1000),
+        exact=exact,
     )
     count = arguments.batch // parts
     window = [

@@ -1,0 +1,271 @@
+"""Builds a run completely, or raises: from the configuration over data and model to the state of a resumed run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.durations import KnowsRunLength, RunLength
+from ..core.errors import CheckpointError
+from ..core.yaml_config import RunSettings, YAMLConfig
+from ..runtime.distributed import broadcast_object, broadcast_tensors, is_main, world_size
+from ..runtime.log import logger
+from ..runtime.model_weights import load_strictly
+from .checkpoint import BEST, CheckpointFolder
+from .det_engine import seed_step
+from .finetune import load_for_tuning
+from .learning_rates import LearningRates, scale_to_batch
+from .model_selection import BestModel
+from .numerics import NumericsGuard
+from .phases import Phases
+from .plan import TrainingPlan, make_plan, steps_per_epoch
+from .provenance import provenance
+from .run_data import RunData, open_run_data
+from .run_state import RunFacts, RunState
+from .start_weights import Start, read_start
+from .training_step import TrainStep
+
+
+@dataclass(frozen=True)
+class Run:
+    """All parts of a training run."""
+
+    settings: RunSettings
+    device: torch.device
+    checkpoints: CheckpointFolder
+    data: RunData
+    facts: RunFacts
+    plan: TrainingPlan
+    state: RunState
+    step: TrainStep
+    rates: LearningRates
+    phases: Phases
+    postprocessor: nn.Module
+    model_size: tuple[int, ...]
+    """`eval_spatial_size`, (height, width); empty if it is not set."""
+
+    num_classes: int
+    """C of the model, which may be more than the data has."""
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return self.checkpoints.folder
+
+
+def build_run(
+    cfg: YAMLConfig, device: torch.device, checkpoints: CheckpointFolder, is_stop_asked: Callable[[], bool]
+) -> Run:
+    """Build a training run, in an order that finds the user's mistakes before costly work.
+
+    Args:
+        cfg: of the run.
+        device: of this rank.
+        checkpoints: of the output folder, held by this run.
+        is_stop_asked: tells whether this rank was asked to stop.
+
+    Raises:
+        DFineError: if configuration, data, weights or training state cannot be used, or not together.
+    """
+    settings = cfg.settings
+    start = read_start(settings, checkpoints)
+    seed = choose_seed(settings, start)
+    data = open_run_data(cfg, start, seed, checkpoints.folder, training=True)
+    model, origin = build_model(cfg, start, data.classes, seed, device)
+    length = RunLength(settings.epochs, steps_per_epoch(data.train_loader, settings.grad_accum_steps))
+    criterion = cfg.criterion.to(device).train()
+    _tell_run_length(length, data.train_loader, *model.modules(), *criterion.modules())
+    optimizer = cfg.optimizer
+    thaws = {group.get("thaw_epoch", 0) for group in optimizer.param_groups}
+    plan = make_plan(settings, data.train_loader, thaws)
+    rates = _build_rates(cfg, optimizer, plan, length)
+    facts = _gather_facts(cfg, data, seed, origin, plan)
+    amp_dtype = autocast_type(settings.use_amp, device, named=settings.device is not None)
+    state = RunState(
+        model=model,
+        optimizer=optimizer,
+        ema=cfg.ema,
+        scaler=cfg.scaler(device.type) if amp_dtype == torch.float16 else None,
+        guard=NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder),
+        best=BestModel(settings.best_metric),
+        train_data=data.train_loader.dataset,
+    )
+    anchoring = cfg.gram_anchoring
+    _tell_run_length(length, state.ema, anchoring)
+    if anchoring:
+        anchoring.to(device).attach()
+    step = TrainStep(
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        ema=state.ema,
+        scaler=state.scaler,
+        device=device,
+        amp_dtype=amp_dtype,
+        clip_max_norm=settings.clip_max_norm,
+        guard=state.guard,
+        exact=settings.grad_accum_exact,
+        anchoring=anchoring,
+        is_stop_asked=is_stop_asked,
+    )
+    if start.state is not None:
+        _resume(state, start, facts, plan, checkpoints, data)
+    return Run(
+        settings=settings,
+        device=device,
+        checkpoints=checkpoints,
+        data=data,
+        facts=facts,
+        plan=plan,
+        state=state,
+        step=step,
+        rates=rates,
+        phases=Phases(step, find_unused_parameters=settings.find_unused_parameters),
+        postprocessor=cfg.postprocessor.eval(),
+        model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
+        num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
+    )
+
+
+def choose_seed(settings: RunSettings, start: Start) -> int:
+    """Return the seed of a run: that of the run which is resumed, the one of `--seed`, or a random one, which is logged."""
+    if start.state is not None:
+        return start.state["seed"]
+    if settings.seed is not None:
+        return settings.seed
+    seed = broadcast_object(random.SystemRandom().randrange(1 << 31))
+    logger.info("no --seed was given; this run uses --seed %d", seed)
+    return seed
+
+
+def build_model(
+    cfg: YAMLConfig, start: Start, classes: list[dict[str, Any]], seed: int, device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the detector with its start weights, the same on every rank.
+
+    Args:
+        cfg: of the run, with the number of classes.
+        start: what the run starts from. The weights of a resumed run are loaded later, with the rest of its state.
+        classes: of the data.
+        seed: of the run.
+        device: of this rank.
+
+    Returns:
+        The model on the device, and where its weights come from (`provenance.provenance`).
+
+    Raises:
+        CheckpointError: if the weights do not fit.
+    """
+    seed_step(seed, 0)
+    file = start.file
+    if file is not None:
+        cfg.without_pretrained()
+    model = cfg.model
+    origin = provenance(model, file)
+    if file is not None and start.tunes:
+        load_for_tuning(model, file, [entry["name"] for entry in classes])
+    elif file is not None and start.state is None:
+        load_strictly(model, file)
+        logger.info("loaded %d tensors from %s", len(file.weights), file.path)
+    if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device)
+    broadcast_tensors(list(model.state_dict().values()))  # before copies of it are made, such as the EMA
+    return model, origin
+
+
+def autocast_type(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
+    """Return the type that autocast computes in, or None for float32.
+
+    Args:
+        use_amp: whether mixed precision is wanted.
+        device: where the model is.
+        named: whether the user chose the device; a CPU that was merely found computes in float32.
+    """
+    if not use_amp or (device.type == "cpu" and not named):
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _build_rates(
+    cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan, length: RunLength
+) -> LearningRates:
+    base = cfg.settings.lr_base_batch_size
+    if base:
+        schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
+        scale_to_batch(optimizer, base, plan.batch_size, schedule)
+    rates = LearningRates(optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch)
+    _tell_run_length(length, rates.schedule, rates.warmup)
+    return rates
+
+
+def _gather_facts(
+    cfg: YAMLConfig, data: RunData, seed: int, origin: dict[str, Any], plan: TrainingPlan
+) -> RunFacts:
+    size = data.val_loader.dataset.transforms.output_size or cfg.yaml_cfg.get("eval_spatial_size")
+    return RunFacts(
+        seed=seed,
+        classes=data.classes,
+        config_text=cfg.to_yaml(),
+        provenance=origin,
+        preprocessing=cfg.evaluation_transforms,
+        input_size=tuple(size or ()),
+        identity=data.identity,
+        batch_size=plan.batch_size,
+    )
+
+
+def _resume(
+    state: RunState,
+    start: Start,
+    facts: RunFacts,
+    plan: TrainingPlan,
+    checkpoints: CheckpointFolder,
+    data: RunData,
+) -> None:
+    """Restore the state of a run, and deal with data that have changed and best weights that are gone."""
+    assert start.state is not None and start.path is not None
+    state.load_state_dict(start.state, facts, start.path)
+    if data.changed:
+        state.restart_epoch()
+        if is_main():
+            checkpoints.set_best_aside()
+    elif state.best.epoch is not None:
+        found = checkpoints.has_best(state.best.epoch, start.path) if is_main() else None
+        if not broadcast_object(found):
+            _continue_without_best(state, plan, checkpoints.folder, start.path)
+    logger.info(
+        "resumed from %s: epoch %d, step %d of it, best %s %s",
+        start.path,
+        state.progress.epoch + 1,
+        state.progress.step,
+        state.best.metric,
+        state.best.score,
+    )
+
+
+def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, last: Path) -> None:
+    """Forget the best score, since its weights are gone; a run that is complete has nothing to put in their place."""
+    best_epoch = state.best.epoch or 0
+    missing = f"the best weights, of epoch {best_epoch + 1}, are not in"
+    if plan.is_over(state.progress):
+        raise CheckpointError(
+            f"this run is complete, but {missing} {folder / BEST}; last.pth has the last ones: evaluate them with "
+            f"--test-only -r {last}"
+        )
+    logger.warning("%s %s: the next evaluation counts as the best", missing, folder / BEST)
+    state.best.forget_score()
+
+
+def _tell_run_length(run: RunLength, *parts: Any) -> None:
+    for part in parts:
+        if isinstance(part, KnowsRunLength):
+            part.set_run_length(run)

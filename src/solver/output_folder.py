@@ -1,0 +1,87 @@
+"""The output folder of a run: held by one run alone, and never a place where files of others are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..core.yaml_config import RunSettings
+from ..runtime.distributed import is_main, world_size
+from ..runtime.files import locked, prepare_output_dir
+from ..runtime.own_files import is_ours, refuse_foreign, refuse_replacing_inputs
+from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, CheckpointFolder
+from .earlier_runs import CONFIG, EARLIER, EVALUATION
+from .numerics import BAD_BATCH
+from .start_weights import resumes_in
+from .writers import LOG_FILE, PICTURES
+
+ADVICE = "move it away or choose another --output-dir"
+
+HEADERS = {"train": "images.train.npz", "val": "images.val.npz"}
+"""Files with what was read from the headers of images, by part of the data."""
+
+
+@contextmanager
+def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
+    """Hold the output folder for a training run, and yield its checkpoints.
+
+    Raises:
+        ConfigError: if another run holds it, or if this run would replace files that are not results of this project.
+    """
+    folder = Path(settings.output_dir)
+    checkpoints = CheckpointFolder(folder)
+    if not is_main():
+        yield checkpoints
+        return
+    prepare_output_dir(folder)
+    with locked(folder):
+        if resumes_in(folder, settings.resume):
+            checkpoints.set_damaged_best_aside()
+        _refuse_replacing(folder, settings)
+        checkpoints.clean_up()
+        yield checkpoints
+
+
+def prepare_for_evaluation(folder: Path) -> None:
+    """Create the folder of an evaluation, and make sure that it replaces no file of others.
+
+    Raises:
+        ConfigError: if it would.
+    """
+    if is_main():
+        prepare_output_dir(folder)
+        refuse_foreign([folder / name for name in (EVALUATION, BAD_BATCH, HEADERS["val"])], ADVICE)
+
+
+def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
+    """Make sure that a run replaces nothing but what runs of this project have written."""
+    checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
+    checkpoints += sorted((folder / NUMBERED).glob("epoch*.pth"))
+    resumes_here = resumes_in(folder, settings.resume)
+    if not resumes_here or not _is_of_a_version_without_marks(folder):
+        results = [*_other_results(folder), *checkpoints]
+        if resumes_here:  # a damaged training state has no mark, and is replaced by the one before it
+            states = (folder / LAST, folder / PREVIOUS)
+            results = [path for path in results if path not in states or path.is_symlink()]
+        refuse_foreign(results, ADVICE)
+    for name in (NUMBERED, PICTURES, EARLIER):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise ConfigError(f"{path} is not a folder, and this run would write into it; {ADVICE}")
+    inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
+    refuse_replacing_inputs(checkpoints, inputs)
+
+
+def _other_results(folder: Path) -> list[Path]:
+    """Return the files besides checkpoints that a run writes."""
+    stacks = [f"stacks.rank{number}.txt" for number in range(world_size())]
+    return [folder / name for name in (CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values(), *stacks)]
+
+
+def _is_of_a_version_without_marks(folder: Path) -> bool:
+    """Return whether the run in a folder was written before results had marks: then none of them has one."""
+    states = [folder / name for name in (LAST, PREVIOUS)]
+    found = [path for path in states if path.is_file() and not path.is_symlink()]
+    return bool(found) and not any(is_ours(path) for path in found)

@@ -1,0 +1,108 @@
+"""When a run is saved, and how it ends when it was asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.errors import Preempted, ResourceError
+from ..core.yaml_config import RunSettings
+from ..runtime.distributed import barrier, broadcast_object, is_main
+from ..runtime.stop import StopRequest
+from .checkpoint import LAST, CheckpointFolder
+from .plan import TrainingPlan
+from .resume import resume_hint
+from .run_state import RunFacts, RunState, inference_checkpoint
+
+
+class Saver:
+    """Writes `last.pth` and `best.pth` of a run; only rank 0 writes."""
+
+    def __init__(
+        self,
+        checkpoints: CheckpointFolder,
+        facts: RunFacts,
+        state: RunState,
+        plan: TrainingPlan,
+        settings: RunSettings,
+        stop: StopRequest,
+    ) -> None:
+        """Store; nothing is written yet."""
+        self.checkpoints = checkpoints
+        self.facts = facts
+        self.state = state
+        self.plan = plan
+        self.settings = settings
+        self.stop = stop
+        self._saved_at = time.monotonic()
+
+    def save_last(self) -> bool:
+        """Write `last.pth`; return whether that succeeded."""
+        self._saved_at = time.monotonic()
+        return self.checkpoints.save_last(self.state.state_dict(self.facts))
+
+    def save_if_due(self) -> None:
+        """Write `last.pth` within an epoch, as often as is set; at its end `keep` does."""
+        step = self.state.progress.step
+        if not is_main() or step == self.plan.steps_per_epoch:
+            return
+        by_steps = self.settings.save_every_steps and step % self.settings.save_every_steps == 0
+        minutes = self.settings.save_every_minutes
+        by_time = minutes and time.monotonic() - self._saved_at >= 60 * minutes
+        if by_steps or by_time:
+            self.save_last()
+
+    def keep(self, epoch: int, metrics: Mapping[str, Any], *, improved: bool) -> None:
+        """Write what is kept after an epoch: the best first, since the last refers to it. All ranks must call this.
+
+        Args:
+            epoch: from 0.
+            metrics: of its evaluation.
+            improved: whether its score is the best so far.
+        """
+        if is_main():
+            every = self.settings.checkpoint_freq
+            is_numbered = bool(every) and (epoch + 1) % every == 0
+            if improved or is_numbered:
+                metric = self.state.best.metric
+                content = inference_checkpoint(self.state.scored, self.facts, epoch, metrics, metric)
+                if improved:
+                    self.checkpoints.save_best(content)
+                if is_numbered:
+                    self.checkpoints.save_numbered(epoch, content)
+            self.save_last()
+        barrier()
+
+    def save_and_stop(self) -> None:
+        """Save and end the run, on all ranks after the same step.
+
+        Raises:
+            Preempted: always, if the state is saved.
+            ResourceError: if it could not be saved.
+        """
+        raise self._stopped(saved=broadcast_object(self.save_last() if is_main() else None))
+
+    def stop_evaluation(self) -> None:
+        """End the run if rank 0 was asked to stop: the epoch's training is saved, its evaluation is repeated later.
+
+        Other ranks do not look here, since ranks may have different numbers of batches; the launcher ends them with rank 0.
+        """
+        if self.stop.asked and is_main():
+            raise self._stopped(saved=self.save_last())
+
+    def _stopped(self, *, saved: bool) -> Preempted | ResourceError:
+        """Return the error that ends a run which was asked to stop."""
+        signal = self.stop.signal
+        name = signal.name if self.stop.asked and signal is not None else "a signal to another rank"
+        progress = self.state.progress
+        where = (
+            f"stopped by {name} after step {progress.step} of {self.plan.steps_per_epoch} in epoch "
+            f"{progress.epoch + 1}"
+        )
+        last = self.checkpoints.folder / LAST
+        if saved:
+            return Preempted(f"{where}; the state is saved, {resume_hint(last)}")
+        older = f"{last} is of an earlier step" if last.exists() else f"there is no {last}"
+        why = f" ({self.checkpoints.unsaved})" if is_main() else ""
+        return ResourceError(f"{where}, but the state could not be saved{why}; {older}")

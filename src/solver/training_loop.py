@@ -1,0 +1,193 @@
+"""What happens in a run: a summary, a rehearsal, and for each epoch its beginning, its steps, its evaluation and its end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.distributed import broadcast_tensors, is_main, world_size
+from ..runtime.log import logger
+from ..runtime.model_weights import completed
+from ..runtime.watchdog import Watchdog
+from .building import Run
+from .det_engine import Batch, evaluate, seed_step, windows, with_progress
+from .epoch_meter import EpochMeter
+from .memory_trial import try_memory
+from .nothing_found import explain_nothing_found
+from .numerics import ADVICE_FOR_A_RUN
+from .phases import log_trainable_parameters
+from .run_log import RunLog, boxes_record, epoch_record, log_data, log_plan, log_step
+from .saving import Saver
+
+
+def log_run(run: Run) -> None:
+    """Log what is about to happen, with numbers."""
+    model = run.state.model
+    precision = "float32" if run.step.amp_dtype is None else str(run.step.amp_dtype).removeprefix("torch.")
+    logger.info("%s on %s, %d rank(s), %s", type(model).__name__, run.device, world_size(), precision)
+    queries = getattr(getattr(model, "decoder", None), "num_queries", None)
+    train_data = run.data.train_loader.dataset
+    log_data(train_data, run.data.val_loader.dataset, len(run.data.classes), run.plan, queries)
+    log_plan(run.plan, getattr(run.state.ema, "horizon", None))
+
+
+def rehearse(run: Run) -> None:
+    """Find out before the first step whether the largest one fits into memory; on a CPU only if it is asked for."""
+    wanted = run.settings.memory_trial
+    if wanted is None:
+        wanted = run.device.type == "cuda"
+    loader = run.data.train_loader
+    size = loader.dataset.transforms.output_size or run.model_size
+    if not wanted or not size or not hasattr(loader.collate_fn, "largest_size"):
+        return
+    try_memory(
+        run.step,
+        run.phases,
+        images=loader.batch_sampler.batch_size,
+        size_hw=loader.collate_fn.largest_size(tuple(size)),
+        objects=loader.dataset.labels.most_boxes,
+        num_classes=run.num_classes,
+        epoch=run.state.progress.epoch,
+        last_epoch=run.plan.epochs - 1,
+    )
+
+
+def begin_epoch(run: Run, epoch: int) -> None:
+    """Set what holds in an epoch; what happens only once at its start is left out where a resumed run is past it."""
+    progress = run.state.progress
+    run.data.train_loader.set_epoch(epoch, progress.step * run.settings.grad_accum_steps)
+    for part in (run.step.criterion, run.step.anchoring):
+        if hasattr(part, "set_epoch"):  # a criterion of a user's own may know no epochs
+            part.set_epoch(epoch)
+    if run.phases.begin(epoch):
+        log_trainable_parameters(epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress))
+    if progress.step:
+        return
+    run.state.guard.start_epoch()
+    if run.plan.restarts_at(epoch) and run.state.best.stage_one_weights:
+        load_best_weights(run)
+
+
+def load_best_weights(run: Run) -> None:
+    """Begin stage 2 from the best weights of stage 1, which every rank has kept."""
+    best = run.state.best
+    weights = completed(best.stage_one_weights, run.state.model)  # they may be of a run at another input size
+    best.stage_one_weights = {}
+    run.state.model.load_state_dict(weights)
+    if run.state.ema is not None:
+        run.state.ema.restart(weights, run.plan.ema_restart_decay)
+    score = "not scored again yet"
+    if best.epoch is not None and best.score is not None:
+        score = f"epoch {best.epoch + 1}, {best.metric} {best.score:.3f}"
+    logger.info("stage 2 begins: clean images, from the best weights (%s)", score)
+
+
+def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> EpochMeter:
+    """Take the remaining steps of an epoch.
+
+    Returns:
+        The sums over all its steps, those before a resume included.
+    """
+    state, progress = run.state, run.state.progress
+    state.model.train()
+    meter = state.meter = state.meter or EpochMeter()
+    names = {label: entry["name"] for label, entry in enumerate(run.data.classes)}
+    batches = windows(run.data.train_loader, run.settings.grad_accum_steps)
+    title = f"epoch {progress.epoch + 1}/{run.plan.epochs}"
+    bar = with_progress(batches, title, run.plan.steps_per_epoch, progress.step)
+    before = time.perf_counter()
+    for window in bar:
+        waited = time.perf_counter() - before
+        if progress.step == 0:
+            log.show_training(progress.epoch, *window[0], names)
+        losses = take_step(run, window, watchdog)
+        meter.count_boxes(window)
+        if losses is not None:
+            meter.add(losses, sum(len(images) for images, _ in window) * world_size(), waited)
+            if progress.step % run.settings.print_freq == 0 and is_main():
+                report_step(run, log, losses, meter, bar)
+        if run.step.stopping:
+            saver.save_and_stop()
+        saver.save_if_due()
+        before = time.perf_counter()
+    watchdog.rest()
+    return meter
+
+
+def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Tensor] | None:
+    """Take one step and count it; return its losses, or None if it was dropped."""
+    progress = run.state.progress
+    seed_step(run.facts.seed, 1 + progress.total_steps)
+    run.rates.set(progress)
+    watchdog.beat(progress.total_steps)
+    losses = run.step(progress.total_steps, window)
+    progress.step += 1
+    progress.total_steps += 1
+    return losses
+
+
+def report_step(run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
+    """Write curves and, where no bar is seen, a line. The losses are read back from the device."""
+    values = {name: value.item() for name, value in losses.items()}
+    total = sum(values.values())
+    log.step(
+        run.state.progress.total_steps, values, [group["lr"] for group in run.state.optimizer.param_groups]
+    )
+    bar.set_postfix(loss=f"{total:.2f}", lr=f"{run.rates.highest:.1e}")
+    if bar.disable:
+        log_step(run.state.progress, run.plan, total, run.rates.highest, meter)
+
+
+def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
+    """Evaluate the EMA, or the model if there is none, with the same batch statistics on every rank."""
+    scored = run.state.scored
+    broadcast_tensors([buffer for buffer in scored.buffers() if buffer.is_floating_point()])
+    return evaluate(
+        scored,
+        run.postprocessor,
+        run.data.val_loader,
+        run.data.evaluator,
+        run.device,
+        saver.stop_evaluation,
+        run.folder,
+        advice=ADVICE_FOR_A_RUN,
+    )
+
+
+def end_epoch(
+    run: Run, log: RunLog, saver: Saver, epoch: int, meter: EpochMeter, metrics: dict[str, Any]
+) -> None:
+    """Report and save an epoch. The report comes first: a run that is killed in between repeats both."""
+    state = run.state
+    state.meter = None
+    losses = meter.means()
+    explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
+    detections = getattr(run.data.evaluator, "detections", None)
+    log.show_validation(epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold"))
+    improved = state.close_epoch(metrics, run.plan)
+    run.data.train_loader.report_images()
+    run.data.val_loader.report_images()
+    boxes = meter.boxes_of_all_ranks()
+    if is_main():
+        record = epoch_record(
+            epoch=epoch,
+            next_epoch=state.progress.epoch,
+            plan=run.plan,
+            meter=meter,
+            losses=losses,
+            metrics=metrics,
+            best=state.best,
+            highest_rate=run.rates.highest,
+            peak_memory_mb=peak_memory_mb(run.device),
+            model=state.model,
+        )
+        log.epoch(record | boxes_record(epoch, *boxes))
+    saver.keep(epoch, metrics, improved=improved)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the highest memory that tensors have taken on a device so far; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0

@@ -1,0 +1,171 @@
+"""One training step: what it moves, what it clips, and what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from src.core import NumericsError
+from src.optim.ema import ModelEMA
+from src.solver.numerics import NumericsGuard
+from src.solver.training_step import TrainStep
+
+
+class Model(nn.Module):
+    """A detector in miniature: one number, batch statistics, and whatever its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images, targets=None):
+        return {"pred_logits": (self.weight * self.norm(images)).relu().mean()}
+
+
+def criterion(outputs, targets):
+    return {"loss_a": (outputs["pred_logits"] - 1) ** 2, "loss_b": 0.5 * outputs["pred_logits"].abs()}
+
+
+def make_step(model, criterion=criterion, **changes) -> TrainStep:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {
+        "ema": ModelEMA(model, 0.5, 0),
+        "scaler": None,
+        "amp_dtype": None,
+        "clip_max_norm": 0.1,
+        "guard": NumericsGuard(1000),
+    } | changes
+    return TrainStep(
+        model=model, criterion=criterion, optimizer=optimizer, device=torch.device("cpu"), **settings
+    )
+
+
+TARGETS = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "image_path": "a.jpg"}]
+
+
+def snapshot(step: TrainStep) -> dict:
+    return copy.deepcopy({"model": step.model.state_dict(), "ema": step.ema.state_dict()})
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_step_moves_weights_and_average_and_returns_the_terms():
+    step = make_step(Model().train())
+    before = snapshot(step)
+    losses = step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    assert set(losses) == {"loss_a", "loss_b"} and not losses["loss_a"].requires_grad
+    assert step.model.weight != before["model"]["weight"] and step.ema.updates == 1
+
+
+def test_the_gradient_is_clipped():
+    model = Model().train()
+    step = make_step(
+        model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1
+    )
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    moved = torch.cat([(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]).norm().item()
+    assert moved == pytest.approx(0.1 * 0.1, rel=1e-4)
+
+
+class Scaled(nn.Module):
+    """A model whose output, and therefore gradient, is the mean of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images, targets=None):
+        return {"pred_logits": self.weight * images.mean()}
+
+
+def identity(outputs, targets):
+    return {"loss": outputs["pred_logits"].sum()}
+
+
+def constant(images: int, value: float):
+    return torch.full((images, 3, 2, 2), value), TARGETS * images
+
+
+def test_a_batch_counts_in_its_window_by_its_images():
+    step = make_step(Scaled().train(), identity, clip_max_norm=0.0)
+    losses = step(0, [constant(3, 1.0), constant(1, 5.0)])
+    gradient = (3 * 1.0 + 1 * 5.0) / 4
+    assert losses["loss"].item() == pytest.approx(gradient)
+    assert step.model.weight.item() == pytest.approx(1 - 0.1 * gradient)
+
+
+@pytest.mark.parametrize(("limit", "gradient"), [(0.0, 2.0), (0.1, 0.1)])
+def test_loss_scaling_changes_neither_the_step_nor_what_is_clipped(limit, gradient):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    step = make_step(Scaled().train(), identity, clip_max_norm=limit, scaler=scaler)
+    step(0, [constant(2, 2.0)])
+    assert step.model.weight.item() == pytest.approx(1 - 0.1 * gradient, rel=1e-4)
+
+
+def test_a_step_that_loss_scaling_leaves_out_is_not_averaged():
+    class Overflowing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope * float("inf")
+
+    def overflowing(outputs, targets):
+        return {"loss": Overflowing.apply(outputs["pred_logits"]).sum()}
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    step = make_step(Scaled().train(), overflowing, scaler=scaler)
+    before = snapshot(step)
+    assert step(0, [constant(2, 2.0)]) is not None
+    assert same(before, snapshot(step)) and step.ema.updates == 0
+    assert scaler.get_scale() == 512.0
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(caplog):
+    step = make_step(Model().train())
+    before = snapshot(step)
+    assert step(3, [(torch.full((2, 3, 4, 4), float("nan")), TARGETS)]) is None
+    assert same(before, snapshot(step))
+    assert "step 3 dropped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine(caplog):
+    def no_slope_at_zero(outputs, targets):
+        return {"loss": (outputs["pred_logits"].sum() * 0).sqrt()}  # 0 with an infinite slope
+
+    step = make_step(Model().train(), no_slope_at_zero)
+    before = snapshot(step)
+    assert step(3, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
+    assert same(before, snapshot(step))
+    assert "gradient of" in caplog.text
+
+
+def test_an_error_of_the_criterion_about_numbers_drops_the_step(caplog):
+    def broken(outputs, targets):
+        raise NumericsError("matching cost_class is not finite for image 0")
+
+    step = make_step(Model().train(), broken)
+    before = snapshot(step)
+    assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
+    assert same(before, snapshot(step)) and "matching cost_class is not finite for image 0" in caplog.text
+
+
+def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
+    seen = []
+
+    class Watching(Model):
+        def forward(self, images, targets=None):
+            seen.append((images @ images.mT).dtype)
+            return super().forward(images)
+
+    make_step(Watching().train(), amp_dtype=torch.bfloat16)(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    assert seen == [torch.bfloat16]
