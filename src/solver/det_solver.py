@@ -269,7 +269,9 @@ class DetSolver:
             )
             settings.resume = str(found)
             return WeightFile(found, self.resumed["model"], self.resumed["meta"])
-        path = settings.tuning or settings.resume
+        path = settings.resume or settings.tuning
+        if settings.resume:
+            settings.tuning = None  # a configuration may name start weights, too
         return read_weights(path) if path else None
 
     def _build_model(self) -> None:

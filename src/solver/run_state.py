@@ -96,13 +96,10 @@ def restore(solver: DetSolver, state: dict[str, Any]) -> None:
 
 
 def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
-    """Restore what the optimizer has gathered; when and how fast groups learn is the configuration's, whose epochs may have been raised."""
-    kept = ("thaw_epoch", "name", "initial_lr")
-    own = [
-        {"initial_lr": group["lr"]} | {key: group[key] for key in kept if key in group}
-        for group in solver.optimizer.param_groups
-    ]
-    parameters = [parameter for group in solver.optimizer.param_groups for parameter in group["params"]]
+    """Restore what the optimizer has gathered. How groups learn is the configuration's, which may have been changed."""
+    groups = solver.optimizer.param_groups
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
     try:
         solver.optimizer.load_state_dict(state)
         check_optimizer_state(solver.settings.resume or LAST, state, parameters)
@@ -111,10 +108,11 @@ def _load_optimizer(solver: DetSolver, state: dict[str, Any]) -> None:
             f"{solver.settings.resume} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
             f"backbone thaws must be as they were, or start a new run from its weights with -t"
         ) from None
-    for group, settings in zip(solver.optimizer.param_groups, own):
-        for key in kept:
-            group.pop(key, None)
-        group.update(settings)
+    for group, configured in zip(solver.optimizer.param_groups, settings):
+        parameters_of_group = group["params"]
+        group.clear()
+        group.update(configured, params=parameters_of_group)
+        group.setdefault("initial_lr", group["lr"])
 
 
 def for_inference(

@@ -9,6 +9,7 @@ import yaml
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
 from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 from tests.fixtures.vits import official_layout
 
 PHASES = {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1, "unfreeze_lr_factor": 0.1}
@@ -44,6 +45,8 @@ def phased(tiny_data, tmp_path_factory):
         epochs=3,
         DINOv3Backbone=PHASES,
         grad_accum_steps=2,
+        tuning=str(TRAINED),
+        optimizer={"lr": 2e-4},
         train_dataloader={"collate_fn": {"stop_epoch": 2}},
     )
     return config, folder / "run", succeed("-c", config, "--seed=1", ranks=2)
@@ -63,6 +66,7 @@ def test_the_record_of_an_epoch_says_how_many_parameters_trained(phased):
 def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     config, run, _ = phased
     logged = max(read_log(run), key=lambda record: record["AP"])
+    assert logged["AP"] > 0.1
     assert evaluated(config, run / "best.pth", tmp_path, ranks=2)["AP"] == pytest.approx(
         logged["AP"], abs=1e-6
     )
@@ -80,8 +84,8 @@ def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tm
 
 
 def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"lora_rank": 2}, optimizer={"lr": 0.01})
-    out = succeed("-c", config, "--seed=1")
+    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"lora_rank": 2}, optimizer={"lr": 2e-4})
+    out = succeed("-c", config, "-t", TRAINED, "--seed=1")
     plain = tiny_config(tiny_data, num_classes=4).model.state_dict()
     best = read_tensor_file(tmp_path / "run/best.pth")["model"]
     assert {name: value.shape for name, value in best.items()} == {
@@ -89,6 +93,7 @@ def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp
     }
     assert any(".lora_up" in name for name in read_tensor_file(tmp_path / "run/last.pth")["model"])
     logged = max(read_log(tmp_path / "run"), key=lambda record: record["AP"])
+    assert logged["AP50"] > 0.1
     assert evaluated(config, tmp_path / "run/best.pth", tmp_path / "with")["AP50"] == pytest.approx(
         logged["AP50"], abs=1e-4
     )

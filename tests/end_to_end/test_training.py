@@ -9,15 +9,17 @@ from src.inference import Detector
 from src.runtime.files import LOCK
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory):
-    """A finished run of two epochs, the second one clean, on one rank."""
+    """A finished run of two epochs, the second one clean, on one rank, from weights that find objects."""
     folder = tmp_path_factory.mktemp("trained")
-    config = write_tiny_config(folder, tiny_data, pictures=True)
-    result = run_python("train.py", "-c", config, "--seed=1")
+    config = write_tiny_config(folder, tiny_data, pictures=True, optimizer={"lr": 2e-4})
+    result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
     assert result.returncode == 0, result.stderr + result.stdout
+    assert all(record["AP"] > 0.1 for record in read_log(folder / "run")), "scores of 0 would prove nothing"
     return config, folder / "run", result.stdout
 
 
@@ -135,6 +137,23 @@ def test_evaluation_knows_classes_by_name_whatever_their_ids(trained, tiny_data,
     assert json.loads((tmp_path / "eval.json").read_text())["AP50"] == pytest.approx(
         max(read_log(run), key=lambda r: r["AP"])["AP50"], abs=1e-6
     )
+
+
+def test_what_the_command_line_names_counts_and_not_the_start_weights_of_the_configuration(
+    trained, tiny_data, tmp_path
+):
+    """The config.yml of a run that began with -t names these weights; the run's own are to be evaluated."""
+    _, run, _ = trained
+    config = run / "config.yml"
+    assert yaml.safe_load(config.read_text())["tuning"] == str(TRAINED)
+    result = run_python(
+        "train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path
+    )
+    assert result.returncode == 0 and f"from {run / 'best.pth'}" in result.stdout
+    assert json.loads((tmp_path / "eval.json").read_text())["weights"] == str(run / "best.pth")
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, resume=str(run / "last.pth"))
+    result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
+    assert result.returncode == 0 and "resumed from" not in result.stdout
 
 
 def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):

@@ -15,6 +15,7 @@ from src.runtime.weight_files import read_tensor_file
 from src.solver import DetSolver
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import SyntheticData, merged, tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 
 RUN: dict[str, Any] = {
     "seed": 1,
@@ -22,13 +23,15 @@ RUN: dict[str, Any] = {
     "grad_accum_steps": 2,
     "checkpoint_freq": 0,
     "print_freq": 1000,
+    "tuning": str(TRAINED),
+    "optimizer": {"lr": 2e-4},
     "DINOv3Backbone": {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
     "lr_warmup_scheduler": {"warmup_duration": "1 epoch"},
     "train_dataloader": {
         "collate_fn": {"stop_epoch": 2, "mixup_prob": 0.5, "base_size": 64, "base_size_repeat": 1}
     },
 }
-"""Nine steps of two batches: phase A, phase B, the clean stage."""
+"""Nine steps of two batches: phase A, phase B, the clean stage. They start from weights that find objects, so that scores are not 0."""
 STEPS = 9
 
 

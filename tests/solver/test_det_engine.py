@@ -72,6 +72,62 @@ def test_the_gradient_is_clipped():
     assert moved == pytest.approx(0.1 * 0.1, rel=1e-4)
 
 
+class Scaled(nn.Module):
+    """A model whose output, and therefore gradient, is the mean of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images, targets=None):
+        return {"pred_logits": self.weight * images.mean()}
+
+
+def identity(outputs, targets):
+    return {"loss": outputs["pred_logits"].sum()}
+
+
+def constant(images: int, value: float):
+    return torch.full((images, 3, 2, 2), value), TARGETS * images
+
+
+def test_a_batch_counts_in_its_window_by_its_images():
+    step = make_step(Scaled().train(), identity, clip_max_norm=0.0)
+    losses = step(0, [constant(3, 1.0), constant(1, 5.0)])
+    gradient = (3 * 1.0 + 1 * 5.0) / 4
+    assert losses["loss"].item() == pytest.approx(gradient)
+    assert step.model.weight.item() == pytest.approx(1 - 0.1 * gradient)
+
+
+@pytest.mark.parametrize(("limit", "gradient"), [(0.0, 2.0), (0.1, 0.1)])
+def test_loss_scaling_changes_neither_the_step_nor_what_is_clipped(limit, gradient):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    step = make_step(Scaled().train(), identity, clip_max_norm=limit, scaler=scaler)
+    step(0, [constant(2, 2.0)])
+    assert step.model.weight.item() == pytest.approx(1 - 0.1 * gradient, rel=1e-4)
+
+
+def test_a_step_that_loss_scaling_leaves_out_is_not_averaged():
+    class Overflowing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope * float("inf")
+
+    def overflowing(outputs, targets):
+        return {"loss": Overflowing.apply(outputs["pred_logits"]).sum()}
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    step = make_step(Scaled().train(), overflowing, scaler=scaler)
+    before = snapshot(step)
+    assert step(0, [constant(2, 2.0)]) is not None
+    assert same(before, snapshot(step)) and step.ema.updates == 0
+    assert scaler.get_scale() == 512.0
+
+
 def test_a_loss_that_is_not_finite_changes_nothing(caplog):
     step = make_step(Model().train())
     before = snapshot(step)
