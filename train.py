@@ -107,6 +107,10 @@ def main() -> None:
             )
             if (value := getattr(arguments, name)) is not None
         }
+        if arguments.resume and arguments.resume != "auto":
+            flags["tuning"] = None  # in place of the one that the configuration may name
+        elif arguments.tuning and not arguments.resume:
+            flags["resume"] = None
         if arguments.opt_level:
             logger.info(
                 "--opt-level %s is taken as %s: this trainer has torch's mixed precision in place of Apex's levels",

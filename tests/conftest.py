@@ -13,6 +13,15 @@ from tests.fixtures.trained_tiny import TRAINED
 torch.ones(1, requires_grad=True).sum().backward()
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Escape what UTF-8 cannot hold, such as other names of files in captured output: pytest-xdist sends reports as UTF-8."""
+    report = (yield).get_result()
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed_and_threads():
     torch.manual_seed(0)

@@ -176,7 +176,7 @@ def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
     except UnicodeEncodeError:
         logger.warning(
             "no curves are written for TensorBoard, whose folders must have names in UTF-8: %s; log.txt has every number",
-            folder,
+            str(folder).encode(errors="backslashreplace").decode(),
         )
         return None
     writer = TensorBoardWriter(folder)

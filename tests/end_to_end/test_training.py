@@ -139,6 +139,23 @@ def test_evaluation_knows_classes_by_name_whatever_their_ids(trained, tiny_data,
     )
 
 
+def test_what_the_command_line_names_counts_and_not_the_start_weights_of_the_configuration(
+    trained, tiny_data, tmp_path
+):
+    """The config.yml of a run that began with -t names these weights; the run's own are to be evaluated."""
+    _, run, _ = trained
+    config = run / "config.yml"
+    assert yaml.safe_load(config.read_text())["tuning"] == str(TRAINED)
+    result = run_python(
+        "train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path
+    )
+    assert result.returncode == 0 and f"from {run / 'best.pth'}" in result.stdout
+    assert json.loads((tmp_path / "eval.json").read_text())["weights"] == str(run / "best.pth")
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, resume=str(run / "last.pth"))
+    result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
+    assert result.returncode == 0 and "resumed from" not in result.stdout
+
+
 def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
     config, run, _ = trained
     result = run_python(

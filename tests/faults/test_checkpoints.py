@@ -424,6 +424,7 @@ def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(ti
     code, message = ended(
         tiny_data,
         tmp_path / "run",
+        tuning=None,
         DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path), "checkpoint_sha256": digest},
     )
     assert code == 4
@@ -438,7 +439,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
         "checkpoint_path": str(tmp_path / "none.pth"),
         "checkpoint_sha256": "01234567",
     }
-    code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone=settings)
+    code, message = ended(tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings)
     assert code == 4 and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
 
 
@@ -454,7 +455,7 @@ def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(tiny_data, tmp
     if content is not None:
         (tmp_path / name).write_bytes(content)
     settings = {"pretrained": True, "checkpoint_path": str(tmp_path / name)}
-    code, message = ended(tiny_data, tmp_path / "run", DINOv3Backbone=settings)
+    code, message = ended(tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings)
     assert code == 4
     assert told in message
     assert not (tmp_path / "run/last.pth").exists()

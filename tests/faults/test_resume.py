@@ -96,7 +96,7 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_d
 def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
-    assert "going on with a changed configuration: optimizer.lr was 0.001, is 0.0005" in caplog.text
+    assert "going on with a changed configuration: optimizer.lr was 0.0002, is 0.0005" in caplog.text
 
 
 @pytest.mark.parametrize(
