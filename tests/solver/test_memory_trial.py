@@ -1,13 +1,16 @@
 """The rehearsal of the largest step."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src.core.errors import ResourceError
-from src.solver.memory_trial import rehearse_largest_step
+from src.solver import memory_trial
+from src.solver.memory_trial import rehearse_largest_step, try_memory
 from src.solver.numerics import NumericsGuard
+from src.solver.phases import Phases
 from src.solver.training_step import TrainStep
 from tests.fixtures.tiny import tiny_config
 
@@ -55,3 +58,26 @@ def test_a_batch_that_does_not_fit_ends_with_what_helps(step, monkeypatch, error
     with pytest.raises(ResourceError, match="the largest batch of this run does not fit: 2 image") as caught:
         rehearse_largest_step(step, 2, (64, 64), 3, 4)
     assert "gradient_checkpointing" in str(caught.value) and "total_batch_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_moments_that_the_optimizer_does_not_have_yet_are_added_to_the_peak(step, monkeypatch, resumed):
+    """A resumed run has them already: they are part of what was measured."""
+    if resumed:
+        for parameter in step.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+    monkeypatch.setattr(memory_trial.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=10**6))
+    trained = sum(p.numel() for group in step.optimizer.param_groups for p in group["params"])
+    moments = 0 if resumed else 2 * 4 * trained
+    assert rehearse_largest_step(step, 1, (64, 64), 3, 4) == pytest.approx((10**6 * 1024 + moments) / 1e9)
+
+
+def test_the_trial_is_made_in_the_last_phase_and_leaves_the_model_in_that_of_its_epoch(step, monkeypatch):
+    phases, epochs = Phases(step), []
+    monkeypatch.setattr(phases, "apply", epochs.append)
+    monkeypatch.setattr(step, "rehearse", lambda batch: epochs.append("rehearsed"))
+    size = {"images": 1, "size_hw": (64, 64), "objects": 3, "num_classes": 4}
+    try_memory(step, phases, **size, epoch=2, last_epoch=9)
+    assert epochs == [9, "rehearsed", 2]

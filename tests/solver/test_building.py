@@ -1,0 +1,43 @@
+"""The parts of a run that can be built by themselves."""
+
+import logging
+
+import pytest
+import torch
+
+from src.core.yaml_config import RunSettings
+from src.solver.building import autocast_type, choose_seed
+from src.solver.start_weights import Start
+from tests.fixtures.states import small_state
+
+CPU = torch.device("cpu")
+
+
+def test_the_seed_that_is_given_counts():
+    assert choose_seed(RunSettings(seed=5), Start()) == 5
+
+
+def test_a_seed_that_is_not_given_is_drawn_and_logged(caplog):
+    with caplog.at_level(logging.INFO, "dfine"):
+        seed = choose_seed(RunSettings(), Start())
+    assert f"this run uses --seed {seed}" in caplog.text
+
+
+def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
+    with caplog.at_level(logging.INFO, "dfine"):
+        assert choose_seed(RunSettings(), Start(state=small_state() | {"seed": 9})) == 9
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("use_amp", "named", "expected"),
+    [(False, True, None), (True, False, None), (True, True, torch.bfloat16)],
+)
+def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(use_amp, named, expected):
+    assert autocast_type(use_amp, CPU, named=named) == expected
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bf16_computes_in_fp16(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert autocast_type(True, torch.device("cuda"), named=False) == expected
