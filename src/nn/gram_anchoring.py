@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.durations import Duration, RunLength, settled
+from ..core.durations import EpochLength
 from ..core.errors import ConfigError
 from ..core.registry import register
 from .backbone.dinov3_backbone import DINOv3Backbone, load_published_weights
@@ -35,7 +35,7 @@ class GramAnchoring:
     def __init__(
         self,
         model: nn.Module,
-        weight: float | Sequence[Sequence] = 100.0,
+        weight: float | Sequence[tuple[EpochLength, float]] = 100.0,
         num_tokens: int | None = 512,
         all_taps: bool = False,
         checkpoint_path: str | None = None,
@@ -44,7 +44,7 @@ class GramAnchoring:
 
         Args:
             model: the unwrapped detector.
-            weight: of the loss; or pairs of a length of training and a weight, such as [[0, 100], ["50 %", 0]], with straight lines between.
+            weight: of the loss; or pairs of an epoch and the weight in it, such as [[0, 100], ["50 %", 0]], with straight lines between.
             num_tokens: as many patches are drawn for each step, the same in all images; None for all.
             all_taps: compare all blocks that the adapter reads, and not the last one alone.
             checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
@@ -62,11 +62,8 @@ class GramAnchoring:
             )
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
         self.teacher: nn.Module | None = None
-        self._lengths, self._weights = _read_schedule(weight)
-        self.weight = self._weights[0]
-        epochs = [settled(length, "GramAnchoring.weight", "epochs") for length in self._lengths]
-        if None not in epochs:
-            self._settle(epochs)
+        self._epochs, self._weights = _read_schedule(weight)
+        self.set_epoch(0)
         self._recorder, self._hook = _Recorder(), None
 
     def load_teacher(self) -> None:
@@ -106,14 +103,6 @@ class GramAnchoring:
             self._hook.remove()
         self._hook = self._recorder.seen = None
 
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle the lengths of the weight's schedule.
-
-        Raises:
-            ConfigError: if they do not ascend.
-        """
-        self._settle([run.in_epochs(length, "GramAnchoring.weight") for length in self._lengths])
-
     def set_epoch(self, epoch: int) -> None:
         """Set the weight of an epoch, 0-based."""
         self.weight = float(np.interp(epoch, self._epochs, self._weights))
@@ -139,12 +128,6 @@ class GramAnchoring:
             for student, teacher in zip(seen.taps[first:], references[first:])
         ]
         return self.weight * torch.stack(losses).mean()
-
-    def _settle(self, epochs: list[int]) -> None:
-        if epochs != sorted(epochs):
-            raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
-        self._epochs = epochs
-        self.set_epoch(0)
 
 
 def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -208,8 +191,8 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
     return found[0]
 
 
-def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
-    """Return lengths of training and the weights that hold there."""
+def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
+    """Return epochs, ascending, and the weights that hold there."""
     pairs = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
     if not pairs or not all(
         isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0
@@ -219,4 +202,7 @@ def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
             f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
             f"[[0, 100], ['50 %', 0]]"
         )
-    return [length for length, _ in pairs], [float(value) for _, value in pairs]
+    epochs = [epoch for epoch, _ in pairs]
+    if epochs != sorted(epochs):
+        raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
+    return epochs, [float(value) for _, value in pairs]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.durations import KnowsRunLength, RunLength
+from ..core.durations import RunLength
 from ..core.errors import CheckpointError, ConfigError, DataError, Preempted, ResourceError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import (
@@ -100,6 +100,7 @@ class DetSolver:
             self._claim_output_dir(stack)
             self._choose_seed()
             self._open_data(training=True)
+            self._resolve_lengths()
             self._build_model()
             self._build_training()
             self._resume()
@@ -272,6 +273,11 @@ class DetSolver:
         path = settings.tuning or settings.resume
         return read_weights(path) if path else None
 
+    def _resolve_lengths(self) -> None:
+        """Turn all lengths into whole numbers: the loader tells how many steps an epoch has, and the model needs them."""
+        self.steps_per_epoch = -(-len(self.train_loader) // self.settings.grad_accum_steps)
+        self.cfg.resolve_lengths(RunLength(self.settings.epochs, self.steps_per_epoch))
+
     def _build_model(self) -> None:
         seed_step(self.seed, 0)
         file, self.start_file = self.start_file, None  # its weights need not stay in memory
@@ -294,10 +300,7 @@ class DetSolver:
     def _build_training(self) -> None:
         """Build all that only training needs; the wrapper for several ranks is made where a phase begins."""
         settings, cfg = self.settings, self.cfg
-        self.steps_per_epoch = -(-len(self.train_loader) // settings.grad_accum_steps)
-        run = RunLength(settings.epochs, self.steps_per_epoch)
         criterion = cfg.criterion.to(self.device).train()
-        _tell_run_length(run, self.train_loader, *self.model.modules(), *criterion.modules())
         self.optimizer = cfg.optimizer
         if settings.lr_base_batch_size:
             scale_to_batch(
@@ -309,8 +312,9 @@ class DetSolver:
         self.rates = LearningRates(
             self.optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, self.steps_per_epoch
         )
+        if cfg.lr_scheduler is not None:
+            cfg.lr_scheduler.rates(settings.epochs - 1)  # one that ends before the run is refused now
         self.ema, self.anchoring = cfg.ema, cfg.gram_anchoring
-        _tell_run_length(run, self.rates.schedule, self.rates.warmup, self.ema, self.anchoring)
         last_thaw = max((thaw for thaw in self.thaws if thaw < settings.epochs), default=0)
         self.stages = TrainingStages.from_loader(
             self.train_loader, settings.epochs, last_thaw, settings.patience
@@ -402,7 +406,8 @@ class DetSolver:
         if not self._resumes_here():
             set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
         text = self.config_text
-        write_atomically(self.output_dir / CONFIG, lambda file: file.write((YAML_HEADER + text).encode()))
+        content = (YAML_HEADER + self.cfg.describe_lengths() + text).encode()
+        write_atomically(self.output_dir / CONFIG, lambda file: file.write(content))
         self.writers = [
             ConsoleWriter(),
             JsonLinesWriter(self.output_dir, self.progress.epoch),
@@ -633,12 +638,6 @@ class DetSolver:
             record = epoch_record(self, epoch, meter, means, metrics) | boxes_record(epoch, *boxes)
             for writer in self.writers:
                 writer.write_epoch(epoch, record)
-
-
-def _tell_run_length(run: RunLength, *parts: Any) -> None:
-    for part in parts:
-        if isinstance(part, KnowsRunLength):
-            part.set_run_length(run)
 
 
 def _amp_dtype(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.contracts import Learning
-from ...core.durations import Duration, RunLength, settled
+from ...core.durations import EpochLength, RunLength
 from ...core.errors import CheckpointError, ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ...runtime.distributed import main_first
@@ -73,9 +73,9 @@ class DINOv3Backbone(nn.Module):
         out_channels: int | Sequence[int] = 256,
         feat_strides: Sequence[int] = STRIDES,
         freeze_backbone: bool = False,
-        freeze_backbone_epochs: Duration = 0,
+        freeze_backbone_epochs: EpochLength = 0,
         unfreeze_blocks: int | None = None,
-        unfreeze_plan: Sequence[Sequence[Duration]] | None = None,
+        unfreeze_plan: Sequence[tuple[EpochLength, int]] | None = None,
         unfreeze_lr_factor: float = 1.0,
         layer_decay: float = 1.0,
         tap_blocks: Sequence[int] | None = None,
@@ -103,10 +103,10 @@ class DINOv3Backbone(nn.Module):
             out_channels: channels of the maps: one number for all, or a list with one for each stride.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
-            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 for never.
+            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 disables this.
             unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT. Patch embedding and
                 tokens thaw only with the first block.
-            unfreeze_plan: in place of the two above, any number of phases: pairs of (when, last blocks that train from then on).
+            unfreeze_plan: in place of the two above, any number of phases: pairs of (epoch, last blocks that train from then on).
             unfreeze_lr_factor: factor on the learning rate of what thaws during the run.
             layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al., 2022): block i of the n
                 that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the final norm 1.
@@ -197,21 +197,18 @@ class DINOv3Backbone(nn.Module):
                 intermediates_only=True,
             )  # prefix tokens are dropped
 
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle when blocks thaw. In a run so short that two phases begin in one epoch, the later one counts.
-
-        Raises:
-            ConfigError: if a phase begins before the one before it, or two are written to begin together.
-        """
-        together = len({when for when, _ in self._phases}) < len(self._phases)
-        self._phases = [
-            (run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases
-        ]
-        starts = [when for when, _ in self._phases]
-        if together or starts != sorted(starts):
-            raise ConfigError(
-                f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before"
-            )
+    @staticmethod
+    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+        """Let the later of two phases count if a run is so short that they begin in the same epoch."""
+        plan = settings.get("unfreeze_plan") or []
+        if any(len(phase) != 2 for phase in plan):
+            return {}  # the constructor refuses it
+        written = [when for when, _ in plan]
+        starts = [run.in_epochs(when, "DINOv3Backbone.unfreeze_plan") for when in written]
+        if len(set(written)) < len(written) or starts != sorted(starts):
+            return {}  # the constructor refuses this too
+        last = dict(zip(starts, (blocks for _, blocks in plan)))
+        return {"unfreeze_plan": [[*phase] for phase in last.items()]} if len(last) < len(plan) else {}
 
     @property
     def ever_learns(self) -> bool:
@@ -220,7 +217,7 @@ class DINOv3Backbone(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Train the blocks that are due in an epoch (from 0)."""
-        due = [blocks for when, blocks in self._phases if self._settled(when) <= epoch][-1]
+        due = [blocks for when, blocks in self._phases if when <= epoch][-1]
         if due != self.trainable_blocks:
             self.set_trainable_blocks(due)
 
@@ -232,19 +229,9 @@ class DINOv3Backbone(nn.Module):
             factor = self.unfreeze_lr_factor if when else 1.0
             for name, parameter in self.vit.named_parameters():
                 if parameter.requires_grad:
-                    plan.setdefault(
-                        f"vit.{name}", Learning(self._settled(when), factor * self._depth_factor(name))
-                    )
+                    plan.setdefault(f"vit.{name}", Learning(when, factor * self._depth_factor(name)))
         self.set_trainable_blocks(present)
         return plan
-
-    def _settled(self, when: Duration) -> int:
-        epoch = settled(when, "DINOv3Backbone.unfreeze_plan", "epochs")
-        if epoch is None:
-            raise ConfigError(
-                f"DINOv3Backbone: a phase begins at {when!r} of the run, whose length has not been told (set_run_length)"
-            )
-        return epoch
 
     def _depth_factor(self, name: str) -> float:
         """Factor of layer-wise decay for a parameter of the ViT."""
@@ -384,12 +371,12 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
 def _read_phases(
     depth: int,
     frozen: bool,
-    frozen_epochs: Duration,
+    frozen_epochs: int,
     blocks: int | None,
-    plan: Sequence[Sequence[Duration]] | None,
-) -> list[tuple[Duration, int]]:
-    """Return (when, last blocks that train from then on) for each phase, the first from epoch 0."""
-    has_phase_a = settled(frozen_epochs, "DINOv3Backbone.freeze_backbone_epochs", "epochs") != 0
+    plan: Sequence[tuple[int, int]] | None,
+) -> list[tuple[int, int]]:
+    """Return (epoch, last blocks that train from then on) for each phase, the first from epoch 0."""
+    has_phase_a = frozen_epochs != 0
     if sum((frozen, has_phase_a, plan is not None)) > 1:
         raise ConfigError(
             "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; give one of them"
@@ -411,8 +398,12 @@ def _read_phases(
                 f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
                 f"such as [[10, 4], [20, 12]]"
             )
-        starts = [settled(when, "DINOv3Backbone.unfreeze_plan", "epochs") for when, _ in phases]
-        phases = phases if starts[0] == 0 else [(0, 0), *phases]
+        phases = phases if phases[0][0] == 0 else [(0, 0), *phases]
+    starts = [when for when, _ in phases]
+    if starts != sorted(set(starts)):
+        raise ConfigError(
+            f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the one before"
+        )
     counts = [count for _, count in phases]
     if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= depth:
         raise ConfigError(
