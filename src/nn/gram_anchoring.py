@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..core.durations import EpochLength
 from ..core.errors import ConfigError
 from ..core.registry import register
-from .backbone.dinov3_backbone import DINOv3Backbone, load_published_weights
+from .backbone.dinov3_backbone import DINOv3Backbone
+from .backbone.dinov3_weights import load_published_weights
 from .lora import LoRALinear
 
 

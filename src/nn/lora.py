@@ -130,11 +130,9 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
         block.attn.qkv_bias_separate = block.attn.qkv_bias_separate or isinstance(block.attn.qkv, LoRALinear)
 
 
-def freeze_all_but_lora(module: nn.Module) -> None:
-    """Leave no parameter trainable but LoRA factors that are so."""
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] not in _FACTORS:
-            parameter.requires_grad_(False)
+def is_lora_factor(name: str) -> bool:
+    """Return whether a parameter of this name is a LoRA factor."""
+    return name.rpartition(".")[2] in _FACTORS
 
 
 def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
