@@ -84,41 +84,47 @@ class TransformerDecoder(nn.Module):
             heads: the box, class and position heads.
             mask: `[L, L]`, True where a query must not see another; or None.
         """
-        weights = (
-            self.project
-            if self.project is not None
-            else weighting_sequence(self.reg_max, self.up, self.reg_scale)
-        )
-        weights = weights.to(memory.device)
+        weights = self._weights().to(memory.device)
         memory = memory.float()  # points would be rounded to the map's type: 1/256 of the image in bfloat16
         values = split_heads(memory, self.num_heads, shapes)
-        x, reference = content, reference_unact.sigmoid()
+        x = content
+        reference = reference_unact.sigmoid()
+        initial = pre_boxes = pre_logits = reference.new_empty(0)
         previous: Tensor | float = 0.0
-        corners: Tensor | float = 0.0
-        out = Layers([], [], [], *[reference.new_empty(0)] * 3)
+        distances: Tensor | float = 0.0
+        all_boxes, all_logits, all_corners = [], [], []
         for index, layer in enumerate(self.layers):
             position = heads.position(reference).clamp(-POSITION_LIMIT, POSITION_LIMIT)
             if self.widths[index] != x.shape[-1]:  # layers after eval_idx may be wider
                 x, position, memory = (_stretch(t, self.widths[index]) for t in (x, position, memory))
-                values, previous = split_heads(memory, self.num_heads, shapes), x.detach()
+                values = split_heads(memory, self.num_heads, shapes)
+                previous = x.detach()
             elif self.widths[index] != position.shape[-1]:
                 position = _stretch(position, self.widths[index])
             x = layer(x, reference, values, position, mask)
             if index == 0:
                 pre_boxes = (heads.pre_box(x).float() + inverse_sigmoid(reference)).sigmoid()
-                out = out._replace(pre_boxes=pre_boxes, reference=pre_boxes.detach())
+                initial = pre_boxes.detach()
                 if self.training:
-                    out = out._replace(pre_logits=heads.score[0](x))
-            corners = heads.box[index](x + previous).float() + corners
-            boxes = distance_to_box(out.reference, expected_distances(corners, weights), self.reg_scale)
+                    pre_logits = heads.score[0](x)
+            corners: Tensor = heads.box[index](x + previous).float() + distances
+            boxes = distance_to_box(initial, expected_distances(corners, weights), self.reg_scale)
             if self.training or index == self.eval_idx:
-                out.boxes.append(boxes)
-                out.corners.append(corners)
-                out.logits.append(heads.score[index](x) + self.lqe_layers[index](corners))
+                all_boxes.append(boxes)
+                all_corners.append(corners)
+                all_logits.append(heads.score[index](x) + self.lqe_layers[index](corners))
                 if not self.training:
                     break
-            reference, previous = boxes.detach(), x.detach()
-        return out
+            distances = corners
+            reference = boxes.detach()
+            previous = x.detach()
+        return Layers(all_boxes, all_logits, all_corners, initial, pre_boxes, pre_logits)
+
+    def _weights(self) -> Tensor:
+        """Return the weighting sequence W, which a deployed decoder has computed already."""
+        if self.project is not None:
+            return self.project
+        return weighting_sequence(self.reg_max, self.up, self.reg_scale)
 
     def convert_to_deploy(self) -> None:
         """Drop what only training needs; compute the weighting sequence once."""

@@ -13,7 +13,7 @@ from ...core.durations import EpochLength
 from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import box_iou, cxcywh_to_xyxy, pairwise_l1_and_giou
-from .matching import Pairs, solve_assignments
+from .assignment import Pairs, solve_assignments
 
 COSTS = ("cost_class", "cost_bbox", "cost_giou")
 
