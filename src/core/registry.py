@@ -36,30 +36,36 @@ class Component:
     inject: tuple[str, ...]
     share: tuple[str, ...]
     load: str | None
+    extra_arguments: Callable[[], dict[str, Argument]] | None = None
     resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = None
 
     @property
     def arguments(self) -> dict[str, Argument]:
         """The arguments that YAML may set, with those that the class lists in `__extra_arguments__`."""
-        extra = getattr(self.factory, "__extra_arguments__", None)
-        return arguments_of(self.factory) | (extra() if extra else {})
+        return arguments_of(self.factory) | (self.extra_arguments() if self.extra_arguments else {})
 
     @property
     def accepts_anything(self) -> bool:
         """True for a constructor with `**kwargs` that does not list what it takes there."""
         kinds = [p.kind for p in inspect.signature(self.factory).parameters.values()]
-        return inspect.Parameter.VAR_KEYWORD in kinds and not hasattr(self.factory, "__extra_arguments__")
+        return inspect.Parameter.VAR_KEYWORD in kinds and self.extra_arguments is None
 
 
 _COMPONENTS: dict[str, Component] = {}
 
 
-def register(name: str | None = None, *, force: bool = False) -> Callable[[Callable], Callable]:
+def register(
+    name: str | None = None,
+    *,
+    force: bool = False,
+    extra_arguments: Callable[[], dict[str, Argument]] | None = None,
+) -> Callable[[Callable], Callable]:
     """Make a class or function known to configurations, under its own name or `name`.
 
     The class may carry `__inject__` (arguments that are built from their own section), `__share__` (arguments
     that the top level of the configuration sets for all components), `__load__` (a method that `create` calls
-    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes) and
+    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes; a function
+    names it in `extra_arguments`) and
     `__resolve_lengths__` (a function of the settings as written and a `RunLength`, which returns settings to use in
     their place: rules about lengths that need the length of the run).
 
@@ -80,6 +86,7 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
             tuple(getattr(factory, "__inject__", ())),
             tuple(getattr(factory, "__share__", ())),
             getattr(factory, "__load__", None),
+            extra_arguments or getattr(factory, "__extra_arguments__", None),
             getattr(factory, "__resolve_lengths__", None),
         )
         parameters = inspect.signature(factory).parameters
@@ -118,6 +125,11 @@ def find(name: str) -> Component | None:
 def names() -> list[str]:
     """Return all registered names, sorted."""
     return sorted(_COMPONENTS)
+
+
+def components() -> list[tuple[str, Component]]:
+    """Return all registered components with their names, sorted by name."""
+    return sorted(_COMPONENTS.items())
 
 
 def shared_names() -> set[str]:

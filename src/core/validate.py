@@ -12,7 +12,7 @@ from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
 from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
 from .lengths import lengths_of
-from .registry import REQUIRED, Argument, Component, find, names, shared_names
+from .registry import REQUIRED, Argument, Component, components, find, names, shared_names
 
 
 def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> None:
@@ -150,8 +150,7 @@ def _top_level_faults(
 
 def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
     seen = set()
-    for owner in names():
-        component = find(owner)
+    for owner, component in components():
         for name in component.share:
             if name not in seen:
                 seen.add(name)
@@ -189,12 +188,17 @@ def _typed_faults(
 
 def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
     """Return the chain of names on which a component is injected into itself, or None."""
+    name: Any = None
+    settings: Any = None
     if isinstance(spec, str):
         if spec in chain:
             return (*chain, spec)
-        name, settings, chain = spec, tree.values.get(spec), (*chain, spec)
-    else:
-        name, settings = (spec.get("type"), spec) if isinstance(spec, dict) else (None, None)
+        name = spec
+        settings = tree.values.get(spec)
+        chain = (*chain, spec)
+    elif isinstance(spec, dict):
+        name = spec.get("type")
+        settings = spec
     component = find(name) if isinstance(name, str) else None
     if component is None or not isinstance(settings, dict):
         return None

@@ -15,7 +15,7 @@ from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_t
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
-from .registry import Argument, find, names, shared_names
+from .registry import Argument, components, shared_names
 from .validate import validate
 
 
@@ -193,8 +193,8 @@ class YAMLConfig:
 
     def without_pretrained(self) -> None:
         """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
-        for name in names():
-            if name in self.yaml_cfg and "pretrained" in find(name).arguments:
+        for name, component in components():
+            if name in self.yaml_cfg and "pretrained" in component.arguments:
                 self.set(name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:

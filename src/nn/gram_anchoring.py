@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..core.durations import EpochLength
 from ..core.errors import ConfigError
@@ -22,6 +23,9 @@ from ..core.registry import register
 from .backbone.dinov3_backbone import DINOv3Backbone
 from .backbone.dinov3_weights import load_published_weights
 from .lora import LoRALinear
+
+if TYPE_CHECKING:  # timm takes long to import
+    from timm.models.eva import Eva
 
 
 @register()
@@ -62,10 +66,11 @@ class GramAnchoring:
                 "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
             )
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
-        self.teacher: nn.Module | None = None
+        self.teacher: Eva | None = None
         self._epochs, self._weights = _read_schedule(weight)
         self.set_epoch(0)
-        self._recorder, self._hook = _Recorder(), None
+        self._recorder = _Recorder()
+        self._hook: RemovableHandle | None = None
 
     def load_teacher(self) -> None:
         """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts from.
@@ -90,8 +95,12 @@ class GramAnchoring:
 
     def to(self, device: torch.device | str) -> GramAnchoring:
         """Move the teacher."""
-        self.teacher.to(device)
+        self._loaded_teacher().to(device)
         return self
+
+    def _loaded_teacher(self) -> Eva:
+        assert self.teacher is not None, "load_teacher comes first"
+        return self.teacher
 
     def attach(self) -> None:
         """Begin to watch the model; a copy of it that is made later is not watched."""
@@ -102,7 +111,8 @@ class GramAnchoring:
         """Stop watching the model, and forget what was seen."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook = self._recorder.seen = None
+        self._hook = None
+        self._recorder.seen = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the weight of an epoch, 0-based."""
@@ -118,7 +128,7 @@ class GramAnchoring:
             return None
         device = seen.images.device
         with torch.no_grad(), torch.autocast(device.type, seen.autocast_dtype, seen.autocast):
-            references = self._backbone.taps_of(self.teacher, seen.images)
+            references = self._backbone.taps_of(self._loaded_teacher(), seen.images)
         first = 0 if self.all_taps else -1
         num_patches = references[-1].shape[-2:].numel()
         drawn = None
@@ -142,12 +152,14 @@ def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None)
         drawn: indices `[P]` of the patches to compare, row by row 0..h*w-1; None for all.
     """
     with torch.autocast(student.device.type, enabled=False):
-        grams = []
-        for maps in (student, teacher):
-            tokens = F.normalize(maps.flatten(2).float(), dim=1)  # [B, D, h*w]
-            tokens = tokens if drawn is None else tokens[..., drawn]
-            grams.append(tokens.transpose(1, 2) @ tokens)  # [B, P, P]
-        return F.mse_loss(*grams)
+        return F.mse_loss(_gram_matrix(student, drawn), _gram_matrix(teacher, drawn))
+
+
+def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
+    """Return the cosine similarities between the patches of maps `[B, D, h, w]`, `[B, P, P]`."""
+    tokens = F.normalize(maps.flatten(2).float(), dim=1)  # [B, D, h*w]
+    tokens = tokens if drawn is None else tokens[..., drawn]
+    return tokens.transpose(1, 2) @ tokens
 
 
 @dataclass(frozen=True)
@@ -194,7 +206,7 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
 
 def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
     """Return epochs, ascending, and the weights that hold there."""
-    pairs = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
+    pairs: list[Any] = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
     if not pairs or not all(
         isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0
         for pair in pairs

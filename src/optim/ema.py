@@ -100,11 +100,11 @@ class ModelEMA:
         self.updates += 1
         averaged, constant = self._pair_tensors(model)
         if averaged:
-            ours, theirs = (list(tensors) for tensors in zip(*averaged))
+            ours = [average for average, _ in averaged]
             torch._foreach_mul_(ours, decay)
-            torch._foreach_add_(ours, theirs, alpha=1 - decay)
+            torch._foreach_add_(ours, [weight for _, weight in averaged], alpha=1 - decay)
         if constant:
-            torch._foreach_copy_(*(list(tensors) for tensors in zip(*constant)))
+            torch._foreach_copy_([copied for copied, _ in constant], [source for _, source in constant])
 
     @torch.no_grad()
     def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:

@@ -166,8 +166,7 @@ def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
         )
 
     accepted = arguments_of(optimizer, skip="params")
-    build.__extra_arguments__ = lambda: accepted
-    register(optimizer.__name__)(build)
+    register(optimizer.__name__, extra_arguments=lambda: accepted)(build)
 
 
 for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):

@@ -31,37 +31,37 @@ class EpochSchedule:
     def __init__(
         self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any
     ) -> None:
-        self._scheduler, self._settings = scheduler, settings
+        self._name = scheduler.__name__
         self._initial = _initial_rates(optimizer)
         self._rates: list[list[float]] = []
-        self._shadow = self._running = None
-        self.rates(0)  # whatever is wrong with the settings shows now
+        self._shadow = torch.optim.SGD(
+            [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
+        )
+        try:
+            self._running = scheduler(self._shadow, **settings)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ConfigError(f"{scheduler.__name__} cannot be built: {error}") from error
+        self._remember_rates()
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes no difference.
 
         Raises:
-            ConfigError: if the scheduler cannot be built, or ends before that epoch.
+            ConfigError: if the scheduler ends before that epoch.
         """
-        if self._running is None:
-            self._shadow = torch.optim.SGD(
-                [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
-            )
-            try:
-                self._running = self._scheduler(self._shadow, **self._settings)
-            except (ValueError, TypeError, ArithmeticError) as error:
-                raise ConfigError(f"{self._scheduler.__name__} cannot be built: {error}") from error
-            self._rates.append([group["lr"] for group in self._shadow.param_groups])
         while len(self._rates) <= epoch:
             self._shadow.step()
             try:
                 self._running.step()
             except (ValueError, ArithmeticError) as error:
                 raise ConfigError(
-                    f"{self._scheduler.__name__} has no rate for epoch {len(self._rates)} (from 0): {error}"
+                    f"{self._name} has no rate for epoch {len(self._rates)} (from 0): {error}"
                 ) from error
-            self._rates.append([group["lr"] for group in self._shadow.param_groups])
+            self._remember_rates()
         return self._rates[epoch]
+
+    def _remember_rates(self) -> None:
+        self._rates.append([group["lr"] for group in self._shadow.param_groups])
 
 
 @register()
@@ -139,8 +139,7 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
         name: Argument(argument.default, _LENGTHS.get(name, argument.annotation))
         for name, argument in arguments.items()
     }
-    build.__extra_arguments__ = lambda: accepted
-    register(scheduler.__name__)(build)
+    register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 
 for _scheduler in (lr_scheduler.MultiStepLR, lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from ..lora import add_lora
 from .dinov3_weights import load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .thaw_plan import ThawPlan, read_phases
+
+if TYPE_CHECKING:  # timm takes long to import
+    from timm.models.eva import Eva, EvaBlock
 
 ALIASES = {
     "dinov3_small": "vit_small_patch16_dinov3",
@@ -56,6 +59,9 @@ def _timm_arguments() -> dict[str, Argument]:
 @register()
 class DINOv3Backbone(nn.Module):
     """Images `[B, 3, H, W]` in 0..1 to maps `[P8, P16, P32]`; any H and W that are multiples of 32."""
+
+    image_mean: Tensor
+    image_std: Tensor
 
     __load__ = "load_pretrained"
     __extra_arguments__ = staticmethod(_timm_arguments)
@@ -186,10 +192,10 @@ class DINOv3Backbone(nn.Module):
         images = (images - self.image_mean) / self.image_std
         return self.adapter(self.taps_of(self.vit, images), images)
 
-    def taps_of(self, vit: nn.Module, images: Tensor) -> list[Tensor]:
+    def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
         """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit` or one like it."""
         with self._precision(images):
-            return vit.forward_intermediates(
+            taps = vit.forward_intermediates(
                 images,
                 indices=self.tap_blocks,
                 norm=self.tap_norm == "final",
@@ -197,6 +203,7 @@ class DINOv3Backbone(nn.Module):
                 output_fmt="NCHW",
                 intermediates_only=True,
             )  # prefix tokens are dropped
+        return cast("list[Tensor]", taps)
 
     @staticmethod
     def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
@@ -282,7 +289,7 @@ class DINOv3Backbone(nn.Module):
         return torch.autocast(kind, enabled=False) if half else nullcontext()
 
 
-def _build_vit(name: str, **arguments: Any) -> nn.Module:
+def _build_vit(name: str, **arguments: Any) -> Eva:
     import timm
 
     if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
@@ -291,16 +298,18 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
             f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}"
         )
     try:
-        vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
+        built = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(
             f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}"
         ) from None
+    vit = cast("Eva", built)
     if not len(vit.blocks):
         raise ConfigError("DINOv3Backbone.depth is 0, expected at least 1")
-    if vit.embed_dim % (4 * vit.blocks[0].attn.num_heads):
+    num_heads = cast("EvaBlock", vit.blocks[0]).attn.num_heads
+    if vit.embed_dim % (4 * num_heads):
         raise ConfigError(
-            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
+            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {num_heads}: "
             f"rotary position codes turn pairs of channels in two directions"
         )
     return vit

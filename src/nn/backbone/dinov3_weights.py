@@ -268,9 +268,9 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {key: value for key, value in state.items() if ".attention." not in key}
     for key in [k for k in state if k.endswith(".attention.q_proj.weight")]:
         prefix = key.removesuffix(".attention.q_proj.weight")
-        parts = [state.get(f"{prefix}.attention.{part}_proj.weight") for part in "qkv"]
-        if all(part is not None for part in parts):
-            result[f"{prefix}.attn.qkv.weight"] = torch.cat(parts)
+        names = [f"{prefix}.attention.{part}_proj.weight" for part in "qkv"]
+        if all(name in state for name in names):
+            result[f"{prefix}.attn.qkv.weight"] = torch.cat([state[name] for name in names])
         for part in "qkv":
             if (bias := state.get(f"{prefix}.attention.{part}_proj.bias")) is not None:
                 result[f"{prefix}.attn.{part}_bias"] = bias

@@ -243,10 +243,12 @@ class DFINECriterion(nn.Module):
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
             if term in self.weights:
                 yield from self._emit(term, stack.suffixes, sums / supervision.box_normalizer)
-        if stack.corners is None:
+        if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
-            sums = self._localization_sums(stack, stack.corners, pairs, targets, losses.iou, outputs)
+            sums = self._localization_sums(
+                stack.corners, stack.reference, pairs, targets, losses.iou, outputs
+            )
             yield from self._emit("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
             sums = _distillation_sums(supervision, stack.corners, stack.teacher_corners, losses.iou)
@@ -254,8 +256,8 @@ class DFINECriterion(nn.Module):
 
     def _localization_sums(
         self,
-        stack: HeadStack,
         corners: Tensor,
+        reference: Tensor,
         pairs: Matched,
         targets: Tensor,
         iou: Tensor,
@@ -264,7 +266,7 @@ class DFINECriterion(nn.Module):
         """Return the fine-grained localization loss of each head, summed over pairs."""
         reg_scale = outputs["reg_scale"].detach()
         bins = box_to_bins(
-            stack.reference[pairs.image, pairs.query],
+            reference[pairs.image, pairs.query],
             cxcywh_to_xyxy(targets),
             weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
             reg_scale,
@@ -304,6 +306,7 @@ def _distillation_sums(
     """Return the distillation loss of each head but the last, which is the teacher."""
     stack, pairs = supervision.stack, supervision.box_pairs
     students = len(corners) - 1
+    assert stack.teacher_logits is not None  # a teacher has both
     trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
     trust[:, pairs.image, pairs.query] = iou[:students]
     positive = _matched_queries(stack, pairs)
