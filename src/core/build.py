@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ConfigError, RunError
+from .lengths import with_whole_numbers
 from .registry import Component, find, names
 from .validate import did_you_mean
 
@@ -13,20 +14,26 @@ from .validate import did_you_mean
 def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
     """Build a registered component with everything that it injects.
 
+    Lengths must not depend on the length of the run; `core.lengths` makes them whole numbers.
+
     Args:
         spec: a registered name, whose settings stand in `config` under that name; or a mapping with `type`.
         config: the whole resolved configuration; needed for injected names and shared values.
         runtime: arguments that only the program knows (a model, an optimizer); they win over settings.
 
     Raises:
-        ConfigError: if a name is not registered or the constructor refuses a value.
+        ConfigError: if a name is not registered, a length depends on the run, or the constructor refuses a value.
     """
     config = config or {}
     name, settings = _name_and_settings(spec, config)
     component = find(name)
     if component is None:
         raise ConfigError(f"'{name}' is not registered{did_you_mean(name, names())}")
-    arguments = {**settings, **_shared(component, settings, config), **runtime}
+    arguments = {
+        **with_whole_numbers(component, settings),
+        **_shared(component, settings, config),
+        **runtime,
+    }
     for key in component.inject:
         if key in arguments:
             arguments[key] = _inject(arguments[key], config)

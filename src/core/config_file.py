@@ -127,7 +127,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise ConfigError(f"-u {item!r} is not of the form section.key=value")
-        value = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
+        value: Any = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
         for part in reversed(parts):
             value = {part: value}
         _merge(merged, value, (), {}, {})
@@ -284,7 +284,8 @@ def _same_type(old: dict, new: dict) -> bool:
     return "type" not in new or "type" not in old or new["type"] == old["type"]
 
 
-def _leaves(container: dict | list, path: KeyPath) -> Iterator[tuple[dict | list, str | int, KeyPath]]:
+def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
+    """Walk a mapping or a list of YAML values; yield (container, key, path) of everything in it."""
     for key, value in container.items() if isinstance(container, dict) else enumerate(container):
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):

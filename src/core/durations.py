@@ -1,24 +1,50 @@
-"""Lengths of parts of a run, given in epochs, in steps or as a share of the whole."""
+"""Lengths of parts of a run: how a configuration writes them, and how they become whole numbers."""
 
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple
 
 from .errors import ConfigError
 
 Duration = int | float | str
-"""How a configuration writes a length: a whole number (of the setting's own unit), a float up to 1.0 (share of the whole run), or a
-text such as "5 epochs", "500 steps" or "10 %"."""
+"""A length as a configuration writes it: a whole number (of the setting's own unit), a float up to 1.0 (fraction of the
+whole run), or a text such as "5 epochs", "500 steps" or "10 %"."""
 
 Unit = Literal["epochs", "steps"]
+
+
+@dataclass(frozen=True)
+class LengthUnit:
+    """Marks the type of a constructor argument that is a length.
+
+    The class gets a whole number. A configuration may write any `Duration`, which `core.lengths` converts.
+    """
+
+    unit: Unit
+    """What the whole number counts."""
+    default: float | None = None
+    """Fraction of the run that a missing or null setting stands for; None if the signature has the default."""
+    before_data: bool = False
+    """True if the number is needed before the data are read; then it cannot be written in steps."""
+
+
+EpochLength = Annotated[int, LengthUnit("epochs")]
+"""Type of an argument that counts epochs."""
+
+StepLength = Annotated[int, LengthUnit("steps")]
+"""Type of an argument that counts optimizer steps."""
+
+LoaderEpochLength = Annotated[int, LengthUnit("epochs", before_data=True)]
+"""Type of an argument that counts epochs and belongs to a part of a data loader."""
 
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*")
 
 _SLACK = 1e-9
-"""0.7 * 10 shall be 7 although floats make it a little less."""
+"""Tolerance that makes 0.7 * 10 round to 7 despite floating-point error."""
 
 
 class Length(NamedTuple):
@@ -28,53 +54,86 @@ class Length(NamedTuple):
     unit: Literal["epochs", "steps", "share"]
 
 
+class StepsUnknownError(ConfigError):
+    """A length needs the number of steps in an epoch, which is known only after the data are read."""
+
+
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, which settles every `Duration`."""
+    """How long a run is. It turns every `Duration` into a whole number."""
 
     epochs: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None = None
+    """Optimizer steps in an epoch; None as long as the training data have not been read."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run.
+
+        Raises:
+            StepsUnknownError: if the number of steps in an epoch is not known.
+        """
+        if self.steps_per_epoch is None:
+            raise StepsUnknownError("the number of steps in the run is known only after the data are read")
         return self.epochs * self.steps_per_epoch
 
     def in_epochs(self, duration: Duration, name: str) -> int:
-        """Return a length in whole epochs, rounded down; but what is more than nothing is one epoch at least.
+        """Return a length in whole epochs, rounded down, but at least 1 for a length above 0.
 
         Args:
-            duration: a whole number counts epochs.
-            name: of the setting, for the message.
+            duration: the length; a whole number counts epochs.
+            name: name of the setting, for messages.
+
+        Raises:
+            ConfigError: if it is not a length.
+            StepsUnknownError: if it is given in steps and their number in an epoch is not known.
         """
-        number, unit = read_duration(duration, name, "epochs")
-        epochs = {
-            "epochs": number,
-            "share": number * self.epochs,
-            "steps": number / max(self.steps_per_epoch, 1),
-        }[unit]
-        return max(int(epochs + _SLACK), int(number > 0))
+        return self.resolve(duration, "epochs", name)
 
     def in_steps(self, duration: Duration, name: str) -> int:
-        """Return a length in steps; a whole number counts steps."""
-        number, unit = read_duration(duration, name, "steps")
-        steps = {"steps": number, "share": number * self.steps, "epochs": number * self.steps_per_epoch}[unit]
-        return max(int(steps + _SLACK), int(number > 0))
+        """Return a length in whole steps, as `in_epochs` does; a whole number counts steps."""
+        return self.resolve(duration, "steps", name)
+
+    def resolve(self, duration: Duration, unit: Unit, name: str) -> int:
+        """Return a length as a whole number of `unit`; see `in_epochs`."""
+        number, given = read_duration(duration, name, unit)
+        if given == unit or not number:
+            exact = number
+        elif unit == "steps":
+            exact = number * (self.steps if given == "share" else self._steps_per_epoch(duration, name))
+        elif given == "share":
+            exact = number * self.epochs
+        else:
+            exact = number / max(self._steps_per_epoch(duration, name), 1)
+        return max(int(exact + _SLACK), int(number > 0))
+
+    def _steps_per_epoch(self, duration: Duration, name: str) -> int:
+        if self.steps_per_epoch is None:
+            raise StepsUnknownError(
+                f"{name} is {duration!r}, but the number of steps in an epoch is known only after the data are read"
+            )
+        return self.steps_per_epoch
 
 
-@runtime_checkable
-class KnowsRunLength(Protocol):
-    """A part with lengths that may depend on the whole run's."""
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle them. Called once, before the first step."""
+def length_unit(annotation: Any) -> LengthUnit | None:
+    """Return the unit of a type such as `EpochLength` or `EpochLength | None`; None if it is not a length."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return next((extra for extra in arguments if isinstance(extra, LengthUnit)), None)
+    others = [argument for argument in arguments if argument is not type(None)]
+    return length_unit(others[0]) if len(others) == 1 < len(arguments) else None
 
 
 def read_duration(duration: Any, name: str, unit: Unit) -> Length:
-    """Read a length; `unit` is what a whole number counts.
+    """Read a length.
+
+    Args:
+        duration: the value as written.
+        name: name of the setting, for messages.
+        unit: what a whole number counts.
 
     Raises:
-        ConfigError: if it is none, or negative, or a share above 1.
+        ConfigError: if it is not a length, is negative, or is a fraction above 1.
     """
     if isinstance(duration, str) and (match := _TEXT.fullmatch(duration)):
         number, word = float(match[1]), match[2]
@@ -91,43 +150,23 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
     )
 
 
-def settled(duration: Duration | None, name: str, unit: Unit) -> int | None:
-    """Return a length that depends on no run: a whole number of `unit`, or None. Others are settled by `set_run_length`.
-
-    Raises:
-        ConfigError: if it is no length.
-    """
-    if duration is None:
-        return None
-    number, given = read_duration(duration, name, unit)
-    return int(number) if given == unit or not number else None
-
-
-def settled_points(
-    points: Sequence[Duration | None], name: str, run: RunLength | None = None
-) -> tuple[int | None, ...]:
-    """Return points in time as numbers of whole epochs.
+def check_ascending(epochs: Sequence[int | None], name: str) -> None:
+    """Refuse points in time that do not ascend.
 
     Args:
-        points: None for never.
-        name: of the setting, for the message.
-        run: settles all of them; without it, those that depend on the run's length are None too.
+        epochs: epochs from 0; None stands for never and is not compared.
+        name: name of the setting, for messages.
 
     Raises:
-        ConfigError: if one is no length, or less than one before it.
+        ConfigError: if a point is before one on its left.
     """
-    if run is None:
-        epochs = tuple(settled(point, name, "epochs") for point in points)
-    else:
-        epochs = tuple(None if point is None else run.in_epochs(point, name) for point in points)
     known = [epoch for epoch in epochs if epoch is not None]
     if known != sorted(known):
         raise ConfigError(
-            f"{name} is {list(points)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left"
+            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left"
         )
-    return epochs
 
 
 def is_between(epoch: int, start: int | None, stop: int | None) -> bool:
-    """Tell whether an epoch is `start` or later and before `stop`; None is no limit."""
+    """Return whether an epoch is `start` or later and before `stop`; None is no limit."""
     return (start is None or epoch >= start) and (stop is None or epoch < stop)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .durations import RunLength, length_unit
 from .errors import ConfigError
 
 REQUIRED = inspect.Parameter.empty
@@ -17,7 +18,10 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Argument:
-    """One constructor argument: its default (`REQUIRED` if none) and its type (`Any` if not annotated)."""
+    """One constructor argument: its default (`REQUIRED` if none) and its type (`Any` if not annotated).
+
+    The default of a length may be a fraction of the run, which its type names (`core.durations.LengthUnit`).
+    """
 
     default: Any
     annotation: Any
@@ -32,29 +36,38 @@ class Component:
     inject: tuple[str, ...]
     share: tuple[str, ...]
     load: str | None
+    extra_arguments: Callable[[], dict[str, Argument]] | None = None
+    resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = None
 
     @property
     def arguments(self) -> dict[str, Argument]:
         """The arguments that YAML may set, with those that the class lists in `__extra_arguments__`."""
-        extra = getattr(self.factory, "__extra_arguments__", None)
-        return arguments_of(self.factory) | (extra() if extra else {})
+        return arguments_of(self.factory) | (self.extra_arguments() if self.extra_arguments else {})
 
     @property
     def accepts_anything(self) -> bool:
         """True for a constructor with `**kwargs` that does not list what it takes there."""
         kinds = [p.kind for p in inspect.signature(self.factory).parameters.values()]
-        return inspect.Parameter.VAR_KEYWORD in kinds and not hasattr(self.factory, "__extra_arguments__")
+        return inspect.Parameter.VAR_KEYWORD in kinds and self.extra_arguments is None
 
 
 _COMPONENTS: dict[str, Component] = {}
 
 
-def register(name: str | None = None, *, force: bool = False) -> Callable[[Callable], Callable]:
+def register(
+    name: str | None = None,
+    *,
+    force: bool = False,
+    extra_arguments: Callable[[], dict[str, Argument]] | None = None,
+) -> Callable[[Callable], Callable]:
     """Make a class or function known to configurations, under its own name or `name`.
 
     The class may carry `__inject__` (arguments that are built from their own section), `__share__` (arguments
     that the top level of the configuration sets for all components), `__load__` (a method that `create` calls
-    after construction, to read files) and `__extra_arguments__` (a function that lists what `**kwargs` takes).
+    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes; a function
+    names it in `extra_arguments`) and
+    `__resolve_lengths__` (a function of the settings as written and a `RunLength`, which returns settings to use in
+    their place: rules about lengths that need the length of the run).
 
     Raises:
         ConfigError: if the name is taken by another class, or a shared argument has no default.
@@ -73,6 +86,8 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
             tuple(getattr(factory, "__inject__", ())),
             tuple(getattr(factory, "__share__", ())),
             getattr(factory, "__load__", None),
+            extra_arguments or getattr(factory, "__extra_arguments__", None),
+            getattr(factory, "__resolve_lengths__", None),
         )
         parameters = inspect.signature(factory).parameters
         for shared in component.share:
@@ -90,11 +105,16 @@ def register(name: str | None = None, *, force: bool = False) -> Callable[[Calla
 def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
     """List the named arguments of a class or function, less the one that the program supplies."""
     types = _type_hints(factory)
-    return {
-        p.name: Argument(p.default, types.get(p.name, Any))
-        for p in inspect.signature(factory).parameters.values()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != skip
-    }
+    arguments = {}
+    for parameter in inspect.signature(factory).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == skip:
+            continue
+        annotation, default = types.get(parameter.name, Any), parameter.default
+        length = length_unit(annotation)
+        if default is REQUIRED and length is not None and length.default is not None:
+            default = length.default
+        arguments[parameter.name] = Argument(default, annotation)
+    return arguments
 
 
 def find(name: str) -> Component | None:
@@ -105,6 +125,11 @@ def find(name: str) -> Component | None:
 def names() -> list[str]:
     """Return all registered names, sorted."""
     return sorted(_COMPONENTS)
+
+
+def components() -> list[tuple[str, Component]]:
+    """Return all registered components with their names, sorted by name."""
+    return sorted(_COMPONENTS.items())
 
 
 def shared_names() -> set[str]:
@@ -123,7 +148,9 @@ def _type_hints(factory: Callable) -> dict[str, Any]:
     hints = {}
     for name, annotation in getattr(target, "__annotations__", {}).items():
         try:
-            hints[name] = typing.get_type_hints(_Annotated(name, annotation), scope)[name]
+            hints[name] = typing.get_type_hints(_Annotated(name, annotation), scope, include_extras=True)[
+                name
+            ]
         except (NameError, TypeError, AttributeError, SyntaxError):
             continue
     return hints

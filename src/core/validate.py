@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
-from .durations import Duration
+from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
-from .registry import REQUIRED, Argument, Component, find, names, shared_names
+from .lengths import lengths_of
+from .registry import REQUIRED, Argument, Component, components, find, names, shared_names
 
 
 def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> None:
@@ -37,7 +38,9 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
         raise ConfigError(f"{head}: " + "; ".join(faults))
 
 
-_LENGTH = typing.get_args(Duration)
+_NOT_IN_STEPS = (
+    "but the data are built before the number of steps is known; give it in epochs or as a share of the run"
+)
 
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {
@@ -54,18 +57,20 @@ _WORDS = {
 def type_name(annotation: Any) -> str:
     """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return "a length" if length_unit(annotation) else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        if arguments[: len(_LENGTH)] == _LENGTH:
-            return " or ".join(["a length", *map(type_name, arguments[len(_LENGTH) :])])
         writable = [
             a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
         ]  # YAML writes no tensors
         return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
-    base = origin or annotation
+    base = dict if typing.is_typeddict(annotation) else origin or annotation
     if base in _LISTS:
         inner = [type_name(a) for a in arguments if a is not Ellipsis]
+        if base is tuple and len(inner) == 2 and inner[0] != inner[1]:
+            return f"a pair of {inner[0]} and {inner[1]}"
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
         first, _, rest = inner[0].removeprefix("a ").partition(" of ")
@@ -78,11 +83,13 @@ def matches(value: Any, annotation: Any) -> bool:
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _matches_length(value, annotation) if length_unit(annotation) else matches(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, a) for a in arguments)
     if origin is typing.Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
-    base = origin or annotation
+    base = dict if typing.is_typeddict(annotation) else origin or annotation
     if base is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if base is int:
@@ -93,6 +100,13 @@ def matches(value: Any, annotation: Any) -> bool:
         inner = arguments[1] if len(arguments) == 2 else Any
         return isinstance(value, dict) and all(matches(v, inner) for v in value.values())
     return isinstance(value, base) if isinstance(base, type) else True
+
+
+def _matches_length(value: Any, annotation: Any) -> bool:
+    unit = length_unit(annotation)
+    if value is None:
+        return unit is not None and unit.default is not None
+    return matches(value, Duration)
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -136,8 +150,7 @@ def _top_level_faults(
 
 def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
     seen = set()
-    for owner in names():
-        component = find(owner)
+    for owner, component in components():
         for name in component.share:
             if name not in seen:
                 seen.add(name)
@@ -175,12 +188,17 @@ def _typed_faults(
 
 def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
     """Return the chain of names on which a component is injected into itself, or None."""
+    name: Any = None
+    settings: Any = None
     if isinstance(spec, str):
         if spec in chain:
             return (*chain, spec)
-        name, settings, chain = spec, tree.values.get(spec), (*chain, spec)
-    else:
-        name, settings = (spec.get("type"), spec) if isinstance(spec, dict) else (None, None)
+        name = spec
+        settings = tree.values.get(spec)
+        chain = (*chain, spec)
+    elif isinstance(spec, dict):
+        name = spec.get("type")
+        settings = spec
     component = find(name) if isinstance(name, str) else None
     if component is None or not isinstance(settings, dict):
         return None
@@ -211,6 +229,8 @@ def _component_faults(
                     yield from _typed_faults(tree, item_path, item)
         elif value != arguments[key].default and not matches(value, arguments[key].annotation):
             yield f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} ({tree.origin(here)})"
+        else:
+            yield from _length_faults(tree, here, value, arguments[key])
         if key in component.share and key in tree.values and tree.values[key] != value:
             yield (
                 f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: {tree.values[key]!r} "
@@ -218,6 +238,18 @@ def _component_faults(
             )
     if check_missing:
         yield from _missing_faults(tree, path, component, settings, supplied)
+
+
+def _length_faults(tree: ConfigTree, path: KeyPath, value: Any, argument: Argument) -> Iterator[str]:
+    """Faults of lengths that have the right type: numbers out of range, texts that are not lengths."""
+    for here, written, unit in lengths_of(value, argument.annotation, path):
+        try:
+            given = read_duration(written, dotted(here), unit.unit).unit
+        except ConfigError as error:
+            yield f"{error} ({tree.origin(here)})"
+        else:
+            if unit.before_data and given == "steps":
+                yield f"{dotted(here)} is {written!r}, {_NOT_IN_STEPS} ({tree.origin(here)})"
 
 
 def _missing_faults(

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from .build import create
 from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .durations import RunLength
 from .errors import ConfigError
-from .registry import Argument, find, names, shared_names
+from .lengths import ResolvedLength, resolve_lengths, with_lengths
+from .registry import Argument, components, shared_names
 from .validate import validate
 
 
@@ -128,6 +130,8 @@ class YAMLConfig:
         validate(tree, _top_level(), BLOCKS)
         self.path = Path(path)
         self._tree = tree
+        self._run_length: RunLength | None = None
+        self._lengths: list[ResolvedLength] | None = None
         try:
             self.settings = RunSettings(
                 **{name: tree.values[name] for name in _top_level() if name in tree.values}
@@ -147,6 +151,39 @@ class YAMLConfig:
     def set(self, key: str, value: Any, reason: str) -> None:
         """Set a top-level key that the program found out itself; `reason` becomes its origin."""
         self._tree.merge({key: value}, reason)
+        if self._run_length is None:
+            self._lengths = None
+
+    def resolve_lengths(self, run: RunLength) -> None:
+        """Turn every length into a whole number. Call this before building what only training needs.
+
+        The data loaders need `settings.epochs` alone, so they may be built before. A model that is never trained
+        needs no run length: phases that are given in steps then keep the defaults of their arguments.
+
+        Raises:
+            RuntimeError: if the model has been built already.
+        """
+        if "model" in vars(self):
+            raise RuntimeError("the model was built before the lengths were resolved")
+        self._run_length = run
+        self._lengths = resolve_lengths(self.yaml_cfg, run, BLOCKS)
+
+    @property
+    def lengths(self) -> list[ResolvedLength]:
+        """All lengths that were not written as whole numbers of their own unit."""
+        if self._lengths is None:
+            self._lengths = resolve_lengths(self.yaml_cfg, RunLength(self.settings.epochs), BLOCKS)
+        return self._lengths
+
+    @property
+    def resolved_cfg(self) -> dict[str, Any]:
+        """A copy of the configuration in which lengths are whole numbers; components are built from it."""
+        return with_lengths(self.yaml_cfg, self.lengths)
+
+    def describe_lengths(self) -> str:
+        """Return a YAML comment that lists what lengths were written as and what they became; "" without any."""
+        lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
+        return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
@@ -156,16 +193,16 @@ class YAMLConfig:
 
     def without_pretrained(self) -> None:
         """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
-        for name in names():
-            if name in self.yaml_cfg and "pretrained" in find(name).arguments:
+        for name, component in components():
+            if name in self.yaml_cfg and "pretrained" in component.arguments:
                 self.set(name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
-        """Write the resolved configuration as one YAML file that loads again."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        """Write the configuration as one YAML file that loads again; a comment lists the lengths that it stands for."""
+        Path(path).write_text(self.describe_lengths() + self.to_yaml(), encoding="utf-8")
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration as YAML text."""
+        """Return the configuration as YAML text, with lengths as they were written."""
         return dump_yaml(self.yaml_cfg)
 
     @cached_property
@@ -230,11 +267,15 @@ class YAMLConfig:
         name = self.yaml_cfg.get(key)
         if not name:
             raise ConfigError(f"{self.path} names no '{key}'; set it to a registered class such as DFINE")
-        return create(name, self.yaml_cfg)
+        return create(name, self.resolved_cfg)
 
     def _create_block(self, key: str, **runtime: Any) -> Any:
-        block = self.yaml_cfg.get(key)
-        return create(block, self.yaml_cfg, **runtime) if block else None
+        unknown = [length.unknown for length in self.lengths if length.unknown and length.path[0] == key]
+        if unknown:
+            raise ConfigError(unknown[0])
+        config = self.resolved_cfg
+        block = config.get(key)
+        return create(block, config, **runtime) if block else None
 
 
 def _top_level() -> dict[str, Argument]:

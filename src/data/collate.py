@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ..core.durations import Duration, RunLength, is_between, settled_points
+from ..core.durations import LoaderEpochLength, check_ascending, is_between
 from ..core.errors import ConfigError
 from ..core.registry import register
 from .transforms.batch_mixing import CopyBlend, check_mixable, mixup
@@ -36,14 +36,14 @@ class BatchImageCollateFunction:
 
     def __init__(
         self,
-        stop_epoch: Duration | None = None,
+        stop_epoch: LoaderEpochLength | None = None,
         ema_restart_decay: float | None = 0.9999,
         base_size: int = 640,
         base_size_repeat: int | None = None,
         mixup_prob: float = 0.0,
-        mixup_epochs: Sequence[Duration | None] | None = None,
+        mixup_epochs: Sequence[LoaderEpochLength | None] | None = None,
         copyblend_prob: float = 0.0,
-        copyblend_epochs: Sequence[Duration | None] | None = None,
+        copyblend_epochs: Sequence[LoaderEpochLength | None] | None = None,
         copyblend_type: Literal["blend", "paste"] = "blend",
         area_threshold: float = 100,
         num_objects: int = 3,
@@ -77,11 +77,9 @@ class BatchImageCollateFunction:
         for name, chance in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
             if not 0 <= chance <= 1:
                 raise ConfigError(f"BatchImageCollateFunction.{name} is {chance}, expected 0 to 1")
-        self._points = {
-            "stop_epoch": [stop_epoch],
-            "mixup_epochs": _span("mixup_epochs", mixup_epochs, stop_epoch),
-            "copyblend_epochs": _span("copyblend_epochs", copyblend_epochs, stop_epoch),
-        }
+        self.stop_epoch = stop_epoch
+        self.mixup_epochs = _span("mixup_epochs", mixup_epochs, stop_epoch)
+        self.copyblend_epochs = _span("copyblend_epochs", copyblend_epochs, stop_epoch)
         self.mixup_prob, self.copyblend_prob = mixup_prob, copyblend_prob
         self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
         if ema_restart_decay is not None and not 0 <= ema_restart_decay <= 1:
@@ -90,18 +88,6 @@ class BatchImageCollateFunction:
         self.base_size = base_size
         self.scales = generate_scales(base_size, base_size_repeat) if base_size_repeat is not None else None
         self.epoch = 0
-        self._settle()
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle epochs that depend on the run's length; until then they are None."""
-        self._settle(run)
-
-    def _settle(self, run: RunLength | None = None) -> None:
-        self.points = {
-            name: settled_points(points, f"BatchImageCollateFunction.{name}", run)
-            for name, points in self._points.items()
-        }
-        (self.stop_epoch,) = self.points["stop_epoch"]
 
     @property
     def mixing(self) -> list[str]:
@@ -150,11 +136,11 @@ class BatchImageCollateFunction:
         self, images: Tensor, targets: list[dict[str, Any]], fields: tuple[str, ...], rng: np.random.Generator
     ) -> list[dict[str, Any]]:
         """Mix images in place, with the chance of the batch's first, and return their targets."""
-        for name, chance, mix in (
-            ("mixup_epochs", self.mixup_prob, mixup),
-            ("copyblend_epochs", self.copyblend_prob, self.copy_blend),
+        for epochs, chance, mix in (
+            (self.mixup_epochs, self.mixup_prob, mixup),
+            (self.copyblend_epochs, self.copyblend_prob, self.copy_blend),
         ):
-            if is_between(self.epoch, *self.points[name]) and rng.random() < chance:
+            if is_between(self.epoch, *epochs) and rng.random() < chance:
                 return mix(images, targets, fields, rng)
         return targets
 
@@ -176,14 +162,18 @@ class BatchImageCollateFunction:
 
 
 def _span(
-    name: str, epochs: Sequence[Duration | None] | None, stop_epoch: Duration | None
-) -> Sequence[Duration | None]:
+    name: str, epochs: Sequence[int | None] | None, stop_epoch: int | None
+) -> tuple[int | None, int | None]:
     """Return the first epoch of something and the first without it: as given, or all before the clean stage."""
-    if epochs is not None and len(epochs) != 2:
+    if epochs is None:
+        return 0, stop_epoch
+    if len(epochs) != 2:
         raise ConfigError(
             f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without"
         )
-    return [0, stop_epoch] if epochs is None else epochs
+    check_ascending(epochs, f"BatchImageCollateFunction.{name}")
+    first, end = epochs
+    return first, end
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch.utils import data
 from torch.utils.data import Dataset
 
-from ..core.durations import KnowsRunLength, RunLength
 from ..core.errors import ConfigError
 from ..core.registry import register
 from ..runtime.distributed import rank, world_size
@@ -167,12 +166,6 @@ class DataLoader(data.DataLoader):
         """Let the data set say what it noticed about its images; all ranks call this together, after an epoch."""
         if hasattr(self.dataset, "report_images"):
             self.dataset.report_images()
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Tell data set and collate function how long the run is, before its first epoch."""
-        for part in (self.dataset, self.collate_fn):
-            if isinstance(part, KnowsRunLength):
-                part.set_run_length(run)
 
     def set_seed(self, seed: int) -> None:
         """Tell data set and sampler from which seed all chance follows."""

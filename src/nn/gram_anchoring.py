@@ -9,18 +9,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ..core.durations import Duration, RunLength, settled
+from ..core.durations import EpochLength
 from ..core.errors import ConfigError
 from ..core.registry import register
-from .backbone.dinov3_backbone import DINOv3Backbone, load_published_weights
+from .backbone.dinov3_backbone import DINOv3Backbone
+from .backbone.dinov3_weights import load_published_weights
 from .lora import LoRALinear
+
+if TYPE_CHECKING:  # timm takes long to import
+    from timm.models.eva import Eva
 
 
 @register()
@@ -35,7 +40,7 @@ class GramAnchoring:
     def __init__(
         self,
         model: nn.Module,
-        weight: float | Sequence[Sequence] = 100.0,
+        weight: float | Sequence[tuple[EpochLength, float]] = 100.0,
         num_tokens: int | None = 512,
         all_taps: bool = False,
         checkpoint_path: str | None = None,
@@ -44,7 +49,7 @@ class GramAnchoring:
 
         Args:
             model: the unwrapped detector.
-            weight: of the loss; or pairs of a length of training and a weight, such as [[0, 100], ["50 %", 0]], with straight lines between.
+            weight: of the loss; or pairs of an epoch and the weight in it, such as [[0, 100], ["50 %", 0]], with straight lines between.
             num_tokens: as many patches are drawn for each step, the same in all images; None for all.
             all_taps: compare all blocks that the adapter reads, and not the last one alone.
             checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
@@ -61,13 +66,11 @@ class GramAnchoring:
                 "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
             )
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
-        self.teacher: nn.Module | None = None
-        self._lengths, self._weights = _read_schedule(weight)
-        self.weight = self._weights[0]
-        epochs = [settled(length, "GramAnchoring.weight", "epochs") for length in self._lengths]
-        if None not in epochs:
-            self._settle(epochs)
-        self._recorder, self._hook = _Recorder(), None
+        self.teacher: Eva | None = None
+        self._epochs, self._weights = _read_schedule(weight)
+        self.set_epoch(0)
+        self._recorder = _Recorder()
+        self._hook: RemovableHandle | None = None
 
     def load_teacher(self) -> None:
         """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts from.
@@ -92,8 +95,12 @@ class GramAnchoring:
 
     def to(self, device: torch.device | str) -> GramAnchoring:
         """Move the teacher."""
-        self.teacher.to(device)
+        self._loaded_teacher().to(device)
         return self
+
+    def _loaded_teacher(self) -> Eva:
+        assert self.teacher is not None, "load_teacher comes first"
+        return self.teacher
 
     def attach(self) -> None:
         """Begin to watch the model; a copy of it that is made later is not watched."""
@@ -104,15 +111,8 @@ class GramAnchoring:
         """Stop watching the model, and forget what was seen."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook = self._recorder.seen = None
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle the lengths of the weight's schedule.
-
-        Raises:
-            ConfigError: if they do not ascend.
-        """
-        self._settle([run.in_epochs(length, "GramAnchoring.weight") for length in self._lengths])
+        self._hook = None
+        self._recorder.seen = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the weight of an epoch, 0-based."""
@@ -128,7 +128,7 @@ class GramAnchoring:
             return None
         device = seen.images.device
         with torch.no_grad(), torch.autocast(device.type, seen.autocast_dtype, seen.autocast):
-            references = self._backbone.taps_of(self.teacher, seen.images)
+            references = self._backbone.taps_of(self._loaded_teacher(), seen.images)
         first = 0 if self.all_taps else -1
         num_patches = references[-1].shape[-2:].numel()
         drawn = None
@@ -139,12 +139,6 @@ class GramAnchoring:
             for student, teacher in zip(seen.taps[first:], references[first:])
         ]
         return self.weight * torch.stack(losses).mean()
-
-    def _settle(self, epochs: list[int]) -> None:
-        if epochs != sorted(epochs):
-            raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
-        self._epochs = epochs
-        self.set_epoch(0)
 
 
 def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -158,12 +152,14 @@ def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None)
         drawn: indices `[P]` of the patches to compare, row by row 0..h*w-1; None for all.
     """
     with torch.autocast(student.device.type, enabled=False):
-        grams = []
-        for maps in (student, teacher):
-            tokens = F.normalize(maps.flatten(2).float(), dim=1)  # [B, D, h*w]
-            tokens = tokens if drawn is None else tokens[..., drawn]
-            grams.append(tokens.transpose(1, 2) @ tokens)  # [B, P, P]
-        return F.mse_loss(*grams)
+        return F.mse_loss(_gram_matrix(student, drawn), _gram_matrix(teacher, drawn))
+
+
+def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
+    """Return the cosine similarities between the patches of maps `[B, D, h, w]`, `[B, P, P]`."""
+    tokens = F.normalize(maps.flatten(2).float(), dim=1)  # [B, D, h*w]
+    tokens = tokens if drawn is None else tokens[..., drawn]
+    return tokens.transpose(1, 2) @ tokens
 
 
 @dataclass(frozen=True)
@@ -208,9 +204,9 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
     return found[0]
 
 
-def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
-    """Return lengths of training and the weights that hold there."""
-    pairs = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
+def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
+    """Return epochs, ascending, and the weights that hold there."""
+    pairs: list[Any] = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
     if not pairs or not all(
         isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0
         for pair in pairs
@@ -219,4 +215,7 @@ def _read_schedule(weight: Any) -> tuple[list[Duration], list[float]]:
             f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
             f"[[0, 100], ['50 %', 0]]"
         )
-    return [length for length, _ in pairs], [float(value) for _, value in pairs]
+    epochs = [epoch for epoch, _ in pairs]
+    if epochs != sorted(epochs):
+        raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
+    return epochs, [float(value) for _, value in pairs]

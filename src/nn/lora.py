@@ -6,14 +6,17 @@ Separate from the backbone, since it is about linear layers: where they sit in t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+
+if TYPE_CHECKING:  # timm takes long to import
+    from timm.models.eva import EvaAttention, EvaBlock
 
 _LAYERS = {
     "qkv": ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -91,7 +94,7 @@ class LoRALinear(nn.Linear):
         """Become a plain linear layer with the merged weight."""
         self.weight.data = self.merged_weight()
         del self.lora_down, self.lora_up, self.scale
-        self.__class__ = nn.Linear
+        self.__class__ = nn.Linear  # type: ignore[assignment]  # on purpose: what remains is a plain layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
         """Weights of a plain layer bring no factors: the change becomes zero."""
@@ -125,16 +128,19 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
     for owner, name, linear in layers:
         setattr(owner, name, LoRALinear.around(linear, rank, alpha))
-    for block in vit.blocks:
+    for block in _blocks_of(vit):
         # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add them after it
-        block.attn.qkv_bias_separate = block.attn.qkv_bias_separate or isinstance(block.attn.qkv, LoRALinear)
+        attention = cast("EvaAttention", block.attn)
+        attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(attention.qkv, LoRALinear)
 
 
-def freeze_all_but_lora(module: nn.Module) -> None:
-    """Leave no parameter trainable but LoRA factors that are so."""
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] not in _FACTORS:
-            parameter.requires_grad_(False)
+def is_lora_factor(name: str) -> bool:
+    """Return whether a parameter of this name is a LoRA factor."""
+    return name.rpartition(".")[2] in _FACTORS
+
+
+def _blocks_of(vit: nn.Module) -> Iterable[EvaBlock]:
+    return cast("Iterable[EvaBlock]", vit.blocks)
 
 
 def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
@@ -151,7 +157,7 @@ def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, 
         for path in _LAYERS[name]
     ]
     found = []
-    for block in vit.blocks:
+    for block in _blocks_of(vit):
         for path in paths:
             part, _, name = path.partition(".")
             owner = getattr(block, part)

@@ -72,7 +72,7 @@ def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Te
         overlap = torch.minimum(*high).sub_(torch.maximum(*low)).clamp_(min=0)
         return overlap, torch.maximum(*high).sub_(torch.minimum(*low))
 
-    l1 = sum((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh))
+    l1 = sum(((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh)), start=a_cxcywh.new_zeros(()))
     a_xyxy, b_xyxy = cxcywh_to_xyxy(a_cxcywh), cxcywh_to_xyxy(b_cxcywh)
     left, top, right, bottom = planes(a_xyxy, b_xyxy)
     intersection, hull = span(left, right)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.durations import Duration, RunLength, settled
+from ..core.durations import RunLength, StepLength
 from ..core.errors import ConfigError
 from ..core.registry import register
 
@@ -35,9 +35,9 @@ class ModelEMA:
         self,
         model: nn.Module,
         decay: float | None = 0.9999,
-        warmups: Duration | None = 1000,
-        start: Duration = 0,
-        horizon: Duration | None = None,
+        warmups: StepLength | None = 1000,
+        start: StepLength = 0,
+        horizon: StepLength | None = None,
     ) -> None:
         """Copy the model.
 
@@ -45,13 +45,13 @@ class ModelEMA:
             model: the unwrapped model.
             decay: weight of the past, 0..1; None follows `horizon`.
             warmups: updates over which the decay ramps up, decay * (1 - exp(-updates / warmups)); 0 disables the ramp,
-                None makes it as long as the horizon. A whole number counts steps.
-            start: updates to leave out at first, given likewise.
-            horizon: in place of `decay`, which is then 1 - 1 / horizon; None with a `decay` of None takes 2 % of the
-                run, at least 50 and at most 10,000 steps.
+                None makes it as long as the horizon, at most 10,000.
+            start: updates to leave out at first.
+            horizon: steps, in place of `decay`, which is then 1 - 1 / horizon. In a configuration that sets neither of
+                them it is 2 % of the run, at least 50 and at most 10,000 steps.
 
         Raises:
-            ConfigError: for a value out of its range, or if both `decay` and `horizon` are set.
+            ConfigError: for a value out of its range, or unless exactly one of `decay` and `horizon` is set.
         """
         if decay is not None and not 0 <= decay <= 1:
             raise ConfigError(f"ModelEMA.decay is {decay}, expected 0 to 1")
@@ -59,40 +59,25 @@ class ModelEMA:
             raise ConfigError(
                 f"ModelEMA.decay is {decay} and ModelEMA.horizon is {horizon!r}: they say the same, set one of them to ~"
             )
-        self._lengths = {"warmups": warmups, "start": start, "horizon": horizon}
-        self._follows_horizon = decay is None
-        self._default_horizon = decay is None and horizon is None
+        if decay is None:
+            decay = _decay_of(horizon)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = self.configured_decay = _decay_of(LONGEST_HORIZON) if decay is None else decay
-        self._settle(lambda length, name: settled(length, name, "steps"))
+        self.decay = self.configured_decay = decay
+        self.start = start
+        self.warmups = round(min(self.horizon, LONGEST_HORIZON)) if warmups is None else warmups
         self.updates = 0
         self.skipped = 0
         self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
 
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle lengths that depend on the run's."""
-        if self._default_horizon:
-            steps = round(HORIZON_SHARE * run.steps)
-            self._lengths["horizon"] = min(max(steps, SHORTEST_HORIZON), LONGEST_HORIZON)
-        self._settle(run.in_steps)
-
-    def _settle(self, settle: Callable[[Duration | None, str], int | None]) -> None:
-        """Take over the lengths that `settle` knows; None stands for one that depends on a run not known yet."""
-
-        def length(name: str) -> int | None:
-            given = self._lengths[name]
-            return None if given is None else settle(given, f"ModelEMA.{name}")
-
-        self.start = length("start")
-        if self._follows_horizon:
-            horizon = length("horizon")
-            if horizon is not None and horizon < 1:
-                raise ConfigError(
-                    f"ModelEMA.horizon is {self._lengths['horizon']!r}, expected at least 1 step"
-                )
-            self.decay = self.configured_decay = _decay_of(LONGEST_HORIZON if horizon is None else horizon)
-        ramp = round(min(self.horizon, LONGEST_HORIZON))
-        self.warmups = ramp if self._lengths["warmups"] is None else length("warmups")
+    @staticmethod
+    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+        """Let the horizon follow the run if neither it nor a decay is set, and the ramp last for one horizon."""
+        if settings.get("decay", 0.9999) is not None or settings.get("horizon") is not None:
+            return {}
+        steps = round(HORIZON_SHARE * run.steps)
+        horizon = min(max(steps, SHORTEST_HORIZON), LONGEST_HORIZON)
+        ramp = {"warmups": horizon} if settings.get("warmups", 1000) is None else {}
+        return {"horizon": horizon} | ramp
 
     @property
     def horizon(self) -> float:
@@ -115,11 +100,11 @@ class ModelEMA:
         self.updates += 1
         averaged, constant = self._pair_tensors(model)
         if averaged:
-            ours, theirs = (list(tensors) for tensors in zip(*averaged))
+            ours = [average for average, _ in averaged]
             torch._foreach_mul_(ours, decay)
-            torch._foreach_add_(ours, theirs, alpha=1 - decay)
+            torch._foreach_add_(ours, [weight for _, weight in averaged], alpha=1 - decay)
         if constant:
-            torch._foreach_copy_(*(list(tensors) for tensors in zip(*constant)))
+            torch._foreach_copy_([copied for copied, _ in constant], [source for _, source in constant])
 
     @torch.no_grad()
     def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:
@@ -175,5 +160,9 @@ class ModelEMA:
         return self._pairs[1:]
 
 
-def _decay_of(horizon: int) -> float:
+def _decay_of(horizon: int | None) -> float:
+    if horizon is None:
+        raise ConfigError("ModelEMA has neither a decay nor a horizon, expected one of them")
+    if horizon < 1:
+        raise ConfigError(f"ModelEMA.horizon is {horizon!r}, expected at least 1 step")
     return 1 - 1 / horizon

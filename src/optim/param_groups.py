@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,49 +48,63 @@ def build_param_groups(
     """
     plan = learning_plan(model)
     named = {name: parameter for name, parameter in model.named_parameters() if name in plan}
-    owner: dict[str, int] = {}
     patterns = [_compile(group) for group in groups or []]
-    for name in named:
-        matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
-        if len(matching) > 1:
-            raise ConfigError(
-                f"optimizer.params: {name} matches both '{patterns[matching[0]].pattern}' and '{patterns[matching[1]].pattern}'"
-            )
-        owner[name] = matching[0] if matching else len(patterns)
+    owner = {name: _matching_group(name, patterns) for name in named}
     exempt = _not_decayed(model) if decay_matrices_only else set()
     result = []
     for index, group in enumerate([*(groups or []), {}]):
         settings = {key: value for key, value in group.items() if key != "params"}
         label = group.get("params", "the rest")
         members = [name for name in named if owner[name] == index]
-        for part, extra, suffix in (
-            ([n for n in members if n not in exempt], {}, ""),
-            ([n for n in members if n in exempt], {"weight_decay": 0.0}, ", not decayed"),
-        ):
-            for learning in sorted(
-                {plan[n] for n in part},
-                key=lambda learning: (learning != ALWAYS, learning.thaw_epoch, -learning.factor),
-            ):
-                own, remark = _own_settings(learning, settings.get("lr", lr))
-                result.append(
-                    {
-                        "params": [named[n] for n in part if plan[n] == learning],
-                        **settings,
-                        **extra,
-                        **own,
-                        "name": label + suffix + remark,
-                    }
-                )
+        decayed = [name for name in members if name not in exempt]
+        not_decayed = [name for name in members if name in exempt]
+        result += _split_by_learning(decayed, plan, named, settings, label, lr)
+        result += _split_by_learning(
+            not_decayed, plan, named, settings | {"weight_decay": 0.0}, label + ", not decayed", lr
+        )
     return result
 
 
+def _matching_group(name: str, patterns: Sequence[re.Pattern[str]]) -> int:
+    """Return the index of the pattern that a parameter's name matches; the number of patterns if none does."""
+    matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
+    if len(matching) > 1:
+        first, second = (patterns[index].pattern for index in matching[:2])
+        raise ConfigError(f"optimizer.params: {name} matches both '{first}' and '{second}'")
+    return matching[0] if matching else len(patterns)
+
+
+def _split_by_learning(
+    members: Sequence[str],
+    plan: Mapping[str, Learning],
+    named: Mapping[str, nn.Parameter],
+    settings: dict[str, Any],
+    label: str,
+    lr: float,
+) -> list[dict[str, Any]]:
+    """Return one group for each way in which members learn: from the start, then by the epoch in which they thaw."""
+    ways = sorted(
+        {plan[name] for name in members},
+        key=lambda learning: (learning != ALWAYS, learning.thaw_epoch, -learning.factor),
+    )
+    groups = []
+    for learning in ways:
+        own, remark = _own_settings(learning, settings.get("lr", lr))
+        parameters = [named[name] for name in members if plan[name] == learning]
+        groups.append({"params": parameters, **settings, **own, "name": label + remark})
+    return groups
+
+
 def _own_settings(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
-    """Return what sets a group apart that thaws late or learns at a rate of its own, and that in words."""
-    own, remark = {}, ""
+    """Return the overrides of a late or differently scaled parameter group, and a label for it."""
+    own: dict[str, Any] = {}
+    remark = ""
     if learning.factor != 1:
-        own["lr"], remark = lr * learning.factor, f", x {learning.factor:.3g}"
+        own["lr"] = lr * learning.factor
+        remark = f", x {learning.factor:.3g}"
     if learning.thaw_epoch:
-        own["thaw_epoch"], remark = learning.thaw_epoch, f"{remark}, from epoch {learning.thaw_epoch + 1}"
+        own["thaw_epoch"] = learning.thaw_epoch
+        remark = f"{remark}, from epoch {learning.thaw_epoch + 1}"
     return own, remark
 
 
@@ -152,8 +166,7 @@ def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
         )
 
     accepted = arguments_of(optimizer, skip="params")
-    build.__extra_arguments__ = lambda: accepted
-    register(optimizer.__name__)(build)
+    register(optimizer.__name__, extra_arguments=lambda: accepted)(build)
 
 
 for _optimizer in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch.optim import lr_scheduler
 
-from ..core.durations import Duration, RunLength, settled
+from ..core.durations import EpochLength, LengthUnit
 from ..core.errors import ConfigError
 from ..core.registry import Argument, arguments_of, register
 
 
 class Schedule(Protocol):
     """Gives the learning rate of each group of an optimizer."""
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle lengths that depend on the run's."""
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the rates in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
@@ -34,65 +31,37 @@ class EpochSchedule:
     def __init__(
         self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any
     ) -> None:
-        self._scheduler, self._settings = scheduler, settings
+        self._name = scheduler.__name__
         self._initial = _initial_rates(optimizer)
         self._rates: list[list[float]] = []
-        self._shadow = self._running = None
-        known = self._each_length(lambda length, name: settled(length, name, "epochs"))
-        if not any(
-            None in values if isinstance(values, list) else values is None for values in known.values()
-        ):
-            self._settings |= known
-            self.rates(0)  # whatever is wrong with the settings shows now
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle lengths that depend on the run's.
-
-        Raises:
-            ConfigError: if the scheduler cannot be built with them, or ends before the run.
-        """
-        self._settings |= self._each_length(run.in_epochs)
-        self._running, self._rates = None, []
-        self.rates(run.epochs - 1)
+        self._shadow = torch.optim.SGD(
+            [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
+        )
+        try:
+            self._running = scheduler(self._shadow, **settings)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ConfigError(f"{scheduler.__name__} cannot be built: {error}") from error
+        self._remember_rates()
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes no difference.
 
         Raises:
-            ConfigError: if the scheduler cannot be built, or ends before that epoch.
+            ConfigError: if the scheduler ends before that epoch.
         """
-        if self._running is None:
-            self._shadow = torch.optim.SGD(
-                [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
-            )
-            try:
-                self._running = self._scheduler(self._shadow, **self._settings)
-            except (ValueError, TypeError, ArithmeticError) as error:
-                raise ConfigError(f"{self._scheduler.__name__} cannot be built: {error}") from error
-            self._rates.append([group["lr"] for group in self._shadow.param_groups])
         while len(self._rates) <= epoch:
             self._shadow.step()
             try:
                 self._running.step()
             except (ValueError, ArithmeticError) as error:
                 raise ConfigError(
-                    f"{self._scheduler.__name__} has no rate for epoch {len(self._rates)} (from 0): {error}"
+                    f"{self._name} has no rate for epoch {len(self._rates)} (from 0): {error}"
                 ) from error
-            self._rates.append([group["lr"] for group in self._shadow.param_groups])
+            self._remember_rates()
         return self._rates[epoch]
 
-    def _each_length(self, read: Callable[[Any, str], int | None]) -> dict[str, Any]:
-        """Apply a function of (length, name of the setting) to the settings that are lengths."""
-        result = {}
-        for key in _LENGTHS:
-            name, value = f"{self._scheduler.__name__}.{key}", self._settings.get(key)
-            if value is not None:
-                result[key] = (
-                    [read(one, name) for one in value]
-                    if isinstance(value, list | tuple)
-                    else read(value, name)
-                )
-        return result
+    def _remember_rates(self) -> None:
+        self._rates.append([group["lr"] for group in self._shadow.param_groups])
 
 
 @register()
@@ -102,58 +71,42 @@ class FlatCosineLR:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        flat_epochs: Duration = 0.5,
-        end_epoch: Duration | None = 1.0,
+        flat_epochs: Annotated[int, LengthUnit("epochs", default=0.5)],
+        end_epoch: Annotated[int, LengthUnit("epochs", default=1.0)],
         lr_gamma: float = 0.5,
     ) -> None:
         """Store the settings.
 
         Args:
             optimizer: its groups' rates are the full ones.
-            flat_epochs: where the cosine begins, from the start of the run.
-            end_epoch: where it ends; from there on the rate is constant, as the clean stage wants. None for the end of the run.
-            lr_gamma: part of the full rate that is reached then.
+            flat_epochs: epoch in which the cosine begins; half of the run in a configuration without it.
+            end_epoch: epoch in which it ends; from there on the rate is constant, as the clean stage wants. The end of the
+                run in a configuration without it.
+            lr_gamma: fraction of the full rate that is reached then.
+
+        Raises:
+            ConfigError: if the cosine ends before it begins, or `lr_gamma` is out of range.
         """
         if not 0 <= lr_gamma <= 1:
             raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
         self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
-        self._lengths = (flat_epochs, 1.0 if end_epoch is None else end_epoch)
-        self._flat, self._end = (
-            settled(length, f"FlatCosineLR.{name}", "epochs")
-            for name, length in zip(("flat_epochs", "end_epoch"), self._lengths)
-        )
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle where the cosine begins and ends.
-
-        Raises:
-            ConfigError: if it ends before it begins.
-        """
-        self._flat, self._end = (
-            run.in_epochs(length, f"FlatCosineLR.{name}")
-            for name, length in zip(("flat_epochs", "end_epoch"), self._lengths)
-        )
-        if self._flat > self._end:
+        if flat_epochs > end_epoch:
             raise ConfigError(
-                f"FlatCosineLR: the flat part ends in epoch {self._flat}, the cosine in epoch {self._end} of {run.epochs}, expected the second "
-                f"to be no earlier"
+                f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, expected the second to be no earlier"
             )
+        self._flat, self._end = flat_epochs, end_epoch
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
         """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
-        if self._flat is None or self._end is None:
-            raise ConfigError(
-                f"FlatCosineLR: lengths {self._lengths} depend on that of the run, which has not been told (set_run_length)"
-            )
         done = min(max((epoch + share - self._flat) / max(self._end - self._flat, 1e-9), 0.0), 1.0)
         factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
         return [rate * factor for rate in self._initial]
 
 
 _LENGTHS: dict[str, Any] = {
-    "milestones": Sequence[Duration],
-    "T_max": Duration,
-    "total_steps": Duration | None,
+    "milestones": Sequence[EpochLength],
+    "T_max": EpochLength,
+    "total_steps": EpochLength | None,
 }
 """Arguments of torch's schedulers that are lengths; a step of theirs is an epoch here."""
 
@@ -186,8 +139,7 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
         name: Argument(argument.default, _LENGTHS.get(name, argument.annotation))
         for name, argument in arguments.items()
     }
-    build.__extra_arguments__ = lambda: accepted
-    register(scheduler.__name__)(build)
+    register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 
 for _scheduler in (lr_scheduler.MultiStepLR, lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..core.durations import Duration, RunLength, settled
-from ..core.errors import ConfigError
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.durations import RunLength, StepLength
 from ..core.registry import register
 from ..runtime.log import logger
 
@@ -17,25 +19,25 @@ class LinearWarmup:
 
     power = 1
 
-    def __init__(self, warmup_duration: Duration) -> None:
-        """Store the duration; a whole number counts steps, 0 switches warm-up off."""
+    def __init__(self, warmup_duration: StepLength) -> None:
+        """Store the duration in steps; 0 switches warm-up off."""
         self.warmup_duration = warmup_duration
-        self._steps = settled(warmup_duration, f"{type(self).__name__}.warmup_duration", "steps")
 
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle the duration, a tenth of the run at most."""
-        wanted = run.in_steps(self.warmup_duration, f"{type(self).__name__}.warmup_duration")
-        self._steps = min(wanted, int(run.steps * LARGEST_SHARE))
-        if self._steps < wanted:
-            logger.info("warm-up takes %d steps, a tenth of the run, in place of %d", self._steps, wanted)
+    @staticmethod
+    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+        """Limit the duration to a tenth of the run's steps."""
+        wanted = run.in_steps(settings["warmup_duration"], "warmup_duration")
+        longest = int(run.steps * LARGEST_SHARE)
+        if wanted <= longest:
+            return {}
+        logger.info("warm-up takes %d steps, a tenth of the run, in place of %d", longest, wanted)
+        return {"warmup_duration": longest}
 
     def factor(self, step: int) -> float:
         """Return the factor for a step (0-based): min(1, ((step + 1) / duration) ** power)."""
-        if self._steps is None:
-            raise ConfigError(
-                f"{type(self).__name__}: the duration is {self.warmup_duration!r} of the run, whose length has not been told (set_run_length)"
-            )
-        return min(1.0, (step + 1) / self._steps) ** self.power if self._steps else 1.0
+        if not self.warmup_duration:
+            return 1.0
+        return min(1.0, (step + 1) / self.warmup_duration) ** self.power
 
 
 @register()

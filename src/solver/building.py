@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.durations import KnowsRunLength, RunLength
+from ..core.durations import RunLength
 from ..core.errors import CheckpointError
 from ..core.yaml_config import RunSettings, YAMLConfig
 from ..runtime.distributed import broadcast_object, broadcast_tensors, is_main, world_size
@@ -77,14 +77,14 @@ def build_run(
     start = read_start(settings, checkpoints)
     seed = choose_seed(settings, start)
     data = open_run_data(cfg, start, seed, checkpoints.folder, training=True)
+    steps = steps_per_epoch(data.train_loader, settings.grad_accum_steps)
+    cfg.resolve_lengths(RunLength(settings.epochs, steps))
     model, origin = build_model(cfg, start, data.classes, seed, device)
-    length = RunLength(settings.epochs, steps_per_epoch(data.train_loader, settings.grad_accum_steps))
     criterion = cfg.criterion.to(device).train()
-    _tell_run_length(length, data.train_loader, *model.modules(), *criterion.modules())
     optimizer = cfg.optimizer
     thaws = {group.get("thaw_epoch", 0) for group in optimizer.param_groups}
     plan = make_plan(settings, data.train_loader, thaws)
-    rates = _build_rates(cfg, optimizer, plan, length)
+    rates = _build_rates(cfg, optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
     amp_dtype = autocast_type(settings.use_amp, device, named=settings.device is not None)
     state = RunState(
@@ -97,7 +97,6 @@ def build_run(
         train_data=data.train_loader.dataset,
     )
     anchoring = cfg.gram_anchoring
-    _tell_run_length(length, state.ema, anchoring)
     if anchoring:
         anchoring.to(device).attach()
     step = TrainStep(
@@ -195,16 +194,14 @@ def autocast_type(use_amp: bool, device: torch.device, *, named: bool) -> torch.
     return torch.bfloat16
 
 
-def _build_rates(
-    cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan, length: RunLength
-) -> LearningRates:
+def _build_rates(cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan) -> LearningRates:
     base = cfg.settings.lr_base_batch_size
     if base:
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
         scale_to_batch(optimizer, base, plan.batch_size, schedule)
-    rates = LearningRates(optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch)
-    _tell_run_length(length, rates.schedule, rates.warmup)
-    return rates
+    if cfg.lr_scheduler is not None:
+        cfg.lr_scheduler.rates(plan.epochs - 1)  # a schedule that ends before the run is refused now
+    return LearningRates(optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch)
 
 
 def _gather_facts(
@@ -263,9 +260,3 @@ def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, la
         )
     logger.warning("%s %s: the next evaluation counts as the best", missing, folder / BEST)
     state.best.forget_score()
-
-
-def _tell_run_length(run: RunLength, *parts: Any) -> None:
-    for part in parts:
-        if isinstance(part, KnowsRunLength):
-            part.set_run_length(run)

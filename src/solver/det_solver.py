@@ -114,4 +114,4 @@ class DetSolver:
         if is_main() and not resumes_in(self.output_dir, self.settings.resume):
             set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
         first_epoch = run.state.progress.epoch
-        return open_run_log(self.settings, run.plan, first_epoch, run.facts.config_text, self.cfg.yaml_cfg)
+        return open_run_log(self.cfg, run.plan, first_epoch, run.facts.config_text)

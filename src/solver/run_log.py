@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.contracts import Target
-from ..core.yaml_config import RunSettings
+from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
@@ -105,28 +105,27 @@ class RunLog:
             writer.write_picture(epoch, name, picture)
 
 
-def open_run_log(
-    settings: RunSettings, plan: TrainingPlan, first_epoch: int, config_text: str, config: Mapping[str, Any]
-) -> RunLog:
+def open_run_log(cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_text: str) -> RunLog:
     """Write `config.yml` and open all writers of a run; on ranks other than 0, none.
 
     Args:
-        settings: of the run.
+        cfg: of the run, with its lengths resolved.
         plan: of the run.
         first_epoch: the one that comes next; lines of `log.txt` from it on are dropped.
-        config_text: the resolved configuration as YAML.
-        config: the same as a dict.
+        config_text: the configuration as YAML, with lengths as they were written.
     """
     if not is_main():
         return RunLog([], plan)
+    settings = cfg.settings
     folder = Path(settings.output_dir)
-    write_atomically(folder / CONFIG, lambda file: file.write((YAML_HEADER + config_text).encode()))
+    content = (YAML_HEADER + cfg.describe_lengths() + config_text).encode()
+    write_atomically(folder / CONFIG, lambda file: file.write(content))
     writers: list[Writer] = [ConsoleWriter(), JsonLinesWriter(folder, first_epoch), PictureFolder(folder)]
     board = open_tensorboard(Path(settings.summary_dir or folder / "summary"), config_text)
     if board is not None:
         writers.append(board)
     if settings.use_wandb:
-        writers.append(WandbWriter(settings.project_name, settings.exp_name, config, folder))
+        writers.append(WandbWriter(settings.project_name, settings.exp_name, cfg.yaml_cfg, folder))
     return RunLog(writers, plan, pictures=settings.pictures)
 
 

@@ -2,7 +2,17 @@
 
 import pytest
 
-from src.core.durations import RunLength, read_duration, settled, settled_points
+from src.core.durations import (
+    EpochLength,
+    LengthUnit,
+    LoaderEpochLength,
+    RunLength,
+    StepLength,
+    StepsUnknownError,
+    check_ascending,
+    length_unit,
+    read_duration,
+)
 from src.core.errors import ConfigError
 
 RUN = RunLength(epochs=72, steps_per_epoch=100)
@@ -63,38 +73,43 @@ def test_what_is_no_length_is_refused_with_what_is_one(duration):
         read_duration(duration, "ema.warmups", "steps")
 
 
+@pytest.mark.parametrize("duration", [5, "5 epochs", 0, 0.0, 0.9, "10 %"])
+def test_epochs_need_no_number_of_steps(duration):
+    assert RunLength(72).in_epochs(duration, "stop_epoch") == RUN.in_epochs(duration, "stop_epoch")
+
+
 @pytest.mark.parametrize(
-    ("duration", "known"),
-    [(5, 5), ("5 epochs", 5), (None, None), (0, 0), (0.0, 0), (0.9, None), ("500 steps", None)],
+    ("unit", "duration"), [("epochs", "500 steps"), ("steps", 0.1), ("steps", "5 epochs")]
 )
-def test_only_lengths_in_their_own_unit_are_settled_without_a_run(duration, known):
-    assert settled(duration, "stop_epoch", "epochs") == known
+def test_what_needs_the_number_of_steps_is_refused_as_long_as_it_is_not_known(unit, duration):
+    with pytest.raises(StepsUnknownError, match="known only after the data are read"):
+        RunLength(72).resolve(duration, unit, "length")
 
 
 @pytest.mark.parametrize(
-    ("points", "without", "within"),
+    ("annotation", "unit"),
     [
-        ([4, 34, 60], (4, 34, 60), (4, 34, 60)),
-        (["5 %", 0.5, "68 epochs"], (None, None, 68), (3, 36, 68)),
-        ([0, None, None], (0, None, None), (0, None, None)),
-        ([5, 5], (5, 5), (5, 5)),
-        (["500 steps", None], (None, None), (5, None)),
+        (EpochLength, LengthUnit("epochs")),
+        (StepLength | None, LengthUnit("steps")),
+        (LoaderEpochLength, LengthUnit("epochs", before_data=True)),
+        (int, None),
+        (int | None, None),
+        (list[EpochLength], None),
     ],
 )
-def test_points_in_time_are_settled_as_far_as_the_run_is_known(points, without, within):
-    assert (settled_points(points, "policy.epoch"), settled_points(points, "policy.epoch", RUN)) == (
-        without,
-        within,
-    )
+def test_unit_of_a_length_is_read_from_its_type(annotation, unit):
+    assert length_unit(annotation) == unit
 
 
-@pytest.mark.parametrize(
-    ("points", "run", "epochs"),
-    [([5, 4], None, "5, 4"), ([5, 0.5, 4], None, "5, 4"), ([40, 0.5], RUN, "40, 36")],
-)
-def test_points_that_do_not_ascend_are_refused(points, run, epochs):
+@pytest.mark.parametrize("points", [[4, 34, 60], [5, 5], [0, None, None], [None, 3], []])
+def test_points_that_ascend_are_accepted(points):
+    check_ascending(points, "policy.epoch")
+
+
+@pytest.mark.parametrize(("points", "epochs"), [([5, 4], "5, 4"), ([5, None, 4], "5, 4")])
+def test_points_that_do_not_ascend_are_refused(points, epochs):
     with pytest.raises(ConfigError) as caught:
-        settled_points(points, "policy.epoch", run)
+        check_ascending(points, "policy.epoch")
     assert (
         str(caught.value)
         == f"policy.epoch is {points}, which are the epochs {epochs}; none may come before the one on its left"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from torch import Tensor
 
-from src.core.durations import Duration
+from src.core.durations import EpochLength
 from src.core.errors import ConfigError
 from src.core.validate import did_you_mean, matches, require, type_name
 from tests.fixtures.config_files import config_from
@@ -311,7 +311,9 @@ def test_injected_null_is_accepted(tmp_path):
         (float | Tensor, "a number"),
         (Mapping[str, float], "a mapping"),
         (Tensor, "Tensor"),
-        (Sequence[Sequence[Duration]], "a list of lists of lengths"),
+        (Sequence[EpochLength], "a list of lengths"),
+        (EpochLength | None, "a length or null"),
+        (Sequence[tuple[EpochLength, int]], "a list of pairs of a length and a whole number"),
         (Sequence[int | str], "a list, each item a whole number or a string"),
     ],
 )

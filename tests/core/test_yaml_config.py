@@ -12,6 +12,7 @@ from torch import nn
 
 from src.core import YAMLConfig, register
 from src.core.config_file import dump_yaml, parse_overrides, parse_yaml
+from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from tests.fixtures.config_files import CONFIGS, config_from, model_configs, write_configs
 from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
@@ -84,6 +85,7 @@ def test_loading_one_configuration_leaves_the_next_untouched():
 
 def test_building_does_not_change_the_configuration():
     cfg = tiny_config()
+    cfg.resolve_lengths(RunLength(12, 63))
     before = cfg.to_yaml()
     _ = cfg.model, cfg.criterion, cfg.optimizer, cfg.lr_warmup_scheduler, cfg.ema, cfg.postprocessor
     assert cfg.to_yaml() == before
@@ -303,3 +305,62 @@ def test_a_backbone_with_a_width_for_each_stride_takes_the_place_of_hgnetv2(tmp_
     assert sum(len(group["params"]) for group in cfg.optimizer.param_groups) == sum(
         p.requires_grad for p in model.parameters()
     )
+
+
+# ---- lengths ----
+
+
+def test_lengths_become_whole_numbers_and_the_configuration_keeps_what_was_written():
+    cfg = tiny_config(ema={"decay": None, "warmups": None}, lr_warmup_scheduler={"warmup_duration": 0.05})
+    before = cfg.to_yaml()
+    cfg.resolve_lengths(RunLength(epochs=12, steps_per_epoch=500))
+    assert (cfg.resolved_cfg["ema"]["horizon"], cfg.resolved_cfg["ema"]["warmups"]) == (120, 120)
+    assert cfg.resolved_cfg["lr_warmup_scheduler"]["warmup_duration"] == 300
+    assert cfg.to_yaml() == before
+
+
+def test_a_model_needs_no_run_and_phases_in_steps_keep_the_default_of_their_argument():
+    cfg = tiny_config(DINOv3Backbone={"freeze_backbone_epochs": "500 steps", "unfreeze_blocks": 1})
+    assert cfg.model.backbone.ever_learns
+    assert cfg.yaml_cfg["DINOv3Backbone"]["freeze_backbone_epochs"] == "500 steps"
+
+
+def test_lengths_are_resolved_before_the_model_is_built():
+    cfg = tiny_config()
+    _ = cfg.model
+    with pytest.raises(RuntimeError, match="the model was built before the lengths were resolved"):
+        cfg.resolve_lengths(RunLength(12, 63))
+
+
+def test_a_part_whose_length_needs_the_number_of_steps_is_not_built_without_it():
+    cfg = tiny_config(lr_warmup_scheduler={"warmup_duration": 0.05})
+    with pytest.raises(ConfigError, match="number of steps in the run is known only after the data are read"):
+        _ = cfg.lr_warmup_scheduler
+
+
+def test_what_the_program_sets_itself_leaves_resolved_lengths_as_they_are():
+    cfg = tiny_config(epochs=10, DINOv3Backbone={"freeze_backbone_epochs": 0.5})
+    cfg.resolve_lengths(RunLength(10, 63))
+    cfg.set("num_classes", 7, "counted")
+    cfg.without_pretrained()
+    assert cfg.resolved_cfg["DINOv3Backbone"]["freeze_backbone_epochs"] == 5
+    assert (cfg.resolved_cfg["num_classes"], cfg.resolved_cfg["DINOv3Backbone"]["pretrained"]) == (7, False)
+
+
+def test_saved_configuration_lists_what_lengths_became_in_comments_and_loads_to_what_was_written(tmp_path):
+    stop = parse_overrides(["train_dataloader.collate_fn.stop_epoch=0.9"])
+    cfg = tiny_config(ema={"decay": None}, DINOv3Backbone={"freeze_backbone_epochs": "1 epoch"}, **stop)
+    cfg.resolve_lengths(RunLength(12, 500))
+    cfg.save(tmp_path / "config.yml")
+    text = (tmp_path / "config.yml").read_text()
+    for line in (
+        "#   train_dataloader.collate_fn.stop_epoch: 0.9 -> 10 epochs",
+        "#   ema.horizon: ~ -> 120 steps",
+        "#   DINOv3Backbone.freeze_backbone_epochs: 1 epoch -> 1 epoch",
+    ):
+        assert line in text.splitlines()
+    assert YAMLConfig(tmp_path / "config.yml").yaml_cfg == cfg.yaml_cfg
+
+
+def test_a_configuration_of_whole_numbers_needs_no_comment(tmp_path):
+    assert config_from(tmp_path, "epochs: 3\n").describe_lengths() == ""

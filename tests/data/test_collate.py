@@ -11,6 +11,7 @@ from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.data.collate import BatchImageCollateFunction, generate_scales
 from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Resize
+from tests.fixtures.lengths import built_for
 from tests.fixtures.samples import drawn, plain_sample, sample_of
 
 TO_64 = Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("cxcywh", True)])
@@ -124,10 +125,7 @@ def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
 
 
 def test_clean_stage_may_begin_at_a_share_of_the_run():
-    collate = BatchImageCollateFunction(stop_epoch=0.9)
-    assert collate.stop_epoch is None
-    collate.set_run_length(RunLength(epochs=72, steps_per_epoch=10))
-    assert collate.stop_epoch == 64
+    assert built_for(RunLength(72), {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}).stop_epoch == 64
 
 
 # ---- finished images, as a data set of a user's own gives them ----
@@ -212,12 +210,11 @@ def test_mixup_and_copies_have_their_share_of_the_batches():
 
 
 @pytest.mark.parametrize(("epoch", "grown"), [(3, 0), (4, OWN), (33, OWN), (34, 9), (59, 9), (60, 0)])
-@pytest.mark.parametrize("ends", [(34, 60), (0.34, 0.6), ("340 steps", "60 %")], ids=str)
+@pytest.mark.parametrize("ends", [(34, 60), (0.34, 0.6), ("34 epochs", "60 %")], ids=str)
 def test_mixup_and_copies_act_in_their_epochs(ends, epoch, grown):
-    collate = BatchImageCollateFunction(
-        mixup_prob=1, mixup_epochs=[4, ends[0]], copyblend_prob=1, copyblend_epochs=["4 epochs", ends[1]]
-    )
-    collate.set_run_length(RunLength(epochs=100, steps_per_epoch=10))
+    epochs = {"mixup_epochs": [4, ends[0]], "copyblend_epochs": ["4 epochs", ends[1]]}
+    chances = {"mixup_prob": 1, "copyblend_prob": 1}
+    collate = built_for(RunLength(100), {"type": "BatchImageCollateFunction", **epochs, **chances})
     assert counts(collate, epoch) == [grown]
 
 
@@ -306,11 +303,12 @@ def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
 
 
 def test_mixing_may_go_on_to_the_end():
-    collate = create(
-        {"type": "BatchImageCollateFunction", "copyblend_epochs": [0.5, None], "stop_epoch": None}
-    )
-    collate.set_run_length(RunLength(10, 5))
-    assert collate.points["copyblend_epochs"] == (5, None)
+    specification = {
+        "type": "BatchImageCollateFunction",
+        "copyblend_epochs": [0.5, None],
+        "stop_epoch": None,
+    }
+    assert built_for(RunLength(10), specification).copyblend_epochs == (5, None)
 
 
 # ---- settings ----

@@ -24,6 +24,7 @@ from src.data.transforms import (
 )
 from src.runtime.process import explain
 from tests.fixtures.coco_files import sound_coco, write_coco
+from tests.fixtures.lengths import built_for
 from tests.fixtures.processes import on_ranks
 
 
@@ -259,13 +260,18 @@ def test_epoch_reaches_data_set_and_collate_function(loader):
     assert (one.dataset.epoch, one.collate_fn.epoch, one.batch_sampler.epoch) == (7, 7, 7)
 
 
-def test_length_of_the_run_reaches_transforms_and_collate_function(data_folder):
-    transforms = Compose([], {"name": "stop_epoch", "epoch": 0.9, "ops": ["RandomZoomOut"]})
-    data = CocoDetection(str(data_folder), str(data_folder / "labels.json"), transforms)
-    one = DataLoader(data, BatchImageCollateFunction(stop_epoch=0.9), batch_size=2)
-    assert (transforms.stop, one.collate_fn.stop_epoch) == (None, None)
-    one.set_run_length(RunLength(epochs=20, steps_per_epoch=6))
-    assert (transforms.stop, one.collate_fn.stop_epoch) == (18, 18)
+def test_lengths_of_transforms_and_collate_function_follow_the_epochs_of_the_run(data_folder):
+    policy = {"name": "stop_epoch", "epoch": 0.9, "ops": ["RandomZoomOut"]}
+    dataset = {
+        "type": "CocoDetection",
+        "img_folder": str(data_folder),
+        "ann_file": str(data_folder / "labels.json"),
+        "transforms": {"type": "Compose", "policy": policy},
+    }
+    collate = {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}
+    specification = {"type": "DataLoader", "dataset": dataset, "collate_fn": collate, "batch_size": 2}
+    one = built_for(RunLength(20), specification)
+    assert (one.dataset.transforms.stop, one.collate_fn.stop_epoch) == (18, 18)
 
 
 def test_seed_reaches_data_set_and_sampler(loader):
@@ -294,7 +300,6 @@ def test_data_set_without_epochs_is_loaded_too():
     plain = DataLoader(Plain(), batch_size=2)
     plain.set_epoch(1)
     plain.set_seed(1)
-    plain.set_run_length(RunLength(epochs=20, steps_per_epoch=6))
     assert [batch[:, 0, 0, 0].tolist() for batch, _ in plain] == [[0, 1], [2, 3]]
 
 

@@ -70,6 +70,13 @@ def test_the_resolved_configuration_trains_again(trained):
     assert settings["epochs"] == 2 and settings["num_classes"] == 4
 
 
+def test_the_configuration_of_a_run_shows_what_its_lengths_became_and_keeps_what_was_written(trained):
+    text = (trained[1] / "config.yml").read_text()
+    assert text.splitlines()[1] == "# Lengths in this run:"
+    assert "\n#   ema.horizon: ~ -> 50 steps\n" in text and "\n#   ema.warmups: ~ -> 50 steps\n" in text
+    assert yaml.safe_load(text)["ema"].get("horizon") is yaml.safe_load(text)["ema"]["decay"] is None
+
+
 def test_best_pth_knows_its_classes_and_score(trained):
     content = read_tensor_file(trained[1] / "best.pth")
     assert [c["name"] for c in content["meta"]["classes"]] == ["disc", "square", "triangle", "ring"]

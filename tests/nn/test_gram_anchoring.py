@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.core import CheckpointError, ConfigError, create
-from src.core.durations import KnowsRunLength, RunLength
+from src.core.durations import RunLength
+from src.core.lengths import resolve_specification
 from src.nn.backbone import HGNetv2
 from src.nn.gram_anchoring import GramAnchoring, gram_distance
 from src.nn.lora import LoRALinear
@@ -406,8 +407,8 @@ RUN = RunLength(epochs=20, steps_per_epoch=10)
 
 
 def weights(schedule, *epochs):
-    anchoring = GramAnchoring(Detector(small_backbone()), schedule)
-    anchoring.set_run_length(RUN)
+    resolved = resolve_specification({"type": "GramAnchoring", "weight": schedule}, RUN)
+    anchoring = GramAnchoring(Detector(small_backbone()), resolved["weight"])
     result = []
     for epoch in epochs:
         anchoring.set_epoch(epoch)
@@ -439,10 +440,6 @@ def test_points_in_epochs_hold_without_a_run():
     assert anchoring.weight == 6
 
 
-def test_the_weight_depends_on_the_length_of_the_run():
-    assert isinstance(GramAnchoring(Detector(small_backbone())), KnowsRunLength)
-
-
 @pytest.mark.parametrize("weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]])
 def test_weights_that_are_none_are_told(weight):
     with pytest.raises(ConfigError) as caught:
@@ -457,7 +454,7 @@ def test_lengths_that_are_none_are_told():
     with pytest.raises(
         ConfigError, match="GramAnchoring.weight is 'half', expected a whole number of epochs"
     ):
-        GramAnchoring(Detector(small_backbone()), [["half", 1]])
+        weights([["half", 1]])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from src.core.build import create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.optim.ema import ModelEMA
+from tests.fixtures.lengths import built_for
 
 
 class Net(nn.Module):
@@ -245,12 +246,18 @@ def test_restart_does_not_repeat_the_ramp(net):
 
 @pytest.mark.parametrize(("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)])
 def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
-    ema = create({"type": "ModelEMA", "decay": 0.9, "warmups": warmups}, model=net)
-    ema.set_run_length(RunLength(10, 100))
+    ema = built_for(RunLength(10, 100), {"type": "ModelEMA", "decay": 0.9, "warmups": warmups}, model=net)
     assert ema.current_decay() == pytest.approx(0.9 * (1 - math.exp(-1 / steps)))
 
 
 # ---- a horizon that follows the length of the run ----
+
+
+def following(
+    run: RunLength, net: nn.Module, decay: float | None = None, warmups: float | None = None
+) -> ModelEMA:
+    """Return an average whose decay and ramp are those of a configuration."""
+    return built_for(run, {"type": "ModelEMA", "decay": decay, "warmups": warmups}, model=net)
 
 
 @pytest.mark.parametrize(
@@ -258,16 +265,15 @@ def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
     [(80, 31, 50), (12, 125, 50), (80, 100, 160), (72, 7393, 10_000), (1, 1, 50)],
 )
 def test_the_default_horizon_is_two_percent_of_the_run_within_bounds(net, epochs, steps_per_epoch, horizon):
-    ema = create({"type": "ModelEMA", "decay": None, "warmups": None}, model=net)
-    ema.set_run_length(RunLength(epochs, steps_per_epoch))
+    ema = following(RunLength(epochs, steps_per_epoch), net)
     assert (ema.decay, ema.warmups) == (1 - 1 / horizon, horizon)
     assert ema.horizon == pytest.approx(horizon)
 
 
 @pytest.mark.parametrize(("horizon", "steps"), [(0.1, 100), ("2 epochs", 200), (30, 30)])
 def test_a_horizon_may_be_given_as_any_length_and_is_taken_as_it_is(net, horizon, steps):
-    ema = create({"type": "ModelEMA", "decay": None, "warmups": 7, "horizon": horizon}, model=net)
-    ema.set_run_length(RunLength(10, 100))
+    specification = {"type": "ModelEMA", "decay": None, "warmups": 7, "horizon": horizon}
+    ema = built_for(RunLength(10, 100), specification, model=net)
     assert (ema.decay, ema.warmups) == (1 - 1 / steps, 7)
 
 
@@ -280,8 +286,7 @@ def test_the_ema_of_a_short_run_is_young(net):
     """Its weights are on average no older than a tenth of the run; with a fixed decay of 0.9999 they are."""
 
     def mean_age(decay: float | None, warmups: float | None) -> float:
-        ema, age = create({"type": "ModelEMA", "decay": decay, "warmups": warmups}, model=net), 0.0
-        ema.set_run_length(RunLength(80, 31))
+        ema, age = following(RunLength(80, 31), net, decay, warmups), 0.0
         for ema.updates in range(2480):
             age = ema.current_decay() * (age + 1)
         return age / 2480
@@ -300,9 +305,18 @@ def test_a_horizon_without_a_step_is_refused(net):
         create({"type": "ModelEMA", "decay": None, "horizon": 0}, model=net)
 
 
+def test_neither_decay_nor_horizon_is_refused_without_a_run(net):
+    with pytest.raises(ConfigError, match="neither a decay nor a horizon, expected one of them"):
+        ModelEMA(net, decay=None)
+
+
+@pytest.mark.parametrize(("warmups", "ramp"), [(None, 200), (30, 30)])
+def test_a_horizon_in_steps_needs_no_run(net, warmups, ramp):
+    assert ModelEMA(net, decay=None, warmups=warmups, horizon=200).warmups == ramp
+
+
 def test_a_restart_without_a_decay_of_its_own_keeps_the_horizon(net):
-    ema = create({"type": "ModelEMA", "decay": None, "warmups": None}, model=net)
-    ema.set_run_length(RunLength(10, 1000))
+    ema = following(RunLength(10, 1000), net)
     ema.restart(net.state_dict(), None)
     assert ema.horizon == pytest.approx(200)
 

@@ -7,6 +7,7 @@ from torch.optim import lr_scheduler
 from src.core.build import create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
+from tests.fixtures.lengths import built_for
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -103,26 +104,26 @@ def test_settings_that_contradict_each_other_are_refused():
 
 @pytest.mark.parametrize("milestones", [[0.3, 0.7], ["3 epochs", "70 steps"], ["30 %", 7]])
 def test_milestones_may_be_shares_of_the_run(milestones):
-    schedule = create({"type": "MultiStepLR", "milestones": milestones}, optimizer=optimizer(0.1))
-    schedule.set_run_length(RunLength(10, 10))
+    specification = {"type": "MultiStepLR", "milestones": milestones}
+    schedule = built_for(RunLength(10, 10), specification, optimizer=optimizer(0.1))
     assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx(
         [0.1] * 3 + [0.01] * 4 + [0.001] * 3
     )
 
 
 def test_the_length_of_a_cosine_may_be_the_whole_run():
-    schedule = create({"type": "CosineAnnealingLR", "T_max": 1.0}, optimizer=optimizer(0.1, 0.02))
-    schedule.set_run_length(RunLength(12, 5))
+    specification = {"type": "CosineAnnealingLR", "T_max": 1.0}
+    schedule = built_for(RunLength(12, 5), specification, optimizer=optimizer(0.1, 0.02))
     assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch(
         "CosineAnnealingLR", {"T_max": 12}, 12
     )
 
 
-def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
-    schedule = create({"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1))
-    before = [schedule.rates(epoch) for epoch in range(6)]
-    schedule.set_run_length(RunLength(72, 100))
-    assert [schedule.rates(epoch) for epoch in range(6)] == before
+def test_a_whole_number_means_the_same_with_and_without_a_run():
+    specification = {"type": "MultiStepLR", "milestones": [3]}
+    alone = create(specification, optimizer=optimizer(0.1))
+    in_a_run = built_for(RunLength(72, 100), specification, optimizer=optimizer(0.1))
+    assert [alone.rates(epoch) for epoch in range(6)] == [in_a_run.rates(epoch) for epoch in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -133,18 +134,17 @@ def test_a_whole_number_means_the_same_before_and_after_the_run_is_known():
     ],
 )
 def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(settings, message):
-    schedule = create({"type": "OneCycleLR", "max_lr": 0.1, **settings}, optimizer=optimizer(0.1))
+    specification = {"type": "OneCycleLR", "max_lr": 0.1, **settings}
     with pytest.raises(ConfigError, match=message):
-        schedule.set_run_length(RunLength(12, 5))
+        built_for(RunLength(12, 5), specification, optimizer=optimizer(0.1)).rates(11)
 
 
 # ---- flat, then cosine ----
 
 
 def flat_cosine(**settings):
-    schedule = create({"type": "FlatCosineLR", **settings}, optimizer=optimizer(0.1, 0.02))
-    schedule.set_run_length(RunLength(20, 10))
-    return schedule
+    specification = {"type": "FlatCosineLR", **settings}
+    return built_for(RunLength(20, 10), specification, optimizer=optimizer(0.1, 0.02))
 
 
 def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
@@ -152,6 +152,10 @@ def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
     assert {schedule.rates(epoch)[0] for epoch in range(11)} == {0.1}
     assert schedule.rates(14)[0] == pytest.approx(0.075)
     assert [schedule.rates(epoch)[0] for epoch in (18, 19)] == pytest.approx([0.05, 0.05])
+
+
+def test_cosine_begins_at_half_of_the_run_unless_told_otherwise():
+    assert flat_cosine().rates(15) == flat_cosine(flat_epochs=10, end_epoch=20).rates(15)
 
 
 def test_cosine_without_an_end_ends_with_the_run():
@@ -175,7 +179,7 @@ def test_cosine_scales_all_groups_alike():
     [
         (
             {"flat_epochs": 0.9, "end_epoch": 0.5},
-            "the flat part ends in epoch 18, the cosine in epoch 10 of 20",
+            "the flat part ends in epoch 18, the cosine in epoch 10,",
         ),
         ({"lr_gamma": 1.5}, "lr_gamma is 1.5, expected 0 to 1"),
         ({"flat_epochs": -1}, "flat_epochs is -1, expected a whole number of epochs"),
@@ -187,5 +191,5 @@ def test_a_cosine_that_makes_no_sense_is_refused(settings, message):
 
 
 def test_a_cosine_in_a_run_of_unknown_length_is_refused_and_not_guessed():
-    with pytest.raises(ConfigError, match="depend on that of the run, which has not been told"):
-        create({"type": "FlatCosineLR"}, optimizer=optimizer(0.1)).rates(0)
+    with pytest.raises(ConfigError, match="flat_epochs is 0.5, which depends on the length of the run"):
+        create({"type": "FlatCosineLR", "flat_epochs": 0.5}, optimizer=optimizer(0.1))

@@ -6,6 +6,7 @@ from src.core.build import create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.optim.warmup import LinearWarmup, QuadraticWarmup
+from tests.fixtures.lengths import built_for
 
 
 @pytest.mark.parametrize(
@@ -36,28 +37,26 @@ def test_negative_duration_is_refused():
     ("duration", "steps"), [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)]
 )
 def test_duration_may_be_given_in_steps_epochs_or_as_a_share(duration, steps):
-    warmup = LinearWarmup(duration)
-    warmup.set_run_length(RunLength(72, 100))
+    warmup = built_for(RunLength(72, 100), {"type": "LinearWarmup", "warmup_duration": duration})
     assert warmup.factor(steps // 2 - 1) == pytest.approx(0.5) and warmup.factor(steps) == 1.0
 
 
 @pytest.mark.parametrize("images", [100, 1000, 100_000])
 def test_warm_up_never_takes_more_than_a_tenth_of_the_run(images):
     run = RunLength(epochs=50, steps_per_epoch=-(-images // 16))
-    warmup = LinearWarmup(2000)
-    warmup.set_run_length(run)
+    warmup = built_for(run, {"type": "LinearWarmup", "warmup_duration": 2000})
     assert warmup.factor(run.steps // 10) == 1.0
 
 
 def test_a_shortened_warm_up_is_told(caplog):
     with caplog.at_level("INFO"):
-        LinearWarmup(500).set_run_length(RunLength(10, 7))
+        built_for(RunLength(10, 7), {"type": "QuadraticWarmup", "warmup_duration": 500})
     assert "warm-up takes 7 steps, a tenth of the run, in place of 500" in caplog.text
 
 
 def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
-    with pytest.raises(ConfigError, match="whose length has not been told"):
-        LinearWarmup(0.1).factor(3)
+    with pytest.raises(ConfigError, match="warmup_duration is 0.1, which depends on the length of the run"):
+        create({"type": "LinearWarmup", "warmup_duration": 0.1})
 
 
 def test_quadratic_warm_up_rises_with_the_square():

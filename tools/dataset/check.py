@@ -115,7 +115,7 @@ def main() -> None:
             given = BoxFormat(arguments.boxes or "xywh", arguments.units or "pixels")
         transforms = default_transforms(arguments.size or (640, 640))
         if arguments.config:
-            config = YAMLConfig(arguments.config, **parse_overrides(arguments.update)).yaml_cfg
+            config = YAMLConfig(arguments.config, **parse_overrides(arguments.update)).resolved_cfg
             data_sets, made_for = data_sets_of(config)
             queries = (made_for or 300) if arguments.queries is None else queries
             if arguments.size is None:

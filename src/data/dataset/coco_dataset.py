@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.coco_categories import COCO_CATEGORY_IDS
-from ...core.durations import KnowsRunLength, RunLength
 from ...core.errors import ConfigError, DataError
 from ...core.paths import did_you_mean_file
 from ...core.registry import register
@@ -267,11 +266,6 @@ class CocoDetection(Dataset):
         """Tell which epoch's chance and stage shall act."""
         self.epoch = epoch
         self.marks.forget_workers()
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Tell the transforms how long the run is."""
-        if isinstance(self.transforms, KnowsRunLength):
-            self.transforms.set_run_length(run)
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this data from other data, whatever its path: names and labels of images, and classes.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from ...core.durations import Duration, RunLength, is_between, settled_points
+from ...core.durations import LoaderEpochLength, check_ascending, is_between
 from ...core.errors import ConfigError
 from ...core.registry import find, names, register
 from ...core.validate import did_you_mean
@@ -44,6 +44,15 @@ class Tracked(Protocol):
         """
 
 
+class Policy(TypedDict, total=False):
+    """When transforms act, as a configuration writes it."""
+
+    name: Literal["default", "stop_epoch"]
+    epoch: LoaderEpochLength | list[LoaderEpochLength | None] | None
+    ops: list[str]
+    """Names of the classes that it is about."""
+
+
 @register()
 class Compose:
     """Applies transforms in order, some of them in some epochs only."""
@@ -53,7 +62,7 @@ class Compose:
     def __init__(
         self,
         ops: list[Transform] | None = None,
-        policy: dict[str, Any] | None = None,
+        policy: Policy | None = None,
         mosaic_prob: float = 1.0,
     ) -> None:
         """Store the transforms.
@@ -61,7 +70,7 @@ class Compose:
         Args:
             ops: in order.
             policy: None or `{name: default}` for always all; `{name: stop_epoch, epoch: E, ops: [class names]}` leaves
-                the named ones out from epoch E on (a `Duration`, or None for never). With three points in place of E,
+                the named ones out from epoch E on (None for never). With three points in place of E,
                 they act from the first to the third only, and Mosaic among them only to the second (DEIM's schedule).
             mosaic_prob: chance with which a Mosaic in the list acts on a sample, where the policy lets it.
 
@@ -76,15 +85,9 @@ class Compose:
             raise ConfigError(
                 f"Compose.ops has Mosaic after {type(self.ops[place - 1]).__name__}; it puts images together as they are, move it to the front"
             )
-        self._points, self.named = _read_policy(policy or {"name": "default"})
-        self._settle()
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle points in time that depend on the run's length; until then such a point is not there."""
-        self._settle(run)
-
-    def _settle(self, run: RunLength | None = None) -> None:
-        self.start, self.mosaic_stop, self.stop = settled_points(self._points, "Compose.policy.epoch", run)
+        points, self.named = _read_policy(policy or {"name": "default"})
+        check_ascending(points, "Compose.policy.epoch")
+        self.start, self.mosaic_stop, self.stop = points
 
     @property
     def mixing(self) -> list[str]:
@@ -139,7 +142,7 @@ class Compose:
         return not (sample.is_mosaic and name in NOT_ON_MOSAICS)
 
 
-def _read_policy(policy: dict[str, Any]) -> tuple[list[Duration | None], frozenset[str]]:
+def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     """Return when the named transforms start, when Mosaic and when the others of them stop; and their names."""
     for key in policy.keys() - {"name", "epoch", "ops"}:
         raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...core.contracts import Learning
-from ...core.durations import Duration, RunLength, settled
-from ...core.errors import CheckpointError, ConfigError
+from ...core.durations import EpochLength, RunLength
+from ...core.errors import ConfigError
 from ...core.registry import Argument, arguments_of, register
-from ...runtime.distributed import main_first
-from ...runtime.log import logger
-from ..lora import add_lora, freeze_all_but_lora
-from .dinov3_weights import OFFICIAL_FILES, load_dinov3_weights, refuse_misfits
+from ..lora import add_lora
+from .dinov3_weights import load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
-from .timm_weights import timm_state_dict
+from .thaw_plan import ThawPlan, read_phases
+
+if TYPE_CHECKING:  # timm takes long to import
+    from timm.models.eva import Eva, EvaBlock
 
 ALIASES = {
     "dinov3_small": "vit_small_patch16_dinov3",
@@ -60,6 +60,9 @@ def _timm_arguments() -> dict[str, Argument]:
 class DINOv3Backbone(nn.Module):
     """Images `[B, 3, H, W]` in 0..1 to maps `[P8, P16, P32]`; any H and W that are multiples of 32."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     __load__ = "load_pretrained"
     __extra_arguments__ = staticmethod(_timm_arguments)
 
@@ -73,9 +76,9 @@ class DINOv3Backbone(nn.Module):
         out_channels: int | Sequence[int] = 256,
         feat_strides: Sequence[int] = STRIDES,
         freeze_backbone: bool = False,
-        freeze_backbone_epochs: Duration = 0,
+        freeze_backbone_epochs: EpochLength = 0,
         unfreeze_blocks: int | None = None,
-        unfreeze_plan: Sequence[Sequence[Duration]] | None = None,
+        unfreeze_plan: Sequence[tuple[EpochLength, int]] | None = None,
         unfreeze_lr_factor: float = 1.0,
         layer_decay: float = 1.0,
         tap_blocks: Sequence[int] | None = None,
@@ -103,10 +106,10 @@ class DINOv3Backbone(nn.Module):
             out_channels: channels of the maps: one number for all, or a list with one for each stride.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
-            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 for never.
+            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 disables this.
             unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT. Patch embedding and
                 tokens thaw only with the first block.
-            unfreeze_plan: in place of the two above, any number of phases: pairs of (when, last blocks that train from then on).
+            unfreeze_plan: in place of the two above, any number of phases: pairs of (epoch, last blocks that train from then on).
             unfreeze_lr_factor: factor on the learning rate of what thaws during the run.
             layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al., 2022): block i of the n
                 that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the final norm 1.
@@ -130,11 +133,8 @@ class DINOv3Backbone(nn.Module):
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
-        self.pretrained, self.checkpoint_path, self.checkpoint_sha256 = (
-            pretrained,
-            checkpoint_path,
-            checkpoint_sha256,
-        )
+        self.pretrained = pretrained
+        self.checkpoint_path, self.checkpoint_sha256 = checkpoint_path, checkpoint_sha256
         self.licence_note: str | None = None
         self.vit = _build_vit(
             self.model_name,
@@ -163,14 +163,21 @@ class DINOv3Backbone(nn.Module):
         self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
         if gradient_checkpointing:
             self.vit.set_grad_checkpointing(True)
-        self.unfreeze_lr_factor, self.layer_decay = unfreeze_lr_factor, layer_decay
-        if unfreeze_lr_factor <= 0 or not 0 < layer_decay <= 1:
-            raise ConfigError(
-                f"DINOv3Backbone: unfreeze_lr_factor is {unfreeze_lr_factor}, expected above 0; layer_decay is {layer_decay}, expected above 0, "
-                f"at most 1"
-            )
-        self._phases = _read_phases(
-            depth, freeze_backbone, freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan
+        phases = read_phases(
+            depth,
+            frozen=freeze_backbone,
+            frozen_epochs=freeze_backbone_epochs,
+            blocks=unfreeze_blocks,
+            plan=unfreeze_plan,
+        )
+        self.plan = ThawPlan(
+            depth,
+            self.tap_blocks[-1],
+            phases,
+            lr_factor=unfreeze_lr_factor,
+            layer_decay=layer_decay,
+            uses_final_norm=tap_norm == "final",
+            lora_only=lora_rank > 0,
         )
         if lora_rank and not self.ever_learns:
             raise ConfigError(
@@ -178,17 +185,17 @@ class DINOv3Backbone(nn.Module):
                 "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0"
             )
         self.trainable_blocks = 0
-        self.set_trainable_blocks(self._phases[0][1])
+        self.set_trainable_blocks(phases[0].blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, C, H/s, W/s]` for each stride s, of `out_channels`."""
         images = (images - self.image_mean) / self.image_std
         return self.adapter(self.taps_of(self.vit, images), images)
 
-    def taps_of(self, vit: nn.Module, images: Tensor) -> list[Tensor]:
+    def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
         """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit` or one like it."""
         with self._precision(images):
-            return vit.forward_intermediates(
+            taps = vit.forward_intermediates(
                 images,
                 indices=self.tap_blocks,
                 norm=self.tap_norm == "final",
@@ -196,82 +203,55 @@ class DINOv3Backbone(nn.Module):
                 output_fmt="NCHW",
                 intermediates_only=True,
             )  # prefix tokens are dropped
+        return cast("list[Tensor]", taps)
 
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle when blocks thaw. In a run so short that two phases begin in one epoch, the later one counts.
-
-        Raises:
-            ConfigError: if a phase begins before the one before it, or two are written to begin together.
-        """
-        together = len({when for when, _ in self._phases}) < len(self._phases)
-        self._phases = [
-            (run.in_epochs(when, "DINOv3Backbone.unfreeze_plan"), blocks) for when, blocks in self._phases
-        ]
-        starts = [when for when, _ in self._phases]
-        if together or starts != sorted(starts):
-            raise ConfigError(
-                f"DINOv3Backbone: phases begin in epochs {starts} (of {run.epochs}, from 0), expected each after the one before"
-            )
+    @staticmethod
+    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+        """Let the later of two phases count if a run is so short that they begin in the same epoch."""
+        plan = settings.get("unfreeze_plan") or []
+        if any(len(phase) != 2 for phase in plan):
+            return {}  # the constructor refuses it
+        written = [when for when, _ in plan]
+        starts = [run.in_epochs(when, "DINOv3Backbone.unfreeze_plan") for when in written]
+        if len(set(written)) < len(written) or starts != sorted(starts):
+            return {}  # the constructor refuses this too
+        last = dict(zip(starts, (blocks for _, blocks in plan)))
+        return {"unfreeze_plan": [[*phase] for phase in last.items()]} if len(last) < len(plan) else {}
 
     @property
     def ever_learns(self) -> bool:
         """True if some block of the ViT is trained in some phase."""
-        return any(blocks for _, blocks in self._phases)
+        return self.plan.ever_learns
 
     def set_epoch(self, epoch: int) -> None:
         """Train the blocks that are due in an epoch (from 0)."""
-        due = [blocks for when, blocks in self._phases if self._settled(when) <= epoch][-1]
-        if due != self.trainable_blocks:
-            self.set_trainable_blocks(due)
+        blocks = self.plan.blocks_in(epoch)
+        if blocks != self.trainable_blocks:
+            self.set_trainable_blocks(blocks)
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Tell for every parameter of the ViT that is ever trained, by its name here, from which epoch on and how fast."""
-        present, plan = self.trainable_blocks, {}
-        for when, blocks in self._phases:
-            self.set_trainable_blocks(blocks)
-            factor = self.unfreeze_lr_factor if when else 1.0
-            for name, parameter in self.vit.named_parameters():
-                if parameter.requires_grad:
-                    plan.setdefault(
-                        f"vit.{name}", Learning(self._settled(when), factor * self._depth_factor(name))
-                    )
-        self.set_trainable_blocks(present)
-        return plan
+        """Return for each parameter of the ViT that is ever trained when that begins and the factor on its rate.
 
-    def _settled(self, when: Duration) -> int:
-        epoch = settled(when, "DINOv3Backbone.unfreeze_plan", "epochs")
-        if epoch is None:
-            raise ConfigError(
-                f"DINOv3Backbone: a phase begins at {when!r} of the run, whose length has not been told (set_run_length)"
-            )
-        return epoch
-
-    def _depth_factor(self, name: str) -> float:
-        """Factor of layer-wise decay for a parameter of the ViT."""
-        running = self.tap_blocks[-1] + 1
-        if name.startswith("blocks."):
-            return self.layer_decay ** (running - int(name.split(".")[1]))
-        return 1.0 if name.startswith("norm.") else self.layer_decay ** (running + 1)
+        Names are those in this module. Nothing changes.
+        """
+        learning = {name: self.plan.learning(name) for name, _ in self.vit.named_parameters()}
+        return {f"vit.{name}": value for name, value in learning.items() if value is not None}
 
     def set_trainable_blocks(self, count: int) -> None:
         """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
 
         Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and, since
         nothing before them needs a gradient, without a graph. With LoRA only the factors of these blocks are trained.
+
+        Raises:
+            ConfigError: if the ViT does not have so many blocks.
         """
         depth = len(self.vit.blocks)
         if not 0 <= count <= depth:
             raise ConfigError(f"{count} trainable blocks were asked for, but {self.model_name} has {depth}")
         self.trainable_blocks = count
-        self.vit.requires_grad_(count == depth)
-        for block in self.vit.blocks[depth - count :]:
-            block.requires_grad_(True)
-        self.vit.norm.requires_grad_(count > 0 and self.tap_norm == "final")
-        self.vit.blocks[self.tap_blocks[-1] + 1 :].requires_grad_(
-            False
-        )  # blocks after the last tap do not run
-        if self.lora_rank:
-            freeze_all_but_lora(self.vit)
+        for name, parameter in self.vit.named_parameters():
+            parameter.requires_grad_(self.plan.trains(name, count))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DINOv3Backbone:
@@ -309,55 +289,7 @@ class DINOv3Backbone(nn.Module):
         return torch.autocast(kind, enabled=False) if half else nullcontext()
 
 
-def load_published_weights(
-    vit: nn.Module,
-    model_name: str,
-    checkpoint_path: str | None,
-    sha256: str | None = None,
-    *,
-    setting: str,
-    without: str,
-) -> None:
-    """Fill a ViT with the weights that DINOv3 was published with, and report.
-
-    Args:
-        vit: timm's model; a LoRA change in it becomes zero.
-        model_name: its name at timm.
-        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are taken.
-        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file can be held against it.
-        setting: where a user names the file, for messages.
-        without: how a user does without, for messages.
-
-    Raises:
-        CheckpointError: if there is neither a file nor a network, or the weights do not fit.
-    """
-    base_name = model_name.split(".")[0].removesuffix("_qkvb")
-    file = checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
-    path = Path(file).expanduser()
-    if path.exists() or "://" in file:
-        report = load_dinov3_weights(vit, file, model_name, sha256)
-        logger.info("DINOv3: %s", report)
-        return
-    if sha256:
-        raise CheckpointError(
-            f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
-            f"another with -u {setting}=FILE"
-        )
-    try:
-        with main_first():
-            weights = timm_state_dict(model_name)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
-            f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
-            f"(weights/README.md says where the files are)"
-        ) from None
-    refuse_misfits(weights, vit, "what timm publishes", model_name)
-    vit.load_state_dict(weights)
-    logger.info("DINOv3: loaded all %d tensors that timm publishes for %s", len(weights), model_name)
-
-
-def _build_vit(name: str, **arguments: Any) -> nn.Module:
+def _build_vit(name: str, **arguments: Any) -> Eva:
     import timm
 
     if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
@@ -366,59 +298,21 @@ def _build_vit(name: str, **arguments: Any) -> nn.Module:
             f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}"
         )
     try:
-        vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
+        built = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(
             f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}"
         ) from None
+    vit = cast("Eva", built)
     if not len(vit.blocks):
         raise ConfigError("DINOv3Backbone.depth is 0, expected at least 1")
-    if vit.embed_dim % (4 * vit.blocks[0].attn.num_heads):
+    num_heads = cast("EvaBlock", vit.blocks[0]).attn.num_heads
+    if vit.embed_dim % (4 * num_heads):
         raise ConfigError(
-            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {vit.blocks[0].attn.num_heads}: "
+            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {num_heads}: "
             f"rotary position codes turn pairs of channels in two directions"
         )
     return vit
-
-
-def _read_phases(
-    depth: int,
-    frozen: bool,
-    frozen_epochs: Duration,
-    blocks: int | None,
-    plan: Sequence[Sequence[Duration]] | None,
-) -> list[tuple[Duration, int]]:
-    """Return (when, last blocks that train from then on) for each phase, the first from epoch 0."""
-    has_phase_a = settled(frozen_epochs, "DINOv3Backbone.freeze_backbone_epochs", "epochs") != 0
-    if sum((frozen, has_phase_a, plan is not None)) > 1:
-        raise ConfigError(
-            "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; give one of them"
-        )
-    if plan is None:
-        phases = (
-            [(0, 0), (frozen_epochs, depth if blocks is None else blocks)]
-            if has_phase_a
-            else [(0, 0 if frozen else depth)]
-        )
-    else:
-        if blocks is not None:
-            raise ConfigError(
-                "DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out"
-            )
-        phases = [tuple(phase) for phase in plan]
-        if not phases or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in phases):
-            raise ConfigError(
-                f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
-                f"such as [[10, 4], [20, 12]]"
-            )
-        starts = [settled(when, "DINOv3Backbone.unfreeze_plan", "epochs") for when, _ in phases]
-        phases = phases if starts[0] == 0 else [(0, 0), *phases]
-    counts = [count for _, count in phases]
-    if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= depth:
-        raise ConfigError(
-            f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {depth} that do not fall"
-        )
-    return phases
 
 
 def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError
+from ...runtime.distributed import main_first
+from ...runtime.log import logger
 from ...runtime.model_weights import merged_state_dict
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
+from .timm_weights import timm_state_dict
 
 OFFICIAL_FILES = {
     "vit_small_patch16_dinov3": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
@@ -67,6 +70,54 @@ class LoadReport:
     def __str__(self) -> str:
         remarks = "".join(f"; {remark}" for remark in self.remarks)
         return f"{self.path}: {self.layout} layout, {self.loaded} of {self.expected} tensors, sha256 {self.sha256[:8]}{remarks}"
+
+
+def load_published_weights(
+    vit: nn.Module,
+    model_name: str,
+    checkpoint_path: str | None,
+    sha256: str | None = None,
+    *,
+    setting: str,
+    without: str,
+) -> None:
+    """Fill a ViT with the weights that DINOv3 was published with, and report.
+
+    Args:
+        vit: timm's model; a LoRA change in it becomes zero.
+        model_name: its name at timm.
+        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are taken.
+        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file can be compared with it.
+        setting: where a user names the file, for messages.
+        without: how a user does without, for messages.
+
+    Raises:
+        CheckpointError: if there is neither a file nor a network, or the weights do not fit.
+    """
+    base_name = model_name.split(".")[0].removesuffix("_qkvb")
+    file = checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
+    path = Path(file).expanduser()
+    if path.exists() or "://" in file:
+        report = load_dinov3_weights(vit, file, model_name, sha256)
+        logger.info("DINOv3: %s", report)
+        return
+    if sha256:
+        raise CheckpointError(
+            f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
+            f"another with -u {setting}=FILE"
+        )
+    try:
+        with main_first():
+            weights = timm_state_dict(model_name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
+            f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
+            f"(weights/README.md says where the files are)"
+        ) from None
+    refuse_misfits(weights, vit, "what timm publishes", model_name)
+    vit.load_state_dict(weights)
+    logger.info("DINOv3: loaded all %d tensors that timm publishes for %s", len(weights), model_name)
 
 
 def load_dinov3_weights(
@@ -217,9 +268,9 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {key: value for key, value in state.items() if ".attention." not in key}
     for key in [k for k in state if k.endswith(".attention.q_proj.weight")]:
         prefix = key.removesuffix(".attention.q_proj.weight")
-        parts = [state.get(f"{prefix}.attention.{part}_proj.weight") for part in "qkv"]
-        if all(part is not None for part in parts):
-            result[f"{prefix}.attn.qkv.weight"] = torch.cat(parts)
+        names = [f"{prefix}.attention.{part}_proj.weight" for part in "qkv"]
+        if all(name in state for name in names):
+            result[f"{prefix}.attn.qkv.weight"] = torch.cat([state[name] for name in names])
         for part in "qkv":
             if (bias := state.get(f"{prefix}.attention.{part}_proj.bias")) is not None:
                 result[f"{prefix}.attn.{part}_bias"] = bias

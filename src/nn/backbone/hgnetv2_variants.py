@@ -18,7 +18,8 @@ class Variant(NamedTuple):
     """Stem widths (middle, output), four stages, and the name of timm's ImageNet weights."""
 
     stem: tuple[int, int]
-    stages: tuple[StageSpec, StageSpec, StageSpec, StageSpec]
+    stages: tuple[StageSpec, ...]
+    """Four of them."""
     timm_name: str
 
 

@@ -65,13 +65,8 @@ class SpatialTuningAdapter(nn.Module):
         self.tap_mix = nn.Parameter(
             torch.zeros(len(strides), num_taps)
         )  # softmax over taps: all equal at first
-        if position_encoding:
-            self.row_code = nn.Parameter(torch.empty(1, in_channels, POSITION_GRID, 1))
-            self.column_code = nn.Parameter(torch.empty(1, in_channels, 1, POSITION_GRID))
-            nn.init.trunc_normal_(self.row_code, std=0.02)
-            nn.init.trunc_normal_(self.column_code, std=0.02)
-        else:
-            self.row_code = self.column_code = None
+        self.row_code = _position_code(in_channels, POSITION_GRID, 1) if position_encoding else None
+        self.column_code = _position_code(in_channels, 1, POSITION_GRID) if position_encoding else None
         self.shrink = (
             nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
             if 32 in strides
@@ -81,14 +76,7 @@ class SpatialTuningAdapter(nn.Module):
             nn.Conv2d(in_channels, channels, 1, bias=False) for channels in self.out_channels
         )
         self.detail = DetailBranch(detail_channels, max(strides)) if detail_channels else None
-        self.add_detail = (
-            nn.ModuleList(
-                nn.Conv2d(self.detail.out_channels[stride], channels, 1, bias=False)
-                for stride, channels in zip(strides, self.out_channels)
-            )
-            if self.detail
-            else None
-        )
+        self.add_detail = _project_details(self.detail, strides, self.out_channels) if self.detail else None
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in self.out_channels)
         self.act = nn.GELU()
 
@@ -114,13 +102,13 @@ class SpatialTuningAdapter(nn.Module):
         for index, stride in enumerate(self.strides):
             x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked) + self._position(stacked.shape[-2:])
             x = self._to_stride(x, stride, self.project[index])
-            if details:
+            if self.add_detail is not None:
                 x = x + self.add_detail[index](details[stride])
             maps.append(self.act(self.norms[index](x)))
         return maps
 
     def _position(self, shape: torch.Size) -> Tensor | float:
-        if self.row_code is None:
+        if self.row_code is None or self.column_code is None:
             return 0.0
         rows = F.interpolate(self.row_code, (shape[0], 1), mode="bilinear")
         columns = F.interpolate(self.column_code, (1, shape[1]), mode="bilinear")
@@ -128,13 +116,29 @@ class SpatialTuningAdapter(nn.Module):
 
     def _to_stride(self, x: Tensor, stride: int, project: nn.Module) -> Tensor:
         """Project and resample; upsampling comes last, where the map is small and the result the same."""
-        if stride > PATCH:
+        if self.shrink is not None and stride > PATCH:
             return project(self.shrink(x))
         x = project(x)
         if stride == PATCH:
             return x
         options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
         return F.interpolate(x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options)
+
+
+def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
+    """Return a random position code, `[1, channels, rows, columns]`."""
+    code = nn.Parameter(torch.empty(1, channels, rows, columns))
+    nn.init.trunc_normal_(code, std=0.02)
+    return code
+
+
+def _project_details(
+    detail: DetailBranch, strides: Sequence[int], out_channels: Sequence[int]
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Conv2d(detail.out_channels[stride], channels, 1, bias=False)
+        for stride, channels in zip(strides, out_channels)
+    )
 
 
 def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> list[int]:

@@ -20,7 +20,8 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
-    repository = timm.get_pretrained_cfg(model_name).hf_hub_id
+    published = timm.get_pretrained_cfg(model_name)
+    repository = published.hf_hub_id if published is not None else None
     if not repository:
         raise CheckpointError(f"timm publishes no weights for {model_name}")
     repository = repository + model_name if repository.endswith("/") else repository

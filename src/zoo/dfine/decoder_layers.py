@@ -25,6 +25,17 @@ class MLP(nn.Module):
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linear layers in order."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def start_at_zero(self) -> None:
+        """Initialize the last layer so that every output is zero."""
+        last = self.linears[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., in]` to `[..., out]`."""
         for layer in self.layers[:-1]:
@@ -105,8 +116,7 @@ class LQE(nn.Module):
     def __init__(self, hidden: int = 64, num_layers: int = 2) -> None:
         super().__init__()
         self.reg_conf = MLP(4 * (TOP_PROBABILITIES + 1), hidden, 1, num_layers)
-        nn.init.zeros_(self.reg_conf.layers[-1].weight)
-        nn.init.zeros_(self.reg_conf.layers[-1].bias)
+        self.reg_conf.start_at_zero()
 
     def forward(self, corners: Tensor) -> Tensor:
         """Map corner logits `[B, Q, 4 * K]` to an offset `[B, Q, 1]`."""

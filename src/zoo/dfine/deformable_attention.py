@@ -19,6 +19,8 @@ OFFSET_SCALE = 0.5
 class MultiScaleDeformableAttention(nn.Module):
     """Deformable attention without value and output projections (RT-DETRv2, Lv et al., 2024)."""
 
+    num_points_scale: Tensor
+
     def __init__(
         self, width: int, num_heads: int, num_points: Sequence[int], *, discrete: bool = False
     ) -> None:

@@ -55,16 +55,7 @@ def make_denoising_queries(
         The queries; with zero length, but still tied to the embedding, if no image has an object.
     """
     device = embedding.weight.device
-    chosen = [
-        torch.randperm(n)[:num_denoising].sort().values
-        if (n := len(target["labels"])) > num_denoising
-        else None
-        for target in targets
-    ]
-    targets = [
-        t if few is None else {name: t[name][few.to(device)] for name in ("labels", "boxes")}
-        for t, few in zip(targets, chosen)
-    ]
+    targets, chosen = _limit_objects(targets, num_denoising, device)
     counts = [len(target["labels"]) for target in targets]
     most = max(counts, default=0)
     groups = max(1, num_denoising // most) if most else 0
@@ -93,6 +84,22 @@ def make_denoising_queries(
         groups,
         chosen,
     )
+
+
+def _limit_objects(
+    targets: list[dict[str, Tensor]], most: int, device: torch.device
+) -> tuple[list[dict[str, Tensor]], list[Tensor | None]]:
+    """Return targets with at most `most` random objects an image, and which these are; None for all of an image."""
+    kept: list[dict[str, Tensor]] = []
+    chosen: list[Tensor | None] = []
+    for target in targets:
+        count = len(target["labels"])
+        few = torch.randperm(count)[:most].sort().values if count > most else None
+        chosen.append(few)
+        kept.append(
+            target if few is None else {name: target[name][few.to(device)] for name in ("labels", "boxes")}
+        )
+    return kept, chosen
 
 
 def _noise_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:

@@ -13,6 +13,7 @@ from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
+from .assignment import Pairs, unite
 from .distribution import box_to_bins, weighting_sequence
 from .losses import (
     Balance,
@@ -26,7 +27,6 @@ from .losses import (
     varifocal_loss,
 )
 from .matcher import HungarianMatcher
-from .matching import Pairs, unite
 from .prediction_heads import HeadStack, denoising_heads, matching_heads
 
 CLASS_LOSSES = {"loss_vfl": varifocal_loss, "loss_mal": matchability_aware_loss, "loss_focal": focal_loss}
@@ -60,6 +60,20 @@ class _Batch(NamedTuple):
     boxes: Tensor
     """`[T, 4]` cxcywh."""
     counts: list[int]
+
+
+class _Supervision(NamedTuple):
+    """A stack of heads, the pairs that supervise it, and what its sums are divided by."""
+
+    stack: HeadStack
+    class_pairs: Matched
+    """For class terms: each head has its own."""
+    box_pairs: Matched
+    """For box and localization terms: the heads share them."""
+    class_normalizer: Tensor | float
+    box_normalizer: Tensor | float
+    balance: Balance | None
+    """Weights of the two parts of the distillation term; None for those of these pairs."""
 
 
 @register()
@@ -135,15 +149,22 @@ class DFINECriterion(nn.Module):
         Raises:
             NumericsError: if a matching cost is not finite.
         """
+        batch = _join(targets)
+        terms: dict[str, Tensor] = {}
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            return dict(self._terms(outputs, _join(targets), normalizers))
+            supervisions, share = self._match(outputs, batch, normalizers)
+            for supervision in supervisions:
+                terms.update(self._class_terms(supervision, batch))
+                terms.update(self._box_terms(supervision, batch, outputs, share))
+            terms.update(self._teacher_term(outputs, supervisions[-1].stack))
+        return terms
 
     @torch.no_grad()
     def count(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[int, int]:
         """Return this batch's numbers of objects and of pairs in the union of matchings, for `window_normalizers`."""
         batch = _join(targets)
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            pairs = self._match(matching_heads(outputs, self.reg_max + 1), batch)
+            pairs = self._pairs_of_heads(matching_heads(outputs, self.reg_max + 1), batch)
         return len(batch.labels), len(unite(pairs).query)
 
     def window_normalizers(
@@ -156,62 +177,52 @@ class DFINECriterion(nn.Module):
             images: in each batch; the distillation terms, which are means, count by it.
             device: where the losses are.
         """
-        whole = all_rank_normalizers(*(sum(column) for column in zip(*counts)), device)
+        num_targets = sum(targets for targets, _ in counts)
+        num_union = sum(union for _, union in counts)
+        whole = all_rank_normalizers(num_targets, num_union, device)
         return [whole._replace(share=number / sum(images)) for number in images]
 
-    def _terms(
+    # ---- step 1: match ----
+
+    def _match(
         self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> tuple[list[_Supervision], float]:
+        """Assign objects to the queries of all heads, denoising heads last; return also the distillation's share."""
         stacks = matching_heads(outputs, self.reg_max + 1)
         try:
-            pairs = self._match(stacks, batch)
+            pairs = self._pairs_of_heads(stacks, batch)
         except NumericsError:
             all_rank_normalizers(len(batch.labels), 0, batch.labels.device)  # the other ranks wait for this
             raise
-        union = unite(pairs)
         meta = outputs.get("dn_meta")
-        dn_pairs = (
-            _denoising_pairs(batch.counts, meta["dn_num_group"], meta.get("dn_chosen"))
-            if meta
-            else _no_pairs()
-        )
-        ends = np.cumsum([len(stack.suffixes) for stack in stacks])
-        own = [_heads_between(pairs, end - len(stack.suffixes), end) for stack, end in zip(stacks, ends)]
-        *own, union, dn_pairs = _to_device([*own, union, dn_pairs], batch.labels.device)
-        normalizers = normalizers or all_rank_normalizers(
-            len(batch.labels), len(union.query), batch.labels.device
-        )
+        on_host = [*_split_by_stack(pairs, stacks), unite(pairs), _denoising_pairs(batch.counts, meta)]
+        *pairs_of_stacks, union, dn_pairs = _to_device(on_host, batch.labels.device)
+        if normalizers is None:
+            normalizers = all_rank_normalizers(len(batch.labels), len(union.query), batch.labels.device)
 
+        supervisions = []
         balance = None
-        for stack, pairs_of_stack in zip(stacks, own):
+        for stack, own in zip(stacks, pairs_of_stacks):
             if stack.teacher_corners is not None:
                 balance = distillation_balance(_matched_queries(stack, union))
-            yield from self._class_terms(stack, pairs_of_stack, batch, normalizers.targets)
-            yield from self._box_terms(
-                stack, union, batch, outputs, normalizers.union, balance, normalizers.share
+            supervisions.append(
+                _Supervision(stack, own, union, normalizers.targets, normalizers.union, balance)
             )
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
             dn_pairs = dn_pairs._replace(query=torch.cat(meta["dn_positive_idx"]))
+            own = _for_every_head(dn_pairs, len(stack.suffixes))
             normalizer = normalizers.targets * max(meta["dn_num_group"], 1)
-            yield from self._class_terms(
-                stack, _for_every_head(dn_pairs, len(stack.suffixes)), batch, normalizer
-            )
-            yield from self._box_terms(
-                stack, dn_pairs, batch, outputs, normalizer, balance, normalizers.share
-            )
-            if "loss_ddf" in self.weights:
-                yield (
-                    f"loss_ddf_dn_{len(stack.corners) - 1}",
-                    stack.corners.new_zeros(()),
-                )  # the teacher itself
+            supervisions.append(_Supervision(stack, own, dn_pairs, normalizer, normalizer, balance))
+        return supervisions, normalizers.share
 
-    def _match(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
+    def _pairs_of_heads(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
         return self.matcher.match([(stack.logits.detach(), stack.boxes.detach()) for stack in stacks], *batch)
 
-    def _class_terms(
-        self, stack: HeadStack, pairs: Matched, batch: _Batch, normalizer: Tensor | float
-    ) -> Iterator[tuple[str, Tensor]]:
+    # ---- step 2: class terms ----
+
+    def _class_terms(self, supervision: _Supervision, batch: _Batch) -> Iterator[tuple[str, Tensor]]:
+        stack, pairs = supervision.stack, supervision.class_pairs
         predicted = stack.boxes.detach()[pairs.head, pairs.image, pairs.query]
         iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target]))
         quality = giou if self.boxes_weight_format == "giou" else iou
@@ -219,51 +230,53 @@ class DFINECriterion(nn.Module):
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
                 sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
-                yield from self._emit(term, stack.suffixes, sums / normalizer)
+                yield from self._emit(term, stack.suffixes, sums / supervision.class_normalizer)
+
+    # ---- step 3: terms about where objects are ----
 
     def _box_terms(
-        self,
-        stack: HeadStack,
-        pairs: Matched,
-        batch: _Batch,
-        outputs: dict[str, Any],
-        normalizer: Tensor | float,
-        balance: Balance | None,
-        share: float,
+        self, supervision: _Supervision, batch: _Batch, outputs: dict[str, Any], share: float
     ) -> Iterator[tuple[str, Tensor]]:
-        """All terms about where objects are, over pairs that the heads of a stack share."""
+        stack, pairs = supervision.stack, supervision.box_pairs
         targets = batch.boxes[pairs.target]
         losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
             if term in self.weights:
-                yield from self._emit(term, stack.suffixes, sums / normalizer)
-        if stack.corners is None:
+                yield from self._emit(term, stack.suffixes, sums / supervision.box_normalizer)
+        if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
-            reg_scale = outputs["reg_scale"].detach()
-            bins = box_to_bins(
-                stack.reference[pairs.image, pairs.query],
-                cxcywh_to_xyxy(targets),
-                weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
-                reg_scale,
+            sums = self._localization_sums(
+                stack.corners, stack.reference, pairs, targets, losses.iou, outputs
             )
-            sums = fine_grained_localization_loss(
-                stack.corners[:, pairs.image, pairs.query], bins, losses.iou[: len(stack.corners)]
-            )
-            yield from self._emit("loss_fgl", stack.suffixes, sums / normalizer)
+            yield from self._emit("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
-            students = len(stack.corners) - 1
-            trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
-            trust[:, pairs.image, pairs.query] = losses.iou[:students]
-            positive = _matched_queries(stack, pairs)
-            sums = decoupled_distillation_loss(
-                stack.corners[:students],
-                stack.teacher_corners,
-                trust,
-                positive,
-                balance or distillation_balance(positive),
-            )
+            sums = _distillation_sums(supervision, stack.corners, stack.teacher_corners, losses.iou)
             yield from self._emit("loss_ddf", stack.suffixes, sums * share)
+
+    def _localization_sums(
+        self,
+        corners: Tensor,
+        reference: Tensor,
+        pairs: Matched,
+        targets: Tensor,
+        iou: Tensor,
+        outputs: dict[str, Any],
+    ) -> Tensor:
+        """Return the fine-grained localization loss of each head, summed over pairs."""
+        reg_scale = outputs["reg_scale"].detach()
+        bins = box_to_bins(
+            reference[pairs.image, pairs.query],
+            cxcywh_to_xyxy(targets),
+            weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
+            reg_scale,
+        )
+        return fine_grained_localization_loss(corners[:, pairs.image, pairs.query], bins, iou[: len(corners)])
+
+    def _teacher_term(self, outputs: dict[str, Any], stack: HeadStack) -> Iterator[tuple[str, Tensor]]:
+        """Report a distillation loss of zero for the last denoising layer, which is the teacher itself."""
+        if outputs.get("dn_meta") and "loss_ddf" in self.weights and stack.corners is not None:
+            yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
 
     def _emit(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
         for suffix, value in zip(suffixes, (values * self.weights[term]).unbind()):
@@ -274,13 +287,9 @@ def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device)
     """Return the mean counts over ranks, at least 1, without a transfer to the host."""
     if world_size() == 1:
         return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
-    counts = (
-        sum_over_ranks(
-            torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)
-        )
-        / world_size()
-    )
-    return Normalizers(*counts.clamp(min=1).unbind())
+    own = torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)
+    targets, union = (sum_over_ranks(own) / world_size()).clamp(min=1).unbind()
+    return Normalizers(targets, union)
 
 
 def _join(targets: list[dict[str, Tensor]]) -> _Batch:
@@ -291,10 +300,32 @@ def _join(targets: list[dict[str, Tensor]]) -> _Batch:
     )
 
 
-def _denoising_pairs(counts: list[int], num_groups: int, chosen: list[Tensor | None] | None) -> Pairs:
-    """Each positive denoising query with the object that it was made from; the queries are filled in on the device."""
-    if not num_groups:
-        return _no_pairs()
+def _distillation_sums(
+    supervision: _Supervision, corners: Tensor, teacher_corners: Tensor, iou: Tensor
+) -> Tensor:
+    """Return the distillation loss of each head but the last, which is the teacher."""
+    stack, pairs = supervision.stack, supervision.box_pairs
+    students = len(corners) - 1
+    assert stack.teacher_logits is not None  # a teacher has both
+    trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
+    trust[:, pairs.image, pairs.query] = iou[:students]
+    positive = _matched_queries(stack, pairs)
+    balance = supervision.balance or distillation_balance(positive)
+    return decoupled_distillation_loss(corners[:students], teacher_corners, trust, positive, balance)
+
+
+def _denoising_pairs(counts: list[int], meta: dict[str, Any] | None) -> Pairs:
+    """Pair each positive denoising query with the object that it was made from.
+
+    The queries are filled in on the device.
+
+    Args:
+        counts: number of objects of each image.
+        meta: `dn_meta` of the outputs; None without denoising.
+    """
+    if not meta or not meta["dn_num_group"]:
+        return Pairs(*[np.zeros(0, np.int64)] * 4)
+    num_groups, chosen = meta["dn_num_group"], meta.get("dn_chosen")
     starts = np.cumsum(counts) - counts
     objects = [
         start + (np.arange(n) if few is None else few.numpy())
@@ -305,13 +336,16 @@ def _denoising_pairs(counts: list[int], num_groups: int, chosen: list[Tensor | N
     return Pairs(np.zeros_like(image), image, np.zeros_like(image), target)
 
 
-def _no_pairs() -> Pairs:
-    return Pairs(*[np.zeros(0, np.int64)] * 4)
-
-
-def _heads_between(pairs: Pairs, start: int, end: int) -> Pairs:
-    mine = (pairs.head >= start) & (pairs.head < end)
-    return Pairs(pairs.head[mine] - start, *(column[mine] for column in pairs[1:]))
+def _split_by_stack(pairs: Pairs, stacks: list[HeadStack]) -> list[Pairs]:
+    """Return the pairs of each stack, with heads counted from its first."""
+    parts = []
+    start = 0
+    for stack in stacks:
+        end = start + len(stack.suffixes)
+        inside = (pairs.head >= start) & (pairs.head < end)
+        parts.append(Pairs(pairs.head[inside] - start, *(column[inside] for column in pairs[1:])))
+        start = end
+    return parts
 
 
 def _for_every_head(pairs: Matched, heads: int) -> Matched:

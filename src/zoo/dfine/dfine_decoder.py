@@ -84,41 +84,47 @@ class TransformerDecoder(nn.Module):
             heads: the box, class and position heads.
             mask: `[L, L]`, True where a query must not see another; or None.
         """
-        weights = (
-            self.project
-            if self.project is not None
-            else weighting_sequence(self.reg_max, self.up, self.reg_scale)
-        )
-        weights = weights.to(memory.device)
+        weights = self._weights().to(memory.device)
         memory = memory.float()  # points would be rounded to the map's type: 1/256 of the image in bfloat16
         values = split_heads(memory, self.num_heads, shapes)
-        x, reference = content, reference_unact.sigmoid()
+        x = content
+        reference = reference_unact.sigmoid()
+        initial = pre_boxes = pre_logits = reference.new_empty(0)
         previous: Tensor | float = 0.0
-        corners: Tensor | float = 0.0
-        out = Layers([], [], [], *[reference.new_empty(0)] * 3)
+        distances: Tensor | float = 0.0
+        all_boxes, all_logits, all_corners = [], [], []
         for index, layer in enumerate(self.layers):
             position = heads.position(reference).clamp(-POSITION_LIMIT, POSITION_LIMIT)
             if self.widths[index] != x.shape[-1]:  # layers after eval_idx may be wider
                 x, position, memory = (_stretch(t, self.widths[index]) for t in (x, position, memory))
-                values, previous = split_heads(memory, self.num_heads, shapes), x.detach()
+                values = split_heads(memory, self.num_heads, shapes)
+                previous = x.detach()
             elif self.widths[index] != position.shape[-1]:
                 position = _stretch(position, self.widths[index])
             x = layer(x, reference, values, position, mask)
             if index == 0:
                 pre_boxes = (heads.pre_box(x).float() + inverse_sigmoid(reference)).sigmoid()
-                out = out._replace(pre_boxes=pre_boxes, reference=pre_boxes.detach())
+                initial = pre_boxes.detach()
                 if self.training:
-                    out = out._replace(pre_logits=heads.score[0](x))
-            corners = heads.box[index](x + previous).float() + corners
-            boxes = distance_to_box(out.reference, expected_distances(corners, weights), self.reg_scale)
+                    pre_logits = heads.score[0](x)
+            corners: Tensor = heads.box[index](x + previous).float() + distances
+            boxes = distance_to_box(initial, expected_distances(corners, weights), self.reg_scale)
             if self.training or index == self.eval_idx:
-                out.boxes.append(boxes)
-                out.corners.append(corners)
-                out.logits.append(heads.score[index](x) + self.lqe_layers[index](corners))
+                all_boxes.append(boxes)
+                all_corners.append(corners)
+                all_logits.append(heads.score[index](x) + self.lqe_layers[index](corners))
                 if not self.training:
                     break
-            reference, previous = boxes.detach(), x.detach()
-        return out
+            distances = corners
+            reference = boxes.detach()
+            previous = x.detach()
+        return Layers(all_boxes, all_logits, all_corners, initial, pre_boxes, pre_logits)
+
+    def _weights(self) -> Tensor:
+        """Return the weighting sequence W, which a deployed decoder has computed already."""
+        if self.project is not None:
+            return self.project
+        return weighting_sequence(self.reg_max, self.up, self.reg_scale)
 
     def convert_to_deploy(self) -> None:
         """Drop what only training needs; compute the weighting sequence once."""
@@ -143,6 +149,9 @@ class DFINETransformer(nn.Module):
     """D-FINE's decoder with query selection, denoising and all heads."""
 
     __share__ = ["num_classes", "eval_spatial_size"]
+
+    anchors: Tensor
+    valid_mask: Tensor
 
     def __init__(
         self,
@@ -204,19 +213,8 @@ class DFINETransformer(nn.Module):
         super().__init__()
         points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
         eval_idx = eval_idx if eval_idx >= 0 else num_layers + eval_idx
+        _check_levels(feat_channels, feat_strides, num_levels, points)
         for wrong, message in (
-            (
-                len(feat_channels) != len(feat_strides),
-                f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length",
-            ),
-            (
-                len(feat_channels) > num_levels,
-                f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels",
-            ),
-            (
-                len(points) != num_levels,
-                f"num_points {points} needs one number for each of {num_levels} levels",
-            ),
             (not 0 <= eval_idx < num_layers, f"eval_idx must point at one of {num_layers} layers"),
             (layer_scale < 1, f"layer_scale is {layer_scale}, expected at least 1"),
             (reg_max < 4 or reg_max % 2, f"reg_max is {reg_max}, expected an even number from 4"),
@@ -226,33 +224,23 @@ class DFINETransformer(nn.Module):
         ):
             if wrong:
                 raise ConfigError(f"DFINETransformer: {message}")
-        self.num_classes, self.hidden_dim, self.num_queries, self.num_layers = (
-            num_classes,
-            hidden_dim,
-            num_queries,
-            num_layers,
-        )
-        self.feat_channels, self.feat_strides = (
-            list(feat_channels),
-            _extended_strides(feat_strides, num_levels),
-        )
-        self.num_inputs, self.nhead, self.reg_max, self.eval_idx, self.eps = (
-            len(feat_channels),
-            nhead,
-            reg_max,
-            eval_idx,
-            eps,
-        )
-        self.num_denoising, self.label_noise_ratio, self.box_noise_scale = (
-            num_denoising,
-            label_noise_ratio,
-            box_noise_scale,
-        )
-        self.learn_query_content, self.aux_loss, self.query_select_method = (
-            learn_query_content,
-            aux_loss,
-            query_select_method,
-        )
+        self.num_classes = num_classes
+        self.hidden_dim = hidden_dim
+        self.num_queries = num_queries
+        self.num_layers = num_layers
+        self.feat_channels = list(feat_channels)
+        self.feat_strides = _extended_strides(feat_strides, num_levels)
+        self.num_inputs = len(feat_channels)
+        self.nhead = nhead
+        self.reg_max = reg_max
+        self.eval_idx = eval_idx
+        self.eps = eps
+        self.num_denoising = num_denoising
+        self.label_noise_ratio = label_noise_ratio
+        self.box_noise_scale = box_noise_scale
+        self.learn_query_content = learn_query_content
+        self.aux_loss = aux_loss
+        self.query_select_method = query_select_method
         self.eval_spatial_size = tuple(eval_spatial_size) if eval_spatial_size else None
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
@@ -272,7 +260,7 @@ class DFINETransformer(nn.Module):
     # ---- construction ----
 
     def _build_input_projections(self) -> nn.ModuleList:
-        projections = []
+        projections: list[nn.Module] = []
         for level in range(len(self.feat_strides)):
             extra = level >= self.num_inputs
             channels = (
@@ -334,21 +322,27 @@ class DFINETransformer(nn.Module):
             self.tgt_embed = nn.Embedding(self.num_queries, width)
             nn.init.xavier_uniform_(self.tgt_embed.weight)
         self.query_pos_head = MLP(4, 2 * width, width, 2)
-        self.enc_output = nn.Sequential(OrderedDict(proj=nn.Linear(width, width), norm=nn.LayerNorm(width)))
+        projection = nn.Linear(width, width)
+        self.enc_output = nn.Sequential(OrderedDict(proj=projection, norm=nn.LayerNorm(width)))
         self.enc_score_head = nn.Linear(width, 1 if self.query_select_method == "agnostic" else classes)
         self.enc_bbox_head = MLP(width, width, 4, 3)
         self.dec_score_head = nn.ModuleList(nn.Linear(w, classes) for w in widths)
         self.pre_bbox_head = MLP(width, width, 4, 3)
         self.dec_bbox_head = nn.ModuleList(MLP(w, w, 4 * bins, 3) for w in widths)
 
-        nn.init.xavier_uniform_(self.enc_output.proj.weight)
-        for linear in self.query_pos_head.layers:
+        nn.init.xavier_uniform_(projection.weight)
+        self._initialize_heads()
+
+    def _initialize_heads(self) -> None:
+        """Let all classes start at the prior probability and all boxes at their references."""
+        for linear in self.query_pos_head.linears:
             nn.init.xavier_uniform_(linear.weight)
-        for linear in (self.enc_score_head, *self.dec_score_head):
-            nn.init.constant_(linear.bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
-        for mlp in (self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head):
-            nn.init.zeros_(mlp.layers[-1].weight)
-            nn.init.zeros_(mlp.layers[-1].bias)
+        for score_head in (self.enc_score_head, *self.dec_score_head):
+            bias = score_head.get_parameter("bias")
+            nn.init.constant_(bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
+        for box_head in (self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head):
+            if isinstance(box_head, MLP):
+                box_head.start_at_zero()
 
     # ---- forward ----
 
@@ -436,26 +430,7 @@ class DFINETransformer(nn.Module):
         self, layers: Layers, first: dict[str, Tensor], denoising: DenoisingQueries | None
     ) -> dict[str, Any]:
         split = [denoising.reference_unact.shape[1] if denoising else 0, first["pred_logits"].shape[1]]
-
-        def part(tensor: Tensor, which: int) -> Tensor:
-            return tensor.split(split, dim=1)[which]
-
-        def outputs(which: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-            """One dict a layer, with the last layer as everybody's teacher; and the predictions of the pre head."""
-            rows = [
-                {
-                    "pred_logits": part(logits, which),
-                    "pred_boxes": part(boxes, which),
-                    "pred_corners": part(corners, which),
-                    "ref_points": part(layers.reference, which),
-                }
-                for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)
-            ]
-            teacher = {"teacher_corners": rows[-1]["pred_corners"], "teacher_logits": rows[-1]["pred_logits"]}
-            pre = {"pred_logits": part(layers.pre_logits, which), "pred_boxes": part(layers.pre_boxes, which)}
-            return [row | teacher for row in rows], pre
-
-        rows, pre = outputs(1)
+        rows, pre = _outputs_of_part(layers, split, 1)
         last = {key: value for key, value in rows[-1].items() if not key.startswith("teacher")}
         out: dict[str, Any] = last | {"up": self.up, "reg_scale": self.reg_scale}
         if not self.aux_loss:
@@ -467,7 +442,7 @@ class DFINETransformer(nn.Module):
             "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"},
         }
         if denoising is not None:
-            out["dn_outputs"], out["dn_pre_outputs"] = outputs(0)
+            out["dn_outputs"], out["dn_pre_outputs"] = _outputs_of_part(layers, split, 0)
             out["dn_meta"] = {
                 "dn_positive_idx": denoising.positive_idx,
                 "dn_num_group": denoising.num_groups,
@@ -475,6 +450,53 @@ class DFINETransformer(nn.Module):
                 "dn_chosen": denoising.chosen,
             }
         return out
+
+
+def _outputs_of_part(
+    layers: Layers, split: list[int], which: int
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the predictions of each layer and those of the pre head, for a part of the queries.
+
+    Args:
+        layers: what the layers computed for all queries.
+        split: number of denoising and of matching queries.
+        which: 0 for denoising queries, 1 for matching queries.
+
+    Returns:
+        One dict for each layer, with the last layer as the teacher of all; and one for the pre head.
+    """
+
+    def part(tensor: Tensor) -> Tensor:
+        return tensor.split(split, dim=1)[which]
+
+    rows = [
+        {
+            "pred_logits": part(logits),
+            "pred_boxes": part(boxes),
+            "pred_corners": part(corners),
+            "ref_points": part(layers.reference),
+        }
+        for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)
+    ]
+    teacher = {"teacher_corners": rows[-1]["pred_corners"], "teacher_logits": rows[-1]["pred_logits"]}
+    pre = {"pred_logits": part(layers.pre_logits), "pred_boxes": part(layers.pre_boxes)}
+    return [row | teacher for row in rows], pre
+
+
+def _check_levels(
+    feat_channels: Sequence[int], feat_strides: Sequence[int], num_levels: int, points: list[int]
+) -> None:
+    message = None
+    if len(feat_channels) != len(feat_strides):
+        message = (
+            f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length"
+        )
+    elif len(feat_channels) > num_levels:
+        message = f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels"
+    elif len(points) != num_levels:
+        message = f"num_points {points} needs one number for each of {num_levels} levels"
+    if message:
+        raise ConfigError(f"DFINETransformer: {message}")
 
 
 def _extended_strides(strides: Sequence[int], num_levels: int) -> list[int]:

@@ -48,7 +48,7 @@ def distance_to_box(reference_cxcywh: Tensor, distances: Tensor, reg_scale: Tens
     Returns:
         `[..., 4]` cxcywh, not clamped.
     """
-    scale = abs(reg_scale)
+    scale = reg_scale.abs() if isinstance(reg_scale, Tensor) else abs(reg_scale)
     centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / scale
     low = centre - (0.5 * scale + distances[..., :2]) * unit
     high = centre + (0.5 * scale + distances[..., 2:]) * unit
@@ -76,7 +76,7 @@ def box_to_bins(
 
     Source: D-FINE, equation 6; distances outside W count as its end.
     """
-    scale = abs(reg_scale)
+    scale = reg_scale.abs() if isinstance(reg_scale, Tensor) else abs(reg_scale)
     centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / scale + 1e-16
     distances = (
         torch.cat([centre - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centre], -1)

@@ -60,18 +60,8 @@ class HybridEncoder(nn.Module):
         """
         super().__init__()
         levels = len(in_channels)
-        if len(feat_strides) != levels:
-            raise ConfigError(
-                f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length"
-            )
-        if any(not 0 <= level < levels for level in use_encoder_idx):
-            raise ConfigError(
-                f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}"
-            )
-        if hidden_dim % 4 or hidden_dim % nhead:
-            raise ConfigError(
-                f"HybridEncoder.hidden_dim {hidden_dim} must be a multiple of 4 and of nhead {nhead}"
-            )
+        _check_levels(in_channels, feat_strides, use_encoder_idx)
+        _check_width(hidden_dim, nhead)
         self.in_channels, self.feat_strides = list(in_channels), list(feat_strides)
         self.hidden_dim = hidden_dim
         self.use_encoder_idx = list(use_encoder_idx)
@@ -82,14 +72,7 @@ class HybridEncoder(nn.Module):
         def fusion() -> RepNCSPELAN4:
             return RepNCSPELAN4(2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act)
 
-        self.input_proj = nn.ModuleList(
-            nn.Sequential(
-                OrderedDict(
-                    conv=nn.Conv2d(channels, hidden_dim, 1, bias=False), norm=nn.BatchNorm2d(hidden_dim)
-                )
-            )
-            for channels in in_channels
-        )
+        self.input_proj = nn.ModuleList(_input_projection(channels, hidden_dim) for channels in in_channels)
         self.encoder = nn.ModuleList(
             TransformerEncoder(hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers)
             for _ in use_encoder_idx
@@ -99,12 +82,15 @@ class HybridEncoder(nn.Module):
         self.downsample_convs = nn.ModuleList(nn.Sequential(SCDown(hidden_dim)) for _ in range(levels - 1))
         self.pan_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
         if eval_spatial_size:
-            height, width = eval_spatial_size
-            for level in self.use_encoder_idx:
-                stride = feat_strides[level]
-                position_table(
-                    height // stride, width // stride, hidden_dim, pe_temperature, torch.device("cpu")
-                )
+            self._make_position_tables(*eval_spatial_size)
+
+    def _make_position_tables(self, height: int, width: int) -> None:
+        """Compute the position tables for images of a size ahead; they are cached."""
+        for level in self.use_encoder_idx:
+            stride = self.feat_strides[level]
+            position_table(
+                height // stride, width // stride, self.hidden_dim, self.pe_temperature, torch.device("cpu")
+            )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Fuse the levels.
@@ -120,7 +106,7 @@ class HybridEncoder(nn.Module):
             maps[level] = self._attend(encoder, maps[level])
         return self._bottom_up(self._top_down(maps))
 
-    def _attend(self, encoder: TransformerEncoder, x: Tensor) -> Tensor:
+    def _attend(self, encoder: nn.Module, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         position = position_table(height, width, self.hidden_dim, self.pe_temperature, x.device)
         tokens = encoder(flatten_map(x).transpose(1, 2), position)  # [B, h*w, D]
@@ -199,3 +185,29 @@ def position_table(height: int, width: int, dim: int, temperature: float, device
         rows = torch.cat([y.sin(), y.cos()], 1)[:, None].expand(-1, width, -1)
         columns = torch.cat([x.sin(), x.cos()], 1)[None].expand(height, -1, -1)
         return torch.cat([rows, columns], 2).reshape(1, height * width, dim).to(device)
+
+
+def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, hidden_dim, 1, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim)))
+
+
+def _check_levels(
+    in_channels: Sequence[int], feat_strides: Sequence[int], use_encoder_idx: Sequence[int]
+) -> None:
+    levels = len(in_channels)
+    if len(feat_strides) != levels:
+        raise ConfigError(
+            f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length"
+        )
+    if any(not 0 <= level < levels for level in use_encoder_idx):
+        raise ConfigError(
+            f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}"
+        )
+
+
+def _check_width(hidden_dim: int, nhead: int) -> None:
+    if hidden_dim % 4 or hidden_dim % nhead:
+        raise ConfigError(
+            f"HybridEncoder.hidden_dim {hidden_dim} must be a multiple of 4 and of nhead {nhead}"
+        )

@@ -133,7 +133,8 @@ def box_losses(boxes: Tensor, targets: Tensor, weight_by: str | None = None) -> 
         weight_by: None, or "iou" / "giou": multiply a pair's GIoU term by that value.
     """
     iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
-    weight = {None: 1.0, "iou": iou.detach(), "giou": giou.detach()}[weight_by]
+    weights: dict[str | None, Tensor | float] = {None: 1.0, "iou": iou.detach(), "giou": giou.detach()}
+    weight = weights[weight_by]
     return BoxLosses((boxes - targets).abs().sum((1, 2)), ((1 - giou) * weight).sum(1), iou.detach())
 
 

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ...core.durations import Duration, RunLength, settled
+from ...core.durations import EpochLength
 from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import box_iou, cxcywh_to_xyxy, pairwise_l1_and_giou
-from .matching import Pairs, solve_assignments
-
-_CHANGE = "HungarianMatcher.matcher_change_epoch"
+from .assignment import Pairs, solve_assignments
 
 COSTS = ("cost_class", "cost_bbox", "cost_giou")
 
@@ -39,7 +37,7 @@ class HungarianMatcher(nn.Module):
         use_focal_loss: bool = False,
         alpha: float = 0.25,
         gamma: float = 2.0,
-        matcher_change_epoch: Duration | None = None,
+        matcher_change_epoch: EpochLength | None = None,
         iou_order_alpha: float = 4.0,
     ) -> None:
         """Store the weights.
@@ -49,7 +47,7 @@ class HungarianMatcher(nn.Module):
             use_focal_loss: class costs in the form of the focal loss; otherwise minus the softmax probability.
             alpha: balance of the focal cost.
             gamma: exponent of the focal cost.
-            matcher_change_epoch: first epoch of the late cost; None for never.
+            matcher_change_epoch: first epoch of the late cost; None disables it.
             iou_order_alpha: power of the IoU in the late cost.
         """
         super().__init__()
@@ -59,17 +57,8 @@ class HungarianMatcher(nn.Module):
             )
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
-        self.matcher_change_epoch, self.iou_order_alpha = (
-            settled(matcher_change_epoch, _CHANGE, "epochs"),
-            iou_order_alpha,
-        )
-        self._change = matcher_change_epoch
+        self.matcher_change_epoch, self.iou_order_alpha = matcher_change_epoch, iou_order_alpha
         self.late = False
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Settle when the cost changes, if that depends on the run's length."""
-        if self._change is not None:
-            self.matcher_change_epoch = run.in_epochs(self._change, _CHANGE)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""

@@ -72,7 +72,7 @@ def _stack(
     """All layers of a stack share `reference`."""
     heads = [*layers, *(head for _, head in direct)]
     corners = teacher_corners = teacher_logits = None
-    if layers:
+    if layers and reference is not None:
         corners = (
             torch.stack([layer["pred_corners"] for layer in layers]).float().unflatten(-1, (4, num_bins))
         )

@@ -5,6 +5,7 @@ import pytest
 from src.core.build import create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
+from src.core.lengths import resolve_specification
 from src.data.transforms import (
     Compose,
     EmptyTransform,
@@ -16,6 +17,7 @@ from src.data.transforms import (
     Resize,
     Sample,
 )
+from tests.fixtures.lengths import built_for
 from tests.fixtures.samples import plain_sample
 
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}
@@ -81,9 +83,9 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
         type(name, (Remembers,), {})(name[:1], log)
         for name in ("Mosaic", "RandomZoomOut", "PadToSize", "Flip")
     ]
-    compose = Compose(ops, policy)
     if run is not None:
-        compose.set_run_length(run)
+        policy = resolve_specification({"type": "Compose", "policy": policy}, run)["policy"]
+    compose = Compose(ops, policy)
     compose(plain_sample(4, 4), epoch)
     return "".join(log)
 
@@ -93,20 +95,22 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
     [(0, "F"), (3, "F"), (4, "MRPF"), (33, "MRPF"), (34, "RPF"), (59, "RPF"), (60, "F"), (99, "F")],
 )
 @pytest.mark.parametrize(
-    "points", [[4, 34, 60], ["4 epochs", 0.34, "600 steps"], [0.04, "34 %", 0.6]], ids=str
+    "points", [[4, 34, 60], ["4 epochs", 0.34, "60 epochs"], [0.04, "34 %", 0.6]], ids=str
 )
 def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(points, epoch, acting):
-    assert who_acts(THREE | {"epoch": points}, epoch, RunLength(epochs=100, steps_per_epoch=10)) == acting
+    assert who_acts(THREE | {"epoch": points}, epoch, RunLength(100)) == acting
 
 
 @pytest.mark.parametrize(("epoch", "acting"), [(0, "MRPF"), (63, "MRPF"), (64, "F")])
 def test_single_point_may_be_a_share_of_the_run(epoch, acting):
-    assert who_acts(THREE | {"epoch": 0.9}, epoch, RunLength(epochs=72, steps_per_epoch=10)) == acting
+    assert who_acts(THREE | {"epoch": 0.9}, epoch, RunLength(72)) == acting
 
 
-@pytest.mark.parametrize(("epoch", "acting"), [(3, "F"), (4, "MRPF"), (99, "MRPF")])
-def test_point_that_depends_on_the_runs_length_is_not_there_before_it_is_known(epoch, acting):
-    assert who_acts(THREE | {"epoch": [4, 0.5, 0.9]}, epoch) == acting
+def test_point_that_depends_on_the_runs_length_is_refused_without_one():
+    with pytest.raises(
+        ConfigError, match="Compose.policy.epoch is 0.9, which depends on the length of the run"
+    ):
+        create({"type": "Compose", "policy": THREE | {"epoch": 0.9}})
 
 
 def test_transform_that_the_policy_does_not_name_acts_in_every_epoch_even_mosaic():
@@ -118,12 +122,11 @@ def test_transform_that_the_policy_does_not_name_acts_in_every_epoch_even_mosaic
 
 
 def test_points_that_ascend_no_more_in_a_short_run_are_refused():
-    compose = Compose([], THREE | {"epoch": [4, 0.5, 0.9]})
     with pytest.raises(ConfigError) as caught:
-        compose.set_run_length(RunLength(epochs=6, steps_per_epoch=10))
+        built_for(RunLength(6), {"type": "Compose", "policy": THREE | {"epoch": [4, 0.5, 0.9]}})
     assert (
         str(caught.value)
-        == "Compose.policy.epoch is [4, 0.5, 0.9], which are the epochs 4, 3, 5; none may come before the one on its left"
+        == "Compose.policy.epoch is [4, 3, 5], which are the epochs 4, 3, 5; none may come before the one on its left"
     )
 
 
@@ -233,7 +236,7 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
 )
 def test_policy_that_is_not_known_is_refused(policy, fault):
     with pytest.raises(ConfigError) as caught:
-        Compose([], policy)
+        create({"type": "Compose", "policy": policy})
     assert str(caught.value) == fault
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from src.core import CheckpointError, ConfigError
-from src.nn.backbone import DINOv3Backbone
-from src.nn.backbone import dinov3_backbone as module_under_test
+from src.nn.backbone import DINOv3Backbone, dinov3_weights
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, official_layout, small_backbone
 
@@ -483,7 +482,7 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatc
     source, backbone = small_backbone(), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        module_under_test, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {}
+        dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {}
     )
     backbone.load_pretrained()
     assert torch.equal(backbone.vit.cls_token, source.vit.cls_token)
@@ -492,7 +491,7 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatc
 def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_path):
     source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: source.vit.state_dict())
+    monkeypatch.setattr(dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict())
     with pytest.raises(CheckpointError) as caught:
         backbone.load_pretrained()
     assert (

@@ -5,6 +5,7 @@ import torch
 
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
+from src.core.lengths import resolve_specification
 from tests.fixtures.vits import GATED, small_backbone
 
 RUN = RunLength(epochs=20, steps_per_epoch=10)
@@ -12,10 +13,9 @@ EMBEDDING = {"cls_token", "reg_token", "patch_embed.proj.weight", "patch_embed.p
 
 
 def backbone(**settings):
-    """A backbone with four blocks, all of them read."""
-    made = small_backbone(depth=4, tap_blocks=[1, 2, 3], **settings)
-    made.set_run_length(RUN)
-    return made
+    """A backbone with four blocks, all of them read, whose lengths are those of a configuration."""
+    resolved = resolve_specification({"type": "DINOv3Backbone", **settings}, RUN)
+    return small_backbone(depth=4, tap_blocks=[1, 2, 3], **{k: v for k, v in resolved.items() if k != "type"})
 
 
 def blocks_by_epoch(made, epochs=20) -> list[int]:
@@ -162,13 +162,13 @@ def test_gated_mlps_thaw_too():
         ({"unfreeze_plan": []}, "expected pairs"),
         (
             {"unfreeze_plan": [[5, 1], [5, 2]]},
-            r"phases begin in epochs \[0, 5, 5\] \(of 20, from 0\), expected each after the one before",
+            r"phases begin in epochs \[0, 5, 5\] \(from 0\), expected each after the one before",
         ),
         ({"freeze_backbone_epochs": 1.5}, "freeze_backbone_epochs is 1.5, expected a whole number of epochs"),
         ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
         (
             {"unfreeze_plan": [[5, 1], [0.2, 2]]},
-            r"phases begin in epochs \[0, 5, 4\] \(of 20, from 0\), expected each after the one before",
+            r"phases begin in epochs \[0, 5, 4\] \(from 0\), expected each after the one before",
         ),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
         ({"lora_rank": 2, "freeze_backbone": True}, "no block is ever trained"),
@@ -178,14 +178,6 @@ def test_gated_mlps_thaw_too():
 def test_a_plan_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         backbone(**settings)
-
-
-def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
-    made = small_backbone(freeze_backbone_epochs=0.5)
-    with pytest.raises(
-        ConfigError, match=r"a phase begins at 0.5 of the run, whose length has not been told"
-    ):
-        made.set_epoch(3)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 4])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from src.zoo.dfine.matching import Pairs, solve_assignments, unite
+from src.zoo.dfine.assignment import Pairs, solve_assignments, unite
 
 
 def as_rows(pairs):

@@ -1,0 +1,215 @@
+"""Turns every length in a configuration into a whole number, guided by the types in the signatures of components.
+
+The configuration itself keeps what was written: it can be used again with another number of epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config_file import KeyPath, dotted
+from .durations import LengthUnit, RunLength, StepsUnknownError, Unit, length_unit, read_duration
+from .errors import ConfigError
+from .registry import REQUIRED, Argument, Component, find
+
+
+@dataclass(frozen=True)
+class ResolvedLength:
+    """A length of a configuration, as written and as a whole number."""
+
+    path: KeyPath
+    """Where it stands."""
+    written: Any
+    """The value in the configuration, or the default that replaces it; None if a rule of the class fills it in."""
+    value: Any
+    """The whole number; for a setting that its class resolves, whatever takes its place."""
+    unit: Unit | None = None
+    """What it counts, if that is one number."""
+    unknown: str | None = None
+    """Why it has no value yet: the number of steps is not known. The default of the argument stands in for it."""
+
+    def __str__(self) -> str:
+        counted = str(self.value)
+        if self.unit is not None:
+            counted += f" {self.unit if self.value != 1 else self.unit.removesuffix('s')}"
+        return f"{dotted(self.path)}: {'~' if self.written is None else self.written} -> {counted}"
+
+
+def resolve_lengths(
+    values: Mapping[str, Any], run: RunLength, blocks: Iterable[str] = ()
+) -> list[ResolvedLength]:
+    """Return all lengths of a configuration that are not whole numbers already.
+
+    Args:
+        values: the whole configuration, validated.
+        run: length of the run. Without steps, lengths that need them are returned as `unknown`.
+        blocks: top-level keys that hold `{type: Class, ...}`.
+
+    Raises:
+        ConfigError: if a value is not a length.
+    """
+    found = []
+    for key, value in values.items():
+        if key in blocks:
+            found += _in_specification(value, values, run, (key,))
+        elif (component := find(key)) is not None and isinstance(value, Mapping):
+            found += _in_settings(component, value, values, run, (key,))
+    return found
+
+
+def resolve_specification(specification: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+    """Return a copy of `{type: Class, ...}` in which every length is a whole number."""
+    return with_lengths(specification, _in_specification(specification, {}, run, ()))
+
+
+def with_lengths(values: Mapping[str, Any], lengths: Iterable[ResolvedLength]) -> dict[str, Any]:
+    """Return a copy of a configuration in which lengths have their whole numbers."""
+    resolved = copy.deepcopy(dict(values))
+    for length in lengths:
+        *parents, last = length.path
+        container: Any = resolved
+        for part in parents:
+            if isinstance(container, dict) and container.get(part) is None:
+                container[part] = {}
+            container = container[part]
+        container[last] = length.value
+    return resolved
+
+
+def with_whole_numbers(component: Component, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a component with lengths that do not depend on a run as whole numbers.
+
+    Raises:
+        ConfigError: if a value is not a length, or depends on the length of the run.
+    """
+    found = []
+    for key, argument in component.arguments.items():
+        if key in settings and key not in component.inject:
+            for path, value, unit in lengths_of(settings[key], argument.annotation, (key,)):
+                found.append(ResolvedLength(path, value, _own_number(value, unit, component.name, path)))
+    return with_lengths(settings, found) if found else dict(settings)
+
+
+def lengths_of(value: Any, annotation: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any, LengthUnit]]:
+    """Find the lengths in a value by its type.
+
+    Args:
+        value: a value of a configuration.
+        annotation: its type: a length, or a union, list, tuple or `TypedDict` that holds some.
+        path: path of the value.
+
+    Yields:
+        Path, value and unit of each length. None is not a length.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        unit = length_unit(annotation)
+        if unit is not None and value is not None and not isinstance(value, (list, tuple, Mapping)):
+            yield path, value, unit
+    elif typing.is_typeddict(annotation):
+        if isinstance(value, Mapping):
+            for key, inner in typing.get_type_hints(annotation, include_extras=True).items():
+                yield from lengths_of(value.get(key), inner, (*path, key))
+    elif origin in _LISTS:
+        if isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                inner = _type_of_item(origin, arguments, index)
+                yield from lengths_of(item, inner, (*path, index))
+    else:
+        for alternative in arguments:
+            yield from lengths_of(value, alternative, path)
+
+
+_LISTS = (list, tuple, Sequence, Iterable)
+
+
+def _type_of_item(origin: Any, arguments: tuple[Any, ...], index: int) -> Any:
+    if origin is tuple and Ellipsis not in arguments:
+        return arguments[index] if index < len(arguments) else Any
+    return arguments[0] if arguments else Any
+
+
+def _in_specification(
+    specification: Any, values: Mapping[str, Any], run: RunLength, path: KeyPath
+) -> list[ResolvedLength]:
+    """Return the lengths of a component that is named, or described by a mapping with `type`, or of a list of them."""
+    if isinstance(specification, list):
+        parts = [
+            _in_specification(part, values, run, (*path, index)) for index, part in enumerate(specification)
+        ]
+        return [length for part in parts for length in part]
+    if isinstance(specification, str):  # its settings stand in a section of its own
+        component = find(specification) if specification not in values else None
+        return _in_settings(component, {}, values, run, (specification,)) if component else []
+    if not isinstance(specification, Mapping):
+        return []
+    component = find(specification.get("type", ""))
+    return _in_settings(component, specification, values, run, path) if component else []
+
+
+def _in_settings(
+    component: Component,
+    settings: Mapping[str, Any],
+    values: Mapping[str, Any],
+    run: RunLength,
+    path: KeyPath,
+) -> list[ResolvedLength]:
+    found = []
+    for key, argument in component.arguments.items():
+        if key in component.inject:
+            found += _in_specification(settings.get(key), values, run, (*path, key))
+        else:
+            found += _in_argument(component, key, argument, settings.get(key), run, path)
+    for key, value in _resolved_by_class(component, settings, run).items():
+        here = (*path, key)
+        found = [length for length in found if length.path[: len(here)] != here]
+        unit = length_unit(component.arguments[key].annotation)
+        found.append(ResolvedLength(here, settings.get(key), value, unit.unit if unit else None))
+    return found
+
+
+def _in_argument(
+    component: Component, key: str, argument: Argument, value: Any, run: RunLength, path: KeyPath
+) -> list[ResolvedLength]:
+    unit = length_unit(argument.annotation)
+    if value is None and unit is not None and unit.default is not None:
+        value = unit.default
+    found = []
+    for inner, written, counted in lengths_of(value, argument.annotation, (key,)):
+        try:
+            number = run.resolve(written, counted.unit, f"{component.name}.{dotted(_named(inner))}")
+        except StepsUnknownError as error:
+            default = value if argument.default is REQUIRED else argument.default
+            return [ResolvedLength((*path, key), value, default, unknown=str(error))]
+        if type(written) is not int:
+            found.append(ResolvedLength((*path, *inner), written, number, counted.unit))
+    return found
+
+
+def _resolved_by_class(component: Component, settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+    """Return what a class itself says about lengths, in `__resolve_lengths__`; nothing if it needs unknown steps."""
+    if component.resolve_lengths is None:
+        return {}
+    try:
+        return component.resolve_lengths(settings, run)
+    except StepsUnknownError:
+        return {}
+
+
+def _own_number(value: Any, unit: LengthUnit, owner: str, path: KeyPath) -> int:
+    name = f"{owner}.{dotted(_named(path))}"
+    number, given = read_duration(value, name, unit.unit)
+    if number and given != unit.unit:
+        raise ConfigError(
+            f"{name} is {value!r}, which depends on the length of the run; the class takes a whole number of {unit.unit}"
+        )
+    return max(int(number), int(number > 0))
+
+
+def _named(path: KeyPath) -> KeyPath:
+    """Return a path without positions in lists, as messages name a setting."""
+    return tuple(part for part in path if isinstance(part, str))

@@ -1,0 +1,165 @@
+"""Which blocks of a ViT train in which epoch, and at which fraction of the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...core.contracts import Learning
+from ...core.errors import ConfigError
+from ..lora import is_lora_factor
+
+
+class ThawPhase(NamedTuple):
+    """A part of a run in which the same blocks train."""
+
+    start: int
+    """First epoch, from 0."""
+    blocks: int
+    """Number of blocks that train, counted from the last."""
+
+
+@dataclass(frozen=True)
+class ThawPlan:
+    """The phases of a run and the learning rates in them. It only answers questions: it does not know a model."""
+
+    depth: int
+    """Number of blocks of the ViT."""
+    last_block: int
+    """The last block that runs, from 0; later ones are never trained."""
+    phases: tuple[ThawPhase, ...]
+    """In order; the first starts in epoch 0."""
+    lr_factor: float = 1.0
+    """Factor on the learning rate of what starts to train during the run."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before."""
+    uses_final_norm: bool = True
+    """Whether the ViT's final norm is applied; one that is not never trains."""
+    lora_only: bool = False
+    """Whether only the LoRA factors of trainable blocks train."""
+
+    def __post_init__(self) -> None:
+        """Check the plan.
+
+        Raises:
+            ConfigError: if phases or numbers of blocks are not in order, or a factor is out of range.
+        """
+        if self.lr_factor <= 0 or not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"DINOv3Backbone: unfreeze_lr_factor is {self.lr_factor}, expected above 0; layer_decay is "
+                f"{self.layer_decay}, expected above 0, at most 1"
+            )
+        starts = [phase.start for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ConfigError(
+                f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the one before"
+            )
+        counts = [phase.blocks for phase in self.phases]
+        if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= self.depth:
+            raise ConfigError(
+                f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {self.depth} that "
+                f"do not fall"
+            )
+
+    @property
+    def ever_learns(self) -> bool:
+        """True if some block is trained in some phase."""
+        return any(phase.blocks for phase in self.phases)
+
+    def blocks_in(self, epoch: int) -> int:
+        """Return how many of the last blocks train in an epoch, from 0."""
+        return [phase.blocks for phase in self.phases if phase.start <= epoch][-1]
+
+    def trains(self, name: str, blocks: int) -> bool:
+        """Return whether a parameter trains while the last `blocks` blocks do.
+
+        The final norm trains with any block; patch embedding and tokens train only with all of them. Blocks after the
+        last one that runs never train.
+
+        Args:
+            name: name of the parameter in the ViT, such as "blocks.3.norm1.weight".
+            blocks: number of trainable blocks.
+        """
+        if self.lora_only and not is_lora_factor(name):
+            return False
+        block = _block_of(name)
+        if block is not None:
+            return self.depth - blocks <= block <= self.last_block
+        if _is_final_norm(name):
+            return self.uses_final_norm and blocks > 0
+        return blocks == self.depth
+
+    def learning(self, name: str) -> Learning | None:
+        """Return when a parameter of the ViT starts to train and at which factor of the rate; None if it never does."""
+        for phase in self.phases:
+            if self.trains(name, phase.blocks):
+                factor = self.lr_factor if phase.start else 1.0
+                return Learning(phase.start, factor * self.depth_factor(name))
+        return None
+
+    def depth_factor(self, name: str) -> float:
+        """Return the factor of layer-wise learning-rate decay for a parameter (BEiT, Bao et al., 2022).
+
+        Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the norm 1.
+        """
+        running = self.last_block + 1
+        block = _block_of(name)
+        if block is not None:
+            return self.layer_decay ** (running - block)
+        return 1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
+
+
+def read_phases(
+    depth: int,
+    *,
+    frozen: bool,
+    frozen_epochs: int,
+    blocks: int | None,
+    plan: Sequence[Sequence[int]] | None,
+) -> tuple[ThawPhase, ...]:
+    """Return the phases that the settings of `DINOv3Backbone` describe, the first from epoch 0.
+
+    Args:
+        depth: number of blocks of the ViT.
+        frozen: `freeze_backbone`: no block ever trains.
+        frozen_epochs: `freeze_backbone_epochs`: epochs before the ViT trains; 0 for none.
+        blocks: `unfreeze_blocks`: how many of the last blocks train then; None for all.
+        plan: `unfreeze_plan`: in place of the others, pairs of (epoch, last blocks that train from then on).
+
+    Raises:
+        ConfigError: if settings contradict each other or the plan is not a list of pairs.
+    """
+    if sum((frozen, frozen_epochs != 0, plan is not None)) > 1:
+        raise ConfigError(
+            "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; "
+            "give one of them"
+        )
+    if plan is not None:
+        if blocks is not None:
+            raise ConfigError(
+                "DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out"
+            )
+        return _read_plan(plan)
+    if frozen_epochs:
+        return ThawPhase(0, 0), ThawPhase(frozen_epochs, depth if blocks is None else blocks)
+    return (ThawPhase(0, 0 if frozen else depth),)
+
+
+def _read_plan(plan: Sequence[Sequence[int]]) -> tuple[ThawPhase, ...]:
+    if not plan or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in plan):
+        raise ConfigError(
+            f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
+            f"such as [[10, 4], [20, 12]]"
+        )
+    phases = tuple(ThawPhase(*phase) for phase in plan)
+    return phases if phases[0].start == 0 else (ThawPhase(0, 0), *phases)
+
+
+def _block_of(name: str) -> int | None:
+    """Return the number of the block that a parameter of the ViT belongs to, or None."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else None
+
+
+def _is_final_norm(name: str) -> bool:
+    return name.startswith("norm.")
