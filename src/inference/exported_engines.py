@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, NumericsError
+from ..core.errors import CheckpointError, ConfigError, NumericsError, first_line
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -25,6 +25,9 @@ from .engines import Found
 from .metadata import KEY
 
 INPUTS, OUTPUTS = ("images", "orig_target_sizes"), ("labels", "boxes", "scores")
+
+LONGEST_REASON = 300
+"""Characters of a runtime's error that a message repeats."""
 
 WRONG_IN_FP16 = ("8.5", "10.3", "10.4")
 """Versions of TensorRT whose fp16 engines users report to be wrong for these models (docs/deployment.md)."""
@@ -95,7 +98,7 @@ class OnnxEngine(ExportedEngine):
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
             raise CheckpointError(
-                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}"
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)[:LONGEST_REASON]}"
             ) from None
         self.providers = self._session.get_providers()
         _check_interface(
@@ -148,7 +151,7 @@ class OpenVinoEngine(ExportedEngine):
             names = [sorted(port.get_names()) for ports in (model.inputs, model.outputs) for port in ports]
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {_first_line(error)}"
+                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {first_line(error)[:LONGEST_REASON]}"
             ) from None
         _check_interface(
             path,
@@ -321,7 +324,3 @@ def _onnx_metadata(path: Path) -> str | None:
         ),
         None,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.errors import ConfigError, RankError
+from ..core.errors import ConfigError, RankError, first_line
 from .device_faults import describe_recordings, is_device_fault, record_collectives
 from .log import logger
 
@@ -162,7 +162,7 @@ def join_group(
         _store = dist.PrefixStore("notes", store)
         barrier()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RankError(
             f"rank {own_rank} of {count} cannot join the others at {address}:{port}: {reason}"
         ) from error

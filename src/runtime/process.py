@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError
+from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError, first_line
 from .device_faults import explain_device_fault
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import is_in_use, write_json
@@ -121,7 +121,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         )
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (
-            f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
+            f"out of memory: {first_line(error, without_text='the device gave no more')}; reduce total_batch_size and raise "
             f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last"
         )
     if fault := explain_device_fault(error):

@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from ..core.errors import ResourceError
+from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
 from .det_engine import TrainStep
 
@@ -47,7 +47,7 @@ def rehearse_largest_step(
             )
             step.rehearse(batch)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["out of memory"])[0]
+        reason = first_line(error, without_text="out of memory")
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
         ) from None
