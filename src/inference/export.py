@@ -24,7 +24,7 @@ from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
-from ..runtime.optional import TOOLS, import_optional
+from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
 from .detector import Detector, Readable
 from .engines import TorchEngine
@@ -176,8 +176,8 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
 
 def _onnx(exporter: str) -> ModuleType:
     if exporter == "dynamo":
-        import_optional("onnxscript", f"the export needs onnxscript: {TOOLS}")
-    return import_optional("onnx", f"the export needs onnx: {TOOLS}")
+        import_optional("onnxscript")
+    return import_optional("onnx")
 
 
 def _by_dynamo(
@@ -240,7 +240,7 @@ def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
         return onnxslim.slim
     except ImportError:
-        onnxsim = import_optional("onnxsim", "--simplify needs onnxslim or onnxsim: pip install onnxslim")
+        onnxsim = import_optional("onnxsim")
 
     def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         result, fits = onnxsim.simplify(proto)

@@ -10,7 +10,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -63,17 +62,6 @@ class ExportedEngine(ABC):
         """Run the model once; return `OUTPUTS` on the CPU."""
 
 
-def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    return import_optional(
-        "onnxruntime", "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)"
-    )
-
-
 class OnnxEngine(ExportedEngine):
     """An ONNX file in ONNX Runtime."""
 
@@ -90,7 +78,7 @@ class OnnxEngine(ExportedEngine):
             CheckpointError: if the file is missing, damaged or has another interface.
         """
         path = checked_path(path)
-        ort = import_onnxruntime()
+        ort = import_optional("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
         providers = _providers(device, ort.get_available_providers())
@@ -132,7 +120,7 @@ class OpenVinoEngine(ExportedEngine):
             CheckpointError: if the file is missing, damaged or has another interface.
         """
         path, device = checked_path(path), (device or "CPU").upper()
-        openvino = import_optional("openvino", "OpenVINO is not installed: pip install openvino")
+        openvino = import_optional("openvino")
         core = openvino.Core()
         if device != "AUTO" and device.split(".")[0] not in {
             known.split(".")[0] for known in core.available_devices
@@ -190,7 +178,7 @@ class TensorRtEngine(ExportedEngine):
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
             raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
-        trt = import_optional("tensorrt", "TensorRT is not installed: pip install tensorrt (10.6 or later)")
+        trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
         warn_of_version(trt.__version__)

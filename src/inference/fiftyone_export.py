@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,6 @@ from ..data.evaluation.matching import CROWD, match_image
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from .evaluation import Evaluation
-
-
-def import_fiftyone() -> ModuleType:
-    """Import FiftyOne.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    return import_optional("fiftyone", "this tool needs FiftyOne, an optional extra: pip install fiftyone")
 
 
 def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
@@ -35,9 +25,9 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
         The `fiftyone.Dataset`.
 
     Raises:
-        ConfigError: if FiftyOne has no database.
+        ConfigError: if FiftyOne is not installed or has no database.
     """
-    fo = import_fiftyone()
+    fo = import_optional("fiftyone")
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
     except (
@@ -54,7 +44,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
 
     Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
     """
-    fo, data, samples = import_fiftyone(), evaluation.dataset, []
+    fo, data, samples = import_optional("fiftyone"), evaluation.dataset, []
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
         size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
         rows, objects = (

@@ -16,7 +16,7 @@ from ..core.paths import did_you_mean_file, user_path
 from ..data.dataset.image_names import find_image_files
 from ..runtime.files import temporary_path
 from ..runtime.log import logger
-from ..runtime.optional import TOOLS, import_optional
+from ..runtime.optional import import_optional
 from ..runtime.own_files import mark_video
 
 VIDEO_SUFFIXES = (
@@ -123,7 +123,7 @@ class Video:
             DataError: if it cannot be opened.
             ConfigError: if OpenCV is not installed.
         """
-        cv2 = import_optional("cv2", f"videos and cameras need OpenCV: {TOOLS}")
+        cv2 = import_optional("cv2")
         self.source, self.frames_read, self.was_stopped = source, 0, False
         place = source.place
         self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
@@ -187,7 +187,7 @@ class VideoWriter:
         Raises:
             ResourceError: if the file cannot be written.
         """
-        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
+        cv2 = import_optional("cv2")
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
             self._temporary.touch(exist_ok=False)
@@ -210,7 +210,7 @@ class VideoWriter:
         """
         if self._writer is None:
             return
-        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
+        cv2 = import_optional("cv2")
         self._writer.release()
         self._writer = None
         written = cv2.VideoCapture(str(self._temporary))

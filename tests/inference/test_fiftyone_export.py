@@ -7,7 +7,7 @@ import pytest
 
 from src.core import ConfigError
 from src.inference.evaluation import evaluate_detector, open_labelled_images
-from src.inference.fiftyone_export import import_fiftyone, samples_of, to_fiftyone
+from src.inference.fiftyone_export import samples_of, to_fiftyone
 
 
 class DatabaseIsMissing:
@@ -55,7 +55,7 @@ def test_a_missing_database_is_told(stand_in, evaluation):
         to_fiftyone(evaluation, "name", 0.5)
 
 
-def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch):
+def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch, evaluation):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ConfigError, match="pip install fiftyone"):
-        import_fiftyone()
+        to_fiftyone(evaluation, "name", 0.5)
