@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.finite import refuse_non_finite_outputs
+from ..runtime.precision import autocast_dtype
 
 Found = tuple[Tensor, Tensor, Tensor]
 """Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
@@ -33,16 +34,10 @@ class TorchEngine:
         self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
     ) -> None:
         """Move both to the device; `use_amp` computes the model in bf16, or fp16 without it, on CUDA."""
-        self.model, self.postprocessor, self.device = (
-            model.to(device).eval(),
-            postprocessor.to(device).eval(),
-            device,
-        )
-        self.amp_dtype = None
-        if use_amp and device.type == "cuda":
-            self.amp_dtype = (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
+        self.model = model.to(device).eval()
+        self.postprocessor = postprocessor.to(device).eval()
+        self.device = device
+        self.amp_dtype = autocast_dtype(device) if use_amp and device.type == "cuda" else None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Tensor) -> Found:
