@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from ..core.yaml_config import YAMLConfig
-from ..runtime.drawing import draw_boxes, side_by_side
+from ..detection.drawing import DrawnObjects, draw_pair, side_by_side
+from ..detection.fitting import load_strictly
+from ..detection.weight_file import read_weights
 from ..runtime.files import prepare_output_dir
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
-from ..runtime.model_weights import class_count, load_strictly, read_weights
 from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
 
 
@@ -40,7 +41,7 @@ def draw_comparisons(
     file, dataset = read_weights(cfg.settings.resume), cfg.val_dataloader.dataset
     dataset.check_images_exist()
     if cfg.yaml_cfg.get("num_classes") is None:
-        cfg.set("num_classes", class_count(file.weights) or dataset.num_classes, f"counted in {file.path}")
+        cfg.set("num_classes", file.num_classes or dataset.num_classes, f"counted in {file.path}")
     cfg.without_pretrained()
     model = cfg.model
     load_strictly(model, file)
@@ -57,20 +58,18 @@ def draw_comparisons(
         refuse_non_finite_outputs(outputs, [target["image_path"]])
         found = postprocessor(outputs, target["orig_size"][None].to(device))[0]
         sure = found["scores"] >= threshold
-        truth = draw_boxes(
+        pair = draw_pair(
             raw.image,
-            torch.from_numpy(raw.boxes),
-            torch.from_numpy(raw.fields["labels"]),
-            dataset.label_names,
-        )
-        guess = draw_boxes(
-            raw.image,
-            *(found[key][sure].cpu() for key in ("boxes", "labels")),
-            dataset.detection_names,
-            found["scores"][sure].cpu(),
+            DrawnObjects.of_labels(raw.boxes, raw.fields["labels"], dataset.label_names),
+            DrawnObjects(
+                found["boxes"][sure].cpu(),
+                found["labels"][sure].cpu(),
+                dataset.detection_names,
+                found["scores"][sure].cpu(),
+            ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(path, Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()))
+        write_picture(path, Image.fromarray(side_by_side(pair).permute(1, 2, 0).numpy()))
     logger.info(
         "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
         len(written),

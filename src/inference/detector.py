@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
+from ..detection.fitting import load_strictly
+from ..detection.weight_file import read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
-from ..runtime.model_weights import class_count, load_strictly, read_weights
 from .engines import Engine, TorchEngine, numbered
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
 from .metadata import metadata_for
@@ -121,11 +121,9 @@ class Detector:
             CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit it.
             ConfigError: for a device that is not there or a size that does not fit.
         """
-        file, device = read_weights(path), pick_device(device)
-        cfg = read_config(file.path, file.meta, config)
-        cfg.without_pretrained()
-        if cfg.yaml_cfg.get("num_classes") is None:
-            cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+        file = read_weights(path)
+        picked = pick_device(device)
+        cfg = file.configuration(config)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
             logger.warning(
@@ -137,12 +135,12 @@ class Detector:
         cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
         model = cfg.model
         load_strictly(model, file)
-        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
+        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), picked, use_amp=use_amp)
         return cls(
             engine,
             preprocessing,
-            named_classes(file.classes, class_count(file.weights)),
-            file.meta.get("threshold"),
+            file.named_classes,
+            file.threshold,
             {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)},
             cfg,
         )
@@ -354,30 +352,6 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
             f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}"
         )
     return pixels.cpu(), None
-
-
-def read_config(path: Path, meta: dict[str, Any], config: str | Path | None = None) -> YAMLConfig:
-    """Return the configuration that a checkpoint holds, or that of a file if it holds none.
-
-    Raises:
-        CheckpointError: if there is neither.
-    """
-    if meta.get("config"):
-        return YAMLConfig.from_text(meta["config"], f"the configuration in {path}")
-    if config is None:
-        raise CheckpointError(
-            f"{path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: -c configs/dfine/...yml"
-        )
-    return YAMLConfig(config)
-
-
-def named_classes(classes: list[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
-    """Return id and name for each of `count` labels: those of a checkpoint; without any COCO's, if there are as many, else numbers."""
-    if classes is None and count == len(COCO_NAMES):
-        classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
-    if classes is None:
-        return [{"id": label, "name": f"class {label}"} for label in range(count)]
-    return classes + [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
 
 
 def _read_ahead(

@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
-from ..runtime.model_weights import find_labels
+from ..detection.class_names import find_labels
 from .detector import Detector
 
 
@@ -74,9 +74,9 @@ def open_labelled_images(
         )
     except ConfigError as error:
         raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
-    dataset.use_labels(
-        find_labels(detector.classes, Path(detector.meta.get("file", "the checkpoint")), dataset)
-    )
+    categories = list(zip(dataset.labels.category_ids, dataset.class_names))
+    weights = Path(detector.meta.get("file", "the checkpoint"))
+    dataset.use_labels(find_labels(categories, detector.classes, ann_file=dataset.ann_file, weights=weights))
     dataset.check_images_exist()
     return dataset
 

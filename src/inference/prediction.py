@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..data.dataset.images import image_from_pil, load_image
-from ..runtime.drawing import draw_boxes
+from ..detection.drawing import draw_boxes
 
 
 @dataclass(frozen=True)

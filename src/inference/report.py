@@ -16,7 +16,7 @@ from PIL import Image
 from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import best_operating_point, match_image, operating_point_at, operating_points
-from ..runtime.drawing import draw_boxes
+from ..detection.drawing import DrawnObjects, draw_pair
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from .charts import Line, line_chart, sparkline
@@ -173,20 +173,11 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
         missed, false = errors[index]
         if not missed + false:
             return
-        sample, rows = evaluation.dataset.raw_sample(index), evaluation.sure(ids[index], threshold)
-        xyxy = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
-        truth = draw_boxes(
+        sample = evaluation.dataset.raw_sample(index)
+        truth, guess = draw_pair(
             sample.image,
-            torch.from_numpy(sample.boxes),
-            torch.from_numpy(sample.fields["labels"]),
-            evaluation.names,
-        )
-        guess = draw_boxes(
-            sample.image,
-            torch.from_numpy(xyxy),
-            torch.from_numpy(rows[:, 5]).long(),
-            evaluation.names,
-            torch.from_numpy(rows[:, 4]),
+            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], evaluation.names),
+            DrawnObjects.of_rows(evaluation.sure(ids[index], threshold), evaluation.names),
         )
         yield {
             "name": evaluation.dataset.labels.file_name(index),

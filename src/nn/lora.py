@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.contracts import LORA_FACTORS
 from ..core.errors import ConfigError
 
 _LAYERS = {
@@ -24,8 +25,6 @@ _LAYERS = {
 """Target -> the layers of a block that it may mean; fused and separate projections, plain and gated feed-forward."""
 
 _GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
-
-_FACTORS = ("lora_down", "lora_up")
 
 
 class LoRALinear(nn.Linear):
@@ -95,7 +94,7 @@ class LoRALinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
         """Weights of a plain layer bring no factors: the change becomes zero."""
-        factors = {prefix + name: getattr(self, name).detach() for name in _FACTORS}
+        factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
         if prefix + "weight" in state_dict and not any(key in state_dict for key in factors):
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
             state_dict = {**state_dict, **factors}
@@ -133,7 +132,7 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
 def freeze_all_but_lora(module: nn.Module) -> None:
     """Leave no parameter trainable but LoRA factors that are so."""
     for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] not in _FACTORS:
+        if name.rpartition(".")[2] not in LORA_FACTORS:
             parameter.requires_grad_(False)
 
 

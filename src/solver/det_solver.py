@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..core.durations import KnowsRunLength, RunLength
 from ..core.errors import CheckpointError, ConfigError, DataError, Preempted, ResourceError
 from ..core.yaml_config import YAMLConfig
+from ..detection.fitting import completed, load_strictly
+from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import (
     barrier,
     broadcast_object,
@@ -24,7 +26,6 @@ from ..runtime.distributed import (
 )
 from ..runtime.files import locked, prepare_output_dir, write_atomically, write_json
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, completed, load_strictly, read_weights
 from ..runtime.own_files import YAML_HEADER, is_ours, marked_json, refuse_foreign, refuse_replacing_inputs
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog

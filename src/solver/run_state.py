@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..core.errors import CheckpointError
+from ..detection.fitting import completed, load_strictly
+from ..detection.lora_weights import merged_state_dict
+from ..detection.weight_file import WeightFile
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, completed, load_strictly, merged_state_dict
 from .checkpoint import LAST
 from .det_engine import EpochMeter
 from .reporting import plain

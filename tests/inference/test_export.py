@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from src.core import CheckpointError, ConfigError, DataError, ExportError
+from src.detection.class_names import named_classes
 from src.inference import Detector, Preprocessing
-from src.inference.detector import named_classes
 from src.inference.engines import TorchEngine
 from src.inference.export import check_agreement, compare, export_onnx, images_for_check
 from src.inference.metadata import KEY, Metadata, metadata_for

@@ -338,7 +338,7 @@ def checkpoints(folder: Path, rng: random.Random):
     """Return what makes the file of a number, and how it is read."""
     import torch
 
-    from src.runtime.model_weights import read_weights
+    from src.detection.weight_file import read_weights
     from src.runtime.weight_files import write_tensor_file
 
     path = folder / "spoilt.pth"

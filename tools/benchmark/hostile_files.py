@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments()
     import torch
 
-    from src.runtime import model_weights  # noqa: F401  children find it imported
+    from src.detection import weight_file  # noqa: F401  children find it imported
 
     torch.set_num_threads(1)
     faults, grown = [], []
@@ -85,7 +85,7 @@ def judge(folder: Path, path: Path) -> tuple[str, int]:
 
 def read(path: Path, way: str) -> tuple[int, str, int]:
     """Return exit code, output and growth of memory in kilobytes of a process that reads a file."""
-    from src.runtime.model_weights import read_weights
+    from src.detection.weight_file import read_weights
     from src.runtime.process import run_command
     from src.solver.checkpoint import CheckpointFolder
 

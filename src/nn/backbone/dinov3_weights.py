@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError
-from ...runtime.model_weights import merged_state_dict
+from ...detection.lora_weights import merged_state_dict
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
 
 OFFICIAL_FILES = {

@@ -1,17 +1,19 @@
-"""Boxes, names and scores on pictures."""
+"""Boxes, names and scores on pictures, and pictures beside each other."""
 
 from __future__ import annotations
 
 import colorsys
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from .log import printable
+from ..runtime.log import printable
 
 LEAST_SIDE = 320
 """Smaller pictures are enlarged, so that names can be read."""
@@ -24,6 +26,31 @@ LONGEST_NAME = 40
 
 GAP = 8
 """White pixels between pictures that stand side by side."""
+
+
+class DrawnObjects(NamedTuple):
+    """Objects that are drawn on one image; T of them."""
+
+    boxes_xyxy: Tensor
+    """`[T, 4]`, pixels of the image."""
+    labels: Tensor
+    """`[T]` int64, keys of `names`."""
+    names: Mapping[int, str]
+    """What is written beside a box; an unknown label is written as its number."""
+    scores: Tensor | None = None
+    """`[T]` in 0..1, written behind the names; None for objects without scores."""
+
+    @classmethod
+    def of_labels(cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+        """Return labelled objects: boxes `[T, 4]` in pixels of the image, and labels `[T]` int64."""
+        return cls(torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names)
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+        """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score and label."""
+        found = torch.from_numpy(rows)
+        boxes_xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
+        return cls(boxes_xyxy, found[:, 5].long(), names, found[:, 4])
 
 
 def draw_boxes(
@@ -54,6 +81,20 @@ def draw_boxes(
         width=2,
         fill_labels=True,
     )
+
+
+def draw_pair(image: Tensor, truth: DrawnObjects, found: DrawnObjects) -> tuple[Tensor, Tensor]:
+    """Draw the truth and the predictions of one image, each on a picture of its own, both of equal size.
+
+    Args:
+        image: `[3, H, W]` uint8.
+        truth: labelled objects.
+        found: predictions, those that are to be shown.
+
+    Returns:
+        Two pictures `[3, h, w]` uint8, the truth first.
+    """
+    return draw_boxes(image, *truth), draw_boxes(image, *found)
 
 
 def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
