@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ..core.yaml_config import YAMLConfig
+from ..data.dataset.coco_dataset import CocoDetection
 from ..detection.drawing import DrawnObjects, draw_pair, side_by_side
-from ..detection.fitting import load_strictly
-from ..detection.weight_file import read_weights
 from ..runtime.files import prepare_output_dir
-from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
+from .detector import Detector, LabelledFile
 
 
-@torch.inference_mode()
 def draw_comparisons(
-    cfg: YAMLConfig, device: torch.device, folder: Path, *, count: int, threshold: float
+    detector: Detector, dataset: CocoDetection, folder: Path, *, count: int, threshold: float
 ) -> list[Path]:
     """Write one JPEG an image: truth on the left, predictions on the right.
 
     Args:
-        cfg: the configuration; `resume` names the checkpoint, `val_dataloader` the images.
-        device: where to compute.
+        detector: finds the objects.
+        dataset: labelled images; its labels are those of the detector.
         folder: where the pictures go.
         count: number of images, spread evenly over the data set.
         threshold: least score that is drawn.
@@ -35,37 +31,27 @@ def draw_comparisons(
         The files.
 
     Raises:
-        CheckpointError: if the checkpoint does not fit the configuration.
-        DataError: if images are missing, or lie outside their folder: pictures shall not carry out what does not belong to the data.
+        DataError: if images are missing, or lie outside their folder: pictures must not carry out what does not belong to the data.
+        NumericsError: if the model gives NaN or infinity.
     """
-    file, dataset = read_weights(cfg.settings.resume), cfg.val_dataloader.dataset
     dataset.check_images_exist()
-    if cfg.yaml_cfg.get("num_classes") is None:
-        cfg.set("num_classes", file.num_classes or dataset.num_classes, f"counted in {file.path}")
-    cfg.without_pretrained()
-    model = cfg.model
-    load_strictly(model, file)
-    model, postprocessor = model.to(device).eval(), cfg.postprocessor
     indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
-    folder, names = prepare_output_dir(folder), [dataset.labels.file_name(index) for index in indices]
+    names = [dataset.labels.file_name(index) for index in indices]
+    folder = prepare_output_dir(folder)
     written = [folder / name for name in picture_names(names)]
     refuse_leaving(folder, written)
     refuse_foreign(written, "choose another --output")
-    for index, path in zip(indices, written):
-        raw = dataset.raw_sample(index)
-        image, target = dataset.transforms(copy.copy(raw)).render()
-        outputs = model(image[None].to(device))
-        refuse_non_finite_outputs(outputs, [target["image_path"]])
-        found = postprocessor(outputs, target["orig_size"][None].to(device))[0]
-        sure = found["scores"] >= threshold
+    files = [_labelled_file(dataset, index) for index in indices]
+    for index, path, seen in zip(indices, written, detector.stream(files, threshold=threshold)):
+        sample, prediction = dataset.raw_sample(index), seen.prediction
         pair = draw_pair(
-            raw.image,
-            DrawnObjects.of_labels(raw.boxes, raw.fields["labels"], dataset.label_names),
+            sample.image,
+            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names),
             DrawnObjects(
-                found["boxes"][sure].cpu(),
-                found["labels"][sure].cpu(),
-                dataset.detection_names,
-                found["scores"][sure].cpu(),
+                torch.from_numpy(prediction.boxes),
+                torch.from_numpy(prediction.labels),
+                dataset.label_names,
+                torch.from_numpy(prediction.scores),
             ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,3 +63,8 @@ def draw_comparisons(
         threshold,
     )
     return written
+
+
+def _labelled_file(dataset: CocoDetection, index: int) -> LabelledFile:
+    width, height = dataset.labels.sizes[index].long().tolist()
+    return LabelledFile(dataset.image_path(index), (width, height))

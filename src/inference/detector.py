@@ -27,7 +27,7 @@ from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
 from ..detection.fitting import load_strictly
-from ..detection.weight_file import read_weights
+from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
@@ -124,6 +124,20 @@ class Detector:
         file = read_weights(path)
         picked = pick_device(device)
         cfg = file.configuration(config)
+        return cls.from_weights(file, cfg, picked, input_size=input_size, use_amp=use_amp)
+
+    @classmethod
+    def from_weights(
+        cls,
+        file: WeightFile,
+        cfg: YAMLConfig,
+        device: torch.device,
+        *,
+        input_size: Sequence[int] | None = None,
+        use_amp: bool = False,
+    ) -> Detector:
+        """Build the model of a configuration and fill it from a file that was read; arguments and errors as of `from_checkpoint`."""
+        file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
             logger.warning(
@@ -135,15 +149,10 @@ class Detector:
         cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
         model = cfg.model
         load_strictly(model, file)
-        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), picked, use_amp=use_amp)
-        return cls(
-            engine,
-            preprocessing,
-            file.named_classes,
-            file.threshold,
-            {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)},
-            cfg,
-        )
+        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
+        notes = {key: value for key, value in file.meta.items() if key != "config"}
+        notes["file"] = str(file.path)
+        return cls(engine, preprocessing, file.named_classes, file.threshold, notes, cfg)
 
     @classmethod
     def from_onnx(
