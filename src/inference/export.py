@@ -1,4 +1,4 @@
-"""A detector as an ONNX file, and the check that the file finds what the detector finds.
+"""A detector as an ONNX file.
 
 Why torch's exporters are used as they are here stands in docs/decisions/0016.
 """
@@ -8,31 +8,24 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, DataError, ExportError
-from ..data.dataset.synthetic import draw_scene
+from ..core.errors import ConfigError, ExportError
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
-from .detector import Detector, Readable
+from .detector import Detector
 from .engines import TorchEngine
-from .evaluation import open_labelled_images
 from .exported_engines import INPUTS, OUTPUTS
 from .metadata import KEY, Metadata
-from .prediction import Prediction
-from .sources import image_files
 
 if TYPE_CHECKING:
     import onnx
@@ -53,17 +46,6 @@ BATCH = "N"
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
 """Ops that a graph must not have, and all whose names begin with Sequence."""
-
-BOX_TOLERANCE = 1.0
-"""Pixels of the image by which a side of a box may differ."""
-
-SCORE_TOLERANCE = 0.01
-
-BEST = 10
-"""Detections of an image that are compared where fewer reach the threshold."""
-
-BATCHES = (1, 2, 5)
-"""Sizes of the batches in which images are compared, in turn."""
 
 
 class Deployed(nn.Module):
@@ -304,154 +286,3 @@ def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
         meta.get("commit"),
         Path(meta["file"]).name if "file" in meta else None,
     )
-
-
-class Difference(NamedTuple):
-    """How far two detectors are apart on one image."""
-
-    name: str
-    compared: int
-    """Detections that were."""
-    box_px: float
-    """Largest difference of a side in pixels; infinite if a detection has no partner."""
-    score: float
-
-    @property
-    def relative(self) -> float:
-        """The larger of both, in tolerances; above 1 they disagree."""
-        return max(self.box_px / BOX_TOLERANCE, self.score / SCORE_TOLERANCE)
-
-
-def compare(reference: Prediction, other: Prediction, threshold: float, name: str = "") -> Difference:
-    """Compare what two detectors found in an image, whatever the order.
-
-    The reference's detections from `threshold` on, or its `BEST` if these are fewer, are each given a partner of their class among all of the
-    other's, at the least total difference; and so the other way round, so that nothing is lost and nothing is added. Ranks do not count: among
-    nearly equal scores they are chance, and so is which detections are the last of the list.
-
-    Args:
-        reference: all detections, whatever their score.
-        other: the same of the other detector.
-        threshold: least score of what must have a partner.
-        name: of the image.
-    """
-    forth, back = _distances(reference, other, threshold), _distances(other, reference, threshold)
-    both = np.concatenate([forth, back])
-    return Difference(name, len(forth), *both.max(0, initial=0.0).tolist())
-
-
-def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
-    """Return (pixels, score) between each detection that counts and its partner, `[n, 2]`; infinite without one."""
-    best_first = np.argsort(-one.scores, kind="stable")
-    count = max(int((one.scores >= threshold).sum()), min(BEST, len(one)))
-    sure = best_first[:count]
-    box = np.abs(one.boxes[sure][:, None] - other.boxes[None]).max(-1, initial=0.0)  # [n, R]
-    score = np.abs(one.scores[sure][:, None] - other.scores[None])
-    foreign = one.labels[sure][:, None] != other.labels[None]
-    cost = np.where(foreign, 1e9, np.minimum(np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE), 1e6))
-    rows, columns = linear_sum_assignment(cost)
-    result = np.full((count, 2), np.inf)
-    result[rows] = np.where(
-        foreign[rows, columns][:, None], np.inf, np.column_stack([box[rows, columns], score[rows, columns]])
-    )
-    return result
-
-
-def check_agreement(
-    reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
-) -> list[Difference]:
-    """Run images through both, in batches of all `BATCHES`, and compare what they find.
-
-    Args:
-        reference: the detector that was exported.
-        exported: the same from the file, by its own metadata.
-        images: any kind.
-        names: of the images, for messages.
-
-    Returns:
-        The difference on each image.
-
-    Raises:
-        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are not the same.
-    """
-    same = {
-        "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
-        "classes": (reference.classes, exported.classes),
-        "threshold": (reference.threshold, exported.threshold),
-    }
-    if other := [f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in same.items() if ours != theirs]:
-        raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(other)}")
-    given = len(images)
-    images, names = _enough(images), _enough(names)
-    found: list[Prediction] = []
-    tried: set[int] = set()
-    for size in cycle(BATCHES):
-        batch = images[len(found) : len(found) + size]
-        if not batch:
-            break
-        tried.add(len(batch))
-        found += exported.predict(batch, threshold=0.0, batch_size=size)
-    expected = _enough(reference.predict(images[:given], threshold=0.0))
-    differences = [
-        compare(one, other, reference.threshold, name)
-        for one, other, name in zip(expected, found, names, strict=True)
-    ]
-    worst = max(differences, key=lambda difference: difference.relative)
-    if worst.relative > 1:
-        bad = sum(difference.relative > 1 for difference in differences)
-        raise ExportError(
-            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(images)} images differ, worst {worst.name}, where a box "
-            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
-        )
-    logger.info(
-        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
-        given,
-        ", ".join(map(str, sorted(tried))),
-        sum(difference.compared for difference in differences),
-        max(d.box_px for d in differences),
-        max(d.score for d in differences),
-        worst.name,
-    )
-    return differences
-
-
-def _enough(items: Sequence[Any]) -> list[Any]:
-    """Return a list that fills one batch of each size at least: the first items are repeated if there are too few."""
-    return list(islice(cycle(items), max(len(items), sum(BATCHES))))
-
-
-def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
-    """Return up to `count` images and their names: of a folder, else the validation data of the checkpoint, else drawn ones.
-
-    Raises:
-        DataError: if the folder has no images.
-        ConfigError: if `count` is below 1.
-    """
-    if count < 1:
-        raise ConfigError(f"--count is {count}, expected at least 1")
-    files = image_files(folder) if folder is not None else _validation_files(detector)
-    if files:
-        chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))]
-        logger.info(
-            "compared on %d of %d images of %s",
-            len(chosen),
-            len(files),
-            folder or "the validation data that the checkpoint names",
-        )
-        return chosen, list(map(str, chosen))
-    logger.info(
-        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others",
-        count,
-    )
-    rng, side = np.random.default_rng(0), max(detector.preprocessing.input_size)
-    return [draw_scene(rng, side, empty_share=0).image for _ in range(count)], [
-        f"drawn image {number}" for number in range(1, count + 1)
-    ]
-
-
-def _validation_files(detector: Detector) -> list[Path]:
-    try:
-        dataset = open_labelled_images(detector)
-    except (ConfigError, DataError):
-        return []
-    return [Path(dataset.img_folder) / dataset.labels.file_name(i) for i in range(len(dataset))]

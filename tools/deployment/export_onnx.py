@@ -68,7 +68,8 @@ def main() -> None:
     def command() -> None:
         from src.core.errors import ExportError
         from src.inference import Detector
-        from src.inference.export import DISAGREES, UNCHECKED, check_agreement, export_onnx, images_for_check
+        from src.inference.agreement import check_agreement, images_for_check
+        from src.inference.export import DISAGREES, UNCHECKED, export_onnx
         from src.runtime.log import logger
         from src.runtime.optional import import_optional
 
