@@ -132,8 +132,8 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
 
 def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) -> None:
     """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
-    from src.inference.tiling import Tiling
-    from src.inference.writing import open_job
+    from src.inference import PredictionSettings, Tiling
+    from src.inference.predict_source import open_job
 
     job = open_job(
         arguments.input,
@@ -142,13 +142,13 @@ def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) ->
         draw=not arguments.no_draw,
         frames=arguments.frames,
     )
-    job.run(
-        load(),
+    settings = PredictionSettings(
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         nms=arguments.nms,
         tiling=Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None,
     )
+    job.run(load(), settings)
 
 
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:

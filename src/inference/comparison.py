@@ -13,6 +13,7 @@ from ..runtime.files import prepare_output_dir
 from ..runtime.log import logger
 from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
 from .detector import Detector, LabelledFile
+from .prediction_settings import PredictionSettings
 
 
 def draw_comparisons(
@@ -42,7 +43,8 @@ def draw_comparisons(
     refuse_leaving(folder, written)
     refuse_foreign(written, "choose another --output")
     files = [_labelled_file(dataset, index) for index in indices]
-    for index, path, seen in zip(indices, written, detector.stream(files, threshold=threshold)):
+    stream = detector.stream(files, PredictionSettings(threshold))
+    for index, path, seen in zip(indices, written, stream):
         sample, prediction = dataset.raw_sample(index), seen.prediction
         pair = draw_pair(
             sample.image,

@@ -35,6 +35,7 @@ from .engines import Engine, TorchEngine, numbered
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
 from .metadata import metadata_for
 from .prediction import Prediction
+from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
 from .tiling import Tiling, predict_tiled
 
@@ -206,11 +207,10 @@ class Detector:
 
         Args:
             images: one image, or any number of them; a 4-dimensional array or tensor is a number of them.
-            threshold: least score; None for the checkpoint's own, at which F1 was best on the validation data.
-            batch_size: images that are computed at once.
-            nms: drop boxes that overlap a better one of the same class by more than this IoU; None keeps all, since
-                the model has learned to find each object once.
-            tiling: look at large images in tiles, too.
+            threshold: as in `PredictionSettings`.
+            batch_size: as in `PredictionSettings`.
+            nms: as in `PredictionSettings`.
+            tiling: as in `PredictionSettings`.
 
         Returns:
             What was found, for one image or for each of them.
@@ -223,49 +223,35 @@ class Detector:
         single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (
             isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
         )
-        found = [
-            seen.prediction
-            for seen in self.stream(
-                [images] if single else images,
-                threshold=threshold,
-                batch_size=batch_size,
-                nms=nms,
-                tiling=tiling,
-            )
-        ]
+        settings = PredictionSettings(threshold, batch_size, nms, tiling)
+        found = [seen.prediction for seen in self.stream([images] if single else images, settings)]
         return found[0] if single else found
 
     def stream(
         self,
         images: Iterable[Readable],
+        settings: PredictionSettings = DEFAULT_SETTINGS,
         *,
-        threshold: float | None = None,
-        batch_size: int = 8,
-        nms: float | None = None,
-        tiling: Tiling | None = None,
         unreadable: list[ImageError] | None = None,
     ) -> Iterator[Seen]:
         """Find objects in images one after the other, holding a few of them in memory.
 
         Args:
             images: any number of images.
-            threshold: as for `predict`.
-            batch_size: as for `predict`; an engine with a fixed batch takes its own.
-            nms: as for `predict`.
-            tiling: as for `predict`.
+            settings: how objects are found.
             unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
 
         Raises:
             ConfigError: at once, for a value out of its range.
         """
-        size = self.engine.batch_size or batch_size
+        size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        for name, value in (("threshold", threshold), ("nms", nms)):
+        for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
-        predict = partial(self._predict_batch, threshold=threshold, nms=nms)
-        return self._stream(images, predict, size, tiling, unreadable)
+        predict = partial(self._predict_batch, threshold=settings.threshold, nms=settings.nms)
+        return self._stream(images, predict, size, settings.tiling, unreadable)
 
     def _stream(
         self,

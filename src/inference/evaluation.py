@@ -17,6 +17,7 @@ from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
 from ..detection.class_names import find_labels
 from .detector import Detector
+from .prediction_settings import PredictionSettings
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def open_labelled_images(
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
     """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
     evaluator, detections, ids = CocoEvaluator(dataset.ground_truth()), {}, dataset.labels.image_ids.tolist()
+    settings = PredictionSettings(threshold=0.0, batch_size=batch_size)
     images = (
         dataset.raw_sample(index).image
         for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False)
     )
-    for image_id, seen in zip(ids, detector.stream(images, threshold=0.0, batch_size=batch_size)):
+    for image_id, seen in zip(ids, detector.stream(images, settings)):
         found = seen.prediction
         evaluator.update(
             {image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}}

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, ResourceError
+from ..core.errors import DataError
 from ..core.paths import did_you_mean_file, user_path
 from ..data.dataset.image_names import find_image_files
-from ..runtime.files import temporary_path
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
-from ..runtime.own_files import mark_video
 
 VIDEO_SUFFIXES = (
     ".mp4",
@@ -168,61 +166,6 @@ class Video:
                 "or damaged"
             )
         return None
-
-
-class VideoWriter:
-    """Writes frames to an .mp4 file, which appears under its name when it is complete."""
-
-    def __init__(self, path: Path, rate: float) -> None:
-        """Store where to and how many frames a second; the first frame sets the size."""
-        self.path, self.rate = path, rate
-        self._temporary = temporary_path(path, path.suffix)
-        self._writer = None
-        self._size: tuple[int, int] | None = None
-        self._frames = 0
-
-    def write(self, frame: np.ndarray) -> None:
-        """Add a frame `[H, W, 3]` uint8, RGB.
-
-        Raises:
-            ResourceError: if the file cannot be written.
-        """
-        cv2 = import_optional("cv2")
-        if self._writer is None:
-            self._size = (frame.shape[1], frame.shape[0])
-            self._temporary.touch(exist_ok=False)
-            self._writer = cv2.VideoWriter(
-                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
-            )
-            if not self._writer.isOpened():
-                self._temporary.unlink()
-                raise ResourceError(f"{self.path} cannot be written as a video")
-        if (frame.shape[1], frame.shape[0]) != self._size:
-            frame = cv2.resize(frame, self._size)
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
-        self._frames += 1
-
-    def close(self) -> None:
-        """Finish the file; without a frame there is none.
-
-        Raises:
-            ResourceError: if it does not hold the frames that were written, as on a full disk, of which OpenCV says nothing.
-        """
-        if self._writer is None:
-            return
-        cv2 = import_optional("cv2")
-        self._writer.release()
-        self._writer = None
-        written = cv2.VideoCapture(str(self._temporary))
-        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
-        written.release()
-        if frames != self._frames:
-            self._temporary.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it full?"
-            )
-        mark_video(self._temporary)
-        self._temporary.replace(self.path)
 
 
 def _is_address(place: Path | str | int) -> bool:

@@ -16,7 +16,7 @@ READ_BY_THEMSELVES = {
 WRITTEN_BY_THEMSELVES = {
     "src/core/yaml_config.py": "YAMLConfig.save, for callers of Python",
     "src/data/dataset/synthetic.py": "pictures, checked beforehand",
-    "src/inference/writing.py": "predictions, under a temporary name",
+    "src/inference/prediction_files.py": "predictions, under a temporary name",
     "src/runtime/files.py": "all others",
     "src/runtime/own_files.py": "a mark, appended to a temporary file",
     "src/runtime/watchdog.py": "stacks, checked beforehand",
