@@ -14,7 +14,7 @@ from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..runtime.log import logger
 from .detector import Detector, Readable
-from .evaluation import open_labelled_images
+from .detector_evaluation import open_labelled_images
 from .prediction import Prediction
 from .sources import image_files
 

@@ -22,7 +22,7 @@ COLOURS = (
     "#4f46e5",
     "#0d9488",
 )
-MOST_POINTS = 200
+MAX_POINTS = 200
 """Points of a line; more than a screen shows."""
 
 LEFT, TOP, RIGHT, BOTTOM = 44, 10, 10, 36
@@ -90,9 +90,7 @@ def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
 
 
 def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
-    chosen = (
-        np.unique(np.linspace(0, len(line.x) - 1, MOST_POINTS).round().astype(int)) if len(line.x) else []
-    )
+    chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int)) if len(line.x) else []
     return " ".join(
         f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen])
     )

@@ -31,7 +31,7 @@ from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
-from .engines import Engine, TorchEngine, numbered
+from .engines import Engine, TorchEngine, batch_image_names
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
 from .metadata import metadata_for
 from .prediction import Prediction
@@ -54,11 +54,11 @@ Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
 DEFAULT_THRESHOLD = 0.4
 """Least score that counts where a checkpoint names none; D-FINE's tools take the same."""
 
-READERS = 4
+READING_THREADS = 4
 """Threads that read images while the model computes."""
 
 
-class Seen(NamedTuple):
+class ImagePrediction(NamedTuple):
     """An image and what was found in it."""
 
     image: Tensor
@@ -233,7 +233,7 @@ class Detector:
         settings: PredictionSettings = DEFAULT_SETTINGS,
         *,
         unreadable: list[ImageError] | None = None,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[ImagePrediction]:
         """Find objects in images one after the other, holding a few of them in memory.
 
         Args:
@@ -260,7 +260,7 @@ class Detector:
         size: int,
         tiling: Tiling | None,
         unreadable: list[ImageError] | None,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[ImagePrediction]:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
         while chunk := list(islice(reading, 1 if tiling else size)):
             batch = [image for image, _ in chunk]
@@ -272,7 +272,7 @@ class Detector:
                 batch_files = f"; files of the batch: {', '.join(files[:8])}{more}" if files else ""
                 raise NumericsError(f"{error}{batch_files}") from None
             for (image, source), prediction in zip(chunk, found):
-                yield Seen(image, replace(prediction, source=source))
+                yield ImagePrediction(image, replace(prediction, source=source))
 
     def _predict_batch(
         self, images: list[Tensor], threshold: float | None, nms: float | None
@@ -283,7 +283,7 @@ class Detector:
         )
         least = self.threshold if threshold is None else threshold
         result = []
-        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, numbered(len(images)))
+        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, batch_image_names(len(images)))
         for image, label, box, score in zip(images, labels, boxes, scores):
             sure = score >= least
             label = label[sure].astype(np.int64)
@@ -295,7 +295,7 @@ class Detector:
                 self._names[label].tolist(),
                 (image.shape[2], image.shape[1]),
             )
-            result.append(prediction if nms is None else prediction.select(_without_doubles(prediction, nms)))
+            result.append(prediction if nms is None else prediction.select(_rows_after_nms(prediction, nms)))
         return result
 
 
@@ -311,7 +311,7 @@ def _checked_threshold(value: Any) -> float:
 
 
 @cache
-def _tell_frames(folder: Path) -> None:
+def _warn_of_several_frames(folder: Path) -> None:
     """Warn, once for each folder, that only the first frame of an image file is looked at."""
     logger.warning("images in %s have several frames or pages, of which only the first is looked at", folder)
 
@@ -327,7 +327,7 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
         pixels, marks = inspect_image(path, size)
         if Mark.SEVERAL_FRAMES in marks:
-            _tell_frames(path.parent)
+            _warn_of_several_frames(path.parent)
         return pixels, str(path) if isinstance(image, LabelledFile) else str(image)
     if isinstance(image, Image.Image):
         return image_from_pil(image), getattr(image, "filename", None) or None
@@ -354,7 +354,7 @@ def _read_ahead(
 ) -> Iterator[tuple[Tensor, str | None]]:
     """Read images in threads, a few ahead, and give them in order."""
     source, waiting = iter(images), deque[Future]()
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
             waiting.extend(
                 readers.submit(read_image, image) for image in islice(source, ahead - len(waiting))
@@ -369,7 +369,7 @@ def _read_ahead(
                 unreadable.append(error)
 
 
-def _without_doubles(prediction: Prediction, iou: float) -> np.ndarray:
+def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:
     from torchvision.ops import batched_nms
 
     boxes, scores, labels = (

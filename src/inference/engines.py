@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.precision import autocast_dtype
 
-Found = tuple[Tensor, Tensor, Tensor]
+EngineOutput = tuple[Tensor, Tensor, Tensor]
 """Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
 
 
@@ -21,7 +21,7 @@ class Engine(Protocol):
     batch_size: int | None
     """The one number of images that it takes at once; None for any."""
 
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects in `images [B, 3, H, W]` float32, whose originals have `sizes [B, 2]` int64 (width, height)."""
 
 
@@ -40,7 +40,7 @@ class TorchEngine:
         self.amp_dtype = autocast_dtype(device) if use_amp and device.type == "cuda" else None
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects (`Engine`).
 
         Raises:
@@ -49,11 +49,11 @@ class TorchEngine:
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
             outputs = self.model(images)
-        refuse_non_finite_outputs(outputs, numbered(len(images)))
+        refuse_non_finite_outputs(outputs, batch_image_names(len(images)))
         labels, boxes, scores = self.postprocessor(outputs, sizes)
         return labels.cpu(), boxes.cpu(), scores.cpu()
 
 
-def numbered(count: int) -> list[str]:
+def batch_image_names(count: int) -> list[str]:
     """Return names for the images of a batch."""
     return [f"image {number} of a batch of {count}" for number in range(1, count + 1)]

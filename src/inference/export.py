@@ -25,7 +25,7 @@ from ..runtime.own_files import refuse_foreign
 from .detector import Detector
 from .engines import TorchEngine
 from .exported_engines import INPUTS, OUTPUTS
-from .metadata import KEY, Metadata
+from .metadata import METADATA_KEY, Metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,7 @@ def export_onnx(
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
     results = (path, path.with_suffix(".json"), path.with_suffix(DISAGREES))
     refuse_foreign(results, "choose another --output")
-    onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
+    onnx, simplifier = _import_onnx(exporter), _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
             f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
@@ -107,15 +107,15 @@ def export_onnx(
         batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0)
     )
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
-    with torch.no_grad(), _quietly():
+    with torch.no_grad(), _without_exporter_messages():
         deployed(*example)  # tables that are made at the first use are numbers then, not a part of the graph
-        proto = (_by_dynamo if exporter == "dynamo" else _by_torchscript)(
+        proto = (_export_with_dynamo if exporter == "dynamo" else _export_with_torchscript)(
             deployed, example, opset, free_batch=batch_size is None
         )
         proto = proto if simplifier is None else simplifier(proto)
-    _strip(proto)
+    _remove_debug_notes(proto)
     metadata = _metadata_of(detector, batch_size)
-    onnx.helper.set_model_props(proto, {KEY: metadata.to_json()})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(proto)
     _check_graph(proto, opset, path)
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
@@ -156,13 +156,13 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
     return opset
 
 
-def _onnx(exporter: str) -> ModuleType:
+def _import_onnx(exporter: str) -> ModuleType:
     if exporter == "dynamo":
         import_optional("onnxscript")
     return import_optional("onnx")
 
 
-def _by_dynamo(
+def _export_with_dynamo(
     deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
 ) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH)
@@ -180,7 +180,7 @@ def _by_dynamo(
     return program.model_proto
 
 
-def _by_torchscript(
+def _export_with_torchscript(
     deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
 ) -> onnx.ModelProto:
     import onnx
@@ -200,7 +200,7 @@ def _by_torchscript(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _without_exporter_messages() -> Iterator[None]:
     """Keep the exporters' remarks about tracing to themselves: `_check_graph` and the check of results say what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [one.level for one in loggers]
@@ -215,7 +215,7 @@ def _quietly() -> Iterator[None]:
                 one.setLevel(level)
 
 
-def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """Return a function from a graph to a simpler one."""
     try:
         import onnxslim
@@ -233,7 +233,7 @@ def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     return simplified
 
 
-def _strip(proto: onnx.ModelProto) -> None:
+def _remove_debug_notes(proto: onnx.ModelProto) -> None:
     """Remove what the exporter notes for debugging: source lines and paths of this machine, which take half the space of a small model."""
     proto.doc_string = ""
     del proto.metadata_props[:], proto.graph.metadata_props[:]

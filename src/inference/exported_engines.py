@@ -20,15 +20,15 @@ from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.weight_files import checked_path
-from .engines import Found
-from .metadata import KEY
+from .engines import EngineOutput
+from .metadata import METADATA_KEY
 
 INPUTS, OUTPUTS = ("images", "orig_target_sizes"), ("labels", "boxes", "scores")
 
 LONGEST_REASON = 300
 """Characters of a runtime's error that a message repeats."""
 
-WRONG_IN_FP16 = ("8.5", "10.3", "10.4")
+VERSIONS_WITH_WRONG_FP16 = ("8.5", "10.3", "10.4")
 """Versions of TensorRT whose fp16 engines users report to be wrong for these models (docs/deployment.md)."""
 
 
@@ -42,7 +42,7 @@ class ExportedEngine(ABC):
     metadata: str | None = None
     """Metadata from within the file, JSON; None if there is none."""
 
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects (`Engine`)."""
         step = self.batch_size or self.largest or max(1, len(images))
         parts = []
@@ -81,7 +81,7 @@ class OnnxEngine(ExportedEngine):
         ort = import_optional("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
-        providers = _providers(device, ort.get_available_providers())
+        providers = _execution_providers(device, ort.get_available_providers())
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
@@ -96,7 +96,7 @@ class OnnxEngine(ExportedEngine):
         )
         first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
         self.batch_size = first if isinstance(first, int) else None
-        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         _refuse_bad_constants(path, _onnx_constants(path))
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
@@ -181,7 +181,7 @@ class TensorRtEngine(ExportedEngine):
         trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
-        warn_of_version(trt.__version__)
+        warn_of_wrong_fp16(trt.__version__)
         self._runtime = trt.Runtime(
             trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR)
         )
@@ -231,18 +231,18 @@ class TensorRtEngine(ExportedEngine):
             return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
 
 
-def warn_of_version(version: str) -> None:
+def warn_of_wrong_fp16(version: str) -> None:
     """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
-    if ".".join(version.split(".")[:2]) in WRONG_IN_FP16:
+    if ".".join(version.split(".")[:2]) in VERSIONS_WITH_WRONG_FP16:
         logger.warning(
             "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
             "rely on it (docs/deployment.md)",
             version,
-            ", ".join(WRONG_IN_FP16),
+            ", ".join(VERSIONS_WITH_WRONG_FP16),
         )
 
 
-def _providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+def _execution_providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
     """Return ONNX Runtime's execution providers for a device."""
     cuda = "CUDAExecutionProvider" in available
     wanted = (
@@ -308,7 +308,7 @@ def _onnx_metadata(path: Path) -> str | None:
         (
             entry.value
             for entry in onnx.load(str(path), load_external_data=False).metadata_props
-            if entry.key == KEY
+            if entry.key == METADATA_KEY
         ),
         None,
     )

@@ -10,7 +10,7 @@ from ..core.errors import ConfigError
 from ..data.evaluation.matching import CROWD, match_image
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
-from .evaluation import Evaluation
+from .detector_evaluation import Evaluation
 
 
 def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
@@ -34,12 +34,12 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
         Exception
     ) as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
         raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
-    data_set.add_samples(samples_of(evaluation, threshold))
+    data_set.add_samples(fiftyone_samples(evaluation, threshold))
     logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
     return data_set
 
 
-def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
+def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
     """Return a `fiftyone.Sample` for each image: `ground_truth`, `predictions`, and the counts `missed` and `false`.
 
     Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
@@ -48,7 +48,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
         size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
         rows, objects = (
-            evaluation.sure(image_id, threshold),
+            evaluation.detections_above(image_id, threshold),
             evaluation.objects.get(image_id, np.empty((0, 6))),
         )
         found = match_image(rows, objects)
@@ -61,7 +61,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
             )
             for row in objects
         ]
-        guess = [
+        predictions = [
             fo.Detection(
                 label=evaluation.names.get(int(row[5]), str(int(row[5]))),
                 bounding_box=(row[:4] / size).tolist(),
@@ -76,7 +76,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
                 filepath=str(data.image_path(index).resolve()),
                 image_id=image_id,
                 ground_truth=fo.Detections(detections=truth),
-                predictions=fo.Detections(detections=guess),
+                predictions=fo.Detections(detections=predictions),
                 missed=missed,
                 false=verdicts.count("fp"),
             )

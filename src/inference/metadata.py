@@ -1,6 +1,6 @@
 """What an exported model says about itself: all that `Detector` needs besides the graph, as one JSON text.
 
-It stands in the ONNX file under `KEY` and beside it as NAME.json, since TensorRT engines and OpenVINO's IR do not carry it on.
+It stands in the ONNX file under `METADATA_KEY` and beside it as NAME.json, since TensorRT engines and OpenVINO's IR do not carry it on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
 
-KEY = "dfine"
+METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
 
 FORMAT = 1
@@ -84,10 +84,10 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
             f"{path} does not say how images are prepared and what its classes are: it has no metadata and there is no {beside.name} "
             f"beside it; tools/deployment/export_onnx.py writes both, keep them together"
         )
-    return Metadata.from_json(_text_of(beside), beside)
+    return Metadata.from_json(_read_metadata_text(beside), beside)
 
 
-def _text_of(path: Path) -> str:
+def _read_metadata_text(path: Path) -> str:
     try:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, DataError
 from ..data.dataset.coco_images import CocoImages, load_coco_images
 from ..data.dataset.images import ImageError
 from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture
-from .detector import Detector, LabelledFile, Readable, Seen
+from .detector import Detector, ImagePrediction, LabelledFile, Readable
 from .prediction import Prediction
 from .prediction_files import ADVICE, PREDICTIONS, PredictionFile, file_identity
 from .prediction_settings import PredictionSettings
@@ -79,7 +79,7 @@ class ImageJob:
             raise DataError(f"{missing} of {len(self.files)} images were not looked at; this is a bug")
         return results.path
 
-    def _write_picture(self, file: Path, seen: Seen) -> None:
+    def _write_picture(self, file: Path, seen: ImagePrediction) -> None:
         picture = self.pictures[file]
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_picture(picture, seen.prediction.draw(seen.image))

@@ -18,7 +18,14 @@ from ..core.yaml_config import YAMLConfig
 from ..data.transforms.compose import Compose
 from ..data.transforms.sample import Sample
 
-STEADY = ("Resize", "ConvertPILImage", "Normalize", "ConvertBoxes", "SanitizeBoundingBoxes", "EmptyTransform")
+DETERMINISTIC_TRANSFORMS = (
+    "Resize",
+    "ConvertPILImage",
+    "Normalize",
+    "ConvertBoxes",
+    "SanitizeBoundingBoxes",
+    "EmptyTransform",
+)
 """Transforms without chance that show the whole image on the whole input, so that boxes need nothing but scaling."""
 
 
@@ -35,9 +42,11 @@ class Preprocessing:
             ConfigError: if one has chance or cuts or pads the image, or none says to which size.
         """
         self.ops = [dict(op) for op in ops]
-        if foreign := [str(op.get("type")) for op in self.ops if op.get("type") not in STEADY]:
+        if foreign := [
+            str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS
+        ]:
             raise ConfigError(
-                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(STEADY)} alone"
+                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
             )
         self._transforms = Compose([create(op) for op in self.ops])
         if self._transforms.output_size is None:

@@ -34,16 +34,16 @@ VIDEO_SUFFIXES = (
     ".flv",
 )
 
-UNCOUNTED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+FORMATS_WITHOUT_COUNT = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
 """Formats without a number of frames: what is reported as one is computed from the bytes that are there."""
 
-UNKNOWN_RATE = 25.0
+DEFAULT_FRAME_RATE = 25.0
 """Frames a second of a video or camera that does not give it."""
 
-MISSING_FRAMES = 0.02
+TOLERATED_MISSING_FRACTION = 0.02
 """A video may have this fraction of frames less than its header says, which may be an estimate, except in formats that count."""
 
-COUNTED = (".avi",)
+FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
 
 _STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
@@ -129,13 +129,15 @@ class Video:
             hint = "; check that the address answers, for example with ffplay" if _is_address(place) else ""
             raise DataError(f"{source.name} cannot be opened as a video{hint}")
         rate, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.rate = rate if 0 < rate < 1000 else UNKNOWN_RATE
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
         self.count = int(frames) if frames > 0 and not source.is_live else None
         kind = source.place.suffix.lower() if isinstance(place, Path) else ""
-        self._tolerance = 0 if kind in COUNTED else max(1, MISSING_FRAMES * (self.count or 0))
+        self._tolerance = (
+            0 if kind in FORMATS_WITH_EXACT_COUNT else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
+        )
         if self.count is None and not source.is_live:
             logger.warning("%s does not say how many frames it has: a cut would not be noticed", source.name)
-        elif kind in UNCOUNTED:
+        elif kind in FORMATS_WITHOUT_COUNT:
             logger.warning(
                 "%s has a format without a number of frames: a cut would not be noticed", source.name
             )

@@ -13,13 +13,13 @@ from torchvision.ops import batched_nms
 from ..core.errors import ConfigError
 from .prediction import Prediction
 
-TOUCHES = 2.0
+CUT_MARGIN_PX = 2.0
 """Pixels from an inner side of a tile within which an object counts as cut."""
 
-DOUBLE_IOU = 0.5
+DUPLICATE_IOU = 0.5
 """Overlap from which on two boxes of a class from different views are one object."""
 
-COVERED = 0.5
+CONTAINED_FRACTION = 0.5
 """Share of a cut box that lies in an uncut one, from which on it is a part of it."""
 
 
@@ -100,10 +100,10 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
     near = np.column_stack(
         [
-            boxes[:, 0] <= TOUCHES,
-            boxes[:, 1] <= TOUCHES,
-            boxes[:, 2] >= width - TOUCHES,
-            boxes[:, 3] >= height - TOUCHES,
+            boxes[:, 0] <= CUT_MARGIN_PX,
+            boxes[:, 1] <= CUT_MARGIN_PX,
+            boxes[:, 2] >= width - CUT_MARGIN_PX,
+            boxes[:, 3] >= height - CUT_MARGIN_PX,
         ]
     )
     return (near & inner).any(1)
@@ -112,14 +112,14 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
 def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
     """Return the rows to keep, best first: whole objects once each, then parts of objects that nobody saw whole."""
     whole, parts = torch.nonzero(~cut)[:, 0], torch.nonzero(cut)[:, 0]
-    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DOUBLE_IOU)]
+    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])
     own = (boxes[parts, 2:] - boxes[parts, :2]).clamp(min=0).prod(1, keepdim=True)
-    covered = ((high - low).clamp(min=0).prod(2) >= COVERED * own) & (
+    covered = ((high - low).clamp(min=0).prod(2) >= CONTAINED_FRACTION * own) & (
         labels[parts, None] == labels[None, whole]
     )
     parts = parts[~covered.any(1)]
-    parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DOUBLE_IOU)]
+    parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DUPLICATE_IOU)]
     kept = torch.cat([whole, parts])
     return kept[scores[kept].argsort(descending=True, stable=True)]

@@ -9,7 +9,7 @@ from tests.fixtures.tiny import ROOT
 
 READ_BY_THEMSELVES = {
     "src/runtime/distributed.py": "/proc",
-    "src/inference/report.py": "the template of this project",
+    "src/inference/evaluation_report.py": "the template of this project",
 }
 """Modules that read text of their own or of the system, which needs no care."""
 

@@ -13,7 +13,7 @@ from src.inference import Detector, Preprocessing
 from src.inference.agreement import check_agreement
 from src.inference.engines import TorchEngine
 from src.inference.export import export_onnx
-from src.inference.metadata import KEY, Metadata, metadata_for
+from src.inference.metadata import METADATA_KEY, Metadata, metadata_for
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -114,7 +114,7 @@ def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, 
 
 
 def test_metadata_is_in_the_file_and_beside_it(exported, detector):
-    text = next(entry.value for entry in onnx.load(exported).metadata_props if entry.key == KEY)
+    text = next(entry.value for entry in onnx.load(exported).metadata_props if entry.key == METADATA_KEY)
     assert text == exported.with_suffix(".json").read_text()
     metadata = Metadata.from_json(text, exported)
     assert metadata.preprocessing == detector.preprocessing.ops and metadata.classes == detector.classes

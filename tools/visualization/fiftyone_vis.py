@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def command() -> None:
-        from src.inference.evaluation import evaluate_detector, open_labelled_images
+        from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
         from src.inference.fiftyone_export import to_fiftyone
         from src.runtime.optional import import_optional
 

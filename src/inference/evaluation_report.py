@@ -21,18 +21,18 @@ from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from .charts import Line, line_chart, sparkline
 from .detector import Detector
-from .evaluation import Evaluation, confusion_matrix, errors_of_image
+from .detector_evaluation import Evaluation, confusion_matrix, count_errors
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("evaluation_report.html.jinja")
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
 """COCO's sizes: name, least and largest area in pixels."""
 
-LARGEST_MATRIX = 40
+MAX_MATRIX_CLASSES = 40
 """Classes that a confusion matrix is drawn for; of more, only the commonest confusions are listed."""
 
-MOST_CONFUSIONS = 20
-PICTURE_WIDTH = 640
+MAX_CONFUSIONS = 20
+MAX_PICTURE_SIDE = 640
 """Pixels to which pictures in the page are shrunk."""
 
 
@@ -60,13 +60,13 @@ def write_report(
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    page = template.render(_content(evaluation, detector, threshold, worst))
+    page = template.render(_page_content(evaluation, detector, threshold, worst))
     write_atomically(path, lambda file: file.write(page.encode(errors="backslashreplace")))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
 
-def _content(evaluation: Evaluation, detector: Detector, threshold: float, worst: int) -> dict[str, Any]:
+def _page_content(evaluation: Evaluation, detector: Detector, threshold: float, worst: int) -> dict[str, Any]:
     """Return everything that the template shows."""
     matches, dataset, names = evaluation.matches, evaluation.dataset, evaluation.names
     points, at = operating_points(matches), operating_point_at(matches, threshold)
@@ -95,14 +95,14 @@ def _content(evaluation: Evaluation, detector: Detector, threshold: float, worst
         ),
         "pr_chart": line_chart(curves, "recall", "precision"),
         "named_curves": len(curves) <= 12,
-        "classes": list(_classes(evaluation, threshold)),
-        "sizes": list(_sizes(evaluation, threshold)),
+        "classes": list(_class_rows(evaluation, threshold)),
+        "sizes": list(_size_rows(evaluation, threshold)),
         **_confusions(evaluation, threshold),
         "pictures": list(_worst_images(evaluation, threshold, worst)),
     }
 
 
-def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
     matches = evaluation.matches
     for label, name in sorted(evaluation.names.items()):
         own = matches.of_category(label)
@@ -118,13 +118,13 @@ def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any
         }
 
 
-def _sizes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
     """Count objects and how many of them were found, by their labelled area."""
     areas, found = [], []
     for image_id, objects in evaluation.objects.items():
         single = np.flatnonzero(objects[:, 5] == 0)
         areas.append(objects[single, 2] * objects[single, 3])
-        found.append(np.isin(single, match_image(evaluation.sure(image_id, threshold), objects)))
+        found.append(np.isin(single, match_image(evaluation.detections_above(image_id, threshold), objects)))
     areas, found = np.concatenate(areas), np.concatenate(found)
     for name, low, high in SIZES:
         own = (areas >= low) & (areas < high)
@@ -142,7 +142,7 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     rows, columns = [*names, "(nothing there)"], [*names, "(missed)"]
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
     listed = [
         (rows[i], columns[j], int(wrong[i, j]))
         for i, j in zip(*np.unravel_index(order, wrong.shape))
@@ -161,23 +161,23 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     ]
     return {
         "columns": columns,
-        "matrix": matrix if len(names) <= LARGEST_MATRIX else None,
+        "matrix": matrix if len(names) <= MAX_MATRIX_CLASSES else None,
         "confusions": listed,
     }
 
 
 def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, Any]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
-    errors = [errors_of_image(evaluation, image_id, threshold) for image_id in ids]
+    errors = [count_errors(evaluation, image_id, threshold) for image_id in ids]
     for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[: max(count, 0)]:
         missed, false = errors[index]
         if not missed + false:
             return
         sample = evaluation.dataset.raw_sample(index)
-        truth, guess = draw_pair(
+        truth, prediction = draw_pair(
             sample.image,
             DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], evaluation.names),
-            DrawnObjects.of_rows(evaluation.sure(ids[index], threshold), evaluation.names),
+            DrawnObjects.of_rows(evaluation.detections_above(ids[index], threshold), evaluation.names),
         )
         yield {
             "name": evaluation.dataset.labels.file_name(index),
@@ -185,13 +185,13 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
             "missed": missed,
             "false": false,
             "truth": _data_url(truth),
-            "guess": _data_url(guess),
+            "prediction": _data_url(prediction),
         }
 
 
 def _data_url(picture: torch.Tensor) -> str:
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    image.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+    image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

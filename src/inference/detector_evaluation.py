@@ -38,8 +38,8 @@ class Evaluation:
         """Which detection found which object."""
         return match(self.objects, self.detections)
 
-    def sure(self, image_id: int, threshold: float) -> np.ndarray:
-        """Return an image's detections with at least a score."""
+    def detections_above(self, image_id: int, threshold: float) -> np.ndarray:
+        """Return the detections of an image, `[R, 6]`, whose score is at least `threshold`."""
         rows = self.detections[image_id]
         return rows[rows[:, 4] >= threshold]
 
@@ -118,7 +118,7 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     position = {label: number for number, label in enumerate(sorted(evaluation.names))}
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
     for image_id in evaluation.detections:
-        rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
+        rows, objects = evaluation.detections_above(image_id, threshold), evaluation.objects.get(image_id)
         objects = np.empty((0, 6)) if objects is None else objects
         found = match_image(rows, objects)
         open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
@@ -136,9 +136,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     return counts
 
 
-def errors_of_image(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
+def count_errors(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
     """Return how many objects of an image were missed and how many detections are wrong."""
-    rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
+    rows, objects = evaluation.detections_above(image_id, threshold), evaluation.objects.get(image_id)
     found = match_image(rows, objects)
     total = 0 if objects is None else int((objects[:, 5] == 0).sum())
     return total - int((found >= 0).sum()), int((found == MISSED).sum())
