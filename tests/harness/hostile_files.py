@@ -1,7 +1,7 @@
 """Gives the readers of checkpoints files that somebody made to run code, to fill memory or to lead them astray (docs/reliability.md).
 
-    python tools/benchmark/hostile_files.py                      # about a minute on one core
-    python tools/benchmark/hostile_files.py --only bomb          # those with that in their name
+    python tests/harness/hostile_files.py                      # about a minute on one core
+    python tests/harness/hostile_files.py --only bomb          # those with that in their name
 
 Each file is read in a process of its own as `-r last.pth` and as `-t` would. Both have to refuse it with code 4 and one line that names the file and
 does not advise to load it all the same, no code may run, and memory may grow by 50 MB. Exit code 1 if not.
