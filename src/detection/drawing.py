@@ -107,4 +107,5 @@ def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
 def _colour(name: str) -> tuple[int, int, int]:
     """Give every name a colour that stays its own."""
     hue = zlib.crc32(name.encode(errors="surrogatepass")) * 0.618 % 1
-    return tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)

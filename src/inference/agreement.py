@@ -76,8 +76,8 @@ def check_agreement(
         if not batch:
             break
         tried_sizes.add(len(batch))
-        found += exported.predict(batch, threshold=0.0, batch_size=size)
-    expected = _repeated_to_fill_batches(reference.predict(images, threshold=0.0))
+        found += _predict_all(exported, batch, batch_size=size)
+    expected = _repeated_to_fill_batches(_predict_all(reference, images, batch_size=8))
     differences = [
         compare_predictions(one, other, reference.threshold, name)
         for one, other, name in zip(expected, found, _repeated_to_fill_batches(names), strict=True)
@@ -99,6 +99,12 @@ def check_agreement(
         worst.name,
     )
     return differences
+
+
+def _predict_all(detector: Detector, images: Sequence[Readable], batch_size: int) -> list[Prediction]:
+    """Return all detections in each image, whatever their score."""
+    found = detector.predict(images, threshold=0.0, batch_size=batch_size)
+    return found if isinstance(found, list) else [found]
 
 
 def _check_same_settings(reference: Detector, exported: Detector) -> None:

@@ -90,7 +90,9 @@ def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
 
 
 def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
-    chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int)) if len(line.x) else []
+    if not len(line.x):
+        return ""
+    chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int))
     return " ".join(
         f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen])
     )

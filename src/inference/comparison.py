@@ -44,8 +44,8 @@ def draw_comparisons(
     refuse_foreign(written, "choose another --output")
     files = [_labelled_file(dataset, index) for index in indices]
     stream = detector.stream(files, PredictionSettings(threshold))
-    for index, path, seen in zip(indices, written, stream):
-        sample, prediction = dataset.raw_sample(index), seen.prediction
+    for index, path, (_, prediction) in zip(indices, written, stream):
+        sample = dataset.raw_sample(index)
         pair = draw_pair(
             sample.image,
             DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -88,13 +88,11 @@ class Detector:
             meta: what the file says about itself.
             cfg: the configuration that it was trained with, if it is known.
         """
-        self.engine, self.preprocessing, self.classes, self.meta, self.cfg = (
-            engine,
-            preprocessing,
-            list(classes),
-            meta or {},
-            cfg,
-        )
+        self.engine = engine
+        self.preprocessing = preprocessing
+        self.classes = list(classes)
+        self.meta = meta or {}
+        self.cfg = cfg
         self.threshold = DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
@@ -220,12 +218,10 @@ class Detector:
             ConfigError: if something is no image.
             NumericsError: if the model gives NaN or infinity.
         """
-        single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (
-            isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
-        )
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
-        found = [seen.prediction for seen in self.stream([images] if single else images, settings)]
-        return found[0] if single else found
+        several, is_single = _as_several(images)
+        found = [predicted.prediction for predicted in self.stream(several, settings)]
+        return found[0] if is_single else found
 
     def stream(
         self,
@@ -256,7 +252,7 @@ class Detector:
     def _stream(
         self,
         images: Iterable[Readable],
-        predict: Callable[[list[Tensor]], list[Prediction]],
+        predict: Callable[[Sequence[Tensor]], list[Prediction]],
         size: int,
         tiling: Tiling | None,
         unreadable: list[ImageError] | None,
@@ -275,21 +271,21 @@ class Detector:
                 yield ImagePrediction(image, replace(prediction, source=source))
 
     def _predict_batch(
-        self, images: list[Tensor], threshold: float | None, nms: float | None
+        self, images: Sequence[Tensor], threshold: float | None, nms: float | None
     ) -> list[Prediction]:
         labels, boxes, scores = (
             part.float().numpy() if part.is_floating_point() else part.numpy()
             for part in self.engine(*self.preprocessing(images))
         )
-        least = self.threshold if threshold is None else threshold
+        minimum = self.threshold if threshold is None else threshold
         result = []
         refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, batch_image_names(len(images)))
         for image, label, box, score in zip(images, labels, boxes, scores):
-            sure = score >= least
-            label = label[sure].astype(np.int64)
+            kept = score >= minimum
+            label = label[kept].astype(np.int64)
             prediction = Prediction(
-                box[sure],
-                score[sure],
+                box[kept],
+                score[kept],
                 label,
                 self._ids[label],
                 self._names[label].tolist(),
@@ -297,6 +293,17 @@ class Detector:
             )
             result.append(prediction if nms is None else prediction.select(_rows_after_nms(prediction, nms)))
         return result
+
+
+def _as_several(images: Readable | Iterable[Readable]) -> tuple[Iterable[Readable], bool]:
+    """Return images to iterate over, and whether they are a single one."""
+    if isinstance(images, (str, Path, Image.Image, LabelledFile)):
+        return [images], True
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4:
+        return [images], True
+    return cast(
+        "Iterable[Readable]", images
+    ), False  # an array or tensor gives its images when it is iterated over
 
 
 def _checked_threshold(value: Any) -> float:
@@ -353,7 +360,8 @@ def _read_ahead(
     images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int
 ) -> Iterator[tuple[Tensor, str | None]]:
     """Read images in threads, a few ahead, and give them in order."""
-    source, waiting = iter(images), deque[Future]()
+    source = iter(images)
+    waiting: deque[Future[tuple[Tensor, str | None]]] = deque()
     with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
             waiting.extend(

@@ -1,4 +1,4 @@
-"""A detector held against labels: the numbers of an evaluation, and what they are made of."""
+"""A detector compared with labels: the numbers of an evaluation, and what they are made of."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..core.contracts import Detections
 from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
@@ -66,7 +67,8 @@ def open_labelled_images(
     settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get(
         "dataset"
     ) or {}
-    images, annotations = images or settings.get("img_folder"), annotations or settings.get("ann_file")
+    images = images or settings.get("img_folder")
+    annotations = annotations or settings.get("ann_file")
     if images is None or annotations is None:
         raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
     try:
@@ -84,7 +86,9 @@ def open_labelled_images(
 
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
     """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
-    evaluator, detections, ids = CocoEvaluator(dataset.ground_truth()), {}, dataset.labels.image_ids.tolist()
+    evaluator = CocoEvaluator(dataset.ground_truth())
+    detections: dict[int, np.ndarray] = {}
+    ids = dataset.labels.image_ids.tolist()
     settings = PredictionSettings(threshold=0.0, batch_size=batch_size)
     images = (
         dataset.raw_sample(index).image
@@ -93,7 +97,13 @@ def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size:
     for image_id, seen in zip(ids, detector.stream(images, settings)):
         found = seen.prediction
         evaluator.update(
-            {image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}}
+            {
+                image_id: Detections(
+                    boxes=torch.from_numpy(found.boxes),
+                    scores=torch.from_numpy(found.scores),
+                    labels=torch.from_numpy(found.labels),
+                )
+            }
         )
         detections[image_id] = np.column_stack(
             [found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]
@@ -118,8 +128,8 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     position = {label: number for number, label in enumerate(sorted(evaluation.names))}
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
     for image_id in evaluation.detections:
-        rows, objects = evaluation.detections_above(image_id, threshold), evaluation.objects.get(image_id)
-        objects = np.empty((0, 6)) if objects is None else objects
+        rows = evaluation.detections_above(image_id, threshold)
+        objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
         open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
         others = np.flatnonzero(found == MISSED)
@@ -138,7 +148,8 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
 
 def count_errors(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
     """Return how many objects of an image were missed and how many detections are wrong."""
-    rows, objects = evaluation.detections_above(image_id, threshold), evaluation.objects.get(image_id)
+    rows = evaluation.detections_above(image_id, threshold)
+    objects = evaluation.objects.get(image_id)
     found = match_image(rows, objects)
     total = 0 if objects is None else int((objects[:, 5] == 0).sum())
     return total - int((found >= 0).sum()), int((found == MISSED).sum())

@@ -28,7 +28,7 @@ class Engine(Protocol):
 class TorchEngine:
     """A deployed detector and post-processor on a device."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(
         self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
@@ -46,7 +46,8 @@ class TorchEngine:
         Raises:
             NumericsError: if an output of the model is not finite.
         """
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
+        sizes = sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
             outputs = self.model(images)
         refuse_non_finite_outputs(outputs, batch_image_names(len(images)))

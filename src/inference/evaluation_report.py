@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +54,9 @@ def write_report(
 
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold:g}, expected 0 to 1")
-    best = best_operating_point(evaluation.matches)
-    threshold = threshold if threshold is not None else best.threshold if best else detector.threshold
+    if threshold is None:
+        best = best_operating_point(evaluation.matches)
+        threshold = detector.threshold if best is None else best.threshold
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
@@ -66,15 +66,18 @@ def write_report(
     return path
 
 
-def _page_content(evaluation: Evaluation, detector: Detector, threshold: float, worst: int) -> dict[str, Any]:
+def _page_content(
+    evaluation: Evaluation, detector: Detector, threshold: float, worst: int
+) -> dict[str, object]:
     """Return everything that the template shows."""
-    matches, dataset, names = evaluation.matches, evaluation.dataset, evaluation.names
-    points, at = operating_points(matches), operating_point_at(matches, threshold)
-    curves = [
-        Line(names[label], part.recall, part.precision)
-        for label in sorted(names)
-        if (part := operating_points(matches.of_category(label))) is not None
-    ]
+    matches = evaluation.matches
+    dataset = evaluation.dataset
+    points = operating_points(matches)
+    curves = []
+    for label, name in sorted(evaluation.names.items()):
+        class_points = operating_points(matches.of_category(label))
+        if class_points is not None:
+            curves.append(_line(name, class_points.recall, class_points.precision))
     return {
         "weights": Path(detector.meta.get("file", "weights")).name,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -85,10 +88,10 @@ def _page_content(evaluation: Evaluation, detector: Detector, threshold: float, 
         "objects": sum(matches.objects.values()),
         "metrics": {name: evaluation.metrics[name] for name in CocoEvaluator.metric_names},
         "threshold": threshold,
-        "at": at,
+        "at": operating_point_at(matches, threshold),
         "f1_chart": points
         and line_chart(
-            [Line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
+            [_line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
             "score threshold",
             "share",
             mark=threshold,
@@ -102,44 +105,49 @@ def _page_content(evaluation: Evaluation, detector: Detector, threshold: float, 
     }
 
 
-def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
     matches = evaluation.matches
     for label, name in sorted(evaluation.names.items()):
-        own = matches.of_category(label)
-        points, count = operating_points(own), own.objects[label]
+        class_matches = matches.of_category(label)
+        points = operating_points(class_matches)
+        count = class_matches.objects[label]
         yield {
             "name": name,
             "objects": count,
             "ap": evaluation.metrics["AP_of_class"].get(label),
-            "at": operating_point_at(own, threshold) if count else None,
-            "best": best_operating_point(own),
+            "at": operating_point_at(class_matches, threshold) if count else None,
+            "best": best_operating_point(class_matches),
             "curve": points
-            and sparkline(Line(f"precision over recall of {name}", points.recall, points.precision)),
+            and sparkline(_line(f"precision over recall of {name}", points.recall, points.precision)),
         }
 
 
-def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
     """Count objects and how many of them were found, by their labelled area."""
-    areas, found = [], []
+    areas_of_images = []
+    found_of_images = []
     for image_id, objects in evaluation.objects.items():
         single = np.flatnonzero(objects[:, 5] == 0)
-        areas.append(objects[single, 2] * objects[single, 3])
-        found.append(np.isin(single, match_image(evaluation.detections_above(image_id, threshold), objects)))
-    areas, found = np.concatenate(areas), np.concatenate(found)
+        matched = match_image(evaluation.detections_above(image_id, threshold), objects)
+        areas_of_images.append(objects[single, 2] * objects[single, 3])
+        found_of_images.append(np.isin(single, matched))
+    areas = np.concatenate(areas_of_images)
+    is_found = np.concatenate(found_of_images)
     for name, low, high in SIZES:
-        own = (areas >= low) & (areas < high)
+        has_size = (areas >= low) & (areas < high)
         yield {
             "name": name,
-            "objects": int(own.sum()),
-            "found": int(found[own].sum()),
+            "objects": int(has_size.sum()),
+            "found": int(is_found[has_size].sum()),
             "ap": evaluation.metrics[f"AP_{name}"],
         }
 
 
-def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
+def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, object]:
     counts = confusion_matrix(evaluation, threshold)
     names = [name for _, name in sorted(evaluation.names.items())]
-    rows, columns = [*names, "(nothing there)"], [*names, "(missed)"]
+    rows = [*names, "(nothing there)"]
+    columns = [*names, "(missed)"]
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
@@ -166,7 +174,7 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     }
 
 
-def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, Any]]:
+def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, object]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
     errors = [count_errors(evaluation, image_id, threshold) for image_id in ids]
     for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[: max(count, 0)]:
@@ -187,6 +195,11 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
             "truth": _data_url(truth),
             "prediction": _data_url(prediction),
         }
+
+
+def _line(name: str, x: np.ndarray | float | None, y: np.ndarray | float | None) -> Line:
+    """Return a line through operating points, whose fields are arrays where there are several points."""
+    return Line(name, np.asarray(x), np.asarray(y))
 
 
 def _data_url(picture: torch.Tensor) -> str:

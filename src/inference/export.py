@@ -53,7 +53,8 @@ class Deployed(nn.Module):
 
     def __init__(self, model: nn.Module, postprocessor: nn.Module) -> None:
         super().__init__()
-        self.model, self.postprocessor = model, postprocessor
+        self.model = model
+        self.postprocessor = postprocessor
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map images `[N, 3, H, W]` float32 and sizes `[N, 2]` int64 (width, height) to labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in
@@ -96,7 +97,8 @@ def export_onnx(
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
     results = (path, path.with_suffix(".json"), path.with_suffix(DISAGREES))
     refuse_foreign(results, "choose another --output")
-    onnx, simplifier = _import_onnx(exporter), _import_simplifier() if simplify else None
+    onnx = _import_onnx(exporter)
+    simplifier = _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
             f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
@@ -177,6 +179,7 @@ def _export_with_dynamo(
         dynamic_shapes=shapes,
         verbose=False,
     )
+    assert program is not None  # torch returns it unless it is told to write a file
     return program.model_proto
 
 
@@ -190,7 +193,7 @@ def _export_with_torchscript(
     torch.onnx.export(
         deployed,
         example,
-        file,
+        file,  # type: ignore[arg-type]  # torch's signature has paths alone, its older exporter takes files too
         dynamo=False,
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
@@ -201,18 +204,18 @@ def _export_with_torchscript(
 
 @contextmanager
 def _without_exporter_messages() -> Iterator[None]:
-    """Keep the exporters' remarks about tracing to themselves: `_check_graph` and the check of results say what matters."""
+    """Silence the exporters' remarks about tracing: `_check_graph` and the check of results report what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
+    levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for one in loggers:
-                one.setLevel(logging.ERROR)
+            for exporter_logger in loggers:
+                exporter_logger.setLevel(logging.ERROR)
             yield
         finally:
-            for one, level in zip(loggers, levels):
-                one.setLevel(level)
+            for exporter_logger, level in zip(loggers, levels):
+                exporter_logger.setLevel(level)
 
 
 def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -254,11 +257,9 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
     ops = {node.op_type for node in proto.graph.node}
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    branching = sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))
     faults = [
-        (
-            bool(found := sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))),
-            f"it has control flow ({', '.join(found)})",
-        ),
+        (bool(branching), f"it has control flow ({', '.join(branching)})"),
         ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
         (written != opset, f"its opset is {written}, not {opset}"),
         (bool(foreign), f"it has operations of {', '.join(foreign)}"),
@@ -268,7 +269,8 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
             "its inputs or outputs are others",
         ),
     ]
-    if found := [text for bad, text in faults if bad]:
+    found = [text for is_bad, text in faults if is_bad]
+    if found:
         raise ExportError(
             f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}"
         )

@@ -10,6 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from ..runtime.weight_files import checked_path
 from .engines import EngineOutput
 from .metadata import METADATA_KEY
 
-INPUTS, OUTPUTS = ("images", "orig_target_sizes"), ("labels", "boxes", "scores")
+INPUTS = ("images", "orig_target_sizes")
+OUTPUTS = ("labels", "boxes", "scores")
 
 LONGEST_REASON = 300
 """Characters of a runtime's error that a message repeats."""
@@ -47,13 +49,13 @@ class ExportedEngine(ABC):
         step = self.batch_size or self.largest or max(1, len(images))
         parts = []
         for start in range(0, len(images), step):
-            batch, own = images[start : start + step], sizes[start : start + step]
+            batch = images[start : start + step]
+            batch_sizes = sizes[start : start + step]
             missing = self.batch_size - len(batch) if self.batch_size else 0
-            if missing:
-                batch, own = (
-                    torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in (batch, own)
-                )
-            parts.append([part[: len(part) - missing] for part in self._compute(batch, own)])
+            if missing:  # the last image fills the batch; what is found in the copies is dropped
+                batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
+                batch_sizes = torch.cat([batch_sizes, batch_sizes[-1:].expand(missing, 2)])
+            parts.append([part[: len(part) - missing] for part in self._compute(batch, batch_sizes)])
         labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
         return labels.long(), boxes.float(), scores.float()
 
@@ -80,7 +82,8 @@ class OnnxEngine(ExportedEngine):
         path = checked_path(path)
         ort = import_optional("onnxruntime")
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
         providers = _execution_providers(device, ort.get_available_providers())
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
@@ -119,7 +122,8 @@ class OpenVinoEngine(ExportedEngine):
             ConfigError: if OpenVINO is not installed or does not know the device.
             CheckpointError: if the file is missing, damaged or has another interface.
         """
-        path, device = checked_path(path), (device or "CPU").upper()
+        path = checked_path(path)
+        device = (device or "CPU").upper()
         openvino = import_optional("openvino")
         core = openvino.Core()
         if device != "AUTO" and device.split(".")[0] not in {
@@ -128,7 +132,7 @@ class OpenVinoEngine(ExportedEngine):
             raise ConfigError(
                 f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}"
             )
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
             settings |= {
                 "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
@@ -136,18 +140,13 @@ class OpenVinoEngine(ExportedEngine):
             }
         try:
             model = core.read_model(str(path))
-            names = [sorted(port.get_names()) for ports in (model.inputs, model.outputs) for port in ports]
+            inputs = [_openvino_name(port) for port in model.inputs]
+            outputs = [_openvino_name(port) for port in model.outputs]
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {first_line(error)[:LONGEST_REASON]}"
             ) from None
-        _check_interface(
-            path,
-            *(
-                [next((n for n in own if n in INPUTS + OUTPUTS), ", ".join(own)) for own in part]
-                for part in (names[: len(model.inputs)], names[len(model.inputs) :])
-            ),
-        )
+        _check_interface(path, inputs, outputs)
         constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
         _refuse_bad_constants(path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants))
         self._model = core.compile_model(model, device, settings)
@@ -205,7 +204,8 @@ class TensorRtEngine(ExportedEngine):
         self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
         if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
             least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0))
-            self.batch_size, self.largest = (most if least == most else None), most
+            self.batch_size = most if least == most else None
+            self.largest = most
         else:
             self.batch_size = self._engine.get_tensor_shape(INPUTS[0])[0]
 
@@ -267,6 +267,12 @@ def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
             f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
             f"export the checkpoint with tools/deployment/export_onnx.py"
         )
+
+
+def _openvino_name(port: Any) -> str:
+    """Return the name of an input or output that the interface has, or all of its names if none is one of those."""
+    names = sorted(port.get_names())
+    return next((name for name in names if name in INPUTS + OUTPUTS), ", ".join(names))
 
 
 def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -44,13 +44,13 @@ def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
 
     Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
     """
-    fo, data, samples = import_optional("fiftyone"), evaluation.dataset, []
+    fo = import_optional("fiftyone")
+    data = evaluation.dataset
+    samples = []
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
         size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
-        rows, objects = (
-            evaluation.detections_above(image_id, threshold),
-            evaluation.objects.get(image_id, np.empty((0, 6))),
-        )
+        rows = evaluation.detections_above(image_id, threshold)
+        objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
         verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
         truth = [

@@ -26,7 +26,7 @@ DETERMINISTIC_TRANSFORMS = (
     "SanitizeBoundingBoxes",
     "EmptyTransform",
 )
-"""Transforms without chance that show the whole image on the whole input, so that boxes need nothing but scaling."""
+"""Transforms without randomness that show the whole image on the whole input, so that boxes need nothing but scaling."""
 
 
 class Preprocessing:
@@ -39,20 +39,21 @@ class Preprocessing:
             ops: `{type: name, argument: value ...}` in order, as in `val_dataloader.dataset.transforms.ops`.
 
         Raises:
-            ConfigError: if one has chance or cuts or pads the image, or none says to which size.
+            ConfigError: if one is random or cuts or pads the image, or none says to which size.
         """
         self.ops = [dict(op) for op in ops]
-        if foreign := [
-            str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS
-        ]:
+        foreign = [str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS]
+        if foreign:
             raise ConfigError(
                 f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
             )
         self._transforms = Compose([create(op) for op in self.ops])
-        if self._transforms.output_size is None:
+        size = self._transforms.output_size
+        if size is None:
             raise ConfigError(
                 "val_dataloader.dataset.transforms has no Resize, so the input size is not known"
             )
+        self._input_size = size
 
     @classmethod
     def from_config(cls, cfg: YAMLConfig) -> Preprocessing:
@@ -62,7 +63,7 @@ class Preprocessing:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) that images are stretched to."""
-        return self._transforms.output_size
+        return self._input_size
 
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
         """Return the same for another (height, width)."""

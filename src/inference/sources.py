@@ -83,7 +83,8 @@ def open_source(text: str) -> Source:
         return Source(int(number), is_video=True)
     if _STREAM.match(text):
         return Source(text, is_video=True)
-    if device := re.fullmatch(r"/dev/video(\d+)", text):
+    device = re.fullmatch(r"/dev/video(\d+)", text)
+    if device:
         return Source(int(device[1]), is_video=True)
     path = user_path(text)
     if not path.exists():
@@ -122,22 +123,27 @@ class Video:
             ConfigError: if OpenCV is not installed.
         """
         cv2 = import_optional("cv2")
-        self.source, self.frames_read, self.was_stopped = source, 0, False
+        self.source = source
+        self.frames_read = 0
+        self.was_stopped = False
         place = source.place
         self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
         if not self._capture.isOpened():
             hint = "; check that the address answers, for example with ffplay" if _is_address(place) else ""
             raise DataError(f"{source.name} cannot be opened as a video{hint}")
-        rate, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
         self.count = int(frames) if frames > 0 and not source.is_live else None
-        kind = source.place.suffix.lower() if isinstance(place, Path) else ""
+        suffix = place.suffix.lower() if isinstance(place, Path) else ""
         self._tolerance = (
-            0 if kind in FORMATS_WITH_EXACT_COUNT else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
+            0
+            if suffix in FORMATS_WITH_EXACT_COUNT
+            else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
         )
         if self.count is None and not source.is_live:
             logger.warning("%s does not say how many frames it has: a cut would not be noticed", source.name)
-        elif kind in FORMATS_WITHOUT_COUNT:
+        elif suffix in FORMATS_WITHOUT_COUNT:
             logger.warning(
                 "%s has a format without a number of frames: a cut would not be noticed", source.name
             )
@@ -146,9 +152,12 @@ class Video:
         """Give frames, `[3, H, W]` uint8, RGB."""
         self.was_stopped = True  # unless the loop comes to its end
         try:
-            while (frame := self._capture.read())[0]:
+            while True:
+                was_read, frame = self._capture.read()
+                if not was_read:
+                    break
                 self.frames_read += 1
-                yield torch.from_numpy(np.ascontiguousarray(frame[1][..., ::-1])).permute(2, 0, 1)
+                yield torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(2, 0, 1)
             self.was_stopped = False
         finally:
             self._capture.release()

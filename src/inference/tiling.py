@@ -70,31 +70,35 @@ def predict_tiled(
         batch_size: tiles at once.
     """
     size = (image.shape[2], image.shape[1])
-    windows, found = tiling.windows(*size), []
+    windows = tiling.windows(*size)
+    found: list[Prediction] = []
     for start in range(0, len(windows), batch_size):
         found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows[start : start + batch_size]])
     if len(windows) == 1:
         return found[0]
     cut = np.concatenate([_is_cut(part.boxes, window, size) for part, window in zip(found, windows)])
-    moved = [part.boxes + np.float32([*window[:2], *window[:2]]) for part, window in zip(found, windows)]
-    labels, scores, ids = (
-        np.concatenate([getattr(part, key) for part in found]) for key in ("labels", "scores", "category_ids")
-    )
+    moved = [
+        part.boxes + np.array([x0, y0, x0, y0], np.float32) for part, (x0, y0, _, _) in zip(found, windows)
+    ]
     together = Prediction(
-        np.concatenate(moved), scores, labels, ids, [name for part in found for name in part.names], size
+        boxes=np.concatenate(moved),
+        scores=np.concatenate([part.scores for part in found]),
+        labels=np.concatenate([part.labels for part in found]),
+        category_ids=np.concatenate([part.category_ids for part in found]),
+        names=[name for part in found for name in part.names],
+        size=size,
     )
-    return together.select(
-        _merged(
-            torch.from_numpy(together.boxes),
-            torch.from_numpy(scores),
-            torch.from_numpy(labels),
-            torch.from_numpy(cut),
-        ).numpy()
+    rows = _merged(
+        torch.from_numpy(together.boxes),
+        torch.from_numpy(together.scores),
+        torch.from_numpy(together.labels),
+        torch.from_numpy(cut),
     )
+    return together.select(rows.numpy())
 
 
 def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Tell which boxes, in pixels of their window, end at a side of it that is no side of the image."""
+    """Return for each box, in pixels of its window, whether it ends at a side of the window that is not a side of the image."""
     x0, y0, x1, y1 = window
     width, height = x1 - x0, y1 - y0
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])

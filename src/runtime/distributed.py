@@ -147,7 +147,7 @@ def join_group(
     if records is not None and device.type == "cuda":
         record_collectives(records, own_rank)
     try:
-        store = dist.TCPStore(
+        store: dist.Store = dist.TCPStore(
             address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout
         )
         if hosted_by_agent:  # else the store is as new as this attempt

@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -50,7 +50,7 @@ def write_tensor_file(
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
-            torch.save({MARK: WRITER, **content}, hashing)
+            torch.save({MARK: WRITER, **content}, cast(BinaryIO, hashing))  # it calls write and flush alone
         except RuntimeError as error:  # torch's writer hides what the file said
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
