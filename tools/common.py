@@ -76,7 +76,13 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prediction_arguments(
     parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()
 ) -> None:
-    """Add what `predict_from` needs; `output` is the default folder, `also` holds further names of `--input`."""
+    """Add what `predict_from` needs.
+
+    Args:
+        parser: gets the arguments.
+        output: default folder.
+        also: further names of `--input`.
+    """
     parser.add_argument(
         "-i",
         "--input",
@@ -98,7 +104,8 @@ def add_prediction_arguments(
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not needed",
+        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not "
+        "needed",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
     parser.add_argument(

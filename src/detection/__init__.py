@@ -1,1 +1,1 @@
-"""What every user of a detector shares: the contents of its checkpoints, and boxes drawn on pictures."""
+"""Shared by all users of a detector: the contents of its checkpoints, and boxes drawn on pictures."""

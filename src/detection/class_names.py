@@ -1,4 +1,4 @@
-"""Names of classes: those that a checkpoint gives its labels, and which label each category of a data set has there."""
+"""Names of classes: those of a checkpoint's labels, and the label that a data set's category has there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def named_classes(classes: Sequence[dict[str, Any]] | None, count: int) -> list[
     """Return id and name for each label of a class head.
 
     Args:
-        classes: `{"id": category id, "name": name}` of the first labels, as a checkpoint holds them; None if it does not.
+        classes: `{"id": category id, "name": name}` of the first labels, as a checkpoint holds them; None if
+            it does not.
         count: number of labels.
 
     Returns:
-        `count` entries. Without `classes` they are COCO's if there are 80, else numbers. Labels that `classes` leaves
-        out are called "(unused N)" and have the id -1.
+        `count` entries. Without `classes` they are COCO's if there are 80, else numbers. Labels that
+        `classes` leaves out are called "(unused N)" and have the id -1.
     """
     if classes is None and count == len(COCO_NAMES):
         classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
@@ -39,7 +40,9 @@ def find_labels(
     ann_file: str | Path,
     weights: Path,
 ) -> list[int]:
-    """Return the label that a checkpoint has for each category: found by name, or by id and name where names repeat.
+    """Return the label that a checkpoint has for each category.
+
+    It is found by name, or by id and name where names repeat.
 
     Args:
         categories: (id, name) of each category of a data set.
@@ -59,7 +62,8 @@ def find_labels(
     if unknown:
         known = [entry["name"] for entry in classes[:MAX_LISTED_CLASSES]]
         raise CheckpointError(
-            f"{ann_file} has classes that {weights} was not trained with: {', '.join(unknown[:MAX_LISTED_CLASSES])}; "
+            f"{ann_file} has classes that {weights} was not trained with: "
+            f"{', '.join(unknown[:MAX_LISTED_CLASSES])}; "
             f"it knows {', '.join(known)}; use -t to start a new run from its weights"
         )
     return [by_both.get((category, name), by_name[name]) for category, name in categories]

@@ -47,7 +47,7 @@ class DrawnObjects(NamedTuple):
 
     @classmethod
     def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
-        """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score and label."""
+        """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score, label."""
         found = torch.from_numpy(rows)
         boxes_xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
         return cls(boxes_xyxy, found[:, 5].long(), names, found[:, 4])

@@ -32,7 +32,8 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     ours = class_count(own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(
-            f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its weights with new classes"
+            f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its "
+            "weights with new classes"
         )
     misfits = describe_misfits(weights, own)
     if misfits:
@@ -54,15 +55,17 @@ def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     if factors and not any(is_lora_factor(key) for key in own):
         rank = next((len(file.weights[key]) for key in factors if key.endswith("lora_down")), "?")
         raise CheckpointError(
-            f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this model has none; take that run's "
+            f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this "
+            "model has none; take that run's "
             f"best.pth, whose weights are plain, or set DINOv3Backbone.lora_rank={rank}"
         )
 
 
 def completed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take from the model what a file need not hold: computed tables of its input size and, if the file has none, LoRA factors.
+    """Take from the model what a file need not hold.
 
-    Those become "no change" (`lora_up` is zero): the file's weights are plain or have theirs folded in.
+    This is computed tables of its input size and, if the file has none, LoRA factors. Those become "no
+    change" (`lora_up` is zero): the file's weights are plain or have theirs folded in.
 
     Args:
         weights: entries of the file.

@@ -1,4 +1,4 @@
-"""LoRA factors in state dicts and files: which entries they are, and the weights with their change folded in."""
+"""LoRA factors in state dicts and files, and the weights with their change folded in."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def is_lora_factor(key: str) -> bool:
 
 @torch.no_grad()
 def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with every LoRA change folded into its weight: keys and shapes are those without LoRA.
+    """Return the state dict with every LoRA change folded into its weight.
 
-    The module stays as it is; entries that LoRA does not change are not copied.
+    Keys and shapes are those without LoRA. The module stays as it is; entries that LoRA does not change are
+    not copied.
     """
     state = module.state_dict()
     for name, layer in module.named_modules(remove_duplicate=False):

@@ -38,7 +38,9 @@ class WeightFile:
 
     @cached_property
     def named_classes(self) -> list[dict[str, Any]]:
-        """Id and name for every row of the class head, also if the file does not say (`class_names.named_classes`).
+        """Id and name for every row of the class head, also if the file does not say.
+
+        `class_names.named_classes` says which names are given then.
 
         Raises:
             CheckpointError: if there is no class head.
@@ -54,7 +56,7 @@ class WeightFile:
 
     @property
     def threshold(self) -> Any:
-        """Minimum score with the best F1 on the validation data, as it stands in the file; None if it does not say."""
+        """Minimum score with the best F1 on the validation data, unchecked; None if the file does not say."""
         return self.meta.get("threshold")
 
     @property
@@ -79,16 +81,18 @@ class WeightFile:
             cfg = YAMLConfig(config)
         else:
             raise CheckpointError(
-                f"{self.path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: "
+                f"{self.path} holds no configuration, as files of D-FINE's own do; name the one it was "
+                "trained with: "
                 f"-c configs/dfine/...yml"
             )
         self.prepare(cfg)
         return cfg
 
     def prepare(self, cfg: YAMLConfig) -> None:
-        """Set what follows from these weights, before `cfg.model` is built: no start weights, and the number of classes.
+        """Set what follows from these weights, before `cfg.model` is built.
 
-        A number of classes that the configuration names stays.
+        Start weights of backbones are switched off, and the number of classes is set if the configuration
+        leaves it open.
         """
         cfg.without_pretrained()
         if cfg.yaml_cfg.get("num_classes") is None and self.num_classes is not None:
@@ -117,7 +121,8 @@ def read_weights(path: str | Path) -> WeightFile:
         or not all(isinstance(value, Tensor) for value in weights.values())
     ):
         raise CheckpointError(
-            f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has {', '.join(map(str, list(content)[:8]))}"
+            f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has "
+            f"{', '.join(map(str, list(content)[:8]))}"
         )
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     refuse_non_finite(path, weights)

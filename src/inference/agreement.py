@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 
 class Difference(NamedTuple):
-    """How far the predictions of two detectors for one image are apart."""
+    """Difference between the predictions of two detectors for one image."""
 
     name: str
     """Name of the image."""
@@ -65,7 +65,8 @@ def check_agreement(
         The difference on each image; images that were repeated to fill the batches are listed as often.
 
     Raises:
-        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are not the same.
+        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are
+            not the same.
     """
     _check_same_settings(reference, exported)
     repeated = _repeated_to_fill_batches(images)
@@ -86,11 +87,14 @@ def check_agreement(
     if worst.relative > 1:
         bad = sum(difference.relative > 1 for difference in differences)
         raise ExportError(
-            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(repeated)} images differ, worst {worst.name}, where a box "
-            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE_PX:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
+            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(repeated)} images "
+            f"differ, worst {worst.name}, where a box "
+            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE_PX:g} allowed) and a score by "
+            f"{worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
         )
     logger.info(
-        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
+        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g "
+        "(worst image: %s)",
         len(images),
         ", ".join(map(str, sorted(tried_sizes))),
         sum(difference.compared for difference in differences),
@@ -122,7 +126,7 @@ def _check_same_settings(reference: Detector, exported: Detector) -> None:
 
 
 def _repeated_to_fill_batches(items: Sequence[Item]) -> list[Item]:
-    """Return a list that fills one batch of each size at least: the first items are repeated if there are too few."""
+    """Return a list that fills at least one batch of each size; the first items are repeated if need be."""
     return list(islice(cycle(items), max(len(items), sum(BATCH_SIZES))))
 
 
@@ -131,9 +135,10 @@ def compare_predictions(
 ) -> Difference:
     """Compare what two detectors found in an image, whatever the order.
 
-    The reference's detections from `threshold` on, or its `MIN_COMPARED` best if these are fewer, are each given a partner of their class
-    among all of the other's, at the least total difference; and so the other way round, so that nothing is lost and nothing is added. Ranks
-    do not count: among nearly equal scores they are random, and so is which detections are the last of the list.
+    The reference's detections from `threshold` on, or its `MIN_COMPARED` best if these are fewer, are each
+    given a partner of their class among all of the other's, at the least total difference; and so the other
+    way round, so that nothing is lost and nothing is added. Ranks do not count: among nearly equal scores
+    they are random, and so is which detections are the last of the list.
 
     Args:
         reference: all detections, whatever their score.
@@ -148,7 +153,10 @@ def compare_predictions(
 
 
 def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
-    """Return (pixels, score) between each detection of `one` that counts and its partner, `[n, 2]`; infinite without one."""
+    """Return (pixels, score) between each detection of `one` that counts and its partner, `[n, 2]`.
+
+    Both are infinite for a detection without a partner.
+    """
     best_first = np.argsort(-one.scores, kind="stable")
     count = max(int((one.scores >= threshold).sum()), min(MIN_COMPARED, len(one)))
     rows = best_first[:count]
@@ -165,7 +173,9 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
 
 
 def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
-    """Choose images to compare two engines on: of a folder, else the validation data of the checkpoint, else synthetic ones.
+    """Choose images to compare two engines on.
+
+    They come from a folder, else from the validation data of the checkpoint, else they are synthetic.
 
     Args:
         detector: names the validation data; synthetic images have its input size.
@@ -194,7 +204,8 @@ def images_for_check(detector: Detector, folder: Path | None, count: int) -> tup
         )
         return chosen, [str(file) for file in chosen]
     logger.info(
-        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others",
+        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes "
+        "others",
         count,
     )
     rng = np.random.default_rng(0)

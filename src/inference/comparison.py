@@ -32,7 +32,8 @@ def draw_comparisons(
         The files.
 
     Raises:
-        DataError: if images are missing, or lie outside their folder: pictures must not carry out what does not belong to the data.
+        DataError: if images are missing, or lie outside their folder: pictures must not carry out what does
+            not belong to the data.
         NumericsError: if the model gives NaN or infinity.
     """
     dataset.check_images_exist()

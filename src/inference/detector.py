@@ -3,7 +3,8 @@
 from src.inference import Detector
 
 detector = Detector.from_checkpoint("best.pth")
-for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for field in ("boxes", "scores", "names"))):
+found = detector.predict("image.jpg")
+for box, score, name in zip(found.boxes, found.scores, found.names):
     print(name, score, box)
 """
 
@@ -41,7 +42,10 @@ from .tiling import Tiling, predict_tiled
 
 
 class LabelledFile(NamedTuple):
-    """An image file whose labels were made for a size; a rotation noted in the file is applied only if that gives it."""
+    """An image file whose labels were made for a size.
+
+    A rotation noted in the file is applied only if the image has that size then.
+    """
 
     path: Path
     size: tuple[int, int]
@@ -49,7 +53,8 @@ class LabelledFile(NamedTuple):
 
 
 Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
-"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H, W]`, uint8, RGB."""
+"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H,
+W]`, uint8, RGB."""
 
 DEFAULT_THRESHOLD = 0.4
 """Least score that counts where a checkpoint names none; D-FINE's tools take the same."""
@@ -117,7 +122,8 @@ class Detector:
             use_amp: compute in bf16, or fp16 where the device has no bf16; CUDA only.
 
         Raises:
-            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit it.
+            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit
+                it.
             ConfigError: for a device that is not there or a size that does not fit.
         """
         file = read_weights(path)
@@ -135,12 +141,25 @@ class Detector:
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
     ) -> Detector:
-        """Build the model of a configuration and fill it from a file that was read; arguments and errors as of `from_checkpoint`."""
+        """Build the model of a configuration and fill it from a file that was read.
+
+        Args:
+            file: the weights.
+            cfg: a configuration of the model; it gets what follows from the weights (`WeightFile.prepare`).
+            device: where to compute.
+            input_size: as for `from_checkpoint`.
+            use_amp: as for `from_checkpoint`.
+
+        Raises:
+            CheckpointError: if the weights do not fit the configuration.
+            ConfigError: for a size that does not fit.
+        """
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
             logger.warning(
-                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: expect another quality",
+                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: "
+                "expect another quality",
                 *input_size,
                 *preprocessing.input_size,
             )
@@ -157,10 +176,13 @@ class Detector:
     def from_onnx(
         cls, path: str | Path, *, device: str | None = None, threads: int | None = None
     ) -> Detector:
-        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime; arguments and errors as of `OnnxEngine`.
+        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime.
+
+        Arguments and errors are those of `OnnxEngine`.
 
         Raises:
-            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in NAME.json beside it.
+            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in
+                NAME.json beside it.
         """
         return cls._from_export(OnnxEngine(path, device, threads=threads), path)
 
@@ -168,12 +190,18 @@ class Detector:
     def from_openvino(
         cls, path: str | Path, *, device: str | None = None, threads: int | None = None
     ) -> Detector:
-        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO; arguments and errors as of `OpenVinoEngine` and `from_onnx`."""
+        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO.
+
+        Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
+        """
         return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
 
     @classmethod
     def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
-        """Load an engine built of an exported model, with NAME.json beside it; arguments and errors as of `TensorRtEngine` and `from_onnx`."""
+        """Load an engine built of an exported model, with NAME.json beside it.
+
+        Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
+        """
         return cls._from_export(TensorRtEngine(path, device), path)
 
     @classmethod
@@ -215,7 +243,7 @@ class Detector:
 
         Raises:
             DataError: if an image cannot be read.
-            ConfigError: if something is no image.
+            ConfigError: if something is not an image.
             NumericsError: if the model gives NaN or infinity.
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
@@ -235,7 +263,8 @@ class Detector:
         Args:
             images: any number of images.
             settings: how objects are found.
-            unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
+            unreadable: collects the errors of images that cannot be read, which are left out; None raises
+                them.
 
         Raises:
             ConfigError: at once, for a value out of its range.
@@ -340,7 +369,8 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
-            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
+            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor "
+            "[3, H, W]"
         )
     pixels = (
         image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))

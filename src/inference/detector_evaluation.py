@@ -36,7 +36,7 @@ class Evaluation:
 
     @cached_property
     def matches(self) -> Matches:
-        """Which detection found which object."""
+        """Detections of all images, each with the object that it found."""
         return match(self.objects, self.detections)
 
     def detections_above(self, image_id: int, threshold: float) -> np.ndarray:
@@ -62,7 +62,8 @@ def open_labelled_images(
     """
     if (images is None) != (annotations is None):
         raise ConfigError(
-            "give --images and --annotations together, or neither for the validation data that the checkpoint names"
+            "give --images and --annotations together, or neither for the validation data that the "
+            "checkpoint names"
         )
     settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get(
         "dataset"
@@ -85,7 +86,10 @@ def open_labelled_images(
 
 
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
-    """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
+    """Find objects in all images of a data set and score them.
+
+    The numbers are those of `train.py --test-only`.
+    """
     evaluator = CocoEvaluator(dataset.ground_truth())
     detections: dict[int, np.ndarray] = {}
     ids = dataset.labels.image_ids.tolist()
@@ -122,8 +126,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         threshold: least score that counts.
 
     Returns:
-        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last column "missed". Objects
-        are given to detections of their own class first, then to what else lies on them.
+        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last
+        column "missed". Objects are given to detections of their own class first, then to what else lies on
+        them.
     """
     position = {label: number for number, label in enumerate(sorted(evaluation.names))}
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)

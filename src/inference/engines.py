@@ -1,4 +1,4 @@
-"""What computes detections from prepared images: torch, ONNX Runtime, OpenVINO or TensorRT."""
+"""Engines compute detections from prepared images; here is the one in torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.precision import autocast_dtype
 
 EngineOutput = tuple[Tensor, Tensor, Tensor]
-"""Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
+"""Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best
+first, on the CPU."""
 
 
 class Engine(Protocol):
@@ -22,7 +23,12 @@ class Engine(Protocol):
     """The one number of images that it takes at once; None for any."""
 
     def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
-        """Detect objects in `images [B, 3, H, W]` float32, whose originals have `sizes [B, 2]` int64 (width, height)."""
+        """Detect objects.
+
+        Args:
+            images: `[B, 3, H, W]` float32, as `Preprocessing` gives them.
+            sizes: `[B, 2]` int64, (width, height) of the original images in pixels.
+        """
 
 
 class TorchEngine:

@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation: numbers, curves, confusions and the worst images, readable without a network."""
+"""One HTML page about an evaluation, readable without a network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def write_report(
         evaluation: what it is about.
         detector: whose notes stand in it.
         path: an .html file.
-        threshold: least score for everything that needs one; None for that with the highest F1 on these images.
+        threshold: least score for everything that needs one; None for that with the highest F1 on these
+            images.
         worst: images shown, those with the most errors.
 
     Returns:

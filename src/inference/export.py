@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Exporter = Literal["dynamo", "torchscript"]
 
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
-"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on LayerNormalization is one op."""
+"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on
+LayerNormalization is one op."""
 
 UNCHECKED = ".unchecked.onnx"
 """How the name of a file ends whose check came to no end."""
@@ -57,8 +58,15 @@ class Deployed(nn.Module):
         self.postprocessor = postprocessor
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map images `[N, 3, H, W]` float32 and sizes `[N, 2]` int64 (width, height) to labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in
-        pixels, and scores `[N, R]`."""
+        """Detect objects.
+
+        Args:
+            images: `[N, 3, H, W]` float32.
+            orig_target_sizes: `[N, 2]` int64, (width, height) of the original images in pixels.
+
+        Returns:
+            Labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in pixels, and scores `[N, R]`.
+        """
         return self.postprocessor(self.model(images), orig_target_sizes)
 
 
@@ -78,14 +86,16 @@ def export_onnx(
         path: `.onnx`; it appears when it is complete.
         batch_size: images at once; None for any number.
         opset: version of ONNX's operators; None for the lowest that the exporter has.
-        exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that need opset 17.
+        exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that
+            need opset 17.
         simplify: pass the graph through onnxslim or onnxsim.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or name, or a missing package.
+        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or
+            name, or a missing package.
         ExportError: if the graph is not as it must be.
     """
     path = Path(path)
@@ -101,7 +111,8 @@ def export_onnx(
     simplifier = _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
-            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
+            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to "
+            f"{onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
     deployed = Deployed(engine.model, engine.postprocessor).eval()
@@ -141,18 +152,21 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
         raise ConfigError(f"the batch is {batch_size}, expected at least 1")
     if exporter == "torchscript" and batch_size is None:
         raise ConfigError(
-            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, or use --exporter dynamo"
+            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, "
+            "or use --exporter dynamo"
         )
     opset = OPSETS[exporter] if opset is None else opset
     least = min(OPSETS.values())
     if opset < least:
         raise ConfigError(
-            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization is one operation: taken apart it "
+            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization "
+            "is one operation: taken apart it "
             f"overflows in fp16"
         )
     if opset < OPSETS[exporter]:
         raise ConfigError(
-            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; for {opset} use --exporter "
+            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
+            f"for {opset} use --exporter "
             f"torchscript --batch N"
         )
     return opset
@@ -179,7 +193,7 @@ def _export_with_dynamo(
         dynamic_shapes=shapes,
         verbose=False,
     )
-    assert program is not None  # torch returns it unless it is told to write a file
+    assert program is not None  # torch returns it if no file is named
     return program.model_proto
 
 
@@ -193,7 +207,7 @@ def _export_with_torchscript(
     torch.onnx.export(
         deployed,
         example,
-        file,  # type: ignore[arg-type]  # torch's signature has paths alone, its older exporter takes files too
+        file,  # type: ignore[arg-type]  # the signature has paths alone; the older exporter takes files
         dynamo=False,
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
@@ -204,7 +218,7 @@ def _export_with_torchscript(
 
 @contextmanager
 def _without_exporter_messages() -> Iterator[None]:
-    """Silence the exporters' remarks about tracing: `_check_graph` and the check of results report what matters."""
+    """Silence remarks of the exporters: `_check_graph` and the check of results report what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
@@ -237,7 +251,10 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
 
 def _remove_debug_notes(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter notes for debugging: source lines and paths of this machine, which take half the space of a small model."""
+    """Remove what the exporter notes for debugging.
+
+    These are source lines and paths of this machine; they take half the space of a small model.
+    """
     proto.doc_string = ""
     del proto.metadata_props[:], proto.graph.metadata_props[:]
     for part in (

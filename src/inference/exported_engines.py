@@ -1,7 +1,7 @@
-"""Engines for exported models: ONNX Runtime, OpenVINO and TensorRT. Each needs its own package, imported when it is used.
+"""Engines for exported models: ONNX Runtime, OpenVINO and TensorRT; each package is imported when it is used.
 
-All have the inputs `images [N, 3, H, W]` float32 and `orig_target_sizes [N, 2]` int64 (width, height), and the outputs `labels [N, R]`
-int64, `boxes [N, R, 4]` xyxy in pixels, `scores [N, R]`.
+All have the inputs `images [N, 3, H, W]` float32 and `orig_target_sizes [N, 2]` int64 (width, height), and
+the outputs `labels [N, R]` int64, `boxes [N, R, 4]` xyxy in pixels, `scores [N, R]`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSIONS_WITH_WRONG_FP16 = ("8.5", "10.3", "10.4")
 
 
 class ExportedEngine(ABC):
-    """What the engines have in common: batches of any size are cut and padded to what the model takes."""
+    """Common part of the engines: batches of any size are cut and padded to the size that the model takes."""
 
     batch_size: int | None = None
     """The one number of images that it takes at once; None for any."""
@@ -89,7 +89,8 @@ class OnnxEngine(ExportedEngine):
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
             raise CheckpointError(
-                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)[:LONGEST_REASON]}"
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: "
+                f"{first_line(error)[:LONGEST_REASON]}"
             ) from None
         self.providers = self._session.get_providers()
         _check_interface(
@@ -130,7 +131,8 @@ class OpenVinoEngine(ExportedEngine):
             known.split(".")[0] for known in core.available_devices
         }:
             raise ConfigError(
-                f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}"
+                f"device {device} was asked for, OpenVINO {openvino.__version__} sees "
+                f"{', '.join(core.available_devices)}"
             )
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
@@ -144,7 +146,8 @@ class OpenVinoEngine(ExportedEngine):
             outputs = [_openvino_name(port) for port in model.outputs]
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {first_line(error)[:LONGEST_REASON]}"
+                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: "
+                f"{first_line(error)[:LONGEST_REASON]}"
             ) from None
         _check_interface(path, inputs, outputs)
         constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
@@ -187,7 +190,8 @@ class TensorRtEngine(ExportedEngine):
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise CheckpointError(
-                f"{path} is no engine that TensorRT {trt.__version__} can use on {torch.cuda.get_device_name(self.device)}: engines fit "
+                f"{path} is no engine that TensorRT {trt.__version__} can use on "
+                f"{torch.cuda.get_device_name(self.device)}: engines fit "
                 f"the version and the GPU that built them; build it here (docs/deployment.md)"
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -226,7 +230,8 @@ class TensorRtEngine(ExportedEngine):
                 self._context.set_tensor_address(name, value.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise RuntimeError(
-                    f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what it logs"
+                    f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what "
+                    "it logs"
                 )
             return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
 
@@ -235,7 +240,8 @@ def warn_of_wrong_fp16(version: str) -> None:
     """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
     if ".".join(version.split(".")[:2]) in VERSIONS_WITH_WRONG_FP16:
         logger.warning(
-            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
+            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; "
+            "compare with torch before you "
             "rely on it (docs/deployment.md)",
             version,
             ", ".join(VERSIONS_WITH_WRONG_FP16),
@@ -252,7 +258,8 @@ def _execution_providers(device: str | None, available: list[str]) -> list[str |
     )
     if wanted.type == "cuda" and not cuda:
         raise ConfigError(
-            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install onnxruntime-gpu in its place"
+            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install "
+            "onnxruntime-gpu in its place"
         )
     return (
         [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
@@ -264,13 +271,14 @@ def _execution_providers(device: str | None, available: list[str]) -> list[str |
 def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
     if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
         raise CheckpointError(
-            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
+            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} "
+            f"and {', '.join(OUTPUTS)}; "
             f"export the checkpoint with tools/deployment/export_onnx.py"
         )
 
 
 def _openvino_name(port: Any) -> str:
-    """Return the name of an input or output that the interface has, or all of its names if none is one of those."""
+    """Return the name of an input or output that the interface has; without one, all of its names."""
     names = sorted(port.get_names())
     return next((name for name in names if name in INPUTS + OUTPUTS), ", ".join(names))
 
@@ -287,9 +295,10 @@ def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Make sure that no weight is NaN or infinite: runtimes rank such scores as they like, and nothing shows in their outputs.
+    """Make sure that no weight is NaN or infinite.
 
-    Tables of the graph may hold infinity on purpose, as anchors outside the valid range do.
+    Runtimes rank such scores as they like, and nothing shows in their outputs. Tables of the graph may hold
+    infinity on purpose, as anchors outside the valid range do.
 
     Raises:
         NumericsError: with the first weight that is not finite.
@@ -305,7 +314,7 @@ def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]
 
 
 def _onnx_metadata(path: Path) -> str | None:
-    """Read the metadata of an ONNX file, or None without the onnx package; then NAME.json beside it serves."""
+    """Read the metadata of an ONNX file; None without the onnx package: then NAME.json beside it serves."""
     try:
         import onnx
     except ImportError:

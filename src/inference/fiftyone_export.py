@@ -40,9 +40,10 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
 
 
 def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
-    """Return a `fiftyone.Sample` for each image: `ground_truth`, `predictions`, and the counts `missed` and `false`.
+    """Return a `fiftyone.Sample` for each image.
 
-    Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
+    It has `ground_truth`, `predictions`, and the counts `missed` and `false`. Detections carry `confidence`
+    and `eval`: "tp", "fp", or "crowd" within a crowd region.
     """
     fo = import_optional("fiftyone")
     data = evaluation.dataset

@@ -72,7 +72,8 @@ class ImageJob:
         missing = len(self.files) - results.num_images - len(unreadable)
         if unreadable:
             raise DataError(
-                f"{len(unreadable)} of {len(self.files)} images could not be read (first: {unreadable[0]}); the results "
+                f"{len(unreadable)} of {len(self.files)} images could not be read (first: {unreadable[0]}); "
+                "the results "
                 f"of the others are in {self.folder}"
             )
         if missing:

@@ -38,7 +38,8 @@ def predict_source(
         The file of the predictions, a list of COCO result entries with `file_name` added.
 
     Raises:
-        DataError: if there is nothing to read; or, after all others were written, if images or frames are missing.
+        DataError: if there is nothing to read; or, after all others were written, if images or frames are
+            missing.
         ConfigError: as `open_job` and `Detector.stream` do.
     """
     job = open_job(source, output, annotations=annotations, draw=draw, frames=frames)
@@ -58,14 +59,16 @@ def open_job(
     Args:
         source: an image, a folder, a video, the address of a video stream, or `camera:N`.
         output: folder for the results.
-        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`; boxes are not
-            needed. Without it images are numbered from 1 in the order of their names, frames in their order.
+        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`;
+            boxes are not needed. Without it images are numbered from 1 in the order of their names, frames in
+            their order.
         draw: write pictures, or a video.
         frames: stop after so many images.
 
     Raises:
         DataError: if there is nothing to read.
-        ConfigError: if settings contradict each other, or results would replace files that are not earlier results.
+        ConfigError: if settings contradict each other, or results would replace files that are not earlier
+            results.
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"--frames is {frames}, expected at least 1")

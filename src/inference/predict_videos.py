@@ -100,7 +100,8 @@ class VideoWriter:
         """Finish the file; without a frame there is none.
 
         Raises:
-            ResourceError: if it does not hold the frames that were written, as on a full disk, of which OpenCV says nothing.
+            ResourceError: if it does not hold the frames that were written, as on a full disk, of which
+                OpenCV says nothing.
         """
         if self._writer is None:
             return
@@ -113,7 +114,8 @@ class VideoWriter:
         if frames != self._frames:
             self._temporary.unlink(missing_ok=True)
             raise ResourceError(
-                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it full?"
+                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it "
+                "full?"
             )
         mark_video(self._temporary)
         self._temporary.replace(self.path)

@@ -1,4 +1,4 @@
-"""What was found in one image."""
+"""Objects found in one image."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class Prediction:
         """Return a picture with boxes, names and scores.
 
         Args:
-            image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file that the image came from.
+            image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file
+                that the image came from.
 
         Raises:
             ConfigError: if the image did not come from a file.

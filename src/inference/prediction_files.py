@@ -1,4 +1,4 @@
-"""The file of predictions that jobs on images and on videos write, and what they have in common when they check their outputs."""
+"""Common part of jobs on images and on videos: the file of predictions, and checks of their outputs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class PredictionFile:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file or folder from any other, whatever name or mount leads to it; None if it does not exist."""
+    """Return a key that is the same for all names and mounts that lead to one file or folder.
+
+    None if there is no such file.
+    """
     try:
         state = path.stat()
     except OSError:

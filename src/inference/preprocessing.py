@@ -1,6 +1,7 @@
-"""From an image to what a model takes: the transforms of the validation data, carried in checkpoints and exports.
+"""From an image to what a model takes: the transforms of the validation data.
 
-Training evaluates with the same classes and the same arithmetic (`data/transforms/sample.py`), so that no tool can differ.
+Checkpoints and exports carry them. Training evaluates with the same classes and the same arithmetic
+(`data/transforms/sample.py`), so that no tool can differ.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ DETERMINISTIC_TRANSFORMS = (
     "SanitizeBoundingBoxes",
     "EmptyTransform",
 )
-"""Transforms without randomness that show the whole image on the whole input, so that boxes need nothing but scaling."""
+"""Transforms without randomness that show the whole image on the whole input, so that boxes need nothing but
+scaling."""
 
 
 class Preprocessing:
@@ -45,7 +47,8 @@ class Preprocessing:
         foreign = [str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS]
         if foreign:
             raise ConfigError(
-                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
+                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared "
+                f"with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
             )
         self._transforms = Compose([create(op) for op in self.ops])
         size = self._transforms.output_size
@@ -78,7 +81,8 @@ class Preprocessing:
             images: `[3, h, w]` uint8 each, RGB, of any sizes.
 
         Returns:
-            `[B, 3, H, W]` float32 for the model, and (width, height) of each image, `[B, 2]` int64, for the post-processor.
+            `[B, 3, H, W]` float32 for the model, and (width, height) of each image, `[B, 2]` int64, for the
+            post-processor.
         """
         batch = torch.empty(len(images), 3, *self.input_size)
         for image, out in zip(images, batch):

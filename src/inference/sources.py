@@ -1,4 +1,4 @@
-"""Where images come from: a file, a folder, a video, a camera or a stream of the network."""
+"""Sources of images: a file, a folder, a video, a camera or a stream of the network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ DEFAULT_FRAME_RATE = 25.0
 """Frames a second of a video or camera that does not give it."""
 
 TOLERATED_MISSING_FRACTION = 0.02
-"""A video may have this fraction of frames less than its header says, which may be an estimate, except in formats that count."""
+"""A video may have this fraction of frames less than its header says, which may be an estimate, except in
+formats that count."""
 
 FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
@@ -50,7 +51,7 @@ _STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE
 
 
 class Source(NamedTuple):
-    """What images are read from."""
+    """A place that images are read from."""
 
     place: Path | str | int
     """A file or folder; the address of a stream; the number of a camera."""
@@ -58,7 +59,7 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it; passwords in addresses are left out."""
+        """Name in messages; passwords in addresses are left out."""
         if isinstance(self.place, int):
             return f"camera {self.place}"
         return re.sub(r"//[^/@]*@", "//", str(self.place))
@@ -173,7 +174,8 @@ class Video:
             return f"{self.source.name} has no frame that can be read"
         if self.count and self.frames_read < self.count - self._tolerance:
             return (
-                f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file is cut "
+                f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file "
+                "is cut "
                 "or damaged"
             )
         return None

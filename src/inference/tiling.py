@@ -17,14 +17,14 @@ CUT_MARGIN_PX = 2.0
 """Pixels from an inner side of a tile within which an object counts as cut."""
 
 DUPLICATE_IOU = 0.5
-"""Overlap from which on two boxes of a class from different views are one object."""
+"""Minimum overlap at which two boxes of a class from different views are one object."""
 
 CONTAINED_FRACTION = 0.5
-"""Share of a cut box that lies in an uncut one, from which on it is a part of it."""
+"""Minimum fraction of a cut box inside an uncut one at which it is treated as a part of it."""
 
 
 class Tiling(NamedTuple):
-    """How an image is cut."""
+    """Size and overlap of the tiles of an image."""
 
     size: int
     """Side of a tile in pixels of the image."""
@@ -39,7 +39,8 @@ class Tiling(NamedTuple):
         """
         if self.size < 1 or not 0 <= self.overlap <= 0.9:
             raise ConfigError(
-                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected at least 1 and from 0 to 0.9"
+                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected "
+                "at least 1 and from 0 to 0.9"
             )
         whole = (0, 0, width, height)
         columns, rows = self._spans(width), self._spans(height)
@@ -98,7 +99,7 @@ def predict_tiled(
 
 
 def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return for each box, in pixels of its window, whether it ends at a side of the window that is not a side of the image."""
+    """Return whether each box, in pixels of its window, ends at a side that is not a side of the image."""
     x0, y0, x1, y1 = window
     width, height = x1 - x0, y1 - y0
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
@@ -114,7 +115,8 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
 
 
 def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
-    """Return the rows to keep, best first: whole objects once each, then parts of objects that nobody saw whole."""
+    """Return the rows to keep, best first: whole objects once each, and parts of objects that no view has
+    whole."""
     whole, parts = torch.nonzero(~cut)[:, 0], torch.nonzero(cut)[:, 0]
     whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])

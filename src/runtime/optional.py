@@ -12,8 +12,8 @@ TOOLS = "pip install -r tools/requirements.txt"
 """Installs what single tools need beyond the project itself."""
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this is set before
-the import. Nothing that a user does here is reported to anybody unless they ask for it."""
+"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this
+is set before the import. Nothing that a user does here is reported to anybody unless they ask for it."""
 
 
 ADVICE = {
@@ -35,7 +35,8 @@ def import_optional(name: str, advice: str | None = None) -> ModuleType:
 
     Args:
         name: name of the module.
-        advice: message if it is not installed, with the command that installs it; None takes that of `ADVICE`.
+        advice: message if it is not installed, with the command that installs it; None takes that of
+            `ADVICE`.
 
     Raises:
         ConfigError: if it is not installed, or needs a package that is not.

@@ -1,4 +1,4 @@
-"""How a command ends: one line and an exit code for what a user can mend, a traceback for nobody but us."""
+"""The end of a command: one line and an exit code for faults that a user can fix, a traceback only for bugs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_command(
     Args:
         command: what to do; expected errors are `RunError`s.
         debug: show tracebacks.
-        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end, None for nowhere.
+        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end; None writes none.
     """
     true_code = 0
     try:
@@ -143,7 +143,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
+    """Return whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
