@@ -27,8 +27,8 @@ def convert(file: str) -> Path:
         CheckpointError: if the file is damaged or has no average.
     """
     from src.core.errors import CheckpointError
+    from src.detection.weight_file import read_weights
     from src.runtime.log import logger
-    from src.runtime.model_weights import read_weights
     from src.runtime.own_files import refuse_foreign
     from src.runtime.weight_files import read_tensor_file, write_tensor_file
 
@@ -55,21 +55,17 @@ def convert(file: str) -> Path:
 
 def folded(read) -> dict:
     """Return the weights with LoRA's factors folded in, for which the model has to be built."""
-    from src.core import YAMLConfig
     from src.core.errors import CheckpointError
-    from src.runtime.model_weights import LORA_KEYS, class_count, load_strictly, merged_state_dict
+    from src.detection.fitting import load_strictly
+    from src.detection.lora_weights import is_lora_factor, merged_state_dict
 
-    if not any(key.endswith(LORA_KEYS) for key in read.weights):
+    if not any(is_lora_factor(key) for key in read.weights):
         return read.weights
-    if not read.meta.get("config"):
+    if read.config_text is None:
         raise CheckpointError(
             f"{read.path} has LoRA factors but no configuration that says how they are scaled"
         )
-    cfg = YAMLConfig.from_text(read.meta["config"], f"the configuration in {read.path}")
-    cfg.without_pretrained()
-    if cfg.yaml_cfg.get("num_classes") is None:
-        cfg.set("num_classes", class_count(read.weights), f"counted in {read.path}")
-    model = cfg.model
+    model = read.configuration().model
     load_strictly(model, read)
     return merged_state_dict(model)
 

@@ -76,7 +76,13 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prediction_arguments(
     parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()
 ) -> None:
-    """Add what `predict_from` needs; `output` is the default folder, `also` holds further names of `--input`."""
+    """Add what `predict_from` needs.
+
+    Args:
+        parser: gets the arguments.
+        output: default folder.
+        also: further names of `--input`.
+    """
     parser.add_argument(
         "-i",
         "--input",
@@ -98,7 +104,8 @@ def add_prediction_arguments(
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not needed",
+        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not "
+        "needed",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
     parser.add_argument(
@@ -132,8 +139,8 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
 
 def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) -> None:
     """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
-    from src.inference.tiling import Tiling
-    from src.inference.writing import open_job
+    from src.inference import PredictionSettings, Tiling
+    from src.inference.predict_source import open_job
 
     job = open_job(
         arguments.input,
@@ -142,13 +149,13 @@ def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) ->
         draw=not arguments.no_draw,
         frames=arguments.frames,
     )
-    job.run(
-        load(),
+    settings = PredictionSettings(
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         nms=arguments.nms,
         tiling=Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None,
     )
+    job.run(load(), settings)
 
 
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .paths import did_you_mean_file, read_text, user_path
 
 MAX_FILE_BYTES = 1 << 20
@@ -160,7 +160,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None

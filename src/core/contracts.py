@@ -82,9 +82,13 @@ class Phased(Protocol):
         """Tell for every parameter that it governs and that ever learns, by name, from when on and how fast."""
 
 
+LORA_FACTORS = ("lora_down", "lora_up")
+"""Names of the parameters of an `Adapted` layer that hold its change; checkpoints have them as the ends of keys."""
+
+
 @runtime_checkable
 class Adapted(Protocol):
-    """A layer with `weight` and a trained change of it, held in LoRA factors."""
+    """A layer with `weight` and a trained change of it, held in the parameters `LORA_FACTORS`."""
 
     def merged_weight(self) -> Tensor:
         """Return the weight with the change folded in."""

@@ -57,3 +57,16 @@ class Preempted(RunError):
     """A signal asked the run to stop; its state was saved."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException, *, without_text: str | None = None) -> str:
+    """Return the first line of an error's text, for messages of one line.
+
+    Args:
+        error: any error; the texts of libraries can have many lines.
+        without_text: returned for an error without a text; None returns the name of its class.
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__ if without_text is None else without_text

@@ -2,7 +2,8 @@
 
 from .detector import Detector
 from .prediction import Prediction
+from .prediction_settings import PredictionSettings
 from .preprocessing import Preprocessing
 from .tiling import Tiling
 
-__all__ = ["Detector", "Prediction", "Preprocessing", "Tiling"]
+__all__ = ["Detector", "Prediction", "PredictionSettings", "Preprocessing", "Tiling"]

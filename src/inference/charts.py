@@ -22,7 +22,7 @@ COLOURS = (
     "#4f46e5",
     "#0d9488",
 )
-MOST_POINTS = 200
+MAX_POINTS = 200
 """Points of a line; more than a screen shows."""
 
 LEFT, TOP, RIGHT, BOTTOM = 44, 10, 10, 36
@@ -46,10 +46,20 @@ def line_chart(
     height: int = 320,
     mark: float | None = None,
 ) -> str:
-    """Return a chart of lines in the unit square, with a legend where there are few; `mark` is an x to point out."""
+    """Return a chart of lines in the unit square, with a legend if there are few lines.
+
+    Args:
+        lines: what is drawn.
+        x_name: label of the horizontal axis.
+        y_name: label of the vertical axis.
+        width: pixels.
+        height: pixels.
+        mark: an x that is pointed out by a vertical line; None points out nothing.
+    """
     across, down = width - LEFT - RIGHT, height - TOP - BOTTOM
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(y_name)} over {escape(x_name)}">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'aria-label="{escape(y_name)} over {escape(x_name)}">'
     ]
     for tick in np.linspace(0, 1, 6):
         x, y = LEFT + tick * across, TOP + (1 - tick) * down
@@ -61,7 +71,8 @@ def line_chart(
         ]
     parts += [
         f'<text x="{LEFT + across / 2}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>',
-        f'<text transform="translate(11 {TOP + down / 2}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>',
+        f'<text transform="translate(11 {TOP + down / 2}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_name)}</text>',
     ]
     if mark is not None:
         x = LEFT + mark * across
@@ -75,7 +86,8 @@ def line_chart(
         for number, line in enumerate(lines):
             y = TOP + down - 12 - 15 * (len(lines) - 1 - number)
             parts += [
-                f'<line x1="{LEFT + 8}" x2="{LEFT + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="3"/>',
+                f'<line x1="{LEFT + 8}" x2="{LEFT + 24}" y1="{y - 4}" y2="{y - 4}" '
+                f'stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="3"/>',
                 f'<text x="{LEFT + 29}" y="{y}">{escape(line.name[:40])}</text>',
             ]
     return "".join([*parts, "</svg>"])
@@ -84,15 +96,17 @@ def line_chart(
 def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
     """Return a line alone, for a cell of a table."""
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" aria-label="{escape(line.name)}">'
-        f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="1.5" points="{_points(line, 1, 1, width - 2, height - 2)}"/></svg>'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" '
+        f'aria-label="{escape(line.name)}">'
+        f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="1.5" '
+        f'points="{_points(line, 1, 1, width - 2, height - 2)}"/></svg>'
     )
 
 
 def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
-    chosen = (
-        np.unique(np.linspace(0, len(line.x) - 1, MOST_POINTS).round().astype(int)) if len(line.x) else []
-    )
+    if not len(line.x):
+        return ""
+    chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int))
     return " ".join(
         f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen])
     )

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ..core.yaml_config import YAMLConfig
-from ..runtime.drawing import draw_boxes, side_by_side
+from ..data.dataset.coco_dataset import CocoDetection
+from ..detection.drawing import DrawnObjects, draw_pair, side_by_side
 from ..runtime.files import prepare_output_dir
-from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
-from ..runtime.model_weights import class_count, load_strictly, read_weights
 from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
+from .detector import Detector, LabelledFile
+from .prediction_settings import PredictionSettings
 
 
-@torch.inference_mode()
 def draw_comparisons(
-    cfg: YAMLConfig, device: torch.device, folder: Path, *, count: int, threshold: float
+    detector: Detector, dataset: CocoDetection, folder: Path, *, count: int, threshold: float
 ) -> list[Path]:
     """Write one JPEG an image: truth on the left, predictions on the right.
 
     Args:
-        cfg: the configuration; `resume` names the checkpoint, `val_dataloader` the images.
-        device: where to compute.
+        detector: finds the objects.
+        dataset: labelled images; its labels are those of the detector.
         folder: where the pictures go.
         count: number of images, spread evenly over the data set.
         threshold: least score that is drawn.
@@ -34,43 +32,33 @@ def draw_comparisons(
         The files.
 
     Raises:
-        CheckpointError: if the checkpoint does not fit the configuration.
-        DataError: if images are missing, or lie outside their folder: pictures shall not carry out what does not belong to the data.
+        DataError: if images are missing, or lie outside their folder: pictures must not carry out what does
+            not belong to the data.
+        NumericsError: if the model gives NaN or infinity.
     """
-    file, dataset = read_weights(cfg.settings.resume), cfg.val_dataloader.dataset
     dataset.check_images_exist()
-    if cfg.yaml_cfg.get("num_classes") is None:
-        cfg.set("num_classes", class_count(file.weights) or dataset.num_classes, f"counted in {file.path}")
-    cfg.without_pretrained()
-    model = cfg.model
-    load_strictly(model, file)
-    model, postprocessor = model.to(device).eval(), cfg.postprocessor
     indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
-    folder, names = prepare_output_dir(folder), [dataset.labels.file_name(index) for index in indices]
+    names = [dataset.labels.file_name(index) for index in indices]
+    folder = prepare_output_dir(folder)
     written = [folder / name for name in picture_names(names)]
     refuse_leaving(folder, written)
     refuse_foreign(written, "choose another --output")
-    for index, path in zip(indices, written):
-        raw = dataset.raw_sample(index)
-        image, target = dataset.transforms(copy.copy(raw)).render()
-        outputs = model(image[None].to(device))
-        refuse_non_finite_outputs(outputs, [target["image_path"]])
-        found = postprocessor(outputs, target["orig_size"][None].to(device))[0]
-        sure = found["scores"] >= threshold
-        truth = draw_boxes(
-            raw.image,
-            torch.from_numpy(raw.boxes),
-            torch.from_numpy(raw.fields["labels"]),
-            dataset.label_names,
-        )
-        guess = draw_boxes(
-            raw.image,
-            *(found[key][sure].cpu() for key in ("boxes", "labels")),
-            dataset.detection_names,
-            found["scores"][sure].cpu(),
+    files = [_labelled_file(dataset, index) for index in indices]
+    stream = detector.stream(files, PredictionSettings(threshold))
+    for index, path, (_, prediction) in zip(indices, written, stream):
+        sample = dataset.raw_sample(index)
+        pair = draw_pair(
+            sample.image,
+            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names),
+            DrawnObjects(
+                torch.from_numpy(prediction.boxes),
+                torch.from_numpy(prediction.labels),
+                dataset.label_names,
+                torch.from_numpy(prediction.scores),
+            ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(path, Image.fromarray(side_by_side([truth, guess]).permute(1, 2, 0).numpy()))
+        write_picture(path, Image.fromarray(side_by_side(pair).permute(1, 2, 0).numpy()))
     logger.info(
         "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
         len(written),
@@ -78,3 +66,8 @@ def draw_comparisons(
         threshold,
     )
     return written
+
+
+def _labelled_file(dataset: CocoDetection, index: int) -> LabelledFile:
+    width, height = dataset.labels.sizes[index].long().tolist()
+    return LabelledFile(dataset.image_path(index), (width, height))

@@ -3,7 +3,8 @@
 from src.inference import Detector
 
 detector = Detector.from_checkpoint("best.pth")
-for box, score, name in zip(*(getattr(detector.predict("image.jpg"), field) for field in ("boxes", "scores", "names"))):
+found = detector.predict("image.jpg")
+for box, score, name in zip(found.boxes, found.scores, found.names):
     print(name, score, box)
 """
 
@@ -16,31 +17,35 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
+from ..detection.fitting import load_strictly
+from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
-from ..runtime.model_weights import class_count, load_strictly, read_weights
-from .engines import Engine, TorchEngine, numbered
+from .engines import Engine, TorchEngine, batch_image_names
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
 from .metadata import metadata_for
 from .prediction import Prediction
+from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
 from .tiling import Tiling, predict_tiled
 
 
 class LabelledFile(NamedTuple):
-    """An image file whose labels were made for a size; a rotation noted in the file is applied only if that gives it."""
+    """An image file whose labels were made for a size.
+
+    A rotation noted in the file is applied only if the image has that size then.
+    """
 
     path: Path
     size: tuple[int, int]
@@ -48,16 +53,17 @@ class LabelledFile(NamedTuple):
 
 
 Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
-"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H, W]`, uint8, RGB."""
+"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H,
+W]`, uint8, RGB."""
 
 DEFAULT_THRESHOLD = 0.4
 """Least score that counts where a checkpoint names none; D-FINE's tools take the same."""
 
-READERS = 4
+READING_THREADS = 4
 """Threads that read images while the model computes."""
 
 
-class Seen(NamedTuple):
+class ImagePrediction(NamedTuple):
     """An image and what was found in it."""
 
     image: Tensor
@@ -87,13 +93,11 @@ class Detector:
             meta: what the file says about itself.
             cfg: the configuration that it was trained with, if it is known.
         """
-        self.engine, self.preprocessing, self.classes, self.meta, self.cfg = (
-            engine,
-            preprocessing,
-            list(classes),
-            meta or {},
-            cfg,
-        )
+        self.engine = engine
+        self.preprocessing = preprocessing
+        self.classes = list(classes)
+        self.meta = meta or {}
+        self.cfg = cfg
         self.threshold = DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
@@ -118,18 +122,44 @@ class Detector:
             use_amp: compute in bf16, or fp16 where the device has no bf16; CUDA only.
 
         Raises:
-            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit it.
+            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit
+                it.
             ConfigError: for a device that is not there or a size that does not fit.
         """
-        file, device = read_weights(path), pick_device(device)
-        cfg = read_config(file.path, file.meta, config)
-        cfg.without_pretrained()
-        if cfg.yaml_cfg.get("num_classes") is None:
-            cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+        file = read_weights(path)
+        picked = pick_device(device)
+        cfg = file.configuration(config)
+        return cls.from_weights(file, cfg, picked, input_size=input_size, use_amp=use_amp)
+
+    @classmethod
+    def from_weights(
+        cls,
+        file: WeightFile,
+        cfg: YAMLConfig,
+        device: torch.device,
+        *,
+        input_size: Sequence[int] | None = None,
+        use_amp: bool = False,
+    ) -> Detector:
+        """Build the model of a configuration and fill it from a file that was read.
+
+        Args:
+            file: the weights.
+            cfg: a configuration of the model; it gets what follows from the weights (`WeightFile.prepare`).
+            device: where to compute.
+            input_size: as for `from_checkpoint`.
+            use_amp: as for `from_checkpoint`.
+
+        Raises:
+            CheckpointError: if the weights do not fit the configuration.
+            ConfigError: for a size that does not fit.
+        """
+        file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
             logger.warning(
-                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: expect another quality",
+                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: "
+                "expect another quality",
                 *input_size,
                 *preprocessing.input_size,
             )
@@ -138,23 +168,21 @@ class Detector:
         model = cfg.model
         load_strictly(model, file)
         engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
-        return cls(
-            engine,
-            preprocessing,
-            named_classes(file.classes, class_count(file.weights)),
-            file.meta.get("threshold"),
-            {key: value for key, value in file.meta.items() if key != "config"} | {"file": str(path)},
-            cfg,
-        )
+        notes = {key: value for key, value in file.meta.items() if key != "config"}
+        notes["file"] = str(file.path)
+        return cls(engine, preprocessing, file.named_classes, file.threshold, notes, cfg)
 
     @classmethod
     def from_onnx(
         cls, path: str | Path, *, device: str | None = None, threads: int | None = None
     ) -> Detector:
-        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime; arguments and errors as of `OnnxEngine`.
+        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime.
+
+        Arguments and errors are those of `OnnxEngine`.
 
         Raises:
-            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in NAME.json beside it.
+            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in
+                NAME.json beside it.
         """
         return cls._from_export(OnnxEngine(path, device, threads=threads), path)
 
@@ -162,12 +190,18 @@ class Detector:
     def from_openvino(
         cls, path: str | Path, *, device: str | None = None, threads: int | None = None
     ) -> Detector:
-        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO; arguments and errors as of `OpenVinoEngine` and `from_onnx`."""
+        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO.
+
+        Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
+        """
         return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
 
     @classmethod
     def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
-        """Load an engine built of an exported model, with NAME.json beside it; arguments and errors as of `TensorRtEngine` and `from_onnx`."""
+        """Load an engine built of an exported model, with NAME.json beside it.
+
+        Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
+        """
         return cls._from_export(TensorRtEngine(path, device), path)
 
     @classmethod
@@ -199,75 +233,59 @@ class Detector:
 
         Args:
             images: one image, or any number of them; a 4-dimensional array or tensor is a number of them.
-            threshold: least score; None for the checkpoint's own, at which F1 was best on the validation data.
-            batch_size: images that are computed at once.
-            nms: drop boxes that overlap a better one of the same class by more than this IoU; None keeps all, since
-                the model has learned to find each object once.
-            tiling: look at large images in tiles, too.
+            threshold: as in `PredictionSettings`.
+            batch_size: as in `PredictionSettings`.
+            nms: as in `PredictionSettings`.
+            tiling: as in `PredictionSettings`.
 
         Returns:
             What was found, for one image or for each of them.
 
         Raises:
             DataError: if an image cannot be read.
-            ConfigError: if something is no image.
+            ConfigError: if something is not an image.
             NumericsError: if the model gives NaN or infinity.
         """
-        single = isinstance(images, (str, Path, Image.Image, LabelledFile)) or (
-            isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
-        )
-        found = [
-            seen.prediction
-            for seen in self.stream(
-                [images] if single else images,
-                threshold=threshold,
-                batch_size=batch_size,
-                nms=nms,
-                tiling=tiling,
-            )
-        ]
-        return found[0] if single else found
+        settings = PredictionSettings(threshold, batch_size, nms, tiling)
+        several, is_single = _as_several(images)
+        found = [predicted.prediction for predicted in self.stream(several, settings)]
+        return found[0] if is_single else found
 
     def stream(
         self,
         images: Iterable[Readable],
+        settings: PredictionSettings = DEFAULT_SETTINGS,
         *,
-        threshold: float | None = None,
-        batch_size: int = 8,
-        nms: float | None = None,
-        tiling: Tiling | None = None,
         unreadable: list[ImageError] | None = None,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[ImagePrediction]:
         """Find objects in images one after the other, holding a few of them in memory.
 
         Args:
             images: any number of images.
-            threshold: as for `predict`.
-            batch_size: as for `predict`; an engine with a fixed batch takes its own.
-            nms: as for `predict`.
-            tiling: as for `predict`.
-            unreadable: collects the errors of images that cannot be read, which are left out; None raises them.
+            settings: how objects are found.
+            unreadable: collects the errors of images that cannot be read, which are left out; None raises
+                them.
 
         Raises:
             ConfigError: at once, for a value out of its range.
         """
-        size = self.engine.batch_size or batch_size
+        size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        for name, value in (("threshold", threshold), ("nms", nms)):
+        for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
-        predict = partial(self._predict_batch, threshold=threshold, nms=nms)
-        return self._stream(images, predict, size, tiling, unreadable)
+        predict = partial(self._predict_batch, threshold=settings.threshold, nms=settings.nms)
+        return self._stream(images, predict, size, settings.tiling, unreadable)
 
     def _stream(
         self,
         images: Iterable[Readable],
-        predict: Callable[[list[Tensor]], list[Prediction]],
+        predict: Callable[[Sequence[Tensor]], list[Prediction]],
         size: int,
         tiling: Tiling | None,
         unreadable: list[ImageError] | None,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[ImagePrediction]:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
         while chunk := list(islice(reading, 1 if tiling else size)):
             batch = [image for image, _ in chunk]
@@ -279,31 +297,42 @@ class Detector:
                 batch_files = f"; files of the batch: {', '.join(files[:8])}{more}" if files else ""
                 raise NumericsError(f"{error}{batch_files}") from None
             for (image, source), prediction in zip(chunk, found):
-                yield Seen(image, replace(prediction, source=source))
+                yield ImagePrediction(image, replace(prediction, source=source))
 
     def _predict_batch(
-        self, images: list[Tensor], threshold: float | None, nms: float | None
+        self, images: Sequence[Tensor], threshold: float | None, nms: float | None
     ) -> list[Prediction]:
         labels, boxes, scores = (
             part.float().numpy() if part.is_floating_point() else part.numpy()
             for part in self.engine(*self.preprocessing(images))
         )
-        least = self.threshold if threshold is None else threshold
+        minimum = self.threshold if threshold is None else threshold
         result = []
-        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, numbered(len(images)))
+        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, batch_image_names(len(images)))
         for image, label, box, score in zip(images, labels, boxes, scores):
-            sure = score >= least
-            label = label[sure].astype(np.int64)
+            kept = score >= minimum
+            label = label[kept].astype(np.int64)
             prediction = Prediction(
-                box[sure],
-                score[sure],
+                box[kept],
+                score[kept],
                 label,
                 self._ids[label],
                 self._names[label].tolist(),
                 (image.shape[2], image.shape[1]),
             )
-            result.append(prediction if nms is None else prediction.select(_without_doubles(prediction, nms)))
+            result.append(prediction if nms is None else prediction.select(_rows_after_nms(prediction, nms)))
         return result
+
+
+def _as_several(images: Readable | Iterable[Readable]) -> tuple[Iterable[Readable], bool]:
+    """Return images to iterate over, and whether they are a single one."""
+    if isinstance(images, (str, Path, Image.Image, LabelledFile)):
+        return [images], True
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4:
+        return [images], True
+    return cast(
+        "Iterable[Readable]", images
+    ), False  # an array or tensor gives its images when it is iterated over
 
 
 def _checked_threshold(value: Any) -> float:
@@ -318,7 +347,7 @@ def _checked_threshold(value: Any) -> float:
 
 
 @cache
-def _tell_frames(folder: Path) -> None:
+def _warn_of_several_frames(folder: Path) -> None:
     """Warn, once for each folder, that only the first frame of an image file is looked at."""
     logger.warning("images in %s have several frames or pages, of which only the first is looked at", folder)
 
@@ -334,13 +363,14 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
         pixels, marks = inspect_image(path, size)
         if Mark.SEVERAL_FRAMES in marks:
-            _tell_frames(path.parent)
+            _warn_of_several_frames(path.parent)
         return pixels, str(path) if isinstance(image, LabelledFile) else str(image)
     if isinstance(image, Image.Image):
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
-            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
+            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor "
+            "[3, H, W]"
         )
     pixels = (
         image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
@@ -356,36 +386,13 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
     return pixels.cpu(), None
 
 
-def read_config(path: Path, meta: dict[str, Any], config: str | Path | None = None) -> YAMLConfig:
-    """Return the configuration that a checkpoint holds, or that of a file if it holds none.
-
-    Raises:
-        CheckpointError: if there is neither.
-    """
-    if meta.get("config"):
-        return YAMLConfig.from_text(meta["config"], f"the configuration in {path}")
-    if config is None:
-        raise CheckpointError(
-            f"{path} holds no configuration, as files of D-FINE's own do; name the one it was trained with: -c configs/dfine/...yml"
-        )
-    return YAMLConfig(config)
-
-
-def named_classes(classes: list[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
-    """Return id and name for each of `count` labels: those of a checkpoint; without any COCO's, if there are as many, else numbers."""
-    if classes is None and count == len(COCO_NAMES):
-        classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
-    if classes is None:
-        return [{"id": label, "name": f"class {label}"} for label in range(count)]
-    return classes + [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
-
-
 def _read_ahead(
     images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int
 ) -> Iterator[tuple[Tensor, str | None]]:
     """Read images in threads, a few ahead, and give them in order."""
-    source, waiting = iter(images), deque[Future]()
-    with ThreadPoolExecutor(READERS) as readers:
+    source = iter(images)
+    waiting: deque[Future[tuple[Tensor, str | None]]] = deque()
+    with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
             waiting.extend(
                 readers.submit(read_image, image) for image in islice(source, ahead - len(waiting))
@@ -400,7 +407,7 @@ def _read_ahead(
                 unreadable.append(error)
 
 
-def _without_doubles(prediction: Prediction, iou: float) -> np.ndarray:
+def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:
     from torchvision.ops import batched_nms
 
     boxes, scores, labels = (

@@ -1,4 +1,4 @@
-"""What computes detections from prepared images: torch, ONNX Runtime, OpenVINO or TensorRT."""
+"""Engines compute detections from prepared images; here is the one in torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.finite import refuse_non_finite_outputs
+from ..runtime.precision import autocast_dtype
 
-Found = tuple[Tensor, Tensor, Tensor]
-"""Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best first, on the CPU."""
+EngineOutput = tuple[Tensor, Tensor, Tensor]
+"""Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best
+first, on the CPU."""
 
 
 class Engine(Protocol):
@@ -20,45 +22,45 @@ class Engine(Protocol):
     batch_size: int | None
     """The one number of images that it takes at once; None for any."""
 
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
-        """Detect objects in `images [B, 3, H, W]` float32, whose originals have `sizes [B, 2]` int64 (width, height)."""
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
+        """Detect objects.
+
+        Args:
+            images: `[B, 3, H, W]` float32, as `Preprocessing` gives them.
+            sizes: `[B, 2]` int64, (width, height) of the original images in pixels.
+        """
 
 
 class TorchEngine:
     """A deployed detector and post-processor on a device."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(
         self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
     ) -> None:
         """Move both to the device; `use_amp` computes the model in bf16, or fp16 without it, on CUDA."""
-        self.model, self.postprocessor, self.device = (
-            model.to(device).eval(),
-            postprocessor.to(device).eval(),
-            device,
-        )
-        self.amp_dtype = None
-        if use_amp and device.type == "cuda":
-            self.amp_dtype = (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
+        self.model = model.to(device).eval()
+        self.postprocessor = postprocessor.to(device).eval()
+        self.device = device
+        self.amp_dtype = autocast_dtype(device) if use_amp and device.type == "cuda" else None
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects (`Engine`).
 
         Raises:
             NumericsError: if an output of the model is not finite.
         """
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
+        sizes = sizes.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
             outputs = self.model(images)
-        refuse_non_finite_outputs(outputs, numbered(len(images)))
+        refuse_non_finite_outputs(outputs, batch_image_names(len(images)))
         labels, boxes, scores = self.postprocessor(outputs, sizes)
         return labels.cpu(), boxes.cpu(), scores.cpu()
 
 
-def numbered(count: int) -> list[str]:
+def batch_image_names(count: int) -> list[str]:
     """Return names for the images of a batch."""
     return [f"image {number} of a batch of {count}" for number in range(1, count + 1)]

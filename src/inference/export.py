@@ -1,4 +1,4 @@
-"""A detector as an ONNX file, and the check that the file finds what the detector finds.
+"""A detector as an ONNX file.
 
 Why torch's exporters are used as they are here stands in docs/decisions/0016.
 """
@@ -8,31 +8,24 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, DataError, ExportError
-from ..data.dataset.synthetic import draw_scene
+from ..core.errors import ConfigError, ExportError
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
-from ..runtime.optional import TOOLS, import_optional
+from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
-from .detector import Detector, Readable
+from .detector import Detector
 from .engines import TorchEngine
-from .evaluation import open_labelled_images
 from .exported_engines import INPUTS, OUTPUTS
-from .metadata import KEY, Metadata
-from .prediction import Prediction
-from .sources import image_files
+from .metadata import METADATA_KEY, Metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +33,8 @@ if TYPE_CHECKING:
 Exporter = Literal["dynamo", "torchscript"]
 
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
-"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on LayerNormalization is one op."""
+"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on
+LayerNormalization is one op."""
 
 UNCHECKED = ".unchecked.onnx"
 """How the name of a file ends whose check came to no end."""
@@ -54,28 +48,25 @@ BATCH = "N"
 CONTROL_FLOW = ("If", "Loop", "Scan")
 """Ops that a graph must not have, and all whose names begin with Sequence."""
 
-BOX_TOLERANCE = 1.0
-"""Pixels of the image by which a side of a box may differ."""
-
-SCORE_TOLERANCE = 0.01
-
-BEST = 10
-"""Detections of an image that are compared where fewer reach the threshold."""
-
-BATCHES = (1, 2, 5)
-"""Sizes of the batches in which images are compared, in turn."""
-
 
 class Deployed(nn.Module):
     """Detector and post-processor in one, with the frozen interface of exports."""
 
     def __init__(self, model: nn.Module, postprocessor: nn.Module) -> None:
         super().__init__()
-        self.model, self.postprocessor = model, postprocessor
+        self.model = model
+        self.postprocessor = postprocessor
 
     def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map images `[N, 3, H, W]` float32 and sizes `[N, 2]` int64 (width, height) to labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in
-        pixels, and scores `[N, R]`."""
+        """Detect objects.
+
+        Args:
+            images: `[N, 3, H, W]` float32.
+            orig_target_sizes: `[N, 2]` int64, (width, height) of the original images in pixels.
+
+        Returns:
+            Labels `[N, R]` int64, boxes `[N, R, 4]` xyxy in pixels, and scores `[N, R]`.
+        """
         return self.postprocessor(self.model(images), orig_target_sizes)
 
 
@@ -95,14 +86,16 @@ def export_onnx(
         path: `.onnx`; it appears when it is complete.
         batch_size: images at once; None for any number.
         opset: version of ONNX's operators; None for the lowest that the exporter has.
-        exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that need opset 17.
+        exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that
+            need opset 17.
         simplify: pass the graph through onnxslim or onnxsim.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or name, or a missing package.
+        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or
+            name, or a missing package.
         ExportError: if the graph is not as it must be.
     """
     path = Path(path)
@@ -114,10 +107,12 @@ def export_onnx(
         raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
     results = (path, path.with_suffix(".json"), path.with_suffix(DISAGREES))
     refuse_foreign(results, "choose another --output")
-    onnx, simplifier = _onnx(exporter), _simplifier() if simplify else None
+    onnx = _import_onnx(exporter)
+    simplifier = _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
-            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}"
+            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to "
+            f"{onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
     deployed = Deployed(engine.model, engine.postprocessor).eval()
@@ -125,15 +120,15 @@ def export_onnx(
         batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0)
     )
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
-    with torch.no_grad(), _quietly():
+    with torch.no_grad(), _without_exporter_messages():
         deployed(*example)  # tables that are made at the first use are numbers then, not a part of the graph
-        proto = (_by_dynamo if exporter == "dynamo" else _by_torchscript)(
+        proto = (_export_with_dynamo if exporter == "dynamo" else _export_with_torchscript)(
             deployed, example, opset, free_batch=batch_size is None
         )
         proto = proto if simplifier is None else simplifier(proto)
-    _strip(proto)
+    _remove_debug_notes(proto)
     metadata = _metadata_of(detector, batch_size)
-    onnx.helper.set_model_props(proto, {KEY: metadata.to_json()})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(proto)
     _check_graph(proto, opset, path)
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
@@ -157,30 +152,33 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
         raise ConfigError(f"the batch is {batch_size}, expected at least 1")
     if exporter == "torchscript" and batch_size is None:
         raise ConfigError(
-            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, or use --exporter dynamo"
+            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, "
+            "or use --exporter dynamo"
         )
     opset = OPSETS[exporter] if opset is None else opset
     least = min(OPSETS.values())
     if opset < least:
         raise ConfigError(
-            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization is one operation: taken apart it "
+            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization "
+            "is one operation: taken apart it "
             f"overflows in fp16"
         )
     if opset < OPSETS[exporter]:
         raise ConfigError(
-            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; for {opset} use --exporter "
+            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
+            f"for {opset} use --exporter "
             f"torchscript --batch N"
         )
     return opset
 
 
-def _onnx(exporter: str) -> ModuleType:
+def _import_onnx(exporter: str) -> ModuleType:
     if exporter == "dynamo":
-        import_optional("onnxscript", f"the export needs onnxscript: {TOOLS}")
-    return import_optional("onnx", f"the export needs onnx: {TOOLS}")
+        import_optional("onnxscript")
+    return import_optional("onnx")
 
 
-def _by_dynamo(
+def _export_with_dynamo(
     deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
 ) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH)
@@ -195,10 +193,11 @@ def _by_dynamo(
         dynamic_shapes=shapes,
         verbose=False,
     )
+    assert program is not None  # torch returns it if no file is named
     return program.model_proto
 
 
-def _by_torchscript(
+def _export_with_torchscript(
     deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
 ) -> onnx.ModelProto:
     import onnx
@@ -208,7 +207,7 @@ def _by_torchscript(
     torch.onnx.export(
         deployed,
         example,
-        file,
+        file,  # type: ignore[arg-type]  # the signature has paths alone; the older exporter takes files
         dynamo=False,
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
@@ -218,29 +217,29 @@ def _by_torchscript(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporters' remarks about tracing to themselves: `_check_graph` and the check of results say what matters."""
+def _without_exporter_messages() -> Iterator[None]:
+    """Silence remarks of the exporters: `_check_graph` and the check of results report what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
+    levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for one in loggers:
-                one.setLevel(logging.ERROR)
+            for exporter_logger in loggers:
+                exporter_logger.setLevel(logging.ERROR)
             yield
         finally:
-            for one, level in zip(loggers, levels):
-                one.setLevel(level)
+            for exporter_logger, level in zip(loggers, levels):
+                exporter_logger.setLevel(level)
 
 
-def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """Return a function from a graph to a simpler one."""
     try:
         import onnxslim
 
         return onnxslim.slim
     except ImportError:
-        onnxsim = import_optional("onnxsim", "--simplify needs onnxslim or onnxsim: pip install onnxslim")
+        onnxsim = import_optional("onnxsim")
 
     def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         result, fits = onnxsim.simplify(proto)
@@ -251,8 +250,11 @@ def _simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     return simplified
 
 
-def _strip(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter notes for debugging: source lines and paths of this machine, which take half the space of a small model."""
+def _remove_debug_notes(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes for debugging.
+
+    These are source lines and paths of this machine; they take half the space of a small model.
+    """
     proto.doc_string = ""
     del proto.metadata_props[:], proto.graph.metadata_props[:]
     for part in (
@@ -272,11 +274,9 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
     ops = {node.op_type for node in proto.graph.node}
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    branching = sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))
     faults = [
-        (
-            bool(found := sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))),
-            f"it has control flow ({', '.join(found)})",
-        ),
+        (bool(branching), f"it has control flow ({', '.join(branching)})"),
         ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
         (written != opset, f"its opset is {written}, not {opset}"),
         (bool(foreign), f"it has operations of {', '.join(foreign)}"),
@@ -286,7 +286,8 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
             "its inputs or outputs are others",
         ),
     ]
-    if found := [text for bad, text in faults if bad]:
+    found = [text for is_bad, text in faults if is_bad]
+    if found:
         raise ExportError(
             f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}"
         )
@@ -304,154 +305,3 @@ def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
         meta.get("commit"),
         Path(meta["file"]).name if "file" in meta else None,
     )
-
-
-class Difference(NamedTuple):
-    """How far two detectors are apart on one image."""
-
-    name: str
-    compared: int
-    """Detections that were."""
-    box_px: float
-    """Largest difference of a side in pixels; infinite if a detection has no partner."""
-    score: float
-
-    @property
-    def relative(self) -> float:
-        """The larger of both, in tolerances; above 1 they disagree."""
-        return max(self.box_px / BOX_TOLERANCE, self.score / SCORE_TOLERANCE)
-
-
-def compare(reference: Prediction, other: Prediction, threshold: float, name: str = "") -> Difference:
-    """Compare what two detectors found in an image, whatever the order.
-
-    The reference's detections from `threshold` on, or its `BEST` if these are fewer, are each given a partner of their class among all of the
-    other's, at the least total difference; and so the other way round, so that nothing is lost and nothing is added. Ranks do not count: among
-    nearly equal scores they are chance, and so is which detections are the last of the list.
-
-    Args:
-        reference: all detections, whatever their score.
-        other: the same of the other detector.
-        threshold: least score of what must have a partner.
-        name: of the image.
-    """
-    forth, back = _distances(reference, other, threshold), _distances(other, reference, threshold)
-    both = np.concatenate([forth, back])
-    return Difference(name, len(forth), *both.max(0, initial=0.0).tolist())
-
-
-def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
-    """Return (pixels, score) between each detection that counts and its partner, `[n, 2]`; infinite without one."""
-    best_first = np.argsort(-one.scores, kind="stable")
-    count = max(int((one.scores >= threshold).sum()), min(BEST, len(one)))
-    sure = best_first[:count]
-    box = np.abs(one.boxes[sure][:, None] - other.boxes[None]).max(-1, initial=0.0)  # [n, R]
-    score = np.abs(one.scores[sure][:, None] - other.scores[None])
-    foreign = one.labels[sure][:, None] != other.labels[None]
-    cost = np.where(foreign, 1e9, np.minimum(np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE), 1e6))
-    rows, columns = linear_sum_assignment(cost)
-    result = np.full((count, 2), np.inf)
-    result[rows] = np.where(
-        foreign[rows, columns][:, None], np.inf, np.column_stack([box[rows, columns], score[rows, columns]])
-    )
-    return result
-
-
-def check_agreement(
-    reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
-) -> list[Difference]:
-    """Run images through both, in batches of all `BATCHES`, and compare what they find.
-
-    Args:
-        reference: the detector that was exported.
-        exported: the same from the file, by its own metadata.
-        images: any kind.
-        names: of the images, for messages.
-
-    Returns:
-        The difference on each image.
-
-    Raises:
-        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are not the same.
-    """
-    same = {
-        "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
-        "classes": (reference.classes, exported.classes),
-        "threshold": (reference.threshold, exported.threshold),
-    }
-    if other := [f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in same.items() if ours != theirs]:
-        raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(other)}")
-    given = len(images)
-    images, names = _enough(images), _enough(names)
-    found: list[Prediction] = []
-    tried: set[int] = set()
-    for size in cycle(BATCHES):
-        batch = images[len(found) : len(found) + size]
-        if not batch:
-            break
-        tried.add(len(batch))
-        found += exported.predict(batch, threshold=0.0, batch_size=size)
-    expected = _enough(reference.predict(images[:given], threshold=0.0))
-    differences = [
-        compare(one, other, reference.threshold, name)
-        for one, other, name in zip(expected, found, names, strict=True)
-    ]
-    worst = max(differences, key=lambda difference: difference.relative)
-    if worst.relative > 1:
-        bad = sum(difference.relative > 1 for difference in differences)
-        raise ExportError(
-            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(images)} images differ, worst {worst.name}, where a box "
-            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
-        )
-    logger.info(
-        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g (worst image: %s)",
-        given,
-        ", ".join(map(str, sorted(tried))),
-        sum(difference.compared for difference in differences),
-        max(d.box_px for d in differences),
-        max(d.score for d in differences),
-        worst.name,
-    )
-    return differences
-
-
-def _enough(items: Sequence[Any]) -> list[Any]:
-    """Return a list that fills one batch of each size at least: the first items are repeated if there are too few."""
-    return list(islice(cycle(items), max(len(items), sum(BATCHES))))
-
-
-def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
-    """Return up to `count` images and their names: of a folder, else the validation data of the checkpoint, else drawn ones.
-
-    Raises:
-        DataError: if the folder has no images.
-        ConfigError: if `count` is below 1.
-    """
-    if count < 1:
-        raise ConfigError(f"--count is {count}, expected at least 1")
-    files = image_files(folder) if folder is not None else _validation_files(detector)
-    if files:
-        chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))]
-        logger.info(
-            "compared on %d of %d images of %s",
-            len(chosen),
-            len(files),
-            folder or "the validation data that the checkpoint names",
-        )
-        return chosen, list(map(str, chosen))
-    logger.info(
-        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes others",
-        count,
-    )
-    rng, side = np.random.default_rng(0), max(detector.preprocessing.input_size)
-    return [draw_scene(rng, side, empty_share=0).image for _ in range(count)], [
-        f"drawn image {number}" for number in range(1, count + 1)
-    ]
-
-
-def _validation_files(detector: Detector) -> list[Path]:
-    try:
-        dataset = open_labelled_images(detector)
-    except (ConfigError, DataError):
-        return []
-    return [Path(dataset.img_folder) / dataset.labels.file_name(i) for i in range(len(dataset))]

@@ -1,7 +1,7 @@
-"""Engines for exported models: ONNX Runtime, OpenVINO and TensorRT. Each needs its own package, imported when it is used.
+"""Engines for exported models: ONNX Runtime, OpenVINO and TensorRT; each package is imported when it is used.
 
-All have the inputs `images [N, 3, H, W]` float32 and `orig_target_sizes [N, 2]` int64 (width, height), and the outputs `labels [N, R]`
-int64, `boxes [N, R, 4]` xyxy in pixels, `scores [N, R]`.
+All have the inputs `images [N, 3, H, W]` float32 and `orig_target_sizes [N, 2]` int64 (width, height), and
+the outputs `labels [N, R]` int64, `boxes [N, R, 4]` xyxy in pixels, `scores [N, R]`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, NumericsError
+from ..core.errors import CheckpointError, ConfigError, NumericsError, first_line
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.weight_files import checked_path
-from .engines import Found
-from .metadata import KEY
+from .engines import EngineOutput
+from .metadata import METADATA_KEY
 
-INPUTS, OUTPUTS = ("images", "orig_target_sizes"), ("labels", "boxes", "scores")
+INPUTS = ("images", "orig_target_sizes")
+OUTPUTS = ("labels", "boxes", "scores")
 
-WRONG_IN_FP16 = ("8.5", "10.3", "10.4")
+LONGEST_REASON = 300
+"""Characters of a runtime's error that a message repeats."""
+
+VERSIONS_WITH_WRONG_FP16 = ("8.5", "10.3", "10.4")
 """Versions of TensorRT whose fp16 engines users report to be wrong for these models (docs/deployment.md)."""
 
 
 class ExportedEngine(ABC):
-    """What the engines have in common: batches of any size are cut and padded to what the model takes."""
+    """Common part of the engines: batches of any size are cut and padded to the size that the model takes."""
 
     batch_size: int | None = None
     """The one number of images that it takes at once; None for any."""
@@ -40,35 +44,24 @@ class ExportedEngine(ABC):
     metadata: str | None = None
     """Metadata from within the file, JSON; None if there is none."""
 
-    def __call__(self, images: Tensor, sizes: Tensor) -> Found:
+    def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects (`Engine`)."""
         step = self.batch_size or self.largest or max(1, len(images))
         parts = []
         for start in range(0, len(images), step):
-            batch, own = images[start : start + step], sizes[start : start + step]
+            batch = images[start : start + step]
+            batch_sizes = sizes[start : start + step]
             missing = self.batch_size - len(batch) if self.batch_size else 0
-            if missing:
-                batch, own = (
-                    torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in (batch, own)
-                )
-            parts.append([part[: len(part) - missing] for part in self._compute(batch, own)])
+            if missing:  # the last image fills the batch; what is found in the copies is dropped
+                batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
+                batch_sizes = torch.cat([batch_sizes, batch_sizes[-1:].expand(missing, 2)])
+            parts.append([part[: len(part) - missing] for part in self._compute(batch, batch_sizes)])
         labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
         return labels.long(), boxes.float(), scores.float()
 
     @abstractmethod
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         """Run the model once; return `OUTPUTS` on the CPU."""
-
-
-def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    return import_optional(
-        "onnxruntime", "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)"
-    )
 
 
 class OnnxEngine(ExportedEngine):
@@ -87,15 +80,17 @@ class OnnxEngine(ExportedEngine):
             CheckpointError: if the file is missing, damaged or has another interface.
         """
         path = checked_path(path)
-        ort = import_onnxruntime()
+        ort = import_optional("onnxruntime")
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
-        providers = _providers(device, ort.get_available_providers())
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        providers = _execution_providers(device, ort.get_available_providers())
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
             raise CheckpointError(
-                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}"
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: "
+                f"{first_line(error)[:LONGEST_REASON]}"
             ) from None
         self.providers = self._session.get_providers()
         _check_interface(
@@ -105,7 +100,7 @@ class OnnxEngine(ExportedEngine):
         )
         first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
         self.batch_size = first if isinstance(first, int) else None
-        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         _refuse_bad_constants(path, _onnx_constants(path))
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
@@ -128,16 +123,18 @@ class OpenVinoEngine(ExportedEngine):
             ConfigError: if OpenVINO is not installed or does not know the device.
             CheckpointError: if the file is missing, damaged or has another interface.
         """
-        path, device = checked_path(path), (device or "CPU").upper()
-        openvino = import_optional("openvino", "OpenVINO is not installed: pip install openvino")
+        path = checked_path(path)
+        device = (device or "CPU").upper()
+        openvino = import_optional("openvino")
         core = openvino.Core()
         if device != "AUTO" and device.split(".")[0] not in {
             known.split(".")[0] for known in core.available_devices
         }:
             raise ConfigError(
-                f"device {device} was asked for, OpenVINO {openvino.__version__} sees {', '.join(core.available_devices)}"
+                f"device {device} was asked for, OpenVINO {openvino.__version__} sees "
+                f"{', '.join(core.available_devices)}"
             )
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
             settings |= {
                 "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
@@ -145,18 +142,14 @@ class OpenVinoEngine(ExportedEngine):
             }
         try:
             model = core.read_model(str(path))
-            names = [sorted(port.get_names()) for ports in (model.inputs, model.outputs) for port in ports]
+            inputs = [_openvino_name(port) for port in model.inputs]
+            outputs = [_openvino_name(port) for port in model.outputs]
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {_first_line(error)}"
+                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: "
+                f"{first_line(error)[:LONGEST_REASON]}"
             ) from None
-        _check_interface(
-            path,
-            *(
-                [next((n for n in own if n in INPUTS + OUTPUTS), ", ".join(own)) for own in part]
-                for part in (names[: len(model.inputs)], names[len(model.inputs) :])
-            ),
-        )
+        _check_interface(path, inputs, outputs)
         constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
         _refuse_bad_constants(path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants))
         self._model = core.compile_model(model, device, settings)
@@ -187,17 +180,18 @@ class TensorRtEngine(ExportedEngine):
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
             raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
-        trt = import_optional("tensorrt", "TensorRT is not installed: pip install tensorrt (10.6 or later)")
+        trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
-        warn_of_version(trt.__version__)
+        warn_of_wrong_fp16(trt.__version__)
         self._runtime = trt.Runtime(
             trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR)
         )
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise CheckpointError(
-                f"{path} is no engine that TensorRT {trt.__version__} can use on {torch.cuda.get_device_name(self.device)}: engines fit "
+                f"{path} is no engine that TensorRT {trt.__version__} can use on "
+                f"{torch.cuda.get_device_name(self.device)}: engines fit "
                 f"the version and the GPU that built them; build it here (docs/deployment.md)"
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -214,7 +208,8 @@ class TensorRtEngine(ExportedEngine):
         self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
         if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
             least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0))
-            self.batch_size, self.largest = (most if least == most else None), most
+            self.batch_size = most if least == most else None
+            self.largest = most
         else:
             self.batch_size = self._engine.get_tensor_shape(INPUTS[0])[0]
 
@@ -235,23 +230,25 @@ class TensorRtEngine(ExportedEngine):
                 self._context.set_tensor_address(name, value.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise RuntimeError(
-                    f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what it logs"
+                    f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what "
+                    "it logs"
                 )
             return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
 
 
-def warn_of_version(version: str) -> None:
+def warn_of_wrong_fp16(version: str) -> None:
     """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
-    if ".".join(version.split(".")[:2]) in WRONG_IN_FP16:
+    if ".".join(version.split(".")[:2]) in VERSIONS_WITH_WRONG_FP16:
         logger.warning(
-            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; compare with torch before you "
+            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; "
+            "compare with torch before you "
             "rely on it (docs/deployment.md)",
             version,
-            ", ".join(WRONG_IN_FP16),
+            ", ".join(VERSIONS_WITH_WRONG_FP16),
         )
 
 
-def _providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+def _execution_providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
     """Return ONNX Runtime's execution providers for a device."""
     cuda = "CUDAExecutionProvider" in available
     wanted = (
@@ -261,7 +258,8 @@ def _providers(device: str | None, available: list[str]) -> list[str | tuple[str
     )
     if wanted.type == "cuda" and not cuda:
         raise ConfigError(
-            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install onnxruntime-gpu in its place"
+            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install "
+            "onnxruntime-gpu in its place"
         )
     return (
         [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
@@ -273,9 +271,16 @@ def _providers(device: str | None, available: list[str]) -> list[str | tuple[str
 def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
     if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
         raise CheckpointError(
-            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} and {', '.join(OUTPUTS)}; "
+            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} "
+            f"and {', '.join(OUTPUTS)}; "
             f"export the checkpoint with tools/deployment/export_onnx.py"
         )
+
+
+def _openvino_name(port: Any) -> str:
+    """Return the name of an input or output that the interface has; without one, all of its names."""
+    names = sorted(port.get_names())
+    return next((name for name in names if name in INPUTS + OUTPUTS), ", ".join(names))
 
 
 def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -290,9 +295,10 @@ def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Make sure that no weight is NaN or infinite: runtimes rank such scores as they like, and nothing shows in their outputs.
+    """Make sure that no weight is NaN or infinite.
 
-    Tables of the graph may hold infinity on purpose, as anchors outside the valid range do.
+    Runtimes rank such scores as they like, and nothing shows in their outputs. Tables of the graph may hold
+    infinity on purpose, as anchors outside the valid range do.
 
     Raises:
         NumericsError: with the first weight that is not finite.
@@ -308,7 +314,7 @@ def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]
 
 
 def _onnx_metadata(path: Path) -> str | None:
-    """Read the metadata of an ONNX file, or None without the onnx package; then NAME.json beside it serves."""
+    """Read the metadata of an ONNX file; None without the onnx package: then NAME.json beside it serves."""
     try:
         import onnx
     except ImportError:
@@ -317,11 +323,7 @@ def _onnx_metadata(path: Path) -> str | None:
         (
             entry.value
             for entry in onnx.load(str(path), load_external_data=False).metadata_props
-            if entry.key == KEY
+            if entry.key == METADATA_KEY
         ),
         None,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

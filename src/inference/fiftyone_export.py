@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,7 @@ from ..core.errors import ConfigError
 from ..data.evaluation.matching import CROWD, match_image
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
-from .evaluation import Evaluation
-
-
-def import_fiftyone() -> ModuleType:
-    """Import FiftyOne.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    return import_optional("fiftyone", "this tool needs FiftyOne, an optional extra: pip install fiftyone")
+from .detector_evaluation import Evaluation
 
 
 def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
@@ -35,32 +25,33 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
         The `fiftyone.Dataset`.
 
     Raises:
-        ConfigError: if FiftyOne has no database.
+        ConfigError: if FiftyOne is not installed or has no database.
     """
-    fo = import_fiftyone()
+    fo = import_optional("fiftyone")
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
     except (
         Exception
     ) as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
         raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
-    data_set.add_samples(samples_of(evaluation, threshold))
+    data_set.add_samples(fiftyone_samples(evaluation, threshold))
     logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
     return data_set
 
 
-def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
-    """Return a `fiftyone.Sample` for each image: `ground_truth`, `predictions`, and the counts `missed` and `false`.
+def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
+    """Return a `fiftyone.Sample` for each image.
 
-    Detections carry `confidence` and `eval`: "tp", "fp", or "crowd" within a crowd region.
+    It has `ground_truth`, `predictions`, and the counts `missed` and `false`. Detections carry `confidence`
+    and `eval`: "tp", "fp", or "crowd" within a crowd region.
     """
-    fo, data, samples = import_fiftyone(), evaluation.dataset, []
+    fo = import_optional("fiftyone")
+    data = evaluation.dataset
+    samples = []
     for index, image_id in enumerate(data.labels.image_ids.tolist()):
         size = np.tile(data.labels.sizes[index].numpy().astype(float), 2)
-        rows, objects = (
-            evaluation.sure(image_id, threshold),
-            evaluation.objects.get(image_id, np.empty((0, 6))),
-        )
+        rows = evaluation.detections_above(image_id, threshold)
+        objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
         verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
         truth = [
@@ -71,7 +62,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
             )
             for row in objects
         ]
-        guess = [
+        predictions = [
             fo.Detection(
                 label=evaluation.names.get(int(row[5]), str(int(row[5]))),
                 bounding_box=(row[:4] / size).tolist(),
@@ -86,7 +77,7 @@ def samples_of(evaluation: Evaluation, threshold: float) -> list[Any]:
                 filepath=str(data.image_path(index).resolve()),
                 image_id=image_id,
                 ground_truth=fo.Detections(detections=truth),
-                predictions=fo.Detections(detections=guess),
+                predictions=fo.Detections(detections=predictions),
                 missed=missed,
                 false=verdicts.count("fp"),
             )

@@ -1,6 +1,7 @@
-"""What an exported model says about itself: all that `Detector` needs besides the graph, as one JSON text.
+"""Metadata of an exported model: all that `Detector` needs besides the graph, as one JSON text.
 
-It stands in the ONNX file under `KEY` and beside it as NAME.json, since TensorRT engines and OpenVINO's IR do not carry it on.
+It stands in the ONNX file under `METADATA_KEY` and beside it as NAME.json, since TensorRT engines and
+OpenVINO's IR do not carry it on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
 
-KEY = "dfine"
+METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
 
 FORMAT = 1
@@ -22,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Metadata:
-    """How to use an exported model, and where it comes from."""
+    """Use and origin of an exported model."""
 
     preprocessing: list[dict[str, Any]]
     """`Preprocessing.ops`."""
@@ -57,7 +58,8 @@ class Metadata:
             content = json.loads(text)
             if content.get("format", 0) > FORMAT:
                 raise CheckpointError(
-                    f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; export it again or update"
+                    f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; "
+                    "export it again or update"
                 )
             known = {key: value for key, value in content.items() if key in cls.__dataclass_fields__}
             metadata = cls(**known)
@@ -81,13 +83,14 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise CheckpointError(
-            f"{path} does not say how images are prepared and what its classes are: it has no metadata and there is no {beside.name} "
+            f"{path} does not say how images are prepared and what its classes are: it has no metadata and "
+            f"there is no {beside.name} "
             f"beside it; tools/deployment/export_onnx.py writes both, keep them together"
         )
-    return Metadata.from_json(_text_of(beside), beside)
+    return Metadata.from_json(_read_metadata_text(beside), beside)
 
 
-def _text_of(path: Path) -> str:
+def _read_metadata_text(path: Path) -> str:
     try:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:

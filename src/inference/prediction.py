@@ -1,4 +1,4 @@
-"""What was found in one image."""
+"""Objects found in one image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..data.dataset.images import image_from_pil, load_image
-from ..runtime.drawing import draw_boxes
+from ..detection.drawing import draw_boxes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Prediction:
 
     def clipped(self) -> Prediction:
         """Return the same with boxes cut at the image's border, for cropping."""
-        return replace(self, boxes=self.boxes.clip(0, np.tile(np.float32(self.size), 2)))
+        return replace(self, boxes=self.boxes.clip(0, np.tile(np.array(self.size, np.float32), 2)))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return entries of a COCO result file: `image_id`, `category_id`, `bbox` (xywh) and `score`."""
@@ -68,14 +68,15 @@ class Prediction:
         """Return a picture with boxes, names and scores.
 
         Args:
-            image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file that the image came from.
+            image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file
+                that the image came from.
 
         Raises:
             ConfigError: if the image did not come from a file.
         """
-        if image is None and self.source is None:
-            raise ConfigError("this image came from no file; give it to draw()")
         if image is None:
+            if self.source is None:
+                raise ConfigError("this image came from no file; give it to draw()")
             image = load_image(Path(self.source))
         elif isinstance(image, Image.Image):
             image = image_from_pil(image)

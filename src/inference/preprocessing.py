@@ -1,6 +1,7 @@
-"""From an image to what a model takes: the transforms of the validation data, carried in checkpoints and exports.
+"""From an image to what a model takes: the transforms of the validation data.
 
-Training evaluates with the same classes and the same arithmetic (`data/transforms/sample.py`), so that no tool can differ.
+Checkpoints and exports carry them. Training evaluates with the same classes and the same arithmetic
+(`data/transforms/sample.py`), so that no tool can differ.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from ..core.yaml_config import YAMLConfig
 from ..data.transforms.compose import Compose
 from ..data.transforms.sample import Sample
 
-STEADY = ("Resize", "ConvertPILImage", "Normalize", "ConvertBoxes", "SanitizeBoundingBoxes", "EmptyTransform")
-"""Transforms without chance that show the whole image on the whole input, so that boxes need nothing but scaling."""
+DETERMINISTIC_TRANSFORMS = (
+    "Resize",
+    "ConvertPILImage",
+    "Normalize",
+    "ConvertBoxes",
+    "SanitizeBoundingBoxes",
+    "EmptyTransform",
+)
+"""Transforms without randomness that show the whole image on the whole input, so that boxes need nothing but
+scaling."""
 
 
 class Preprocessing:
@@ -32,18 +41,22 @@ class Preprocessing:
             ops: `{type: name, argument: value ...}` in order, as in `val_dataloader.dataset.transforms.ops`.
 
         Raises:
-            ConfigError: if one has chance or cuts or pads the image, or none says to which size.
+            ConfigError: if one is random or cuts or pads the image, or none says to which size.
         """
         self.ops = [dict(op) for op in ops]
-        if foreign := [str(op.get("type")) for op in self.ops if op.get("type") not in STEADY]:
+        foreign = [str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS]
+        if foreign:
             raise ConfigError(
-                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared with {', '.join(STEADY)} alone"
+                f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared "
+                f"with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
             )
         self._transforms = Compose([create(op) for op in self.ops])
-        if self._transforms.output_size is None:
+        size = self._transforms.output_size
+        if size is None:
             raise ConfigError(
                 "val_dataloader.dataset.transforms has no Resize, so the input size is not known"
             )
+        self._input_size = size
 
     @classmethod
     def from_config(cls, cfg: YAMLConfig) -> Preprocessing:
@@ -53,7 +66,7 @@ class Preprocessing:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) that images are stretched to."""
-        return self._transforms.output_size
+        return self._input_size
 
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
         """Return the same for another (height, width)."""
@@ -68,7 +81,8 @@ class Preprocessing:
             images: `[3, h, w]` uint8 each, RGB, of any sizes.
 
         Returns:
-            `[B, 3, H, W]` float32 for the model, and (width, height) of each image, `[B, 2]` int64, for the post-processor.
+            `[B, 3, H, W]` float32 for the model, and (width, height) of each image, `[B, 2]` int64, for the
+            post-processor.
         """
         batch = torch.empty(len(images), 3, *self.input_size)
         for image, out in zip(images, batch):

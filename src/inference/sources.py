@@ -1,4 +1,4 @@
-"""Where images come from: a file, a folder, a video, a camera or a stream of the network."""
+"""Sources of images: a file, a folder, a video, a camera or a stream of the network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, ResourceError
+from ..core.errors import DataError
 from ..core.paths import did_you_mean_file, user_path
 from ..data.dataset.image_names import find_image_files
-from ..runtime.files import temporary_path
 from ..runtime.log import logger
-from ..runtime.optional import TOOLS, import_optional
-from ..runtime.own_files import mark_video
+from ..runtime.optional import import_optional
 
 VIDEO_SUFFIXES = (
     ".mp4",
@@ -36,23 +34,24 @@ VIDEO_SUFFIXES = (
     ".flv",
 )
 
-UNCOUNTED = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+FORMATS_WITHOUT_COUNT = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
 """Formats without a number of frames: what is reported as one is computed from the bytes that are there."""
 
-UNKNOWN_RATE = 25.0
+DEFAULT_FRAME_RATE = 25.0
 """Frames a second of a video or camera that does not give it."""
 
-MISSING_FRAMES = 0.02
-"""A video may have this fraction of frames less than its header says, which may be an estimate, except in formats that count."""
+TOLERATED_MISSING_FRACTION = 0.02
+"""A video may have this fraction of frames less than its header says, which may be an estimate, except in
+formats that count."""
 
-COUNTED = (".avi",)
+FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
 
 _STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
 
 
 class Source(NamedTuple):
-    """What images are read from."""
+    """A place that images are read from."""
 
     place: Path | str | int
     """A file or folder; the address of a stream; the number of a camera."""
@@ -60,7 +59,7 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it; passwords in addresses are left out."""
+        """Name in messages; passwords in addresses are left out."""
         if isinstance(self.place, int):
             return f"camera {self.place}"
         return re.sub(r"//[^/@]*@", "//", str(self.place))
@@ -85,7 +84,8 @@ def open_source(text: str) -> Source:
         return Source(int(number), is_video=True)
     if _STREAM.match(text):
         return Source(text, is_video=True)
-    if device := re.fullmatch(r"/dev/video(\d+)", text):
+    device = re.fullmatch(r"/dev/video(\d+)", text)
+    if device:
         return Source(int(device[1]), is_video=True)
     path = user_path(text)
     if not path.exists():
@@ -123,21 +123,28 @@ class Video:
             DataError: if it cannot be opened.
             ConfigError: if OpenCV is not installed.
         """
-        cv2 = import_optional("cv2", f"videos and cameras need OpenCV: {TOOLS}")
-        self.source, self.frames_read, self.was_stopped = source, 0, False
+        cv2 = import_optional("cv2")
+        self.source = source
+        self.frames_read = 0
+        self.was_stopped = False
         place = source.place
         self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
         if not self._capture.isOpened():
             hint = "; check that the address answers, for example with ffplay" if _is_address(place) else ""
             raise DataError(f"{source.name} cannot be opened as a video{hint}")
-        rate, frames = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.rate = rate if 0 < rate < 1000 else UNKNOWN_RATE
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
         self.count = int(frames) if frames > 0 and not source.is_live else None
-        kind = source.place.suffix.lower() if isinstance(place, Path) else ""
-        self._tolerance = 0 if kind in COUNTED else max(1, MISSING_FRAMES * (self.count or 0))
+        suffix = place.suffix.lower() if isinstance(place, Path) else ""
+        self._tolerance = (
+            0
+            if suffix in FORMATS_WITH_EXACT_COUNT
+            else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
+        )
         if self.count is None and not source.is_live:
             logger.warning("%s does not say how many frames it has: a cut would not be noticed", source.name)
-        elif kind in UNCOUNTED:
+        elif suffix in FORMATS_WITHOUT_COUNT:
             logger.warning(
                 "%s has a format without a number of frames: a cut would not be noticed", source.name
             )
@@ -146,9 +153,12 @@ class Video:
         """Give frames, `[3, H, W]` uint8, RGB."""
         self.was_stopped = True  # unless the loop comes to its end
         try:
-            while (frame := self._capture.read())[0]:
+            while True:
+                was_read, frame = self._capture.read()
+                if not was_read:
+                    break
                 self.frames_read += 1
-                yield torch.from_numpy(np.ascontiguousarray(frame[1][..., ::-1])).permute(2, 0, 1)
+                yield torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(2, 0, 1)
             self.was_stopped = False
         finally:
             self._capture.release()
@@ -164,65 +174,11 @@ class Video:
             return f"{self.source.name} has no frame that can be read"
         if self.count and self.frames_read < self.count - self._tolerance:
             return (
-                f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file is cut "
+                f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file "
+                "is cut "
                 "or damaged"
             )
         return None
-
-
-class VideoWriter:
-    """Writes frames to an .mp4 file, which appears under its name when it is complete."""
-
-    def __init__(self, path: Path, rate: float) -> None:
-        """Store where to and how many frames a second; the first frame sets the size."""
-        self.path, self.rate = path, rate
-        self._temporary = temporary_path(path, path.suffix)
-        self._writer = None
-        self._size: tuple[int, int] | None = None
-        self._frames = 0
-
-    def write(self, frame: np.ndarray) -> None:
-        """Add a frame `[H, W, 3]` uint8, RGB.
-
-        Raises:
-            ResourceError: if the file cannot be written.
-        """
-        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
-        if self._writer is None:
-            self._size = (frame.shape[1], frame.shape[0])
-            self._temporary.touch(exist_ok=False)
-            self._writer = cv2.VideoWriter(
-                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
-            )
-            if not self._writer.isOpened():
-                self._temporary.unlink()
-                raise ResourceError(f"{self.path} cannot be written as a video")
-        if (frame.shape[1], frame.shape[0]) != self._size:
-            frame = cv2.resize(frame, self._size)
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
-        self._frames += 1
-
-    def close(self) -> None:
-        """Finish the file; without a frame there is none.
-
-        Raises:
-            ResourceError: if it does not hold the frames that were written, as on a full disk, of which OpenCV says nothing.
-        """
-        if self._writer is None:
-            return
-        cv2 = import_optional("cv2", f"videos need OpenCV: {TOOLS}")
-        self._writer.release()
-        self._writer = None
-        written = cv2.VideoCapture(str(self._temporary))
-        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
-        written.release()
-        if frames != self._frames:
-            self._temporary.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it full?"
-            )
-        mark_video(self._temporary)
-        self._temporary.replace(self.path)
 
 
 def _is_address(place: Path | str | int) -> bool:

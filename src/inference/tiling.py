@@ -13,18 +13,18 @@ from torchvision.ops import batched_nms
 from ..core.errors import ConfigError
 from .prediction import Prediction
 
-TOUCHES = 2.0
+CUT_MARGIN_PX = 2.0
 """Pixels from an inner side of a tile within which an object counts as cut."""
 
-DOUBLE_IOU = 0.5
-"""Overlap from which on two boxes of a class from different views are one object."""
+DUPLICATE_IOU = 0.5
+"""Minimum overlap at which two boxes of a class from different views are one object."""
 
-COVERED = 0.5
-"""Share of a cut box that lies in an uncut one, from which on it is a part of it."""
+CONTAINED_FRACTION = 0.5
+"""Minimum fraction of a cut box inside an uncut one at which it is treated as a part of it."""
 
 
 class Tiling(NamedTuple):
-    """How an image is cut."""
+    """Size and overlap of the tiles of an image."""
 
     size: int
     """Side of a tile in pixels of the image."""
@@ -39,7 +39,8 @@ class Tiling(NamedTuple):
         """
         if self.size < 1 or not 0 <= self.overlap <= 0.9:
             raise ConfigError(
-                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected at least 1 and from 0 to 0.9"
+                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected "
+                "at least 1 and from 0 to 0.9"
             )
         whole = (0, 0, width, height)
         columns, rows = self._spans(width), self._spans(height)
@@ -70,56 +71,61 @@ def predict_tiled(
         batch_size: tiles at once.
     """
     size = (image.shape[2], image.shape[1])
-    windows, found = tiling.windows(*size), []
+    windows = tiling.windows(*size)
+    found: list[Prediction] = []
     for start in range(0, len(windows), batch_size):
         found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows[start : start + batch_size]])
     if len(windows) == 1:
         return found[0]
     cut = np.concatenate([_is_cut(part.boxes, window, size) for part, window in zip(found, windows)])
-    moved = [part.boxes + np.float32([*window[:2], *window[:2]]) for part, window in zip(found, windows)]
-    labels, scores, ids = (
-        np.concatenate([getattr(part, key) for part in found]) for key in ("labels", "scores", "category_ids")
-    )
+    moved = [
+        part.boxes + np.array([x0, y0, x0, y0], np.float32) for part, (x0, y0, _, _) in zip(found, windows)
+    ]
     together = Prediction(
-        np.concatenate(moved), scores, labels, ids, [name for part in found for name in part.names], size
+        boxes=np.concatenate(moved),
+        scores=np.concatenate([part.scores for part in found]),
+        labels=np.concatenate([part.labels for part in found]),
+        category_ids=np.concatenate([part.category_ids for part in found]),
+        names=[name for part in found for name in part.names],
+        size=size,
     )
-    return together.select(
-        _merged(
-            torch.from_numpy(together.boxes),
-            torch.from_numpy(scores),
-            torch.from_numpy(labels),
-            torch.from_numpy(cut),
-        ).numpy()
+    rows = _merged(
+        torch.from_numpy(together.boxes),
+        torch.from_numpy(together.scores),
+        torch.from_numpy(together.labels),
+        torch.from_numpy(cut),
     )
+    return together.select(rows.numpy())
 
 
 def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Tell which boxes, in pixels of their window, end at a side of it that is no side of the image."""
+    """Return whether each box, in pixels of its window, ends at a side that is not a side of the image."""
     x0, y0, x1, y1 = window
     width, height = x1 - x0, y1 - y0
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
     near = np.column_stack(
         [
-            boxes[:, 0] <= TOUCHES,
-            boxes[:, 1] <= TOUCHES,
-            boxes[:, 2] >= width - TOUCHES,
-            boxes[:, 3] >= height - TOUCHES,
+            boxes[:, 0] <= CUT_MARGIN_PX,
+            boxes[:, 1] <= CUT_MARGIN_PX,
+            boxes[:, 2] >= width - CUT_MARGIN_PX,
+            boxes[:, 3] >= height - CUT_MARGIN_PX,
         ]
     )
     return (near & inner).any(1)
 
 
 def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
-    """Return the rows to keep, best first: whole objects once each, then parts of objects that nobody saw whole."""
+    """Return the rows to keep, best first: whole objects once each, and parts of objects that no view has
+    whole."""
     whole, parts = torch.nonzero(~cut)[:, 0], torch.nonzero(cut)[:, 0]
-    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DOUBLE_IOU)]
+    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])
     own = (boxes[parts, 2:] - boxes[parts, :2]).clamp(min=0).prod(1, keepdim=True)
-    covered = ((high - low).clamp(min=0).prod(2) >= COVERED * own) & (
+    covered = ((high - low).clamp(min=0).prod(2) >= CONTAINED_FRACTION * own) & (
         labels[parts, None] == labels[None, whole]
     )
     parts = parts[~covered.any(1)]
-    parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DOUBLE_IOU)]
+    parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DUPLICATE_IOU)]
     kept = torch.cat([whole, parts])
     return kept[scores[kept].argsort(descending=True, stable=True)]

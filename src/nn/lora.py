@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.contracts import LORA_FACTORS
 from ..core.errors import ConfigError
 
 if TYPE_CHECKING:  # timm takes long to import
@@ -27,8 +28,6 @@ _LAYERS = {
 """Target -> the layers of a block that it may mean; fused and separate projections, plain and gated feed-forward."""
 
 _GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
-
-_FACTORS = ("lora_down", "lora_up")
 
 
 class LoRALinear(nn.Linear):
@@ -98,7 +97,7 @@ class LoRALinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
         """Weights of a plain layer bring no factors: the change becomes zero."""
-        factors = {prefix + name: getattr(self, name).detach() for name in _FACTORS}
+        factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
         if prefix + "weight" in state_dict and not any(key in state_dict for key in factors):
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
             state_dict = {**state_dict, **factors}
@@ -132,11 +131,6 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
         # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add them after it
         attention = cast("EvaAttention", block.attn)
         attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(attention.qkv, LoRALinear)
-
-
-def is_lora_factor(name: str) -> bool:
-    """Return whether a parameter of this name is a LoRA factor."""
-    return name.rpartition(".")[2] in _FACTORS
 
 
 def _blocks_of(vit: nn.Module) -> Iterable[EvaBlock]:

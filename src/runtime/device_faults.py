@@ -46,7 +46,7 @@ def describe_recordings() -> str:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Tell whether an error of torch or NCCL says that a device has failed."""
+    """Return whether an error of torch or NCCL says that a device has failed."""
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _HARDWARE)
 
 

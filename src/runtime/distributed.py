@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.errors import ConfigError, RankError
+from ..core.errors import ConfigError, RankError, first_line
 from .device_faults import describe_recordings, is_device_fault, record_collectives
 from .log import logger
 
@@ -61,7 +61,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -71,7 +71,7 @@ def is_main() -> bool:
 
 
 def machine() -> str:
-    """Tell machines apart, by what the system drew when it started."""
+    """Return a key of this machine: the random id that the system made when it started."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -118,7 +118,7 @@ def join_group(
     Args:
         device: of this rank.
         timeout: how long ranks wait for each other.
-        records: folder for what NCCL remembers of its collectives when one fails; None for nothing.
+        records: folder for what NCCL remembers of its collectives when one fails; None keeps nothing.
 
     Raises:
         RankError: if the ranks do not find each other. A process never goes on alone.
@@ -147,7 +147,7 @@ def join_group(
     if records is not None and device.type == "cuda":
         record_collectives(records, own_rank)
     try:
-        store = dist.TCPStore(
+        store: dist.Store = dist.TCPStore(
             address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout
         )
         if hosted_by_agent:  # else the store is as new as this attempt
@@ -162,7 +162,7 @@ def join_group(
         _store = dist.PrefixStore("notes", store)
         barrier()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RankError(
             f"rank {own_rank} of {count} cannot join the others at {address}:{port}: {reason}"
         ) from error
@@ -247,7 +247,7 @@ def _ask_for_lost_rank() -> LostRank:
 
 
 def _absence(number: int) -> str:
-    """Tell where a rank is missed: "rank 1 did not reach step 123 (last seen 122)"."""
+    """Return a text about a rank that is missed: "rank 1 did not reach step 123 (last seen 122)"."""
     seen, here = _read_note(f"step{number}"), _read_note(f"step{rank()}")
     if seen is None or here is None:
         return f"rank {number} did not reach step {here or 0} ({'never seen at one' if seen is None else f'last seen {seen}'})"
@@ -255,7 +255,7 @@ def _absence(number: int) -> str:
 
 
 def _stacks_written() -> str:
-    """Tell which ranks have written where they stand, and where that is."""
+    """Return a text about the ranks that have written where they stand, with the files."""
     files = {number: path for number in range(world_size()) if (path := _read_note(f"stacks{number}"))}
     written = {
         number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size

@@ -14,9 +14,12 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..core.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 LOCK = ".dfine.lock"
 """Name of the file that one run at a time holds in its folder."""
@@ -105,7 +108,7 @@ class DiskFullError(ResourceError):
 
 
 def write_atomically(
-    path: str | Path, write: Callable[[BinaryIO], None], *, keep_previous: str | Path | None = None
+    path: str | Path, write: Callable[[BinaryIO], object], *, keep_previous: str | Path | None = None
 ) -> None:
     """Replace `path` by what `write` puts into a file; whatever happens, `path` holds the old content or the new.
 
@@ -262,30 +265,33 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
-def _size_of(write: Callable[[BinaryIO], None]) -> int:
+def _size_of(write: Callable[[BinaryIO], object]) -> int:
     """Return how many bytes would be written, and write none."""
     counter = _Counter()
     write(counter)
     return counter.size
 
 
-class _Counter(io.RawIOBase):
-    """A file to write to that knows its size alone."""
+class _Counter(io.BytesIO):
+    """A file to write to that knows its size alone: it keeps no content."""
 
-    size = position = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+        self.position = 0
 
-    def writable(self) -> bool:
-        """Tell so."""
-        return True
+    def tell(self) -> int:
+        """Return the place."""
+        return self.position
 
-    def write(self, block: bytes) -> int:
+    def write(self, block: ReadableBuffer, /) -> int:
         """Count a block."""
         length = memoryview(block).nbytes
         self.position += length
         self.size = max(self.size, self.position)
         return length
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = 0, /) -> int:
         """Go to a place, as in any file."""
         self.position = offset + (0, self.position, self.size)[whence]
         return self.position

@@ -1,4 +1,4 @@
-"""Limits of the system that a process runs into: open files, shared memory. Each is told with its size and what to set."""
+"""Limits of the system that a process runs into: open files, shared memory. Messages name the size of each and what to set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHARED = ("</torch_", "shared memory", "(shm)")
 
 
 def is_system_limit(error: BaseException) -> bool:
-    """Tell whether an error is about the process or the system and not about the file in hand."""
+    """Return whether an error is about the process or the system and not about the file in hand."""
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
         errno.EMFILE,
         errno.ENFILE,
@@ -57,7 +57,7 @@ def limit_of(error: BaseException) -> int | None:
 
 
 def describe_limit(limit: int) -> str:
-    """Tell how much there is of what `limit_of` found missing, and how to get more."""
+    """Return a text: how much there is of what `limit_of` found missing, and how to get more."""
     if limit == errno.EMFILE:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = max(4096, 4 * soft)

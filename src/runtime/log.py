@@ -14,7 +14,7 @@ LONGEST_LINE = 20_000
 
 
 def say(text: str) -> None:
-    """Write a line to the terminal; when nobody reads any more (`| head`), the work continues in silence."""
+    """Write a line to the terminal; when nobody reads any more (`| head`), the work continues without output."""
     try:
         print(printable(text), flush=True)  # noqa: T201  the one place
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""How the process keeps memory of its own."""
+"""Memory that the process keeps for its next allocations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEEP_UP_TO = 1 << 30
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep large freed blocks for the next allocation; return whether it listened.
+    """Make glibc keep large freed blocks for the next allocation; return whether it did so.
 
     A batch of images is larger than glibc's threshold for handing memory back to the system, so each new one would be
     faulted in page by page: a quarter of the time of loading it. Other C libraries are left as they are.

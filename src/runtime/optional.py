@@ -12,16 +12,31 @@ TOOLS = "pip install -r tools/requirements.txt"
 """Installs what single tools need beyond the project itself."""
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this is set before
-the import. Nothing that a user does here is reported to anybody unless they ask for it."""
+"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this
+is set before the import. Nothing that a user does here is reported to anybody unless they ask for it."""
 
 
-def import_optional(name: str, otherwise: str) -> ModuleType:
+ADVICE = {
+    "cv2": f"videos and cameras need OpenCV: {TOOLS}",
+    "fiftyone": "this tool needs FiftyOne, an optional extra: pip install fiftyone",
+    "onnx": f"the export needs onnx: {TOOLS}",
+    "onnxruntime": "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)",
+    "onnxscript": f"the export needs onnxscript: {TOOLS}",
+    "onnxsim": "--simplify needs onnxslim or onnxsim: pip install onnxslim",
+    "openvino": "OpenVINO is not installed: pip install openvino",
+    "tensorrt": "TensorRT is not installed: pip install tensorrt (10.6 or later)",
+    "wandb": "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
+}
+"""For each optional module, the message for a user who has not installed it."""
+
+
+def import_optional(name: str, advice: str | None = None) -> ModuleType:
     """Import a package that only some commands need.
 
     Args:
         name: name of the module.
-        otherwise: what to tell a user who has not installed it, with the command that does.
+        advice: message if it is not installed, with the command that installs it; None takes that of
+            `ADVICE`.
 
     Raises:
         ConfigError: if it is not installed, or needs a package that is not.
@@ -30,4 +45,4 @@ def import_optional(name: str, otherwise: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         needs = f" ({name} needs {error.name})" if error.name not in (None, name) else ""
-        raise ConfigError(f"{otherwise}{needs}") from None
+        raise ConfigError(f"{ADVICE[name] if advice is None else advice}{needs}") from None

@@ -1,4 +1,4 @@
-"""How a command ends: one line and an exit code for what a user can mend, a traceback for nobody but us."""
+"""The end of a command: one line and an exit code for faults that a user can fix, a traceback only for bugs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError
+from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError, first_line
 from .device_faults import explain_device_fault
 from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
 from .files import is_in_use, write_json
@@ -45,7 +45,7 @@ def run_command(
     Args:
         command: what to do; expected errors are `RunError`s.
         debug: show tracebacks.
-        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end, None for nowhere.
+        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end; None writes none.
     """
     true_code = 0
     try:
@@ -121,7 +121,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         )
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (
-            f"out of memory: {(str(error).splitlines() or ['the device gave no more'])[0]}; reduce total_batch_size and raise "
+            f"out of memory: {first_line(error, without_text='the device gave no more')}; reduce total_batch_size and raise "
             f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last"
         )
     if fault := explain_device_fault(error):
@@ -143,7 +143,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
+    """Return whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )

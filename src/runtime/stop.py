@@ -67,7 +67,7 @@ def end_with_launcher() -> None:
 
 
 def warn_of_unheard_signal() -> None:
-    """On Slurm, say so if torchrun would die of SIGUSR1 instead of handing it on."""
+    """On Slurm, log a warning if torchrun would die of SIGUSR1 instead of handing it on."""
     if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     try:

@@ -1,4 +1,4 @@
-"""Where ranks stand: each tells its step, and writes its stack if a step takes too long, so that a hang can be explained."""
+"""Progress of ranks: each notes its step, and writes its stack if a step takes too long, so that a hang can be explained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Watchdog:
         self._file: TextIO | None = None
 
     def beat(self, step: int) -> None:
-        """Tell that a step begins."""
+        """Note that a step begins."""
         if world_size() == 1:
             return
         if self._file is None:

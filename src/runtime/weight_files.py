@@ -13,11 +13,11 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, first_line
 from ..core.paths import did_you_mean_file
 from .files import write_atomically
 
@@ -50,7 +50,7 @@ def write_tensor_file(
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
-            torch.save({MARK: WRITER, **content}, hashing)
+            torch.save({MARK: WRITER, **content}, cast(BinaryIO, hashing))  # it calls write and flush alone
         except RuntimeError as error:  # torch's writer hides what the file said
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
@@ -136,7 +136,7 @@ def read_tensor_file(path: str | Path) -> Any:
                 f"{path} is a TorchScript archive or a tar file, which may hold code; it was not loaded"
             ) from None
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {_first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {first_line(error)}"
         ) from None
     _refuse_hollow(path, content)
     if isinstance(content, dict) and content.pop(MARK, None) == WRITER and digest_fits is None:
@@ -200,7 +200,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file: {_first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file: {first_line(error)}"
         ) from None
 
 
@@ -212,7 +212,7 @@ def _refuse_zip_bomb(path: Path) -> None:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged: {_first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged: {first_line(error)}"
         ) from None
     unpacked, packed = sum(record.file_size for record in records), path.stat().st_size
     if (
@@ -249,7 +249,3 @@ def _refuse_hollow(path: Path, content: Any) -> None:
                 raise CheckpointError(
                     f"{path} has {size} bytes but holds a tensor of {value.numel() * value.element_size()}; it was not loaded"
                 )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

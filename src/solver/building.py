@@ -14,9 +14,10 @@ from torch import nn
 from ..core.durations import RunLength
 from ..core.errors import CheckpointError
 from ..core.yaml_config import RunSettings, YAMLConfig
+from ..detection.fitting import load_strictly
 from ..runtime.distributed import broadcast_object, broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
-from ..runtime.model_weights import load_strictly
+from ..runtime.precision import autocast_dtype
 from .checkpoint import BEST, CheckpointFolder
 from .det_engine import seed_step
 from .finetune import load_for_tuning
@@ -189,9 +190,7 @@ def autocast_type(use_amp: bool, device: torch.device, *, named: bool) -> torch.
     """
     if not use_amp or (device.type == "cpu" and not named):
         return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
+    return autocast_dtype(device)
 
 
 def _build_rates(cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan) -> LearningRates:

@@ -8,8 +8,9 @@ from typing import Any
 from ..core.coco_categories import differing_categories
 from ..core.errors import ConfigError, DataError
 from ..core.yaml_config import YAMLConfig
+from ..detection.class_names import find_labels
+from ..detection.weight_file import WeightFile
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, class_count, find_labels
 
 LISTED = 20
 
@@ -32,9 +33,10 @@ def settle_classes(
     ann_file, count = data_sets[0].ann_file, cfg.yaml_cfg.get("num_classes")
     if file is not None and file.classes and same_classes:
         for data in data_sets:
-            data.use_labels(find_labels(file.classes, file.path, data))
+            categories = list(zip(data.labels.category_ids, data.class_names))
+            data.use_labels(find_labels(categories, file.classes, ann_file=data.ann_file, weights=file.path))
         if count is None:
-            cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+            cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         return
     needed = max(data.num_classes for data in data_sets)
     if count is None:

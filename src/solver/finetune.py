@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365, OBJECTS365_SLOTS
 from ..core.errors import CheckpointError
+from ..detection.fitting import completed, describe_misfits, refuse_factors
+from ..detection.weight_file import WeightFile, class_count
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, class_count, completed, describe_misfits, refuse_factors
 
 _CLASS_LAYERS = re.compile(
     r"^decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$"

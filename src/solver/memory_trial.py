@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from ..core.errors import ResourceError
+from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
 from .phases import Phases
 from .training_step import TrainStep
@@ -84,7 +84,7 @@ def rehearse_largest_step(
             )
             step.rehearse(batch)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["out of memory"])[0]
+        reason = first_line(error, without_text="out of memory")
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
         ) from None

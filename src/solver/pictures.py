@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..core.contracts import Target
-from ..runtime.drawing import draw_boxes, side_by_side
+from ..detection.drawing import DrawnObjects, draw_boxes, draw_pair, side_by_side
 
 TRAINING_IMAGES, VALIDATION_IMAGES = 9, 6
 WIDTH = 320
@@ -71,17 +71,11 @@ def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: floa
         rows = detections.get(int(dataset.labels.image_ids[index]))
         if rows is None:
             continue
-        sample, found = dataset.raw_sample(index), torch.from_numpy(rows)
-        found = found[found[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
-        truth = draw_boxes(
-            sample.image,
-            torch.from_numpy(sample.boxes),
-            torch.from_numpy(sample.fields["labels"]),
-            dataset.label_names,
-        )
-        xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
-        guess = draw_boxes(sample.image, xyxy, found[:, 5].long(), dataset.detection_names, found[:, 4])
-        pictures.append(side_by_side([_fitted(truth), _fitted(guess)]))
+        sample = dataset.raw_sample(index)
+        shown = rows[rows[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
+        truth = DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names)
+        pair = draw_pair(sample.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names))
+        pictures.append(side_by_side([_fitted(picture) for picture in pair]))
     return _grid(pictures, columns=2) if pictures else None
 
 

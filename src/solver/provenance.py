@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core.contracts import Licensed
-from ..runtime.model_weights import WeightFile
+from ..detection.weight_file import WeightFile
 
 ROOT = Path(__file__).resolve().parents[2]
 

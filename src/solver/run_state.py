@@ -12,9 +12,11 @@ from torch import nn
 
 from ..core.contracts import WeightAverage
 from ..core.errors import CheckpointError
+from ..detection.fitting import completed, load_strictly
+from ..detection.lora_weights import merged_state_dict
+from ..detection.weight_file import WeightFile
 from ..runtime.distributed import world_size
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, completed, load_strictly, merged_state_dict
 from .epoch_meter import EpochMeter
 from .model_selection import BestModel
 from .numerics import NumericsGuard

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.yaml_config import RunSettings
+from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import broadcast_object
 from ..runtime.log import logger
-from ..runtime.model_weights import WeightFile, read_weights
 from ..runtime.weight_files import refuse_address
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
-from ..runtime.model_weights import completed
 from ..runtime.watchdog import Watchdog
 from .building import Run
 from .det_engine import Batch, evaluate, seed_step, windows, with_progress

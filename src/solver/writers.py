@@ -188,10 +188,7 @@ class WandbWriter:
     """Curves for Weights & Biases, if the user has installed and asked for it."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
-        wandb = import_optional(
-            "wandb",
-            "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
-        )
+        wandb = import_optional("wandb")
         self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:

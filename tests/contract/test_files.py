@@ -9,14 +9,14 @@ from tests.fixtures.tiny import ROOT
 
 READ_BY_THEMSELVES = {
     "src/runtime/distributed.py": "/proc",
-    "src/inference/report.py": "the template of this project",
+    "src/inference/evaluation_report.py": "the template of this project",
 }
 """Modules that read text of their own or of the system, which needs no care."""
 
 WRITTEN_BY_THEMSELVES = {
     "src/core/yaml_config.py": "YAMLConfig.save, for callers of Python",
     "src/data/dataset/synthetic.py": "pictures, checked beforehand",
-    "src/inference/writing.py": "predictions, under a temporary name",
+    "src/inference/prediction_files.py": "predictions, under a temporary name",
     "src/runtime/files.py": "all others",
     "src/runtime/own_files.py": "a mark, appended to a temporary file",
     "src/runtime/watchdog.py": "stacks, checked beforehand",

@@ -27,3 +27,21 @@ def test_no_two_kinds_share_an_exit_code():
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RunError)
     ]
     assert len({kind.exit_code for kind in kinds}) == len(kinds) == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one line"), "one line"),
+        (ValueError("\nfirst\nsecond"), "first"),
+        (KeyError(), "KeyError"),
+        (OSError(2, "No such file"), "[Errno 2] No such file"),
+    ],
+)
+def test_first_line_of_an_error_is_its_text_or_the_name_of_its_class(error, line):
+    assert errors.first_line(error) == line
+
+
+def test_first_line_of_an_error_without_text_can_be_named():
+    assert errors.first_line(RuntimeError(), without_text="out of memory") == "out of memory"
+    assert errors.first_line(RuntimeError("cuda"), without_text="out of memory") == "cuda"

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from src.inference.charts import MOST_POINTS, Line, line_chart, sparkline
+from src.inference.charts import MAX_POINTS, Line, line_chart, sparkline
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,7 +23,7 @@ def test_a_line_runs_from_corner_to_corner():
 def test_long_lines_keep_their_ends_and_lose_points_between():
     x = np.linspace(0, 1, 100_000)
     points = read(sparkline(Line("a", x, x))).find(f"{SVG}polyline").get("points").split()
-    assert len(points) == MOST_POINTS and points[0].startswith("1.0,") and points[-1].endswith(",1.0")
+    assert len(points) == MAX_POINTS and points[0].startswith("1.0,") and points[-1].endswith(",1.0")
 
 
 def test_names_cannot_become_markup():

@@ -1,8 +1,12 @@
+"""Pictures of predictions beside the truth."""
+
 import pytest
 import torch
 from PIL import Image
 
 from src.core import CheckpointError
+from src.detection.weight_file import read_weights
+from src.inference import Detector
 from src.inference.comparison import draw_comparisons
 from tests.fixtures.tiny import tiny_config
 
@@ -13,25 +17,31 @@ def checkpoint(tmp_path):
     return tmp_path / "best.pth"
 
 
+def untrained(checkpoint, cfg) -> Detector:
+    return Detector.from_weights(read_weights(checkpoint), cfg, torch.device("cpu"))
+
+
 def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_data, checkpoint, tmp_path):
-    cfg = tiny_config(tiny_data, resume=str(checkpoint))
-    files = draw_comparisons(cfg, torch.device("cpu"), tmp_path / "pictures", count=3, threshold=0.0)
+    cfg = tiny_config(tiny_data)
+    files = draw_comparisons(
+        untrained(checkpoint, cfg),
+        cfg.val_dataloader.dataset,
+        tmp_path / "pictures",
+        count=3,
+        threshold=0.0,
+    )
     assert [file.name for file in files] == ["val_00000.jpg", "val_00004.jpg", "val_00007.jpg"]
     assert Image.open(files[0]).size == (2 * 320 + 8, 320)
 
 
 def test_more_pictures_than_images_are_not_asked_for_twice(tiny_data, checkpoint, tmp_path):
+    cfg = tiny_config(tiny_data)
     files = draw_comparisons(
-        tiny_config(tiny_data, resume=str(checkpoint)),
-        torch.device("cpu"),
-        tmp_path,
-        count=100,
-        threshold=0.5,
+        untrained(checkpoint, cfg), cfg.val_dataloader.dataset, tmp_path, count=100, threshold=0.5
     )
     assert len(set(files)) == 8
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_data, checkpoint, tmp_path):
-    cfg = tiny_config(tiny_data, resume=str(checkpoint), num_classes=5)
+def test_a_checkpoint_of_another_model_is_refused(tiny_data, checkpoint):
     with pytest.raises(CheckpointError, match="has 4 classes, the configuration has 5"):
-        draw_comparisons(cfg, torch.device("cpu"), tmp_path, count=1, threshold=0.5)
+        untrained(checkpoint, tiny_config(tiny_data, num_classes=5))

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from src.core import CheckpointError, ConfigError, DataError
+from src.detection.fitting import load_strictly
+from src.detection.weight_file import read_weights
 from src.inference import Detector, Tiling
-from src.inference.detector import named_classes
-from src.runtime.model_weights import load_strictly, read_weights
 from tests.fixtures.tiny import DEMO_CONFIG, tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -197,18 +197,6 @@ def test_a_spoilt_configuration_is_told_with_its_file(tmp_path):
 
     with pytest.raises(ConfigError, match=r"changed.pth"):
         Detector.from_checkpoint(rewritten(tmp_path, spoil), device="cpu")
-
-
-def test_eighty_unnamed_classes_are_cocos():
-    classes = named_classes(None, 80)
-    assert classes[0] == {"id": 1, "name": "person"} and classes[79] == {"id": 90, "name": "toothbrush"}
-
-
-def test_rows_of_the_head_beyond_the_classes_have_a_name_too():
-    assert named_classes([{"id": 5, "name": "a"}], 3)[1:] == [
-        {"id": -1, "name": "(unused 1)"},
-        {"id": -1, "name": "(unused 2)"},
-    ]
 
 
 def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):

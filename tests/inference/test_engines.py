@@ -17,7 +17,7 @@ from src.inference.exported_engines import (
     OnnxEngine,
     OpenVinoEngine,
     TensorRtEngine,
-    warn_of_version,
+    warn_of_wrong_fp16,
 )
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
 from tests.fixtures.tiny import ROOT
@@ -188,11 +188,11 @@ def test_tensorrt_needs_cuda(exported):
 
 def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
     for version in ("10.3.0", "10.4.0.26", "8.5.1"):
-        warn_of_version(version)
+        warn_of_wrong_fp16(version)
     assert caplog.text.count("users report wrong fp16 engines") == 3
     caplog.clear()
-    warn_of_version("10.6.0")
-    warn_of_version("10.13.3")
+    warn_of_wrong_fp16("10.6.0")
+    warn_of_wrong_fp16("10.13.3")
     assert not caplog.text
 
 

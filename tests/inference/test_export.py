@@ -1,29 +1,23 @@
 """A checkpoint becomes an ONNX file that finds the same and says how to use it."""
 
 import json
-import logging
 import sys
-from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from src.core import CheckpointError, ConfigError, DataError, ExportError
+from src.core import CheckpointError, ConfigError
+from src.detection.class_names import named_classes
 from src.inference import Detector, Preprocessing
-from src.inference.detector import named_classes
+from src.inference.agreement import check_agreement
 from src.inference.engines import TorchEngine
-from src.inference.export import check_agreement, compare, export_onnx, images_for_check
-from src.inference.metadata import KEY, Metadata, metadata_for
-from tests.fixtures.exported import shift_boxes, spoil
+from src.inference.export import export_onnx
+from src.inference.metadata import METADATA_KEY, Metadata, metadata_for
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
-needs_runtime = pytest.mark.skipif(
-    find_spec("onnxruntime") is None, reason="onnxruntime is not installed (tools/requirements.txt)"
-)
 
 
 def ops_of(path) -> list[str]:
@@ -120,7 +114,7 @@ def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, 
 
 
 def test_metadata_is_in_the_file_and_beside_it(exported, detector):
-    text = next(entry.value for entry in onnx.load(exported).metadata_props if entry.key == KEY)
+    text = next(entry.value for entry in onnx.load(exported).metadata_props if entry.key == METADATA_KEY)
     assert text == exported.with_suffix(".json").read_text()
     metadata = Metadata.from_json(text, exported)
     assert metadata.preprocessing == detector.preprocessing.ops and metadata.classes == detector.classes
@@ -146,84 +140,6 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_pa
         with pytest.raises(CheckpointError, match=message):
             metadata_for(tmp_path / "a.engine", text)
     assert metadata_for(exported, json.dumps(content | {"later": 1})).input_size == [64, 64]
-
-
-@needs_runtime
-def test_the_check_passes_on_batches_of_1_2_and_5(detector, exported, val_images, caplog):
-    with caplog.at_level(logging.INFO, "dfine"):
-        found = check_agreement(
-            detector, Detector.from_onnx(exported), val_images, list(map(str, val_images))
-        )
-    assert len(found) == 8 and all(one.compared >= 10 for one in found)
-    assert max(one.box_px for one in found) < 0.01 and max(one.score for one in found) < 1e-4
-    assert "8 images agree" in caplog.text
-
-
-class FailsAt:
-    """An exported detector that gives nothing right in batches of one size."""
-
-    def __init__(self, detector, size: int) -> None:
-        self.detector, self.size, self.sizes = detector, size, []
-        self.preprocessing, self.classes, self.threshold = (
-            detector.preprocessing,
-            detector.classes,
-            detector.threshold,
-        )
-        self.meta = {"file": "best.onnx"}
-
-    def predict(self, images, **settings):
-        self.sizes.append(len(images))
-        found = self.detector.predict(images, **settings)
-        return [one.select([]) for one in found] if len(images) == self.size else found
-
-
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
-    detector, val_images, caplog, count
-):
-    exported, images = FailsAt(detector, -1), val_images[:count]
-    with caplog.at_level(logging.INFO, "dfine"):
-        check_agreement(detector, exported, images, list(map(str, images)))
-    assert exported.sizes[:3] == [1, 2, 5]
-    assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
-    for size in (1, 2, 5):
-        with pytest.raises(ExportError, match="does not find what its model finds"):
-            check_agreement(detector, FailsAt(detector, size), images, list(map(str, images)))
-
-
-@needs_runtime
-def test_the_check_names_the_worst_image_of_a_file_that_differs(detector, exported, val_images, tmp_path):
-    other = Detector.from_onnx(spoil(exported, tmp_path, shift_boxes))
-    names = [path.name for path in val_images]
-    with pytest.raises(
-        ExportError,
-        match=r"does not find what its model finds: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
-    ):
-        check_agreement(detector, other, val_images, names)
-
-
-@needs_runtime
-def test_the_check_finds_other_preprocessing(detector, exported, val_images):
-    other = Detector.from_onnx(exported)
-    other.preprocessing = Preprocessing(
-        [*other.preprocessing.ops, {"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
-    )
-    with pytest.raises(ExportError, match="preprocessing is"):
-        check_agreement(detector, other, val_images, [""] * 8)
-
-
-def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_object_are(
-    detector, val_images
-):
-    found = detector.predict(val_images[0], threshold=0.0)
-    assert compare(found, found.select(np.arange(len(found))[::-1]), 0.4).relative == 0
-    assert compare(found, found.select(np.arange(1, len(found))), 0.4).relative > 1
-    assert compare(found.select(np.arange(1, len(found))), found, 0.4).relative > 1
-    assert compare(found, replace(found, labels=(found.labels + 1) % 4), 0.4).relative > 1
-    moved = replace(found, boxes=found.boxes + np.float32([2, 0, 0, 0]))
-    assert compare(found, moved, 0.4).box_px == pytest.approx(2, abs=0.01)
-    nothing = found.select(np.zeros(len(found), bool))
-    assert compare(nothing, nothing, 0.4).relative == 0 and compare(found, nothing, 0.4).relative == np.inf
 
 
 def test_an_hgnetv2_detector_is_exported_too(tmp_path):
@@ -254,21 +170,3 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
     pytest.importorskip("onnxruntime")
     images = [np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8) for seed in range(8)]
     check_agreement(detector, Detector.from_onnx(path), images, [f"noise {seed}" for seed in range(8)])
-
-
-def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(
-    detector, tiny_data, tmp_path
-):
-    files, names = images_for_check(detector, tiny_data.folder / "images", 5)
-    assert len(files) == 5 and names[0].endswith(".jpg")
-    drawn, names = images_for_check(
-        detector, None, 3
-    )  # the data that the checkpoint was trained on is not kept
-    assert [image.shape for image in drawn] == [(64, 64, 3)] * 3 and names[2] == "drawn image 3"
-    own = Detector(detector.engine, detector.preprocessing, detector.classes, cfg=tiny_config(tiny_data))
-    files, _ = images_for_check(own, None, 100)
-    assert len(files) == 8 and all(path.parent == tiny_data.folder / "images" for path in files)
-    with pytest.raises(DataError, match="no image files"):
-        images_for_check(detector, tmp_path, 5)
-    with pytest.raises(ConfigError, match="--count is 0"):
-        images_for_check(detector, None, 0)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from src.core import ConfigError
-from src.inference.evaluation import evaluate_detector, open_labelled_images
-from src.inference.fiftyone_export import import_fiftyone, samples_of, to_fiftyone
+from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+from src.inference.fiftyone_export import fiftyone_samples, to_fiftyone
 
 
 class DatabaseIsMissing:
@@ -32,7 +32,7 @@ def evaluation(detector, tiny_data):
 
 
 def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluation):
-    samples = samples_of(evaluation, 0.3)
+    samples = fiftyone_samples(evaluation, 0.3)
     assert len(samples) == 8 and samples[0].filepath.endswith("val_00000.jpg")
     truth = [d for s in samples for d in s.ground_truth.detections]
     guesses = [d for s in samples for d in s.predictions.detections]
@@ -55,7 +55,7 @@ def test_a_missing_database_is_told(stand_in, evaluation):
         to_fiftyone(evaluation, "name", 0.5)
 
 
-def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch):
+def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch, evaluation):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ConfigError, match="pip install fiftyone"):
-        import_fiftyone()
+        to_fiftyone(evaluation, "name", 0.5)

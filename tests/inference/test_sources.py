@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from src.core import DataError
-from src.inference.sources import Source, Video, VideoWriter, image_files, open_source
+from src.inference.predict_videos import VideoWriter
+from src.inference.sources import Source, Video, image_files, open_source
 from tests.fixtures.videos import write_avi
 
 needs_opencv = pytest.mark.skipif(

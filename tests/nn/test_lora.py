@@ -3,9 +3,11 @@ import torch
 from torch import nn
 
 from src.core import CheckpointError, ConfigError
+from src.detection.fitting import load_strictly
+from src.detection.lora_weights import merged_state_dict
+from src.detection.weight_file import WeightFile
 from src.nn.lora import LoRALinear, add_lora
 from src.optim.ema import ModelEMA
-from src.runtime.model_weights import WeightFile, load_strictly, merged_state_dict
 from src.solver.finetune import load_for_tuning
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.vits import (

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from src.core.errors import ConfigError
-from src.runtime.optional import import_optional
+from src.runtime.optional import ADVICE, import_optional
 from tests.fixtures.tiny import ROOT
 
 
@@ -19,6 +19,13 @@ def test_a_package_that_is_not_there_is_told_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ConfigError, match=r"^videos need OpenCV: pip install opencv$"):
         import_optional("cv2", "videos need OpenCV: pip install opencv")
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_a_known_package_that_is_not_there_is_told_with_its_own_advice(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match="pip install"):
+        import_optional(name)
 
 
 def test_a_package_that_lacks_another_one_is_told_with_both(tmp_path, monkeypatch):

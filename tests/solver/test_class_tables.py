@@ -6,7 +6,7 @@ import torch
 
 from src.core import ConfigError, DataError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.runtime.model_weights import WeightFile
+from src.detection.weight_file import WeightFile
 from src.solver.class_tables import class_table, compare_categories, settle_classes
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tiny import tiny_config

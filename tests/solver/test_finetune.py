@@ -5,7 +5,7 @@ import torch
 
 from src.core import CheckpointError
 from src.core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365
-from src.runtime.model_weights import WeightFile
+from src.detection.weight_file import WeightFile
 from src.solver.finetune import load_for_tuning, map_classes
 from tests.fixtures.tiny import tiny_config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from src.runtime.model_weights import WeightFile
+from src.detection.weight_file import WeightFile
 from src.solver.provenance import code_version, provenance
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import src.inference.export
-from src.runtime.model_weights import read_weights
+from src.detection.weight_file import read_weights
 from tests.fixtures.exported import shift_boxes, spoil
 from tests.fixtures.run_here import run_here
 from tests.fixtures.tiny import DEMO_CONFIG, ROOT, tiny_config

@@ -103,8 +103,8 @@ def open_detector(arguments, device: str):
 
     from src.core import YAMLConfig
     from src.core.errors import ConfigError
+    from src.detection.class_names import named_classes
     from src.inference import Detector, Preprocessing
-    from src.inference.detector import named_classes
     from src.inference.engines import TorchEngine
 
     if arguments.resume:

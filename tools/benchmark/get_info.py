@@ -84,13 +84,14 @@ def open_config(arguments):
     """Return the configuration of `-c`, or of the checkpoint `-r`, with the checkpoint's number of classes and without start weights."""
     from src.core import YAMLConfig
     from src.core.errors import ConfigError
-    from src.inference.detector import read_config
-    from src.runtime.model_weights import class_count, read_weights
+    from src.detection.weight_file import read_weights
 
     if arguments.resume:
         file = read_weights(arguments.resume)
-        cfg = read_config(file.path, file.meta, arguments.config)
-        cfg.set("num_classes", class_count(file.weights), f"counted in {file.path}")
+        cfg = file.configuration(arguments.config)
+        cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
+        if file.input_size is not None:
+            cfg.set("eval_spatial_size", list(file.input_size), f"the input size of {file.path}")
     elif arguments.config:
         cfg = YAMLConfig(arguments.config)
     else:

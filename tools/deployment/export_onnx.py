@@ -68,16 +68,17 @@ def main() -> None:
     def command() -> None:
         from src.core.errors import ExportError
         from src.inference import Detector
-        from src.inference.export import DISAGREES, UNCHECKED, check_agreement, export_onnx, images_for_check
-        from src.inference.exported_engines import import_onnxruntime
+        from src.inference.agreement import check_agreement, images_for_check
+        from src.inference.export import DISAGREES, UNCHECKED, export_onnx
         from src.runtime.log import logger
+        from src.runtime.optional import import_optional
 
         detector = Detector.from_checkpoint(
             arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size
         )
         images = images_for_check(detector, arguments.images, arguments.count) if arguments.check else None
         if arguments.check:
-            import_onnxruntime()  # after all arguments were looked at, before anything is written
+            import_optional("onnxruntime")  # after all arguments were looked at, before anything is written
         path = export_onnx(
             detector,
             arguments.output or Path(arguments.resume).with_suffix(".onnx"),

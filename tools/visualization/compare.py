@@ -38,6 +38,8 @@ def main() -> None:
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
+    from src.detection.weight_file import read_weights
+    from src.inference import Detector
     from src.inference.comparison import draw_comparisons
     from src.runtime.distributed import pick_device
     from src.runtime.log import set_up_logging
@@ -48,10 +50,12 @@ def main() -> None:
         cfg = YAMLConfig(
             arguments.config, **parse_overrides(arguments.update), resume=arguments.resume, test_only=True
         )
+        device = pick_device(arguments.device)
+        file = read_weights(arguments.resume)
+        dataset = cfg.val_dataloader.dataset
+        detector = Detector.from_weights(file, cfg, device)
         output = Path(arguments.output) if arguments.output else Path(arguments.resume).parent / "pictures"
-        draw_comparisons(
-            cfg, pick_device(arguments.device), output, count=arguments.count, threshold=arguments.threshold
-        )
+        draw_comparisons(detector, dataset, output, count=arguments.count, threshold=arguments.threshold)
 
     run_command(command, debug=arguments.debug)
 

@@ -37,12 +37,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def command() -> None:
-        from src.inference.evaluation import evaluate_detector, open_labelled_images
-        from src.inference.fiftyone_export import import_fiftyone, to_fiftyone
+        from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+        from src.inference.fiftyone_export import to_fiftyone
+        from src.runtime.optional import import_optional
 
         detector = detector_from(arguments)
         dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
-        import_fiftyone()  # after all arguments were looked at, before anything costly
+        import_optional("fiftyone")  # after all arguments were looked at, before anything costly
         evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
         data_set = to_fiftyone(
             evaluation,
@@ -50,7 +51,7 @@ def main() -> None:
             detector.threshold if arguments.threshold is None else arguments.threshold,
         )
         if not arguments.no_launch:
-            import_fiftyone().launch_app(data_set, port=arguments.port).wait()
+            import_optional("fiftyone").launch_app(data_set, port=arguments.port).wait()
 
     run(command, arguments)
 

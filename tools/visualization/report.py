@@ -40,8 +40,8 @@ def main() -> None:
 
     def command() -> None:
         from src.core.errors import ConfigError
-        from src.inference.evaluation import evaluate_detector, open_labelled_images
-        from src.inference.report import write_report
+        from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+        from src.inference.evaluation_report import write_report
         from src.runtime.files import prepare_output_dir
         from src.runtime.own_files import refuse_foreign
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ...core.errors import DataError
+from ...core.errors import DataError, first_line
 from ...runtime.limits import is_system_limit
 
 try:
@@ -144,9 +144,7 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception as error:  # an image is decoded when first used; see _decode_any
-        raise ImageError(
-            f"image {name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise ImageError(f"image {name} is damaged: {first_line(error)}") from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
 
@@ -201,9 +199,7 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
     except (
         Exception
     ) as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
-        raise ImageError(
-            f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
     if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
         upright, turned = image, False  # the labels were made on the pixels as stored
     marks |= (
@@ -258,6 +254,4 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
             raise
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        raise ImageError(
-            f"image {path} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise ImageError(f"image {path} is damaged: {first_line(error)}") from None

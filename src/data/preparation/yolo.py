@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ...core.errors import DataError
+from ...core.errors import DataError, first_line
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
@@ -216,9 +216,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DataError(f"{path} is not valid YAML: {error.problem or error.context}{place}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise DataError(f"{path} is not valid YAML: {first_line(error)}") from None
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds a {type(settings).__name__}, expected train, val and names")
     return {key: value for key, value in settings.items() if value not in ("", "~", "null", "Null", "NULL")}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError
+from ...detection.lora_weights import merged_state_dict
 from ...runtime.distributed import main_first
 from ...runtime.log import logger
-from ...runtime.model_weights import merged_state_dict
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
 from .timm_weights import timm_state_dict
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...core.contracts import Learning
 from ...core.errors import ConfigError
-from ..lora import is_lora_factor
+from ...detection.lora_weights import is_lora_factor
 
 
 class ThawPhase(NamedTuple):

@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from ...core.errors import CheckpointError
+from ...core.errors import CheckpointError, first_line
 
 
 def timm_state_dict(model_name: str) -> dict[str, Tensor]:
@@ -33,9 +33,7 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(model_name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # the hub client raises many kinds: gated, moved, interrupted, proxy ...
-        raise CheckpointError(
-            f"{repository} could not be fetched: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+        raise CheckpointError(f"{repository} could not be fetched: {first_line(error)}") from error
 
 
 def _why_unreachable(endpoint: str) -> str | None:

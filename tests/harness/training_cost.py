@@ -1,7 +1,7 @@
 """What a training step costs under each way of training the backbone: parameters, CPU seconds, peak memory.
 
-    python tools/benchmark/training_cost.py                                       # the table of docs/training.md, about 10 minutes
-    python tools/benchmark/training_cost.py --only "phase A" "full fine-tuning"   # some rows, with the full step as the measure
+    python tests/harness/training_cost.py                                       # the table of docs/training.md, about 10 minutes
+    python tests/harness/training_cost.py --only "phase A" "full fine-tuning"   # some rows, with the full step as the measure
 
 Every row is measured in a process of its own, on one thread: the least of some steps in CPU seconds, and the most that the process held
 beyond what it held before the model was built (weights, gradients, optimizer, activations). Images are noise; what a step costs does not

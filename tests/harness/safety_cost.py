@@ -1,7 +1,7 @@
 """What safety costs: whole checkpoints against plain ones, the check of data at the start, the checks of every step (docs/reliability.md).
 
-    python tools/benchmark/safety_cost.py                       # about two minutes on one core
-    python tools/benchmark/safety_cost.py --millions 25 --images 20000 --steps 30
+    python tests/harness/safety_cost.py                       # about two minutes on one core
+    python tests/harness/safety_cost.py --millions 25 --images 20000 --steps 30
 
 Saves are timed by the clock, in turns, and the median counts; all else in CPU seconds of this process. The steps are the demo's, on drawn data.
 Prints a Markdown table.

@@ -1,6 +1,15 @@
+import numpy as np
 import torch
 
-from src.runtime.drawing import GAP, LEAST_SIDE, LONGEST_NAME, draw_boxes, side_by_side
+from src.detection.drawing import (
+    GAP,
+    LEAST_SIDE,
+    LONGEST_NAME,
+    DrawnObjects,
+    draw_boxes,
+    draw_pair,
+    side_by_side,
+)
 
 NAMES = {0: "cat", 1: "dog"}
 
@@ -55,3 +64,15 @@ def test_huge_and_hostile_names_are_drawn_cut_and_printable():
         for length in (1_000_000, LONGEST_NAME)
     )
     assert torch.equal(huge, cut)
+
+
+def test_truth_and_predictions_are_drawn_on_pictures_of_their_own():
+    image = grey(400, 400)
+    truth = DrawnObjects.of_labels(np.array([[100.0, 150, 300, 350]]), np.array([1]), NAMES)
+    found = DrawnObjects.of_rows(np.array([[100.0, 150, 200, 200, 0.9, 1]]), NAMES)
+    assert torch.equal(found.boxes_xyxy, truth.boxes_xyxy)
+    left, right = draw_pair(image, truth, found)
+    assert torch.equal(left, draw_boxes(image, truth.boxes_xyxy, truth.labels, NAMES))
+    assert torch.equal(
+        right, draw_boxes(image, truth.boxes_xyxy, truth.labels, NAMES, torch.tensor([0.9]).double())
+    )

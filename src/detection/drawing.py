@@ -1,17 +1,19 @@
-"""Boxes, names and scores on pictures."""
+"""Boxes, names and scores on pictures, and pictures beside each other."""
 
 from __future__ import annotations
 
 import colorsys
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from .log import printable
+from ..runtime.log import printable
 
 LEAST_SIDE = 320
 """Smaller pictures are enlarged, so that names can be read."""
@@ -24,6 +26,31 @@ LONGEST_NAME = 40
 
 GAP = 8
 """White pixels between pictures that stand side by side."""
+
+
+class DrawnObjects(NamedTuple):
+    """Objects that are drawn on one image; T of them."""
+
+    boxes_xyxy: Tensor
+    """`[T, 4]`, pixels of the image."""
+    labels: Tensor
+    """`[T]` int64, keys of `names`."""
+    names: Mapping[int, str]
+    """What is written beside a box; an unknown label is written as its number."""
+    scores: Tensor | None = None
+    """`[T]` in 0..1, written behind the names; None for objects without scores."""
+
+    @classmethod
+    def of_labels(cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+        """Return labelled objects: boxes `[T, 4]` in pixels of the image, and labels `[T]` int64."""
+        return cls(torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names)
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+        """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score, label."""
+        found = torch.from_numpy(rows)
+        boxes_xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
+        return cls(boxes_xyxy, found[:, 5].long(), names, found[:, 4])
 
 
 def draw_boxes(
@@ -56,6 +83,20 @@ def draw_boxes(
     )
 
 
+def draw_pair(image: Tensor, truth: DrawnObjects, found: DrawnObjects) -> tuple[Tensor, Tensor]:
+    """Draw the truth and the predictions of one image, each on a picture of its own, both of equal size.
+
+    Args:
+        image: `[3, H, W]` uint8.
+        truth: labelled objects.
+        found: predictions, those that are to be shown.
+
+    Returns:
+        Two pictures `[3, h, w]` uint8, the truth first.
+    """
+    return draw_boxes(image, *truth), draw_boxes(image, *found)
+
+
 def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
     """Lay pictures of equal height `[3, H, W]` uint8 in a row."""
     gap = torch.full((3, pictures[0].shape[1], GAP), 255, dtype=torch.uint8)
@@ -66,4 +107,5 @@ def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
 def _colour(name: str) -> tuple[int, int, int]:
     """Give every name a colour that stays its own."""
     hue = zlib.crc32(name.encode(errors="surrogatepass")) * 0.618 % 1
-    return tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)

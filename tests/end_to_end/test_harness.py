@@ -1,4 +1,4 @@
-"""The tools that kill, damage and spoil at random do so, and find nothing in a few tries."""
+"""The harnesses that kill, damage and spoil at random do so, and find nothing in a few tries."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.fixtures.commands import run_python
 
 
 def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
-    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--kills=2", "--bits=3", "--cuts=2")
+    result = run_python("-W", "ignore", "tests/harness/soak.py", "--kills=2", "--bits=3", "--cuts=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("2 kills in ")
     assert "end equal to the bit: 1 of 1\n" in result.stdout
@@ -20,7 +20,7 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
     result = run_python(
         "-W",
         "ignore",
-        "tools/benchmark/fuzz.py",
+        "tests/harness/fuzz.py",
         "--labels=30",
         "--configs=12",
         "--checkpoints=12",
@@ -34,7 +34,7 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
 
 @pytest.mark.slow
 def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
-    result = run_python("-W", "ignore", "tools/benchmark/soak.py", "--minutes=0.03", "--wait", "1", "1")
+    result = run_python("-W", "ignore", "tests/harness/soak.py", "--minutes=0.03", "--wait", "1", "1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
         r"^\d+ kills in 0\.03 min, \d+ steps\ncheckpoints that can be read after a kill: (\d+) of \1\n",
@@ -45,14 +45,14 @@ def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
 
 @pytest.mark.slow
 def test_a_series_of_faults_is_counted():
-    result = run_python("-W", "ignore", "tools/benchmark/fault_series.py", "numbers", "--repeat=2")
+    result = run_python("-W", "ignore", "tests/harness/fault_series.py", "numbers", "--repeat=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
 
 
 @pytest.mark.slow
 def test_hostile_files_are_refused():
-    result = run_python("-W", "ignore", "tools/benchmark/hostile_files.py")
+    result = run_python("-W", "ignore", "tests/harness/hostile_files.py")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "no code ran: 42 of 42; " in result.stdout
 
@@ -62,7 +62,7 @@ def test_the_cost_of_safety_is_measured():
     result = run_python(
         "-W",
         "ignore",
-        "tools/benchmark/safety_cost.py",
+        "tests/harness/safety_cost.py",
         "--millions=1",
         "--saves=1",
         "--images=100",
@@ -74,4 +74,4 @@ def test_the_cost_of_safety_is_measured():
 
 @pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
 def test_a_word_that_is_no_number_is_refused(tool):
-    assert run_python(f"tools/benchmark/{tool}.py", "--seed=x").returncode == 2
+    assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2

@@ -1,7 +1,7 @@
 """Spoils annotation files, configurations, checkpoints and images at random and looks at what becomes of them.
 
-    python tools/benchmark/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
-    python tools/benchmark/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
+    python tests/harness/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
+    python tests/harness/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
 
 Each spoilt file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
 it, with every dropped or clipped box counted in the findings. Anything else is a fault: another exception, a silent change, ten seconds without
@@ -338,7 +338,7 @@ def checkpoints(folder: Path, rng: random.Random):
     """Return what makes the file of a number, and how it is read."""
     import torch
 
-    from src.runtime.model_weights import read_weights
+    from src.detection.weight_file import read_weights
     from src.runtime.weight_files import write_tensor_file
 
     path = folder / "spoilt.pth"

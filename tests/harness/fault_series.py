@@ -1,7 +1,7 @@
 """Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
 
-    python tools/benchmark/fault_series.py                                   # all series, about 20 minutes on one core
-    python tools/benchmark/fault_series.py signals --repeat 5 --seed 1       # one of them, other chance
+    python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, other chance
 
 resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
 workers   0, 1, 2 and 4 loader workers: the same
@@ -38,7 +38,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.benchmark.soak import ROOT, configuration, final_state, is_whole, note_losses, same  # noqa: E402
+from tests.harness.soak import ROOT, configuration, final_state, is_whole, note_losses, same  # noqa: E402
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""

@@ -1,4 +1,4 @@
-"""A detector held against labels: the numbers of an evaluation, and what they are made of."""
+"""A detector compared with labels: the numbers of an evaluation, and what they are made of."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..core.contracts import Detections
 from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
-from ..runtime.model_weights import find_labels
+from ..detection.class_names import find_labels
 from .detector import Detector
+from .prediction_settings import PredictionSettings
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class Evaluation:
 
     @cached_property
     def matches(self) -> Matches:
-        """Which detection found which object."""
+        """Detections of all images, each with the object that it found."""
         return match(self.objects, self.detections)
 
-    def sure(self, image_id: int, threshold: float) -> np.ndarray:
-        """Return an image's detections with at least a score."""
+    def detections_above(self, image_id: int, threshold: float) -> np.ndarray:
+        """Return the detections of an image, `[R, 6]`, whose score is at least `threshold`."""
         rows = self.detections[image_id]
         return rows[rows[:, 4] >= threshold]
 
@@ -60,12 +62,14 @@ def open_labelled_images(
     """
     if (images is None) != (annotations is None):
         raise ConfigError(
-            "give --images and --annotations together, or neither for the validation data that the checkpoint names"
+            "give --images and --annotations together, or neither for the validation data that the "
+            "checkpoint names"
         )
     settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get(
         "dataset"
     ) or {}
-    images, annotations = images or settings.get("img_folder"), annotations or settings.get("ann_file")
+    images = images or settings.get("img_folder")
+    annotations = annotations or settings.get("ann_file")
     if images is None or annotations is None:
         raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
     try:
@@ -74,24 +78,36 @@ def open_labelled_images(
         )
     except ConfigError as error:
         raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
-    dataset.use_labels(
-        find_labels(detector.classes, Path(detector.meta.get("file", "the checkpoint")), dataset)
-    )
+    categories = list(zip(dataset.labels.category_ids, dataset.class_names))
+    weights = Path(detector.meta.get("file", "the checkpoint"))
+    dataset.use_labels(find_labels(categories, detector.classes, ann_file=dataset.ann_file, weights=weights))
     dataset.check_images_exist()
     return dataset
 
 
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
-    """Find objects in all images of a data set and score them; the numbers are those of `train.py --test-only`."""
-    evaluator, detections, ids = CocoEvaluator(dataset.ground_truth()), {}, dataset.labels.image_ids.tolist()
+    """Find objects in all images of a data set and score them.
+
+    The numbers are those of `train.py --test-only`.
+    """
+    evaluator = CocoEvaluator(dataset.ground_truth())
+    detections: dict[int, np.ndarray] = {}
+    ids = dataset.labels.image_ids.tolist()
+    settings = PredictionSettings(threshold=0.0, batch_size=batch_size)
     images = (
         dataset.raw_sample(index).image
         for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False)
     )
-    for image_id, seen in zip(ids, detector.stream(images, threshold=0.0, batch_size=batch_size)):
+    for image_id, seen in zip(ids, detector.stream(images, settings)):
         found = seen.prediction
         evaluator.update(
-            {image_id: {key: torch.from_numpy(getattr(found, key)) for key in ("boxes", "scores", "labels")}}
+            {
+                image_id: Detections(
+                    boxes=torch.from_numpy(found.boxes),
+                    scores=torch.from_numpy(found.scores),
+                    labels=torch.from_numpy(found.labels),
+                )
+            }
         )
         detections[image_id] = np.column_stack(
             [found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]
@@ -110,14 +126,15 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         threshold: least score that counts.
 
     Returns:
-        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last column "missed". Objects
-        are given to detections of their own class first, then to what else lies on them.
+        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last
+        column "missed". Objects are given to detections of their own class first, then to what else lies on
+        them.
     """
     position = {label: number for number, label in enumerate(sorted(evaluation.names))}
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
     for image_id in evaluation.detections:
-        rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
-        objects = np.empty((0, 6)) if objects is None else objects
+        rows = evaluation.detections_above(image_id, threshold)
+        objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
         open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
         others = np.flatnonzero(found == MISSED)
@@ -134,9 +151,10 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     return counts
 
 
-def errors_of_image(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
+def count_errors(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
     """Return how many objects of an image were missed and how many detections are wrong."""
-    rows, objects = evaluation.sure(image_id, threshold), evaluation.objects.get(image_id)
+    rows = evaluation.detections_above(image_id, threshold)
+    objects = evaluation.objects.get(image_id)
     found = match_image(rows, objects)
     total = 0 if objects is None else int((objects[:, 5] == 0).sum())
     return total - int((found >= 0).sum()), int((found == MISSED).sum())

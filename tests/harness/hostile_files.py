@@ -1,7 +1,7 @@
 """Gives the readers of checkpoints files that somebody made to run code, to fill memory or to lead them astray (docs/reliability.md).
 
-    python tools/benchmark/hostile_files.py                      # about a minute on one core
-    python tools/benchmark/hostile_files.py --only bomb          # those with that in their name
+    python tests/harness/hostile_files.py                      # about a minute on one core
+    python tests/harness/hostile_files.py --only bomb          # those with that in their name
 
 Each file is read in a process of its own as `-r last.pth` and as `-t` would. Both have to refuse it with code 4 and one line that names the file and
 does not advise to load it all the same, no code may run, and memory may grow by 50 MB. Exit code 1 if not.
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments()
     import torch
 
-    from src.runtime import model_weights  # noqa: F401  children find it imported
+    from src.detection import weight_file  # noqa: F401  children find it imported
 
     torch.set_num_threads(1)
     faults, grown = [], []
@@ -85,7 +85,7 @@ def judge(folder: Path, path: Path) -> tuple[str, int]:
 
 def read(path: Path, way: str) -> tuple[int, str, int]:
     """Return exit code, output and growth of memory in kilobytes of a process that reads a file."""
-    from src.runtime.model_weights import read_weights
+    from src.detection.weight_file import read_weights
     from src.runtime.process import run_command
     from src.solver.checkpoint import CheckpointFolder
 

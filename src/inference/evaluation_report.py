@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation: numbers, curves, confusions and the worst images, readable without a network."""
+"""One HTML page about an evaluation, readable without a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +15,23 @@ from PIL import Image
 from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.matching import best_operating_point, match_image, operating_point_at, operating_points
-from ..runtime.drawing import draw_boxes
+from ..detection.drawing import DrawnObjects, draw_pair
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from .charts import Line, line_chart, sparkline
 from .detector import Detector
-from .evaluation import Evaluation, confusion_matrix, errors_of_image
+from .detector_evaluation import Evaluation, confusion_matrix, count_errors
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("evaluation_report.html.jinja")
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
 """COCO's sizes: name, least and largest area in pixels."""
 
-LARGEST_MATRIX = 40
+MAX_MATRIX_CLASSES = 40
 """Classes that a confusion matrix is drawn for; of more, only the commonest confusions are listed."""
 
-MOST_CONFUSIONS = 20
-PICTURE_WIDTH = 640
+MAX_CONFUSIONS = 20
+MAX_PICTURE_SIDE = 640
 """Pixels to which pictures in the page are shrunk."""
 
 
@@ -45,7 +44,8 @@ def write_report(
         evaluation: what it is about.
         detector: whose notes stand in it.
         path: an .html file.
-        threshold: least score for everything that needs one; None for that with the highest F1 on these images.
+        threshold: least score for everything that needs one; None for that with the highest F1 on these
+            images.
         worst: images shown, those with the most errors.
 
     Returns:
@@ -55,26 +55,30 @@ def write_report(
 
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold:g}, expected 0 to 1")
-    best = best_operating_point(evaluation.matches)
-    threshold = threshold if threshold is not None else best.threshold if best else detector.threshold
+    if threshold is None:
+        best = best_operating_point(evaluation.matches)
+        threshold = detector.threshold if best is None else best.threshold
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    page = template.render(_content(evaluation, detector, threshold, worst))
+    page = template.render(_page_content(evaluation, detector, threshold, worst))
     write_atomically(path, lambda file: file.write(page.encode(errors="backslashreplace")))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
 
-def _content(evaluation: Evaluation, detector: Detector, threshold: float, worst: int) -> dict[str, Any]:
+def _page_content(
+    evaluation: Evaluation, detector: Detector, threshold: float, worst: int
+) -> dict[str, object]:
     """Return everything that the template shows."""
-    matches, dataset, names = evaluation.matches, evaluation.dataset, evaluation.names
-    points, at = operating_points(matches), operating_point_at(matches, threshold)
-    curves = [
-        Line(names[label], part.recall, part.precision)
-        for label in sorted(names)
-        if (part := operating_points(matches.of_category(label))) is not None
-    ]
+    matches = evaluation.matches
+    dataset = evaluation.dataset
+    points = operating_points(matches)
+    curves = []
+    for label, name in sorted(evaluation.names.items()):
+        class_points = operating_points(matches.of_category(label))
+        if class_points is not None:
+            curves.append(_line(name, class_points.recall, class_points.precision))
     return {
         "weights": Path(detector.meta.get("file", "weights")).name,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -85,64 +89,69 @@ def _content(evaluation: Evaluation, detector: Detector, threshold: float, worst
         "objects": sum(matches.objects.values()),
         "metrics": {name: evaluation.metrics[name] for name in CocoEvaluator.metric_names},
         "threshold": threshold,
-        "at": at,
+        "at": operating_point_at(matches, threshold),
         "f1_chart": points
         and line_chart(
-            [Line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
+            [_line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
             "score threshold",
             "share",
             mark=threshold,
         ),
         "pr_chart": line_chart(curves, "recall", "precision"),
         "named_curves": len(curves) <= 12,
-        "classes": list(_classes(evaluation, threshold)),
-        "sizes": list(_sizes(evaluation, threshold)),
+        "classes": list(_class_rows(evaluation, threshold)),
+        "sizes": list(_size_rows(evaluation, threshold)),
         **_confusions(evaluation, threshold),
         "pictures": list(_worst_images(evaluation, threshold, worst)),
     }
 
 
-def _classes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
     matches = evaluation.matches
     for label, name in sorted(evaluation.names.items()):
-        own = matches.of_category(label)
-        points, count = operating_points(own), own.objects[label]
+        class_matches = matches.of_category(label)
+        points = operating_points(class_matches)
+        count = class_matches.objects[label]
         yield {
             "name": name,
             "objects": count,
             "ap": evaluation.metrics["AP_of_class"].get(label),
-            "at": operating_point_at(own, threshold) if count else None,
-            "best": best_operating_point(own),
+            "at": operating_point_at(class_matches, threshold) if count else None,
+            "best": best_operating_point(class_matches),
             "curve": points
-            and sparkline(Line(f"precision over recall of {name}", points.recall, points.precision)),
+            and sparkline(_line(f"precision over recall of {name}", points.recall, points.precision)),
         }
 
 
-def _sizes(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, Any]]:
+def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
     """Count objects and how many of them were found, by their labelled area."""
-    areas, found = [], []
+    areas_of_images = []
+    found_of_images = []
     for image_id, objects in evaluation.objects.items():
         single = np.flatnonzero(objects[:, 5] == 0)
-        areas.append(objects[single, 2] * objects[single, 3])
-        found.append(np.isin(single, match_image(evaluation.sure(image_id, threshold), objects)))
-    areas, found = np.concatenate(areas), np.concatenate(found)
+        matched = match_image(evaluation.detections_above(image_id, threshold), objects)
+        areas_of_images.append(objects[single, 2] * objects[single, 3])
+        found_of_images.append(np.isin(single, matched))
+    areas = np.concatenate(areas_of_images)
+    is_found = np.concatenate(found_of_images)
     for name, low, high in SIZES:
-        own = (areas >= low) & (areas < high)
+        has_size = (areas >= low) & (areas < high)
         yield {
             "name": name,
-            "objects": int(own.sum()),
-            "found": int(found[own].sum()),
+            "objects": int(has_size.sum()),
+            "found": int(is_found[has_size].sum()),
             "ap": evaluation.metrics[f"AP_{name}"],
         }
 
 
-def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
+def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, object]:
     counts = confusion_matrix(evaluation, threshold)
     names = [name for _, name in sorted(evaluation.names.items())]
-    rows, columns = [*names, "(nothing there)"], [*names, "(missed)"]
+    rows = [*names, "(nothing there)"]
+    columns = [*names, "(missed)"]
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
     listed = [
         (rows[i], columns[j], int(wrong[i, j]))
         for i, j in zip(*np.unravel_index(order, wrong.shape))
@@ -161,32 +170,23 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     ]
     return {
         "columns": columns,
-        "matrix": matrix if len(names) <= LARGEST_MATRIX else None,
+        "matrix": matrix if len(names) <= MAX_MATRIX_CLASSES else None,
         "confusions": listed,
     }
 
 
-def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, Any]]:
+def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, object]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
-    errors = [errors_of_image(evaluation, image_id, threshold) for image_id in ids]
+    errors = [count_errors(evaluation, image_id, threshold) for image_id in ids]
     for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[: max(count, 0)]:
         missed, false = errors[index]
         if not missed + false:
             return
-        sample, rows = evaluation.dataset.raw_sample(index), evaluation.sure(ids[index], threshold)
-        xyxy = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
-        truth = draw_boxes(
+        sample = evaluation.dataset.raw_sample(index)
+        truth, prediction = draw_pair(
             sample.image,
-            torch.from_numpy(sample.boxes),
-            torch.from_numpy(sample.fields["labels"]),
-            evaluation.names,
-        )
-        guess = draw_boxes(
-            sample.image,
-            torch.from_numpy(xyxy),
-            torch.from_numpy(rows[:, 5]).long(),
-            evaluation.names,
-            torch.from_numpy(rows[:, 4]),
+            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], evaluation.names),
+            DrawnObjects.of_rows(evaluation.detections_above(ids[index], threshold), evaluation.names),
         )
         yield {
             "name": evaluation.dataset.labels.file_name(index),
@@ -194,13 +194,18 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
             "missed": missed,
             "false": false,
             "truth": _data_url(truth),
-            "guess": _data_url(guess),
+            "prediction": _data_url(prediction),
         }
+
+
+def _line(name: str, x: np.ndarray | float | None, y: np.ndarray | float | None) -> Line:
+    """Return a line through operating points, whose fields are arrays where there are several points."""
+    return Line(name, np.asarray(x), np.asarray(y))
 
 
 def _data_url(picture: torch.Tensor) -> str:
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    image.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+    image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

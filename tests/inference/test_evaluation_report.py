@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from src.core import ConfigError
-from src.inference.evaluation import evaluate_detector, open_labelled_images
-from src.inference.report import write_report
+from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+from src.inference.evaluation_report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

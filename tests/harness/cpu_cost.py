@@ -1,8 +1,8 @@
 """What the parts cost on one CPU thread, as multiples of a 1024 x 1024 float32 matrix product timed in the same process.
 
-    python tools/benchmark/cpu_cost.py                                                    # model and loss
-    python tools/benchmark/cpu_cost.py --images DATA/images --annotations DATA/train.json # and the data pipeline
-    python tools/benchmark/cpu_cost.py --only labels                                      # reading 860,000 boxes
+    python tests/harness/cpu_cost.py                                                    # model and loss
+    python tests/harness/cpu_cost.py --images DATA/images --annotations DATA/train.json # and the data pipeline
+    python tests/harness/cpu_cost.py --only labels                                      # reading 860,000 boxes
 
 CPU time is what counts: on a machine that others use too, wall time swings by a factor of five. Prints a Markdown table.
 """

@@ -1,8 +1,8 @@
 """Kills a small training at random moments until it has survived so many kills, and damages its checkpoints bit by bit.
 
-    python tools/benchmark/soak.py --kills 200 --seed 0                 # about two minutes on one core
-    python tools/benchmark/soak.py --kills 0 --bits 200 --cuts 50       # damage only
-    python tools/benchmark/soak.py --minutes 120 --seed 0               # one long run, killed every 20 to 60 seconds
+    python tests/harness/soak.py --kills 200 --seed 0                 # about two minutes on one core
+    python tests/harness/soak.py --kills 0 --bits 200 --cuts 50       # damage only
+    python tests/harness/soak.py --minutes 120 --seed 0               # one long run, killed every 20 to 60 seconds
 
 A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and started again with `-r auto`; half of the kills come at any
 time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of

@@ -6,10 +6,10 @@ import torch
 
 from src.core import CheckpointError, ConfigError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.inference.evaluation import (
+from src.inference.detector_evaluation import (
     Evaluation,
     confusion_matrix,
-    errors_of_image,
+    count_errors,
     evaluate_detector,
     open_labelled_images,
 )
@@ -90,12 +90,12 @@ def test_an_object_goes_to_its_own_class_before_a_better_score_of_another():
 def test_detections_in_a_crowd_count_for_nothing():
     evaluation = by_hand([[0, 0, 100, 100, 0, 1]], [[10, 10, 10, 10, 0.9, 0]], {0: "a"})
     assert confusion_matrix(evaluation, 0.5).sum() == 0
-    assert errors_of_image(evaluation, 1, 0.5) == (0, 0)
+    assert count_errors(evaluation, 1, 0.5) == (0, 0)
 
 
 def test_an_image_without_objects_can_only_have_false_alarms():
     evaluation = Evaluation(None, {0: "a"}, {}, {}, {1: np.array([[0, 0, 5, 5, 0.9, 0.0]])})
-    assert errors_of_image(evaluation, 1, 0.5) == (0, 1) and errors_of_image(evaluation, 1, 0.95) == (0, 0)
+    assert count_errors(evaluation, 1, 0.5) == (0, 1) and count_errors(evaluation, 1, 0.95) == (0, 0)
     assert confusion_matrix(evaluation, 0.5).tolist() == [[0, 0], [1, 0]]
 
 
@@ -103,5 +103,7 @@ def test_the_whole_matrix_accounts_for_every_object_and_detection(evaluation):
     matrix, threshold = confusion_matrix(evaluation, 0.2), 0.2
     objects = sum(len(rows) for rows in evaluation.objects.values())
     assert matrix[:-1].sum() == objects
-    assert matrix[:, :-1].sum() == sum(len(evaluation.sure(i, threshold)) for i in evaluation.detections)
+    assert matrix[:, :-1].sum() == sum(
+        len(evaluation.detections_above(i, threshold)) for i in evaluation.detections
+    )
     assert isinstance(evaluation.dataset, CocoDetection)

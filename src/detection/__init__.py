@@ -1,0 +1,1 @@
+"""Shared by all users of a detector: the contents of its checkpoints, and boxes drawn on pictures."""

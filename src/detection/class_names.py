@@ -1,0 +1,69 @@
+"""Names of classes: those of a checkpoint's labels, and the label that a data set's category has there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
+from ..core.errors import CheckpointError
+
+MAX_LISTED_CLASSES = 20
+"""Classes that a message names."""
+
+
+def named_classes(classes: Sequence[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
+    """Return id and name for each label of a class head.
+
+    Args:
+        classes: `{"id": category id, "name": name}` of the first labels, as a checkpoint holds them; None if
+            it does not.
+        count: number of labels.
+
+    Returns:
+        `count` entries. Without `classes` they are COCO's if there are 80, else numbers. Labels that
+        `classes` leaves out are called "(unused N)" and have the id -1.
+    """
+    if classes is None and count == len(COCO_NAMES):
+        classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
+    if classes is None:
+        return [{"id": label, "name": f"class {label}"} for label in range(count)]
+    unused = [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
+    return [*classes, *unused]
+
+
+def find_labels(
+    categories: Sequence[tuple[int, str]],
+    classes: Sequence[Mapping[str, Any]],
+    *,
+    ann_file: str | Path,
+    weights: Path,
+) -> list[int]:
+    """Return the label that a checkpoint has for each category.
+
+    It is found by name, or by id and name where names repeat.
+
+    Args:
+        categories: (id, name) of each category of a data set.
+        classes: `{"id": category id, "name": name}` of each label of the checkpoint.
+        ann_file: annotation file of the data set, for messages.
+        weights: file of the checkpoint, for messages.
+
+    Returns:
+        A label for each category, in the order of `categories`.
+
+    Raises:
+        CheckpointError: with the categories that the checkpoint does not know.
+    """
+    by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(classes)))}
+    by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(classes)}
+    unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
+    if unknown:
+        known = [entry["name"] for entry in classes[:MAX_LISTED_CLASSES]]
+        raise CheckpointError(
+            f"{ann_file} has classes that {weights} was not trained with: "
+            f"{', '.join(unknown[:MAX_LISTED_CLASSES])}; "
+            f"it knows {', '.join(known)}; use -t to start a new run from its weights"
+        )
+    return [by_both.get((category, name), by_name[name]) for category, name in categories]

@@ -1,0 +1,113 @@
+"""Predictions for image files, written as pictures and as COCO results."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..core.errors import ConfigError, DataError
+from ..data.dataset.coco_images import CocoImages, load_coco_images
+from ..data.dataset.images import ImageError
+from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture
+from .detector import Detector, ImagePrediction, LabelledFile, Readable
+from .prediction import Prediction
+from .prediction_files import ADVICE, PREDICTIONS, PredictionFile, file_identity
+from .prediction_settings import PredictionSettings
+from .sources import image_files
+
+
+class ImageJob:
+    """The images of a folder or of an annotation file, and what will be written about them."""
+
+    def __init__(
+        self, source: Path, folder: Path, annotations: Path | None, draw: bool, frames: int | None
+    ) -> None:
+        """List the images and check the places of all results."""
+        self.folder = folder
+        self.draw = draw
+        self.root = source.parent if source.is_file() else source
+        if annotations is None:
+            ids, files = _numbered_images(source, self.root, folder)
+        else:
+            ids, files = _listed_images(self.root, load_coco_images(annotations))
+        self.ids = dict(islice(ids.items(), frames))
+        self.files = files[:frames]
+        names = [file.relative_to(self.root).as_posix() for file in self.ids]
+        self.pictures = dict(zip(self.ids, (folder / name for name in picture_names(names))))
+        results = [folder / PREDICTIONS, *(self.pictures.values() if draw else ())]
+        inputs = {file_identity(file) for file in self.ids} - {None}
+        for path in results:
+            if file_identity(path) in inputs:
+                raise ConfigError(
+                    f"{path} is among the images and would be replaced by its own picture; {ADVICE}"
+                )
+        if draw and file_identity(folder) in {file_identity(file.parent) for file in self.ids}:
+            raise ConfigError(f"the pictures would be written among the images in {folder}; {ADVICE}")
+        refuse_leaving(folder, results)
+        refuse_foreign(results, ADVICE)
+
+    def run(self, detector: Detector, settings: PredictionSettings) -> Path:
+        """Find objects and write the results.
+
+        Returns:
+            The file of the predictions.
+
+        Raises:
+            DataError: after all others were written, if images are missing.
+            ConfigError: for a setting out of its range.
+        """
+        unreadable: list[ImageError] = []
+        bar = tqdm(self.files, desc="images", disable=None, leave=False)
+        stream = detector.stream(bar, settings, unreadable=unreadable)
+        with PredictionFile(self.folder) as results:
+            for seen in stream:
+                assert seen.prediction.source is not None  # every image is a file
+                file = Path(seen.prediction.source)
+                if self.draw:
+                    self._write_picture(file, seen)
+                results.add(self._entries(file, seen.prediction))
+        missing = len(self.files) - results.num_images - len(unreadable)
+        if unreadable:
+            raise DataError(
+                f"{len(unreadable)} of {len(self.files)} images could not be read (first: {unreadable[0]}); "
+                "the results "
+                f"of the others are in {self.folder}"
+            )
+        if missing:
+            raise DataError(f"{missing} of {len(self.files)} images were not looked at; this is a bug")
+        return results.path
+
+    def _write_picture(self, file: Path, seen: ImagePrediction) -> None:
+        picture = self.pictures[file]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(picture, seen.prediction.draw(seen.image))
+
+    def _entries(self, file: Path, prediction: Prediction) -> list[dict[str, Any]]:
+        """Return the COCO result entries of an image, with its file name relative to the input."""
+        name = str(file.relative_to(self.root))
+        return [{**entry, "file_name": name} for entry in prediction.to_coco(self.ids[file])]
+
+
+def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path, int], list[Readable]]:
+    """Return image files by number, from 1, and as they are to be read; earlier results are none of them."""
+    own = output.resolve()
+    found = [
+        file
+        for file in image_files(source)
+        if source.is_file() or own == root.resolve() or own not in file.resolve().parents or not is_ours(file)
+    ]
+    if not found:
+        raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
+    return {file: number for number, file in enumerate(found, start=1)}, list(found)
+
+
+def _listed_images(root: Path, images: CocoImages) -> tuple[dict[Path, int], list[Readable]]:
+    """Return the files of a COCO file's images with their ids, and as they are to be read."""
+    ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
+    files: list[Readable] = [
+        LabelledFile(root / name, size) for name, size in zip(images.names, images.sizes)
+    ]
+    return ids, files

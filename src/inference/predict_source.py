@@ -1,0 +1,81 @@
+"""Predictions for whatever a user names as input: an image, a folder, a video, a camera or a stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..runtime.files import prepare_output_dir
+from .detector import Detector
+from .predict_images import ImageJob
+from .predict_videos import VideoJob
+from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
+from .sources import open_source
+
+
+def predict_source(
+    detector: Detector,
+    source: str,
+    output: Path,
+    settings: PredictionSettings = DEFAULT_SETTINGS,
+    *,
+    annotations: Path | None = None,
+    draw: bool = True,
+    frames: int | None = None,
+) -> Path:
+    """Find objects in all images of a source; write pictures or a video, and `predictions.json`.
+
+    Args:
+        detector: finds them.
+        source: as for `open_job`.
+        output: as for `open_job`.
+        settings: how objects are found.
+        annotations: as for `open_job`.
+        draw: as for `open_job`.
+        frames: as for `open_job`.
+
+    Returns:
+        The file of the predictions, a list of COCO result entries with `file_name` added.
+
+    Raises:
+        DataError: if there is nothing to read; or, after all others were written, if images or frames are
+            missing.
+        ConfigError: as `open_job` and `Detector.stream` do.
+    """
+    job = open_job(source, output, annotations=annotations, draw=draw, frames=frames)
+    return job.run(detector, settings)
+
+
+def open_job(
+    source: str,
+    output: Path,
+    *,
+    annotations: Path | None = None,
+    draw: bool = True,
+    frames: int | None = None,
+) -> ImageJob | VideoJob:
+    """Check everything that can be wrong about a job before a model is loaded for it.
+
+    Args:
+        source: an image, a folder, a video, the address of a video stream, or `camera:N`.
+        output: folder for the results.
+        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`;
+            boxes are not needed. Without it images are numbered from 1 in the order of their names, frames in
+            their order.
+        draw: write pictures, or a video.
+        frames: stop after so many images.
+
+    Raises:
+        DataError: if there is nothing to read.
+        ConfigError: if settings contradict each other, or results would replace files that are not earlier
+            results.
+    """
+    if frames is not None and frames < 1:
+        raise ConfigError(f"--frames is {frames}, expected at least 1")
+    opened = open_source(source)
+    if opened.is_video:
+        if annotations is not None:
+            raise ConfigError("--annotations names image files; it has no meaning for a video")
+        return VideoJob(opened, prepare_output_dir(output), draw, frames)
+    assert isinstance(opened.place, Path)  # streams and cameras are videos
+    return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)

@@ -1,0 +1,121 @@
+"""Predictions for the frames of a video, a camera or a stream, written as a video and as COCO results."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..core.errors import ConfigError, DataError, ResourceError
+from ..runtime.files import temporary_path
+from ..runtime.optional import import_optional
+from ..runtime.own_files import mark_video, refuse_foreign
+from .detector import Detector
+from .prediction_files import ADVICE, PREDICTIONS, PredictionFile
+from .prediction_settings import PredictionSettings
+from .sources import Source, Video
+
+
+class VideoJob:
+    """A video, a camera or a stream, and what will be written about it."""
+
+    def __init__(self, source: Source, folder: Path, draw: bool, frames: int | None) -> None:
+        """Open the video and check the places of all results."""
+        self.folder = folder
+        self.draw = draw
+        self.frames = frames
+        stem = source.place.stem if isinstance(source.place, Path) else "camera"
+        self.path = folder / f"{stem}.mp4"
+        if isinstance(source.place, Path) and self.path.exists() and self.path.samefile(source.place):
+            raise ConfigError(f"the drawn video would replace {source.place}; {ADVICE}")
+        refuse_foreign([folder / PREDICTIONS, *([self.path] if draw else [])], ADVICE)
+        self.video = Video(source)
+
+    def run(self, detector: Detector, settings: PredictionSettings) -> Path:
+        """Find objects and write the results.
+
+        Returns:
+            The file of the predictions.
+
+        Raises:
+            DataError: after all others were written, if frames are missing.
+            ConfigError: for a setting out of its range.
+        """
+        video = self.video
+        writer = VideoWriter(self.path, video.rate)
+        total = min(filter(None, (video.count, self.frames)), default=None)
+        bar = tqdm(islice(video, self.frames), desc="frames", total=total, disable=None, leave=False)
+        stream = detector.stream(bar, settings)
+        try:
+            with PredictionFile(self.folder) as results:
+                for number, seen in enumerate(stream, start=1):
+                    if self.draw:
+                        writer.write(np.asarray(seen.prediction.draw(seen.image)))
+                    entries = seen.prediction.to_coco(number)
+                    results.add([{**entry, "file_name": f"frame {number}"} for entry in entries])
+        finally:
+            writer.close()
+        if video.fault is not None:
+            raise DataError(f"{video.fault}; the results of {results.num_images} frames are in {self.folder}")
+        return results.path
+
+
+class VideoWriter:
+    """Writes frames to an .mp4 file, which appears under its name when it is complete."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        """Store where to and how many frames a second; the first frame sets the size."""
+        self.path = path
+        self.rate = rate
+        self._temporary = temporary_path(path, path.suffix)
+        self._writer: Any = None  # cv2.VideoWriter
+        self._size: tuple[int, int] | None = None
+        self._frames = 0
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame `[H, W, 3]` uint8, RGB.
+
+        Raises:
+            ResourceError: if the file cannot be written.
+        """
+        cv2 = import_optional("cv2")
+        if self._writer is None:
+            self._size = (frame.shape[1], frame.shape[0])
+            self._temporary.touch(exist_ok=False)
+            self._writer = cv2.VideoWriter(
+                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
+            )
+            if not self._writer.isOpened():
+                self._temporary.unlink()
+                raise ResourceError(f"{self.path} cannot be written as a video")
+        if (frame.shape[1], frame.shape[0]) != self._size:
+            frame = cv2.resize(frame, self._size)
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self._frames += 1
+
+    def close(self) -> None:
+        """Finish the file; without a frame there is none.
+
+        Raises:
+            ResourceError: if it does not hold the frames that were written, as on a full disk, of which
+                OpenCV says nothing.
+        """
+        if self._writer is None:
+            return
+        cv2 = import_optional("cv2")
+        self._writer.release()
+        self._writer = None
+        written = cv2.VideoCapture(str(self._temporary))
+        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+        written.release()
+        if frames != self._frames:
+            self._temporary.unlink(missing_ok=True)
+            raise ResourceError(
+                f"{self.path} was not written: {frames} of {self._frames} frames reached the disk; is it "
+                "full?"
+            )
+        mark_video(self._temporary)
+        self._temporary.replace(self.path)

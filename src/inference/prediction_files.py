@@ -1,0 +1,81 @@
+"""Common part of jobs on images and on videos: the file of predictions, and checks of their outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ..core.errors import ResourceError
+from ..runtime.files import json_bytes, temporary_path
+from ..runtime.log import logger
+
+PREDICTIONS = "predictions.json"
+
+ADVICE = "choose another --output"
+"""End of messages about results that would replace something else."""
+
+
+class PredictionFile:
+    """`predictions.json`, written entry by entry; whatever ends the job, what was found until then is kept.
+
+    A context manager: the file appears under its name when the block ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Store the place; the folder must exist when the block begins."""
+        self.path = folder / PREDICTIONS
+        self.num_images = 0
+        self.num_entries = 0
+        self._temporary = temporary_path(self.path)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> PredictionFile:
+        self._file = open(self._temporary, "xb")  # noqa: SIM115  closed by __exit__
+        self._file.write(b"[\n")
+        return self
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Write the entries of one image, as `Prediction.to_coco` gives them."""
+        assert self._file is not None, "used outside of its block"
+        self.num_images += 1
+        for entry in entries:
+            self._file.write((b",\n" if self.num_entries else b"") + json_bytes(entry))
+            self.num_entries += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        try:
+            with self._file as file:
+                file.write(b"\n]\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as failure:
+            incomplete = self.path.with_stem(f"{self.path.stem}.incomplete")
+            self._temporary.replace(incomplete)
+            raise ResourceError(
+                f"{self.path} cannot be written: {failure.strerror or failure}; what fits is in {incomplete}"
+            ) from None
+        if kind is not None and not self.num_images:  # earlier results stay
+            self._temporary.unlink()
+            return
+        self._temporary.replace(self.path)
+        if kind is not None:
+            logger.info("the job ended early; what was found until then is written")
+        logger.info("%d images, %d detections: %s", self.num_images, self.num_entries, self.path)
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return a key that is the same for all names and mounts that lead to one file or folder.
+
+    None if there is no such file.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino

@@ -1,0 +1,40 @@
+"""Names of labels, and labels of categories."""
+
+from pathlib import Path
+
+import pytest
+
+from src.core import CheckpointError
+from src.detection.class_names import find_labels, named_classes
+
+
+def known(*classes: tuple[int, str]) -> list[dict]:
+    return [{"id": i, "name": n} for i, n in classes]
+
+
+def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]:
+    return find_labels(list(categories.items()), classes, ann_file="labels.json", weights=Path("best.pth"))
+
+
+def test_classes_that_a_checkpoint_does_not_know_are_named():
+    with pytest.raises(
+        CheckpointError,
+        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); it knows cat, cow; use -t",
+    ):
+        labels_in_best(known((3, "cat"), (9, "cow")), {3: "cat", 7: "dog"})
+
+
+def test_names_that_repeat_are_told_apart_by_id():
+    assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [0, 1]
+
+
+def test_eighty_unnamed_classes_are_cocos():
+    classes = named_classes(None, 80)
+    assert classes[0] == {"id": 1, "name": "person"} and classes[79] == {"id": 90, "name": "toothbrush"}
+
+
+def test_rows_of_the_head_beyond_the_classes_have_a_name_too():
+    assert named_classes([{"id": 5, "name": "a"}], 3)[1:] == [
+        {"id": -1, "name": "(unused 1)"},
+        {"id": -1, "name": "(unused 2)"},
+    ]
