@@ -52,8 +52,8 @@ class Detections(TypedDict):
 
 
 class Backbone(Protocol):
-    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and strides
-    says so; then they are checked against the encoder."""
+    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and
+    strides says so; then they are checked against the encoder."""
 
     out_channels: list[int]
     out_strides: list[int]
@@ -79,7 +79,8 @@ class Phased(Protocol):
         """Freeze and thaw what is due."""
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Tell for every parameter that it governs and that ever learns, by name, from when on and how fast."""
+        """Tell for every parameter that it governs and that ever learns, by name, from when on and how
+        fast."""
 
 
 @runtime_checkable

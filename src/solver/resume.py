@@ -17,6 +17,7 @@ from .stages import Progress
 
 FREE = frozenset(
     {
+        "task",
         "resume",
         "tuning",
         "test_only",
