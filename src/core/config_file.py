@@ -239,7 +239,7 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
 def _inspect(
     node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]
 ) -> None:
-    """Record the line of every key; refuse duplicate keys, keys that are no strings, NaN and exploding
+    """Record the line of every key; refuse duplicate keys, keys that are not strings, NaN and exploding
     aliases."""
     budget[0] -= 1
     if budget[0] < 0:

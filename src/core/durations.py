@@ -25,7 +25,7 @@ class LengthUnit:
     """
 
     unit: Unit
-    """What the whole number counts."""
+    """Unit that the whole number counts."""
     default: float | None = None
     """Fraction of the run that a missing or null setting stands for; None if the signature has the
     default."""
@@ -61,7 +61,7 @@ class StepsUnknownError(ConfigError):
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is. It turns every `Duration` into a whole number."""
+    """Length of a run. It turns every `Duration` into a whole number."""
 
     epochs: int
     steps_per_epoch: int | None = None
@@ -157,7 +157,7 @@ def check_ascending(epochs: Sequence[int | None], name: str) -> None:
     """Refuse points in time that do not ascend.
 
     Args:
-        epochs: epochs from 0; None stands for never and is not compared.
+        epochs: epochs from 0; None stands for "not at all" and is not compared.
         name: name of the setting, for messages.
 
     Raises:
@@ -172,5 +172,5 @@ def check_ascending(epochs: Sequence[int | None], name: str) -> None:
 
 
 def is_between(epoch: int, start: int | None, stop: int | None) -> bool:
-    """Return whether an epoch is `start` or later and before `stop`; None is no limit."""
+    """Return whether an epoch is `start` or later and before `stop`; None sets no limit."""
     return (start is None or epoch >= start) and (stop is None or epoch < stop)

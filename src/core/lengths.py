@@ -23,14 +23,14 @@ class ResolvedLength:
     """A length of a configuration, as written and as a whole number."""
 
     path: KeyPath
-    """Where it stands."""
+    """Path of the setting."""
     written: Any
     """The value in the configuration, or the default that replaces it; None if a rule of the class fills it
     in."""
     value: Any
     """The whole number; for a setting that its class resolves, whatever takes its place."""
     unit: Unit | None = None
-    """What it counts, if that is one number."""
+    """Unit that the number counts; None for a value that is not one number."""
     unknown: str | None = None
     """Why it has no value yet: the number of steps is not known. The default of the argument stands in for
     it."""

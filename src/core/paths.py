@@ -21,7 +21,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""What a file may begin with, and the encoding that it then has; UTF-32 before UTF-16, whose mark begins
+"""Byte order marks of files, and the encoding that it then has; UTF-32 before UTF-16, whose mark begins
 alike."""
 
 

@@ -79,7 +79,7 @@ def type_name(annotation: Any) -> str:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Tell whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but
+    """Return whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but
     themselves."""
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return True

@@ -29,7 +29,7 @@ class RunSettings:
     defaults."""
 
     task: Literal["detection"] = "detection"
-    """Accepted for official D-FINE files, without effect."""
+    """Accepted since D-FINE's files have it, without effect; the debug log notes it."""
     epochs: int = 72
     use_amp: bool = False
     use_ema: bool = False
@@ -117,7 +117,7 @@ class YAMLConfig:
         """
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
-            _logger.info("task has no effect, every run is a detection (%s)", self.origin("task"))
+            _logger.debug("task has no effect, every run is a detection (%s)", self.origin("task"))
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -154,7 +154,7 @@ class YAMLConfig:
         return self._tree.values
 
     def origin(self, *path: str | int) -> str:
-        """Tell where a setting was made, as "file:line"."""
+        """Return the place in which a setting was made, as "file:line"."""
         return self._tree.origin(path)
 
     def set(self, key: str, value: Any, reason: str) -> None:
@@ -197,7 +197,7 @@ class YAMLConfig:
 
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
-        """What happens to an image before it is evaluated: `{type: name, argument: value ...}` in order, as
+        """Transforms of an image before it is evaluated: `{type: name, argument: value ...}` in order, as
         it stands in the configuration."""
         transforms = (self.yaml_cfg.get("val_dataloader") or {}).get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])

@@ -170,7 +170,7 @@ def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the adapter got, and the precision in which it was made."""
+    """Inputs of the adapter, and the precision in which they were computed."""
 
     taps: list[Tensor]
     images: Tensor

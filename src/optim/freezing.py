@@ -1,4 +1,4 @@
-"""What learns when: parameters that a phased backbone thaws during a run."""
+"""The epoch and rate at which each parameter trains: a phased backbone unfreezes some during a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from ..core.contracts import Learning, Phased
 
 FROM_THE_START = Learning(0, 1.0)
-"""How a parameter learns about which nothing else is said."""
+"""Learning of a parameter that no plan mentions."""
 
 
 def learning_plan(model: nn.Module) -> dict[str, Learning]:

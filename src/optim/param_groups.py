@@ -1,4 +1,4 @@
-"""Which parameters learn at which rate and with which decay; and torch's optimizers over these groups."""
+"""Groups of parameters with their own learning rate and decay, and torch's optimizers over them."""
 
 from __future__ import annotations
 

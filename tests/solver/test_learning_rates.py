@@ -60,7 +60,7 @@ def test_what_thaws_warms_up_from_its_first_step_on_while_the_others_go_on():
 def test_schedule_and_warm_up_multiply():
     made = optimizer(thaw_epoch=2)
     rates = LearningRates(
-        made, FlatCosineLR(made, flat_epochs=2, end_epoch="4 epochs", lr_gamma=0.0), LinearWarmup(20), STEPS
+        made, FlatCosineLR(made, flat_epochs=2, end_epoch=4, lr_gamma=0.0), LinearWarmup(20), STEPS
     )
     assert rates_at(rates, 29)[0] == pytest.approx(
         [rate * factor for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))]

@@ -59,7 +59,7 @@ _HUGGING_FACE_TO_TIMM = (
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded from where."""
+    """Record of loaded weights: file, layout and number of tensors."""
 
     path: Path
     layout: str
@@ -139,7 +139,7 @@ def load_dinov3_weights(
             name, if there is one.
 
     Raises:
-        ConfigError: if `sha256` is no digest.
+        ConfigError: if `sha256` is not a digest.
         CheckpointError: if the file is missing, damaged, of another model, or has query or value biases that
             the model cannot hold.
     """

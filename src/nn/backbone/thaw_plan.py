@@ -1,4 +1,4 @@
-"""Which blocks of a ViT train in which epoch, and at which fraction of the learning rate."""
+"""The plan of a run for a ViT: the blocks that train in each epoch, and the fraction of the learning rate."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ThawPlan:
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before."""
     uses_final_norm: bool = True
-    """Whether the ViT's final norm is applied; one that is not never trains."""
+    """True if the ViT's final norm is applied; one that is not applied never trains."""
     lora_only: bool = False
-    """Whether only the LoRA factors of trainable blocks train."""
+    """True if only the LoRA factors of trainable blocks train."""
 
     def __post_init__(self) -> None:
         """Check the plan.

@@ -15,7 +15,7 @@ class Pairs(NamedTuple):
     """Matched pairs; all arrays `[M]` int64."""
 
     head: np.ndarray
-    """Which prediction head the pair belongs to; zeros for a union."""
+    """Prediction head of the pair; zeros for a union."""
     image: np.ndarray
     query: np.ndarray
     target: np.ndarray

@@ -14,8 +14,8 @@ from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 
 class DenoisingQueries(NamedTuple):
-    """What the decoder puts before its matching queries; D' = 2 * groups * G_max, laid out as groups of
-    [G_max positives, G_max negatives]."""
+    """Queries that the decoder puts before its matching queries; D' = 2 * groups * G_max, laid out as groups
+    of [G_max positives, G_max negatives]."""
 
     content: Tensor
     """`[B, D', D]`, embedded labels."""
@@ -49,7 +49,7 @@ def make_denoising_queries(
         num_queries: matching queries that will follow.
         num_denoising: positives an image, shared among the groups. Of an image with more objects as many are
             drawn, so that a crowded image does not set the memory of a run.
-        label_noise_ratio: half of this share of the labels is drawn anew.
+        label_noise_ratio: half of this fraction of the labels is drawn again.
         box_noise_scale: a positive's edges move by up to this many half sizes, a negative's by up to twice
             that.
 

@@ -23,7 +23,7 @@ class DFINE(nn.Module):
 
         Raises:
             ConfigError: if channels or strides of neighbours do not agree (both lists are named), or the
-                decoder's `eval_spatial_size` is no multiple of 32.
+                decoder's `eval_spatial_size` is not a multiple of 32.
         """
         super().__init__()
         if size := getattr(decoder, "eval_spatial_size", None):
@@ -46,7 +46,7 @@ class DFINE(nn.Module):
             `DFINECriterion` needs.
 
         Raises:
-            ConfigError: if a side is no multiple of 32.
+            ConfigError: if a side is not a multiple of 32.
         """
         check_image_size(images.shape[-2], images.shape[-1])
         return self.decoder(self.encoder(self.backbone(images)), targets)

@@ -38,11 +38,11 @@ TERMS = {
     "boxes": ("loss_bbox", "loss_giou"),
     "local": ("loss_fgl", "loss_ddf"),
 }
-"""What each entry of `losses` emits."""
+"""Terms that each entry of `losses` computes."""
 
 
 class Normalizers(NamedTuple):
-    """What sums are divided by: counts over all ranks, and over all micro-batches of an accumulation window,
+    """Divisors of the sums: counts over all ranks, and over all micro-batches of an accumulation window,
     per rank."""
 
     targets: Tensor | float
@@ -131,7 +131,7 @@ class DFINECriterion(nn.Module):
         self.boxes_weight_format = boxes_weight_format
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the matcher which epoch it is; its cost may change."""
+        """Set the epoch of the matcher, 0-based; its cost may change."""
         self.matcher.set_epoch(epoch)
 
     def forward(

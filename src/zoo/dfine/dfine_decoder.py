@@ -30,7 +30,7 @@ POSITION_LIMIT = 10.0
 
 
 class Layers(NamedTuple):
-    """What the decoder's layers computed, denoising queries first along L; lists hold one entry a layer."""
+    """Results of the decoder's layers, denoising queries first along L; lists hold one entry a layer."""
 
     boxes: list[Tensor]
     """`[B, L, 4]` cxcywh."""

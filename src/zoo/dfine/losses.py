@@ -156,7 +156,7 @@ def fine_grained_localization_loss(corners: Tensor, bins: BinTargets, iou: Tenso
 
 
 class Balance(NamedTuple):
-    """How much matched and unmatched queries count in the distillation loss."""
+    """Weights of matched and unmatched queries in the distillation loss."""
 
     positive: Tensor | float
     negative: Tensor | float

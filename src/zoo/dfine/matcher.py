@@ -1,4 +1,4 @@
-"""What a match costs (DETR, Carion et al., 2020, section 3.1, with focal class costs)."""
+"""Costs of matches (DETR, Carion et al., 2020, section 3.1, with focal class costs)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HungarianMatcher(nn.Module):
     """Optimal one-to-one matching of predictions and targets by class, L1 and GIoU costs.
 
     From `matcher_change_epoch` on the cost is minus the class probability times a power of the IoU (DEIMv2,
-    Huang et al., 2025): late in training a match shall be what would be scored as one.
+    Huang et al., 2025): late in training a match must be what would be scored as one.
     """
 
     __share__ = ["use_focal_loss"]
@@ -63,7 +63,7 @@ class HungarianMatcher(nn.Module):
         self.late = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch it is."""
+        """Set the epoch, 0-based: the late cost may begin."""
         self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
     def forward(

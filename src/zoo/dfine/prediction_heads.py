@@ -13,7 +13,7 @@ class HeadStack(NamedTuple):
     others."""
 
     suffixes: list[str]
-    """What is appended to the name of each head's terms."""
+    """Suffixes for the names of each head's terms."""
     logits: Tensor
     """`[K, B, Q, C]` float32."""
     boxes: Tensor

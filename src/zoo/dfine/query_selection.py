@@ -23,7 +23,7 @@ def make_anchors(
     Args:
         shapes: (height, width) of each level, fine to coarse.
         margin: all four numbers of a valid anchor lie between `margin` and 1 - `margin`.
-        device: where the tensors shall be.
+        device: device of the tensors.
 
     Returns:
         anchors `[1, S, 4]` (cxcywh unactivated, +inf where invalid) and validity `[1, S, 1]`.
