@@ -22,7 +22,8 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         runtime: arguments that only the program knows (a model, an optimizer); they win over settings.
 
     Raises:
-        ConfigError: if a name is not registered, a length depends on the run, or the constructor refuses a value.
+        ConfigError: if a name is not registered, a length depends on the run, or the constructor refuses a
+            value.
     """
     config = config or {}
     name, settings = _name_and_settings(spec, config)
@@ -72,7 +73,8 @@ def _shared(component: Component, settings: Mapping[str, Any], config: Mapping[s
     for key, value in shared.items():
         if key in settings and settings[key] != value:
             raise ConfigError(
-                f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep one of them"
+                f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep "
+                f"one of them"
             )
     return shared
 

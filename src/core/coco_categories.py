@@ -1,4 +1,5 @@
-"""COCO's and Objects365's class tables, which released weights depend on, and how two tables of categories are compared."""
+"""COCO's and Objects365's class tables, which released weights depend on, and how two tables of categories
+are compared."""
 
 COCO_CATEGORY_IDS: tuple[int, ...] = (
     *range(1, 12),
@@ -180,15 +181,16 @@ COCO_TO_OBJECTS365: tuple[int, ...] = (
     328,
     226,
 )
-"""For each COCO label, the 0-based Objects365 class of the same name; its category id, and its row in a head with 366
-slots, is one more."""
+"""For each COCO label, the 0-based Objects365 class of the same name; its category id, and its row in a head
+with 366 slots, is one more."""
 
 OBJECTS365_SLOTS = 366
 """Rows of a class head trained by D-FINE on Objects365, whose category ids run from 1 to 365."""
 
 
 def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
-    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does not count.
+    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does
+    not count.
 
     Tables with the same names under other ids agree, if no name is there twice: the names tell what is meant.
     """

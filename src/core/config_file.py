@@ -56,7 +56,8 @@ class ConfigTree:
                 container[key] = str(user_path(value))
 
     def resolve_references(self) -> None:
-        """Replace each string `${a.b}` by the value found under a.b; list positions are numbers (`${size.0}`).
+        """Replace each string `${a.b}` by the value found under a.b; list positions are numbers
+        (`${size.0}`).
 
         Raises:
             ConfigError: if a reference names nothing, or refers to another reference.
@@ -76,7 +77,8 @@ class ConfigTree:
                 for part, key, _ in _leaves([value], ())
             ):
                 raise ConfigError(
-                    f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself ({self.origin(path)})"
+                    f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself "
+                    f"({self.origin(path)})"
                 )
             return copy.deepcopy(value)
 
@@ -116,7 +118,8 @@ def parse_config_tree(text: str, name: str) -> ConfigTree:
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML, or paths as they are.
+    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML, or paths as
+    they are.
 
     Raises:
         ConfigError: for an item without "=", an empty key or a value that is not YAML.
@@ -236,7 +239,8 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
 def _inspect(
     node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]
 ) -> None:
-    """Record the line of every key; refuse duplicate keys, keys that are no strings, NaN and exploding aliases."""
+    """Record the line of every key; refuse duplicate keys, keys that are not strings, NaN and exploding
+    aliases."""
     budget[0] -= 1
     if budget[0] < 0:
         raise ConfigError(f"{name} has more than {MAX_NODES} values once its aliases are expanded")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Target(TypedDict, total=False):
-    """What is known about one image; `boxes` and `labels` are always there."""
+    """Labels of one image; `boxes` and `labels` are always there."""
 
     boxes: Tensor
     """`[T, 4]` float32: cxcywh in 0..1 for training, xyxy in pixels of the resized image for evaluation."""
@@ -52,8 +52,8 @@ class Detections(TypedDict):
 
 
 class Backbone(Protocol):
-    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and strides
-    says so; then they are checked against the encoder."""
+    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and
+    strides has these; then they are checked against the encoder."""
 
     out_channels: list[int]
     out_strides: list[int]
@@ -63,7 +63,7 @@ class Backbone(Protocol):
 
 
 class Learning(NamedTuple):
-    """How a parameter learns."""
+    """Start and rate of a parameter's training."""
 
     thaw_epoch: int
     """First epoch in which it does, from 0."""
@@ -79,7 +79,7 @@ class Phased(Protocol):
         """Freeze and thaw what is due."""
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Tell for every parameter that it governs and that ever learns, by name, from when on and how fast."""
+        """Return for each parameter that is ever trained, by name, when that begins and at which rate."""
 
 
 LORA_FACTORS = ("lora_down", "lora_up")

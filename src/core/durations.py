@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from .errors import ConfigError
 
 Duration = int | float | str
-"""A length as a configuration writes it: a whole number (of the setting's own unit), a float up to 1.0 (fraction of the
-whole run), or a text such as "5 epochs", "500 steps" or "10 %"."""
+"""A length as a configuration writes it: a whole number (of the setting's own unit), a float up to 1.0
+(fraction of the whole run), or a text such as "5 epochs", "500 steps" or "10 %"."""
 
 Unit = Literal["epochs", "steps"]
 
@@ -25,9 +25,10 @@ class LengthUnit:
     """
 
     unit: Unit
-    """What the whole number counts."""
+    """Unit that the whole number counts."""
     default: float | None = None
-    """Fraction of the run that a missing or null setting stands for; None if the signature has the default."""
+    """Fraction of the run that a missing or null setting stands for; None if the signature has the
+    default."""
     before_data: bool = False
     """True if the number is needed before the data are read; then it cannot be written in steps."""
 
@@ -60,7 +61,7 @@ class StepsUnknownError(ConfigError):
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is. It turns every `Duration` into a whole number."""
+    """Length of a run. It turns every `Duration` into a whole number."""
 
     epochs: int
     steps_per_epoch: int | None = None
@@ -110,7 +111,8 @@ class RunLength:
     def _steps_per_epoch(self, duration: Duration, name: str) -> int:
         if self.steps_per_epoch is None:
             raise StepsUnknownError(
-                f"{name} is {duration!r}, but the number of steps in an epoch is known only after the data are read"
+                f"{name} is {duration!r}, but the number of steps in an epoch is known only after the data "
+                f"are read"
             )
         return self.steps_per_epoch
 
@@ -145,7 +147,8 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
     if isinstance(duration, float) and 0 <= duration <= 1:
         return Length(duration, "share")
     raise ConfigError(
-        f"{name} is {duration!r}, expected a whole number of {unit}, a share of the run from 0.0 to 1.0, or a text such as '5 epochs', "
+        f"{name} is {duration!r}, expected a whole number of {unit}, a share of the run from 0.0 to 1.0, or "
+        f"a text such as '5 epochs', "
         f"'500 steps' or '10 %'"
     )
 
@@ -154,7 +157,7 @@ def check_ascending(epochs: Sequence[int | None], name: str) -> None:
     """Refuse points in time that do not ascend.
 
     Args:
-        epochs: epochs from 0; None stands for never and is not compared.
+        epochs: epochs from 0; None stands for "not at all" and is not compared.
         name: name of the setting, for messages.
 
     Raises:
@@ -163,10 +166,11 @@ def check_ascending(epochs: Sequence[int | None], name: str) -> None:
     known = [epoch for epoch in epochs if epoch is not None]
     if known != sorted(known):
         raise ConfigError(
-            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; none may come before the one on its left"
+            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; none may come "
+            f"before the one on its left"
         )
 
 
 def is_between(epoch: int, start: int | None, stop: int | None) -> bool:
-    """Return whether an epoch is `start` or later and before `stop`; None is no limit."""
+    """Return whether an epoch is `start` or later and before `stop`; None sets no limit."""
     return (start is None or epoch >= start) and (stop is None or epoch < stop)

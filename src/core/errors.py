@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, each with the exit code of its kind.
+"""Errors that a user can cause and fix, each with the exit code of its kind.
 
 A message says what was found, what was expected, where, and what to do. Anything raised in `src` that is
 not one of these is a bug of ours.

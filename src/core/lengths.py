@@ -1,4 +1,5 @@
-"""Turns every length in a configuration into a whole number, guided by the types in the signatures of components.
+"""Turns every length in a configuration into a whole number, guided by the types in the signatures of
+components.
 
 The configuration itself keeps what was written: it can be used again with another number of epochs.
 """
@@ -22,15 +23,17 @@ class ResolvedLength:
     """A length of a configuration, as written and as a whole number."""
 
     path: KeyPath
-    """Where it stands."""
+    """Path of the setting."""
     written: Any
-    """The value in the configuration, or the default that replaces it; None if a rule of the class fills it in."""
+    """The value in the configuration, or the default that replaces it; None if a rule of the class fills it
+    in."""
     value: Any
     """The whole number; for a setting that its class resolves, whatever takes its place."""
     unit: Unit | None = None
-    """What it counts, if that is one number."""
+    """Unit that the number counts; None for a value that is not one number."""
     unknown: str | None = None
-    """Why it has no value yet: the number of steps is not known. The default of the argument stands in for it."""
+    """Why it has no value yet: the number of steps is not known. The default of the argument stands in for
+    it."""
 
     def __str__(self) -> str:
         counted = str(self.value)
@@ -136,7 +139,8 @@ def _type_of_item(origin: Any, arguments: tuple[Any, ...], index: int) -> Any:
 def _in_specification(
     specification: Any, values: Mapping[str, Any], run: RunLength, path: KeyPath
 ) -> list[ResolvedLength]:
-    """Return the lengths of a component that is named, or described by a mapping with `type`, or of a list of them."""
+    """Return the lengths of a component that is named, or described by a mapping with `type`, or of a list of
+    them."""
     if isinstance(specification, list):
         parts = [
             _in_specification(part, values, run, (*path, index)) for index, part in enumerate(specification)
@@ -191,7 +195,8 @@ def _in_argument(
 
 
 def _resolved_by_class(component: Component, settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-    """Return what a class itself says about lengths, in `__resolve_lengths__`; nothing if it needs unknown steps."""
+    """Return what a class itself says about lengths, in `__resolve_lengths__`; nothing if it needs unknown
+    steps."""
     if component.resolve_lengths is None:
         return {}
     try:
@@ -205,7 +210,8 @@ def _own_number(value: Any, unit: LengthUnit, owner: str, path: KeyPath) -> int:
     number, given = read_duration(value, name, unit.unit)
     if number and given != unit.unit:
         raise ConfigError(
-            f"{name} is {value!r}, which depends on the length of the run; the class takes a whole number of {unit.unit}"
+            f"{name} is {value!r}, which depends on the length of the run; the class takes a whole number of "
+            f"{unit.unit}"
         )
     return max(int(number), int(number > 0))
 

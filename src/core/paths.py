@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
-CLOSE = 0.8
+NAME_SIMILARITY = 0.8
 """Similarity of names, 0 to 1, above which one may have been meant by the other."""
 
 _BYTE_ORDER_MARKS = (
@@ -21,7 +21,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""What a file may begin with, and the encoding that it then has; UTF-32 before UTF-16, whose mark begins alike."""
+"""Byte order marks of files, and the encoding that it then has; UTF-32 before UTF-16, whose mark begins
+alike."""
 
 
 def user_path(text: str | Path) -> Path:
@@ -30,7 +31,8 @@ def user_path(text: str | Path) -> Path:
 
 
 def read_text(path: str | Path, *, errors: str = "strict") -> str:
-    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 if it begins with their byte order mark, which is left out.
+    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 if it begins with their byte order mark, which is
+    left out.
 
     Args:
         path: the file.
@@ -55,8 +57,8 @@ def decode_text(raw: bytes, *, errors: str = "strict") -> str:
 def did_you_mean_file(path: str | Path) -> str:
     """Return "; did you mean 'train.json'?" for a path that does not exist, or an empty string.
 
-    Each folder of the path is compared with what is there: slashes, letter case and Unicode forms may differ, or the
-    spelling a little. A name that YAML cut at " #" is found, too.
+    Each folder of the path is compared with what is there: slashes, letter case and Unicode forms may differ,
+    or the spelling a little. A name that YAML cut at " #" is found, too.
     """
     given, path = str(path), Path(str(path).replace("\\", "/"))
     place = Path(path.anchor) if path.is_absolute() else Path()
@@ -85,7 +87,8 @@ def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:
 
 
 def files_inside(folder: str | Path, *patterns: str) -> str:
-    """Return "; it holds a.json, b.json" for a folder that was given in place of a file, or an empty string."""
+    """Return "; it holds a.json, b.json" for a folder that was given in place of a file, or an empty
+    string."""
     path = Path(folder)
     found = (
         [file.name for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else []
@@ -99,10 +102,11 @@ def close_names(name: str, names: Iterable[str]) -> list[str]:
     """Return names that are spelled nearly like one, best first; other numbers mean other files."""
     digits = re.findall(r"\d+", name)
     candidates = [other for other in names if re.findall(r"\d+", other) == digits]
-    return difflib.get_close_matches(name, candidates, n=3, cutoff=CLOSE)
+    return difflib.get_close_matches(name, candidates, n=3, cutoff=NAME_SIMILARITY)
 
 
 def folded_name(name: str) -> str:
-    """Return a name as names compare: with slashes, in one Unicode form, without letter case and percent signs."""
+    """Return a name as names compare: with slashes, in one Unicode form, without letter case and percent
+    signs."""
     text = unquote(name) if "%" in name else name
     return unicodedata.normalize("NFC", text.replace("\\", "/")).casefold().removeprefix("./")

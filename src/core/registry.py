@@ -64,10 +64,10 @@ def register(
 
     The class may carry `__inject__` (arguments that are built from their own section), `__share__` (arguments
     that the top level of the configuration sets for all components), `__load__` (a method that `create` calls
-    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes; a function
-    names it in `extra_arguments`) and
-    `__resolve_lengths__` (a function of the settings as written and a `RunLength`, which returns settings to use in
-    their place: rules about lengths that need the length of the run).
+    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes; a
+    function names it in `extra_arguments`) and
+    `__resolve_lengths__` (a function of the settings as written and a `RunLength`, which returns settings to
+    use in their place: rules about lengths that need the length of the run).
 
     Raises:
         ConfigError: if the name is taken by another class, or a shared argument has no default.

@@ -79,7 +79,8 @@ def type_name(annotation: Any) -> str:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Tell whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but themselves."""
+    """Return whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but
+    themselves."""
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -135,7 +136,10 @@ def _top_level_faults(
                 yield from _typed_faults(tree, path, value, blocks[key])
         elif key in top_level:
             if not matches(value, top_level[key].annotation):
-                yield f"{key} is {value!r}, expected {type_name(top_level[key].annotation)} ({tree.origin(path)})"
+                yield (
+                    f"{key} is {value!r}, expected {type_name(top_level[key].annotation)} "
+                    f"({tree.origin(path)})"
+                )
         elif component:
             if not isinstance(value, dict):
                 yield f"{key} is {value!r}, expected a mapping of its settings ({tree.origin(path)})"
@@ -145,7 +149,10 @@ def _top_level_faults(
             yield f"unknown key '{key}' ({tree.origin(path)}){did_you_mean(key, known)}"
     for name, owner, argument in _shared_arguments():
         if name in tree.values and not matches(tree.values[name], argument.annotation):
-            yield f"{name} is {tree.values[name]!r}, {owner} expects {type_name(argument.annotation)} ({tree.origin((name,))})"
+            yield (
+                f"{name} is {tree.values[name]!r}, {owner} expects {type_name(argument.annotation)} "
+                f"({tree.origin((name,))})"
+            )
 
 
 def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
@@ -165,7 +172,10 @@ def _typed_faults(
     if isinstance(value, str):
         component, settings = find(value), tree.values.get(value) or {}
         if component is None:
-            yield f"{dotted(path)} names '{value}', which is not registered ({place}){did_you_mean(value, names())}"
+            yield (
+                f"{dotted(path)} names '{value}', which is not registered "
+                f"({place}){did_you_mean(value, names())}"
+            )
         elif circle := _circle(tree, value):
             yield f"{dotted(path)} names '{value}', which needs itself: {' -> '.join(circle)} ({place})"
         elif isinstance(settings, dict):
@@ -179,7 +189,10 @@ def _typed_faults(
         return
     component = find(value["type"])
     if component is None:
-        yield f"{dotted(path)}.type is '{value['type']}', which is not registered ({place}){did_you_mean(value['type'], names())}"
+        yield (
+            f"{dotted(path)}.type is '{value['type']}', which is not registered "
+            f"({place}){did_you_mean(value['type'], names())}"
+        )
         return
     yield from _component_faults(
         tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied
@@ -222,18 +235,24 @@ def _component_faults(
             yield f"{dotted(here)} is set by the program, not by a configuration ({tree.origin(here)})"
         elif key not in arguments:
             if not component.accepts_anything:
-                yield f"unknown key '{dotted(here)}' ({tree.origin(here)}){did_you_mean(key, list(arguments))}"
+                yield (
+                    f"unknown key '{dotted(here)}' ({tree.origin(here)}){did_you_mean(key, list(arguments))}"
+                )
         elif key in component.inject:
             if value is not None:
                 for item_path, item in _injected(here, value):
                     yield from _typed_faults(tree, item_path, item)
         elif value != arguments[key].default and not matches(value, arguments[key].annotation):
-            yield f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} ({tree.origin(here)})"
+            yield (
+                f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} "
+                f"({tree.origin(here)})"
+            )
         else:
             yield from _length_faults(tree, here, value, arguments[key])
         if key in component.share and key in tree.values and tree.values[key] != value:
             yield (
-                f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: {tree.values[key]!r} "
+                f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: "
+                f"{tree.values[key]!r} "
                 f"({tree.origin((key,))}); keep one of them"
             )
     if check_missing:
@@ -260,7 +279,10 @@ def _missing_faults(
             if key in component.inject:
                 yield f"{dotted(path)} needs '{key}', the name of a registered class ({tree.origin(path)})"
             else:
-                yield f"{dotted((*path, key))} is missing, expected {type_name(argument.annotation)} ({tree.origin(path)})"
+                yield (
+                    f"{dotted((*path, key))} is missing, expected {type_name(argument.annotation)} "
+                    f"({tree.origin(path)})"
+                )
 
 
 def _injected(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:

@@ -1,9 +1,11 @@
-"""One run's configuration: settings that are validated at once, objects that are built when first asked for."""
+"""One run's configuration: settings that are validated at once, objects that are built when first asked
+for."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import typing
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +20,16 @@ from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, shared_names
 from .validate import validate
 
+_logger = logging.getLogger("dfine")  # that of runtime.log, which this package may not import
+
 
 @dataclass
 class RunSettings:
-    """The settings of a run itself, as they stand at the top level of a configuration, with their defaults."""
+    """The settings of a run itself, as they stand at the top level of a configuration, with their
+    defaults."""
 
     task: Literal["detection"] = "detection"
+    """Accepted since D-FINE's files have it, without effect; the debug log notes it."""
     epochs: int = 72
     use_amp: bool = False
     use_ema: bool = False
@@ -78,7 +84,7 @@ class RunSettings:
                 raise ConfigError(f"{name} is {value}, expected at least {least}")
 
 
-BLOCKS = {
+BLOCKS: dict[str, tuple[str, ...]] = {
     "train_dataloader": (),
     "val_dataloader": (),
     "evaluator": ("coco_gt",),
@@ -95,8 +101,8 @@ BLOCKS = {
 class YAMLConfig:
     """A configuration file with its includes and overrides.
 
-    `cfg.settings` are the run's own settings; `cfg.model`, `cfg.criterion`, `cfg.optimizer` ... build what the
-    file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
+    `cfg.settings` are the run's own settings; `cfg.model`, `cfg.criterion`, `cfg.optimizer` ... build what
+    the file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
     """
 
     def __init__(self, path: str | Path, /, **overrides: Any) -> None:
@@ -109,20 +115,23 @@ class YAMLConfig:
         Raises:
             ConfigError: one error that lists every fault found.
         """
-        self._use(load_config_tree(path), path, overrides)
+        self._load(load_config_tree(path), path, overrides)
+        if "task" in self.yaml_cfg:
+            _logger.debug("task has no effect, every run is a detection (%s)", self.origin("task"))
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
-        """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose it is in messages.
+        """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose
+        it is in messages.
 
         Raises:
             ConfigError: as the constructor does.
         """
         config = cls.__new__(cls)
-        config._use(parse_config_tree(text, name), name, overrides)
+        config._load(parse_config_tree(text, name), name, overrides)
         return config
 
-    def _use(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
+    def _load(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -145,7 +154,7 @@ class YAMLConfig:
         return self._tree.values
 
     def origin(self, *path: str | int) -> str:
-        """Tell where a setting was made, as "file:line"."""
+        """Return the place in which a setting was made, as "file:line"."""
         return self._tree.origin(path)
 
     def set(self, key: str, value: Any, reason: str) -> None:
@@ -157,8 +166,8 @@ class YAMLConfig:
     def resolve_lengths(self, run: RunLength) -> None:
         """Turn every length into a whole number. Call this before building what only training needs.
 
-        The data loaders need `settings.epochs` alone, so they may be built before. A model that is never trained
-        needs no run length: phases that are given in steps then keep the defaults of their arguments.
+        The data loaders need `settings.epochs` alone, so they may be built before. A model that is never
+        trained needs no run length: phases that are given in steps then keep the defaults of their arguments.
 
         Raises:
             RuntimeError: if the model has been built already.
@@ -181,13 +190,15 @@ class YAMLConfig:
         return with_lengths(self.yaml_cfg, self.lengths)
 
     def describe_lengths(self) -> str:
-        """Return a YAML comment that lists what lengths were written as and what they became; "" without any."""
+        """Return a YAML comment that lists what lengths were written as and what they became; "" without
+        any."""
         lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
         return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
-        """What happens to an image before it is evaluated: `{type: name, argument: value ...}` in order, as it stands in the configuration."""
+        """Transforms of an image before it is evaluated: `{type: name, argument: value ...}` in order, as
+        it stands in the configuration."""
         transforms = (self.yaml_cfg.get("val_dataloader") or {}).get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
@@ -198,7 +209,8 @@ class YAMLConfig:
                 self.set(name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
-        """Write the configuration as one YAML file that loads again; a comment lists the lengths that it stands for."""
+        """Write the configuration as one YAML file that loads again; a comment lists the lengths that it
+        stands for."""
         Path(path).write_text(self.describe_lengths() + self.to_yaml(), encoding="utf-8")
 
     def to_yaml(self) -> str:

@@ -1,7 +1,8 @@
-"""Gram anchoring (DINOv3, Siméoni et al., 2025): a ViT that is tuned keeps the similarities between its patches.
+"""Gram anchoring (DINOv3, Siméoni et al., 2025): a ViT that is tuned keeps the similarities between its
+patches.
 
-A frozen copy of the published ViT is the teacher. It belongs to the training, not to the detector: neither parameters, checkpoints
-nor averages of the model know of it.
+A frozen copy of the published ViT is the teacher. It belongs to the training, not to the detector: neither
+parameters, checkpoints nor averages of the model know of it.
 """
 
 from __future__ import annotations
@@ -49,20 +50,23 @@ class GramAnchoring:
 
         Args:
             model: the unwrapped detector.
-            weight: of the loss; or pairs of an epoch and the weight in it, such as [[0, 100], ["50 %", 0]], with straight lines between.
+            weight: of the loss; or pairs of an epoch and the weight in it, such as [[0, 100], ["50 %", 0]],
+                with straight lines between.
             num_tokens: as many patches are drawn for each step, the same in all images; None for all.
             all_taps: compare all blocks that the adapter reads, and not the last one alone.
             checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
 
         Raises:
-            ConfigError: if the model has no DINOv3 backbone or one that is never trained, or a value is out of range.
+            ConfigError: if the model has no DINOv3 backbone or one that is never trained, or a value is out
+                of range.
         """
         if num_tokens is not None and num_tokens < 1:
             raise ConfigError(f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1")
         self._backbone = _backbone_of(model)
         if not self._backbone.ever_learns:
             raise ConfigError(
-                "gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns (DINOv3Backbone.freeze_backbone, "
+                "gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns "
+                "(DINOv3Backbone.freeze_backbone, "
                 "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
             )
         self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
@@ -73,7 +77,8 @@ class GramAnchoring:
         self._hook: RemovableHandle | None = None
 
     def load_teacher(self) -> None:
-        """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts from.
+        """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts
+        from.
 
         Raises:
             CheckpointError: if there is neither a file nor a network, or the weights do not fit.
@@ -142,7 +147,8 @@ class GramAnchoring:
 
 
 def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
-    """Compare the cosine similarities between patches: mean over images and pairs of (X_S X_S^T - X_G X_G^T)^2, in float32.
+    """Compare the cosine similarities between patches: mean over images and pairs of (X_S X_S^T - X_G
+    X_G^T)^2, in float32.
 
     This is L_Gram (equation 2) with, as in its authors' code, the mean in place of the sum.
 
@@ -164,7 +170,7 @@ def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the adapter got, and the precision in which it was made."""
+    """Inputs of the adapter, and the precision in which they were computed."""
 
     taps: list[Tensor]
     images: Tensor
@@ -173,7 +179,8 @@ class _Seen:
 
 
 class _Recorder:
-    """A hook before the adapter. It keeps the inputs of its last pass if a gradient will flow to the last tap."""
+    """A hook before the adapter. It keeps the inputs of its last pass if a gradient will flow to the last
+    tap."""
 
     def __init__(self) -> None:
         self.seen: _Seen | None = None
@@ -199,7 +206,8 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
     found = [module for module in model.modules() if isinstance(module, DINOv3Backbone)]
     if len(found) != 1:
         raise ConfigError(
-            f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has {len(found)}"
+            f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has "
+            f"{len(found)}"
         )
     return found[0]
 
@@ -212,7 +220,8 @@ def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
         for pair in pairs
     ):
         raise ConfigError(
-            f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
+            f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and "
+            f"such a number: "
             f"[[0, 100], ['50 %', 0]]"
         )
     epochs = [epoch for epoch, _ in pairs]

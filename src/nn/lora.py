@@ -1,6 +1,8 @@
-"""Low-rank adaptation (LoRA, Hu et al., 2021): a pretrained ViT stays as it is, small factors beside its matrices are trained.
+"""Low-rank adaptation (LoRA, Hu et al., 2021): a pretrained ViT stays as it is, small factors beside its
+matrices are trained.
 
-Separate from the backbone, since it is about linear layers: where they sit in timm's ViT is all it knows of it.
+Separate from the backbone, since it is about linear layers: where they sit in timm's ViT is all it knows of
+it.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ _LAYERS = {
     "fc1": ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
     "fc2": ("mlp.fc2",),
 }
-"""Target -> the layers of a block that it may mean; fused and separate projections, plain and gated feed-forward."""
+"""Target -> the layers of a block that it may mean; fused and separate projections, plain and gated
+feed-forward."""
 
 _GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer and a trained low-rank change: W x + b + alpha / rank * B A x (equation 3 of the paper).
+    """A frozen linear layer and a trained low-rank change: W x + b + alpha / rank * B A x (equation 3 of the
+    paper).
 
-    `weight` and `bias` keep their names, so weights of a plain model load: they mean "no change". A is `lora_down`
-    `[rank, in]`, drawn as in the paper's code, B is `lora_up` `[out, rank]` and starts at zero.
+    `weight` and `bias` keep their names, so weights of a plain model load: they mean "no change". A is
+    `lora_down` `[rank, in]`, drawn as in the paper's code, B is `lora_up` `[out, rank]` and starts at zero.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     @classmethod
-    def around(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
+    def from_linear(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
         """Return a layer that shares the weights of `linear` and freezes them."""
         layer = cls(
             linear.in_features,
@@ -111,7 +115,8 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
         vit: timm's Eva, changed in place.
         rank: of each change.
         alpha: each change is scaled by alpha / rank; None for `rank`.
-        targets: "attention" (qkv, proj), "mlp" (fc1, fc2; both halves of a gated fc1), or any of these four names.
+        targets: "attention" (qkv, proj), "mlp" (fc1, fc2; both halves of a gated fc1), or any of these four
+            names.
 
     Raises:
         ConfigError: if a target is not known, or rank or alpha is out of range.
@@ -120,15 +125,17 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
     least = min(min(linear.in_features, linear.out_features) for _, _, linear in layers)
     if not 1 <= rank <= least:
         raise ConfigError(
-            f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers {', '.join(targets)}"
+            f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers "
+            f"{', '.join(targets)}"
         )
     alpha = rank if alpha is None else alpha
     if not alpha > 0:
         raise ConfigError(f"lora_alpha is {alpha}, expected more than 0")
     for owner, name, linear in layers:
-        setattr(owner, name, LoRALinear.around(linear, rank, alpha))
+        setattr(owner, name, LoRALinear.from_linear(linear, rank, alpha))
     for block in _blocks_of(vit):
-        # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add them after it
+        # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add
+        # them after it
         attention = cast("EvaAttention", block.attn)
         attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(attention.qkv, LoRALinear)
 

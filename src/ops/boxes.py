@@ -29,7 +29,8 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         a_xyxy: `[..., 4]` corners.
-        b_xyxy: `[..., 4]` corners, broadcastable against `a_xyxy`; pass `a[:, None]` and `b[None]` for all pairs.
+        b_xyxy: `[..., 4]` corners, broadcastable against `a_xyxy`; pass `a[:, None]` and `b[None]` for all
+            pairs.
 
     Returns:
         IoU in 0..1 and GIoU in -1..1, each with the broadcast shape without its last axis.
@@ -59,8 +60,8 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
     """Return the L1 distance and the GIoU of all pairs: `[n, A, 4]` and `[n, B, 4]` give two `[n, A, B]`.
 
-    The same numbers as `iou_and_giou`, coordinate by coordinate over contiguous rows and in place: for many pairs
-    without a gradient.
+    The same numbers as `iou_and_giou`, coordinate by coordinate over contiguous rows and in place: for many
+    pairs without a gradient.
     """
 
     def planes(boxes_a: Tensor, boxes_b: Tensor) -> list[tuple[Tensor, Tensor]]:

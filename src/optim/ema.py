@@ -25,10 +25,10 @@ HORIZON_SHARE, SHORTEST_HORIZON, LONGEST_HORIZON = 0.02, 50, 10_000
 class ModelEMA:
     """Exponential moving average of all trainable parameters and of batch statistics.
 
-    Its horizon, 1 / (1 - decay), is the number of steps after which weights count for little: an EMA whose horizon
-    is as long as the run is a mixture of everything the model has been. Frozen parameters and buffers that are not
-    running statistics are constants: they are copied, since averaging them would only add rounding errors. `decay`
-    may be set at any time and acts from the next update on.
+    Its horizon, 1 / (1 - decay), is the number of steps after which weights count for little: an EMA whose
+    horizon is as long as the run is a mixture of everything the model has been. Frozen parameters and buffers
+    that are not running statistics are constants: they are copied, since averaging them would only add
+    rounding errors. `decay` may be set at any time and acts from the next update on.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class ModelEMA:
         Args:
             model: the unwrapped model.
             decay: weight of the past, 0..1; None follows `horizon`.
-            warmups: updates over which the decay ramps up, decay * (1 - exp(-updates / warmups)); 0 disables the ramp,
-                None makes it as long as the horizon, at most 10,000.
+            warmups: updates over which the decay ramps up, decay * (1 - exp(-updates / warmups)); 0 disables
+                the ramp, None makes it as long as the horizon, at most 10,000.
             start: updates to leave out at first.
-            horizon: steps, in place of `decay`, which is then 1 - 1 / horizon. In a configuration that sets neither of
-                them it is 2 % of the run, at least 50 and at most 10,000 steps.
+            horizon: steps, in place of `decay`, which is then 1 - 1 / horizon. In a configuration that sets
+                neither of them it is 2 % of the run, at least 50 and at most 10,000 steps.
 
         Raises:
             ConfigError: for a value out of its range, or unless exactly one of `decay` and `horizon` is set.
@@ -57,7 +57,8 @@ class ModelEMA:
             raise ConfigError(f"ModelEMA.decay is {decay}, expected 0 to 1")
         if decay is not None and horizon is not None:
             raise ConfigError(
-                f"ModelEMA.decay is {decay} and ModelEMA.horizon is {horizon!r}: they say the same, set one of them to ~"
+                f"ModelEMA.decay is {decay} and ModelEMA.horizon is {horizon!r}: they say the same, set one "
+                f"of them to ~"
             )
         if decay is None:
             decay = _decay_of(horizon)
@@ -71,7 +72,8 @@ class ModelEMA:
 
     @staticmethod
     def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-        """Let the horizon follow the run if neither it nor a decay is set, and the ramp last for one horizon."""
+        """Let the horizon follow the run if neither it nor a decay is set, and the ramp last for one
+        horizon."""
         if settings.get("decay", 0.9999) is not None or settings.get("horizon") is not None:
             return {}
         steps = round(HORIZON_SHARE * run.steps)
@@ -108,7 +110,8 @@ class ModelEMA:
 
     @torch.no_grad()
     def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:
-        """Continue from `weights` (a state_dict); the ramp is not repeated. A decay of None keeps the present one."""
+        """Continue from `weights` (a state_dict); the ramp is not repeated. A decay of None keeps the present
+        one."""
         self.module.load_state_dict(weights)
         self.decay = self.decay if decay is None else decay
 
@@ -125,8 +128,8 @@ class ModelEMA:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from `state_dict`; an official checkpoint holds `module` and `updates` alone.
 
-        A decay that was set during the run is restored; one that was not is the configuration's, which a resumed run
-        may have changed.
+        A decay that was set during the run is restored; one that was not is the configuration's, which a
+        resumed run may have changed.
         """
         self.module.load_state_dict(state["module"])
         self.updates = state["updates"]

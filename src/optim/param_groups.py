@@ -1,4 +1,4 @@
-"""Which parameters learn at which rate and with which decay; and torch's optimizers over these groups."""
+"""Groups of parameters with their own learning rate and decay, and torch's optimizers over them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.contracts import Learning
 from ..core.errors import ConfigError
 from ..core.registry import Argument, arguments_of, register
 from ..core.validate import did_you_mean, matches, require, type_name
-from .freezing import ALWAYS, learning_plan
+from .freezing import FROM_THE_START, learning_plan
 
 _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention)
 """Modules whose weights are decayed with `decay_matrices_only`."""
@@ -28,17 +28,17 @@ def build_param_groups(
 ) -> list[dict[str, Any]]:
     """Sort the parameters of a model that are ever trained into disjoint and complete groups.
 
-    Those that thaw during the run are there from the start, so that no optimizer state is lost at a phase; without a gradient
-    they are left alone. What thaws at another time, or learns at another rate, forms a group of its own, whose `thaw_epoch` is
-    the epoch (from 0) in which it begins.
+    Those that thaw during the run are there from the start, so that no optimizer state is lost at a phase;
+    without a gradient they are left alone. What thaws at another time, or learns at another rate, forms a
+    group of its own, whose `thaw_epoch` is the epoch (from 0) in which it begins.
 
     Args:
         model: the unwrapped model; names are those of its parameters.
-        groups: each a mapping with `params`, a regular expression searched in the name, and settings such as `lr`.
-            Parameters that no expression matches form a last group with the optimizer's own settings.
+        groups: each a mapping with `params`, a regular expression searched in the name, and settings such as
+            `lr`. Parameters that no expression matches form a last group with the optimizer's own settings.
         lr: learning rate of groups that name none.
-        decay_matrices_only: split each group: norms, biases, layer scales and tokens get no weight decay. This goes by
-            the type of the module that owns a parameter, not by its name.
+        decay_matrices_only: split each group: norms, biases, layer scales and tokens get no weight decay.
+            This goes by the type of the module that owns a parameter, not by its name.
 
     Returns:
         Groups for a torch optimizer, each with a `name`; empty ones are left out.
@@ -48,7 +48,7 @@ def build_param_groups(
     """
     plan = learning_plan(model)
     named = {name: parameter for name, parameter in model.named_parameters() if name in plan}
-    patterns = [_compile(group) for group in groups or []]
+    patterns = [_compile_pattern(group) for group in groups or []]
     owner = {name: _matching_group(name, patterns) for name in named}
     exempt = _not_decayed(model) if decay_matrices_only else set()
     result = []
@@ -66,7 +66,8 @@ def build_param_groups(
 
 
 def _matching_group(name: str, patterns: Sequence[re.Pattern[str]]) -> int:
-    """Return the index of the pattern that a parameter's name matches; the number of patterns if none does."""
+    """Return the index of the pattern that a parameter's name matches; the number of patterns if none
+    does."""
     matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
     if len(matching) > 1:
         first, second = (patterns[index].pattern for index in matching[:2])
@@ -82,20 +83,21 @@ def _split_by_learning(
     label: str,
     lr: float,
 ) -> list[dict[str, Any]]:
-    """Return one group for each way in which members learn: from the start, then by the epoch in which they thaw."""
+    """Return one group for each way in which members learn: from the start, then by the epoch in which they
+    thaw."""
     ways = sorted(
         {plan[name] for name in members},
-        key=lambda learning: (learning != ALWAYS, learning.thaw_epoch, -learning.factor),
+        key=lambda learning: (learning != FROM_THE_START, learning.thaw_epoch, -learning.factor),
     )
     groups = []
     for learning in ways:
-        own, remark = _own_settings(learning, settings.get("lr", lr))
+        own, remark = _learning_overrides(learning, settings.get("lr", lr))
         parameters = [named[name] for name in members if plan[name] == learning]
         groups.append({"params": parameters, **settings, **own, "name": label + remark})
     return groups
 
 
-def _own_settings(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
+def _learning_overrides(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
     """Return the overrides of a late or differently scaled parameter group, and a label for it."""
     own: dict[str, Any] = {}
     remark = ""
@@ -108,7 +110,7 @@ def _own_settings(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
     return own, remark
 
 
-def _compile(group: dict[str, Any]) -> re.Pattern:
+def _compile_pattern(group: dict[str, Any]) -> re.Pattern:
     text = group.get("params")
     if not isinstance(text, str):
         raise ConfigError(
@@ -148,7 +150,8 @@ def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argume
 
 
 def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Register a torch optimizer so that YAML sets its arguments and the groups, and the program gives the model."""
+    """Register a torch optimizer so that YAML sets its arguments and the groups, and the program gives the
+    model."""
 
     def build(
         model: nn.Module,

@@ -1,4 +1,5 @@
-"""Learning rates as functions of the position in training. Nothing here has state, so nothing can be lost on resume."""
+"""Learning rates as functions of the position in training. Nothing here has state, so nothing can be lost on
+resume."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ class Schedule(Protocol):
 
 
 class EpochSchedule:
-    """A torch scheduler that is stepped once an epoch, as a function from the epoch to the rate of each group.
+    """A torch scheduler that is stepped once an epoch, as a function from the epoch to the rate of each
+    group.
 
-    The scheduler runs over a shadow of the optimizer, so that warm-up and thawing can scale the real rates without
-    the scheduler building on the scaled ones.
+    The scheduler runs over a shadow of the optimizer, so that warm-up and thawing can scale the real rates
+    without the scheduler building on the scaled ones.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class EpochSchedule:
         self._remember_rates()
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes no difference.
+        """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes
+        no difference.
 
         Raises:
             ConfigError: if the scheduler ends before that epoch.
@@ -66,7 +69,8 @@ class EpochSchedule:
 
 @register()
 class FlatCosineLR:
-    """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving with every step."""
+    """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving
+    with every step."""
 
     def __init__(
         self,
@@ -80,8 +84,8 @@ class FlatCosineLR:
         Args:
             optimizer: its groups' rates are the full ones.
             flat_epochs: epoch in which the cosine begins; half of the run in a configuration without it.
-            end_epoch: epoch in which it ends; from there on the rate is constant, as the clean stage wants. The end of the
-                run in a configuration without it.
+            end_epoch: epoch in which it ends; from there on the rate is constant, as the clean stage wants.
+                The end of the run in a configuration without it.
             lr_gamma: fraction of the full rate that is reached then.
 
         Raises:
@@ -92,12 +96,14 @@ class FlatCosineLR:
         self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
         if flat_epochs > end_epoch:
             raise ConfigError(
-                f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, expected the second to be no earlier"
+                f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, "
+                f"expected the second to be no earlier"
             )
         self._flat, self._end = flat_epochs, end_epoch
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
+        """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done,
+        before warm-up."""
         done = min(max((epoch + share - self._flat) / max(self._end - self._flat, 1e-9), 0.0), 1.0)
         factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
         return [rate * factor for rate in self._initial]
@@ -121,8 +127,10 @@ def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> N
     if len(different) > 1:
         shown = ", ".join(f"{rate:.3g}" for rate in different[:8])
         raise ConfigError(
-            f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates would not act ({shown}; from "
-            f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} rates in the order of the groups, "
+            f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates "
+            f"would not act ({shown}; from "
+            f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} "
+            f"rates in the order of the groups, "
             f"or take another schedule such as FlatCosineLR"
         )
 

@@ -42,6 +42,7 @@ class LinearWarmup:
 
 @register()
 class QuadraticWarmup(LinearWarmup):
-    """Scales learning rates by the square of what `LinearWarmup` does, as DEIM and DEIMv2 warm up (Huang et al., 2025)."""
+    """Scales learning rates by the square of what `LinearWarmup` does, as DEIM and DEIMv2 warm up (Huang et
+    al., 2025)."""
 
     power = 2

@@ -16,6 +16,7 @@ from ..runtime.log import logger
 
 FREE = frozenset(
     {
+        "task",
         "resume",
         "tuning",
         "test_only",

@@ -307,6 +307,14 @@ def test_a_backbone_with_a_width_for_each_stride_takes_the_place_of_hgnetv2(tmp_
     )
 
 
+def test_the_task_of_official_files_is_accepted_with_a_note_that_it_has_no_effect(tmp_path, caplog):
+    with caplog.at_level("DEBUG", logger="dfine"):
+        config_from(tmp_path, "epochs: 3\n")
+        assert caplog.text == ""
+        config_from(tmp_path, "task: detection\n")
+    assert "task has no effect, every run is a detection" in caplog.text and "config.yml:1" in caplog.text
+
+
 # ---- lengths ----
 
 

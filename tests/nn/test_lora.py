@@ -62,17 +62,17 @@ def test_a_layer_adds_the_scaled_product_of_its_factors():
 
 def test_a_layer_shares_the_weights_of_the_linear_layer_it_stands_for():
     linear = nn.Linear(6, 5)
-    layer = LoRALinear.around(linear, 2, 2.0)
+    layer = LoRALinear.from_linear(linear, 2, 2.0)
     assert layer.weight is linear.weight and layer.bias is linear.bias
 
 
 def test_only_the_factors_of_a_layer_are_trained():
-    layer = LoRALinear.around(nn.Linear(6, 5), 2, 2.0)
+    layer = LoRALinear.from_linear(nn.Linear(6, 5), 2, 2.0)
     assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["lora_down", "lora_up"]
 
 
 def test_a_layer_without_bias_stays_so():
-    assert LoRALinear.around(nn.Linear(6, 5, bias=False), 2, 2.0).bias is None
+    assert LoRALinear.from_linear(nn.Linear(6, 5, bias=False), 2, 2.0).bias is None
 
 
 def test_plain_weights_undo_the_change():

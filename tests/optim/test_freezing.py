@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.core.contracts import Learning
-from src.optim.freezing import ALWAYS, learning_plan
+from src.optim.freezing import FROM_THE_START, learning_plan
 from src.optim.param_groups import build_param_groups
 from tests.fixtures.tiny import tiny_config
 
@@ -30,7 +30,7 @@ def group_of(groups) -> dict[int, dict]:
 
 def test_what_is_not_phased_learns_from_the_start_at_the_rate_of_its_group(phased):
     plan = learning_plan(phased.model)
-    assert {plan[name] for name in plan if not name.startswith("backbone.vit.")} == {ALWAYS}
+    assert {plan[name] for name in plan if not name.startswith("backbone.vit.")} == {FROM_THE_START}
 
 
 def test_what_thaws_is_in_the_optimizer_from_the_start(phased):
@@ -86,7 +86,11 @@ def test_a_module_of_a_users_own_may_have_phases_too():
             return {"weight": Learning(4, 0.5)}
 
     model = torch.nn.ModuleDict({"late": Late(), "early": torch.nn.Linear(2, 2)})
-    assert learning_plan(model) == {"early.weight": ALWAYS, "early.bias": ALWAYS, "late.weight": (4, 0.5)}
+    assert learning_plan(model) == {
+        "early.weight": FROM_THE_START,
+        "early.bias": FROM_THE_START,
+        "late.weight": (4, 0.5),
+    }
 
 
 def test_an_optimizer_step_leaves_frozen_weights_bit_identical_although_they_are_in_a_group_with_decay():

@@ -31,7 +31,7 @@ ALIASES = {
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_OURS = frozenset(
+_SET_BY_BACKBONE = frozenset(
     {
         "img_size",
         "patch_size",
@@ -53,7 +53,7 @@ _OURS = frozenset(
 def _timm_arguments() -> dict[str, Argument]:
     from timm.models.eva import Eva
 
-    return {name: argument for name, argument in arguments_of(Eva).items() if name not in _OURS}
+    return {name: argument for name, argument in arguments_of(Eva).items() if name not in _SET_BY_BACKBONE}
 
 
 @register()
@@ -99,37 +99,46 @@ class DINOv3Backbone(nn.Module):
         """Build the layers; `load_pretrained` reads the weights.
 
         Args:
-            model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base, dinov3_large.
+            model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base,
+                dinov3_large.
             pretrained: start from DINOv3's weights.
             checkpoint_path: their file; None for `weights/` and the official name.
             checkpoint_sha256: digest that this file must have, or 8 or more digits of its beginning.
             out_channels: channels of the maps: one number for all, or a list with one for each stride.
             feat_strides: strides to give, out of 8, 16 and 32.
             freeze_backbone: the ViT is never trained; the adapter is.
-            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0 disables this.
-            unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT. Patch embedding and
-                tokens thaw only with the first block.
-            unfreeze_plan: in place of the two above, any number of phases: pairs of (epoch, last blocks that train from then on).
+            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0
+                disables this.
+            unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT.
+                Patch embedding and tokens thaw only with the first block.
+            unfreeze_plan: in place of the two above, any number of phases: pairs of (epoch, last blocks that
+                train from then on).
             unfreeze_lr_factor: factor on the learning rate of what thaws during the run.
-            layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al., 2022): block i of the n
-                that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the final norm 1.
+            layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al.,
+                2022): block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay
+                ** (n + 1), the final norm 1.
             tap_blocks: blocks to read, 0-based, ascending; None for three, evenly spaced up to the last.
-            tap_norm: LayerNorm before the adapter: the ViT's "final" one on every tap, each tap's "own" new one, or "none".
+            tap_norm: LayerNorm before the adapter: the ViT's "final" one on every tap, each tap's "own" new
+                one, or "none".
             upsample_mode: how stride 8 is made from stride 16.
             position_encoding: the adapter adds a learned position code.
             detail_channels: width of the adapter's convolutional detail branch; 0 for none.
             gradient_checkpointing: compute blocks again in the backward pass; less memory, more time.
-            rope_rescale_coords: train with RoPE coordinates scaled by a factor from 1/r to r; None, the default, for not.
+            rope_rescale_coords: train with RoPE coordinates scaled by a factor from 1/r to r; None, the
+                default, for not.
             drop_path: stochastic depth of the last block; earlier ones get proportionally less.
-            lora_rank: of a low-rank change that is trained instead of the ViT's own weights (`src/nn/lora.py`); 0 for none.
+            lora_rank: of a low-rank change that is trained instead of the ViT's own weights
+                (`src/nn/lora.py`); 0 for none.
             lora_alpha: that change is scaled by alpha / rank; None for the rank.
             lora_targets: what it acts on: "attention" (or qkv, proj), "mlp" (or fc1, fc2).
             image_mean: mean of each channel in 0..1, subtracted here.
             image_std: deviation of each channel, divided by here.
-            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads, for small models.
+            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads, for small
+                models.
 
         Raises:
-            ConfigError: if the model, a tapped block, a stride or a target of LoRA does not exist, or its rank is out of range.
+            ConfigError: if the model, a tapped block, a stride or a target of LoRA does not exist, or its
+                rank is out of range.
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
@@ -181,19 +190,22 @@ class DINOv3Backbone(nn.Module):
         )
         if lora_rank and not self.ever_learns:
             raise ConfigError(
-                "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), so that LoRA would never learn; "
+                "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), "
+                "so that LoRA would never learn; "
                 "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0"
             )
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, C, H/s, W/s]` for each stride s, of `out_channels`."""
+        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, C, H/s, W/s]` for each stride s, of
+        `out_channels`."""
         images = (images - self.image_mean) / self.image_std
         return self.adapter(self.taps_of(self.vit, images), images)
 
     def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
-        """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit` or one like it."""
+        """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit`
+        or one like it."""
         with self._precision(images):
             taps = vit.forward_intermediates(
                 images,
@@ -230,7 +242,8 @@ class DINOv3Backbone(nn.Module):
             self.set_trainable_blocks(blocks)
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Return for each parameter of the ViT that is ever trained when that begins and the factor on its rate.
+        """Return for each parameter of the ViT that is ever trained when that begins and the factor on its
+        rate.
 
         Names are those in this module. Nothing changes.
         """
@@ -240,8 +253,9 @@ class DINOv3Backbone(nn.Module):
     def set_trainable_blocks(self, count: int) -> None:
         """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
 
-        Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and, since
-        nothing before them needs a gradient, without a graph. With LoRA only the factors of these blocks are trained.
+        Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and,
+        since nothing before them needs a gradient, without a graph. With LoRA only the factors of these
+        blocks are trained.
 
         Raises:
             ConfigError: if the ViT does not have so many blocks.
@@ -295,7 +309,8 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
     if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
         known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
         raise ConfigError(
-            f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are {known}"
+            f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are "
+            f"{known}"
         )
     try:
         built = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
@@ -309,7 +324,8 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
     num_heads = cast("EvaBlock", vit.blocks[0]).attn.num_heads
     if vit.embed_dim % (4 * num_heads):
         raise ConfigError(
-            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads {num_heads}: "
+            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads "
+            f"{num_heads}: "
             f"rotary position codes turn pairs of channels in two directions"
         )
     return vit

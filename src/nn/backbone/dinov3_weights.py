@@ -32,8 +32,9 @@ OFFICIAL_FILES = {
 _SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g", 4096: "7B"}
 
 _NEVER_LOADED = re.compile(r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$")
-"""Entries that a backbone has no use for; RoPE periods are computed in float32 rather than taken from the file, where
-they are rounded to bfloat16 (a difference of 1e-3 in the features that a saved model could not reproduce)."""
+"""Entries that a backbone has no use for; RoPE periods are computed in float32 rather than taken from the
+file, where they are rounded to bfloat16 (a difference of 1e-3 in the features that a saved model could not
+reproduce)."""
 
 _OFFICIAL_TO_TIMM = (
     ("storage_tokens", "reg_token"),
@@ -58,7 +59,7 @@ _HUGGING_FACE_TO_TIMM = (
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded from where."""
+    """Record of loaded weights: file, layout and number of tensors."""
 
     path: Path
     layout: str
@@ -69,7 +70,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         remarks = "".join(f"; {remark}" for remark in self.remarks)
-        return f"{self.path}: {self.layout} layout, {self.loaded} of {self.expected} tensors, sha256 {self.sha256[:8]}{remarks}"
+        counted = f"{self.loaded} of {self.expected} tensors"
+        return f"{self.path}: {self.layout} layout, {counted}, sha256 {self.sha256[:8]}{remarks}"
 
 
 def load_published_weights(
@@ -86,8 +88,10 @@ def load_published_weights(
     Args:
         vit: timm's model; a LoRA change in it becomes zero.
         model_name: its name at timm.
-        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are taken.
-        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file can be compared with it.
+        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are
+            taken.
+        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file
+            can be compared with it.
         setting: where a user names the file, for messages.
         without: how a user does without, for messages.
 
@@ -103,7 +107,8 @@ def load_published_weights(
         return
     if sha256:
         raise CheckpointError(
-            f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that checkpoint_sha256 names; put it there, or name "
+            f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that "
+            f"checkpoint_sha256 names; put it there, or name "
             f"another with -u {setting}=FILE"
         )
     try:
@@ -111,7 +116,8 @@ def load_published_weights(
             weights = timm_state_dict(model_name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or Hugging Face "
+            f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or "
+            f"Hugging Face "
             f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
             f"(weights/README.md says where the files are)"
         ) from None
@@ -129,12 +135,13 @@ def load_dinov3_weights(
         vit: timm's model; a LoRA change in it becomes zero.
         path: file in Meta's, timm's or Hugging Face's layout; .pth or .safetensors.
         model_name: timm's name of `vit`, for messages.
-        sha256: digest that the file must have, or at least 8 digits of its beginning; None for the one in its name, if there is one.
+        sha256: digest that the file must have, or at least 8 digits of its beginning; None for the one in its
+            name, if there is one.
 
     Raises:
-        ConfigError: if `sha256` is no digest.
-        CheckpointError: if the file is missing, damaged, of another model, or has query or value biases that the model
-            cannot hold.
+        ConfigError: if `sha256` is not a digest.
+        CheckpointError: if the file is missing, damaged, of another model, or has query or value biases that
+            the model cannot hold.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise ConfigError(
@@ -144,12 +151,14 @@ def load_dinov3_weights(
     digest = file_sha256(path)
     if sha256 is not None and not digest.startswith(sha256.lower()):
         raise CheckpointError(
-            f"{path} is damaged or another file: its sha256 is {digest}, expected {sha256.lower()} (checkpoint_sha256); download it again"
+            f"{path} is damaged or another file: its sha256 is {digest}, expected {sha256.lower()} "
+            f"(checkpoint_sha256); download it again"
         )
     claimed = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
     if claimed and not digest.startswith(claimed[1]):
         raise CheckpointError(
-            f"{path} is damaged or not what its name says: its sha256 begins with {digest[:8]}, expected {claimed[1]}; download it again"
+            f"{path} is damaged or not what its name says: its sha256 begins with {digest[:8]}, expected "
+            f"{claimed[1]}; download it again"
         )
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
@@ -173,11 +182,14 @@ def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
         return "Hugging Face"
     if "reg_token" in state and "pos_embed" not in state:
         return "timm"
-    raise CheckpointError(f"{path} is {_describe(state)}; {model_name} needs a DINOv3 ViT of its size")
+    raise CheckpointError(
+        f"{path} is {_describe_foreign_file(state)}; {model_name} needs a DINOv3 ViT of its size"
+    )
 
 
 def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Rename to timm's keys, with query, key and value biases apart as `q_bias`, `k_bias` and `v_bias`, after masking."""
+    """Rename to timm's keys, with query, key and value biases apart as `q_bias`, `k_bias` and `v_bias`, after
+    masking."""
     if layout == "official":
         return _split_fused_bias(_renamed(state, _OFFICIAL_TO_TIMM), state)
     if layout == "Hugging Face":
@@ -188,7 +200,8 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 def fit_biases(
     state: dict[str, Tensor], vit: nn.Module, path: Path, model_name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Match the biases of a file to a model: with live ones they must have a place, without any they become zeros.
+    """Match the biases of a file to a model: with live ones they must have a place, without any they become
+    zeros.
 
     Raises:
         CheckpointError: if values would be lost.
@@ -203,7 +216,8 @@ def fit_biases(
     takes_biases = any(key.endswith("q_bias") for key in wanted)
     if live and not takes_biases:
         raise CheckpointError(
-            f"{path} has query and value biases that are not zero ({len(live)} tensors), for which {model_name} has no place; "
+            f"{path} has query and value biases that are not zero ({len(live)} tensors), for which "
+            f"{model_name} has no place; "
             f"set DINOv3Backbone.model_name to {model_name}_qkvb"
         )
     if takes_biases:
@@ -284,16 +298,20 @@ def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, m
         CheckpointError: naming the sizes of both, or the keys that differ.
     """
     wanted = merged_state_dict(vit)
-    odd = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    of_other_shape = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    if not (odd or missing or unexpected):
+    if not (of_other_shape or missing or unexpected):
         return
     ours, theirs = _size_of(wanted), _size_of(state)
     if ours != theirs:
         raise CheckpointError(f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}")
     details = [
         f"{len(keys)} {kind} (first {keys[0]})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd))
+        for kind, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", of_other_shape),
+        )
         if keys
     ]
     raise CheckpointError(f"{path} does not fit {model_name}: {', '.join(details)}")
@@ -307,7 +325,7 @@ def _size_of(state: dict[str, Tensor]) -> str:
     return f"width {width}, {depth} blocks, patch {patch}{', SwiGLU' if gated else ''}"
 
 
-def _describe(state: dict[str, Tensor]) -> str:
+def _describe_foreign_file(state: dict[str, Tensor]) -> str:
     """Name what a foreign file is, as far as its keys tell."""
     patch = next(
         (

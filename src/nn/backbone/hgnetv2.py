@@ -46,7 +46,8 @@ class HGNetv2(nn.Module):
             use_lab: learnable affine blocks after each ReLU (N, S and M models).
             return_idx: stages to return, 0 to 3, of strides 4, 8, 16 and 32.
             freeze_stem_only: with `freeze_at` >= 0, freeze the stem but no stage.
-            freeze_at: freeze the stem and, unless `freeze_stem_only`, stages 0 to this one; -1 freezes nothing.
+            freeze_at: freeze the stem and, unless `freeze_stem_only`, stages 0 to this one; -1 freezes
+                nothing.
             freeze_norm: batch norms keep their statistics and are not trained.
             pretrained: start from ImageNet weights.
             local_model_dir: folder with `PPHGNetV2_{name}_stage1.pth`.
@@ -118,7 +119,8 @@ class HGNetv2(nn.Module):
                     weights, source = timm_state_dict(timm_name), f"timm {timm_name}"
             except CheckpointError as error:
                 raise CheckpointError(
-                    f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put the file "
+                    f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put "
+                    f"the file "
                     f"there, or start without it: -u HGNetv2.pretrained=False"
                 ) from None
         if not isinstance(weights, dict) or not all(
@@ -142,7 +144,8 @@ class HGNetv2(nn.Module):
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Replace every `BatchNorm2d` below `module` by one with fixed statistics and affine values, all buffers."""
+    """Replace every `BatchNorm2d` below `module` by one with fixed statistics and affine values, all
+    buffers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))

@@ -87,7 +87,8 @@ class Stem(nn.Module):
 
 
 class HGBlock(nn.Module):
-    """A chain of layers whose outputs are all concatenated, then squeezed and expanded by 1x1 convolutions."""
+    """A chain of layers whose outputs are all concatenated, then squeezed and expanded by 1x1
+    convolutions."""
 
     def __init__(
         self,
@@ -181,12 +182,13 @@ class _MaxOfFour(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         below, right = ctx.saved_tensors
-        rows = _route(grad, right, dim=-1)
-        return _route(rows, below, dim=-2)
+        rows = _route_gradient(grad, right, dim=-1)
+        return _route_gradient(rows, below, dim=-2)
 
 
-def _route(grad: Tensor, to_second: Tensor, dim: int) -> Tensor:
-    """Send each gradient to the first or the second of two neighbours along `dim`, and add up what each receives."""
+def _route_gradient(grad: Tensor, to_second: Tensor, dim: int) -> Tensor:
+    """Send each gradient to the first or the second of two neighbours along `dim`, and add up what each
+    receives."""
     second = grad * to_second
     pad = (0, 1) if dim == -1 else (0, 0, 0, 1)
     total = F.pad(grad - second, pad)

@@ -55,7 +55,8 @@ class SpatialTuningAdapter(nn.Module):
         super().__init__()
         if list(strides) != sorted(set(strides)) or not set(strides) <= set(STRIDES) or not strides:
             raise ConfigError(
-                f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of {list(STRIDES)}"
+                f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
+                f"{list(STRIDES)}"
             )
         self.strides, self.upsample_mode = tuple(strides), upsample_mode
         self.out_channels = _one_for_each(out_channels, strides)
@@ -150,7 +151,8 @@ def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> 
     channels = [out_channels] * len(strides) if isinstance(out_channels, int) else list(out_channels)
     if len(channels) != len(strides) or min(channels) < 1:
         raise ConfigError(
-            f"DINOv3Backbone.out_channels is {out_channels}, expected one number from 1, or one for each of the "
+            f"DINOv3Backbone.out_channels is {out_channels}, expected one number from 1, or one for each of "
+            f"the "
             f"{len(strides)} strides {list(strides)}"
         )
     return channels

@@ -1,4 +1,4 @@
-"""Which blocks of a ViT train in which epoch, and at which fraction of the learning rate."""
+"""The plan of a run for a ViT: the blocks that train in each epoch, and the fraction of the learning rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class ThawPhase(NamedTuple):
 
 @dataclass(frozen=True)
 class ThawPlan:
-    """The phases of a run and the learning rates in them. It only answers questions: it does not know a model."""
+    """The phases of a run and the learning rates in them. It only answers questions: it does not know a
+    model."""
 
     depth: int
     """Number of blocks of the ViT."""
@@ -35,9 +36,9 @@ class ThawPlan:
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before."""
     uses_final_norm: bool = True
-    """Whether the ViT's final norm is applied; one that is not never trains."""
+    """True if the ViT's final norm is applied; one that is not applied never trains."""
     lora_only: bool = False
-    """Whether only the LoRA factors of trainable blocks train."""
+    """True if only the LoRA factors of trainable blocks train."""
 
     def __post_init__(self) -> None:
         """Check the plan.
@@ -53,12 +54,14 @@ class ThawPlan:
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ConfigError(
-                f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the one before"
+                f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the one "
+                f"before"
             )
         counts = [phase.blocks for phase in self.phases]
         if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= self.depth:
             raise ConfigError(
-                f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {self.depth} that "
+                f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {self.depth} "
+                f"that "
                 f"do not fall"
             )
 
@@ -74,8 +77,8 @@ class ThawPlan:
     def trains(self, name: str, blocks: int) -> bool:
         """Return whether a parameter trains while the last `blocks` blocks do.
 
-        The final norm trains with any block; patch embedding and tokens train only with all of them. Blocks after the
-        last one that runs never train.
+        The final norm trains with any block; patch embedding and tokens train only with all of them. Blocks
+        after the last one that runs never train.
 
         Args:
             name: name of the parameter in the ViT, such as "blocks.3.norm1.weight".
@@ -91,7 +94,8 @@ class ThawPlan:
         return blocks == self.depth
 
     def learning(self, name: str) -> Learning | None:
-        """Return when a parameter of the ViT starts to train and at which factor of the rate; None if it never does."""
+        """Return when a parameter of the ViT starts to train and at which factor of the rate; None if it
+        never does."""
         for phase in self.phases:
             if self.trains(name, phase.blocks):
                 factor = self.lr_factor if phase.start else 1.0
@@ -101,7 +105,8 @@ class ThawPlan:
     def depth_factor(self, name: str) -> float:
         """Return the factor of layer-wise learning-rate decay for a parameter (BEiT, Bao et al., 2022).
 
-        Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the norm 1.
+        Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the
+        norm 1.
         """
         running = self.last_block + 1
         block = _block_of(name)
@@ -132,13 +137,15 @@ def read_phases(
     """
     if sum((frozen, frozen_epochs != 0, plan is not None)) > 1:
         raise ConfigError(
-            "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT trains; "
+            "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT "
+            "trains; "
             "give one of them"
         )
     if plan is not None:
         if blocks is not None:
             raise ConfigError(
-                "DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no meaning; leave it out"
+                "DINOv3Backbone: unfreeze_plan says how many blocks train, so unfreeze_blocks has no "
+                "meaning; leave it out"
             )
         return _read_plan(plan)
     if frozen_epochs:
@@ -149,7 +156,8 @@ def read_phases(
 def _read_plan(plan: Sequence[Sequence[int]]) -> tuple[ThawPhase, ...]:
     if not plan or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in plan):
         raise ConfigError(
-            f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last blocks, "
+            f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last "
+            f"blocks, "
             f"such as [[10, 4], [20, 12]]"
         )
     phases = tuple(ThawPhase(*phase) for phase in plan)

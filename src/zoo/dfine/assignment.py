@@ -15,7 +15,7 @@ class Pairs(NamedTuple):
     """Matched pairs; all arrays `[M]` int64."""
 
     head: np.ndarray
-    """Which prediction head the pair belongs to; zeros for a union."""
+    """Prediction head of the pair; zeros for a union."""
     image: np.ndarray
     query: np.ndarray
     target: np.ndarray
@@ -46,11 +46,11 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
     return Pairs(*(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*parts)))
 
 
-def unite(pairs: Pairs) -> Pairs:
+def unite_heads(pairs: Pairs) -> Pairs:
     """Merge the matchings of several heads: a query keeps the target that most heads gave it.
 
-    Equal counts go to the target that comes first, whatever the sort (D-FINE's "GO" union; docs/decisions/0004).
-    A target may keep several queries.
+    Equal counts go to the target that comes first, whatever the sort (D-FINE's "GO" union;
+    docs/decisions/0004). A target may keep several queries.
     """
     queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
     owners, votes = np.unique(

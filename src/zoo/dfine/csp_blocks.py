@@ -125,7 +125,8 @@ class RepNCSPELAN4(nn.Module):
 
 
 class SCDown(nn.Module):
-    """Half the size: a 1x1 convolution, then a depthwise 3x3 one of stride 2 (YOLOv10, 2024); no activation."""
+    """Half the size: a 1x1 convolution, then a depthwise 3x3 one of stride 2 (YOLOv10, 2024); no
+    activation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

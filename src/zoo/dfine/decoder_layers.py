@@ -111,7 +111,8 @@ class DecoderLayer(nn.Module):
 
 
 class LQE(nn.Module):
-    """Location quality estimator: how peaked a query's edge distributions are becomes a class-logit offset."""
+    """Location quality estimator: how peaked a query's edge distributions are becomes a class-logit
+    offset."""
 
     def __init__(self, hidden: int = 64, num_layers: int = 2) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Denoising queries: noised ground truth that the decoder learns to restore (DINO, Zhang et al., 2023, section 3.3)."""
+"""Denoising queries: noised ground truth that the decoder learns to restore (DINO, Zhang et al., 2023,
+section 3.3)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 
 class DenoisingQueries(NamedTuple):
-    """What the decoder puts before its matching queries; D' = 2 * groups * G_max, laid out as groups of
-    [G_max positives, G_max negatives]."""
+    """Queries that the decoder puts before its matching queries; D' = 2 * groups * G_max, laid out as groups
+    of [G_max positives, G_max negatives]."""
 
     content: Tensor
     """`[B, D', D]`, embedded labels."""
@@ -46,10 +47,11 @@ def make_denoising_queries(
         embedding: `[C + 1, D]`; row C is padding.
         num_classes: C.
         num_queries: matching queries that will follow.
-        num_denoising: positives an image, shared among the groups. Of an image with more objects as many are drawn, so that a
-            crowded image does not set the memory of a run.
-        label_noise_ratio: half of this share of the labels is drawn anew.
-        box_noise_scale: a positive's edges move by up to this many half sizes, a negative's by up to twice that.
+        num_denoising: positives an image, shared among the groups. Of an image with more objects as many are
+            drawn, so that a crowded image does not set the memory of a run.
+        label_noise_ratio: half of this fraction of the labels is drawn again.
+        box_noise_scale: a positive's edges move by up to this many half sizes, a negative's by up to twice
+            that.
 
     Returns:
         The queries; with zero length, but still tied to the embedding, if no image has an object.
@@ -89,7 +91,8 @@ def make_denoising_queries(
 def _limit_objects(
     targets: list[dict[str, Tensor]], most: int, device: torch.device
 ) -> tuple[list[dict[str, Tensor]], list[Tensor | None]]:
-    """Return targets with at most `most` random objects an image, and which these are; None for all of an image."""
+    """Return targets with at most `most` random objects an image, and which these are; None for all of an
+    image."""
     kept: list[dict[str, Tensor]] = []
     chosen: list[Tensor | None] = []
     for target in targets:
@@ -117,7 +120,8 @@ def _noise_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
 
 
 def _visibility_mask(length: int, num_queries: int, group_length: int, device: torch.device) -> Tensor:
-    """Matching queries see no denoising query; a denoising query sees its own group and the matching queries."""
+    """Matching queries see no denoising query; a denoising query sees its own group and the matching
+    queries."""
     position = torch.arange(length + num_queries, device=device)
     group = torch.where(position < length, position // max(group_length, 1), -1)
     return (group[None] != group[:, None]) & (position[None] < length)

@@ -22,8 +22,8 @@ class DFINE(nn.Module):
         """Connect the parts.
 
         Raises:
-            ConfigError: if channels or strides of neighbours do not agree (both lists are named), or the decoder's
-                `eval_spatial_size` is no multiple of 32.
+            ConfigError: if channels or strides of neighbours do not agree (both lists are named), or the
+                decoder's `eval_spatial_size` is not a multiple of 32.
         """
         super().__init__()
         if size := getattr(decoder, "eval_spatial_size", None):
@@ -46,7 +46,7 @@ class DFINE(nn.Module):
             `DFINECriterion` needs.
 
         Raises:
-            ConfigError: if a side is no multiple of 32.
+            ConfigError: if a side is not a multiple of 32.
         """
         check_image_size(images.shape[-2], images.shape[-1])
         return self.decoder(self.encoder(self.backbone(images)), targets)
@@ -87,6 +87,7 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
         )  # a decoder makes coarser ones itself
         if list(given) != (list(wanted)[: len(given)] if may_add_levels else list(wanted)):
             raise ConfigError(
-                f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives {list(given)}; "
+                f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives "
+                f"{list(given)}; "
                 f"set {wanted_key} to match"
             )

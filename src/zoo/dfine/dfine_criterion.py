@@ -13,7 +13,7 @@ from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
-from .assignment import Pairs, unite
+from .assignment import Pairs, unite_heads
 from .distribution import box_to_bins, weighting_sequence
 from .losses import (
     Balance,
@@ -38,11 +38,12 @@ TERMS = {
     "boxes": ("loss_bbox", "loss_giou"),
     "local": ("loss_fgl", "loss_ddf"),
 }
-"""What each entry of `losses` emits."""
+"""Terms that each entry of `losses` computes."""
 
 
 class Normalizers(NamedTuple):
-    """What sums are divided by: counts over all ranks, and over all micro-batches of an accumulation window, per rank."""
+    """Divisors of the sums: counts over all ranks, and over all micro-batches of an accumulation window,
+    per rank."""
 
     targets: Tensor | float
     """Number of objects; divides class terms, and with the number of groups all denoising terms."""
@@ -99,14 +100,16 @@ class DFINECriterion(nn.Module):
 
         Args:
             matcher: assigns queries to targets.
-            weight_dict: weight of each term, `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`, `loss_fgl`, `loss_ddf`;
-                a term without one, or with null, is left out.
-            losses: "vfl", "mal" or "focal" for classes, "boxes", "local" (fine-grained localization and distillation).
+            weight_dict: weight of each term, `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`,
+                `loss_fgl`, `loss_ddf`; a term without one, or with null, is left out.
+            losses: "vfl", "mal" or "focal" for classes, "boxes", "local" (fine-grained localization and
+                distillation).
             alpha: weight of negatives in the class loss.
             gamma: focal exponent.
             num_classes: C.
             reg_max: bins of an edge less one.
-            boxes_weight_format: multiply the GIoU term by the pair's IoU or GIoU, and use that as class target.
+            boxes_weight_format: multiply the GIoU term by the pair's IoU or GIoU, and use that as class
+                target.
             mal_alpha: weight of negatives in the matchability-aware loss; None for 1.
         """
         super().__init__()
@@ -114,7 +117,8 @@ class DFINECriterion(nn.Module):
         self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
         if idle := set(self.weights) - emitted:
             raise ConfigError(
-                f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses {list(losses)} computes"
+                f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses "
+                f"{list(losses)} computes"
             )
         self.matcher = matcher
         self.losses = list(losses)
@@ -127,7 +131,7 @@ class DFINECriterion(nn.Module):
         self.boxes_weight_format = boxes_weight_format
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the matcher which epoch it is; its cost may change."""
+        """Set the epoch of the matcher, 0-based; its cost may change."""
         self.matcher.set_epoch(epoch)
 
     def forward(
@@ -141,7 +145,8 @@ class DFINECriterion(nn.Module):
         Args:
             outputs: from `DFINETransformer` in training mode.
             targets: for each image `labels [T]` int64 and `boxes [T, 4]` (cxcywh, 0..1).
-            normalizers: for gradient accumulation, those of the whole window; otherwise those of this batch over all ranks.
+            normalizers: for gradient accumulation, those of the whole window; otherwise those of this batch
+                over all ranks.
 
         Returns:
             Weighted scalars by name; their sum is the loss.
@@ -149,7 +154,7 @@ class DFINECriterion(nn.Module):
         Raises:
             NumericsError: if a matching cost is not finite.
         """
-        batch = _join(targets)
+        batch = _join_targets(targets)
         terms: dict[str, Tensor] = {}
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             supervisions, share = self._match(outputs, batch, normalizers)
@@ -161,16 +166,18 @@ class DFINECriterion(nn.Module):
 
     @torch.no_grad()
     def count(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[int, int]:
-        """Return this batch's numbers of objects and of pairs in the union of matchings, for `window_normalizers`."""
-        batch = _join(targets)
+        """Return this batch's numbers of objects and of pairs in the union of matchings, for
+        `window_normalizers`."""
+        batch = _join_targets(targets)
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             pairs = self._pairs_of_heads(matching_heads(outputs, self.reg_max + 1), batch)
-        return len(batch.labels), len(unite(pairs).query)
+        return len(batch.labels), len(unite_heads(pairs).query)
 
     def window_normalizers(
         self, counts: Sequence[tuple[int, int]], images: Sequence[int], device: torch.device
     ) -> list[Normalizers]:
-        """Return what each batch of an accumulation window is normalised by, so that the losses of all add up to those of one batch.
+        """Return what each batch of an accumulation window is normalised by, so that the losses of all add up
+        to those of one batch.
 
         Args:
             counts: from `count`, for each batch.
@@ -187,7 +194,8 @@ class DFINECriterion(nn.Module):
     def _match(
         self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None
     ) -> tuple[list[_Supervision], float]:
-        """Assign objects to the queries of all heads, denoising heads last; return also the distillation's share."""
+        """Assign objects to the queries of all heads, denoising heads last; return also the distillation's
+        share."""
         stacks = matching_heads(outputs, self.reg_max + 1)
         try:
             pairs = self._pairs_of_heads(stacks, batch)
@@ -195,7 +203,7 @@ class DFINECriterion(nn.Module):
             all_rank_normalizers(len(batch.labels), 0, batch.labels.device)  # the other ranks wait for this
             raise
         meta = outputs.get("dn_meta")
-        on_host = [*_split_by_stack(pairs, stacks), unite(pairs), _denoising_pairs(batch.counts, meta)]
+        on_host = [*_split_by_stack(pairs, stacks), unite_heads(pairs), _denoising_pairs(batch.counts, meta)]
         *pairs_of_stacks, union, dn_pairs = _to_device(on_host, batch.labels.device)
         if normalizers is None:
             normalizers = all_rank_normalizers(len(batch.labels), len(union.query), batch.labels.device)
@@ -230,7 +238,7 @@ class DFINECriterion(nn.Module):
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
                 sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
-                yield from self._emit(term, stack.suffixes, sums / supervision.class_normalizer)
+                yield from self._named_terms(term, stack.suffixes, sums / supervision.class_normalizer)
 
     # ---- step 3: terms about where objects are ----
 
@@ -242,17 +250,17 @@ class DFINECriterion(nn.Module):
         losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
             if term in self.weights:
-                yield from self._emit(term, stack.suffixes, sums / supervision.box_normalizer)
+                yield from self._named_terms(term, stack.suffixes, sums / supervision.box_normalizer)
         if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
             sums = self._localization_sums(
                 stack.corners, stack.reference, pairs, targets, losses.iou, outputs
             )
-            yield from self._emit("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
+            yield from self._named_terms("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
             sums = _distillation_sums(supervision, stack.corners, stack.teacher_corners, losses.iou)
-            yield from self._emit("loss_ddf", stack.suffixes, sums * share)
+            yield from self._named_terms("loss_ddf", stack.suffixes, sums * share)
 
     def _localization_sums(
         self,
@@ -278,7 +286,7 @@ class DFINECriterion(nn.Module):
         if outputs.get("dn_meta") and "loss_ddf" in self.weights and stack.corners is not None:
             yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
 
-    def _emit(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _named_terms(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
         for suffix, value in zip(suffixes, (values * self.weights[term]).unbind()):
             yield term + suffix, value
 
@@ -292,7 +300,7 @@ def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device)
     return Normalizers(targets, union)
 
 
-def _join(targets: list[dict[str, Tensor]]) -> _Batch:
+def _join_targets(targets: list[dict[str, Tensor]]) -> _Batch:
     return _Batch(
         torch.cat([t["labels"] for t in targets]),
         torch.cat([t["boxes"] for t in targets]).float(),

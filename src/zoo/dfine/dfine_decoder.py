@@ -1,4 +1,5 @@
-"""The decoder: selects queries from the encoder's tokens and refines boxes as distributions, layer by layer."""
+"""The decoder: selects queries from the encoder's tokens and refines boxes as distributions, layer by
+layer."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ POSITION_LIMIT = 10.0
 
 
 class Layers(NamedTuple):
-    """What the decoder's layers computed, denoising queries first along L; lists hold one entry a layer."""
+    """Results of the decoder's layers, denoising queries first along L; lists hold one entry a layer."""
 
     boxes: list[Tensor]
     """`[B, L, 4]` cxcywh."""
@@ -46,7 +47,8 @@ class Layers(NamedTuple):
 
 
 class TransformerDecoder(nn.Module):
-    """The stack of layers. It holds the layers and quality heads; box and class heads belong to `DFINETransformer`."""
+    """The stack of layers. It holds the layers and quality heads; box and class heads belong to
+    `DFINETransformer`."""
 
     def __init__(
         self,
@@ -291,7 +293,8 @@ class DFINETransformer(nn.Module):
         discrete: bool,
         layer_scale: float,
     ) -> tuple[TransformerDecoder, list[int]]:
-        """Layers up to `eval_idx` share one initialisation, those after it another, as in the published recipe."""
+        """Layers up to `eval_idx` share one initialisation, those after it another, as in the published
+        recipe."""
 
         def layer(scale: float) -> DecoderLayer:
             return DecoderLayer(
@@ -391,7 +394,8 @@ class DFINETransformer(nn.Module):
         )
 
     def _flatten(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Project the maps to width D, add coarser ones if asked, and lay all tokens in one row: `[B, S, D]`."""
+        """Project the maps to width D, add coarser ones if asked, and lay all tokens in one row:
+        `[B, S, D]`."""
         levels = [project(x) for project, x in zip(self.input_proj, maps)]
         for level in range(len(maps), len(self.input_proj)):
             levels.append(self.input_proj[level](maps[-1] if level == len(maps) else levels[-1]))
@@ -401,8 +405,8 @@ class DFINETransformer(nn.Module):
     def _select_queries(
         self, memory: Tensor, shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the encoder's own
-        predictions for these tokens."""
+        """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the
+        encoder's own predictions for these tokens."""
         anchors, valid = self._anchors(tuple(shapes), memory.device)
         tokens = self.enc_output(torch.where(valid, memory, 0.0))
         logits = self.enc_score_head(tokens)
@@ -418,7 +422,8 @@ class DFINETransformer(nn.Module):
         return content, boxes_unact.detach(), first
 
     def _anchors(self, shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Evaluation at the size of the checkpoint uses the anchors stored there; any other size makes its own."""
+        """Evaluation at the size of the checkpoint uses the anchors stored there; any other size makes its
+        own."""
         if not self.training and self.eval_spatial_size and shapes == self._shapes_of(self.eval_spatial_size):
             return self.anchors, self.valid_mask
         return make_anchors(shapes, self.eps, device)

@@ -1,7 +1,8 @@
-"""Box edges as distributions over bins: fine-grained distribution refinement (D-FINE, Peng et al., 2024, section 4).
+"""Box edges as distributions over bins: fine-grained distribution refinement (D-FINE, Peng et al., 2024,
+section 4).
 
-An edge's distance from a reference box is the expectation of a weighting sequence W under a softmax over K bins;
-K = `reg_max` + 1. Distances are in units of the reference box's size divided by `reg_scale`.
+An edge's distance from a reference box is the expectation of a weighting sequence W under a softmax over K
+bins; K = `reg_max` + 1. Distances are in units of the reference box's size divided by `reg_scale`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def distance_to_box(reference_cxcywh: Tensor, distances: Tensor, reg_scale: Tens
 
 
 class BinTargets(NamedTuple):
-    """For each edge, the bin at or below its distance and the weights of that bin and the next; each `[M, 4]`."""
+    """For each edge, the bin at or below its distance and the weights of that bin and the next; each
+    `[M, 4]`."""
 
     left_bin: Tensor
     left_weight: Tensor

@@ -173,10 +173,11 @@ class TransformerEncoderLayer(nn.Module):
 
 @lru_cache(maxsize=64)
 def position_table(height: int, width: int, dim: int, temperature: float, device: torch.device) -> Tensor:
-    """Return the sine position codes of a map, `[1, height * width, dim]`, one row a token in row-major order.
+    """Return the sine position codes of a map, `[1, height * width, dim]`, one row a token in row-major
+    order.
 
-    Row y * width + x is [sin(y w), cos(y w), sin(x w), cos(x w)] with w_i = temperature^(-i / (dim / 4)). On square
-    maps this is the official table; on others the official one is misaligned (docs/decisions/0003).
+    Row y * width + x is [sin(y w), cos(y w), sin(x w), cos(x w)] with w_i = temperature^(-i / (dim / 4)). On
+    square maps this is the official table; on others the official one is misaligned (docs/decisions/0003).
     """
     with torch.inference_mode(False), torch.no_grad():
         frequency = 1.0 / temperature ** (torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
@@ -198,11 +199,13 @@ def _check_levels(
     levels = len(in_channels)
     if len(feat_strides) != levels:
         raise ConfigError(
-            f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in length"
+            f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in "
+            f"length"
         )
     if any(not 0 <= level < levels for level in use_encoder_idx):
         raise ConfigError(
-            f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to {levels - 1}"
+            f"HybridEncoder.use_encoder_idx is {list(use_encoder_idx)}, expected levels from 0 to "
+            f"{levels - 1}"
         )
 
 

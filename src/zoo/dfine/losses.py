@@ -55,8 +55,8 @@ def matchability_aware_loss(
 ) -> Tensor:
     """Return the matchability-aware loss of each head; arguments as in `varifocal_loss`.
 
-    The target of a pair's class is `quality ** gamma`, and every pair counts fully: unlike the varifocal loss, pairs that
-    overlap little still pull. Source: DEIM, Huang et al., 2024, equation 3.
+    The target of a pair's class is `quality ** gamma`, and every pair counts fully: unlike the varifocal
+    loss, pairs that overlap little still pull. Source: DEIM, Huang et al., 2024, equation 3.
     """
     target = quality.detach() ** gamma
     return _QualityFocal.apply(
@@ -65,8 +65,8 @@ def matchability_aware_loss(
 
 
 class _QualityFocal(torch.autograd.Function):
-    """Cross-entropy with soft targets at the pairs and focal weights elsewhere: the sum and its gradient in one sweep
-    over the logits; the weights are constants to the gradient."""
+    """Cross-entropy with soft targets at the pairs and focal weights elsewhere: the sum and its gradient in
+    one sweep over the logits; the weights are constants to the gradient."""
 
     @staticmethod
     def forward(
@@ -156,7 +156,7 @@ def fine_grained_localization_loss(corners: Tensor, bins: BinTargets, iou: Tenso
 
 
 class Balance(NamedTuple):
-    """How much matched and unmatched queries count in the distillation loss."""
+    """Weights of matched and unmatched queries in the distillation loss."""
 
     positive: Tensor | float
     negative: Tensor | float
@@ -186,7 +186,8 @@ def decoupled_distillation_loss(
 
 
 class _Distillation(torch.autograd.Function):
-    """Sum of weighted KL divergences of softened distributions; the gradient is that of cross-entropy, in closed form."""
+    """Sum of weighted KL divergences of softened distributions; the gradient is that of cross-entropy, in
+    closed form."""
 
     @staticmethod
     def forward(ctx: Any, corners: Tensor, teacher_corners: Tensor, weight: Tensor) -> Tensor:
@@ -211,12 +212,14 @@ class _Distillation(torch.autograd.Function):
 
 
 def _pieces(stacked: Tensor) -> list[slice]:
-    """Cut `[K, ...]` into what is worked on at a time: a head on the host, where that fits the cache, else everything."""
+    """Cut `[K, ...]` into what is worked on at a time: a head on the host, where that fits the cache, else
+    everything."""
     return [slice(k, k + 1) for k in range(len(stacked))] if stacked.device.type == "cpu" else [slice(None)]
 
 
 def distillation_balance(positive: Tensor) -> Balance:
-    """Return the square roots of 8 / B times the number of matched and of unmatched edges, for `positive [B, Q]`."""
+    """Return the square roots of 8 / B times the number of matched and of unmatched edges, for
+    `positive [B, Q]`."""
     scale = 8 / max(len(positive), 1)
     matched = positive.sum()
     return Balance((scale * 4 * matched).sqrt(), (scale * 4 * (positive.numel() - matched)).sqrt())

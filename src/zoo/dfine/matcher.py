@@ -1,4 +1,4 @@
-"""What a match costs (DETR, Carion et al., 2020, section 3.1, with focal class costs)."""
+"""Costs of matches (DETR, Carion et al., 2020, section 3.1, with focal class costs)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .assignment import Pairs, solve_assignments
 
 COSTS = ("cost_class", "cost_bbox", "cost_giou")
 
-_PIECE = {True: 1 << 17, False: 1 << 23}
+_COSTS_AT_ONCE = {True: 1 << 17, False: 1 << 23}
 """Costs computed at a time on the host (True) and on a device (False)."""
 
 
@@ -25,8 +25,8 @@ _PIECE = {True: 1 << 17, False: 1 << 23}
 class HungarianMatcher(nn.Module):
     """Optimal one-to-one matching of predictions and targets by class, L1 and GIoU costs.
 
-    From `matcher_change_epoch` on the cost is minus the class probability times a power of the IoU (DEIMv2, Huang et al.,
-    2025): late in training a match shall be what would be scored as one.
+    From `matcher_change_epoch` on the cost is minus the class probability times a power of the IoU (DEIMv2,
+    Huang et al., 2025): late in training a match must be what would be scored as one.
     """
 
     __share__ = ["use_focal_loss"]
@@ -44,7 +44,8 @@ class HungarianMatcher(nn.Module):
 
         Args:
             weight_dict: weights of `cost_class`, `cost_bbox` and `cost_giou`.
-            use_focal_loss: class costs in the form of the focal loss; otherwise minus the softmax probability.
+            use_focal_loss: class costs in the form of the focal loss; otherwise minus the softmax
+                probability.
             alpha: balance of the focal cost.
             gamma: exponent of the focal cost.
             matcher_change_epoch: first epoch of the late cost; None disables it.
@@ -53,7 +54,8 @@ class HungarianMatcher(nn.Module):
         super().__init__()
         if set(weight_dict) != set(COSTS) or not any(weight_dict.values()):
             raise ConfigError(
-                f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all zero"
+                f"HungarianMatcher.weight_dict has {dict(weight_dict)}, expected {', '.join(COSTS)}, not all "
+                f"zero"
             )
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
@@ -61,7 +63,7 @@ class HungarianMatcher(nn.Module):
         self.late = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch it is."""
+        """Set the epoch, 0-based: the late cost may begin."""
         self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
     def forward(
@@ -85,8 +87,11 @@ class HungarianMatcher(nn.Module):
         )
         indices, start = [], 0
         for image, count in enumerate(counts):
-            mine = pairs.image == image
-            query, target = torch.from_numpy(pairs.query[mine]), torch.from_numpy(pairs.target[mine]) - start
+            of_image = pairs.image == image
+            query, target = (
+                torch.from_numpy(pairs.query[of_image]),
+                torch.from_numpy(pairs.target[of_image]) - start,
+            )
             order = query.argsort()
             indices.append((query[order], target[order]))
             start += count
@@ -99,8 +104,8 @@ class HungarianMatcher(nn.Module):
         """Match several heads with one transfer to the host.
 
         Args:
-            heads: stacks of (logits `[K, B, Q, C]`, boxes `[K, B, Q, 4]` cxcywh); heads count on through the stacks.
-                A stack with C = 1 knows no classes.
+            heads: stacks of (logits `[K, B, Q, C]`, boxes `[K, B, Q, 4]` cxcywh); heads count on through the
+                stacks. A stack with C = 1 knows no classes.
             labels: of all images end to end, `[T]`.
             boxes: likewise, `[T, 4]` cxcywh.
             counts: number of targets of each image.
@@ -117,7 +122,7 @@ class HungarianMatcher(nn.Module):
             .numpy()
         )
         if not np.isfinite(costs).all():
-            raise NumericsError(self._blame(heads, labels, boxes))
+            raise NumericsError(self._describe_non_finite_cost(heads, labels, boxes))
         return solve_assignments(costs, counts)
 
     def _costs(self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ class HungarianMatcher(nn.Module):
         heads, batch, queries, _ = logits.shape
         logits, predicted = logits.flatten(0, 1).float(), predicted.flatten(0, 1).float()
         image = torch.arange(heads * batch, device=logits.device) % batch
-        piece = max(1, _PIECE[logits.device.type == "cpu"] // (queries * labels.shape[1]))
+        piece = max(1, _COSTS_AT_ONCE[logits.device.type == "cpu"] // (queries * labels.shape[1]))
         pieces = [
             self._weighted(
                 logits[i : i + piece],
@@ -150,7 +155,8 @@ class HungarianMatcher(nn.Module):
         return total
 
     def _terms(self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        """Return each unweighted cost, `[n, T, Q]`, for logits `[n, Q, C]`, predicted `[n, Q, 4]`, labels `[n, T]`, boxes `[n, T, 4]`."""
+        """Return each unweighted cost, `[n, T, Q]`, for logits `[n, Q, C]`, predicted `[n, Q, 4]`, labels
+        `[n, T]`, boxes `[n, T, 4]`."""
         columns = torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
         columns = columns[..., None].expand(-1, -1, logits.shape[1])
         if self.late:
@@ -170,11 +176,14 @@ class HungarianMatcher(nn.Module):
         l1, giou = pairwise_l1_and_giou(boxes, predicted)
         return {"cost_class": class_cost, "cost_bbox": l1, "cost_giou": giou.neg_()}
 
-    def _blame(self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor) -> str:
+    def _describe_non_finite_cost(
+        self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor
+    ) -> str:
         for logits, predicted in heads:
             for row_logits, row_boxes in zip(logits.float(), predicted.float()):
                 for name, term in self._terms(row_logits, row_boxes, labels, boxes).items():
                     bad = ~torch.isfinite(term).flatten(1).all(1)
                     if bad.any():
-                        return f"matching {name} is not finite for image {int(bad.nonzero()[0])} of {len(bad)} in the batch"
+                        image = int(bad.nonzero()[0])
+                        return f"matching {name} is not finite for image {image} of {len(bad)} in the batch"
         return "the matching cost is not finite although each of its terms is"

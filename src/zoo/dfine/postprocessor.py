@@ -31,14 +31,16 @@ class DFINEPostProcessor(nn.Module):
 
         Args:
             num_classes: C.
-            use_focal_loss: classes have independent scores (sigmoid); otherwise a softmax over C + 1 with background last.
+            use_focal_loss: classes have independent scores (sigmoid); otherwise a softmax over C + 1 with
+                background last.
             num_top_queries: detections kept for each image, at most.
             remap_mscoco_category: return COCO category ids in place of labels 0..79.
         """
         super().__init__()
         if remap_mscoco_category and num_classes != len(COCO_CATEGORY_IDS):
             raise ConfigError(
-                f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it to False"
+                f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it "
+                f"to False"
             )
         self.num_classes, self.use_focal_loss, self.num_top_queries = (
             num_classes,
@@ -58,8 +60,9 @@ class DFINEPostProcessor(nn.Module):
             orig_target_sizes: `[B, 2]`, (width, height) of each original image in pixels.
 
         Returns:
-            For each image labels, boxes (xyxy, pixels) and scores, best first. After `deploy()` the same as a tuple of
-            batched tensors (labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`), labels always 0..C-1.
+            For each image labels, boxes (xyxy, pixels) and scores, best first. After `deploy()` the same as a
+            tuple of batched tensors (labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`), labels always
+            0..C-1.
         """
         logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
         boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(boxes)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 class HeadStack(NamedTuple):
-    """K heads over the same queries. The first L of them are decoder layers, whose last one teaches the others."""
+    """K heads over the same queries. The first L of them are decoder layers, whose last one teaches the
+    others."""
 
     suffixes: list[str]
-    """What is appended to the name of each head's terms."""
+    """Suffixes for the names of each head's terms."""
     logits: Tensor
     """`[K, B, Q, C]` float32."""
     boxes: Tensor
@@ -28,8 +29,8 @@ class HeadStack(NamedTuple):
 
 
 def matching_heads(outputs: dict[str, Any], num_bins: int) -> list[HeadStack]:
-    """Return the heads whose queries are matched: decoder layers, pre head and encoder; one stack, or two if the
-    encoder's scores know no classes.
+    """Return the heads whose queries are matched: decoder layers, pre head and encoder; one stack, or two if
+    the encoder's scores know no classes.
 
     Args:
         outputs: from `DFINETransformer` in training mode.

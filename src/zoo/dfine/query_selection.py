@@ -23,7 +23,7 @@ def make_anchors(
     Args:
         shapes: (height, width) of each level, fine to coarse.
         margin: all four numbers of a valid anchor lie between `margin` and 1 - `margin`.
-        device: where the tensors shall be.
+        device: device of the tensors.
 
     Returns:
         anchors `[1, S, 4]` (cxcywh unactivated, +inf where invalid) and validity `[1, S, 1]`.
@@ -52,8 +52,8 @@ def select_tokens(logits: Tensor, num_queries: int, method: SelectMethod) -> Ten
     Args:
         logits: class logits of all tokens, `[B, S, C]`.
         num_queries: how many to take, at most.
-        method: "default" ranks tokens by their best class, "one2many" ranks (token, class) pairs, so that one token
-            may be taken several times; "agnostic" ranks by a single foreground score (C = 1).
+        method: "default" ranks tokens by their best class, "one2many" ranks (token, class) pairs, so that one
+            token may be taken several times; "agnostic" ranks by a single foreground score (C = 1).
     """
     count = min(num_queries, logits.shape[1])
     if method == "one2many":

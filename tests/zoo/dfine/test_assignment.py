@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from src.zoo.dfine.assignment import Pairs, solve_assignments, unite
+from src.zoo.dfine.assignment import Pairs, solve_assignments, unite_heads
 
 
 def as_rows(pairs):
@@ -75,26 +75,26 @@ def reference_union(pairs):
 def test_union_equals_its_definition(seed):
     rng = np.random.default_rng(seed)
     pairs = Pairs(*(rng.integers(0, high, 60) for high in (5, 3, 6, 4)))
-    assert sorted(as_rows(unite(pairs))) == reference_union(pairs)
+    assert sorted(as_rows(unite_heads(pairs))) == reference_union(pairs)
 
 
 def test_a_query_keeps_the_target_that_most_heads_gave_it():
-    assert as_rows(unite(make_pairs((0, 0, 4, 1), (1, 0, 4, 0), (2, 0, 4, 1)))) == [(0, 0, 4, 1)]
+    assert as_rows(unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 4, 0), (2, 0, 4, 1)))) == [(0, 0, 4, 1)]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_equal_counts_go_to_the_first_target_in_whatever_order_heads_come(order):
     rows = [(0, 0, 4, 2), (1, 0, 4, 1), (2, 0, 4, 3)][::order]
-    assert as_rows(unite(make_pairs(*rows))) == [(0, 0, 4, 1)]
+    assert as_rows(unite_heads(make_pairs(*rows))) == [(0, 0, 4, 1)]
 
 
 def test_a_target_may_keep_several_queries():
-    assert as_rows(unite(make_pairs((0, 0, 4, 1), (1, 0, 2, 1)))) == [(0, 0, 2, 1), (0, 0, 4, 1)]
+    assert as_rows(unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 2, 1)))) == [(0, 0, 2, 1), (0, 0, 4, 1)]
 
 
 def test_the_same_query_of_two_images_stays_apart():
-    assert as_rows(unite(make_pairs((0, 0, 4, 0), (0, 1, 4, 1)))) == [(0, 0, 4, 0), (0, 1, 4, 1)]
+    assert as_rows(unite_heads(make_pairs((0, 0, 4, 0), (0, 1, 4, 1)))) == [(0, 0, 4, 0), (0, 1, 4, 1)]
 
 
 def test_union_of_nothing_is_nothing():
-    assert as_rows(unite(make_pairs())) == []
+    assert as_rows(unite_heads(make_pairs())) == []
