@@ -215,8 +215,12 @@ def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[s
     component = find(name) if isinstance(name, str) else None
     if component is None or not isinstance(settings, dict):
         return None
-    parts = (part for key in component.inject for _, part in _injected((), settings.get(key)))
-    return next((circle for part in parts if (circle := _circle(tree, part, chain))), None)
+    for key in component.inject:
+        for _, part in _injected((), settings.get(key)):
+            circle = _circle(tree, part, chain)
+            if circle:
+                return circle
+    return None
 
 
 def _component_faults(
