@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .build import create
 from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .contracts import DetectionLoader, require_detection_data
 from .errors import ConfigError
 from .registry import Argument, find, names, shared_names
 from .validate import validate
@@ -113,11 +114,17 @@ class YAMLConfig:
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
         """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose it is in messages.
 
+        A loader whose data set is a class of a user's own, which is not imported, is left out: to use a model, no data is needed.
+
         Raises:
             ConfigError: as the constructor does.
         """
         config = cls.__new__(cls)
-        config._use(parse_config_tree(text, name), name, overrides)
+        tree = parse_config_tree(text, name)
+        for part in ("train_dataloader", "val_dataloader"):
+            if _has_unknown_data(tree.values.get(part)):
+                tree.remove(part)
+        config._use(tree, name, overrides)
         return config
 
     def _use(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
@@ -184,14 +191,14 @@ class YAMLConfig:
         return self._create_named("postprocessor")
 
     @cached_property
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DetectionLoader:
         """Batches of augmented images with targets."""
-        return self._create_block("train_dataloader")
+        return self._create_loader("train_dataloader")
 
     @cached_property
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DetectionLoader:
         """Batches of evaluation images."""
-        return self._create_block("val_dataloader")
+        return self._create_loader("val_dataloader")
 
     @cached_property
     def optimizer(self) -> Any:
@@ -226,6 +233,13 @@ class YAMLConfig:
         """Build the evaluator for the labels of a data set."""
         return self._create_block("evaluator", coco_gt=coco_gt)
 
+    def _create_loader(self, key: str) -> DetectionLoader:
+        loader = self._create_block(key)
+        if loader is None:
+            raise ConfigError(f"{self.path} has no '{key}', a loader such as DataLoader with a dataset")
+        require_detection_data(getattr(loader, "dataset", None))
+        return loader
+
     def _create_named(self, key: str) -> Any:
         name = self.yaml_cfg.get(key)
         if not name:
@@ -235,6 +249,13 @@ class YAMLConfig:
     def _create_block(self, key: str, **runtime: Any) -> Any:
         block = self.yaml_cfg.get(key)
         return create(block, self.yaml_cfg, **runtime) if block else None
+
+
+def _has_unknown_data(loader: Any) -> bool:
+    """Return whether the settings of a loader name a data set that is not registered."""
+    dataset = loader.get("dataset") if isinstance(loader, dict) else None
+    name = dataset.get("type") if isinstance(dataset, dict) else dataset
+    return isinstance(name, str) and find(name) is None
 
 
 def _top_level() -> dict[str, Argument]:

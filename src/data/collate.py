@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ..core.contracts import Batch
 from ..core.durations import Duration, RunLength, is_between, settled_points
 from ..core.errors import ConfigError
 from ..core.registry import register
@@ -23,8 +24,6 @@ STRIDE = 32
 
 FIELDS = ("boxes", "labels", "area", "iscrowd")
 """What finished targets have a row a box of."""
-
-Batch = tuple[Tensor, list[dict[str, Any]]]
 
 
 @register()

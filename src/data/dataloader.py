@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from torch.utils import data
-from torch.utils.data import Dataset
 
+from ..core.contracts import Batch, Collate, DetectionData, FollowsEpochs, require_detection_data
 from ..core.durations import KnowsRunLength, RunLength
 from ..core.errors import ConfigError
 from ..core.registry import register
@@ -66,11 +65,14 @@ class DataLoader(data.DataLoader):
     """torch's loader over a `GlobalBatchSampler`."""
 
     __inject__ = ["dataset", "collate_fn"]
+    dataset: DetectionData
+    collate_fn: Collate
+    batch_sampler: GlobalBatchSampler
 
     def __init__(
         self,
-        dataset: Dataset,
-        collate_fn: Callable | None = None,
+        dataset: DetectionData,
+        collate_fn: Collate | None = None,
         batch_size: int | None = None,
         total_batch_size: int | None = None,
         shuffle: bool = False,
@@ -97,8 +99,9 @@ class DataLoader(data.DataLoader):
             data_timeout: longest wait for a batch of workers, in seconds; 0 for no limit.
 
         Raises:
-            ConfigError: for a batch size that does not fit the ranks or the data.
+            ConfigError: for a batch size that does not fit the ranks or the data, or a data set that lacks a member.
         """
+        require_detection_data(dataset)
         if (batch_size is None) == (total_batch_size is None):
             raise ConfigError(
                 "DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)"
@@ -144,7 +147,7 @@ class DataLoader(data.DataLoader):
             timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class of iterators
         """Yield this rank's batches.
 
         Raises:
@@ -154,19 +157,18 @@ class DataLoader(data.DataLoader):
         return watched(start, self.data_timeout, self._last_image) if self.num_workers else start()
 
     def _last_image(self, worker: int) -> str:
-        return self.dataset.last_image(worker) if hasattr(self.dataset, "last_image") else "not known"
+        return self.dataset.last_image(worker)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Tell data set, collate function and sampler which epoch it is, and with which batch to begin."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
-        for part in (self.dataset, self.collate_fn):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        if isinstance(self.collate_fn, FollowsEpochs):
+            self.collate_fn.set_epoch(epoch)
 
     def report_images(self) -> None:
         """Let the data set say what it noticed about its images; all ranks call this together, after an epoch."""
-        if hasattr(self.dataset, "report_images"):
-            self.dataset.report_images()
+        self.dataset.report_images()
 
     def set_run_length(self, run: RunLength) -> None:
         """Tell data set and collate function how long the run is, before its first epoch."""
@@ -177,8 +179,7 @@ class DataLoader(data.DataLoader):
     def set_seed(self, seed: int) -> None:
         """Tell data set and sampler from which seed all chance follows."""
         self.batch_sampler.seed = seed
-        if hasattr(self.dataset, "seed"):
-            self.dataset.seed = seed
+        self.dataset.seed = seed
 
     @property
     def total_batch_size(self) -> int:

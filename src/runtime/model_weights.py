@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.contracts import Adapted
+from ..core.contracts import Adapted, DetectionData
 from ..core.errors import CheckpointError, NumericsError
 from .finite import COMPUTED_KEYS, first_non_finite
 from .weight_files import checked_path, read_tensor_file
@@ -162,20 +162,20 @@ def class_count(weights: dict[str, Tensor]) -> int | None:
     return None if head is None else len(head)
 
 
-def find_labels(classes: Sequence[Mapping[str, Any]], path: Path, data: Any) -> list[int]:
+def find_labels(classes: Sequence[Mapping[str, Any]], path: Path, data: DetectionData) -> list[int]:
     """Return by which label a checkpoint knows each category of a data set: by name, or by id and name where names repeat.
 
     Args:
         classes: `{"id": ..., "name": ...}` of each label.
         path: of the checkpoint, for messages.
-        data: has `ann_file`, `class_names` and `labels.category_ids`.
+        data: the data set.
 
     Raises:
         CheckpointError: with the categories that it does not know.
     """
     by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(classes)))}
     by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(classes)}
-    categories = list(zip(data.labels.category_ids, data.class_names))
+    categories = list(zip(data.category_ids, data.class_names))
     unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
     if unknown:
         raise CheckpointError(

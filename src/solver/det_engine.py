@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.contracts import Evaluator
+from ..core.contracts import Batch, Evaluator
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import everywhere, gather_objects, mean_over_ranks, rank
 from ..runtime.finite import refuse_non_finite_outputs
@@ -28,9 +28,6 @@ from .numerics import (
     keep_batch,
     poisoned_total,
 )
-
-Batch = tuple[Tensor, list[dict[str, Any]]]
-"""Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
 
 
 class Part(NamedTuple):

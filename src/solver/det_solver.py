@@ -248,7 +248,7 @@ class DetSolver:
             override = self.settings.override
             check_same_run(self.resumed["meta"]["config"], self.cfg.yaml_cfg, override=override)
             self.data_changed = check_same_data(self.resumed.get("data"), parts, override=override)
-        if training and not bool((~data_sets[0].labels.crowds).any()):
+        if training and not data_sets[0].usable_boxes():
             raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
         self.evaluator = self.cfg.evaluator(self.val_loader.dataset.ground_truth())
         check_best_metric(self.best.metric, self.evaluator, self.val_loader.dataset)
@@ -423,10 +423,10 @@ class DetSolver:
             self.device.type == "cuda" if self.settings.memory_trial is None else self.settings.memory_trial
         )
         data, collate = self.train_loader.dataset, self.train_loader.collate_fn
-        size = data.transforms.output_size or self.cfg.yaml_cfg.get("eval_spatial_size")
+        size = data.output_size or self.cfg.yaml_cfg.get("eval_spatial_size")
         if not wanted or not size or not hasattr(collate, "largest_size"):
             return
-        most = data.labels.most_boxes
+        most = int(data.boxes_per_image().max())
         self.phases.foresee(self.settings.epochs - 1)
         rehearse_largest_step(
             self.step,

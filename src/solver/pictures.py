@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ..core.contracts import Target
+from ..core.contracts import DetectionData, Target
 from ..runtime.distributed import is_main
 from ..runtime.drawing import draw_boxes, side_by_side
 
@@ -91,11 +91,13 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
     return _grid(pictures, columns=3)
 
 
-def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: float | None) -> Tensor | None:
+def validation_grid(
+    dataset: DetectionData, detections: Mapping[int, Any], threshold: float | None
+) -> Tensor | None:
     """Draw the truth and, right of it, what was found, for images spread evenly over a data set: always the same ones.
 
     Args:
-        dataset: has `raw_sample`, `labels.image_ids`, `label_names` and `detection_names`.
+        dataset: what was evaluated.
         detections: by image id, `[R, 6]`: x, y, w, h, score, category.
         threshold: least score that is drawn; None for 0.4.
 
@@ -106,19 +108,20 @@ def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: floa
     for index in (
         torch.linspace(0, len(dataset) - 1, min(VALIDATION_IMAGES, len(dataset))).round().int().tolist()
     ):
-        rows = detections.get(int(dataset.labels.image_ids[index]))
-        if rows is None:
+        rows = detections.get(dataset.image_id(index))
+        picture = None if rows is None else dataset.picture(index)
+        if picture is None:
             continue
-        sample, found = dataset.raw_sample(index), torch.from_numpy(rows)
+        found = torch.from_numpy(rows)
         found = found[found[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
         truth = draw_boxes(
-            sample.image,
-            torch.from_numpy(sample.boxes),
-            torch.from_numpy(sample.fields["labels"]),
+            picture.image,
+            picture.boxes,
+            picture.labels,
             dataset.label_names,
         )
         xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
-        guess = draw_boxes(sample.image, xyxy, found[:, 5].long(), dataset.detection_names, found[:, 4])
+        guess = draw_boxes(picture.image, xyxy, found[:, 5].long(), dataset.detection_names, found[:, 4])
         pictures.append(side_by_side([_fitted(truth), _fitted(guess)]))
     return _grid(pictures, columns=2) if pictures else None
 

@@ -30,7 +30,8 @@ def introduce(solver: DetSolver) -> None:
         "%s on %s, %d rank(s), %s", type(solver.model).__name__, solver.device, world_size(), precision
     )
     train, val = solver.train_loader.dataset, solver.val_loader.dataset
-    empty = int((train.labels.starts.diff() == 0).sum())
+    boxes = train.boxes_per_image()
+    empty, most_boxes = int((boxes == 0).sum()), int(boxes.max())
     accumulated = f" ({solver.window} x {solver.train_loader.total_batch_size})" if solver.window > 1 else ""
     logger.info(
         "%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
@@ -49,10 +50,10 @@ def introduce(solver: DetSolver) -> None:
         if text := horizon_warning(horizon, steps):
             logger.warning("%s", text)
     queries = getattr(getattr(solver.model, "decoder", None), "num_queries", None)
-    if queries is not None and train.labels.most_boxes > queries:
+    if queries is not None and most_boxes > queries:
         logger.warning(
             "there is an image with %d objects, but only %d can be found in one (num_queries)",
-            train.labels.most_boxes,
+            most_boxes,
             queries,
         )
     stop = solver.stages.stop_epoch

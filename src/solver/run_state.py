@@ -36,18 +36,13 @@ def gather(solver: DetSolver) -> dict[str, Any]:
         "best": solver.best.state_dict(),
         "first_loss": solver.first_loss,
         "explained": solver.explained,
-        "unreadable": _unreadable(solver.train_loader.dataset),
+        "unreadable": solver.train_loader.dataset.unreadable_images(),
         "data": solver.identity,
         "meta": {"classes": solver.classes, "config": solver.config_text, **solver.origin},
         "world_size": world_size(),
         "effective_batch_size": solver.effective_batch_size,
         "meter": solver.meter.state_dict() if solver.meter else None,
     }
-
-
-def _unreadable(dataset: Any) -> list[int]:
-    """Return the images that could not be read so far, which `bad_images` limits; a user's data set may not know."""
-    return dataset.unreadable_images() if hasattr(dataset, "unreadable_images") else []
 
 
 def restore(solver: DetSolver, state: dict[str, Any]) -> None:
@@ -131,9 +126,7 @@ def for_inference(
         "threshold": metrics.get("F1_threshold"),
         "preprocessing": solver.cfg.evaluation_transforms,
         "input_size": list(
-            solver.val_loader.dataset.transforms.output_size
-            or solver.cfg.yaml_cfg.get("eval_spatial_size")
-            or []
+            solver.val_loader.dataset.output_size or solver.cfg.yaml_cfg.get("eval_spatial_size") or []
         ),
         **solver.origin,
     }

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...core.coco_categories import COCO_CATEGORY_IDS
-from ...core.durations import KnowsRunLength, RunLength
+from ...core.contracts import DetectionData, Objects
 from ...core.errors import ConfigError, DataError
 from ...core.paths import did_you_mean_file
 from ...core.registry import register
+from ...runtime.distributed import barrier, is_main
 from ...runtime.log import logger
 from ..transforms.compose import Compose
-from ..transforms.sample import Sample
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import CocoLabels, load_coco
+from .detection_dataset import DetectionDataset
 from .findings import FAULTS_SHOWN, listed, place_of
 from .image_folder import find_misplaced
 from .image_marks import ImageMarks
@@ -46,14 +46,14 @@ _TOLD = {
 
 
 @register()
-class CocoDetection(Dataset):
+class CocoDetection(DetectionDataset):
     """Images with boxes from an annotation file in COCO format.
 
     The file's category ids, sorted, become labels 0..C-1, whatever they are. Every draw of chance for an image
     follows from (seed, epoch, index), so that neither workers nor restarts change what comes out.
     """
 
-    __inject__ = ["transforms"]
+    ann_file: str = ""
     __share__ = ["remap_mscoco_category"]
 
     def __init__(
@@ -103,58 +103,47 @@ class CocoDetection(Dataset):
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
         self.img_folder, self.ann_file = Path(img_folder), ann_file
         self.bad_images, self.follow_links, self.watch_files = bad_images, follow_links, watch_files
-        self.transforms = transforms or Compose()
+        super().__init__(transforms)
         self.remap_mscoco_category = remap_mscoco_category
         given = (
             None if box_order is box_unit is None else BoxFormat(box_order or "xywh", box_unit or "pixels")
         )
         self.labels = load_coco(ann_file, self._sizes_of_files if trust_files else None, given)
+        self.class_names = self.labels.category_names
+        self.category_ids = self.labels.category_ids
         self.label_of_category = self._label_table()
         self.marks = ImageMarks(len(self.labels))
         self.scan: ImageScan | None = None
-        self.seed, self.epoch = 0, 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return an augmented image `[3, H, W]` and its target (`core.contracts.Target`)."""
-        return self.sample(index).render()
+    def load_image(self, index: int) -> Tensor:
+        """Decode an image `[3, H, W]` uint8, which must have the size that its labels were made for."""
+        return load_image(self.image_path(index), self._size(index))
 
-    def __getitems__(self, indices: list[int]) -> list[Sample]:
-        """Return samples that are not rendered yet, for a collate function that chooses the size of a batch."""
-        return [self.sample(index) for index in indices]
+    def objects(self, index: int) -> Objects:
+        """Return the checked objects of an image; crowd regions and objects with `ignore` are ignored."""
+        labels, rows = self.labels, self.labels.rows(index)
+        return Objects(labels.boxes[rows], labels.categories[rows], labels.crowds[rows], labels.areas[rows])
 
-    def sample(self, index: int) -> Sample:
-        """Decode an image and apply the transforms, all but the resampling."""
-        return self.transforms(self.raw_sample(index), self.epoch)
+    def image_id(self, index: int) -> int:
+        """Return the id of an image in the file."""
+        return int(self.labels.image_ids[index])
 
-    def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """Decode an image, or one in its place; boxes are in its pixels, crowd regions left out. Its chance is its own, or that of `rng`."""
-        rng = rng or np.random.default_rng([self.seed, self.epoch, index])
-        index, image = self._decode(index, rng)
-        labels, path = self.labels, self.image_path(index)
-        rows = labels.rows(index)
-        single = ~labels.crowds.numpy()[rows]
-        fields = {
-            "labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]],
-            "area": labels.areas.numpy()[rows][single],
-            "iscrowd": np.zeros(np.count_nonzero(single), np.int64),
-        }
-        info = {
-            "image_id": labels.image_ids[index : index + 1],
-            "orig_size": labels.sizes[index].long(),
-            "idx": torch.tensor([index]),
-            "image_path": str(path),
-        }
-        boxes = labels.boxes.numpy()[rows][single].astype(np.float64)
-        return Sample(image, boxes, fields, info, rng, self.random_sample)
+    def image_name(self, index: int) -> str:
+        """Return the file name of an image as it stands in the file."""
+        return self.labels.file_name(index)
 
-    def random_sample(self, rng: np.random.Generator) -> Sample:
-        """Decode an image that `rng` draws, for a mosaic; what follows is drawn by the same."""
-        return self.raw_sample(int(rng.integers(len(self))), rng)
+    def boxes_per_image(self) -> Tensor:
+        """Return the number of boxes of each image, ignored ones included: `[N]` int64."""
+        return self.labels.starts.diff()
 
-    def _decode(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
+    def usable_boxes(self) -> int:
+        """Return the number of boxes that are learned and scored."""
+        return int((~self.labels.crowds).sum())
+
+    def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
         """Decode an image, or others that `rng` draws until one is sound; return which it is."""
         while True:
             self.marks.begin(index)
@@ -180,6 +169,52 @@ class CocoDetection(Dataset):
     def _check_unchanged(self, index: int, now: os.stat_result) -> None:
         if self.scan is not None and self.watch_files:
             self.scan.check_unchanged(index, now)
+
+    def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
+        """Compare the labels with the image files before a run; all ranks together.
+
+        Args:
+            strict: the first image that cannot be read ends the run.
+            cache: file for what the headers of the images say, so that the next start is faster.
+
+        Returns:
+            Warnings, one a line.
+
+        Raises:
+            DataError: if images are missing or contradict their labels, or if more than half of the boxes are lost.
+        """
+        if strict:
+            self.refuse_bad_images()
+        warnings = self.labels.findings.describe() + self._account_for_labels()
+        if is_main():
+            self.check_images_exist()
+        barrier()
+        self.scan_images(cache)
+        return warnings + self.describe_frames()
+
+    def _account_for_labels(self) -> list[str]:
+        """Log what becomes of the labels between file and loss; return warnings about boxes that are too small to be learned."""
+        ledger = self.ledger()
+        if is_main():
+            for line in ledger.lines():
+                logger.info("%s", line)
+        ledger.raise_if_mostly_lost()
+        return [
+            f"{ledger.path}: boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
+            for entry in ledger.entries
+            if entry.cause == "size"
+        ]
+
+    def describe_duplicates(self, *others: DetectionData) -> list[str]:
+        """Return warnings about images that are in the data twice, by name or by content; all data sets have been checked."""
+        lines = []
+        comparable = [other for other in others if isinstance(other, CocoDetection)]
+        for other in comparable:
+            if both := self.images_in_common(other):
+                lines.append(
+                    f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good"
+                )
+        return lines + self.describe_twins(*comparable)
 
     def refuse_bad_images(self) -> None:
         """Let the first image that cannot be read end the run, whatever the settings say."""
@@ -264,14 +299,9 @@ class CocoDetection(Dataset):
         return sorted(ours & theirs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch's chance and stage shall act."""
-        self.epoch = epoch
+        """Store the epoch that begins; its workers are new ones."""
+        super().set_epoch(epoch)
         self.marks.forget_workers()
-
-    def set_run_length(self, run: RunLength) -> None:
-        """Tell the transforms how long the run is."""
-        if isinstance(self.transforms, KnowsRunLength):
-            self.transforms.set_run_length(run)
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this data from other data, whatever its path: names and labels of images, and classes.
@@ -296,36 +326,6 @@ class CocoDetection(Dataset):
             self.marks.add(index, Mark.UNREADABLE)
         self.marks.take_news(Mark.UNREADABLE)
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names in the order of the file's categories."""
-        return self.labels.category_names
-
-    @property
-    def num_classes(self) -> int:
-        """The least number of classes that a model of this data needs."""
-        return int(self.label_of_category.max()) + 1
-
-    def use_labels(self, labels: Sequence[int]) -> None:
-        """Give the file's categories, in the order of their ids, other labels: those that a trained model knows them by."""
-        self.label_of_category = torch.tensor(labels, dtype=torch.int64)
-
-    @property
-    def label_names(self) -> dict[int, str]:
-        """Names by the labels that samples carry."""
-        return dict(zip(self.label_of_category.tolist(), self.class_names))
-
-    @property
-    def detection_names(self) -> dict[int, str]:
-        """Names by what the post-processor gives as labels: COCO's ids with the remap on, else labels."""
-        return dict(zip(self._detection_ids.tolist(), self.class_names))
-
-    @property
-    def _detection_ids(self) -> Tensor:
-        return (
-            torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category
-        )
-
     def ground_truth(self) -> dict[str, Any]:
         """Return the checked labels as a COCO dictionary for an evaluator.
 
@@ -339,11 +339,11 @@ class CocoDetection(Dataset):
             raise ConfigError(
                 f"val_dataloader.dataset.bad_images is {self.bad_images:g}; an image left out would count as objects missed, set it to 0"
             )
-        if bool(self.labels.crowds.all()):
+        if not self.usable_boxes():
             raise DataError(
                 f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored"
             )
-        return _coco_dictionary(self.labels, self._detection_ids)
+        return _coco_dictionary(self.labels, torch.tensor(self.detection_ids))
 
     def check_images_exist(self) -> None:
         """Compare the listed files with the folder, by listing each folder once; nothing is opened.

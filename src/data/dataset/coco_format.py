@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.hashing import hash64
 from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
 from .coco_records import CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
 from .findings import Findings, Kind
@@ -70,7 +70,7 @@ class CocoLabels:
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
             name = self.file_name(index)
-            hashes[index] = _hash(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
+            hashes[index] = hash64(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
             seen[name] += 1
         return torch.from_numpy(hashes)
 
@@ -87,7 +87,7 @@ class CocoLabels:
         sizes, starts = self.sizes.numpy().astype("<i4"), self.starts.tolist()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
-            hashes[index] = _hash(
+            hashes[index] = hash64(
                 sizes[index].tobytes() + packed[starts[index] : starts[index + 1]].tobytes()
             )
         return torch.from_numpy(hashes)
@@ -95,10 +95,6 @@ class CocoLabels:
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
         return slice(*self.starts.numpy()[index : index + 2])
-
-
-def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def load_coco(
