@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
+from ..data.dataset.decoding import ImageError, Mark, image_from_pil, inspect_image
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
-from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
+from ..data.evaluation.true_positives import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
 from ..runtime.model_weights import find_labels
 from .detector import Detector
 

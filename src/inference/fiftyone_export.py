@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..data.evaluation.matching import CROWD, match_image
+from ..data.evaluation.true_positives import CROWD, match_image
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from .evaluation import Evaluation

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError, ResourceError
 from ..data.dataset.coco_images import CocoImages, load_coco_images
-from ..data.dataset.images import ImageError
+from ..data.dataset.decoding import ImageError
 from ..runtime.files import json_bytes, prepare_output_dir, temporary_path
 from ..runtime.log import logger
 from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture

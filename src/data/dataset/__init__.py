@@ -2,7 +2,7 @@
 
 from ...core.contracts import Objects
 from .coco_dataset import CocoDetection
+from .decoding import load_image
 from .detection_dataset import DetectionDataset
-from .images import load_image
 
 __all__ = ["CocoDetection", "DetectionDataset", "Objects", "load_image"]

@@ -23,15 +23,15 @@ from ...runtime.log import logger
 from ..transforms.compose import Compose
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import CocoLabels, load_coco
+from .decoding import ImageChangedError, ImageError, ImageSizeError, Mark, inspect_image, load_image
 from .detection_dataset import DetectionDataset
+from .duplicate_images import find_duplicates
 from .findings import FAULTS_SHOWN, listed, place_of
-from .image_folder import find_misplaced
-from .image_marks import ImageMarks
+from .header_scan import ImageScan, scan_images, sizes_of_files
+from .image_flags import ImageFlags
 from .image_names import FileIndex
-from .image_scan import ImageScan, scan_images, sizes_of_files
-from .image_twins import find_twins
-from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect_image, load_image
 from .label_ledger import LabelLedger
+from .misplaced_files import find_misplaced
 
 BAD_IMAGES = 0.001
 """Share of a training set's images that may be unreadable."""
@@ -112,7 +112,7 @@ class CocoDetection(DetectionDataset):
         self.class_names = self.labels.category_names
         self.category_ids = self.labels.category_ids
         self.label_of_category = self._label_table()
-        self.marks = ImageMarks(len(self.labels))
+        self.marks = ImageFlags(len(self.labels))
         self.scan: ImageScan | None = None
 
     def __len__(self) -> int:
@@ -422,20 +422,20 @@ class CocoDetection(DetectionDataset):
     def describe_twins(self, *others: CocoDetection) -> list[str]:
         """Return a line about images that are there twice under different names, for each data set and for what they share; all have been scanned."""
         data_sets = [self, *others]
-        twins = find_twins([data.scan for data in data_sets])
+        duplicates = find_duplicates([data.scan for data in data_sets])
         lines = [
             f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
             for number, data in enumerate(data_sets)
-            if (groups := twins.within(number))
+            if (groups := duplicates.within(number))
         ]
-        if groups := twins.shared():
+        if groups := duplicates.shared():
             lines.append(
                 f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
                 f"too good"
             )
-        if twins.unread:
+        if duplicates.unread:
             logger.info(
-                "%d images that look alike were not compared in full: there are too many", twins.unread
+                "%d images that look alike were not compared in full: there are too many", duplicates.unread
             )
         return lines
 

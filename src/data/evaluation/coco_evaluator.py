@@ -12,7 +12,7 @@ from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
 from .diagnosis import diagnose
-from .matching import best_operating_point, match, objects_of, operating_point_at
+from .true_positives import best_operating_point, match, objects_of, operating_point_at
 
 METRICS = (
     "AP",

@@ -20,13 +20,13 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
+from ..dataset.decoding import Mark
+from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import FAULTS_SHOWN, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
-from ..dataset.image_twins import find_twins
-from ..dataset.images import Mark
 from ..dataset.label_ledger import LabelLedger
 from ..transforms.compose import Compose
-from .image_check import CheckedImages, ImageCheck
+from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
 
 _NOTES: dict[str, tuple[bool, str]] = {
@@ -223,7 +223,7 @@ def check(
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
         _compare(*sound, report.groups)
-    _find_twins(sound, report.groups)
+    _add_duplicates(sound, report.groups)
     return report
 
 
@@ -425,15 +425,15 @@ def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
         )
 
 
-def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
+def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
     if not checked:
         return
-    twins = find_twins([one.images.scan for one in checked])
+    duplicates = find_duplicates([one.images.scan for one in checked])
     for number, one in enumerate(checked):
         at = {path: i for i, path in enumerate(one.images.scan.paths)}
         inside = [
             _image(one, at[path], f"has the content of {group[0]}")
-            for group in twins.within(number)
+            for group in duplicates.within(number)
             for path in group[1:]
         ]
         if inside:
@@ -443,7 +443,7 @@ def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
         shared = (
             [
                 _image(one, at[path], f"has the content of {group[0]}")
-                for group in twins.shared()
+                for group in duplicates.shared()
                 for path in group[1:]
                 if path in at
             ]

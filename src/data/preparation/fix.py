@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
-from ..dataset.box_formats import COCO, FITS, BoxFormat, fitting, to_coco
+from ..dataset.box_formats import COCO, LIKELY_FRACTION, BoxFormat, fitting, to_coco
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import (
     LISTS,
@@ -31,23 +31,23 @@ from ..dataset.coco_records import (
     split_records,
     unsafe_file_name,
 )
+from ..dataset.decoding import ImageError, image_size
 from ..dataset.findings import Findings, Kind
-from ..dataset.image_folder import find_misplaced
 from ..dataset.image_names import FileIndex
-from ..dataset.images import ImageError, image_size
+from ..dataset.misplaced_files import find_misplaced
 from ..dataset.segmentation import box_of_segmentation, mask_size
 from .check import DataSet, look_at_images
-from .coco_writing import encoded, write_records
-from .image_check import ImageCheck
+from .coco_json import encoded, write_records
+from .image_file_check import ImageCheck
 from .labelled_images import DECIMALS
 
-ROUNDS = 12
-"""A mended record can show another fault, as when its image is found at last; never so often."""
+MAX_ROUNDS = 12
+"""Fixing one fault can reveal another, as when an image is found at last; this bounds the number of rounds."""
 
 SAME_FACTOR = 0.02
 """By how much the factors of width and height may differ in a resized image, by rounding."""
 
-MOSTLY = 0.9
+RIGHT_SIZE_FRACTION = 0.9
 """Fraction of boxes that fit the files if the sizes in the labels were written wrong."""
 
 Record = dict[str, Any]
@@ -97,7 +97,7 @@ def fix(
     mending = _Mending(data, content)
     if box_format not in (None, COCO):
         mending.convert_boxes(box_format)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         findings = Findings(data.annotations)
         examined = examine_records(
             sound_records(content, findings),
@@ -192,8 +192,10 @@ class _Mending:
         new = np.array([true_sizes[image_id] for image_id in ids], float)
         factors = new / old
         fits_old, fits_new = fitting(boxes.bbox[rows], old), fitting(boxes.bbox[rows], new)
-        one_factor = float((np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()) >= FITS
-        if fits_old < FITS or not (one_factor or fits_new < MOSTLY):
+        one_factor = (
+            float((np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()) >= LIKELY_FRACTION
+        )
+        if fits_old < LIKELY_FRACTION or not (one_factor or fits_new < RIGHT_SIZE_FRACTION):
             return False
         for place, factor in zip(examined.content.places["annotations"][rows].tolist(), factors.tolist()):
             record = self._open("annotations", place)
@@ -247,12 +249,12 @@ class _Mending:
         A file with another suffix is meant if no other image has it.
         """
         record = self._open("images", index)
-        meant = self.files.meant_by(record["file_name"])
-        if meant is None:
-            meant = self.files.with_other_suffix(record["file_name"])
-            meant = None if meant in self._listed_names else meant
-        if meant is not None:
-            record["file_name"] = meant
+        found = self.files.meant_by(record["file_name"])
+        if found is None:
+            found = self.files.with_other_suffix(record["file_name"])
+            found = None if found in self._listed_names else found
+        if found is not None:
+            record["file_name"] = found
             self._close("images", index, record)
             self.changes["file names corrected"] += 1
 
@@ -430,10 +432,10 @@ def _flag(value: Any) -> int:
 
 def _file_name(mending: _Mending, record: Record) -> Iterator[str]:
     name = record.get("file_name")
-    meant = mending.files.meant_by(name) if isinstance(name, str) and name else None
-    if meant is None:
+    found = mending.files.meant_by(name) if isinstance(name, str) and name else None
+    if found is None:
         raise _Dropped("no file name that can be used")
-    record["file_name"] = meant
+    record["file_name"] = found
     yield "file names corrected"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..dataset.image_scan import THREADS
-from ..dataset.images import ImageError, image_size
+from ..dataset.decoding import ImageError, image_size
+from ..dataset.header_scan import THREADS
 from .labelled_images import Faults
 
 

@@ -29,10 +29,10 @@ from ...runtime.own_files import (
     write_picture,
 )
 from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
+from ..dataset.decoding import ImageError, load_image
 from ..dataset.findings import listed
-from ..dataset.image_folder import find_misplaced
-from ..dataset.images import ImageError, load_image
-from .coco_writing import write_records
+from ..dataset.misplaced_files import find_misplaced
+from .coco_json import write_records
 
 FROM_VAL = "images_from_val"
 """Folder below `train` in which the validation images that were moved are looked for."""

@@ -20,9 +20,9 @@ from ...core.errors import DataError
 from ...core.paths import read_text
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.image_folder import find_misplaced
+from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
 from ..dataset.image_names import FileIndex, is_image_file
-from ..dataset.images import IMAGE_SUFFIXES, ImageError, image_size
+from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
 LARGEST_FILE = 16_000_000
@@ -198,8 +198,8 @@ def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], i
             raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
         return by_stem[stem]
     name = (tree.findtext("filename") or "").strip()
-    if name and (meant := index.meant_by(name)):
-        return meant
+    if name and (found := index.meant_by(name)):
+        return found
     if reason := unsafe_file_name(name):
         raise DataError(f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}")
     return name

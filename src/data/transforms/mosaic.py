@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.registry import register
+from ...runtime.log import logger
 from .sample import Sample
 
 LEAST_VISIBLE = 0.1
@@ -52,7 +53,7 @@ class Mosaic:
             probability: of acting at all; `Compose.mosaic_prob` comes on top.
             fill_value: grey value between and around the images, 0..255.
             use_cache: False alone. What a cache holds depends on what was loaded before, and a run could not be repeated.
-            max_cached_images: of DEIM's cache; says nothing without it.
+            max_cached_images: setting of DEIM's cache, accepted because DEIM's files have it; it has no effect, which is logged.
             random_pop: likewise.
 
         Raises:
@@ -62,6 +63,9 @@ class Mosaic:
             raise ConfigError(
                 "Mosaic.use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False"
             )
+        idle = {"max_cached_images": max_cached_images, "random_pop": random_pop}
+        if ignored := [name for name, value in idle.items() if value is not None]:
+            logger.info("Mosaic has no cache, so these settings have no effect: %s", ", ".join(ignored))
         if output_size < 1:
             raise ConfigError(f"Mosaic.output_size is {output_size}, expected a number of pixels")
         if not 0 <= rotation_range <= 180:

@@ -15,7 +15,7 @@ from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
 from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.dataset.images import Mark
+from src.data.dataset.decoding import Mark
 from src.data.transforms import (
     Compose,
     ConvertBoxes,

@@ -21,7 +21,7 @@ from ...runtime.distributed import gather_objects, is_main, machine, rank, world
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
-from .images import ImageChangedError, ImageError, image_size
+from .decoding import ImageChangedError, ImageError, image_size
 
 THREADS = 4
 """They wait for storage at the same time; a header itself takes some 30 microseconds."""

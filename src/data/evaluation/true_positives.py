@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FITS = 0.5
+MATCH_IOU = 0.5
 """IoU from which on a box counts as found."""
 
 MISSED, CROWD = -1, -2
@@ -60,7 +60,7 @@ def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
 
 
 def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_category: bool = True) -> Matches:
-    """Give each detection, best score first, the free object of its image that it overlaps most, by at least `FITS`.
+    """Give each detection, best score first, the free object of its image that it overlaps most, by at least `MATCH_IOU`.
 
     Args:
         objects: the truth.
@@ -93,15 +93,15 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
     if objects is None or not len(rows):
         return found
     crowd = objects[:, 5] > 0
-    overlap = box_iou(rows[:, :4], objects[:, :4], crowd)
+    overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    for row in np.flatnonzero((overlap >= FITS).any(1)):  # only those that meet something: few
+    for row in np.flatnonzero((overlap >= MATCH_IOU).any(1)):  # only those that meet something: few
         best = np.where(crowd, 0, overlap[row]).argmax()
-        if not crowd[best] and overlap[row, best] >= FITS:
+        if not crowd[best] and overlap[row, best] >= MATCH_IOU:
             found[row] = best
             overlap[:, best] = 0
-        elif (overlap[row, crowd] >= FITS).any():
+        elif (overlap[row, crowd] >= MATCH_IOU).any():
             found[row] = CROWD
     return found
 
@@ -140,7 +140,7 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
     )
 
 
-def box_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+def iou_xywh(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
     """Return IoUs `[N, M]` of xywh boxes; with a crowd region it is the share of the first box that lies in it, as COCO has it."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
