@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,34 @@ class CocoLabels:
     def rows(self, index: int) -> slice:
         """Return which boxes belong to an image."""
         return slice(*self.starts.numpy()[index : index + 2])
+
+    def as_coco(self, ids: Tensor) -> dict[str, Any]:
+        """Return the labels as a COCO dictionary.
+
+        Args:
+            ids: `[C]` int64, the id that each category has in it.
+        """
+        names = dict(zip(ids.tolist(), self.category_names))
+        image_of_box = torch.repeat_interleave(self.image_ids, self.starts.diff())
+        xywh = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1)
+        rows = zip(
+            image_of_box.tolist(),
+            ids[self.categories].tolist(),
+            xywh.tolist(),
+            self.areas.tolist(),
+            self.crowds.int().tolist(),
+        )
+        return {
+            "images": [
+                {"id": i, "width": w, "height": h}
+                for i, (w, h) in zip(self.image_ids.tolist(), self.sizes.tolist())
+            ],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
+                for n, (i, c, b, a, k) in enumerate(rows, start=1)
+            ],  # evaluators take id 0 for "no match"
+            "categories": [{"id": i, "name": name} for i, name in sorted(names.items())],
+        }
 
 
 def load_coco(

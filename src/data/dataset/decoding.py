@@ -89,6 +89,15 @@ class Mark(IntFlag):
     DEEP = 16
 
 
+MARK_TEXTS = {
+    Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used",
+    Mark.TURNED: "images turned upright, as a note in their files says",
+    Mark.CMYK: "CMYK images, converted to RGB",
+    Mark.DEEP: "16-bit images, scaled to 8 bits",
+}
+"""What is reported about images with a mark that can be read."""
+
+
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
     """Decode an image: `inspect_image` without its marks."""
     return inspect_image(path, expected_wh)[0]

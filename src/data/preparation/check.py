@@ -20,7 +20,7 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import Mark
+from ..dataset.decoding import MARK_TEXTS
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import FAULTS_SHOWN, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
@@ -44,13 +44,6 @@ _NOTES: dict[str, tuple[bool, str]] = {
     Kind.REPEATED_FILE: (False, "file listed more than once"),
 }
 """For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
-
-_MARKS = {
-    Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used",
-    Mark.TURNED: "images turned upright, as a note in their files says",
-    Mark.CMYK: "CMYK images, converted to RGB",
-    Mark.DEEP: "16-bit images, scaled to 8 bits",
-}
 
 
 @dataclass(frozen=True)
@@ -313,7 +306,7 @@ def _check_one(
             if n not in used
         ],
     )
-    for mark, kind in _MARKS.items():
+    for mark, kind in MARK_TEXTS.items():
         add(kind, False, [told(i) for i in checked.marks[mark]])
     ledger = _ledger(examined, transforms)
     for entry in ledger.entries:
