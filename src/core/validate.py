@@ -11,6 +11,7 @@ from typing import Any
 from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
 from .durations import Duration
 from .errors import ConfigError
+from .fault_lists import count_faults, listed
 from .registry import REQUIRED, Argument, Component, find, names, shared_names
 
 
@@ -29,12 +30,8 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
     if path := first_non_finite(tree.values):
         faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
     if faults:
-        head = (
-            "the configuration has a fault"
-            if len(faults) == 1
-            else f"the configuration has {len(faults)} faults"
-        )
-        raise ConfigError(f"{head}: " + "; ".join(faults))
+        number = "a fault" if len(faults) == 1 else count_faults(len(faults))
+        raise ConfigError(f"the configuration has {number}: {listed(faults, '; ', shown=len(faults))}")
 
 
 _LENGTH = typing.get_args(Duration)

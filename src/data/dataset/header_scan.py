@@ -129,20 +129,28 @@ def _look_at(paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, share: 
         warnings.simplefilter("ignore")  # broken metadata are no concern
         Image.init()  # before threads do it at once
         blocks = [share[i : i + 256] for i in range(0, len(share), 256)]
-        rows = [row for block in pool.map(_block, repeat(paths), repeat(known), blocks) for row in block]
-    rows = np.array(rows, np.int64).reshape(-1, 7)
-    odd = (
-        (rows[:, [WIDTH, HEIGHT]] != sizes[share.start : share.stop : share.step]).any(1)
-        & (rows[:, WIDTH] != UNKNOWN)
-        & (rows[:, TURNED] == UNKNOWN)
-    )
-    for at in np.flatnonzero(odd):
-        try:
-            stored, upright = image_size(paths[share[at]])
-            rows[at, TURNED] = stored != upright
-        except ImageError:
-            rows[at, WIDTH] = UNKNOWN
+        found = [row for block in pool.map(_block, repeat(paths), repeat(known), blocks) for row in block]
+        rows = np.array(found, np.int64).reshape(-1, 7)
+        differing = np.flatnonzero(
+            (rows[:, [WIDTH, HEIGHT]] != sizes[share.start : share.stop : share.step]).any(1)
+            & (rows[:, WIDTH] != UNKNOWN)
+            & (rows[:, TURNED] == UNKNOWN)
+        )
+        for at, is_turned in zip(differing, pool.map(_is_turned, [paths[share[at]] for at in differing])):
+            if is_turned is None:
+                rows[at, WIDTH] = UNKNOWN
+            else:
+                rows[at, TURNED] = is_turned
     return rows
+
+
+def _is_turned(path: str) -> bool | None:
+    """Return whether a note in a file swaps its sides; None if the file cannot be read."""
+    try:
+        stored, upright = image_size(path)
+    except ImageError:
+        return None
+    return stored != upright
 
 
 def _block(paths: Sequence[str], known: np.ndarray, indices: range) -> list[list[int]]:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.errors import DataError
+from ...core.fault_lists import FAULTS_SHOWN, listed
 from ...runtime.log import logger
 from .decoding import (
     MARK_TEXTS,
@@ -20,7 +21,6 @@ from .decoding import (
     inspect_image,
     load_image,
 )
-from .findings import FAULTS_SHOWN, listed
 from .image_flags import ImageFlags
 from .listed_images import ListedImages
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.fault_lists import FAULTS_SHOWN, listed
 from ...runtime.log import logger
 from .coco_format import CocoLabels
 from .duplicate_images import find_duplicates
-from .findings import FAULTS_SHOWN, listed, place_of
+from .findings import place_of
 from .header_scan import ImageScan, scan_images, sizes_of_files
 from .image_names import FileIndex
 from .misplaced_files import find_misplaced

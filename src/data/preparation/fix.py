@@ -6,12 +6,12 @@ Records without a finding are copied byte for byte, with all that detection does
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -65,6 +65,21 @@ def _scale(record: Record, x: float, y: float) -> None:
         record["segmentation"] = [
             [value * (y if position % 2 else x) for position, value in enumerate(ring)] for ring in rings
         ]
+
+
+def _were_resized(boxes: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
+    """Return whether images were resized after their boxes were made.
+
+    Args:
+        boxes: `[M, 4]`, x, y, width, height in pixels.
+        old: `[M, 2]`, (width, height) of each box's image in the labels.
+        new: `[M, 2]`, the same of the image file.
+    """
+    if fitting(boxes, old) < LIKELY_FRACTION:
+        return False
+    factors = new / old
+    same_factor = (np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()
+    return bool(same_factor >= LIKELY_FRACTION) or fitting(boxes, new) < RIGHT_SIZE_FRACTION
 
 
 class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
@@ -178,9 +193,10 @@ class _Mending:
         positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
         if not positions:
             return False
+        images = np.concatenate(positions).tolist()
         true_sizes = {image.id: (image.width, image.height) for image in examined.content.images}
         written: dict[int, tuple[int, int]] = {}
-        for index in np.concatenate(positions).tolist():
+        for index in images:
             record = self._open("images", index)
             written[record["id"]] = (record["width"], record["height"])
         boxes = examined.content.annotations
@@ -190,19 +206,15 @@ class _Mending:
         ids = boxes.image_id[rows].tolist()
         old = np.array([written[image_id] for image_id in ids], float)
         new = np.array([true_sizes[image_id] for image_id in ids], float)
-        factors = new / old
-        fits_old, fits_new = fitting(boxes.bbox[rows], old), fitting(boxes.bbox[rows], new)
-        one_factor = (
-            float((np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()) >= LIKELY_FRACTION
-        )
-        if fits_old < LIKELY_FRACTION or not (one_factor or fits_new < RIGHT_SIZE_FRACTION):
+        if not _were_resized(boxes.bbox[rows], old, new):
             return False
-        for place, factor in zip(examined.content.places["annotations"][rows].tolist(), factors.tolist()):
+        places = examined.content.places["annotations"][rows].tolist()
+        for place, factor in zip(places, (new / old).tolist()):
             record = self._open("annotations", place)
             _scale(record, *factor)
             self._close("annotations", place, record)
             self.changes["boxes scaled to the size of their image file, which was resized"] += 1
-        for index in np.concatenate(positions).tolist():
+        for index in images:
             record = self._open("images", index)
             record["width"], record["height"] = true_sizes[record["id"]]
             self._close("images", index, record)
@@ -318,7 +330,11 @@ class _Mending:
 # ---- one kind of finding, one record ----
 
 
-def _numeric_ids(**keys: str | None) -> Callable[[_Mending, Record], Iterator[str]]:
+_Mender = Callable[[_Mending, Record], Iterable[str]]
+"""Repairs a record in place; returns what it changed, or raises `_Dropped`."""
+
+
+def _numeric_ids(**keys: str | None) -> _Mender:
     """Return what repairs ids, given the list that each of them names a record of."""
 
     def mend(mending: _Mending, record: Record) -> Iterator[str]:
@@ -462,10 +478,9 @@ def _crowd(_: _Mending, record: Record) -> Iterator[str]:
     yield "crowd marks made 0 or 1"
 
 
-def _dropped(reason: str) -> Callable[[_Mending, Record], Iterator[str]]:
-    def mend(*_: Any) -> Iterator[str]:
+def _dropped(reason: str) -> _Mender:
+    def mend(*_: Any) -> NoReturn:
         raise _Dropped(reason)
-        yield
 
     return mend
 
@@ -489,12 +504,11 @@ def _true_size(mending: _Mending, record: Record) -> Iterator[str]:
     yield "sizes of images taken from their files"
 
 
-def _repeated_image(mending: _Mending, record: Record) -> Iterator[str]:
+def _repeated_image(mending: _Mending, record: Record) -> Iterable[str]:
     if mending.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
     mending.dropped_images.add(record["id"])  # nobody knows which of them its boxes belong to
-    return
-    yield
+    return ()
 
 
 def _category_name(_: _Mending, record: Record) -> Iterator[str]:
@@ -507,7 +521,7 @@ def _category_name(_: _Mending, record: Record) -> Iterator[str]:
     yield "categories named"
 
 
-def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
+def _repeated_category(mending: _Mending, record: Record) -> Iterable[str]:
     first = next(
         r
         for r in map(parse_record, mending.content["categories"])
@@ -515,13 +529,12 @@ def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
     )
     if first.get("name") == record.get("name") and is_id(record["id"]):
         raise _Dropped("listed twice")
-    return
-    yield
+    return ()
 
 
 _CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
 
-_MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
+_MENDERS: dict[tuple[str, str], _Mender] = {
     ("images", Kind.BAD_ID): _numeric_ids(id="images"),
     ("images", Kind.BAD_FILE_NAME): _file_name,
     ("images", Kind.BAD_SIZE): _image_size,

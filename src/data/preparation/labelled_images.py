@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.fault_lists import count_faults, listed
 from ...runtime.files import write_atomically
 from ...runtime.own_files import write_report
 
@@ -89,11 +90,10 @@ class ConversionError(DataError):
         for fault in faults:
             kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
         parts = [
-            f"{kind} ({len(own)}): {'; '.join(own[:SHOWN])}"
-            + (f"; ... and {len(own) - SHOWN} more" if len(own) > SHOWN else "")
+            f"{kind} ({len(own)}): {listed(own, '; ', shown=SHOWN, before_more='; ')}"
             for kind, own in sorted(kinds.items(), key=lambda item: -len(item[1]))
         ]
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        number = count_faults(len(faults))
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE writes all of them"
         )

@@ -23,10 +23,10 @@ from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
 from ..dataset.box_formats import BEYOND_LIMIT, LIKELY_FRACTION, MIN_SUSPICIOUS_BOXES, OVERHANG
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import IMAGE_SUFFIXES
+from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
+from ..dataset.header_scan import UNKNOWN, sizes_of_files
 from ..dataset.image_names import FileIndex, find_image_files, is_image_file
 from ..dataset.misplaced_files import find_misplaced
-from .image_sizes import upright_sizes
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 from .layouts import describe_layout
 
@@ -153,7 +153,7 @@ def _read_part(
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
-    sizes = upright_sizes([root / images[index] for index in usable], account.faults)
+    sizes = _upright_sizes([root / images[index] for index in usable], account.faults)
     result = []
     for index, size in zip(usable, sizes):
         classes, boxes, places = _read_labels(label_root / labels[index], names, extra, account)
@@ -165,6 +165,19 @@ def _read_part(
         crowds = np.zeros(int(kept.sum()), bool)
         result.append(LabelledImage(images[index], size, classes[kept], inside[kept], crowds))
     return result
+
+
+def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
+    """Return (width, height) of each file as people see it; None, and a fault, for what is not an image."""
+    unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
+    sizes: list[tuple[int, int] | None] = []
+    for path, (width, height) in zip(paths, sizes_of_files([str(path) for path in paths], unknown).tolist()):
+        try:
+            sizes.append((width, height) if width != UNKNOWN else image_size(path)[1])
+        except ImageError as error:
+            sizes.append(None)
+            faults.add("images that cannot be read", str(path), str(error).removeprefix(f"image {path} "))
+    return sizes
 
 
 def label_path(image: str) -> str:

@@ -106,17 +106,19 @@ class RandomIoUCrop:
         positive = (sides > 0).all(1)
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
         fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
-        boxes = sample.boxes
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
-        overlap = (
-            (np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2]))
-            .clip(0)
-            .prod(2)
-        )
-        iou = overlap / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + sides.prod(1)[:, None] - overlap)
-        fits &= (inside & (iou >= least)).any(1)
+        fits &= _contains_an_object(crops, sample.boxes, least)
         return crops[fits.argmax()] if fits.any() else None
+
+
+def _contains_an_object(crops: np.ndarray, boxes: np.ndarray, min_iou: float) -> np.ndarray:
+    """Return which crops `[n, 4]` have the centre of a box `[T, 4]` and at least an IoU with it; all xyxy, the result `[n]`."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
+    low, high = np.maximum(boxes[:, :2], crops[:, None, :2]), np.minimum(boxes[:, 2:], crops[:, None, 2:])
+    overlap = (high - low).clip(0).prod(2)
+    areas, crop_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1), (crops[:, 2:] - crops[:, :2]).prod(1)
+    iou = overlap / (areas + crop_areas[:, None] - overlap)
+    return (inside & (iou >= min_iou)).any(1)
 
 
 @register()
