@@ -144,9 +144,9 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         if not equals or not all(parts):
             raise ConfigError(f"-u {item!r} is not of the form section.key=value")
         value = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
-        for part in reversed(parts):
+        for part in reversed(parts[1:]):
             value = {part: value}
-        _merge(merged, value, (), {}, {})
+        _merge(merged, {parts[0]: value}, (), {}, {})
     return merged
 
 
@@ -306,7 +306,7 @@ def _same_type(old: dict, new: dict) -> bool:
     return "type" not in new or "type" not in old or new["type"] == old["type"]
 
 
-def _leaves(container: dict | list, path: KeyPath) -> Iterator[tuple[dict | list, str | int, KeyPath]]:
+def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
     for key, value in container.items() if isinstance(container, dict) else enumerate(container):
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):

@@ -183,7 +183,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             )
         ids = self.detection_ids
         image_ids = [self.image_id(index) for index in range(len(self))]
-        records = []
+        records: list[dict[str, Any]] = []
         for index, image_id in enumerate(image_ids):
             for row in coco_rows(self.objects(index)):
                 category = ids[row["category_id"]]

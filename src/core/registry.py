@@ -102,6 +102,11 @@ def find(name: str) -> Component | None:
     return _COMPONENTS.get(name)
 
 
+def components() -> list[Component]:
+    """Return everything that is registered, sorted by name."""
+    return [_COMPONENTS[name] for name in names()]
+
+
 def names() -> list[str]:
     """Return all registered names, sorted."""
     return sorted(_COMPONENTS)

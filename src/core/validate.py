@@ -12,7 +12,7 @@ from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
 from .durations import Duration
 from .errors import ConfigError
 from .fault_lists import count_faults, listed
-from .registry import REQUIRED, Argument, Component, find, names, shared_names
+from .registry import REQUIRED, Argument, Component, components, find, names, shared_names
 
 
 def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> None:
@@ -112,7 +112,8 @@ def _top_level_faults(
 ) -> Iterator[str]:
     known = [*top_level, *blocks, *names(), *shared_names()]
     for key, value in tree.values.items():
-        path, component = (key,), find(key)
+        path = (key,)
+        component = find(key)
         if key in blocks:
             if value is not None:
                 yield from _typed_faults(tree, path, value, blocks[key])
@@ -133,12 +134,11 @@ def _top_level_faults(
 
 def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
     seen = set()
-    for owner in names():
-        component = find(owner)
+    for component in components():
         for name in component.share:
             if name not in seen:
                 seen.add(name)
-                yield name, owner, component.arguments[name]
+                yield name, component.name, component.arguments[name]
 
 
 def _typed_faults(
@@ -147,7 +147,8 @@ def _typed_faults(
     """Faults of a value that names a component: a registered name, or a mapping with `type`."""
     place = tree.origin(path)
     if isinstance(value, str):
-        component, settings = find(value), tree.values.get(value) or {}
+        component = find(value)
+        settings = tree.values.get(value) or {}
         if component is None:
             yield f"{dotted(path)} names '{value}', which is not registered ({place}){did_you_mean(value, names())}"
         elif circle := _circle(tree, value):
@@ -172,17 +173,17 @@ def _typed_faults(
 
 def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
     """Return the chain of names on which a component is injected into itself, or None."""
+    name, settings = (spec.get("type"), spec) if isinstance(spec, dict) else (None, None)
     if isinstance(spec, str):
         if spec in chain:
             return (*chain, spec)
         name, settings, chain = spec, tree.values.get(spec), (*chain, spec)
-    else:
-        name, settings = (spec.get("type"), spec) if isinstance(spec, dict) else (None, None)
     component = find(name) if isinstance(name, str) else None
     if component is None or not isinstance(settings, dict):
         return None
     parts = (part for key in component.inject for _, part in _injected((), settings.get(key)))
-    return next((circle for part in parts if (circle := _circle(tree, part, chain))), None)
+    circles = (_circle(tree, part, chain) for part in parts)
+    return next((circle for circle in circles if circle), None)
 
 
 def _component_faults(

@@ -14,7 +14,7 @@ from .build import create
 from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
 from .contracts import DetectionLoader, require_detection_data
 from .errors import ConfigError
-from .registry import Argument, find, names, shared_names
+from .registry import Argument, components, find, shared_names
 from .validate import validate
 
 
@@ -163,9 +163,9 @@ class YAMLConfig:
 
     def without_pretrained(self) -> None:
         """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
-        for name in names():
-            if name in self.yaml_cfg and "pretrained" in find(name).arguments:
-                self.set(name, {"pretrained": False}, "a checkpoint was given")
+        for component in components():
+            if component.name in self.yaml_cfg and "pretrained" in component.arguments:
+                self.set(component.name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
         """Write the resolved configuration as one YAML file that loads again."""

@@ -107,7 +107,8 @@ def _check_boxes(records: Annotations, references: References, box_format: BoxFo
 
 def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> None:
     """Note the boxes that are changed or dropped, by kind."""
-    records, places = content.annotations, content.places["annotations"]
+    records = content.annotations
+    places = content.places["annotations"]
     ids = records.id.clip(min=-1)
     for kind, mask, details in (
         (Kind.REPEATED_ANNOTATION, _repeated(ids) & (ids >= 0), None),

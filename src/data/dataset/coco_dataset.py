@@ -84,7 +84,8 @@ class CocoDetection(DetectionDataset):
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder{hint}")
         if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
-        self.img_folder, self.ann_file = Path(img_folder), ann_file
+        self.img_folder = Path(img_folder)
+        self.ann_file = ann_file
         super().__init__(transforms)
         self.remap_mscoco_category = remap_mscoco_category
         given = (
@@ -107,7 +108,8 @@ class CocoDetection(DetectionDataset):
 
     def objects(self, index: int) -> Objects:
         """Return the checked objects of an image; crowd regions and objects with `ignore` are ignored."""
-        labels, rows = self.labels, self.labels.rows(index)
+        labels = self.labels
+        rows = self.labels.rows(index)
         return Objects(labels.boxes[rows], labels.categories[rows], labels.crowds[rows], labels.areas[rows])
 
     def image_id(self, index: int) -> int:

@@ -85,7 +85,8 @@ class CocoLabels:
             self.crowds.numpy()[:, None],
         )
         packed = np.concatenate([np.ascontiguousarray(column).view(np.uint8) for column in columns], 1)
-        sizes, starts = self.sizes.numpy().astype("<i4"), self.starts.tolist()
+        sizes = self.sizes.numpy().astype("<i4")
+        starts = self.starts.tolist()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
             hashes[index] = hash64(
@@ -144,7 +145,7 @@ def load_coco(
     """
     labels = inspect_coco(path, true_sizes, box_format)
     if isinstance(labels, Findings):
-        labels.raise_if_faulty()
+        raise labels.error()
     return labels
 
 
@@ -216,7 +217,8 @@ def examine_records(
 
 
 def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str]:
-    records, places = content.categories, content.places["categories"]
+    records = content.categories
+    places = content.places["categories"]
     if not records and not findings.faults:
         findings.fault(Kind.EMPTY_LIST, "categories is empty")
     table: dict[int, str] = {}
@@ -247,10 +249,13 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
 
 def check_images(content: CocoContent, findings: Findings) -> None:
     """Add what is wrong with the records of images to the findings."""
-    records, places = content.images, content.places["images"]
+    records = content.images
+    places = content.places["images"]
     if not records and not findings.faults:
         findings.fault(Kind.EMPTY_LIST, "images is empty")
-    seen_ids, seen_names, repeated = set(), set(), np.zeros(len(records), bool)
+    seen_ids = set()
+    seen_names = set()
+    repeated = np.zeros(len(records), bool)
     for index, (record, place) in enumerate(zip(records, places)):
         if not is_id(record.id):
             findings.fault(Kind.BAD_ID, f"id is {record.id}, expected a whole number from 0", "images", place)
@@ -299,9 +304,11 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
     images = [content.images[i] for i in index]
     written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
     sizes = true_sizes([image.file_name for image in images], written)
-    differing, details = [], []
+    differing = []
+    details = []
     for position in np.flatnonzero((sizes != written).any(1)).tolist():
-        image, (width, height) = images[position], sizes[position].tolist()
+        image = images[position]
+        (width, height) = sizes[position].tolist()
         differing.append(index[position])
         details.append(f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}")
         image.width, image.height = width, height
@@ -325,7 +332,8 @@ def _add_faults(
         content: the annotations.
         findings: gets the faults.
     """
-    places, ids = content.places["annotations"], content.annotations.id.clip(min=-1)
+    places = content.places["annotations"]
+    ids = content.annotations.id.clip(min=-1)
     for kind, bad, values, text in checks:
         for i in np.flatnonzero(bad):
             findings.fault(kind, text.format(values[i]), "annotations", places[i], ids[i])
@@ -357,16 +365,23 @@ def _check_references(content: CocoContent, category_ids: list[int], findings: F
         content,
         findings,
     )
+    return _sound_references(images, image_of, category_of, known_image & known_category)
+
+
+def _sound_references(
+    images: Sequence[ImageRecord], image_of: np.ndarray, category_of: np.ndarray, known: np.ndarray
+) -> References:
+    """Return the references of annotations whose image and category are known, if the image has a size."""
     measured = np.array([_has_size(image) for image in images] or [False], bool)
-    sound = known_image & known_category
-    sound &= measured[np.where(sound, image_of, 0)]
+    sound = known & measured[np.where(known, image_of, 0)]
     sizes = np.array([(image.width, image.height) for image in images] or [(0, 0)], np.float64)
     return References(image_of, category_of, sound, sizes[np.where(sound, image_of, 0)])
 
 
 def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.ndarray:
     """Return a column of ids; negative ones are faults, and become -1."""
-    values, ids = getattr(content.annotations, key), content.annotations.id
+    values = getattr(content.annotations, key)
+    ids = content.annotations.id
     for index in np.flatnonzero(values < 0):
         findings.fault(
             Kind.BAD_ID,

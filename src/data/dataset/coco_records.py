@@ -121,7 +121,8 @@ class Annotations:
     @classmethod
     def room_for(cls, count: int) -> Annotations:
         """Return columns to be filled by `put`."""
-        return cls(*(np.empty(count, np.int64) for _ in range(5)), np.empty((count, 4)), np.empty(count))
+        ids, image_ids, categories, crowds, ignored = (np.empty(count, np.int64) for _ in range(5))
+        return cls(ids, image_ids, categories, crowds, ignored, np.empty((count, 4)), np.empty(count))
 
     def put(self, start: int, block: Annotations) -> None:
         """Fill the rows from `start` on."""
@@ -261,7 +262,8 @@ def parse_record(record: Any) -> Any:
 def _refuse_other_than_utf8(raw: bytes) -> None:
     """Raise `UnicodeDecodeError` for text that is no UTF-8, which parsers do not notice in what they skip; little of it is decoded at a time."""
     if not raw.isascii():
-        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        view = memoryview(raw)
         for start in range(0, len(raw), 1 << 20):
             decoder.decode(view[start : start + (1 << 20)])
         decoder.decode(b"", final=True)
@@ -306,10 +308,13 @@ def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
     """Return the records of `split_records` that are sound in themselves; the others are noted in `findings`."""
-    sound, places, lost = {}, {}, {}
+    sound = {}
+    places = {}
+    lost = {}
     for key, read in _READ.items():
         sound[key], places[key], lost[key] = read(content[key], findings)
-    count, masks = len(content["annotations"]), _mask_sizes(content["annotations"], findings)
+    count = len(content["annotations"])
+    masks = _mask_sizes(content["annotations"], findings)
     return CocoContent(**sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks)
 
 
@@ -325,7 +330,10 @@ def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, 
 
 def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
     """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
-    columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
+    columns = Annotations.room_for(len(records))
+    count = 0
+    places = [np.zeros(0, np.int64)]
+    lost = set()
     decoder = msgspec.json.Decoder(list[AnnotationRecord])
     repaired: list[tuple[int, int]] = []
     for start in range(0, len(records), BLOCK):

@@ -47,7 +47,8 @@ def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Du
     which = which.reshape(-1)
     candidates = known[counts[which] > 1]
     by_content: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
-    budget, unread = limit, 0
+    budget = limit
+    unread = 0
     for index in candidates:
         number, path = files[index]
         budget -= int(rows[index, 0])

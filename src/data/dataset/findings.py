@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class Kind(str, Enum):
     def __str__(self) -> str:
         return self.value
 
-    __format__ = str.__format__
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
 
     NO_OBJECT = "records that are no objects"
     BAD_ID = "ids that are no whole numbers from 0"
@@ -71,7 +72,8 @@ class Kind(str, Enum):
     LOST = "more than half of the boxes lost"
 
 
-class Fault(NamedTuple):
+@dataclass(frozen=True)
+class Fault:
     """Something that cannot be used: its kind, which record, what is wrong with it."""
 
     kind: Kind
@@ -153,8 +155,12 @@ class Findings:
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the first faults, if there are any."""
         if self.faults:
-            number = count_faults(len(self.faults))
-            raise DataError(f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}")
+            raise self.error()
+
+    def error(self) -> DataError:
+        """Return the error with the first faults."""
+        number = count_faults(len(self.faults))
+        return DataError(f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}")
 
 
 def place_of(where: str, index: int, id: Any = None) -> str:

@@ -43,7 +43,8 @@ class ImageScan:
 
     def __init__(self, paths: Sequence[str], rows: np.ndarray) -> None:
         """Store the files and their rows `[N, 7]` int64; `UNKNOWN` for what is not known."""
-        self.paths, self._rows = paths, torch.from_numpy(rows).share_memory_()
+        self.paths = paths
+        self._rows = torch.from_numpy(rows).share_memory_()
 
     @property
     def rows(self) -> np.ndarray:

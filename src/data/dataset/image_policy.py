@@ -36,7 +36,8 @@ class ImagePolicy:
 
     def __init__(self, images: ListedImages, bad_images: float | None) -> None:
         """Store the images and the share of them, 0 to below 1, that may be unreadable; None for nothing said."""
-        self.images, self.bad_images = images, bad_images
+        self.images = images
+        self.bad_images = bad_images
         self.flags = ImageFlags(len(images))
 
     def allow(self) -> None:
@@ -128,7 +129,8 @@ class ImagePolicy:
         new = self.flags.take_news(mark)
         if not new:
             return []
-        labels, count = self.images.labels, len(self.flags.images(mark))
+        labels = self.images.labels
+        count = len(self.flags.images(mark))
         return [f"{labels.path}: {MARK_TEXTS[mark]}: {count} (first: {labels.file_name(new[0])})"]
 
     def _reason(self, index: int) -> str:

@@ -31,8 +31,10 @@ class ListedImages:
             follow_links: accept images that symbolic links lead out of the folder.
             watch: refuse images that have changed since the scan.
         """
-        self.labels, self.folder = labels, folder
-        self.follow_links, self.watch = follow_links, watch
+        self.labels = labels
+        self.folder = folder
+        self.follow_links = follow_links
+        self.watch = watch
         self.scan: ImageScan | None = None
 
     def __len__(self) -> int:

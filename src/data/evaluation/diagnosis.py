@@ -39,7 +39,8 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
             continue
         objects = truth[image_id]
         overlap = iou_xywh(best[:, :4], objects[:, :4])
-        nearest, fits = overlap.argmax(1), overlap.max(1) >= MATCH_IOU
+        nearest = overlap.argmax(1)
+        fits = overlap.max(1) >= MATCH_IOU
         overlapping += int(fits.sum())
         predicted.update(best[fits, 5].astype(int).tolist())
         labelled.update(objects[nearest[fits], 4].astype(int).tolist())

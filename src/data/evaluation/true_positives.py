@@ -34,7 +34,13 @@ class Matches(NamedTuple):
     def of_category(self, category: int) -> Matches:
         """Return the part of one category."""
         own = self.categories == category
-        return Matches(*(field[own] for field in self[:4]), {category: self.objects.get(category, 0)})
+        return Matches(
+            self.scores[own],
+            self.categories[own],
+            self.image_ids[own],
+            self.found[own],
+            {category: self.objects.get(category, 0)},
+        )
 
 
 class OperatingPoint(NamedTuple):
@@ -47,6 +53,15 @@ class OperatingPoint(NamedTuple):
     """None without objects."""
     f1: float | None
     """None with neither."""
+
+
+class OperatingCurve(NamedTuple):
+    """Precision, recall and F1 at K scores: `[K]` each."""
+
+    threshold: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
 
 
 def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
@@ -106,16 +121,17 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
     return found
 
 
-def operating_points(matches: Matches) -> OperatingPoint | None:
+def operating_points(matches: Matches) -> OperatingCurve | None:
     """Return precision, recall and F1 `[K]` at each distinct score, highest first; None without objects or detections."""
-    counted, total = matches.found != CROWD, sum(matches.objects.values())
+    counted = matches.found != CROWD
+    total = sum(matches.objects.values())
     scores, hits = matches.scores[counted], matches.found[counted] >= 0
     if not total or not len(scores):
         return None
     last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # of equal scores all count or none
     right = hits.cumsum()[last]
     precision, recall = right / (last + 1), right / total
-    return OperatingPoint(scores[last], precision, recall, 2 * right / (last + 1 + total))
+    return OperatingCurve(scores[last], precision, recall, 2 * right / (last + 1 + total))
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
@@ -124,7 +140,8 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
     if points is None:
         return None
     best = int(points.f1.argmax())
-    return OperatingPoint(*(float(values[best]) for values in points))
+    threshold, precision, recall, f1 = (float(values[best]) for values in points)
+    return OperatingPoint(threshold, precision, recall, f1)
 
 
 def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:

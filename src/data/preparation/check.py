@@ -113,8 +113,8 @@ class Report:
         for group in self.groups:
             if not group.is_fault:
                 first = next(iter(group.entries()))
-                shown = ": ".join(filter(None, (first.place, first.what)))
-                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {shown})"
+                text = ": ".join(filter(None, (first.place, first.what)))
+                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {text})"
         counts: Counter[str] = Counter()
         for group in self.groups:
             counts[group.kind] += group.count if group.is_fault else 0
@@ -216,7 +216,7 @@ def check(
         report.checked.append(_check_one(data, images, queries, learned, report.groups))
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
-        _compare(*sound, report.groups)
+        _compare(sound[0], sound[1], report.groups)
     _add_duplicates(sound, report.groups)
     return report
 
@@ -272,7 +272,8 @@ def _add_findings(found: _FileGroups, findings: Findings) -> None:
 
 def _add_images(found: _FileGroups, checked: Checked) -> None:
     """Add the image files that cannot be used."""
-    data, images = checked.data, checked.images
+    data = checked.data
+    images = checked.images
     files = FileIndex(data.images)
     missing = []
     for index in images.missing:
@@ -288,7 +289,8 @@ def _add_images(found: _FileGroups, checked: Checked) -> None:
 
 def _add_objects(found: _FileGroups, checked: Checked, queries: int | None) -> None:
     """Add images with too many objects or none, and categories without any."""
-    records, rows = checked.examined.content.images, checked.examined.rows
+    records = checked.examined.content.images
+    rows = checked.examined.rows
     objects = rows["starts"].diff().numpy() if records else np.zeros(0, np.int64)
     if queries is not None:
         limit = f"only {queries} can be found; raise num_queries and num_top_queries, or say --queries"

@@ -137,7 +137,8 @@ class _Mending:
     """The records of a file while they are mended."""
 
     def __init__(self, data: DataSet, content: dict[str, Any]) -> None:
-        self.data, self.content = data, content
+        self.data = data
+        self.content = content
         self.changes: Counter[str] = Counter()
         self._examined: Examination | None = None
         self._new_ids: Iterator[int] | None = None
@@ -208,18 +209,21 @@ class _Mending:
         new = np.array([true_sizes[image_id] for image_id in ids], float)
         if not _were_resized(boxes.bbox[rows], old, new):
             return False
-        places = examined.content.places["annotations"][rows].tolist()
-        for place, factor in zip(places, (new / old).tolist()):
-            record = self._open("annotations", place)
-            _scale(record, *factor)
-            self._close("annotations", place, record)
-            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
+        self._scale_boxes(examined.content.places["annotations"][rows].tolist(), (new / old).tolist())
         for index in images:
             record = self._open("images", index)
             record["width"], record["height"] = true_sizes[record["id"]]
             self._close("images", index, record)
             self.changes["sizes of images taken from their files"] += 1
         return True
+
+    def _scale_boxes(self, places: Sequence[int], factors: Sequence[Sequence[float]]) -> None:
+        """Scale annotations, named by their place in the file, by a factor along x and one along y for each."""
+        for place, (x, y) in zip(places, factors):
+            record = self._open("annotations", place)
+            _scale(record, x, y)
+            self._close("annotations", place, record)
+            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
 
     def mend_records(self, examined: Examination) -> bool:
         """Mend what the annotation file shows by itself; return whether anything was changed."""
@@ -228,7 +232,8 @@ class _Mending:
         self.sizes = {image.id: (image.width, image.height) for image in images}
         self.first_names = {image.id: image.file_name for image in reversed(images)}
         self.dropped_images = set()
-        self._examined, self._new_ids = examined, None
+        self._examined = examined
+        self._new_ids = None
         for fault in examined.findings.faults:
             if fault.where:
                 self._mend(fault.where, fault.index, fault.kind)
@@ -242,7 +247,8 @@ class _Mending:
     def mend_images(self, examined: Examination, images: ImageCheck) -> bool:
         """Mend what the image files show; return whether anything was changed."""
         before = self.changes.total()
-        checked, places = look_at_images(self.data, examined, images), examined.content.places["images"]
+        checked = look_at_images(self.data, examined, images)
+        places = examined.content.places["images"]
         self.dropped_images = set()
         for index in checked.missing:
             self._correct_name(int(places[index]))
@@ -273,15 +279,14 @@ class _Mending:
     @cached_property
     def _listed_names(self) -> set[str]:
         """File names of the file as it was read."""
-        return {
-            record.get("file_name")
-            for record in map(parse_record, self.content["images"])
-            if isinstance(record, dict) and isinstance(record.get("file_name"), str)
-        }
+        records = (record for record in map(parse_record, self.content["images"]) if isinstance(record, dict))
+        names = (record.get("file_name") for record in records)
+        return {name for name in names if isinstance(name, str)}
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
+            assert self._examined is not None, "records are repaired one examination after the other"
             content = self._examined.content
             used = set(content.annotations.id.tolist()) | content.lost["annotations"]
             self._new_ids = (i for i in count(1) if i not in used)
@@ -399,7 +404,7 @@ _BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top"
 def _usable_box(mending: _Mending, record: Record) -> list[float] | None:
     """Return the box of the polygon or of a mask that has the size of the image."""
     masked = mask_size(record.get("segmentation"))
-    size = mending.sizes.get(record.get("image_id"))
+    size = mending.sizes.get(record["image_id"]) if "image_id" in record else None
     if masked is not None and size is not None and masked != size:
         return None
     return box_of_segmentation(record.get("segmentation"))
@@ -425,10 +430,8 @@ def _flat(mending: _Mending, record: Record) -> Iterator[str]:
 
 def _outside(mending: _Mending, record: Record) -> Iterator[str]:
     """Take the box of the polygon or mask if that lies in the image."""
-    box, (width, height) = (
-        box_of_segmentation(record.get("segmentation")),
-        mending.sizes[record["image_id"]],
-    )
+    box = box_of_segmentation(record.get("segmentation"))
+    (width, height) = mending.sizes[record["image_id"]]
     if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
         raise _Dropped("outside their image")
     record["bbox"] = box
@@ -486,8 +489,9 @@ def _dropped(reason: str) -> _Mender:
 
 
 def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
-    name, folder = record.get("file_name"), mending.data.images
-    if unsafe_file_name(name) is None:
+    name = record.get("file_name")
+    folder = mending.data.images
+    if isinstance(name, str) and unsafe_file_name(name) is None:
         misplaced = find_misplaced(folder, [name])
         try:
             if not misplaced.missing and (mending.data.follow_links or not misplaced.leaving):

@@ -43,7 +43,8 @@ class ImageCheck:
             decode: read images in full; else their headers alone, which does not find truncated files.
             workers: threads that decode.
         """
-        self.decode, self.workers = decode, workers
+        self.decode = decode
+        self.workers = workers
         self._known: dict[str, tuple[str | None, Mark]] = {}
         self._large = threading.Lock()
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -68,7 +69,8 @@ class Faults:
 
     def __init__(self, source: Path) -> None:
         """Begin without any."""
-        self.source, self.found = source, []
+        self.source = source
+        self.found: list[Fault] = []
 
     def add(self, kind: str, where: str, what: str) -> None:
         """Add one."""
@@ -85,7 +87,8 @@ class ConversionError(DataError):
 
     def __init__(self, source: Path, faults: Sequence[Fault]) -> None:
         """Describe them by kind; all stand in `faults`."""
-        self.source, self.faults = source, list(faults)
+        self.source = source
+        self.faults = list(faults)
         kinds: dict[str, list[str]] = {}
         for fault in faults:
             kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
@@ -138,7 +141,7 @@ def boxes_inside(
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
     beyond = kept & (abs(inside - ordered) > 0.5).any(1)
     account.notes["boxes reaching beyond their image, clipped"] += int(beyond.sum())
-    for row in np.flatnonzero(~kept):
+    for row in np.flatnonzero(~kept).tolist():
         if account.drop_boxes:
             account.notes[f"{UNUSABLE}, dropped"] += 1
         else:
@@ -154,9 +157,7 @@ def boxes_inside(
 def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
     """Write `train.json`, `val.json` ... into a folder; yield a line for each. Images stay where they are."""
     for part, images in data.parts.items():
-        write_atomically(
-            output / f"{part}.json", lambda file, images=images: _write(file, images, data.categories)
-        )
+        write_atomically(output / f"{part}.json", partial(_write, images=images, categories=data.categories))
         empty = sum(not len(image.boxes) for image in images)
         yield f"{output / f'{part}.json'}: {len(images)} images ({empty} without objects), {sum(len(image.boxes) for image in images)} boxes"
 

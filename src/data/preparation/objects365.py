@@ -229,9 +229,9 @@ def _annotations(base: Path, part: str) -> Path:
     return path
 
 
-def _decoded(records: Sequence[Any], kind: type, path: Path) -> list[Any]:
+def _decoded(records: Sequence[Any], kind: type[msgspec.Struct], path: Path) -> list[Any]:
     """Return what is needed of each record."""
-    decoder = msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     try:
         return [
             decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind)

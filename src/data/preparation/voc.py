@@ -101,7 +101,7 @@ class _Folder(NamedTuple):
     images: Path
     by_stem: dict[str, str]
     """Images by their names without a suffix."""
-    index: FileIndex
+    files: FileIndex
     follow_links: bool
 
 
@@ -130,7 +130,7 @@ def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annot
                     f"leads out of {folder.root} by a symbolic link; give --follow-links if you trust it"
                 )
             tree = parse_xml(path)
-            name = _image_name(tree, stem, folder.by_stem, folder.index)
+            name = _image_name(tree, stem, folder.by_stem, folder.files)
             size = _image_size(tree, folder.images, name, folder.follow_links)
             found.append(_Annotated(name, size, list(_objects(tree))))
         except DataError as error:
@@ -172,7 +172,8 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise DataError(f"cannot be read: {error.strerror or error}") from None
     if len(raw) > LARGEST_FILE:
         raise DataError(f"is larger than {LARGEST_FILE} bytes")
-    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
         builder.start,

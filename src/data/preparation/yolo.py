@@ -193,7 +193,8 @@ def label_path(image: str) -> str:
 def _existing_label(label_root: Path, image: str) -> str:
     """Return the label file of an image: the usual name, or with the image's suffix before `.txt`, or `.TXT`, if only that is there."""
     usual = label_path(image)
-    stem, suffix = usual.removesuffix(".txt"), os.path.splitext(image)[1]
+    stem = usual.removesuffix(".txt")
+    suffix = os.path.splitext(image)[1]
     others = (f"{stem}{suffix}.txt", f"{stem}.TXT")
     if os.path.lexists(label_root / usual):
         return usual
@@ -420,7 +421,9 @@ def _read_labels(
             raise
         account.faults.add("files that cannot be read", str(path), error.strerror or str(error))
         lines = []
-    classes, boxes, places = [], [], []
+    classes = []
+    boxes = []
+    places = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -56,7 +56,8 @@ def mixup(
     """
     if len(targets) == 1:
         return targets
-    weight, last = rng.uniform(*BLEND_RANGE), images[-1].clone()
+    weight = rng.uniform(*BLEND_RANGE)
+    last = images[-1].clone()
     for number in range(
         len(images) - 1, 0, -1
     ):  # backwards, so that each is still itself when the next takes it in
@@ -74,6 +75,16 @@ def _joined(target: Target, other: Target | dict[str, Tensor], fields: Sequence[
     """Return a target with the boxes of another one behind its own."""
     joined = {name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields}
     return cast(Target, {**target, **joined})
+
+
+def _in_pixels(boxes: Tensor, size: np.ndarray) -> np.ndarray:
+    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height) twice."""
+    return (cxcywh_to_xyxy(boxes.double()).numpy() * size).clip(0, size)
+
+
+def _relative(boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return boxes `[N, 4]`, xyxy in pixels, as cxcywh in 0..1."""
+    return xyxy_to_cxcywh(torch.from_numpy(boxes_px / size)).to(dtype)
 
 
 Window = tuple[int, int, int, int]
@@ -141,7 +152,8 @@ class CopyBlend:
             if not sound:
                 raise ConfigError(f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}")
         self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
-        self.area_threshold, self.num_objects = area_threshold, num_objects
+        self.area_threshold = area_threshold
+        self.num_objects = num_objects
         self.expand_ratios = (expand_ratios[0], expand_ratios[1]) if with_expand else (0.0, 0.0)
 
     def __call__(
@@ -152,7 +164,7 @@ class CopyBlend:
         size = np.array([width, height, width, height], float)
         objects = {name: torch.cat([_rows(target, name) for target in targets]) for name in fields}
         owners = np.repeat(np.arange(len(targets)), [len(target["boxes"]) for target in targets])
-        boxes_px = (cxcywh_to_xyxy(objects["boxes"].double()).numpy() * size).clip(0, size)  # [N, 4]
+        boxes_px = _in_pixels(objects["boxes"], size)  # [N, 4]
         large = np.flatnonzero((boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold)
         if not len(large):
             return targets
@@ -162,23 +174,36 @@ class CopyBlend:
             chosen = rng.choice(large, min(self.num_objects, len(large)), replace=False)
             moved = []
             for index in chosen:
-                window = self._window(boxes_px[index], width, height, rng)
-                place = _random_place(window, width, height, rng)
-                copies.append(
-                    _Copy(
-                        images[(number, slice(None), *_slices(place))],
-                        images[(owners[index], slice(None), *_slices(window))].clone(),
-                        rng.uniform(*self.weights),
-                    )
-                )
-                moved.append(boxes_px[index] + np.tile(np.subtract(place[:2], window[:2]), 2))
+                copy, box_px = self._copy(images[owners[index]], boxes_px[index], images[number], rng)
+                copies.append(copy)
+                moved.append(box_px)
             added = {name: values[chosen] for name, values in objects.items()}
-            boxes = xyxy_to_cxcywh(torch.from_numpy(np.stack(moved) / size))
-            added["boxes"] = boxes.to(target["boxes"].dtype)
+            added["boxes"] = _relative(np.stack(moved), size, target["boxes"].dtype)
             result.append(_joined(target, added, fields))
         for copy in copies:  # only now, so that no copy shows another
             copy.place.lerp_(copy.patch, copy.weight)
         return result
+
+    def _copy(
+        self, source: Tensor, box_px: np.ndarray, target: Tensor, rng: np.random.Generator
+    ) -> tuple[_Copy, np.ndarray]:
+        """Take a patch around an object, for a random place in another image.
+
+        Args:
+            source: `[3, H, W]`, the image with the object.
+            box_px: `[4]`, the object's box, xyxy in pixels.
+            target: `[3, H, W]`, the image that gets the patch; it is not changed yet.
+            rng: source of random numbers.
+
+        Returns:
+            The patch, and the box at its new place.
+        """
+        height, width = source.shape[-2:]
+        window = self._window(box_px, width, height, rng)
+        place = _random_place(window, width, height, rng)
+        patch = source[(slice(None), *_slices(window))].clone()
+        copy = _Copy(target[(slice(None), *_slices(place))], patch, rng.uniform(*self.weights))
+        return copy, box_px + np.tile(np.subtract(place[:2], window[:2]), 2)
 
     def _window(self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator) -> Window:
         """Return the pixels to copy for an object."""

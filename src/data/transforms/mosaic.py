@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -80,13 +80,12 @@ class Mosaic:
             )
         if not 0 <= probability <= 1:
             raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
-        self.output_size, self.rotation, self.translation, self.scaling = (
-            output_size,
-            rotation_range,
-            tuple(translation_range),
-            tuple(scaling_range),
-        )
-        self.probability, self.fill = probability, fill_value
+        self.output_size = output_size
+        self.rotation = rotation_range
+        self.translation = tuple(translation_range)
+        self.scaling = tuple(scaling_range)
+        self.probability = probability
+        self.fill = fill_value
 
     def __call__(self, sample: Sample) -> None:
         """Replace a sample's pixels and boxes by those of a mosaic; what is known of its image stays.
@@ -117,13 +116,14 @@ class Mosaic:
         """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""
         sizes = [self._tile_size(sample) for sample in samples]
         height, width = (max(sides) for sides in zip(*sizes))
-        canvas, targets = torch.full((3, 2 * height, 2 * width), float(self.fill)), []
+        canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
+        targets = []
         for sample, (h, w), (x, y) in zip(samples, sizes, ((0, 0), (width, 0), (0, height), (width, height))):
             _, target = sample.render((h, w), canvas[:, y : y + h, x : x + w])
             targets.append(
                 {
                     "boxes": target["boxes"].double().numpy() + [x, y, x, y],
-                    **{name: target[name].numpy() for name in sample.fields},
+                    **{name: cast(dict[str, Tensor], target)[name].numpy() for name in sample.fields},
                 }
             )
         joined = {name: np.concatenate([target[name] for target in targets]) for name in targets[0]}
