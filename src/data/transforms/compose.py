@@ -44,6 +44,14 @@ class Tracked(Protocol):
         """
 
 
+@runtime_checkable
+class FixedSize(Protocol):
+    """A transform after which all samples have one size."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+
+
 @register()
 class Compose:
     """Applies transforms in order, some of them in some epochs only."""
@@ -95,7 +103,7 @@ class Compose:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) that all samples leave with, or None if they keep sizes of their own."""
-        return next((tuple(op.size) for op in reversed(self.ops) if hasattr(op, "size")), None)
+        return next((op.size for op in reversed(self.ops) if isinstance(op, FixedSize)), None)
 
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that act in `epoch` and return the sample."""
@@ -124,7 +132,7 @@ class Compose:
             if not isinstance(transform, Tracked):
                 continue
             boxes, canvas, kept = transform.track(boxes, canvas)
-            if hasattr(transform, "size"):
+            if isinstance(transform, FixedSize):
                 here = "at {} x {}".format(*transform.size)
             if not kept.all():
                 lost = np.zeros(len(sizes), bool)
