@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .contracts import refuse_incomplete_class
 from .errors import ConfigError, RunError
 from .lengths import with_whole_numbers
 from .registry import Component, find, names
@@ -30,6 +31,7 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
     component = find(name)
     if component is None:
         raise ConfigError(f"'{name}' is not registered{did_you_mean(name, names())}")
+    refuse_incomplete_class(component.factory)
     arguments = {
         **with_whole_numbers(component, settings),
         **_shared(component, settings, config),

@@ -16,10 +16,14 @@ import yaml
 
 from .errors import ConfigError, first_line
 from .paths import did_you_mean_file, read_text, user_path
+from .user_files import import_file
 
 MAX_FILE_BYTES = 1 << 20
 MAX_NODES = 50_000
 """Bound on values in one file with its aliases expanded, so that a few hundred bytes cannot explode."""
+
+INCLUDE, IMPORT = "__include__", "__import__"
+"""Keys that name other configuration files, and Python files whose classes the configuration uses."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -41,6 +45,10 @@ class ConfigTree:
             if path[:end] in self.origins:
                 return self.origins[path[:end]]
         return "the configuration"
+
+    def remove(self, key: str) -> None:
+        """Take out a top-level key."""
+        del self.values[key]
 
     def drop_unset(self, keys: set[str]) -> None:
         """Take out those top-level keys that are null: a shared value of null is one that nobody has set."""
@@ -98,8 +106,11 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 def load_config_tree(path: str | Path) -> ConfigTree:
     """Read a YAML file and everything it includes.
 
+    Python files that it names under `__import__` are run, so that their classes are registered.
+
     Raises:
-        ConfigError: for a missing, oversized or malformed file, a duplicate key, or a circle of includes.
+        ConfigError: for a missing, oversized or malformed file, a duplicate key, a circle of includes, or a Python file that
+            cannot be imported.
     """
     tree = ConfigTree()
     _load_into(tree, Path(path), ())
@@ -107,13 +118,18 @@ def load_config_tree(path: str | Path) -> ConfigTree:
 
 
 def parse_config_tree(text: str, name: str) -> ConfigTree:
-    """Read YAML text that includes nothing; `name` stands for a file's in messages.
+    """Read YAML text that includes and imports nothing, such as a checkpoint holds; `name` stands for a file's in messages.
 
     Raises:
-        ConfigError: for malformed text or a duplicate key.
+        ConfigError: for malformed text, a duplicate key, or `__import__`: what a checkpoint names must not be run.
     """
     tree = ConfigTree()
-    tree.merge(*_mapping_in(text, name))
+    values, places = _mapping_in(text, name)
+    if IMPORT in values:
+        raise ConfigError(
+            f"{name} has {IMPORT}, which only configuration files may have: it runs Python files"
+        )
+    tree.merge(values, places)
     return tree
 
 
@@ -131,9 +147,9 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         if not equals or not all(parts):
             raise ConfigError(f"-u {item!r} is not of the form section.key=value")
         value: Any = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
-        for part in reversed(parts):
+        for part in reversed(parts[1:]):
             value = {part: value}
-        _merge(merged, value, (), {}, {})
+        _merge(merged, {parts[0]: value}, (), {}, {})
     return merged
 
 
@@ -206,12 +222,18 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     if path.resolve() in [p.resolve() for p in chain]:
         raise ConfigError(f"configuration files include each other in a circle: {shown}")
     values, places = _read(path, shown)
-    includes = values.get("__include__") or []
-    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
-        raise ConfigError(f"{path}: __include__ must be a list of file names, not {includes!r}")
-    for item in includes:
+    for item in _file_names(values, INCLUDE, path):
         _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
-    tree.merge({key: value for key, value in values.items() if key != "__include__"}, places)
+    for item in _file_names(values, IMPORT, path):
+        import_file(path.parent / Path(item).expanduser(), places.get((IMPORT,), str(path)))
+    tree.merge({key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)}, places)
+
+
+def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
+    names = values.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: {key} must be a list of file names, not {names!r}")
+    return names
 
 
 def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:

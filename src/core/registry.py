@@ -122,14 +122,14 @@ def find(name: str) -> Component | None:
     return _COMPONENTS.get(name)
 
 
+def components() -> list[Component]:
+    """Return everything that is registered, sorted by name."""
+    return [_COMPONENTS[name] for name in names()]
+
+
 def names() -> list[str]:
     """Return all registered names, sorted."""
     return sorted(_COMPONENTS)
-
-
-def components() -> list[tuple[str, Component]]:
-    """Return all registered components with their names, sorted by name."""
-    return sorted(_COMPONENTS.items())
 
 
 def shared_names() -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
 from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
+from .fault_lists import count_faults, listed
 from .lengths import lengths_of
 from .registry import REQUIRED, Argument, Component, components, find, names, shared_names
 
@@ -30,12 +31,8 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
     if path := first_non_finite(tree.values):
         faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
     if faults:
-        head = (
-            "the configuration has a fault"
-            if len(faults) == 1
-            else f"the configuration has {len(faults)} faults"
-        )
-        raise ConfigError(f"{head}: " + "; ".join(faults))
+        number = "a fault" if len(faults) == 1 else count_faults(len(faults))
+        raise ConfigError(f"the configuration has {number}: {listed(faults, '; ', shown=len(faults))}")
 
 
 _NOT_IN_STEPS = (
@@ -130,7 +127,8 @@ def _top_level_faults(
 ) -> Iterator[str]:
     known = [*top_level, *blocks, *names(), *shared_names()]
     for key, value in tree.values.items():
-        path, component = (key,), find(key)
+        path = (key,)
+        component = find(key)
         if key in blocks:
             if value is not None:
                 yield from _typed_faults(tree, path, value, blocks[key])
@@ -157,11 +155,11 @@ def _top_level_faults(
 
 def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
     seen = set()
-    for owner, component in components():
+    for component in components():
         for name in component.share:
             if name not in seen:
                 seen.add(name)
-                yield name, owner, component.arguments[name]
+                yield name, component.name, component.arguments[name]
 
 
 def _typed_faults(
@@ -170,7 +168,8 @@ def _typed_faults(
     """Faults of a value that names a component: a registered name, or a mapping with `type`."""
     place = tree.origin(path)
     if isinstance(value, str):
-        component, settings = find(value), tree.values.get(value) or {}
+        component = find(value)
+        settings = tree.values.get(value) or {}
         if component is None:
             yield (
                 f"{dotted(path)} names '{value}', which is not registered "

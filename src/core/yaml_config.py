@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from .build import create
 from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
-from .registry import Argument, components, shared_names
+from .registry import Argument, components, find, shared_names
 from .validate import validate
 
 _logger = logging.getLogger("dfine")  # that of runtime.log, which this package may not import
@@ -124,11 +125,17 @@ class YAMLConfig:
         """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose
         it is in messages.
 
+        A loader whose data set is a class of a user's own, which is not imported, is left out: to use a model, no data is needed.
+
         Raises:
             ConfigError: as the constructor does.
         """
         config = cls.__new__(cls)
-        config._load(parse_config_tree(text, name), name, overrides)
+        tree = parse_config_tree(text, name)
+        for part in ("train_dataloader", "val_dataloader"):
+            if _has_unknown_data(tree.values.get(part)):
+                tree.remove(part)
+        config._load(tree, name, overrides)
         return config
 
     def _load(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
@@ -204,9 +211,9 @@ class YAMLConfig:
 
     def without_pretrained(self) -> None:
         """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
-        for name, component in components():
-            if name in self.yaml_cfg and "pretrained" in component.arguments:
-                self.set(name, {"pretrained": False}, "a checkpoint was given")
+        for component in components():
+            if component.name in self.yaml_cfg and "pretrained" in component.arguments:
+                self.set(component.name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as one YAML file that loads again; a comment lists the lengths that it
@@ -233,14 +240,14 @@ class YAMLConfig:
         return self._create_named("postprocessor")
 
     @cached_property
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DetectionLoader:
         """Batches of augmented images with targets."""
-        return self._create_block("train_dataloader")
+        return self._create_loader("train_dataloader")
 
     @cached_property
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DetectionLoader:
         """Batches of evaluation images."""
-        return self._create_block("val_dataloader")
+        return self._create_loader("val_dataloader")
 
     @cached_property
     def optimizer(self) -> Any:
@@ -275,6 +282,13 @@ class YAMLConfig:
         """Build the evaluator for the labels of a data set."""
         return self._create_block("evaluator", coco_gt=coco_gt)
 
+    def _create_loader(self, key: str) -> DetectionLoader:
+        loader = self._create_block(key)
+        if loader is None:
+            raise ConfigError(f"{self.path} has no '{key}', a loader such as DataLoader with a dataset")
+        require_detection_data(getattr(loader, "dataset", None))
+        return loader
+
     def _create_named(self, key: str) -> Any:
         name = self.yaml_cfg.get(key)
         if not name:
@@ -288,6 +302,13 @@ class YAMLConfig:
         config = self.resolved_cfg
         block = config.get(key)
         return create(block, config, **runtime) if block else None
+
+
+def _has_unknown_data(loader: Any) -> bool:
+    """Return whether the settings of a loader name a data set that is not registered."""
+    dataset = loader.get("dataset") if isinstance(loader, dict) else None
+    name = dataset.get("type") if isinstance(dataset, dict) else dataset
+    return isinstance(name, str) and find(name) is None
 
 
 def _top_level() -> dict[str, Argument]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ..core.contracts import Batch, Target
 from ..core.durations import LoaderEpochLength, check_ascending, is_between
 from ..core.errors import ConfigError
 from ..core.registry import register
@@ -23,8 +24,6 @@ STRIDE = 32
 
 FIELDS = ("boxes", "labels", "area", "iscrowd")
 """What finished targets have a row a box of."""
-
-Batch = tuple[Tensor, list[dict[str, Any]]]
 
 
 @register()
@@ -80,7 +79,8 @@ class BatchImageCollateFunction:
         self.stop_epoch = stop_epoch
         self.mixup_epochs = _span("mixup_epochs", mixup_epochs, stop_epoch)
         self.copyblend_epochs = _span("copyblend_epochs", copyblend_epochs, stop_epoch)
-        self.mixup_prob, self.copyblend_prob = mixup_prob, copyblend_prob
+        self.mixup_prob = mixup_prob
+        self.copyblend_prob = copyblend_prob
         self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
         if ema_restart_decay is not None and not 0 <= ema_restart_decay <= 1:
             raise ConfigError(f"collate_fn.ema_restart_decay is {ema_restart_decay}, expected 0 to 1, or ~")
@@ -92,13 +92,14 @@ class BatchImageCollateFunction:
     @property
     def mixing(self) -> list[str]:
         """Settings by which images are mixed."""
-        return [name for name in ("mixup_prob", "copyblend_prob") if getattr(self, name)]
+        chances = {"mixup_prob": self.mixup_prob, "copyblend_prob": self.copyblend_prob}
+        return [name for name, chance in chances.items() if chance]
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch it is."""
         self.epoch = epoch
 
-    def __call__(self, items: list[Sample] | list[tuple[Tensor, dict[str, Any]]]) -> Batch:
+    def __call__(self, items: list[Any]) -> Batch:
         """Return images `[B, 3, H, W]` and their targets.
 
         Args:
@@ -108,23 +109,30 @@ class BatchImageCollateFunction:
         Raises:
             ConfigError: if they shall be mixed and are not floating-point with boxes as cxcywh in 0..1.
         """
-        if isinstance(items[0], Sample):
-            rng, fields, box_format = items[0].rng, ("boxes", *items[0].fields), items[0].box_format
+        first = items[0]
+        fields: tuple[str, ...]
+        if isinstance(first, Sample):
+            rng = first.rng
+            box_format = first.box_format
+            fields = ("boxes", *first.fields)
             images, targets = self._render(items)
         else:
-            images, targets = torch.stack([image for image, _ in items]), [target for _, target in items]
+            targets = [target for _, target in items]
             rng = np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))])
-            fields, box_format = (
-                tuple(name for name in FIELDS if all(name in target for target in targets)),
-                "cxcywh",
-            )
-            size = self._draw_size(images.shape[-2:], rng)
-            if size != tuple(images.shape[-2:]):
-                images = F.interpolate(images, size)
+            box_format = "cxcywh"
+            fields = tuple(name for name in FIELDS if all(name in target for target in targets))
+            images = self._stacked([image for image, _ in items], rng)
         if self.mixing:
             check_mixable(images, targets, box_format)
             targets = self._mix(images, targets, fields, rng)
         return images, targets
+
+    def _stacked(self, finished: list[Tensor], rng: np.random.Generator) -> Tensor:
+        """Return finished images as a batch, resized if the batch has another size."""
+        images = torch.stack(finished)
+        height, width = images.shape[-2:]
+        size = self._draw_size((height, width), rng)
+        return images if size == (height, width) else F.interpolate(images, size)
 
     def _render(self, samples: list[Sample]) -> Batch:
         width, height = samples[0].canvas
@@ -133,13 +141,14 @@ class BatchImageCollateFunction:
         return images, [sample.render(size, image)[1] for sample, image in zip(samples, images)]
 
     def _mix(
-        self, images: Tensor, targets: list[dict[str, Any]], fields: tuple[str, ...], rng: np.random.Generator
-    ) -> list[dict[str, Any]]:
+        self, images: Tensor, targets: list[Target], fields: tuple[str, ...], rng: np.random.Generator
+    ) -> list[Target]:
         """Mix images in place, with the chance of the batch's first, and return their targets."""
-        for epochs, chance, mix in (
+        ways: tuple[tuple[tuple[int | None, int | None], float, Callable[..., list[Target]]], ...] = (
             (self.mixup_epochs, self.mixup_prob, mixup),
             (self.copyblend_epochs, self.copyblend_prob, self.copy_blend),
-        ):
+        )
+        for epochs, chance, mix in ways:
             if is_between(self.epoch, *epochs) and rng.random() < chance:
                 return mix(images, targets, fields, rng)
         return targets

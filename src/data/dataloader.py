@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from typing import Any
+from typing import cast
 
 import torch
 from torch.utils import data
-from torch.utils.data import Dataset
 
+from ..core.contracts import Batch, Collate, DetectionData, FollowsEpochs, require_detection_data
 from ..core.errors import ConfigError
 from ..core.registry import register
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
-from .worker_watch import POLL_SECONDS, end_if_not_handed_over, watched
+from .worker_watch import POLL_SECONDS, WorkerBatches, end_if_not_handed_over, watched
 
 
 class GlobalBatchSampler(data.Sampler[list[int]]):
@@ -28,9 +28,15 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
 
     def __init__(self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
         """Store the settings; `batch_size` is that of one rank."""
-        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
-        self.rank, self.world_size = rank(), world_size()
-        self.seed, self.epoch, self.start = 0, 0, 0
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.rank = rank()
+        self.world_size = world_size()
+        self.seed = 0
+        self.epoch = 0
+        self.start = 0
         self.equal_shares = shuffle
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -65,11 +71,14 @@ class DataLoader(data.DataLoader):
     """torch's loader over a `GlobalBatchSampler`."""
 
     __inject__ = ["dataset", "collate_fn"]
+    dataset: DetectionData
+    collate_fn: Collate
+    batch_sampler: GlobalBatchSampler
 
     def __init__(
         self,
-        dataset: Dataset,
-        collate_fn: Callable | None = None,
+        dataset: DetectionData,
+        collate_fn: Collate | None = None,
         batch_size: int | None = None,
         total_batch_size: int | None = None,
         shuffle: bool = False,
@@ -96,26 +105,14 @@ class DataLoader(data.DataLoader):
             data_timeout: longest wait for a batch of workers, in seconds; 0 for no limit.
 
         Raises:
-            ConfigError: for a batch size that does not fit the ranks or the data.
+            ConfigError: for a batch size that does not fit the ranks or the data, or a data set that lacks a member.
         """
-        if (batch_size is None) == (total_batch_size is None):
-            raise ConfigError(
-                "DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)"
-            )
+        require_detection_data(dataset)
         ranks = world_size()
-        if total_batch_size is not None:
-            fault, below = (
-                f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks",
-                total_batch_size // ranks * ranks,
-            )
-            if total_batch_size < ranks:
-                raise ConfigError(f"{fault}; the least that can is {ranks}")
-            if total_batch_size != below:
-                raise ConfigError(f"{fault}; the nearest that can are {below} and {below + ranks}")
-            batch_size = total_batch_size // ranks
-        if batch_size < 1 or num_workers < 0:
+        images = _images_per_rank(batch_size, total_batch_size, ranks)
+        if images < 1 or num_workers < 0:
             raise ConfigError(
-                f"DataLoader: batch_size is {batch_size}, expected at least 1; num_workers is {num_workers}, expected at least 0"
+                f"DataLoader: batch_size is {images}, expected at least 1; num_workers is {num_workers}, expected at least 0"
             )
         if data_timeout < 0:
             raise ConfigError(
@@ -125,13 +122,14 @@ class DataLoader(data.DataLoader):
             raise ConfigError(
                 "DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false"
             )
-        if drop_last and batch_size * ranks > len(dataset):
+        if drop_last and images * ranks > len(dataset):
             raise ConfigError(
-                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {batch_size * ranks}; reduce total_batch_size"
+                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {images * ranks}; reduce total_batch_size"
             )
         keep_freed_memory()
-        self.shuffle, self.data_timeout = shuffle, data_timeout
-        sampler = GlobalBatchSampler(len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
+        self.shuffle = shuffle
+        self.data_timeout = data_timeout
+        sampler = GlobalBatchSampler(len(dataset), images, shuffle=shuffle, drop_last=drop_last)
         super().__init__(
             dataset,
             batch_sampler=sampler,
@@ -143,37 +141,54 @@ class DataLoader(data.DataLoader):
             timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class of iterators
         """Yield this rank's batches.
 
         Raises:
             ResourceError: if a worker dies or hangs.
         """
-        start = super().__iter__
-        return watched(start, self.data_timeout, self._last_image) if self.num_workers else start()
+        if self.num_workers:
+            start = cast(Callable[[], WorkerBatches], super().__iter__)
+            return watched(start, self.data_timeout, self._last_image)
+        return super().__iter__()
 
     def _last_image(self, worker: int) -> str:
-        return self.dataset.last_image(worker) if hasattr(self.dataset, "last_image") else "not known"
+        return self.dataset.last_image(worker)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Tell data set, collate function and sampler which epoch it is, and with which batch to begin."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
-        for part in (self.dataset, self.collate_fn):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        if isinstance(self.collate_fn, FollowsEpochs):
+            self.collate_fn.set_epoch(epoch)
 
     def report_images(self) -> None:
         """Let the data set say what it noticed about its images; all ranks call this together, after an epoch."""
-        if hasattr(self.dataset, "report_images"):
-            self.dataset.report_images()
+        self.dataset.report_images()
 
     def set_seed(self, seed: int) -> None:
         """Tell data set and sampler from which seed all chance follows."""
         self.batch_sampler.seed = seed
-        if hasattr(self.dataset, "seed"):
-            self.dataset.seed = seed
+        self.dataset.seed = seed
 
     @property
     def total_batch_size(self) -> int:
         """Images of one step over all ranks."""
         return self.batch_sampler.batch_size * self.batch_sampler.world_size
+
+
+def _images_per_rank(batch_size: int | None, total_batch_size: int | None, ranks: int) -> int:
+    """Return the batch size of one rank from whichever of the two settings is given."""
+    if batch_size is not None and total_batch_size is None:
+        return batch_size
+    if batch_size is not None or total_batch_size is None:
+        raise ConfigError(
+            "DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)"
+        )
+    fault = f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks"
+    if total_batch_size < ranks:
+        raise ConfigError(f"{fault}; the least that can is {ranks}")
+    below = total_batch_size // ranks * ranks
+    if total_batch_size != below:
+        raise ConfigError(f"{fault}; the nearest that can are {below} and {below + ranks}")
+    return total_batch_size // ranks

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.errors import ResourceError
 from ..runtime.limits import describe_limit, limit_of
@@ -34,6 +34,15 @@ _LIMIT_MET = 200
 """Added to the limit's number, this is the code by which a worker ends that could not hand over a batch."""
 
 
+class WorkerBatches(Protocol):
+    """torch's iterator over the batches of workers."""
+
+    _workers: Sequence[BaseProcess]
+
+    def __next__(self) -> Any:
+        """Return the next batch."""
+
+
 def end_if_not_handed_over(worker: int) -> None:
     """In a loading process: end if a batch cannot be handed over. Without this it would be dropped, and waited for in vain."""
 
@@ -43,13 +52,12 @@ def end_if_not_handed_over(worker: int) -> None:
             traceback.print_exception(error)
         os._exit(1 if limit is None else _LIMIT_MET + limit)
 
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(
-        end
-    )  # the hook that multiprocessing has for it
+    # the hook that multiprocessing has for it, which its types do not list
+    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(end))  # noqa: B010
 
 
 def watched(
-    start: Callable[[], Iterator[Any]], timeout_seconds: float, last_image: Callable[[int], str]
+    start: Callable[[], WorkerBatches], timeout_seconds: float, last_image: Callable[[int], str]
 ) -> Iterator[Any]:
     """Yield the batches of a loader with workers.
 
@@ -74,7 +82,7 @@ def watched(
         yield batch
 
 
-def _next_batch(batches: Iterator[Any], timeout_seconds: float, last_image: Callable[[int], str]) -> Any:
+def _next_batch(batches: WorkerBatches, timeout_seconds: float, last_image: Callable[[int], str]) -> Any:
     began = time.monotonic()
     while True:
         try:
@@ -85,13 +93,14 @@ def _next_batch(batches: Iterator[Any], timeout_seconds: float, last_image: Call
             EOFError,
         ) as error:  # the last two: what a dead worker was handing over is gone
             for number, worker in enumerate(batches._workers):
-                if (worker.exitcode or 0) > _LIMIT_MET:
+                code = worker.exitcode or 0
+                if code > _LIMIT_MET:
                     raise ResourceError(
-                        f"loader worker {number} could not hand over a batch: {describe_limit(worker.exitcode - _LIMIT_MET)}"
+                        f"loader worker {number} could not hand over a batch: {describe_limit(code - _LIMIT_MET)}"
                     ) from error
-                if worker.exitcode:
+                if code:
                     raise ResourceError(
-                        f"loader worker {number} (pid {worker.pid}) {_ending(worker.exitcode)}; its last image: {last_image(number)}; "
+                        f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: {last_image(number)}; "
                         "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
                     ) from error
             if not str(error).startswith("DataLoader timed out"):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.images import ImageError, Mark, image_from_pil, inspect_image
+from ..data.dataset.decoding import ImageError, Mark, image_from_pil, inspect_image
 from ..detection.fitting import load_strictly
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device

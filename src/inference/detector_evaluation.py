@@ -15,7 +15,7 @@ from ..core.contracts import Detections
 from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
-from ..data.evaluation.matching import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
+from ..data.evaluation.true_positives import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
 from ..detection.class_names import find_labels
 from .detector import Detector
 from .prediction_settings import PredictionSettings

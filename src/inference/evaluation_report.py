@@ -14,7 +14,12 @@ from PIL import Image
 
 from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
-from ..data.evaluation.matching import best_operating_point, match_image, operating_point_at, operating_points
+from ..data.evaluation.true_positives import (
+    best_operating_point,
+    match_image,
+    operating_point_at,
+    operating_points,
+)
 from ..detection.drawing import DrawnObjects, draw_pair
 from ..runtime.files import write_atomically
 from ..runtime.log import logger

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError
 from ..data.dataset.coco_images import CocoImages, load_coco_images
-from ..data.dataset.images import ImageError
+from ..data.dataset.decoding import ImageError
 from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture
 from .detector import Detector, ImagePrediction, LabelledFile, Readable
 from .prediction import Prediction

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..data.dataset.images import image_from_pil, load_image
+from ..data.dataset.decoding import image_from_pil, load_image
 from ..detection.drawing import draw_boxes
 
 

@@ -206,7 +206,7 @@ def _build_rates(cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: Traini
 def _gather_facts(
     cfg: YAMLConfig, data: RunData, seed: int, origin: dict[str, Any], plan: TrainingPlan
 ) -> RunFacts:
-    size = data.val_loader.dataset.transforms.output_size or cfg.yaml_cfg.get("eval_spatial_size")
+    size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get("eval_spatial_size")
     return RunFacts(
         seed=seed,
         classes=data.classes,

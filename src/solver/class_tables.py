@@ -47,7 +47,7 @@ def settle_classes(
         )
     elif count > needed:
         logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
-        highest = max(max(data.labels.category_ids) for data in data_sets)
+        highest = max(max(data.category_ids) for data in data_sets)
         if (
             file is not None
             and not file.classes
@@ -59,14 +59,14 @@ def settle_classes(
                 file.path,
             )
             for data in data_sets:
-                data.use_labels(data.labels.category_ids)
+                data.use_labels(data.category_ids)
     for data in data_sets[1:]:
         _use_labels_by_name(data_sets[0], data)
 
 
 def _use_labels_by_name(train: Any, other: Any) -> None:
     """Give the categories of a data set the labels that those of the same names have in training, if their ids differ."""
-    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, other))
+    ours, theirs = (dict(zip(data.category_ids, data.class_names)) for data in (train, other))
     if ours == theirs or train.remap_mscoco_category:
         return
     label = {name: label for label, name in train.label_names.items()}
@@ -82,9 +82,7 @@ def class_table(dataset: Any) -> list[dict[str, Any]]:
     """Return id and name of each label of a data set, for the checkpoint."""
     names = {
         int(label): (int(category), name)
-        for label, category, name in zip(
-            dataset.label_of_category, dataset.labels.category_ids, dataset.class_names
-        )
+        for label, category, name in zip(dataset.label_of_category, dataset.category_ids, dataset.class_names)
     }
     return [
         {"id": names[label][0], "name": names[label][1]}
@@ -100,7 +98,7 @@ def compare_categories(train: Any, val: Any) -> None:
     Raises:
         DataError: with the ids under which the two differ.
     """
-    ours, theirs = (dict(zip(data.labels.category_ids, data.class_names)) for data in (train, val))
+    ours, theirs = (dict(zip(data.category_ids, data.class_names)) for data in (train, val))
     if differing := differing_categories(ours, theirs):
         raise DataError(
             f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}; both files "

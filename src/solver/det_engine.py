@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ..core.contracts import Evaluator
+from ..core.contracts import Batch, DetectionLoader, Evaluator, KeepsDetections
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import rank
 from ..runtime.finite import refuse_non_finite_outputs
 from .numerics import ADVICE_FOR_WEIGHTS, keep_batch
-
-Batch = tuple[Tensor, list[dict[str, Any]]]
-"""Images `[B, 3, H, W]` in 0..1 and their targets (`core.contracts.Target`)."""
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -59,7 +56,7 @@ def with_progress(batches: Iterable, description: str, total: int, start: int = 
 def evaluate(
     model: nn.Module,
     postprocessor: nn.Module,
-    loader: Iterable,
+    loader: DetectionLoader,
     evaluator: Evaluator,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
@@ -105,12 +102,13 @@ def evaluate(
     return evaluator.summarize()
 
 
-def _check_complete(evaluator: Evaluator, loader: Any) -> None:
-    """Make sure that every image of the data set was scored, over all ranks; a user's own data or evaluator may not know."""
-    found, data = getattr(evaluator, "detections", None), getattr(loader, "dataset", None)
-    if found is None or not hasattr(data, "__len__"):
+def _check_complete(evaluator: Evaluator, loader: DetectionLoader) -> None:
+    """Make sure that every image of the data set was scored, over all ranks; a user's own evaluator may not know."""
+    if not isinstance(evaluator, KeepsDetections):
         return
-    if len(found) != len(data):
+    scored = len(evaluator.detections)
+    images = len(loader.dataset)
+    if scored != images:
         raise DataError(
-            f"{len(found)} of {len(data)} validation images were scored: a loader ended early or images share an id"
+            f"{scored} of {images} validation images were scored: a loader ended early or images share an id"
         )

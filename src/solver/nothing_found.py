@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.contracts import Evaluator
+from ..core.contracts import Diagnoses, Evaluator
 from ..runtime.distributed import is_main
 from ..runtime.log import logger
 from .run_state import RunState
@@ -35,5 +35,5 @@ def explain_nothing_found(
     if "AP50" not in metrics or (metrics["AP50"] or 0.0) > LARGEST_AP50:
         return
     state.explained = True
-    if is_main() and hasattr(evaluator, "diagnose"):
+    if is_main() and isinstance(evaluator, Diagnoses):
         logger.warning("nothing is found although the loss falls: %s", evaluator.diagnose())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ..core.contracts import Target
+from ..core.contracts import DetectionData, Target
 from ..detection.drawing import DrawnObjects, draw_boxes, draw_pair, side_by_side
 
 TRAINING_IMAGES, VALIDATION_IMAGES = 9, 6
@@ -53,11 +53,13 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
     return _grid(pictures, columns=3)
 
 
-def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: float | None) -> Tensor | None:
+def validation_grid(
+    dataset: DetectionData, detections: Mapping[int, Any], threshold: float | None
+) -> Tensor | None:
     """Draw the truth and, right of it, what was found, for images spread evenly over a data set: always the same ones.
 
     Args:
-        dataset: has `raw_sample`, `labels.image_ids`, `label_names` and `detection_names`.
+        dataset: what was evaluated.
         detections: by image id, `[R, 6]`: x, y, w, h, score, category.
         threshold: least score that is drawn; None for 0.4.
 
@@ -68,14 +70,14 @@ def validation_grid(dataset: Any, detections: Mapping[int, Any], threshold: floa
     for index in (
         torch.linspace(0, len(dataset) - 1, min(VALIDATION_IMAGES, len(dataset))).round().int().tolist()
     ):
-        rows = detections.get(int(dataset.labels.image_ids[index]))
-        if rows is None:
+        rows = detections.get(dataset.image_id(index))
+        picture = None if rows is None else dataset.picture(index)
+        if picture is None:
             continue
-        sample = dataset.raw_sample(index)
         shown = rows[rows[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
-        truth = DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names)
-        pair = draw_pair(sample.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names))
-        pictures.append(side_by_side([_fitted(picture) for picture in pair]))
+        truth = DrawnObjects(picture.boxes, picture.labels, dataset.label_names)
+        pair = draw_pair(picture.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names))
+        pictures.append(side_by_side([_fitted(drawn) for drawn in pair]))
     return _grid(pictures, columns=2) if pictures else None
 
 

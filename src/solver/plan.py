@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from ..core.contracts import DetectionLoader, StagedCollate
 from ..core.yaml_config import RunSettings
 from ..runtime.log import logger
 
@@ -101,28 +101,29 @@ class TrainingPlan:
         return self.epochs
 
 
-def steps_per_epoch(loader: Any, grad_accum_steps: int) -> int:
+def steps_per_epoch(loader: DetectionLoader, grad_accum_steps: int) -> int:
     """Return the optimizer steps of an epoch; the last one may have fewer batches."""
     return -(-len(loader) // grad_accum_steps)
 
 
-def make_plan(settings: RunSettings, loader: Any, thaws: Iterable[int]) -> TrainingPlan:
+def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[int]) -> TrainingPlan:
     """Plan a run.
 
     Args:
         settings: of the run.
-        loader: of training; its collate function may have the keys `stop_epoch` and `ema_restart_decay` of D-FINE.
+        loader: of training; its collate function may have stages.
         thaws: epochs in which parameters begin to be trained.
     """
     collate = loader.collate_fn
+    staged = collate if isinstance(collate, StagedCollate) else None
     window = min(settings.grad_accum_steps, len(loader))
     return TrainingPlan(
         epochs=settings.epochs,
         steps_per_epoch=steps_per_epoch(loader, settings.grad_accum_steps),
         window=window,
         batch_size=loader.total_batch_size * window,
-        stop_epoch=getattr(collate, "stop_epoch", None),
-        ema_restart_decay=getattr(collate, "ema_restart_decay", 0.9999),
+        stop_epoch=None if staged is None else staged.stop_epoch,
+        ema_restart_decay=None if staged is None else staged.ema_restart_decay,
         thaws=frozenset(thaws),
         patience=settings.patience,
     )

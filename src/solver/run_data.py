@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.contracts import Evaluator
+from ..core.contracts import DetectionData, DetectionLoader, Evaluator
 from ..core.errors import DataError
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import check_ranks_agree
@@ -21,9 +21,9 @@ from .start_weights import Start
 class RunData:
     """The data of a run."""
 
-    train_loader: Any
+    train_loader: DetectionLoader | None
     """None in an evaluation."""
-    val_loader: Any
+    val_loader: DetectionLoader
     evaluator: Evaluator
     classes: list[dict[str, Any]]
     """`id` and `name` of each label."""
@@ -51,8 +51,9 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path, *, tra
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
     train_loader = _open_train_loader(cfg, seed) if training else None
-    loaders = {"train": train_loader, "val": val_loader} if training else {"val": val_loader}
-    parts = {name: loader.dataset for name, loader in loaders.items()}
+    parts = {"val": val_loader.dataset}
+    if train_loader is not None:
+        parts = {"train": train_loader.dataset, **parts}
     data_sets = list(parts.values())
     if training:
         compare_categories(*data_sets)
@@ -64,21 +65,21 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path, *, tra
     agreed = {"data": digest(identity), "configuration": cfg.to_yaml(), "seed": seed}
     check_ranks_agree(agreed)
     changed = _check_resumed(cfg, start, parts)
-    if training and not bool((~data_sets[0].labels.crowds).any()):
+    if training and not data_sets[0].usable_boxes():
         raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
     evaluator = cfg.evaluator(val_loader.dataset.ground_truth())
     check_best_metric(cfg.settings.best_metric, evaluator, val_loader.dataset)
     return RunData(train_loader, val_loader, evaluator, class_table(data_sets[0]), identity, changed)
 
 
-def _open_train_loader(cfg: YAMLConfig, seed: int) -> Any:
+def _open_train_loader(cfg: YAMLConfig, seed: int) -> DetectionLoader:
     loader = cfg.train_dataloader
     loader.batch_sampler.equal_shares = True
     loader.set_seed(seed)
     return loader
 
 
-def _check_resumed(cfg: YAMLConfig, start: Start, parts: dict[str, Any]) -> bool:
+def _check_resumed(cfg: YAMLConfig, start: Start, parts: dict[str, DetectionData]) -> bool:
     """Compare configuration and data with those of the run that is resumed; return whether the data has changed."""
     if start.state is None:
         return False

@@ -19,8 +19,8 @@ Identity = dict[str, Any]
 
 
 def data_identity(data_sets: Mapping[str, Any]) -> dict[str, Identity]:
-    """Return the identity of each data set by its part, "train" or "val"; one of a user's own may have none."""
-    return {part: data.identity() for part, data in data_sets.items() if hasattr(data, "identity")}
+    """Return the identity of each data set by its part, "train" or "val"."""
+    return {part: data.identity() for part, data in data_sets.items()}
 
 
 def digest(identities: Mapping[str, Identity]) -> str:
@@ -97,7 +97,7 @@ def _images(count: int) -> str:
 
 
 def _shown(names: Sequence[int], index_of: Mapping[int, int], data: Any) -> str:
-    files = [data.labels.file_name(index_of[name]) for name in names[:SHOWN]]
+    files = [data.image_name(index_of[name]) for name in names[:SHOWN]]
     return ", ".join(files) + (", ..." if len(names) > SHOWN else "")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.contracts import Target
+from ..core.contracts import DetectionData, Target
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
@@ -84,7 +84,11 @@ class RunLog:
             self._write_picture(epoch, "training", training_grid(images, targets, names))
 
     def show_validation(
-        self, epoch: int, dataset: Any, detections: Mapping[int, Any] | None, threshold: float | None
+        self,
+        epoch: int,
+        dataset: DetectionData,
+        detections: Mapping[int, Any] | None,
+        threshold: float | None,
     ) -> None:
         """Show what is found in the same few validation images, in some epochs; an evaluator may keep no detections."""
         if detections and self._shows(epoch):
@@ -188,7 +192,11 @@ def horizon_warning(horizon: float, steps: int) -> str | None:
 
 
 def log_data(
-    train_data: Any, val_data: Any, num_classes: int, plan: TrainingPlan, queries: int | None
+    train_data: DetectionData,
+    val_data: DetectionData,
+    num_classes: int,
+    plan: TrainingPlan,
+    queries: int | None,
 ) -> None:
     """Log what a run learns from, and warn if images have more objects than the model can find.
 
@@ -199,12 +207,13 @@ def log_data(
         plan: of the run.
         queries: objects that can be found in one image; None if not known.
     """
-    empty = int((train_data.labels.starts.diff() == 0).sum())
+    boxes = train_data.boxes_per_image()
+    most = int(boxes.max())
     accumulated = f" ({plan.window} x {plan.batch_size // plan.window})" if plan.window > 1 else ""
     logger.info(
         "%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
         len(train_data),
-        empty,
+        int((boxes == 0).sum()),
         len(val_data),
         num_classes,
         plan.batch_size,
@@ -212,10 +221,10 @@ def log_data(
         plan.steps_per_epoch,
         plan.epochs,
     )
-    if queries is not None and train_data.labels.most_boxes > queries:
+    if queries is not None and most > queries:
         logger.warning(
             "there is an image with %d objects, but only %d can be found in one (num_queries)",
-            train_data.labels.most_boxes,
+            most,
             queries,
         )
 

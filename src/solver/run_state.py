@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.contracts import WeightAverage
+from ..core.contracts import DetectionData, WeightAverage
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, load_strictly
 from ..detection.lora_weights import merged_state_dict
@@ -56,7 +56,7 @@ class RunState:
     scaler: torch.amp.GradScaler | None
     guard: NumericsGuard
     best: BestModel
-    train_data: Any
+    train_data: DetectionData
     """The training data, which remembers images that could not be read."""
     progress: Progress = field(default_factory=Progress)
     meter: EpochMeter | None = None
@@ -84,7 +84,7 @@ class RunState:
             "best": self.best.state_dict(),
             "first_loss": self.first_loss,
             "explained": self.explained,
-            "unreadable": _unreadable(self.train_data),
+            "unreadable": self.train_data.unreadable_images(),
             "data": facts.identity,
             "meta": {"classes": facts.classes, "config": facts.config_text, **facts.provenance},
             "world_size": world_size(),
@@ -188,12 +188,7 @@ def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unreadable(data: Any) -> list[int]:
-    """Return the images that could not be read so far, which `bad_images` limits; a user's data set may not know."""
-    return data.unreadable_images() if hasattr(data, "unreadable_images") else []
-
-
-def _remember_unreadable(data: Any, images: list[int]) -> None:
+def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
     known = [index for index in images if index < len(data)]
     if known:
         data.remember_unreadable(known)

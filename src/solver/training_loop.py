@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.contracts import FollowsEpochs, HasHorizon, HasQueries, KeepsDetections, MultiScaleCollate
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
@@ -28,10 +29,11 @@ def log_run(run: Run) -> None:
     model = run.state.model
     precision = "float32" if run.step.amp_dtype is None else str(run.step.amp_dtype).removeprefix("torch.")
     logger.info("%s on %s, %d rank(s), %s", type(model).__name__, run.device, world_size(), precision)
-    queries = getattr(getattr(model, "decoder", None), "num_queries", None)
+    queries = next((part.num_queries for part in model.modules() if isinstance(part, HasQueries)), None)
     train_data = run.data.train_loader.dataset
     log_data(train_data, run.data.val_loader.dataset, len(run.data.classes), run.plan, queries)
-    log_plan(run.plan, getattr(run.state.ema, "horizon", None))
+    average = run.state.ema
+    log_plan(run.plan, average.horizon if isinstance(average, HasHorizon) else None)
 
 
 def rehearse(run: Run) -> None:
@@ -40,15 +42,16 @@ def rehearse(run: Run) -> None:
     if wanted is None:
         wanted = run.device.type == "cuda"
     loader = run.data.train_loader
-    size = loader.dataset.transforms.output_size or run.model_size
-    if not wanted or not size or not hasattr(loader.collate_fn, "largest_size"):
+    collate = loader.collate_fn
+    size = loader.dataset.output_size or run.model_size
+    if not wanted or not size or not isinstance(collate, MultiScaleCollate):
         return
     try_memory(
         run.step,
         run.phases,
         images=loader.batch_sampler.batch_size,
-        size_hw=loader.collate_fn.largest_size(tuple(size)),
-        objects=loader.dataset.labels.most_boxes,
+        size_hw=collate.largest_size((size[0], size[1])),
+        objects=int(loader.dataset.boxes_per_image().max()),
         num_classes=run.num_classes,
         epoch=run.state.progress.epoch,
         last_epoch=run.plan.epochs - 1,
@@ -60,7 +63,7 @@ def begin_epoch(run: Run, epoch: int) -> None:
     progress = run.state.progress
     run.data.train_loader.set_epoch(epoch, progress.step * run.settings.grad_accum_steps)
     for part in (run.step.criterion, run.step.anchoring):
-        if hasattr(part, "set_epoch"):  # a criterion of a user's own may know no epochs
+        if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
     if run.phases.begin(epoch):
         log_trainable_parameters(epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress))
@@ -165,7 +168,8 @@ def end_epoch(
     state.meter = None
     losses = meter.means()
     explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
-    detections = getattr(run.data.evaluator, "detections", None)
+    evaluator = run.data.evaluator
+    detections = evaluator.detections if isinstance(evaluator, KeepsDetections) else None
     log.show_validation(epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold"))
     improved = state.close_epoch(metrics, run.plan)
     run.data.train_loader.report_images()

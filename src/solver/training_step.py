@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..core.contracts import WeightAverage
+from ..core.contracts import CountsObjects, WeightAverage
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere
 from .det_engine import Batch
@@ -103,20 +104,19 @@ class TrainStep:
 
     def _normalizers(self, window: Sequence[Batch], images: list[int]) -> list[Any]:
         """Return what the criterion shall normalise each batch by; None leaves a batch to its own counts."""
-        if len(window) == 1 or not self.exact or not hasattr(self.criterion, "window_normalizers"):
+        criterion = self.criterion
+        if len(window) == 1 or not self.exact or not isinstance(criterion, CountsObjects):
             return [None] * len(window)
         counts = []
         with self._isolated_rng(), torch.no_grad():  # the same random numbers come again with the loss
             for batch in window:
                 images_there, targets = self._to_device(batch)
                 try:
-                    counts.append(
-                        self.criterion.count(self._forward(self.model, images_there, targets), targets)
-                    )
+                    counts.append(criterion.count(self._forward(self.model, images_there, targets), targets))
                 except NumericsError:  # comes again, and is reported, with the loss
                     counts.append((sum(len(t["labels"]) for t in targets), 0))
         self.statistics.restore()
-        return self.criterion.window_normalizers(counts, images, self.device)
+        return criterion.window_normalizers(counts, images, self.device)
 
     def _forward_backward(self, batch: Batch, normalizers: Any, share: float) -> Part:
         """Add the gradients of a batch; `share` is its part of the window."""
@@ -154,7 +154,7 @@ class TrainStep:
         ]
 
     def _without_sync(self) -> AbstractContextManager:
-        return self.wrapped.no_sync() if hasattr(self.wrapped, "no_sync") else nullcontext()
+        return self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
     def _optimizer_step(self, parts: list[Part]) -> tuple[bool, bool]:
         """Change the weights along the gradients.

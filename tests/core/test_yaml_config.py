@@ -116,12 +116,25 @@ def test_average_is_left_out_unless_asked_for():
 
 def test_part_that_no_block_describes_is_none(tmp_path):
     cfg = config_from(tmp_path, "epochs: 3\n")
-    assert (cfg.train_dataloader, cfg.val_dataloader, cfg.lr_warmup_scheduler, cfg.scaler("cpu")) == (
-        None,
-        None,
-        None,
-        None,
-    )
+    assert (cfg.lr_warmup_scheduler, cfg.scaler("cpu")) == (None, None)
+
+
+@pytest.mark.parametrize("key", ["train_dataloader", "val_dataloader"])
+def test_a_loader_that_is_missing_is_named(tmp_path, key):
+    with pytest.raises(ConfigError, match=f"has no '{key}', a loader such as DataLoader with a dataset$"):
+        getattr(config_from(tmp_path, "epochs: 3\n"), key)
+
+
+def test_a_checkpoint_with_a_data_set_that_is_not_imported_can_be_used(tmp_path):
+    text = "train_dataloader: {type: DataLoader, dataset: {type: NotImported, table: a.csv}}\nepochs: 3\n"
+    assert YAMLConfig.from_text(text, "best.pth").yaml_cfg == {"epochs": 3}
+
+
+def test_a_checkpoint_cannot_run_python_files():
+    with pytest.raises(
+        ConfigError, match="^best.pth has __import__, which only configuration files may have"
+    ):
+        YAMLConfig.from_text("__import__: [my_data.py]\n", "best.pth")
 
 
 @pytest.mark.parametrize("key", ["model", "criterion", "postprocessor"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from src.core.build import create
+from src.core.contracts import DetectionData
 from src.core.durations import RunLength
 from src.core.errors import ConfigError, DataError
 from src.data import dataloader
@@ -289,8 +290,13 @@ def test_two_ranks_together_load_what_one_loads(data_folder, loader):
     assert [len(batch) for batch in parts[0]] == [2, 2, 2]
 
 
-def test_data_set_without_epochs_is_loaded_too():
-    class Plain(torch.utils.data.Dataset):
+def test_data_set_with_the_required_members_alone_is_loaded_too():
+    class Plain(DetectionData):
+        class_names = ()
+
+        def objects(self, index):
+            raise NotImplementedError
+
         def __len__(self):
             return 4
 
@@ -300,7 +306,19 @@ def test_data_set_without_epochs_is_loaded_too():
     plain = DataLoader(Plain(), batch_size=2)
     plain.set_epoch(1)
     plain.set_seed(1)
+    plain.report_images()
     assert [batch[:, 0, 0, 0].tolist() for batch, _ in plain] == [[0, 1], [2, 3]]
+
+
+def test_data_set_that_lacks_a_member_is_refused():
+    class Plain(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+    with pytest.raises(
+        ConfigError, match=r"^Plain cannot be used as a data set: it lacks class_names \(a list"
+    ):
+        DataLoader(Plain(), batch_size=2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from src.core.contracts import DetectionData
 from src.core.errors import DataError, ResourceError
 from src.data import dataloader, worker_watch
 from src.data.dataloader import DataLoader
@@ -21,9 +22,10 @@ def short_interval(monkeypatch):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.2)
 
 
-class Numbers(torch.utils.data.Dataset):
+class Numbers(DetectionData):
     """Eight numbers; something happens at the sixth."""
 
+    class_names = ()
     last = torch.full((2,), -1).share_memory_()
 
     def __init__(self, happen):
@@ -37,6 +39,9 @@ class Numbers(torch.utils.data.Dataset):
         if index == 5:
             self.happen()
         return index
+
+    def objects(self, index):
+        raise NotImplementedError
 
     def last_image(self, worker):
         return f"number {int(self.last[worker])}"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data.dataset.images import MAX_PIXELS
+from src.data.dataset.decoding import MAX_PIXELS
 from src.runtime.process import explain
 from src.solver import det_solver
 from tests.fixtures.commands import read_log, write_tiny_config

@@ -37,7 +37,7 @@ def in_a_worker(monkeypatch):
     def let(index: int, happen) -> None:
         def raw_sample(self, asked, rng=None):
             if asked == index and get_worker_info() is not None:
-                self.marks.begin(asked)
+                self.policy.flags.begin(asked)
                 happen()
             return original(self, asked, rng)
 

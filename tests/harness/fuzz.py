@@ -393,7 +393,7 @@ def images(folder: Path, rng: random.Random):
     import numpy as np
     from PIL import Image
 
-    from src.data.dataset.images import load_image
+    from src.data.dataset.decoding import load_image
 
     width, height = 60, 40
     colours = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)

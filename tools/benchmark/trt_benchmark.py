@@ -38,7 +38,7 @@ def benchmark(arguments) -> None:
     import numpy as np
 
     from src.core.errors import DataError
-    from src.data.dataset.images import load_image
+    from src.data.dataset.decoding import load_image
     from src.inference import Detector
     from src.inference.sources import image_files
     from src.runtime.distributed import pick_device

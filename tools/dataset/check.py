@@ -98,7 +98,7 @@ def main() -> None:
         from src.data.dataset.box_formats import BoxFormat
         from src.data.preparation.check import DataSet, check, data_sets_of, training_transforms
         from src.data.preparation.fix import copies_of, describe, fix
-        from src.data.preparation.image_check import ImageCheck
+        from src.data.preparation.image_file_check import ImageCheck
         from src.runtime.files import prepare_output_dir
         from src.runtime.log import say
         from src.runtime.own_files import prepare_report

@@ -1,5 +1,8 @@
 """Data sets. Importing this package registers them."""
 
+from ...core.contracts import Objects
 from .coco_dataset import CocoDetection
+from .decoding import load_image
+from .detection_dataset import DetectionDataset
 
-__all__ = ["CocoDetection"]
+__all__ = ["CocoDetection", "DetectionDataset", "Objects", "load_image"]

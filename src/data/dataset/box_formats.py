@@ -24,10 +24,10 @@ OUTSIDE_LIMIT = 0.01
 BEYOND_LIMIT = 0.1
 """Fraction of boxes that reach far out of their image above which another format is looked for."""
 
-FITS = 1 - OUTSIDE_LIMIT
+LIKELY_FRACTION = 1 - OUTSIDE_LIMIT
 """Fraction of boxes that must fit into their images for a format to be likely."""
 
-FEW = 3
+MIN_SUSPICIOUS_BOXES = 3
 """Minimum number of boxes that raise a suspicion."""
 
 CENTRES_BEYOND = 10
@@ -110,7 +110,7 @@ def suspect(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
     if not count or not np.isfinite(xywh).all():
         return None
     tiny = (np.abs(xywh) <= 1.01).all(1) & (sizes > 4).all(1)
-    if tiny.sum() >= max(FEW, 0.5 * count) or (tiny.all() and (xywh % 1 != 0).any()):
+    if tiny.sum() >= max(MIN_SUSPICIOUS_BOXES, 0.5 * count) or (tiny.all() and (xywh % 1 != 0).any()):
         return Suspicion(
             f"{'all' if tiny.all() else f'{tiny.sum()} of'} {count} boxes have numbers from 0 to 1, expected pixels",
             _likely(xywh[tiny], sizes[tiny], "fraction"),
@@ -121,15 +121,15 @@ def suspect(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
             [*_likely(xywh, sizes, unit), *_likely(xywh, sizes, "pixels")],
         )
     outside, beyond = _outside_and_beyond(xywh, sizes)
-    if outside <= OUTSIDE_LIMIT * count and beyond < max(FEW, BEYOND_LIMIT * count):
+    if outside <= OUTSIDE_LIMIT * count and beyond < max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count):
         return None
     likely = _likely(xywh, sizes, "pixels")
-    if outside > OUTSIDE_LIMIT * count and (likely or outside >= FEW):
+    if outside > OUTSIDE_LIMIT * count and (likely or outside >= MIN_SUSPICIOUS_BOXES):
         fills_permille = 0.8 * _SCALE["permille"] < xywh.max() <= 1.005 * _SCALE["permille"]
         if not likely and fills_permille:
             likely = _likely(xywh, sizes, "permille")
         return Suspicion(f"{outside} of {count} boxes lie wholly outside their image", likely)
-    if beyond >= max(FEW, BEYOND_LIMIT * count):
+    if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count):
         if beyond < CENTRES_BEYOND or (xywh[:, :2] < -1).any():
             likely = [given for given in likely if given.order != "cxcywh"]
         if likely:
@@ -155,7 +155,9 @@ def _likely(boxes: np.ndarray, sizes: np.ndarray, unit: str) -> list[BoxFormat]:
     """
     formats = [given for given in FORMATS if given.unit == unit and given != COCO]
     scores = {given: fitting(to_coco(boxes, sizes, given), sizes) for given in formats}
-    best = sorted((given for given in formats if scores[given] >= FITS), key=lambda given: -scores[given])
+    best = sorted(
+        (given for given in formats if scores[given] >= LIKELY_FRACTION), key=lambda given: -scores[given]
+    )
     usual = [given for given in best if not given.order.startswith("y")]
     if unit == "pixels" and usual:
         return usual

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,47 +10,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...core.coco_categories import COCO_CATEGORY_IDS
+from ...core.contracts import DetectionData, Objects
 from ...core.errors import ConfigError, DataError
 from ...core.paths import did_you_mean_file
 from ...core.registry import register
+from ...runtime.distributed import barrier, is_main
 from ...runtime.log import logger
 from ..transforms.compose import Compose
-from ..transforms.sample import Sample
 from .box_formats import BoxFormat, Order, Unit
-from .coco_format import CocoLabels, load_coco
-from .findings import FAULTS_SHOWN, listed, place_of
-from .image_folder import find_misplaced
-from .image_marks import ImageMarks
-from .image_names import FileIndex
-from .image_scan import ImageScan, scan_images, sizes_of_files
-from .image_twins import find_twins
-from .images import ImageChangedError, ImageError, ImageSizeError, Mark, inspect_image, load_image
+from .coco_format import load_coco
+from .decoding import Mark, load_image
+from .detection_dataset import DetectionDataset
+from .image_policy import ImagePolicy
 from .label_ledger import LabelLedger
-
-BAD_IMAGES = 0.001
-"""Share of a training set's images that may be unreadable."""
-
-_TOLD = {
-    Mark.SEVERAL_FRAMES: (logging.WARNING, "images with several frames, of which the first is used"),
-    Mark.TURNED: (logging.INFO, "images turned upright, as a note in their files says"),
-    Mark.CMYK: (logging.INFO, "CMYK images, converted to RGB"),
-    Mark.DEEP: (logging.INFO, "16-bit images, scaled to 8 bits"),
-}
-"""What is said once about images with a mark, and how loudly."""
+from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
 
 
 @register()
-class CocoDetection(Dataset):
+class CocoDetection(DetectionDataset):
     """Images with boxes from an annotation file in COCO format.
 
     The file's category ids, sorted, become labels 0..C-1, whatever they are. Every draw of chance for an image
     follows from (seed, epoch, index), so that neither workers nor restarts change what comes out.
     """
 
-    __inject__ = ["transforms"]
+    ann_file: str = ""
     __share__ = ["remap_mscoco_category"]
 
     def __init__(
@@ -100,172 +84,129 @@ class CocoDetection(Dataset):
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder{hint}")
         if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
-        self.img_folder, self.ann_file = Path(img_folder), ann_file
-        self.bad_images, self.follow_links, self.watch_files = bad_images, follow_links, watch_files
-        self.transforms = transforms or Compose()
+        self.img_folder = Path(img_folder)
+        self.ann_file = ann_file
+        super().__init__(transforms)
         self.remap_mscoco_category = remap_mscoco_category
         given = (
             None if box_order is box_unit is None else BoxFormat(box_order or "xywh", box_unit or "pixels")
         )
-        self.labels = load_coco(ann_file, self._sizes_of_files if trust_files else None, given)
+        true_sizes = partial(sizes_in_folder, self.img_folder) if trust_files else None
+        self.labels = load_coco(ann_file, true_sizes, given)
+        self.class_names = self.labels.category_names
+        self.category_ids = self.labels.category_ids
         self.label_of_category = self._label_table()
-        self.marks = ImageMarks(len(self.labels))
-        self.scan: ImageScan | None = None
-        self.seed, self.epoch = 0, 0
+        self.images = ListedImages(self.labels, self.img_folder, follow_links=follow_links, watch=watch_files)
+        self.policy = ImagePolicy(self.images, bad_images)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return an augmented image `[3, H, W]` and its target (`core.contracts.Target`)."""
-        return self.sample(index).render()
+    def load_image(self, index: int) -> Tensor:
+        """Decode an image `[3, H, W]` uint8, which must have the size that its labels were made for."""
+        return load_image(self.image_path(index), self.images.size(index))
 
-    def __getitems__(self, indices: list[int]) -> list[Sample]:
-        """Return samples that are not rendered yet, for a collate function that chooses the size of a batch."""
-        return [self.sample(index) for index in indices]
+    def objects(self, index: int) -> Objects:
+        """Return the checked objects of an image; crowd regions and objects with `ignore` are ignored."""
+        labels = self.labels
+        rows = self.labels.rows(index)
+        return Objects(labels.boxes[rows], labels.categories[rows], labels.crowds[rows], labels.areas[rows])
 
-    def sample(self, index: int) -> Sample:
-        """Decode an image and apply the transforms, all but the resampling."""
-        return self.transforms(self.raw_sample(index), self.epoch)
+    def image_id(self, index: int) -> int:
+        """Return the id of an image in the file."""
+        return int(self.labels.image_ids[index])
 
-    def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """Decode an image, or one in its place; boxes are in its pixels, crowd regions left out. Its chance is its own, or that of `rng`."""
-        rng = rng or np.random.default_rng([self.seed, self.epoch, index])
-        index, image = self._decode(index, rng)
-        labels, path = self.labels, self.image_path(index)
-        rows = labels.rows(index)
-        single = ~labels.crowds.numpy()[rows]
-        fields = {
-            "labels": self.label_of_category.numpy()[labels.categories.numpy()[rows][single]],
-            "area": labels.areas.numpy()[rows][single],
-            "iscrowd": np.zeros(np.count_nonzero(single), np.int64),
-        }
-        info = {
-            "image_id": labels.image_ids[index : index + 1],
-            "orig_size": labels.sizes[index].long(),
-            "idx": torch.tensor([index]),
-            "image_path": str(path),
-        }
-        boxes = labels.boxes.numpy()[rows][single].astype(np.float64)
-        return Sample(image, boxes, fields, info, rng, self.random_sample)
+    def image_name(self, index: int) -> str:
+        """Return the file name of an image as it stands in the file."""
+        return self.labels.file_name(index)
 
-    def random_sample(self, rng: np.random.Generator) -> Sample:
-        """Decode an image that `rng` draws, for a mosaic; what follows is drawn by the same."""
-        return self.raw_sample(int(rng.integers(len(self))), rng)
+    def boxes_per_image(self) -> Tensor:
+        """Return the number of boxes of each image, ignored ones included: `[N]` int64."""
+        return self.labels.starts.diff()
 
-    def _decode(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or others that `rng` draws until one is sound; return which it is."""
-        while True:
-            self.marks.begin(index)
-            try:
-                image, marks = inspect_image(
-                    self.image_path(index), self._size(index), partial(self._check_unchanged, index)
-                )
-            except (
-                ImageSizeError,
-                ImageChangedError,
-            ):  # the file is sound: the labels, or those who write, are not to be trusted
-                raise
-            except ImageError as error:
-                if not self.bad_images:
-                    raise
-                self.marks.add(index, Mark.UNREADABLE)
-                self._limit_bad_images(f"; the last: {error}")
-                index = int(rng.integers(len(self)))
-            else:
-                self.marks.add(index, marks)
-                return index, image
+    def usable_boxes(self) -> int:
+        """Return the number of boxes that are learned and scored."""
+        return int((~self.labels.crowds).sum())
 
-    def _check_unchanged(self, index: int, now: os.stat_result) -> None:
-        if self.scan is not None and self.watch_files:
-            self.scan.check_unchanged(index, now)
+    def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
+        """Decode an image, or others that `rng` chooses until one is sound (`ImagePolicy.load`)."""
+        return self.policy.load(index, rng)
 
-    def refuse_bad_images(self) -> None:
-        """Let the first image that cannot be read end the run, whatever the settings say."""
-        self.bad_images = 0
+    def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
+        """Compare the labels with the image files before a run; all ranks together.
 
-    def allow_bad_images(self) -> None:
-        """Leave out images that cannot be read, as training may: `BAD_IMAGES` of them where the settings say nothing."""
-        if self.bad_images is None:
-            self.bad_images = BAD_IMAGES
+        Args:
+            strict: the first image that cannot be read ends the run.
+            cache: file for what the headers of the images say, so that the next start is faster.
 
-    @property
-    def _tolerated(self) -> int:
-        return int((self.bad_images or 0) * len(self) + 1e-9)
-
-    def _limit_bad_images(self, detail: str = "") -> None:
-        """Raise `DataError` once more images are unreadable than may be."""
-        bad = self.marks.images(Mark.UNREADABLE)
-        if len(bad) > self._tolerated:
-            raise DataError(
-                f"{len(bad)} of {len(self)} images of {self.ann_file} cannot be read, more than the share of {self.bad_images:g} that "
-                f"bad_images tolerates: {listed([str(self.image_path(i)) for i in bad])}{detail}; repair them, or raise dataset.bad_images"
-            )
-
-    def report_images(self) -> None:
-        """Say what is new since the last time about images that were decoded, over all ranks; all of them call this together.
+        Returns:
+            Warnings, one a line.
 
         Raises:
-            DataError: if the ranks together met more unreadable images than `bad_images` allows.
+            DataError: if images are missing or contradict their labels, or if more than half of the boxes are lost.
         """
-        self.marks.join_ranks()
-        bad = self.marks.take_news(Mark.UNREADABLE)
-        for index in bad[:FAULTS_SHOWN]:
-            logger.warning("%s; another image takes its place", self._why_bad(index))
-        if bad:
-            logger.warning(
-                "%s: images that cannot be read: %d, tolerated are %d (bad_images: %g)",
-                self.ann_file,
-                len(self.marks.images(Mark.UNREADABLE)),
-                self._tolerated,
-                self.bad_images,
-            )
-        for mark, (level, _) in _TOLD.items():
-            if new := self.marks.take_news(mark):
-                logger.log(level, "%s", self._told(mark, new[0]))
-        self._limit_bad_images()
+        if strict:
+            self.policy.refuse()
+        warnings = self.labels.findings.describe() + self._account_for_labels()
+        if is_main():
+            self.check_images_exist()
+        barrier()
+        self.scan_images(cache)
+        return warnings + self.policy.describe_news(Mark.SEVERAL_FRAMES)
 
-    def _told(self, mark: Mark, first: int) -> str:
-        return f"{self.ann_file}: {_TOLD[mark][1]}: {len(self.marks.images(mark))} (first: {self.labels.file_name(first)})"
+    def _account_for_labels(self) -> list[str]:
+        """Log what becomes of the labels between file and loss; return warnings about boxes that are too small to be learned."""
+        ledger = self.ledger()
+        if is_main():
+            for line in ledger.lines():
+                logger.info("%s", line)
+        ledger.raise_if_mostly_lost()
+        return [
+            f"{ledger.path}: boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
+            for entry in ledger.entries
+            if entry.cause == "size"
+        ]
 
-    def _why_bad(self, index: int) -> str:
-        """Decode an image that was unreadable once more, since the process that met it could not tell us."""
-        path = self.image_path(index)
-        try:
-            load_image(path, self._size(index))
-        except ImageError as error:
-            return str(error)
-        return f"image {path} could not be read at first, but can be now"
+    def describe_duplicates(self, *others: DetectionData) -> list[str]:
+        """Return warnings about images that are in the data twice, by name or by content; all data sets have been checked."""
+        lines = []
+        comparable = [other for other in others if isinstance(other, CocoDetection)]
+        for other in comparable:
+            if both := self.images.in_common(other.images):
+                lines.append(
+                    f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good"
+                )
+        return lines + describe_duplicates([self.images, *(other.images for other in comparable)])
 
-    def _size(self, index: int) -> tuple[int, int]:
-        width, height = self.labels.sizes[index].tolist()
-        return width, height
+    def allow_bad_images(self) -> None:
+        """Replace images that cannot be read, as training may: a thousandth of them if the settings give no share."""
+        self.policy.allow()
+
+    def report_images(self) -> None:
+        """Log what is new about images that were decoded; all ranks call this together (`ImagePolicy.report`)."""
+        self.policy.report()
+
+    def unreadable_images(self) -> list[int]:
+        """Return the positions of the images that could not be read so far."""
+        return self.policy.unreadable()
+
+    def remember_unreadable(self, indices: Sequence[int]) -> None:
+        """Count images as unreadable that an earlier part of the run could not read; they are not reported again."""
+        self.policy.remember_unreadable(indices)
 
     def image_path(self, index: int) -> Path:
-        """Return where an image lies."""
-        return self.img_folder / self.labels.file_name(index)
+        """Return the file of an image."""
+        return self.images.path(index)
 
     def last_image(self, worker: int) -> str:
         """Return id and file name of the image that a worker of the loader began with last."""
-        index = self.marks.last_begun(worker)
-        return (
-            "none yet"
-            if index is None
-            else f"{int(self.labels.image_ids[index])} ({self.labels.file_name(index)})"
-        )
-
-    def images_in_common(self, other: CocoDetection) -> list[str]:
-        """Return the files that another data set holds too, by their paths."""
-        ours, theirs = (
-            {f"{folder}/{data.labels.file_name(i)}" for i in range(len(data))}
-            for data, folder in ((data, os.path.realpath(data.img_folder)) for data in (self, other))
-        )
-        return sorted(ours & theirs)
+        index = self.policy.flags.last_begun(worker)
+        return "none yet" if index is None else self.images.describe(index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch's chance and stage shall act."""
-        self.epoch = epoch
-        self.marks.forget_workers()
+        """Store the epoch that begins; its workers are new ones."""
+        super().set_epoch(epoch)
+        self.policy.flags.forget_workers()
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this data from other data, whatever its path: names and labels of images, and classes.
@@ -280,46 +221,6 @@ class CocoDetection(Dataset):
             "classes": classes,
         }
 
-    def unreadable_images(self) -> list[int]:
-        """Return the positions of the images that could not be read so far."""
-        return self.marks.images(Mark.UNREADABLE)
-
-    def remember_unreadable(self, indices: Sequence[int]) -> None:
-        """Count images as unreadable that an earlier part of the run could not read; they are not reported again."""
-        for index in indices:
-            self.marks.add(index, Mark.UNREADABLE)
-        self.marks.take_news(Mark.UNREADABLE)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names in the order of the file's categories."""
-        return self.labels.category_names
-
-    @property
-    def num_classes(self) -> int:
-        """The least number of classes that a model of this data needs."""
-        return int(self.label_of_category.max()) + 1
-
-    def use_labels(self, labels: Sequence[int]) -> None:
-        """Give the file's categories, in the order of their ids, other labels: those that a trained model knows them by."""
-        self.label_of_category = torch.tensor(labels, dtype=torch.int64)
-
-    @property
-    def label_names(self) -> dict[int, str]:
-        """Names by the labels that samples carry."""
-        return dict(zip(self.label_of_category.tolist(), self.class_names))
-
-    @property
-    def detection_names(self) -> dict[int, str]:
-        """Names by what the post-processor gives as labels: COCO's ids with the remap on, else labels."""
-        return dict(zip(self._detection_ids.tolist(), self.class_names))
-
-    @property
-    def _detection_ids(self) -> Tensor:
-        return (
-            torch.tensor(self.labels.category_ids) if self.remap_mscoco_category else self.label_of_category
-        )
-
     def ground_truth(self) -> dict[str, Any]:
         """Return the checked labels as a COCO dictionary for an evaluator.
 
@@ -329,51 +230,19 @@ class CocoDetection(Dataset):
             DataError: if there is nothing to find.
             ConfigError: if images may be left out.
         """
-        if self.bad_images:
+        if self.policy.bad_images:
             raise ConfigError(
-                f"val_dataloader.dataset.bad_images is {self.bad_images:g}; an image left out would count as objects missed, set it to 0"
+                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; an image left out would count as objects missed, set it to 0"
             )
-        if bool(self.labels.crowds.all()):
+        if not self.usable_boxes():
             raise DataError(
                 f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored"
             )
-        return _coco_dictionary(self.labels, self._detection_ids)
+        return self.labels.as_coco(torch.tensor(self.detection_ids))
 
     def check_images_exist(self) -> None:
-        """Compare the listed files with the folder, by listing each folder once; nothing is opened.
-
-        Raises:
-            DataError: with the number of files that are missing or lead out of the folder, and the first of them.
-        """
-        names = [self.labels.file_name(index) for index in range(len(self))]
-        missing, leaving = find_misplaced(self.img_folder, names)
-        if missing:
-            files = FileIndex(self.img_folder)
-            shown = "; ".join(self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN])
-            more = f" ... and {len(missing) - FAULTS_SHOWN} more" if len(missing) > FAULTS_SHOWN else ""
-            fixable = sum(files.meant_by(names[i]) is not None for i in missing)
-            advice = f"; tools/dataset/check.py --fix corrects {fixable} of these names" if fixable else ""
-            raise DataError(
-                f"{len(missing)} of {len(self)} images of {self.ann_file} do not exist in {self.img_folder}: "
-                f"{shown}{more}{advice}"
-            )
-        if leaving and not self.follow_links:
-            shown = listed(
-                [
-                    f"images[{i}] (id {int(self.labels.image_ids[i])}) {names[i]} -> {target}"
-                    for i, target in leaving.items()
-                ]
-            )
-            raise DataError(
-                f"{len(leaving)} of {len(self)} images of {self.ann_file} lead out of {self.img_folder} by symbolic links: {shown}; "
-                "set img_folder to where the images are, or dataset.follow_links to True if you trust the links"
-            )
-
-    def _describe_missing(self, index: int, files: FileIndex) -> str:
-        name = self.labels.file_name(index)
-        similar = files.similar_to(name)
-        hint = f", did you mean {similar!r}?" if similar else ""
-        return f"{place_of('images', index, int(self.labels.image_ids[index]))} {name!r}{hint}"
+        """Compare the listed files with the folder; nothing is opened (`ListedImages.check_exist`)."""
+        self.images.check_exist()
 
     def ledger(self) -> LabelLedger:
         """Return the account of the labels from the file to the loss, with what the transforms drop whatever chance does."""
@@ -382,59 +251,17 @@ class CocoDetection(Dataset):
         return labels.ledger.after(self.transforms.certain_losses, rows, labels.sizes.numpy())
 
     def scan_images(self, cache: Path | None = None) -> None:
-        """Look at the headers of all images, and from now on for changes of their files; all ranks together.
+        """Read the headers of all images; all ranks together (`ListedImages.scan_headers`).
 
         Args:
             cache: file in which this is kept for the next start.
 
         Raises:
-            DataError: with the number of images that have another size than their labels say, and the first of them.
+            DataError: if images have other sizes than their labels say.
         """
-        sizes = self.labels.sizes.numpy()
-        self.scan = scan_images([str(self.image_path(index)) for index in range(len(self))], sizes, cache)
-        for index in self.scan.several_frames():
-            self.marks.add(index, Mark.SEVERAL_FRAMES)
-        if odd := self.scan.contradictions(sizes):
-            shown = listed(
-                [
-                    f"{self.image_path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}"
-                    for i, (w, h) in odd.items()
-                ],
-                "; ",
-            )
-            raise DataError(
-                f"{len(odd)} of {len(self)} images of {self.ann_file} have other sizes than their labels say: {shown}; correct width and height "
-                f"in the annotation file, as tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, set "
-                f"dataset.trust_files to True"
-            )
-
-    def describe_frames(self) -> list[str]:
-        """Return a line about images with several frames, if the scan found some; it is not told again."""
-        new = self.marks.take_news(Mark.SEVERAL_FRAMES)
-        return [self._told(Mark.SEVERAL_FRAMES, new[0])] if new else []
-
-    def describe_twins(self, *others: CocoDetection) -> list[str]:
-        """Return a line about images that are there twice under different names, for each data set and for what they share; all have been scanned."""
-        data_sets = [self, *others]
-        twins = find_twins([data.scan for data in data_sets])
-        lines = [
-            f"{data.ann_file}: images with the content of another one: {sum(len(group) - 1 for group in groups)} (first: {groups[0][1]} is {groups[0][0]})"
-            for number, data in enumerate(data_sets)
-            if (groups := twins.within(number))
-        ]
-        if groups := twins.shared():
-            lines.append(
-                f"{len(groups)} images are in both data sets under different names (first: {groups[0][-1]} is {groups[0][0]}); the score will be "
-                f"too good"
-            )
-        if twins.unread:
-            logger.info(
-                "%d images that look alike were not compared in full: there are too many", twins.unread
-            )
-        return lines
-
-    def _sizes_of_files(self, names: list[str], sizes: np.ndarray) -> np.ndarray:
-        return sizes_of_files([str(self.img_folder / name) for name in names], sizes)
+        scan = self.images.scan_headers(cache)
+        for index in scan.several_frames():
+            self.policy.flags.add(index, Mark.SEVERAL_FRAMES)
 
     def _label_table(self) -> Tensor:
         ids = self.labels.category_ids
@@ -446,27 +273,3 @@ class CocoDetection(Dataset):
                 f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO has not: {foreign[:20]}; set it to False"
             )
         return torch.tensor([label[i] for i in ids])
-
-
-def _coco_dictionary(labels: CocoLabels, ids: Tensor) -> dict[str, Any]:
-    names = dict(zip(ids.tolist(), labels.category_names))
-    image_of_box = torch.repeat_interleave(labels.image_ids, labels.starts.diff())
-    xywh = torch.cat([labels.boxes[:, :2], labels.boxes[:, 2:] - labels.boxes[:, :2]], 1)
-    rows = zip(
-        image_of_box.tolist(),
-        ids[labels.categories].tolist(),
-        xywh.tolist(),
-        labels.areas.tolist(),
-        labels.crowds.int().tolist(),
-    )
-    return {
-        "images": [
-            {"id": i, "width": w, "height": h}
-            for i, (w, h) in zip(labels.image_ids.tolist(), labels.sizes.tolist())
-        ],
-        "annotations": [
-            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
-            for n, (i, c, b, a, k) in enumerate(rows, start=1)
-        ],  # evaluators take id 0 for "no match"
-        "categories": [{"id": i, "name": name} for i, name in sorted(names.items())],
-    }

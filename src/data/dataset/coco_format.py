@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
+from ...core.hashing import hash64
+from .box_checks import References, read_boxes, running_total
+from .box_formats import BoxFormat
 from .coco_records import CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
 from .findings import Findings, Kind
 from .label_ledger import LabelLedger
@@ -70,7 +71,7 @@ class CocoLabels:
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
             name = self.file_name(index)
-            hashes[index] = _hash(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
+            hashes[index] = hash64(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
             seen[name] += 1
         return torch.from_numpy(hashes)
 
@@ -84,10 +85,11 @@ class CocoLabels:
             self.crowds.numpy()[:, None],
         )
         packed = np.concatenate([np.ascontiguousarray(column).view(np.uint8) for column in columns], 1)
-        sizes, starts = self.sizes.numpy().astype("<i4"), self.starts.tolist()
+        sizes = self.sizes.numpy().astype("<i4")
+        starts = self.starts.tolist()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
-            hashes[index] = _hash(
+            hashes[index] = hash64(
                 sizes[index].tobytes() + packed[starts[index] : starts[index + 1]].tobytes()
             )
         return torch.from_numpy(hashes)
@@ -96,9 +98,33 @@ class CocoLabels:
         """Return which boxes belong to an image."""
         return slice(*self.starts.numpy()[index : index + 2])
 
+    def as_coco(self, ids: Tensor) -> dict[str, Any]:
+        """Return the labels as a COCO dictionary.
 
-def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+        Args:
+            ids: `[C]` int64, the id that each category has in it.
+        """
+        names = dict(zip(ids.tolist(), self.category_names))
+        image_of_box = torch.repeat_interleave(self.image_ids, self.starts.diff())
+        xywh = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1)
+        rows = zip(
+            image_of_box.tolist(),
+            ids[self.categories].tolist(),
+            xywh.tolist(),
+            self.areas.tolist(),
+            self.crowds.int().tolist(),
+        )
+        return {
+            "images": [
+                {"id": i, "width": w, "height": h}
+                for i, (w, h) in zip(self.image_ids.tolist(), self.sizes.tolist())
+            ],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
+                for n, (i, c, b, a, k) in enumerate(rows, start=1)
+            ],  # evaluators take id 0 for "no match"
+            "categories": [{"id": i, "name": name} for i, name in sorted(names.items())],
+        }
 
 
 def load_coco(
@@ -119,7 +145,7 @@ def load_coco(
     """
     labels = inspect_coco(path, true_sizes, box_format)
     if isinstance(labels, Findings):
-        labels.raise_if_faulty()
+        raise labels.error()
     return labels
 
 
@@ -144,7 +170,7 @@ def inspect_coco(
         category_ids=list(table),
         category_names=list(table.values()),
         name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
-        name_starts=_running_total(map(len, names)),
+        name_starts=running_total(map(len, names)),
         findings=findings,
         ledger=ledger,
     )
@@ -186,12 +212,13 @@ def examine_records(
     if true_sizes:
         _correct_sizes(content, true_sizes, findings)
     references = _check_references(content, list(table), findings)
-    rows, ledger = _read_boxes(content, references, findings, box_format)
+    rows, ledger = read_boxes(content, references, findings, box_format)
     return Examination(content, findings, table, rows, ledger)
 
 
 def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str]:
-    records, places = content.categories, content.places["categories"]
+    records = content.categories
+    places = content.places["categories"]
     if not records and not findings.faults:
         findings.fault(Kind.EMPTY_LIST, "categories is empty")
     table: dict[int, str] = {}
@@ -222,10 +249,13 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
 
 def check_images(content: CocoContent, findings: Findings) -> None:
     """Add what is wrong with the records of images to the findings."""
-    records, places = content.images, content.places["images"]
+    records = content.images
+    places = content.places["images"]
     if not records and not findings.faults:
         findings.fault(Kind.EMPTY_LIST, "images is empty")
-    seen_ids, seen_names, repeated = set(), set(), np.zeros(len(records), bool)
+    seen_ids = set()
+    seen_names = set()
+    repeated = np.zeros(len(records), bool)
     for index, (record, place) in enumerate(zip(records, places)):
         if not is_id(record.id):
             findings.fault(Kind.BAD_ID, f"id is {record.id}, expected a whole number from 0", "images", place)
@@ -274,9 +304,11 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
     images = [content.images[i] for i in index]
     written = np.array([(image.width, image.height) for image in images], np.int64).reshape(-1, 2)
     sizes = true_sizes([image.file_name for image in images], written)
-    differing, details = [], []
+    differing = []
+    details = []
     for position in np.flatnonzero((sizes != written).any(1)).tolist():
-        image, (width, height) = images[position], sizes[position].tolist()
+        image = images[position]
+        (width, height) = sizes[position].tolist()
         differing.append(index[position])
         details.append(f"{image.file_name}: {width} x {height} in place of {image.width} x {image.height}")
         image.width, image.height = width, height
@@ -285,176 +317,71 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
     findings.note(Kind.TRUE_SIZE, "images", places, ids, np.array(details, object))
 
 
-class References(NamedTuple):
-    """What the M annotations of a file refer to."""
+def _missing(values: np.ndarray, known: np.ndarray, lost: set[int]) -> np.ndarray:
+    """Return which ids `[M]` name a record that is not listed; ids that faulty records have or mean to have are not counted."""
+    return ~known & (values >= 0) & ~np.isin(values, list(lost))
 
-    image_of: np.ndarray
-    """`[M]`: positions in the list of images."""
-    category_of: np.ndarray
-    """`[M]`: positions in the sorted category ids."""
-    sound: np.ndarray
-    """`[M]` bool: both are there, and the image has a size."""
-    sizes: np.ndarray
-    """`[M, 2]` float64, (width, height) of the image in pixels; of an unsound one any."""
+
+def _add_faults(
+    checks: Sequence[tuple[Kind, np.ndarray, np.ndarray, str]], content: CocoContent, findings: Findings
+) -> None:
+    """Add a fault for each annotation that a check finds.
+
+    Args:
+        checks: a kind, which annotations have it `[M]`, the value that each has, and a text with a place for the value.
+        content: the annotations.
+        findings: gets the faults.
+    """
+    places = content.places["annotations"]
+    ids = content.annotations.id.clip(min=-1)
+    for kind, bad, values, text in checks:
+        for i in np.flatnonzero(bad):
+            findings.fault(kind, text.format(values[i]), "annotations", places[i], ids[i])
 
 
 def _check_references(content: CocoContent, category_ids: list[int], findings: Findings) -> References:
     """Find the image and the category of each annotation, and what is wrong with its other numbers."""
     images = content.images
-    ids, image_ids, categories, crowds, ignored = (
+    _, image_ids, categories, crowds, ignored = (
         _whole_numbers(key, content, findings)
         for key in ("id", "image_id", "category_id", "iscrowd", "ignore")
     )
-    areas = content.annotations.area
     image_of, known_image = _positions(
         image_ids, np.array([image.id for image in images if is_id(image.id)], np.int64)
     )
     category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
-    known = ", ".join(map(str, category_ids[:20])) + (" ..." if len(category_ids) > 20 else "")
-    lost_image = np.isin(image_ids, list(content.lost["images"]))
-    lost_category = np.isin(categories, list(content.lost["categories"]))
-    orphaned = ~known_image & (image_ids >= 0) & ~lost_image
-    unknown = ~known_category & (categories >= 0) & ~lost_category
-    for kind, bad, text in (
-        (Kind.ORPHAN, orphaned, lambda i: f"image_id {image_ids[i]} is not among the images"),
-        (
-            Kind.UNKNOWN_CATEGORY,
-            unknown,
-            lambda i: f"category_id {categories[i]} is unknown; known ids: {known}",
-        ),
-        (Kind.BAD_CROWD, crowds > 1, lambda i: f"iscrowd is {crowds[i]}, expected 0 or 1"),
-        (Kind.BAD_IGNORE, ignored > 1, lambda i: f"ignore is {ignored[i]}, expected 0 or 1"),
-        (Kind.BAD_AREA, areas < 0, lambda i: f"area is {areas[i]:g}, expected a number from 0"),
-    ):
-        for i in np.flatnonzero(bad):
-            findings.fault(kind, text(i), "annotations", content.places["annotations"][i], ids[i])
+    listed = ", ".join(map(str, category_ids[:20])) + (" ..." if len(category_ids) > 20 else "")
+    orphaned = _missing(image_ids, known_image, content.lost["images"])
+    unknown = _missing(categories, known_category, content.lost["categories"])
+    areas = content.annotations.area
+    _add_faults(
+        [
+            (Kind.ORPHAN, orphaned, image_ids, "image_id {} is not among the images"),
+            (Kind.UNKNOWN_CATEGORY, unknown, categories, f"category_id {{}} is unknown; known ids: {listed}"),
+            (Kind.BAD_CROWD, crowds > 1, crowds, "iscrowd is {}, expected 0 or 1"),
+            (Kind.BAD_IGNORE, ignored > 1, ignored, "ignore is {}, expected 0 or 1"),
+            (Kind.BAD_AREA, areas < 0, areas, "area is {:g}, expected a number from 0"),
+        ],
+        content,
+        findings,
+    )
+    return _sound_references(images, image_of, category_of, known_image & known_category)
+
+
+def _sound_references(
+    images: Sequence[ImageRecord], image_of: np.ndarray, category_of: np.ndarray, known: np.ndarray
+) -> References:
+    """Return the references of annotations whose image and category are known, if the image has a size."""
     measured = np.array([_has_size(image) for image in images] or [False], bool)
-    sound = known_image & known_category
-    sound &= measured[np.where(sound, image_of, 0)]
+    sound = known & measured[np.where(known, image_of, 0)]
     sizes = np.array([(image.width, image.height) for image in images] or [(0, 0)], np.float64)
     return References(image_of, category_of, sound, sizes[np.where(sound, image_of, 0)])
 
 
-def _read_boxes(
-    content: CocoContent, references: References, findings: Findings, box_format: BoxFormat | None
-) -> tuple[dict[str, Tensor], LabelLedger]:
-    """Bring the boxes into their images, and keep account of what becomes of them.
-
-    Returns:
-        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images; and the account.
-    """
-    records, places = content.annotations, content.places["annotations"]
-    image_of, category_of, sound, sizes = references
-    xywh, ids = to_coco(records.bbox, sizes, box_format or COCO), records.id.clip(min=-1)
-    sound = sound & ~_masks_of_another_size(content, sound, sizes, findings)
-    with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
-        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-        corners = corners.astype(np.float32)  # as they will be stored
-    inside = np.clip(corners, 0, np.tile(sizes, 2))
-    flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
-    outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
-    beyond = sound & ~flat & ~outside & (abs(corners - inside) > 0.5).any(1)
-    kept = sound & ~flat & ~outside
-    without_area = kept & np.isnan(records.area)
-    large_area = kept & (records.area > 1.01 * sizes.prod(1))
-    areas = np.where(without_area | large_area, (inside[:, 2:] - inside[:, :2]).prod(1), records.area)
-    crowds, ignored = records.iscrowd == 1, records.ignore == 1
-    again = _repeated_rows(image_of, category_of, xywh, kept)
-
-    for kind, mask, details in (
-        (Kind.REPEATED_ANNOTATION, _repeated(ids) & (ids >= 0), None),
-        (Kind.FLAT, flat, records.bbox),
-        (Kind.OUTSIDE, outside, records.bbox),
-        (Kind.BEYOND, beyond, records.bbox),
-        (Kind.NO_AREA, without_area, None),
-        (Kind.LARGE_AREA, large_area, None),
-        (Kind.REPEATED_BOX, again, records.bbox),
-        (Kind.IGNORED, kept & ignored, None),
-    ):
-        index = np.flatnonzero(mask)
-        findings.note(
-            kind, "annotations", places[index], ids[index], None if details is None else details[index]
-        )
-    if box_format is None and (found := suspect(xywh[sound], sizes[sound])):
-        findings.fault(Kind.BOX_FORMAT, _describe_format(found))
-
-    ledger = LabelLedger(findings.path, content.num_annotations)
-    ledger.add("faulty, or of an image or category that is not listed", ledger.boxes - sound.sum(), "lost")
-    ledger.add("without area or reversed", flat.sum(), "lost")
-    ledger.add("outside their image", outside.sum(), "lost")
-    ledger.add("crowd regions", (kept & crowds).sum(), "left out")
-    ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
-    learned = kept & ~crowds & ~ignored
-    computed = [note.index for note in findings.notes if note.kind == Kind.BOX_COMPUTED]
-    from_segmentation = np.isin(places, np.concatenate(computed)) if computed else np.zeros(len(places), bool)
-    ledger.add("computed from a polygon or mask", (learned & from_segmentation).sum(), "changed")
-    ledger.add("clipped to their image", (learned & beyond).sum(), "changed")
-    ledger.add("listed more than once", (learned & again).sum(), "changed")
-
-    order = np.flatnonzero(kept)
-    order = order[np.argsort(image_of[order], kind="stable")]
-    counts = np.bincount(image_of[order], minlength=len(content.images))
-    rows = {
-        "starts": _running_total(counts),
-        "boxes": torch.from_numpy(inside[order].astype(np.float32)),
-        "categories": torch.from_numpy(category_of[order]),
-        "areas": torch.from_numpy(areas[order].astype(np.float32)),
-        "crowds": torch.from_numpy((crowds | ignored)[order]),
-    }
-    return rows, ledger
-
-
-def _masks_of_another_size(
-    content: CocoContent, sound: np.ndarray, sizes: np.ndarray, findings: Findings
-) -> np.ndarray:
-    """Return which boxes `[M]` were computed from a mask that has not the size of its image; each is a fault."""
-    places = content.places["annotations"]
-    bad = np.zeros(len(places), bool)
-    for row, place in enumerate(places.tolist()) if content.mask_sizes else ():
-        size = content.mask_sizes.get(place)
-        if size is not None and sound[row] and size != tuple(sizes[row]):
-            bad[row] = True
-            width, height = map(int, sizes[row])
-            what = f"no box, and a mask of {size[0]} x {size[1]} pixels for an image of {width} x {height}"
-            findings.fault(Kind.BAD_BOX, what, "annotations", place, int(content.annotations.id[row]))
-    return bad
-
-
-def _describe_format(found: Suspicion) -> str:
-    if not found.likely:
-        return (
-            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits either: were the images "
-            "resized, or do boxes belong to other images?"
-        )
-    likely = found.likely[0]
-    others = f" (or {', '.join(map(str, found.likely[1:3]))})" if len(found.likely) > 1 else ""
-    return (
-        f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: convert the "
-        f"file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, or set "
-        f"dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
-    )
-
-
-def _repeated_rows(
-    image_of: np.ndarray, category_of: np.ndarray, boxes: np.ndarray, considered: np.ndarray
-) -> np.ndarray:
-    """Return which boxes `[M]` another one before repeats exactly: same image, category and numbers."""
-    rows = np.flatnonzero(considered)
-    columns = np.column_stack([image_of[rows], category_of[rows], boxes[rows].view(np.int64).reshape(-1, 4)])
-    key = np.zeros(len(rows), np.uint64)
-    for column in columns.view(
-        np.uint64
-    ).T:  # one number for each row: sorting those is far quicker than sorting rows
-        key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> np.uint64(29)
-    mask = np.zeros(len(considered), bool)
-    mask[rows[_repeated(key)]] = True
-    return mask
-
-
 def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.ndarray:
     """Return a column of ids; negative ones are faults, and become -1."""
-    values, ids = getattr(content.annotations, key), content.annotations.id
+    values = getattr(content.annotations, key)
+    ids = content.annotations.id
     for index in np.flatnonzero(values < 0):
         findings.fault(
             Kind.BAD_ID,
@@ -474,17 +401,3 @@ def _positions(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
     place = np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)
     position = order[place]
     return position, known[position] == values
-
-
-def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Return which ids have come before."""
-    first = np.unique(ids, return_index=True)[1]
-    mask = np.ones(len(ids), bool)
-    mask[first] = False
-    return mask
-
-
-def _running_total(counts: Iterable[int]) -> Tensor:
-    return torch.cat(
-        [torch.zeros(1, dtype=torch.int64), torch.tensor(list(counts), dtype=torch.int64).cumsum(0)]
-    )

@@ -121,7 +121,8 @@ class Annotations:
     @classmethod
     def room_for(cls, count: int) -> Annotations:
         """Return columns to be filled by `put`."""
-        return cls(*(np.empty(count, np.int64) for _ in range(5)), np.empty((count, 4)), np.empty(count))
+        ids, image_ids, categories, crowds, ignored = (np.empty(count, np.int64) for _ in range(5))
+        return cls(ids, image_ids, categories, crowds, ignored, np.empty((count, 4)), np.empty(count))
 
     def put(self, start: int, block: Annotations) -> None:
         """Fill the rows from `start` on."""
@@ -261,7 +262,8 @@ def parse_record(record: Any) -> Any:
 def _refuse_other_than_utf8(raw: bytes) -> None:
     """Raise `UnicodeDecodeError` for text that is no UTF-8, which parsers do not notice in what they skip; little of it is decoded at a time."""
     if not raw.isascii():
-        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        view = memoryview(raw)
         for start in range(0, len(raw), 1 << 20):
             decoder.decode(view[start : start + (1 << 20)])
         decoder.decode(b"", final=True)
@@ -306,10 +308,13 @@ def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
     """Return the records of `split_records` that are sound in themselves; the others are noted in `findings`."""
-    sound, places, lost = {}, {}, {}
+    sound = {}
+    places = {}
+    lost = {}
     for key, read in _READ.items():
         sound[key], places[key], lost[key] = read(content[key], findings)
-    count, masks = len(content["annotations"]), _mask_sizes(content["annotations"], findings)
+    count = len(content["annotations"])
+    masks = _mask_sizes(content["annotations"], findings)
     return CocoContent(**sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks)
 
 
@@ -325,7 +330,10 @@ def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, 
 
 def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
     """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
-    columns, count, places, lost = Annotations.room_for(len(records)), 0, [np.zeros(0, np.int64)], set()
+    columns = Annotations.room_for(len(records))
+    count = 0
+    places = [np.zeros(0, np.int64)]
+    lost = set()
     decoder = msgspec.json.Decoder(list[AnnotationRecord])
     repaired: list[tuple[int, int]] = []
     for start in range(0, len(records), BLOCK):
@@ -372,33 +380,27 @@ def _boxes_from_segmentations(
 def _sound(
     records: list[Any],
     where: str,
-    faults_of: Callable[[dict], Iterator[tuple[str, str]]],
-    kind: type,
+    faults_of: Callable[[dict[str, Any]], Iterator[tuple[Kind, str]]],
+    kind: type[msgspec.Struct],
     findings: Findings,
     start: int = 0,
 ) -> tuple[list[Any], np.ndarray, set[int]]:
     """Return the records that can be used, where they stood, and the ids that the others have or mean to have."""
-    kept, places, lost = [], [], set()
+    kept: list[Any] = []
+    places: list[int] = []
+    lost: set[int] = set()
     decoder = msgspec.json.Decoder(kind)
-    for index, record in enumerate(records, start):
-        if isinstance(record, msgspec.Raw):
-            try:
-                decoded = decoder.decode(record)
-                if all(
-                    abs(value) <= LARGEST_ID
-                    for value in msgspec.structs.astuple(decoded)
-                    if isinstance(value, int)
-                ):
-                    kept.append(decoded)
-                    places.append(index)
-                    continue
-                record = parse_record(record)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                try:
-                    record = parse_record(record)
-                except (ValueError, RecursionError) as error:  # no UTF-8, a number with thousands of digits
-                    findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
-                    continue
+    for index, raw in enumerate(records, start):
+        decoded = _decoded(raw, decoder)
+        if decoded is not None:
+            kept.append(decoded)
+            places.append(index)
+            continue
+        try:
+            record = parse_record(raw)
+        except (ValueError, RecursionError) as error:  # not UTF-8, a number with thousands of digits
+            findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
+            continue
         if not isinstance(record, dict):
             findings.fault(Kind.NO_OBJECT, f"a {type(record).__name__}, expected an object", where, index)
             continue
@@ -406,17 +408,35 @@ def _sound(
         for fault, what in faults:
             findings.fault(fault, what, where, index, record["id"] if is_id(record.get("id")) else None)
         if faults:
-            lost.add(meant_id(record.get("id")))
+            meant = meant_id(record.get("id"))
+            lost |= set() if meant is None else {meant}
         else:
-            known = {name: record[name] for name in kind.__struct_fields__ if name in record}
-            if where == "annotations" and is_box_missing(record):
-                known["bbox"] = _NO_BOX
-            kept.append(kind(**known))
+            kept.append(_made_of(record, kind))
             places.append(index)
-    return kept, np.array(places, np.int64), lost - {None}
+    return kept, np.array(places, np.int64), lost
 
 
-def _image_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _decoded(record: Any, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Return a record in its own type; None if it cannot be decoded that way, or has ids that are too large."""
+    if not isinstance(record, msgspec.Raw):
+        return None
+    try:
+        decoded = decoder.decode(record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    numbers = (value for value in msgspec.structs.astuple(decoded) if isinstance(value, int))
+    return decoded if all(abs(value) <= LARGEST_ID for value in numbers) else None
+
+
+def _made_of(record: dict[str, Any], kind: type[msgspec.Struct]) -> Any:
+    """Return plain values that have no fault as a record in its own type."""
+    known = {name: record[name] for name in kind.__struct_fields__ if name in record}
+    if kind is AnnotationRecord and is_box_missing(record):
+        known["bbox"] = _NO_BOX
+    return kind(**known)
+
+
+def _image_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     if not is_id(record.get("id")):
         yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
     if reason := unsafe_file_name(record.get("file_name")):
@@ -426,7 +446,7 @@ def _image_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield Kind.BAD_SIZE, f"{_shown(record, key)}, expected pixels, a whole number from 1"
 
 
-def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     for key in ("id", "image_id", "category_id"):
         if not is_id(record.get(key)):
             yield Kind.BAD_ID, f"{_shown(record, key)}, expected a whole number from 0"
@@ -452,7 +472,7 @@ def is_box_missing(record: dict[str, Any]) -> bool:
 _NO_BOX = (math.nan,) * 4
 
 
-def _category_faults(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _category_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     if not is_id(record.get("id")):
         yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
     if not isinstance(record.get("name"), str):

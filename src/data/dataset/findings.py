@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...core.errors import DataError
-
-FAULTS_SHOWN = 20
-"""Faults that one message lists."""
+from ...core.fault_lists import count_faults, listed
 
 CHECK_HINT = "; tools/dataset/check.py lists all"
 """How a message about faults of labels ends."""
 
 
-class Kind:
-    """What can be noticed; each is told, and mended, in its own way."""
+class Kind(str, Enum):
+    """What can be noticed in the files of a data set. A kind is its name; `text` says what training does about it, too."""
+
+    text: str
+
+    def __new__(cls, name: str, consequence: str = "") -> Kind:
+        """Make a kind of its name and of what follows from it, such as "dropped"."""
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.text = f"{name}, {consequence}" if consequence else name
+        return kind
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
 
     NO_OBJECT = "records that are no objects"
     BAD_ID = "ids that are no whole numbers from 0"
@@ -37,14 +50,14 @@ class Kind:
     UNKNOWN_CATEGORY = "boxes of categories that are not listed"
     BOX_FORMAT = "boxes in another format than x, y, width, height in pixels"
     REPEATED_ANNOTATION = "annotation ids used more than once"
-    FLAT = "boxes without area, dropped"
-    OUTSIDE = "boxes outside their image, dropped"
-    BEYOND = "boxes reaching beyond their image, clipped"
-    NO_AREA = "missing areas, computed from the box"
-    LARGE_AREA = "areas larger than their image, computed from the box"
-    BOX_COMPUTED = "missing boxes, computed from the polygon or mask"
+    FLAT = ("boxes without area", "dropped")
+    OUTSIDE = ("boxes outside their image", "dropped")
+    BEYOND = ("boxes reaching beyond their image", "clipped")
+    NO_AREA = ("missing areas", "computed from the box")
+    LARGE_AREA = ("areas larger than their image", "computed from the box")
+    BOX_COMPUTED = ("missing boxes", "computed from the polygon or mask")
     REPEATED_BOX = "boxes listed more than once"
-    IGNORED = "objects flagged to be ignored, neither learned nor scored"
+    IGNORED = ("objects flagged to be ignored", "neither learned nor scored")
     REPEATED_NAME = "category names used more than once"
     TRUE_SIZE = "sizes taken from the image files"
     REPEATED_FILE = "files listed more than once"
@@ -59,10 +72,11 @@ class Kind:
     LOST = "more than half of the boxes lost"
 
 
-class Fault(NamedTuple):
+@dataclass(frozen=True)
+class Fault:
     """Something that cannot be used: its kind, which record, what is wrong with it."""
 
-    kind: str
+    kind: Kind
     where: str
     """"annotations", "images", "categories", or "" for the file as a whole."""
     index: int
@@ -79,7 +93,7 @@ class Fault(NamedTuple):
 class Note:
     """Something that was mended: what, and in which records."""
 
-    kind: str
+    kind: Kind
     where: str
     """"annotations", "images" or "categories"."""
     index: np.ndarray
@@ -107,13 +121,13 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
-    def fault(self, kind: str, what: str, where: str = "", index: int = -1, id: int | None = None) -> None:
+    def fault(self, kind: Kind, what: str, where: str = "", index: int = -1, id: int | None = None) -> None:
         """Add a fault; `index` counts in the file."""
         self.faults.append(Fault(kind, where, int(index), None if id is None else int(id), what))
 
     def note(
         self,
-        kind: str,
+        kind: Kind,
         where: str,
         index: np.ndarray,
         ids: np.ndarray,
@@ -134,22 +148,21 @@ class Findings:
     def describe(self) -> list[str]:
         """Return one line a kind of note: what, how many, where first."""
         return [
-            f"{self.path}: {note.kind}: {len(note.index)} (first: {note.describe(0)})" for note in self.notes
+            f"{self.path}: {note.kind.text}: {len(note.index)} (first: {note.describe(0)})"
+            for note in self.notes
         ]
 
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the first faults, if there are any."""
         if self.faults:
-            head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-            raise DataError(f"{self.path} has {head}: {listed(self.faults, '; ')}{CHECK_HINT}")
+            raise self.error()
+
+    def error(self) -> DataError:
+        """Return the error with the first faults."""
+        number = count_faults(len(self.faults))
+        return DataError(f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}")
 
 
 def place_of(where: str, index: int, id: Any = None) -> str:
     """Name a record as it stands in the file: "annotations[7] (id 4711)"."""
     return f"{where}[{index}]" + ("" if id is None else f" (id {id})")
-
-
-def listed(items: Sequence[Any], separator: str = ", ") -> str:
-    """Join items for a message: the first ones, and how many more there are."""
-    more = f" ... and {len(items) - FAULTS_SHOWN} more" if len(items) > FAULTS_SHOWN else ""
-    return separator.join(map(str, items[:FAULTS_SHOWN])) + more

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ...core.paths import close_names, folded_name
-from .images import IMAGE_SUFFIXES
+from .decoding import IMAGE_SUFFIXES
 
 SNIFFED_BYTES = 32
 
@@ -147,8 +147,8 @@ class FileIndex:
 
     def similar_to(self, name: str) -> str | None:
         """Return a file that may have been meant: `meant_by`, or another suffix or spelling; None if nothing is near."""
-        if meant := self.meant_by(name):
-            return meant
+        if found := self.meant_by(name):
+            return found
         base = PurePosixPath(_folded(name)).name
         stem = os.path.splitext(base)[0]
         other_suffix = [own for own in self._by_base if os.path.splitext(own)[0] == stem]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +26,8 @@ ADVICE = {
 """What to do about losses: to boxes that cannot be used, and to boxes that are too small."""
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """What one stage does to some boxes."""
 
     reason: str

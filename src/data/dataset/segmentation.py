@@ -71,7 +71,8 @@ def _is_coordinate(value: Any) -> bool:
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
     """Return the box of a run-length encoded mask; its runs go down the columns and begin with background."""
-    size, counts = _size(mask.get("size")), mask.get("counts")
+    size = _size(mask.get("size"))
+    counts = mask.get("counts")
     runs = _decompressed(counts) if isinstance(counts, str) else counts
     if size is None or not isinstance(runs, list) or not all(_is_run(run) for run in runs):
         return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -43,7 +43,9 @@ def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_
     """
     image = _texture(rng, size)
     count = 0 if rng.random() < empty_share else int(rng.integers(1, max_objects + 1))
-    masks, ids, visible = [], [], []
+    masks: list[np.ndarray] = []
+    visible: list[np.ndarray] = []
+    ids = []
     for _ in range(count):
         category = int(rng.choice(list(CATEGORIES)))
         mask = _place(rng, size, category, masks, visible)
@@ -55,21 +57,18 @@ def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_
         image[mask] = (colour + shade)[mask]
         masks.append(mask)
         ids.append(category)
-    boxes = [
-        [
-            np.flatnonzero(m.any(0))[0],
-            np.flatnonzero(m.any(1))[0],
-            np.flatnonzero(m.any(0))[-1] + 1,
-            np.flatnonzero(m.any(1))[-1] + 1,
-        ]
-        for m in masks
-    ]
     return Scene(
         image.clip(0, 255).astype(np.uint8),
-        np.array(boxes, float).reshape(-1, 4),
+        np.array([_box_around(mask) for mask in masks], float).reshape(-1, 4),
         np.array(ids, np.int64),
         np.array(masks, bool).reshape(-1, size, size),
     )
+
+
+def _box_around(mask: np.ndarray) -> list[int]:
+    """Return the tight box of a mask, xyxy in pixels."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
 def write_synthetic_coco(
@@ -99,29 +98,32 @@ def write_synthetic_coco(
     refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
     prepare_output_dir(folder / "images")
     for part, (name, files) in enumerate(pictures.items()):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index, file in enumerate(files):
             scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
             path = folder / "images" / file
             path.unlink(missing_ok=True)  # a hard link to an earlier picture keeps it
             Image.fromarray(scene.image).save(path, quality=92, comment=DATA_IMAGE.encode())
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
-            for (x0, y0, x1, y1), category, mask in zip(
-                scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks
-            ):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": category,
-                        "iscrowd": 0,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": float(mask.sum()),
-                    }
-                )
+            annotations += _annotations(scene, index + 1, len(annotations) + 1)
         categories = [{"id": i, "name": n} for i, n in CATEGORIES.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_json(folder / f"{name}.json", marked_coco(content))
+
+
+def _annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+    """Yield the COCO annotations of a scene."""
+    rows = zip(scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks)
+    for annotation_id, ((x0, y0, x1, y1), category, mask) in enumerate(rows, first_id):
+        yield {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": category,
+            "iscrowd": 0,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": float(mask.sum()),
+        }
 
 
 def _place(

@@ -12,7 +12,7 @@ from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
 from .diagnosis import diagnose
-from .matching import best_operating_point, match, objects_of, operating_point_at
+from .true_positives import best_operating_point, match, objects_of, operating_point_at
 
 METRICS = (
     "AP",
@@ -119,18 +119,7 @@ class CocoEvaluator:
         number_of = {image["id"]: number for number, image in enumerate(self.coco_gt["images"], 1)}
         if foreign := [i for i in self._detections if i not in number_of]:
             raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
-        # The library writes into what it is given, and its ids are floating-point numbers: large ones would collide.
-        truth = COCO(
-            {
-                **self.coco_gt,
-                "images": [{**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]],
-                "annotations": [
-                    {**entry, "id": number, "image_id": number_of[entry["image_id"]]}
-                    for number, entry in enumerate(self.coco_gt["annotations"], 1)
-                ],
-            },
-            print_function=_silent,
-        )
+        truth = COCO(self._numbered_truth(number_of), print_function=_silent)
         detections = [
             {"image_id": number_of[image_id], "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
             for image_id, rows in sorted(self._detections.items())
@@ -147,6 +136,17 @@ class CocoEvaluator:
             | self._operating_point()
             | {"AP_of_class": {int(c): _defined(ap) for c, ap in zip(run.params.catIds, by_class)}}
         )
+
+    def _numbered_truth(self, number_of: Mapping[int, int]) -> dict[str, Any]:
+        """Return a copy of the truth whose images and annotations are numbered from 1.
+
+        The library writes into what it is given, and its ids are floating-point numbers: large ones would collide.
+        """
+        annotations = []
+        for number, entry in enumerate(self.coco_gt["annotations"], 1):
+            annotations.append({**entry, "id": number, "image_id": number_of[entry["image_id"]]})
+        images = [{**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]]
+        return {**self.coco_gt, "images": images, "annotations": annotations}
 
     def _operating_point(self) -> dict[str, Any]:
         matches = match(objects_of(self.coco_gt), self._detections)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .matching import FITS, box_iou, objects_of
+from .true_positives import MATCH_IOU, iou_xywh, objects_of
 
 BEST_OF_IMAGE = 20
 """Detections that are looked at, by score."""
 
-FEW = 0.02
+RARELY_OVERLAP = 0.02
+"""Below this fraction of detections that overlap an object, the boxes are wrong and not the labels."""
 
 
 def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -> str:
@@ -27,33 +28,37 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
         One sentence for a user.
     """
     truth = objects_of(coco_gt)
-    scores, met, said, meant = [], 0, Counter(), Counter()
+    scores: list[float] = []
+    overlapping = 0
+    predicted: Counter[int] = Counter()
+    labelled: Counter[int] = Counter()
     for image_id, rows in detections.items():
         best = rows[np.argsort(-rows[:, 4])[:BEST_OF_IMAGE]]
         scores.extend(best[:, 4].tolist())
         if image_id not in truth or not len(best):
             continue
         objects = truth[image_id]
-        overlap = box_iou(best[:, :4], objects[:, :4])
-        nearest, fits = overlap.argmax(1), overlap.max(1) >= FITS
-        met += int(fits.sum())
-        said.update(best[fits, 5].astype(int).tolist())
-        meant.update(objects[nearest[fits], 4].astype(int).tolist())
+        overlap = iou_xywh(best[:, :4], objects[:, :4])
+        nearest = overlap.argmax(1)
+        fits = overlap.max(1) >= MATCH_IOU
+        overlapping += int(fits.sum())
+        predicted.update(best[fits, 5].astype(int).tolist())
+        labelled.update(objects[nearest[fits], 4].astype(int).tolist())
     if not scores:
         return "the model gives no detections at all"
-    range_told = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
-    share = f"{met} of the {len(scores)} best detections"
-    if met < FEW * len(scores):
+    score_range = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
+    share = f"{overlapping} of the {len(scores)} best detections"
+    if overlapping < RARELY_OVERLAP * len(scores):
         return (
-            f"boxes do not meet objects: {share} overlap one by half; {range_told}; compare a training picture with its boxes (xywh or xyxy, another "
+            f"boxes do not meet objects: {share} overlap one by half; {score_range}; compare a training picture with its boxes (xywh or xyxy, another "
             f"folder, another size?), or train longer"
         )
-    if not any(said[category] and meant[category] for category in said):
+    if not any(predicted[category] and labelled[category] for category in predicted):
         return (
-            f"boxes meet objects ({share}) but labels never do: found as category {_most(said)}, labelled {_most(meant)}; compare the categories of the "
-            f"training and the validation file"
+            f"boxes meet objects ({share}) but labels never do: found as category {_most(predicted)}, labelled {_most(labelled)}; compare "
+            f"the categories of the training and the validation file"
         )
-    return f"boxes meet objects ({share}) and labels do too, but {range_told}: too early to say, or learning rates too small"
+    return f"boxes meet objects ({share}) and labels do too, but {score_range}: too early to say, or learning rates too small"
 
 
 def _most(counter: Counter) -> str:

@@ -14,22 +14,23 @@ import numpy as np
 from ...core.build import create
 from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
+from ...core.fault_lists import FAULTS_SHOWN, count_faults
 from ...core.paths import did_you_mean_file
 from ...runtime.files import json_bytes, write_atomically
 from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.findings import FAULTS_SHOWN, Kind, Note, place_of
+from ..dataset.decoding import MARK_TEXTS
+from ..dataset.duplicate_images import find_duplicates
+from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
-from ..dataset.image_twins import find_twins
-from ..dataset.images import Mark
 from ..dataset.label_ledger import LabelLedger
 from ..transforms.compose import Compose
-from .image_check import CheckedImages, ImageCheck
+from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
 
-_NOTES: dict[str, tuple[bool, str]] = {
+_NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.REPEATED_ANNOTATION: (True, "this id is used before"),
     Kind.FLAT: (True, "box without area"),
     Kind.OUTSIDE: (True, "box outside its image"),
@@ -44,13 +45,6 @@ _NOTES: dict[str, tuple[bool, str]] = {
     Kind.REPEATED_FILE: (False, "file listed more than once"),
 }
 """For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
-
-_MARKS = {
-    Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used",
-    Mark.TURNED: "images turned upright, as a note in their files says",
-    Mark.CMYK: "CMYK images, converted to RGB",
-    Mark.DEEP: "16-bit images, scaled to 8 bits",
-}
 
 
 @dataclass(frozen=True)
@@ -119,12 +113,12 @@ class Report:
         for group in self.groups:
             if not group.is_fault:
                 first = next(iter(group.entries()))
-                shown = ": ".join(filter(None, (first.place, first.what)))
-                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {shown})"
+                text = ": ".join(filter(None, (first.place, first.what)))
+                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {text})"
         counts: Counter[str] = Counter()
         for group in self.groups:
             counts[group.kind] += group.count if group.is_fault else 0
-        yield f"{self.num_faults} {'fault' if self.num_faults == 1 else 'faults'}"
+        yield count_faults(self.num_faults)
         yield from (f"  {count:6} {kind}" for kind, count in counts.items() if count)
 
     def summaries(self) -> Iterator[str]:
@@ -160,7 +154,7 @@ class Report:
         """Raise `DataError` with the number of faults, if there are any."""
         if self.num_faults:
             files = ", ".join(dict.fromkeys(group.file for group in self.groups if group.is_fault))
-            raise DataError(f"{self.num_faults} {'fault' if self.num_faults == 1 else 'faults'} in {files}")
+            raise DataError(f"{count_faults(self.num_faults)} in {files}")
 
 
 def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
@@ -222,9 +216,21 @@ def check(
         report.checked.append(_check_one(data, images, queries, learned, report.groups))
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
-        _compare(*sound, report.groups)
-    _find_twins(sound, report.groups)
+        _compare(sound[0], sound[1], report.groups)
+    _add_duplicates(sound, report.groups)
     return report
+
+
+class _FileGroups(NamedTuple):
+    """Adds what is found in one annotation file to the groups of a report."""
+
+    file: str
+    groups: list[Group]
+
+    def add(self, kind: str, is_fault: bool, entries: list[Entry]) -> None:
+        """Add a group, unless it is empty."""
+        if entries:
+            self.groups.append(_group(self.file, kind, is_fault, entries))
 
 
 def _check_one(
@@ -234,97 +240,85 @@ def _check_one(
     transforms: Compose | None,
     groups: list[Group],
 ) -> Checked | None:
-    def add(kind: str, is_fault: bool, entries: list[Entry]) -> None:
-        if entries:
-            groups.append(_group(str(data.annotations), kind, is_fault, entries))
-
+    found = _FileGroups(str(data.annotations), groups)
     try:
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
         examined = examine_coco(data.annotations, true_sizes, data.box_format)
     except DataError as error:
-        add(
-            Kind.NO_FILE,
-            True,
-            [
-                Entry(
-                    "",
-                    None,
-                    str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: "),
-                )
-            ],
-        )
+        what = str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: ")
+        found.add(Kind.NO_FILE, True, [Entry("", None, what)])
         return None
-    content, findings, categories, rows, _ = examined
+    _add_findings(found, examined.findings)
+    images = look_at_images(data, examined, image_check)
+    checked = Checked(data, examined, images, _ledger(examined, transforms))
+    _add_images(found, checked)
+    _add_objects(found, checked, queries)
+    for mark, kind in MARK_TEXTS.items():
+        found.add(kind, False, [_image(checked, i) for i in images.marks[mark]])
+    _add_losses(found, checked)
+    return checked
+
+
+def _add_findings(found: _FileGroups, findings: Findings) -> None:
+    """Add the faults and notes of an annotation file."""
     by_kind: dict[str, list[Entry]] = {}
     for fault in findings.faults:
-        by_kind.setdefault(fault.kind, []).append(
-            Entry(place_of(fault.where, fault.index, fault.id) if fault.where else "", fault.id, fault.what)
-        )
+        place = place_of(fault.where, fault.index, fault.id) if fault.where else ""
+        by_kind.setdefault(fault.kind, []).append(Entry(place, fault.id, fault.what))
     for kind, entries in by_kind.items():
-        add(kind, True, entries)
-    groups += [_note_group(str(data.annotations), note) for note in findings.notes]
+        found.add(kind, True, entries)
+    found.groups.extend(_note_group(found.file, note) for note in findings.notes)
 
-    records, places = content.images, content.places["images"]
-    objects = rows["starts"].diff().numpy() if records else np.zeros(0, np.int64)
 
-    def told(index: int, what: str = "") -> Entry:
-        record = records[index]
-        return Entry(
-            place_of("images", places[index], record.id),
-            record.id,
-            ": ".join(filter(None, (record.file_name, what))),
-        )
-
-    checked = look_at_images(data, examined, image_check)
+def _add_images(found: _FileGroups, checked: Checked) -> None:
+    """Add the image files that cannot be used."""
+    data = checked.data
+    images = checked.images
     files = FileIndex(data.images)
-    add(
-        Kind.MISSING,
-        True,
-        [told(i, _describe_missing(data, files, records[i].file_name)) for i in checked.missing],
-    )
-    add(
-        Kind.LEAVING,
-        True,
-        [told(i, f"leads out of {data.images} to {target}") for i, target in checked.leaving.items()],
-    )
-    add(Kind.UNREADABLE, True, [told(i, why) for i, why in checked.unreadable.items()])
+    missing = []
+    for index in images.missing:
+        name = checked.examined.content.images[index].file_name
+        missing.append(_image(checked, index, _describe_missing(data, files, name)))
+    found.add(Kind.MISSING, True, missing)
+    leaving = []
+    for index, target in images.leaving.items():
+        leaving.append(_image(checked, index, f"leads out of {data.images} to {target}"))
+    found.add(Kind.LEAVING, True, leaving)
+    found.add(Kind.UNREADABLE, True, [_image(checked, i, why) for i, why in images.unreadable.items()])
+
+
+def _add_objects(found: _FileGroups, checked: Checked, queries: int | None) -> None:
+    """Add images with too many objects or none, and categories without any."""
+    records = checked.examined.content.images
+    rows = checked.examined.rows
+    objects = rows["starts"].diff().numpy() if records else np.zeros(0, np.int64)
     if queries is not None:
-        add(
-            Kind.CROWDED,
-            True,
-            [
-                told(
-                    int(i),
-                    f"{objects[i]} objects, only {queries} can be found; raise num_queries and num_top_queries, or say --queries",
-                )
-                for i in np.flatnonzero(objects > queries)
-            ],
-        )
-    if not findings.faults and bool(rows["crowds"].all()):
-        add(Kind.NOTHING, True, [Entry("", None, f"none of its {len(records)} images has a usable box")])
-    add("images without objects", False, [told(int(i)) for i in np.flatnonzero(objects == 0)])
+        limit = f"only {queries} can be found; raise num_queries and num_top_queries, or say --queries"
+        crowded = np.flatnonzero(objects > queries).tolist()
+        entries = [_image(checked, i, f"{objects[i]} objects, {limit}") for i in crowded]
+        found.add(Kind.CROWDED, True, entries)
+    if not checked.examined.findings.faults and bool(rows["crowds"].all()):
+        text = f"none of its {len(records)} images has a usable box"
+        found.add(Kind.NOTHING, True, [Entry("", None, text)])
+    empty = np.flatnonzero(objects == 0).tolist()
+    found.add("images without objects", False, [_image(checked, i) for i in empty])
     used = set(rows["categories"].unique().tolist())
-    add(
-        "categories without a box",
-        False,
-        [
-            Entry("", i, f"category {i} ({name})")
-            for n, (i, name) in enumerate(categories.items())
-            if n not in used
-        ],
-    )
-    for mark, kind in _MARKS.items():
-        add(kind, False, [told(i) for i in checked.marks[mark]])
-    ledger = _ledger(examined, transforms)
-    for entry in ledger.entries:
+    unused = []
+    for position, (category, name) in enumerate(checked.examined.categories.items()):
+        if position not in used:
+            unused.append(Entry("", category, f"category {category} ({name})"))
+    found.add("categories without a box", False, unused)
+
+
+def _add_losses(found: _FileGroups, checked: Checked) -> None:
+    """Add the boxes that are lost between the file and the loss."""
+    for entry in checked.ledger.entries:
         if entry.cause == "size":
-            text = (
-                f"boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
-            )
-            add(f"boxes {entry.reason}", False, [Entry("", None, text)])
-    if ledger.fault and not findings.faults:
-        add(Kind.LOST, True, [Entry("", None, ledger.fault)])
-    return Checked(data, examined, checked, ledger)
+            boxes = f"boxes {entry.reason}"
+            text = f"{boxes}: {entry.count}; they are not learned, but evaluation would count them"
+            found.add(boxes, False, [Entry("", None, text)])
+    if checked.ledger.fault and not checked.examined.findings.faults:
+        found.add(Kind.LOST, True, [Entry("", None, checked.ledger.fault)])
 
 
 def _describe_missing(data: DataSet, files: FileIndex, name: str) -> str:
@@ -362,20 +356,16 @@ def _note_group(file: str, note: Note) -> Group:
 
     def entry(position: int) -> Entry:
         detail = note.detail(position)
-        said = (
-            "reversed box"
-            if note.kind == Kind.FLAT and min(detail[2:]) < 0
-            else "box without area"
-            if note.kind == Kind.FLAT
-            else what
-        )
+        text = what
+        if note.kind == Kind.FLAT:
+            text = "reversed box" if min(detail[2:]) < 0 else "box without area"
         return Entry(
             place_of(note.where, note.index[position], note.ids[position]),
             int(note.ids[position]),
-            said if detail is None else f"{said}: {detail}",
+            text if detail is None else f"{text}: {detail}",
         )
 
-    kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind.partition(",")[0]
+    kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind
     return Group(file, kind, is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
 
 
@@ -425,15 +415,15 @@ def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
         )
 
 
-def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
+def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
     if not checked:
         return
-    twins = find_twins([one.images.scan for one in checked])
+    duplicates = find_duplicates([one.images.scan for one in checked])
     for number, one in enumerate(checked):
         at = {path: i for i, path in enumerate(one.images.scan.paths)}
         inside = [
             _image(one, at[path], f"has the content of {group[0]}")
-            for group in twins.within(number)
+            for group in duplicates.within(number)
             for path in group[1:]
         ]
         if inside:
@@ -443,7 +433,7 @@ def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
         shared = (
             [
                 _image(one, at[path], f"has the content of {group[0]}")
-                for group in twins.shared()
+                for group in duplicates.shared()
                 for path in group[1:]
                 if path in at
             ]
@@ -462,6 +452,7 @@ def _find_twins(checked: list[Checked], groups: list[Group]) -> None:
 
 
 def _image(checked: Checked, index: int, what: str = "") -> Entry:
+    """Return an entry about an image, with its file name."""
     content = checked.examined.content
     record = content.images[index]
     return Entry(

@@ -6,19 +6,19 @@ Records without a finding are copied byte for byte, with all that detection does
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
-from ..dataset.box_formats import COCO, FITS, BoxFormat, fitting, to_coco
+from ..dataset.box_formats import COCO, LIKELY_FRACTION, BoxFormat, fitting, to_coco
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import (
     LISTS,
@@ -31,23 +31,23 @@ from ..dataset.coco_records import (
     split_records,
     unsafe_file_name,
 )
+from ..dataset.decoding import ImageError, image_size
 from ..dataset.findings import Findings, Kind
-from ..dataset.image_folder import find_misplaced
 from ..dataset.image_names import FileIndex
-from ..dataset.images import ImageError, image_size
+from ..dataset.misplaced_files import find_misplaced
 from ..dataset.segmentation import box_of_segmentation, mask_size
 from .check import DataSet, look_at_images
-from .coco_writing import encoded, write_records
-from .image_check import ImageCheck
+from .coco_json import encoded, write_records
+from .image_file_check import ImageCheck
 from .labelled_images import DECIMALS
 
-ROUNDS = 12
-"""A mended record can show another fault, as when its image is found at last; never so often."""
+MAX_ROUNDS = 12
+"""Fixing one fault can reveal another, as when an image is found at last; this bounds the number of rounds."""
 
 SAME_FACTOR = 0.02
 """By how much the factors of width and height may differ in a resized image, by rounding."""
 
-MOSTLY = 0.9
+RIGHT_SIZE_FRACTION = 0.9
 """Fraction of boxes that fit the files if the sizes in the labels were written wrong."""
 
 Record = dict[str, Any]
@@ -65,6 +65,21 @@ def _scale(record: Record, x: float, y: float) -> None:
         record["segmentation"] = [
             [value * (y if position % 2 else x) for position, value in enumerate(ring)] for ring in rings
         ]
+
+
+def _were_resized(boxes: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
+    """Return whether images were resized after their boxes were made.
+
+    Args:
+        boxes: `[M, 4]`, x, y, width, height in pixels.
+        old: `[M, 2]`, (width, height) of each box's image in the labels.
+        new: `[M, 2]`, the same of the image file.
+    """
+    if fitting(boxes, old) < LIKELY_FRACTION:
+        return False
+    factors = new / old
+    same_factor = (np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()
+    return bool(same_factor >= LIKELY_FRACTION) or fitting(boxes, new) < RIGHT_SIZE_FRACTION
 
 
 class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
@@ -97,7 +112,7 @@ def fix(
     mending = _Mending(data, content)
     if box_format not in (None, COCO):
         mending.convert_boxes(box_format)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         findings = Findings(data.annotations)
         examined = examine_records(
             sound_records(content, findings),
@@ -122,7 +137,8 @@ class _Mending:
     """The records of a file while they are mended."""
 
     def __init__(self, data: DataSet, content: dict[str, Any]) -> None:
-        self.data, self.content = data, content
+        self.data = data
+        self.content = content
         self.changes: Counter[str] = Counter()
         self._examined: Examination | None = None
         self._new_ids: Iterator[int] | None = None
@@ -178,9 +194,10 @@ class _Mending:
         positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
         if not positions:
             return False
+        images = np.concatenate(positions).tolist()
         true_sizes = {image.id: (image.width, image.height) for image in examined.content.images}
         written: dict[int, tuple[int, int]] = {}
-        for index in np.concatenate(positions).tolist():
+        for index in images:
             record = self._open("images", index)
             written[record["id"]] = (record["width"], record["height"])
         boxes = examined.content.annotations
@@ -190,22 +207,23 @@ class _Mending:
         ids = boxes.image_id[rows].tolist()
         old = np.array([written[image_id] for image_id in ids], float)
         new = np.array([true_sizes[image_id] for image_id in ids], float)
-        factors = new / old
-        fits_old, fits_new = fitting(boxes.bbox[rows], old), fitting(boxes.bbox[rows], new)
-        one_factor = float((np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()) >= FITS
-        if fits_old < FITS or not (one_factor or fits_new < MOSTLY):
+        if not _were_resized(boxes.bbox[rows], old, new):
             return False
-        for place, factor in zip(examined.content.places["annotations"][rows].tolist(), factors.tolist()):
-            record = self._open("annotations", place)
-            _scale(record, *factor)
-            self._close("annotations", place, record)
-            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
-        for index in np.concatenate(positions).tolist():
+        self._scale_boxes(examined.content.places["annotations"][rows].tolist(), (new / old).tolist())
+        for index in images:
             record = self._open("images", index)
             record["width"], record["height"] = true_sizes[record["id"]]
             self._close("images", index, record)
             self.changes["sizes of images taken from their files"] += 1
         return True
+
+    def _scale_boxes(self, places: Sequence[int], factors: Sequence[Sequence[float]]) -> None:
+        """Scale annotations, named by their place in the file, by a factor along x and one along y for each."""
+        for place, (x, y) in zip(places, factors):
+            record = self._open("annotations", place)
+            _scale(record, x, y)
+            self._close("annotations", place, record)
+            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
 
     def mend_records(self, examined: Examination) -> bool:
         """Mend what the annotation file shows by itself; return whether anything was changed."""
@@ -214,7 +232,8 @@ class _Mending:
         self.sizes = {image.id: (image.width, image.height) for image in images}
         self.first_names = {image.id: image.file_name for image in reversed(images)}
         self.dropped_images = set()
-        self._examined, self._new_ids = examined, None
+        self._examined = examined
+        self._new_ids = None
         for fault in examined.findings.faults:
             if fault.where:
                 self._mend(fault.where, fault.index, fault.kind)
@@ -228,7 +247,8 @@ class _Mending:
     def mend_images(self, examined: Examination, images: ImageCheck) -> bool:
         """Mend what the image files show; return whether anything was changed."""
         before = self.changes.total()
-        checked, places = look_at_images(self.data, examined, images), examined.content.places["images"]
+        checked = look_at_images(self.data, examined, images)
+        places = examined.content.places["images"]
         self.dropped_images = set()
         for index in checked.missing:
             self._correct_name(int(places[index]))
@@ -247,27 +267,26 @@ class _Mending:
         A file with another suffix is meant if no other image has it.
         """
         record = self._open("images", index)
-        meant = self.files.meant_by(record["file_name"])
-        if meant is None:
-            meant = self.files.with_other_suffix(record["file_name"])
-            meant = None if meant in self._listed_names else meant
-        if meant is not None:
-            record["file_name"] = meant
+        found = self.files.meant_by(record["file_name"])
+        if found is None:
+            found = self.files.with_other_suffix(record["file_name"])
+            found = None if found in self._listed_names else found
+        if found is not None:
+            record["file_name"] = found
             self._close("images", index, record)
             self.changes["file names corrected"] += 1
 
     @cached_property
     def _listed_names(self) -> set[str]:
         """File names of the file as it was read."""
-        return {
-            record.get("file_name")
-            for record in map(parse_record, self.content["images"])
-            if isinstance(record, dict) and isinstance(record.get("file_name"), str)
-        }
+        records = (record for record in map(parse_record, self.content["images"]) if isinstance(record, dict))
+        names = (record.get("file_name") for record in records)
+        return {name for name in names if isinstance(name, str)}
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
+            assert self._examined is not None, "records are repaired one examination after the other"
             content = self._examined.content
             used = set(content.annotations.id.tolist()) | content.lost["annotations"]
             self._new_ids = (i for i in count(1) if i not in used)
@@ -316,7 +335,11 @@ class _Mending:
 # ---- one kind of finding, one record ----
 
 
-def _numeric_ids(**keys: str | None) -> Callable[[_Mending, Record], Iterator[str]]:
+_Mender = Callable[[_Mending, Record], Iterable[str]]
+"""Repairs a record in place; returns what it changed, or raises `_Dropped`."""
+
+
+def _numeric_ids(**keys: str | None) -> _Mender:
     """Return what repairs ids, given the list that each of them names a record of."""
 
     def mend(mending: _Mending, record: Record) -> Iterator[str]:
@@ -381,7 +404,7 @@ _BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top"
 def _usable_box(mending: _Mending, record: Record) -> list[float] | None:
     """Return the box of the polygon or of a mask that has the size of the image."""
     masked = mask_size(record.get("segmentation"))
-    size = mending.sizes.get(record.get("image_id"))
+    size = mending.sizes.get(record["image_id"]) if "image_id" in record else None
     if masked is not None and size is not None and masked != size:
         return None
     return box_of_segmentation(record.get("segmentation"))
@@ -407,10 +430,8 @@ def _flat(mending: _Mending, record: Record) -> Iterator[str]:
 
 def _outside(mending: _Mending, record: Record) -> Iterator[str]:
     """Take the box of the polygon or mask if that lies in the image."""
-    box, (width, height) = (
-        box_of_segmentation(record.get("segmentation")),
-        mending.sizes[record["image_id"]],
-    )
+    box = box_of_segmentation(record.get("segmentation"))
+    (width, height) = mending.sizes[record["image_id"]]
     if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
         raise _Dropped("outside their image")
     record["bbox"] = box
@@ -430,10 +451,10 @@ def _flag(value: Any) -> int:
 
 def _file_name(mending: _Mending, record: Record) -> Iterator[str]:
     name = record.get("file_name")
-    meant = mending.files.meant_by(name) if isinstance(name, str) and name else None
-    if meant is None:
+    found = mending.files.meant_by(name) if isinstance(name, str) and name else None
+    if found is None:
         raise _Dropped("no file name that can be used")
-    record["file_name"] = meant
+    record["file_name"] = found
     yield "file names corrected"
 
 
@@ -460,17 +481,17 @@ def _crowd(_: _Mending, record: Record) -> Iterator[str]:
     yield "crowd marks made 0 or 1"
 
 
-def _dropped(reason: str) -> Callable[[_Mending, Record], Iterator[str]]:
-    def mend(*_: Any) -> Iterator[str]:
+def _dropped(reason: str) -> _Mender:
+    def mend(*_: Any) -> NoReturn:
         raise _Dropped(reason)
-        yield
 
     return mend
 
 
 def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
-    name, folder = record.get("file_name"), mending.data.images
-    if unsafe_file_name(name) is None:
+    name = record.get("file_name")
+    folder = mending.data.images
+    if isinstance(name, str) and unsafe_file_name(name) is None:
         misplaced = find_misplaced(folder, [name])
         try:
             if not misplaced.missing and (mending.data.follow_links or not misplaced.leaving):
@@ -487,12 +508,11 @@ def _true_size(mending: _Mending, record: Record) -> Iterator[str]:
     yield "sizes of images taken from their files"
 
 
-def _repeated_image(mending: _Mending, record: Record) -> Iterator[str]:
+def _repeated_image(mending: _Mending, record: Record) -> Iterable[str]:
     if mending.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
     mending.dropped_images.add(record["id"])  # nobody knows which of them its boxes belong to
-    return
-    yield
+    return ()
 
 
 def _category_name(_: _Mending, record: Record) -> Iterator[str]:
@@ -505,7 +525,7 @@ def _category_name(_: _Mending, record: Record) -> Iterator[str]:
     yield "categories named"
 
 
-def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
+def _repeated_category(mending: _Mending, record: Record) -> Iterable[str]:
     first = next(
         r
         for r in map(parse_record, mending.content["categories"])
@@ -513,13 +533,12 @@ def _repeated_category(mending: _Mending, record: Record) -> Iterator[str]:
     )
     if first.get("name") == record.get("name") and is_id(record["id"]):
         raise _Dropped("listed twice")
-    return
-    yield
+    return ()
 
 
 _CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
 
-_MENDERS: dict[tuple[str, str], Callable[[_Mending, Record], Iterator[str]]] = {
+_MENDERS: dict[tuple[str, str], _Mender] = {
     ("images", Kind.BAD_ID): _numeric_ids(id="images"),
     ("images", Kind.BAD_FILE_NAME): _file_name,
     ("images", Kind.BAD_SIZE): _image_size,

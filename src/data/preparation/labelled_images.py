@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.fault_lists import count_faults, listed
 from ...runtime.files import write_atomically
 from ...runtime.own_files import write_report
 
@@ -67,7 +69,8 @@ class Faults:
 
     def __init__(self, source: Path) -> None:
         """Begin without any."""
-        self.source, self.found = source, []
+        self.source = source
+        self.found: list[Fault] = []
 
     def add(self, kind: str, where: str, what: str) -> None:
         """Add one."""
@@ -84,16 +87,16 @@ class ConversionError(DataError):
 
     def __init__(self, source: Path, faults: Sequence[Fault]) -> None:
         """Describe them by kind; all stand in `faults`."""
-        self.source, self.faults = source, list(faults)
+        self.source = source
+        self.faults = list(faults)
         kinds: dict[str, list[str]] = {}
         for fault in faults:
             kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
         parts = [
-            f"{kind} ({len(own)}): {'; '.join(own[:SHOWN])}"
-            + (f"; ... and {len(own) - SHOWN} more" if len(own) > SHOWN else "")
+            f"{kind} ({len(own)}): {listed(own, '; ', shown=SHOWN, before_more='; ')}"
             for kind, own in sorted(kinds.items(), key=lambda item: -len(item[1]))
         ]
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        number = count_faults(len(faults))
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE writes all of them"
         )
@@ -138,7 +141,7 @@ def boxes_inside(
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
     beyond = kept & (abs(inside - ordered) > 0.5).any(1)
     account.notes["boxes reaching beyond their image, clipped"] += int(beyond.sum())
-    for row in np.flatnonzero(~kept):
+    for row in np.flatnonzero(~kept).tolist():
         if account.drop_boxes:
             account.notes[f"{UNUSABLE}, dropped"] += 1
         else:
@@ -154,9 +157,7 @@ def boxes_inside(
 def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
     """Write `train.json`, `val.json` ... into a folder; yield a line for each. Images stay where they are."""
     for part, images in data.parts.items():
-        write_atomically(
-            output / f"{part}.json", lambda file, images=images: _write(file, images, data.categories)
-        )
+        write_atomically(output / f"{part}.json", partial(_write, images=images, categories=data.categories))
         empty = sum(not len(image.boxes) for image in images)
         yield f"{output / f'{part}.json'}: {len(images)} images ({empty} without objects), {sum(len(image.boxes) for image in images)} boxes"
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
+from ...core.fault_lists import listed
 from ...runtime.files import write_atomically
 from ...runtime.own_files import (
     DATA_IMAGE,
@@ -29,10 +30,9 @@ from ...runtime.own_files import (
     write_picture,
 )
 from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
-from ..dataset.findings import listed
-from ..dataset.image_folder import find_misplaced
-from ..dataset.images import ImageError, load_image
-from .coco_writing import write_records
+from ..dataset.decoding import ImageError, load_image
+from ..dataset.misplaced_files import find_misplaced
+from .coco_json import write_records
 
 FROM_VAL = "images_from_val"
 """Folder below `train` in which the validation images that were moved are looked for."""
@@ -81,43 +81,56 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
     outputs = {path: path.with_name(f"{output_suffix}_{path.name}") for path in (train_path, val_path)}
     refuse_foreign(outputs.values(), "choose another --output_suffix", recognize=is_our_coco_file)
     train, val = (split_records(read_annotation_file(path), path) for path in (train_path, val_path))
-    tables = [
-        {record["id"]: record["name"] for record in map(parse_record, content["categories"])}
-        for content in (train, val)
-    ]
-    if differing := differing_categories(*tables):
-        raise DataError(f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}")
+    _check_categories(train, val, train_path, val_path)
     count = len(val["images"])
     if not 0 < new_val_size <= count:
         raise ConfigError(
             f"--new_val_size is {new_val_size}, expected 1 to {count}, the number of images in {val_path}"
         )
-    staying = {record.id for record in _decoded(val["images"][:new_val_size], _Id, val_path)}
-    boxes = _decoded(val["annotations"], _Box, val_path)
-    stays = np.array([box.image_id in staying for box in boxes], bool)
-    new_image_id = _free_ids(train["images"], val["images"][new_val_size:], train_path, val_path)
-    moved_boxes = [val["annotations"][i] for i in np.flatnonzero(~stays)]
-    new_box_id = _free_ids(train["annotations"], moved_boxes, train_path, val_path)
-    moved_images = [_moved_image(record, new_image_id) for record in val["images"][new_val_size:]]
-    if new_image_id or new_box_id:
-        moved_boxes = [_renumbered(record, new_image_id, new_box_id) for record in moved_boxes]
-    val_boxes = [val["annotations"][i] for i in np.flatnonzero(stays)]
-    for path, content in (
-        (
-            train_path,
-            {
-                **train,
-                "images": train["images"] + moved_images,
-                "annotations": train["annotations"] + moved_boxes,
-            },
-        ),
-        (val_path, {**val, "images": val["images"][:new_val_size], "annotations": val_boxes}),
-    ):
+    val_boxes, moved_boxes = _boxes_of_first_images(val, new_val_size, val_path)
+    moved_images = val["images"][new_val_size:]
+    added = _renumbered_for_training(train, moved_images, moved_boxes, train_path, val_path)
+    joined = {key: train[key] + records for key, records in added.items()}
+    shortened = {"images": val["images"][:new_val_size], "annotations": val_boxes}
+    for path, content in ((train_path, {**train, **joined}), (val_path, {**val, **shortened})):
         output = outputs[path]
         _write_labels(output, content)
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
     if moved_images and not (base / "train" / FROM_VAL).is_dir():
         yield f"now give training its new images, without a second copy: cp -al {base / 'val' / 'images'} {base / 'train' / FROM_VAL}"
+
+
+def _boxes_of_first_images(content: dict[str, Any], count: int, path: Path) -> tuple[list[Any], list[Any]]:
+    """Return the annotations of the first images of a file, and those of the others."""
+    first = {record.id for record in _decoded(content["images"][:count], _Id, path)}
+    boxes = _decoded(content["annotations"], _Box, path)
+    is_of_first = np.array([box.image_id in first for box in boxes], bool)
+    annotations = content["annotations"]
+    return (
+        [annotations[i] for i in np.flatnonzero(is_of_first)],
+        [annotations[i] for i in np.flatnonzero(~is_of_first)],
+    )
+
+
+def _check_categories(train: dict[str, Any], val: dict[str, Any], train_path: Path, val_path: Path) -> None:
+    """Raise `DataError` if the categories of two files differ."""
+    ours, theirs = (
+        {record["id"]: record["name"] for record in map(parse_record, content["categories"])}
+        for content in (train, val)
+    )
+    if differing := differing_categories(ours, theirs):
+        raise DataError(f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}")
+
+
+def _renumbered_for_training(
+    train: dict[str, Any], images: Sequence[Any], boxes: list[Any], train_path: Path, val_path: Path
+) -> dict[str, list[Any]]:
+    """Return validation images and their boxes as records of the training file, with ids that are free there."""
+    new_image_id = _free_ids(train["images"], images, train_path, val_path)
+    new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
+    if new_image_id or new_box_id:
+        boxes = [_renumbered(record, new_image_id, new_box_id) for record in boxes]
+    return {"images": [_moved_image(record, new_image_id) for record in images], "annotations": boxes}
 
 
 def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
@@ -158,40 +171,48 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
         [*(image.file_name for image in images), *(target.file_name for target in larger.values())], path
     )
     names = [images[index].file_name for index in larger]
-    missing, leaving = find_misplaced(folder, names)
-    faults = [f"{folder / names[i]} is missing" for i in missing] + [
-        f"{folder / names[i]} leads out of {folder}" for i in leaving
-    ]
-    absent = {*missing, *leaving}
-    jobs = [
-        (folder / name, folder / target.file_name, target.old, target.size)
-        for i, (name, target) in enumerate(zip(names, larger.values()))
-        if i not in absent
-    ]
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        results = tqdm(
-            pool.map(_resize_image, jobs, chunksize=16), path.name, len(jobs), leave=False, disable=None
-        )
-        faults += [fault for fault in results if fault]
-    if faults:
+    if faults := _resize_images(folder, names, list(larger.values()), num_workers, path.name):
         raise DataError(
             f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; tools/dataset/check.py --fix writes an "
             f"annotation file without them; what is done stays done"
         )
+    _scale_records(content, images, larger, path)
+    _write_labels(output, content)
+    return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
+
+
+def _resize_images(
+    folder: Path, names: list[str], targets: list[_Resized], num_workers: int, description: str
+) -> list[str]:
+    """Write the smaller copies; return what is wrong with the images that have none."""
+    missing, leaving = find_misplaced(folder, names)
+    faults = [f"{folder / names[i]} is missing" for i in missing]
+    faults += [f"{folder / names[i]} leads out of {folder}" for i in leaving]
+    absent = {*missing, *leaving}
+    jobs = [
+        (folder / name, folder / target.file_name, target.old, target.size)
+        for i, (name, target) in enumerate(zip(names, targets))
+        if i not in absent
+    ]
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        results = pool.map(_resize_image, jobs, chunksize=16)
+        faults += filter(None, tqdm(results, description, len(jobs), leave=False, disable=None))
+    return faults
+
+
+def _scale_records(
+    content: dict[str, Any], images: Sequence[_Image], larger: dict[int, _Resized], path: Path
+) -> None:
+    """Change the records of images that have a smaller copy, and of their boxes, in place."""
+    factors = {}
     for index, target in larger.items():
         record = content["images"][index] = parse_record(content["images"][index])
         record.update(file_name=target.file_name, width=target.size[0], height=target.size[1])
-    factors = {
-        images[index].id: (target.size[0] / target.old[0], target.size[1] / target.old[1])
-        for index, target in larger.items()
-    }
-    for index, box in enumerate(_decoded(content["annotations"], _Box, path)):
+        factors[images[index].id] = (target.size[0] / target.old[0], target.size[1] / target.old[1])
+    annotations = content["annotations"]
+    for index, box in enumerate(_decoded(annotations, _Box, path)):
         if box.image_id in factors:
-            content["annotations"][index] = _scaled(
-                parse_record(content["annotations"][index]), *factors[box.image_id]
-            )
-    _write_labels(output, content)
-    return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
+            annotations[index] = _scaled(parse_record(annotations[index]), *factors[box.image_id])
 
 
 def _write_labels(path: Path, content: dict[str, Any]) -> None:
@@ -208,9 +229,9 @@ def _annotations(base: Path, part: str) -> Path:
     return path
 
 
-def _decoded(records: Sequence[Any], kind: type, path: Path) -> list[Any]:
+def _decoded(records: Sequence[Any], kind: type[msgspec.Struct], path: Path) -> list[Any]:
     """Return what is needed of each record."""
-    decoder = msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     try:
         return [
             decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind)

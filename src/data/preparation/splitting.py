@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ...core.errors import DataError
 from .labelled_images import LabelledImage, LabelledImages
@@ -35,37 +35,43 @@ def split(
         ).digest(),
     )
     classes = [set(image.categories[~image.crowds].tolist()) for image in order]
+    chosen = _choose(classes, min(max(1, round(fraction * len(order))), len(order) - 1))
+    by_name = sorted(range(len(order)), key=lambda i: order[i].file_name)
+    return [order[i] for i in by_name if i not in chosen], [order[i] for i in by_name if i in chosen]
+
+
+def _choose(classes: Sequence[set[int]], wanted: int) -> set[int]:
+    """Return the positions of the validation images.
+
+    Args:
+        classes: classes in each image; images that come first are preferred.
+        wanted: number of images; classes may ask for more, up to half of all.
+    """
     left = Counter(c for found in classes for c in found)
     with_class: dict[int, list[int]] = {}
     for index, found in enumerate(classes):
         for c in found:
             with_class.setdefault(c, []).append(index)
-    wanted = min(max(1, round(fraction * len(order))), len(order) - 1)
     chosen: set[int] = set()
-
-    def may_go(index: int) -> bool:
-        return index not in chosen and all(left[c] > 1 for c in classes[index])
-
-    def choose(index: int) -> None:
-        chosen.add(index)
-        left.subtract(classes[index])
-
     covered: set[int] = set()
+
+    def choose_first(candidates: Iterable[int]) -> None:
+        """Choose the first image without which every class still has an image for training."""
+        for index in candidates:
+            if index not in chosen and all(left[c] > 1 for c in classes[index]):
+                chosen.add(index)
+                left.subtract(classes[index])
+                covered.update(classes[index])
+                return
+
     for c in sorted(with_class, key=lambda c: (len(with_class[c]), c)):
-        if c not in covered and len(chosen) < max(wanted, len(order) // 2):
-            index = next((i for i in with_class[c] if may_go(i)), None)
-            if index is not None:
-                choose(index)
-                covered |= classes[index]
-    for index in range(len(order)):
+        if c not in covered and len(chosen) < max(wanted, len(classes) // 2):
+            choose_first(with_class[c])
+    for index in range(len(classes)):
         if len(chosen) >= wanted:
             break
-        if may_go(index):
-            choose(index)
-    if not chosen:  # every image holds the only one of a class
-        chosen.add(0)
-    by_name = sorted(range(len(order)), key=lambda i: order[i].file_name)
-    return [order[i] for i in by_name if i not in chosen], [order[i] for i in by_name if i in chosen]
+        choose_first([index])
+    return chosen or {0}  # without a choice, every image has the only object of a class
 
 
 def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterator[str]:

@@ -15,7 +15,8 @@ MOST_CLASSES = 30
 
 def summarize(examined: Examination) -> Iterator[str]:
     """Yield lines about the images and boxes of a file that training would use."""
-    images, rows = examined.content.images, examined.rows
+    images = examined.content.images
+    rows = examined.rows
     single = ~rows["crowds"].numpy()
     boxes, categories = rows["boxes"].numpy()[single], rows["categories"].numpy()[single]
     image_of = np.repeat(np.arange(len(images)), rows["starts"].diff().numpy())[single]

@@ -20,9 +20,9 @@ from ...core.errors import DataError
 from ...core.paths import read_text
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.image_folder import find_misplaced
+from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
 from ..dataset.image_names import FileIndex, is_image_file
-from ..dataset.images import IMAGE_SUFFIXES, ImageError, image_size
+from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
 LARGEST_FILE = 16_000_000
@@ -36,6 +36,14 @@ class _Object(NamedTuple):
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
+
+
+class _Annotated(NamedTuple):
+    """What an annotation file says."""
+
+    image: str
+    size: tuple[int, int]
+    objects: list[_Object]
 
 
 def read_voc(
@@ -61,67 +69,88 @@ def read_voc(
     Raises:
         DataError: one error with all faults, by kind.
     """
-    if not (root / "Annotations").is_dir():
-        raise DataError(f"{root} has no folder Annotations; Pascal VOC keeps its XML files there")
-    images = next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), None)
-    if images is None:
-        raise DataError(f"{root} has no folder JPEGImages")
-    faults, notes = Faults(root), Counter()
-    account = Account(faults, notes, drop_boxes)
-    sets = _image_sets(root, faults)
+    images = _image_folder(root)
+    account = Account(Faults(root), Counter(), drop_boxes)
+    sets = _image_sets(root, account.faults)
     by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if is_image_file(path)}
-    index = FileIndex(images)
-    found: dict[str, list[tuple[str, tuple[int, int], list[_Object]]]] = {}
-    for part, stems in sets.items():
-        found[part] = []
-        leaving = (
-            set()
-            if follow_links
-            else {
-                stems[i]
-                for i in find_misplaced(root / "Annotations", [f"{stem}.xml" for stem in stems]).leaving
-            }
-        )
-        for stem in stems:
-            path = root / "Annotations" / f"{stem}.xml"
-            try:
-                if stem in leaving:
-                    raise DataError(
-                        f"leads out of {root} by a symbolic link; give --follow-links if you trust it"
-                    )
-                tree = parse_xml(path)
-                name = _image_name(tree, stem, by_stem, index)
-                size = _image_size(tree, images, name, follow_links)
-                found[part].append((name, size, list(_objects(tree))))
-            except DataError as error:
-                faults.add("annotation files that cannot be used", str(path), str(error))
-    faults.raise_if_any()
+    folder = _Folder(root, images, by_stem, FileIndex(images), follow_links)
+    found = {part: _read_part(folder, stems, account.faults) for part, stems in sets.items()}
+    account.faults.raise_if_any()
     if not found.get("train"):
-        deeper = any((root / "Annotations").glob("*/*.xml"))
-        raise DataError(
-            f"{root} has no images to train on: "
-            + (
-                "Annotations has subfolders; put all XML files into Annotations itself"
-                if deeper
-                else "Annotations holds no XML file, or the list of images is empty"
-            )
-        )
+        raise DataError(f"{root} has no images to train on: {_why_empty(root)}")
     if spare := len(by_stem.keys() - {stem for stems in sets.values() for stem in stems}):
-        notes["images without an annotation file or not listed, left out"] += spare
-    names = sorted({thing.name for part in found.values() for _, _, things in part for thing in things})
-    if not names:
-        raise DataError(f"{root} has no object in any annotation file")
-    ids = {name: number for number, name in enumerate(names, 1)}
+        account.notes["images without an annotation file or not listed, left out"] += spare
+    ids = _category_ids(root, found)
     parts = {
         part: [_labelled(*image, ids, difficult, zero_based, account) for image in entries]
         for part, entries in found.items()
     }
-    faults.raise_if_any()
+    account.faults.raise_if_any()
     if not any(len(image.boxes) for part in parts.values() for image in part):
         raise DataError(
             f"{root}: no box is left; --difficult {difficult} leaves out objects marked as difficult"
         )
-    return LabelledImages(images.resolve(), {number: name for name, number in ids.items()}, parts, notes)
+    categories = {number: name for name, number in ids.items()}
+    return LabelledImages(images.resolve(), categories, parts, account.notes)
+
+
+class _Folder(NamedTuple):
+    """A data set and how its images are found."""
+
+    root: Path
+    images: Path
+    by_stem: dict[str, str]
+    """Images by their names without a suffix."""
+    files: FileIndex
+    follow_links: bool
+
+
+def _image_folder(root: Path) -> Path:
+    if not (root / "Annotations").is_dir():
+        raise DataError(f"{root} has no folder Annotations; Pascal VOC keeps its XML files there")
+    for name in ("JPEGImages", "images"):
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(f"{root} has no folder JPEGImages")
+
+
+def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annotated]:
+    """Read the annotation files of a part; those that cannot be used are faults."""
+    annotations = folder.root / "Annotations"
+    outside: set[str] = set()
+    if not folder.follow_links:
+        leaving = find_misplaced(annotations, [f"{stem}.xml" for stem in stems]).leaving
+        outside = {stems[index] for index in leaving}
+    found = []
+    for stem in stems:
+        path = annotations / f"{stem}.xml"
+        try:
+            if stem in outside:
+                raise DataError(
+                    f"leads out of {folder.root} by a symbolic link; give --follow-links if you trust it"
+                )
+            tree = parse_xml(path)
+            name = _image_name(tree, stem, folder.by_stem, folder.files)
+            size = _image_size(tree, folder.images, name, folder.follow_links)
+            found.append(_Annotated(name, size, list(_objects(tree))))
+        except DataError as error:
+            faults.add("annotation files that cannot be used", str(path), str(error))
+    return found
+
+
+def _category_ids(root: Path, found: dict[str, list[_Annotated]]) -> dict[str, int]:
+    """Return ids from 1 for the names of all objects, sorted."""
+    names = {thing.name for part in found.values() for image in part for thing in image.objects}
+    if not names:
+        raise DataError(f"{root} has no object in any annotation file")
+    return {name: number for number, name in enumerate(sorted(names), 1)}
+
+
+def _why_empty(root: Path) -> str:
+    """Return why there are no training images."""
+    if any((root / "Annotations").glob("*/*.xml")):
+        return "Annotations has subfolders; put all XML files into Annotations itself"
+    return "Annotations holds no XML file, or the list of images is empty"
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -143,7 +172,8 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise DataError(f"cannot be read: {error.strerror or error}") from None
     if len(raw) > LARGEST_FILE:
         raise DataError(f"is larger than {LARGEST_FILE} bytes")
-    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
         builder.start,
@@ -198,8 +228,8 @@ def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], i
             raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
         return by_stem[stem]
     name = (tree.findtext("filename") or "").strip()
-    if name and (meant := index.meant_by(name)):
-        return meant
+    if name and (found := index.meant_by(name)):
+        return found
     if reason := unsafe_file_name(name):
         raise DataError(f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}")
     return name

@@ -21,16 +21,16 @@ from ...core.errors import DataError, first_line
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
-from ..dataset.box_formats import BEYOND_LIMIT, FEW, FITS, OVERHANG
+from ..dataset.box_formats import BEYOND_LIMIT, LIKELY_FRACTION, MIN_SUSPICIOUS_BOXES, OVERHANG
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.image_folder import find_misplaced
+from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
+from ..dataset.header_scan import UNKNOWN, sizes_of_files
 from ..dataset.image_names import FileIndex, find_image_files, is_image_file
-from ..dataset.images import IMAGE_SUFFIXES
-from .image_sizes import upright_sizes
+from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 from .layouts import describe_layout
 
-FAR = 0.5
+MAX_OVERSHOOT = 0.5
 """Coordinates this far outside of 0 to 1 are no rounding and no sloppy border: they are in other units. Nearer ones are clipped."""
 
 SKELETON = "kpt_shape"
@@ -93,7 +93,7 @@ def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None
         return
     beyond = (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG).any(1).sum()
     fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
-    if beyond >= max(FEW, BEYOND_LIMIT * len(numbers)) and fits >= FITS:
+    if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers)) and fits >= LIKELY_FRACTION:
         text = f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit as x1 y1 x2 y2; YOLO has cx cy w h"
         account.faults.add("boxes in another format", str(path), text)
 
@@ -153,7 +153,7 @@ def _read_part(
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
-    sizes = upright_sizes([root / images[index] for index in usable], account.faults)
+    sizes = _upright_sizes([root / images[index] for index in usable], account.faults)
     result = []
     for index, size in zip(usable, sizes):
         classes, boxes, places = _read_labels(label_root / labels[index], names, extra, account)
@@ -165,6 +165,19 @@ def _read_part(
         crowds = np.zeros(int(kept.sum()), bool)
         result.append(LabelledImage(images[index], size, classes[kept], inside[kept], crowds))
     return result
+
+
+def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
+    """Return (width, height) of each file as people see it; None, and a fault, for what is not an image."""
+    unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
+    sizes: list[tuple[int, int] | None] = []
+    for path, (width, height) in zip(paths, sizes_of_files([str(path) for path in paths], unknown).tolist()):
+        try:
+            sizes.append((width, height) if width != UNKNOWN else image_size(path)[1])
+        except ImageError as error:
+            sizes.append(None)
+            faults.add("images that cannot be read", str(path), str(error).removeprefix(f"image {path} "))
+    return sizes
 
 
 def label_path(image: str) -> str:
@@ -180,7 +193,8 @@ def label_path(image: str) -> str:
 def _existing_label(label_root: Path, image: str) -> str:
     """Return the label file of an image: the usual name, or with the image's suffix before `.txt`, or `.TXT`, if only that is there."""
     usual = label_path(image)
-    stem, suffix = usual.removesuffix(".txt"), os.path.splitext(image)[1]
+    stem = usual.removesuffix(".txt")
+    suffix = os.path.splitext(image)[1]
     others = (f"{stem}{suffix}.txt", f"{stem}.TXT")
     if os.path.lexists(label_root / usual):
         return usual
@@ -382,12 +396,12 @@ def _usable(
 
 
 def _label_root(root: Path, names: Sequence[str]) -> Path:
-    """Return what paths of labels are relative to: the root, or if that lies in a folder `images` itself, its twin in `labels`."""
+    """Return what paths of labels are relative to: the root, or if that lies in a folder `images` itself, its counterpart in `labels`."""
     folders = list(root.parts)
     if "images" in folders and not any("images" in name.split("/")[:-1] for name in names):
         at = len(folders) - 1 - folders[::-1].index("images")
-        twin = Path(*folders[:at], "labels", *folders[at + 1 :])
-        return twin if twin.is_dir() else root
+        sibling = Path(*folders[:at], "labels", *folders[at + 1 :])
+        return sibling if sibling.is_dir() else root
     return root
 
 
@@ -405,7 +419,9 @@ def _read_labels(
             raise
         account.faults.add("files that cannot be read", str(path), error.strerror or str(error))
         lines = []
-    classes, boxes, places = [], [], []
+    classes = []
+    boxes = []
+    places = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -449,7 +465,7 @@ def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | 
         )
     values = values[:4] if is_box else values
     if far := [
-        word for word, value in zip(words[1:], values) if not -FAR <= value <= 1 + FAR
+        word for word, value in zip(words[1:], values) if not -MAX_OVERSHOOT <= value <= 1 + MAX_OVERSHOOT
     ]:  # NaN is neither
         return _BadLine(
             "coordinates far outside 0 to 1",

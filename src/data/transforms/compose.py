@@ -53,6 +53,14 @@ class Policy(TypedDict, total=False):
     """Names of the classes that it is about."""
 
 
+@runtime_checkable
+class FixedSize(Protocol):
+    """A transform after which all samples have one size."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+
+
 @register()
 class Compose:
     """Applies transforms in order, some of them in some epochs only."""
@@ -78,7 +86,8 @@ class Compose:
             ConfigError: for an unknown policy, one that names no transform, or points that do not ascend; for a Mosaic
                 that is not the first transform.
         """
-        self.ops, self.mosaic_prob = list(ops or []), mosaic_prob
+        self.ops = list(ops or [])
+        self.mosaic_prob = mosaic_prob
         if not 0 <= mosaic_prob <= 1:
             raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
         if place := next((number for number, op in enumerate(self.ops) if isinstance(op, Mosaic)), 0):
@@ -97,7 +106,7 @@ class Compose:
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) that all samples leave with, or None if they keep sizes of their own."""
-        return next((tuple(op.size) for op in reversed(self.ops) if hasattr(op, "size")), None)
+        return next((op.size for op in reversed(self.ops) if isinstance(op, FixedSize)), None)
 
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that act in `epoch` and return the sample."""
@@ -119,12 +128,14 @@ class Compose:
             boxes: `[M, 4]`, xyxy in pixels of the images.
             sizes: `[M, 2]`, (width, height) of each box's image.
         """
-        canvas, here, rows = sizes, "in the image", np.arange(len(boxes))
+        canvas = sizes
+        here = "in the image"
+        rows = np.arange(len(boxes))
         for transform in self.ops:
             if not isinstance(transform, Tracked):
                 continue
             boxes, canvas, kept = transform.track(boxes, canvas)
-            if hasattr(transform, "size"):
+            if isinstance(transform, FixedSize):
                 here = "at {} x {}".format(*transform.size)
             if not kept.all():
                 lost = np.zeros(len(sizes), bool)
@@ -152,7 +163,8 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
         )
     if policy["name"] == "default":
         return [0, None, None], frozenset()
-    epoch, named = policy.get("epoch"), policy.get("ops")
+    epoch = policy.get("epoch")
+    named = policy.get("ops")
     points = epoch if isinstance(epoch, list) else [0, epoch, epoch]
     if len(points) != 3 or not isinstance(named, list):
         raise ConfigError(
@@ -195,7 +207,8 @@ class ConvertBoxes:
 
     def __init__(self, fmt: Literal["xyxy", "cxcywh", ""] = "", normalize: bool = False) -> None:
         """Store the format, "" for as it is, and whether boxes are relative to the image's size."""
-        self.fmt, self.normalize = fmt, normalize
+        self.fmt = fmt
+        self.normalize = normalize
 
     def __call__(self, sample: Sample) -> None:
         """Set the format of the result."""
@@ -214,7 +227,8 @@ class Normalize:
             raise ConfigError(
                 f"Normalize: mean {list(mean)} and std {list(std)} need three numbers each, std above 0"
             )
-        self.mean, self.std = np.asarray(mean, float), np.asarray(std, float)
+        self.mean = np.asarray(mean, float)
+        self.std = np.asarray(std, float)
 
     def __call__(self, sample: Sample) -> None:
         """Set the normalisation of the result; it makes it floating-point."""

@@ -28,7 +28,9 @@ class RandomZoomOut:
                 f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first"
             )
         _check_probability("RandomZoomOut", p)
-        self.fill, self.side_range, self.p = fill, tuple(side_range), p
+        self.fill = fill
+        self.side_range = tuple(side_range)
+        self.p = p
 
     def __call__(self, sample: Sample) -> None:
         """Enlarge the canvas of a sample."""
@@ -79,7 +81,8 @@ class RandomIoUCrop:
             raise ConfigError(
                 f"RandomIoUCrop.sampler_options {list(self.options)} needs one of at least 1, which ends the search"
             )
-        self.trials, self.p = trials, p
+        self.trials = trials
+        self.p = p
 
     def __call__(self, sample: Sample) -> None:
         """Crop a sample, unless no object is there to crop for."""
@@ -106,17 +109,19 @@ class RandomIoUCrop:
         positive = (sides > 0).all(1)
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
         fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
-        boxes = sample.boxes
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
-        overlap = (
-            (np.minimum(boxes[:, 2:], crops[:, None, 2:]) - np.maximum(boxes[:, :2], crops[:, None, :2]))
-            .clip(0)
-            .prod(2)
-        )
-        iou = overlap / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + sides.prod(1)[:, None] - overlap)
-        fits &= (inside & (iou >= least)).any(1)
+        fits &= _contains_an_object(crops, sample.boxes, least)
         return crops[fits.argmax()] if fits.any() else None
+
+
+def _contains_an_object(crops: np.ndarray, boxes: np.ndarray, min_iou: float) -> np.ndarray:
+    """Return which crops `[n, 4]` have the centre of a box `[T, 4]` and at least an IoU with it; all xyxy, the result `[n]`."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
+    low, high = np.maximum(boxes[:, :2], crops[:, None, :2]), np.minimum(boxes[:, 2:], crops[:, None, 2:])
+    overlap = (high - low).clip(0).prod(2)
+    areas, crop_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1), (crops[:, 2:] - crops[:, :2]).prod(1)
+    iou = overlap / (areas + crop_areas[:, None] - overlap)
+    return (inside & (iou >= min_iou)).any(1)
 
 
 @register()
@@ -140,7 +145,8 @@ class RandomCrop:
 
     def __init__(self, size: Sequence[int], fill: float = 0) -> None:
         """Store (height, width) of the window and the grey value of the padding."""
-        self.size, self.fill = _height_width("RandomCrop", size), fill
+        self.size = _height_width("RandomCrop", size)
+        self.fill = fill
 
     def __call__(self, sample: Sample) -> None:
         """Cut a sample."""
@@ -180,7 +186,8 @@ class PadToSize:
 
     def __init__(self, size: Sequence[int], fill: float = 0) -> None:
         """Store (height, width) and the grey value of the margin."""
-        self.size, self.fill = _height_width("PadToSize", size), fill
+        self.size = _height_width("PadToSize", size)
+        self.fill = fill
 
     def __call__(self, sample: Sample) -> None:
         """Pad a sample."""
@@ -191,7 +198,7 @@ class PadToSize:
         """Follow boxes (`compose.Tracked`)."""
         size = np.array(self.size[::-1], float)
         boxes = boxes.clip(0, np.tile(size, 2))
-        return boxes, np.tile(size, (len(boxes), 1)), (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return boxes, np.tile(size, (len(boxes), 1)), np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 
 @register()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.registry import register
+from ...runtime.log import logger
 from .sample import Sample
 
 LEAST_VISIBLE = 0.1
@@ -52,7 +53,7 @@ class Mosaic:
             probability: of acting at all; `Compose.mosaic_prob` comes on top.
             fill_value: grey value between and around the images, 0..255.
             use_cache: False alone. What a cache holds depends on what was loaded before, and a run could not be repeated.
-            max_cached_images: of DEIM's cache; says nothing without it.
+            max_cached_images: setting of DEIM's cache, accepted because DEIM's files have it; it has no effect, which is logged.
             random_pop: likewise.
 
         Raises:
@@ -62,6 +63,9 @@ class Mosaic:
             raise ConfigError(
                 "Mosaic.use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False"
             )
+        idle = {"max_cached_images": max_cached_images, "random_pop": random_pop}
+        if ignored := [name for name, value in idle.items() if value is not None]:
+            logger.info("Mosaic has no cache, so these settings have no effect: %s", ", ".join(ignored))
         if output_size < 1:
             raise ConfigError(f"Mosaic.output_size is {output_size}, expected a number of pixels")
         if not 0 <= rotation_range <= 180:
@@ -76,13 +80,12 @@ class Mosaic:
             )
         if not 0 <= probability <= 1:
             raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
-        self.output_size, self.rotation, self.translation, self.scaling = (
-            output_size,
-            rotation_range,
-            tuple(translation_range),
-            tuple(scaling_range),
-        )
-        self.probability, self.fill = probability, fill_value
+        self.output_size = output_size
+        self.rotation = rotation_range
+        self.translation = tuple(translation_range)
+        self.scaling = tuple(scaling_range)
+        self.probability = probability
+        self.fill = fill_value
 
     def __call__(self, sample: Sample) -> None:
         """Replace a sample's pixels and boxes by those of a mosaic; what is known of its image stays.
@@ -113,13 +116,14 @@ class Mosaic:
         """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""
         sizes = [self._tile_size(sample) for sample in samples]
         height, width = (max(sides) for sides in zip(*sizes))
-        canvas, targets = torch.full((3, 2 * height, 2 * width), float(self.fill)), []
+        canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
+        targets = []
         for sample, (h, w), (x, y) in zip(samples, sizes, ((0, 0), (width, 0), (0, height), (width, height))):
             _, target = sample.render((h, w), canvas[:, y : y + h, x : x + w])
             targets.append(
                 {
                     "boxes": target["boxes"].double().numpy() + [x, y, x, y],
-                    **{name: target[name].numpy() for name in sample.fields},
+                    **{name: cast(dict[str, Tensor], target)[name].numpy() for name in sample.fields},
                 }
             )
         joined = {name: np.concatenate([target[name] for target in targets]) for name in targets[0]}

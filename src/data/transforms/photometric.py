@@ -52,13 +52,11 @@ class RandomPhotometricDistort:
                 raise ConfigError(
                     f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the smaller first"
                 )
-        self.brightness, self.contrast, self.saturation, self.hue, self.p = (
-            brightness,
-            contrast,
-            saturation,
-            hue,
-            p,
-        )
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.p = p
 
     def __call__(self, sample: Sample) -> None:
         """Draw and join the steps."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ...core.contracts import Target
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """ITU-R 601 luma, as in Pillow and torchvision."""
@@ -75,7 +77,8 @@ class Sample:
     def move(self, scale: tuple[float, float], shift: tuple[float, float], canvas: tuple[int, int]) -> None:
         """Map the canvas by x -> scale * x + shift onto a new one; what leaves the canvas is cut off, boxes too."""
         factor, offset = np.asarray(scale, float), np.asarray(shift, float)
-        self.scale, self.shift = self.scale * factor, self.shift * factor + offset
+        self.scale = self.scale * factor
+        self.shift = self.shift * factor + offset
         limit = np.array([*canvas, *canvas], float)
         self.visible = _mapped(self.visible, factor, offset).clip(0, limit)
         self.boxes = _mapped(self.boxes, factor, offset).clip(0, limit)
@@ -88,13 +91,18 @@ class Sample:
 
     def restart(self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         """Begin anew with other pixels and boxes; nothing is to be done to them yet."""
-        self.image, self.boxes, self.fields = image, boxes, fields
-        self.scale, self.shift, self.fill, self.colour = np.ones(2), np.zeros(2), 0.0, None
+        self.image = image
+        self.boxes = boxes
+        self.fields = fields
+        self.scale = np.ones(2)
+        self.shift = np.zeros(2)
+        self.fill = 0.0
+        self.colour = None
         self.__post_init__()
 
     def render(
         self, size_hw: tuple[int, int] | None = None, out: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, Target]:
         """Resample the pixels and finish the target.
 
         Args:
@@ -158,7 +166,8 @@ class Sample:
             if factor != 1.0:
                 out.mul_(factor)
             return
-        matrix, flat = torch.from_numpy(self.colour * factor).float(), pixels.flatten(1).float()
+        matrix = torch.from_numpy(self.colour * factor).float()
+        flat = pixels.flatten(1).float()
         straight = self.as_float and out.is_contiguous()
         mixed = torch.addmm(
             matrix[:, 3:], matrix[:, :3], flat, out=out.view(3, -1) if straight else None
@@ -180,22 +189,25 @@ class Sample:
             [*out_low, *out_low], [*out_high, *out_high]
         )
 
-    def _target(self, boxes: np.ndarray, width: int, height: int) -> dict[str, Any]:
-        kept, fields = (boxes[:, 2:] > boxes[:, :2]).all(1), self.fields
+    def _target(self, boxes: np.ndarray, width: int, height: int) -> Target:
+        kept: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        fields = self.fields
         if not kept.all():
-            boxes, fields = boxes[kept], {name: values[kept] for name, values in fields.items()}
+            boxes = boxes[kept]
+            fields = {name: values[kept] for name, values in fields.items()}
             self.lost["resampling"] += len(kept) - len(boxes)
         if self.relative_boxes:
             boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
             boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
-        return {
+        target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             **{name: torch.from_numpy(values) for name, values in fields.items()},
             **self.info,
             "boxes_read": self.boxes_read,
             "boxes_lost": dict(self.lost),
         }
+        return cast(Target, target)
 
 
 def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

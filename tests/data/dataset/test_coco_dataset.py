@@ -15,7 +15,7 @@ from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
 from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.dataset.images import Mark
+from src.data.dataset.decoding import Mark
 from src.data.transforms import (
     Compose,
     ConvertBoxes,
@@ -365,7 +365,7 @@ def test_images_in_common_are_those_of_the_same_path(tmp_path):
     content = sound_coco(2)
     content["images"][0]["file_name"] = "other.png"
     other = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, "other.json", draw=False)))
-    assert data.images_in_common(other) == [str(tmp_path / "2.png")]
+    assert data.images.in_common(other.images) == [str(tmp_path / "2.png")]
 
 
 def test_last_image_of_a_worker_is_named_by_id_and_file(tmp_path):
@@ -436,7 +436,7 @@ def test_without_a_share_the_first_ends_the_run(tmp_path, share):
 def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_path, given, allowed):
     data = data_set(tmp_path, bad_images=given)
     data.allow_bad_images()
-    assert data.bad_images == allowed
+    assert data.policy.bad_images == allowed
 
 
 @pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
@@ -445,9 +445,9 @@ def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
         str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001
     )
     for index in range(tolerated):
-        data.marks.add(index, Mark.UNREADABLE)
+        data.policy.flags.add(index, Mark.UNREADABLE)
     data.report_images()
-    data.marks.add(tolerated, Mark.UNREADABLE)
+    data.policy.flags.add(tolerated, Mark.UNREADABLE)
     with pytest.raises(DataError, match=f"^{tolerated + 1} of {count} images"):
         data.report_images()
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.preparation.check import DataSet, check
-from src.data.preparation.image_check import ImageCheck
+from src.data.preparation.image_file_check import ImageCheck
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tools_here import tool_here
 

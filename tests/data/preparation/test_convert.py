@@ -13,7 +13,7 @@ from src.core.errors import RunError
 from src.data.dataset.coco_format import load_coco
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.convert import convert
-from src.data.preparation.image_check import ImageCheck
+from src.data.preparation.image_file_check import ImageCheck
 from tests.fixtures.label_formats import BOXES, NAMES, SIZES, voc_xml, write_voc, write_yolo, yolo_lines
 from tests.fixtures.tools_here import tool_here
 

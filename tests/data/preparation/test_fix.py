@@ -11,7 +11,7 @@ from src.data.dataset.coco_format import load_coco
 from src.data.dataset.segmentation import box_of_segmentation
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.fix import fix
-from src.data.preparation.image_check import ImageCheck
+from src.data.preparation.image_file_check import ImageCheck
 from tests.data.preparation.test_check import spoilt  # noqa: F401 - a fixture
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.commands import write_tiny_config

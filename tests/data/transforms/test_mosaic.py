@@ -299,7 +299,8 @@ def test_sample_that_is_left_alone_keeps_its_pixels_and_decodes_no_others():
 # ---- settings ----
 
 
-def test_mosaic_takes_the_settings_of_deims_files():
+def test_mosaic_takes_the_settings_of_deims_files_and_logs_which_have_no_effect(caplog):
+    caplog.set_level("INFO", "dfine")
     made = create(
         {
             "type": "Mosaic",
@@ -315,6 +316,9 @@ def test_mosaic_takes_the_settings_of_deims_files():
         }
     )
     assert isinstance(made, Mosaic)
+    assert [record.message for record in caplog.records] == [
+        "Mosaic has no cache, so these settings have no effect: max_cached_images, random_pop"
+    ]
 
 
 def test_data_set_whose_samples_know_no_others_is_refused():

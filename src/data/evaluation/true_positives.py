@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FITS = 0.5
+MATCH_IOU = 0.5
 """IoU from which on a box counts as found."""
 
 MISSED, CROWD = -1, -2
@@ -34,7 +34,13 @@ class Matches(NamedTuple):
     def of_category(self, category: int) -> Matches:
         """Return the part of one category."""
         own = self.categories == category
-        return Matches(*(field[own] for field in self[:4]), {category: self.objects.get(category, 0)})
+        return Matches(
+            self.scores[own],
+            self.categories[own],
+            self.image_ids[own],
+            self.found[own],
+            {category: self.objects.get(category, 0)},
+        )
 
 
 class OperatingPoint(NamedTuple):
@@ -49,6 +55,15 @@ class OperatingPoint(NamedTuple):
     """None with neither."""
 
 
+class OperatingCurve(NamedTuple):
+    """Precision, recall and F1 at K scores: `[K]` each."""
+
+    threshold: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
 def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
     """Return the objects of a COCO dictionary by image id; images without any are left out."""
     rows: dict[int, list[list[float]]] = {}
@@ -60,7 +75,7 @@ def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
 
 
 def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_category: bool = True) -> Matches:
-    """Give each detection, best score first, the free object of its image that it overlaps most, by at least `FITS`.
+    """Give each detection, best score first, the free object of its image that it overlaps most, by at least `MATCH_IOU`.
 
     Args:
         objects: the truth.
@@ -93,29 +108,30 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
     if objects is None or not len(rows):
         return found
     crowd = objects[:, 5] > 0
-    overlap = box_iou(rows[:, :4], objects[:, :4], crowd)
+    overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    for row in np.flatnonzero((overlap >= FITS).any(1)):  # only those that meet something: few
+    for row in np.flatnonzero((overlap >= MATCH_IOU).any(1)):  # only those that meet something: few
         best = np.where(crowd, 0, overlap[row]).argmax()
-        if not crowd[best] and overlap[row, best] >= FITS:
+        if not crowd[best] and overlap[row, best] >= MATCH_IOU:
             found[row] = best
             overlap[:, best] = 0
-        elif (overlap[row, crowd] >= FITS).any():
+        elif (overlap[row, crowd] >= MATCH_IOU).any():
             found[row] = CROWD
     return found
 
 
-def operating_points(matches: Matches) -> OperatingPoint | None:
+def operating_points(matches: Matches) -> OperatingCurve | None:
     """Return precision, recall and F1 `[K]` at each distinct score, highest first; None without objects or detections."""
-    counted, total = matches.found != CROWD, sum(matches.objects.values())
+    counted = matches.found != CROWD
+    total = sum(matches.objects.values())
     scores, hits = matches.scores[counted], matches.found[counted] >= 0
     if not total or not len(scores):
         return None
     last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # of equal scores all count or none
     right = hits.cumsum()[last]
     precision, recall = right / (last + 1), right / total
-    return OperatingPoint(scores[last], precision, recall, 2 * right / (last + 1 + total))
+    return OperatingCurve(scores[last], precision, recall, 2 * right / (last + 1 + total))
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
@@ -124,7 +140,8 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
     if points is None:
         return None
     best = int(points.f1.argmax())
-    return OperatingPoint(*(float(values[best]) for values in points))
+    threshold, precision, recall, f1 = (float(values[best]) for values in points)
+    return OperatingPoint(threshold, precision, recall, f1)
 
 
 def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
@@ -140,7 +157,7 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
     )
 
 
-def box_iou(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+def iou_xywh(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
     """Return IoUs `[N, M]` of xywh boxes; with a crowd region it is the share of the first box that lies in it, as COCO has it."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])

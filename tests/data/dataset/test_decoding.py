@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data.dataset import images
-from src.data.dataset.images import (
+from src.data.dataset import decoding
+from src.data.dataset.decoding import (
     MAX_PIXELS,
     ImageError,
     ImageSizeError,
@@ -185,7 +185,7 @@ def test_grey_jpeg_gives_three_channels(tmp_path):
 
 def test_jpeg_is_read_without_torchvisions_decoder_too(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(SMOOTH), "image.jpg", quality=95)
-    monkeypatch.setattr(images, "decode_jpeg", None)
+    monkeypatch.setattr(decoding, "decode_jpeg", None)
     assert np.array_equal(load(path), np.array(Image.open(path)))
 
 
@@ -401,7 +401,7 @@ def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     at = raw.index(b"\xff\xc0") + 5
     raw[at : at + 4] = struct.pack(">HH", 10_000, 10_000)
     path.write_bytes(raw)
-    monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: pytest.fail("the image was decoded"))
+    monkeypatch.setattr(decoding, "decode_jpeg", lambda *_, **__: pytest.fail("the image was decoded"))
     assert refused(path) == f"image FILE has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded"
 
 

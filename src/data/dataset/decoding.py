@@ -89,6 +89,15 @@ class Mark(IntFlag):
     DEEP = 16
 
 
+MARK_TEXTS = {
+    Mark.SEVERAL_FRAMES: "images with several frames, of which the first is used",
+    Mark.TURNED: "images turned upright, as a note in their files says",
+    Mark.CMYK: "CMYK images, converted to RGB",
+    Mark.DEEP: "16-bit images, scaled to 8 bits",
+}
+"""What is reported about images with a mark that can be read."""
+
+
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
     """Decode an image: `inspect_image` without its marks."""
     return inspect_image(path, expected_wh)[0]
@@ -124,7 +133,8 @@ def inspect_image(
         raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
-    image, marks = _decode_plain_jpeg(raw) if decode_jpeg and raw[:3] == b"\xff\xd8\xff" else None, Mark(0)
+    image = _decode_plain_jpeg(raw) if decode_jpeg and raw[:3] == b"\xff\xd8\xff" else None
+    marks = Mark(0)
     if image is None:
         image, marks = _decode_any(raw, path, expected_wh)
     size = (image.shape[2], image.shape[1])
@@ -164,7 +174,8 @@ def _jpeg_components(raw: bytes) -> int | None:
     """Read the number of colour components and check the size in the first frame header; None if there is none."""
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
-        marker, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+        marker = raw[at + 1]
+        length = int.from_bytes(raw[at + 2 : at + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (
                 int.from_bytes(raw[at + 5 : at + 7], "big"),
@@ -186,10 +197,8 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
                 )
             marks = Mark.SEVERAL_FRAMES if getattr(image, "is_animated", False) else Mark(0)
             image.load()
-            upright, turned = (
-                ImageOps.exif_transpose(image),
-                image.getexif().get(ORIENTATION, 1) in range(2, 9),
-            )
+            upright = ImageOps.exif_transpose(image)
+            turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, from twice our limit on
@@ -201,7 +210,9 @@ def _decode_any(raw: bytes, path: str | Path, expected_wh: tuple[int, int] | Non
     ) as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
     if expected_wh is not None and upright.size != tuple(expected_wh) and image.size == tuple(expected_wh):
-        upright, turned = image, False  # the labels were made on the pixels as stored
+        # the labels were made on the pixels as stored
+        upright = image
+        turned = False
     marks |= (
         (Mark.TURNED if turned else 0)
         | (Mark.CMYK if image.mode == "CMYK" else 0)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.dataset import image_scan
-from src.data.dataset.image_scan import BYTES, CHANGED, HEIGHT, UNKNOWN, WIDTH, scan_images, sizes_of_files
-from src.data.dataset.image_twins import find_twins
-from src.data.dataset.images import ImageChangedError
+from src.data.dataset import header_scan
+from src.data.dataset.decoding import ImageChangedError
+from src.data.dataset.duplicate_images import find_duplicates
+from src.data.dataset.header_scan import BYTES, CHANGED, HEIGHT, UNKNOWN, WIDTH, scan_images, sizes_of_files
 from tests.fixtures.processes import on_ranks
 
 
@@ -60,9 +60,9 @@ def test_cache_that_does_not_fit_is_no_cache(paths, tmp_path, raw):
 def test_ranks_share_the_work_and_know_the_same(paths, monkeypatch):
     def scan():
         seen = []
-        ordinary = image_scan._row
+        ordinary = header_scan._row
         monkeypatch.setattr(
-            image_scan, "_row", lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[1]
+            header_scan, "_row", lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[1]
         )
         return scan_images(paths[:5], SIZES[:5]).rows.tolist(), seen
 
@@ -111,7 +111,7 @@ def test_twins_are_confirmed_by_content_and_beyond_the_limit_counted(paths, tmp_
         scan_images(files, SIZES[: len(files)])
         for files in ([*paths[:4], paths[1], str(tmp_path / "5.png")], [str(tmp_path / "6.png"), paths[3]])
     )
-    twins = find_twins([first, second])
+    twins = find_duplicates([first, second])
     assert twins.within(0) == [[paths[0], str(tmp_path / "5.png")]] and twins.within(1) == []
     assert twins.shared() == [[paths[0], str(tmp_path / "5.png"), str(tmp_path / "6.png")]]
-    assert find_twins([first, second], limit=0).unread > 0
+    assert find_duplicates([first, second], limit=0).unread > 0

@@ -21,7 +21,7 @@ from ...runtime.distributed import gather_objects, is_main, machine, rank, world
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
-from .images import ImageChangedError, ImageError, image_size
+from .decoding import ImageChangedError, ImageError, image_size
 
 THREADS = 4
 """They wait for storage at the same time; a header itself takes some 30 microseconds."""
@@ -43,7 +43,8 @@ class ImageScan:
 
     def __init__(self, paths: Sequence[str], rows: np.ndarray) -> None:
         """Store the files and their rows `[N, 7]` int64; `UNKNOWN` for what is not known."""
-        self.paths, self._rows = paths, torch.from_numpy(rows).share_memory_()
+        self.paths = paths
+        self._rows = torch.from_numpy(rows).share_memory_()
 
     @property
     def rows(self) -> np.ndarray:
@@ -129,20 +130,28 @@ def _look_at(paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, share: 
         warnings.simplefilter("ignore")  # broken metadata are no concern
         Image.init()  # before threads do it at once
         blocks = [share[i : i + 256] for i in range(0, len(share), 256)]
-        rows = [row for block in pool.map(_block, repeat(paths), repeat(known), blocks) for row in block]
-    rows = np.array(rows, np.int64).reshape(-1, 7)
-    odd = (
-        (rows[:, [WIDTH, HEIGHT]] != sizes[share.start : share.stop : share.step]).any(1)
-        & (rows[:, WIDTH] != UNKNOWN)
-        & (rows[:, TURNED] == UNKNOWN)
-    )
-    for at in np.flatnonzero(odd):
-        try:
-            stored, upright = image_size(paths[share[at]])
-            rows[at, TURNED] = stored != upright
-        except ImageError:
-            rows[at, WIDTH] = UNKNOWN
+        found = [row for block in pool.map(_block, repeat(paths), repeat(known), blocks) for row in block]
+        rows = np.array(found, np.int64).reshape(-1, 7)
+        differing = np.flatnonzero(
+            (rows[:, [WIDTH, HEIGHT]] != sizes[share.start : share.stop : share.step]).any(1)
+            & (rows[:, WIDTH] != UNKNOWN)
+            & (rows[:, TURNED] == UNKNOWN)
+        )
+        for at, is_turned in zip(differing, pool.map(_is_turned, [paths[share[at]] for at in differing])):
+            if is_turned is None:
+                rows[at, WIDTH] = UNKNOWN
+            else:
+                rows[at, TURNED] = is_turned
     return rows
+
+
+def _is_turned(path: str) -> bool | None:
+    """Return whether a note in a file swaps its sides; None if the file cannot be read."""
+    try:
+        stored, upright = image_size(path)
+    except ImageError:
+        return None
+    return stored != upright
 
 
 def _block(paths: Sequence[str], known: np.ndarray, indices: range) -> list[list[int]]:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ...runtime.weight_files import file_sha256
-from .image_scan import BYTES, HEIGHT, TAIL, UNKNOWN, WIDTH, ImageScan
+from .header_scan import BYTES, HEIGHT, TAIL, UNKNOWN, WIDTH, ImageScan
 
 HASHED_BYTES = 2_000_000_000
 """As much is read at most to confirm that files are alike; what is beyond is left out."""
 
 
-class Twins(NamedTuple):
+class DuplicateImages(NamedTuple):
     """Files with the same content, each as (number of its data set, its path); the one that came first stands first."""
 
     groups: list[list[tuple[int, str]]]
@@ -35,7 +35,7 @@ class Twins(NamedTuple):
         ]
 
 
-def find_twins(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Twins:
+def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> DuplicateImages:
     """Find files with the same content among data sets.
 
     Candidates have the same length, pixels and end; these are read in full. A file that is listed twice is one file.
@@ -47,7 +47,8 @@ def find_twins(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Twins:
     which = which.reshape(-1)
     candidates = known[counts[which] > 1]
     by_content: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
-    budget, unread = limit, 0
+    budget = limit
+    unread = 0
     for index in candidates:
         number, path = files[index]
         budget -= int(rows[index, 0])
@@ -59,4 +60,4 @@ def find_twins(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Twins:
         except OSError:  # it was there a moment ago; met again when it is decoded
             continue
         by_content[content].setdefault(os.path.realpath(path), (number, path))
-    return Twins([list(group.values()) for group in by_content.values() if len(group) > 1], unread)
+    return DuplicateImages([list(group.values()) for group in by_content.values() if len(group) > 1], unread)

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..dataset.coco_format import TrueSizes
-from ..dataset.image_folder import find_misplaced
-from ..dataset.image_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
-from ..dataset.images import ImageError, Mark, inspect_image
+from ..dataset.decoding import ImageError, Mark, inspect_image
+from ..dataset.header_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
+from ..dataset.misplaced_files import find_misplaced
 
 LARGE_PIXELS = 16_000_000
 """Larger images are decoded one at a time, so that memory stays bounded."""
@@ -43,7 +43,8 @@ class ImageCheck:
             decode: read images in full; else their headers alone, which does not find truncated files.
             workers: threads that decode.
         """
-        self.decode, self.workers = decode, workers
+        self.decode = decode
+        self.workers = workers
         self._known: dict[str, tuple[str | None, Mark]] = {}
         self._large = threading.Lock()
 

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ...runtime.distributed import bits_over_ranks
-from .images import Mark
+from .decoding import Mark
 
 MOST_WORKERS = 256
 """Of a loader, of which it is known what they do."""
 
 
-class ImageMarks:
+class ImageFlags:
     """A byte an image: loading processes add marks to it, the main process tells of them. And which image each is at."""
 
     def __init__(self, count: int) -> None:

@@ -2,21 +2,21 @@
 
 import torch
 
-from src.data.dataset.image_marks import ImageMarks
-from src.data.dataset.images import Mark
+from src.data.dataset.decoding import Mark
+from src.data.dataset.image_flags import ImageFlags
 from src.runtime.distributed import rank
 from tests.fixtures.processes import on_ranks
 
 
 def test_image_may_bear_several_marks():
-    marks = ImageMarks(4)
+    marks = ImageFlags(4)
     marks.add(2, Mark.CMYK)
     marks.add(2, Mark.TURNED | Mark.CMYK)
     assert [marks.images(mark) for mark in Mark] == [[], [], [2], [2], []]
 
 
 def test_news_are_told_once():
-    marks = ImageMarks(4)
+    marks = ImageFlags(4)
     marks.add(2, Mark.CMYK)
     assert (marks.take_news(Mark.CMYK), marks.take_news(Mark.CMYK)) == ([2], [])
     marks.add(1, Mark.CMYK)
@@ -25,7 +25,7 @@ def test_news_are_told_once():
 
 
 def test_marks_of_another_process_are_seen():
-    marks = ImageMarks(4)
+    marks = ImageFlags(4)
     context = torch.multiprocessing.get_context("fork")
     process = context.Process(target=marks.add, args=(3, Mark.UNREADABLE))
     process.start()
@@ -35,7 +35,7 @@ def test_marks_of_another_process_are_seen():
 
 def test_ranks_join_their_marks():
     def work():
-        marks = ImageMarks(4)
+        marks = ImageFlags(4)
         marks.add(rank(), Mark.CMYK)
         marks.add(3, (Mark.TURNED, Mark.UNREADABLE)[rank()])
         marks.join_ranks()

@@ -5,11 +5,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from src.data.evaluation.matching import (
+from src.data.evaluation.true_positives import (
     CROWD,
     MISSED,
     best_operating_point,
-    box_iou,
+    iou_xywh,
     match,
     match_image,
     objects_of,
@@ -132,6 +132,6 @@ def test_the_part_of_a_category_keeps_its_own_objects():
 
 
 def test_overlaps_are_those_of_xywh_boxes():
-    assert box_iou(
+    assert iou_xywh(
         np.array([[0, 0, 10, 10.0]]), np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]])
     ) == pytest.approx(np.array([[1 / 3, 0]]))

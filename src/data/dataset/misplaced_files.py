@@ -25,7 +25,8 @@ def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
     """
     root = os.path.realpath(img_folder)
     folders: dict[str, tuple[str, dict[str, bool]]] = {}
-    missing, leaving = [], {}
+    missing = []
+    leaving = {}
     for index, name in enumerate(names):
         folder, _, file = name.rpartition("/")
         if folder not in folders:

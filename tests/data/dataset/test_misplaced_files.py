@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.data.dataset.image_folder import find_misplaced
+from src.data.dataset.misplaced_files import find_misplaced
 
 
 @pytest.fixture

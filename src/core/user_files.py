@@ -1,0 +1,54 @@
+"""Python files of users: imported because a configuration names them, so that they can register classes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from .errors import ConfigError, RunError
+from .paths import did_you_mean_file
+
+_imported: dict[str, Path] = {}
+"""Files by the name of their module."""
+
+
+def import_file(path: Path, origin: str) -> None:
+    """Import a Python file under the name of the file, once; its folder is searched for what it imports itself.
+
+    Args:
+        path: the file, `name.py`.
+        origin: where it is named, for messages.
+
+    Raises:
+        ConfigError: if there is no such file, its name is that of another module, or it raises an error.
+    """
+    path = path.resolve()
+    name = path.stem
+    if path.suffix != ".py" or not name.isidentifier():
+        raise ConfigError(
+            f"{origin}: __import__ names {path.name}, expected a Python file such as my_data.py"
+        )
+    if not path.is_file():
+        raise ConfigError(f"{origin}: __import__ names {path}, which does not exist{did_you_mean_file(path)}")
+    if _imported.get(name) == path or getattr(sys.modules.get(name), "__file__", None) == str(path):
+        return
+    if name not in _imported and (name in sys.modules or importlib.util.find_spec(name) is not None):
+        raise ConfigError(
+            f"{origin}: __import__ names {path}, but there is another module {name}; rename the file"
+        )
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # also for loading processes that are not forked
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{origin}: {path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, RunError):
+            raise
+        raise ConfigError(f"{origin}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    _imported[name] = path
