@@ -40,9 +40,10 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
-	$(BIN)/python -m pip install --quiet ruff==0.17.6
+	$(BIN)/python -m pip install --quiet ruff==0.17.6 mypy==2.4.1 types-PyYAML
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) output data/synthetic

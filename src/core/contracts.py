@@ -498,7 +498,10 @@ class WeightAverage(Protocol):
 
 
 class Evaluator(Protocol):
-    """Three verbs between the training loop and a metric."""
+    """Four verbs between the training loop and a metric."""
+
+    def reset(self) -> None:
+        """Forget all detections, before an evaluation."""
 
     def update(self, predictions: dict[int, Detections]) -> None:
         """Take the detections of some images, by image id."""

@@ -77,7 +77,7 @@ def build_run(
     settings = cfg.settings
     start = read_start(settings, checkpoints)
     seed = choose_seed(settings, start)
-    data = open_run_data(cfg, start, seed, checkpoints.folder, training=True)
+    data = open_run_data(cfg, start, seed, checkpoints.folder)
     steps = steps_per_epoch(data.train_loader, settings.grad_accum_steps)
     cfg.resolve_lengths(RunLength(settings.epochs, steps))
     model, origin = build_model(cfg, start, data.classes, seed, device)

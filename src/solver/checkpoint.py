@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -84,9 +85,8 @@ class CheckpointFolder:
         for path in (self.folder / BEST, resumed_from.with_name(BEST)):
             if _is_of_epoch(path, epoch):
                 if path.resolve() != (self.folder / BEST).resolve():
-                    write_atomically(
-                        self.folder / BEST, lambda file, path=path: file.write(path.read_bytes())
-                    )
+                    content = path.read_bytes()
+                    write_atomically(self.folder / BEST, partial(_write_bytes, content))
                     logger.info("%s is copied to %s", path, self.folder / BEST)
                 return True
         return False
@@ -200,6 +200,10 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 class NoStateError(CheckpointError):
     """A file is whole, but no run can be resumed from it."""
+
+
+def _write_bytes(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def _is_of_epoch(path: Path, epoch: int) -> bool:

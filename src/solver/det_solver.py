@@ -20,7 +20,7 @@ from .checkpoint import CheckpointFolder
 from .det_engine import evaluate
 from .earlier_runs import EVALUATION, set_aside_earlier_run
 from .output_folder import claimed, prepare_for_evaluation
-from .run_data import open_run_data
+from .run_data import open_evaluation_data
 from .run_log import RunLog, open_run_log
 from .run_state import plain
 from .saving import Saver
@@ -88,7 +88,7 @@ class DetSolver:
         prepare_for_evaluation(self.output_dir)
         start = read_start(self.settings, CheckpointFolder(self.output_dir))
         seed = choose_seed(self.settings, start)
-        data = open_run_data(self.cfg, start, seed, self.output_dir, training=False)
+        data = open_evaluation_data(self.cfg, start, seed, self.output_dir)
         model, _ = build_model(self.cfg, start, data.classes, seed, self.device)
         if start.path is None:
             logger.warning("no -r was given: these are the weights that training would start from")

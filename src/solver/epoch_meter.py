@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.contracts import Batch
 from ..runtime.distributed import gather_objects, mean_over_ranks
-from .det_engine import Batch
 
 
 @dataclass

@@ -37,7 +37,10 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     own = model.state_dict()
     refuse_factors(file, own)
     weights = completed(file.weights, model)
-    theirs, ours = class_count(weights), class_count(own)
+    theirs = class_count(weights)
+    ours = class_count(own)
+    if ours is None:
+        raise CheckpointError("-t needs a model with a class head, decoder.dec_score_head; this one has none")
     if theirs is None:
         raise CheckpointError(
             f"{file.path} is no D-FINE checkpoint: it has no class head (first keys: {', '.join(list(weights)[:5])})"

@@ -6,6 +6,7 @@ import resource
 
 import torch
 
+from ..core.contracts import Target
 from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
 from .phases import Phases
@@ -113,7 +114,7 @@ def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:
     return 2 * sum(p.numel() * p.element_size() for p in parameters if p not in optimizer.state)
 
 
-def _noise_target(objects: int, num_classes: int) -> dict[str, torch.Tensor]:
+def _noise_target(objects: int, num_classes: int) -> Target:
     return {
         "labels": torch.randint(num_classes, (objects,)),
         "boxes": torch.cat([torch.rand(objects, 2) * 0.5 + 0.25, torch.rand(objects, 2) * 0.2 + 0.02], 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ class BestModel:
     stage_one_weights: dict[str, Tensor] = field(default_factory=dict)
     """On the CPU; empty once stage 2 has begun."""
 
-    def consider(self, epoch: int, metrics: dict[str, Any], weights: dict[str, Tensor], stage: int) -> bool:
+    def consider(
+        self, epoch: int, metrics: Mapping[str, Any], weights: dict[str, Tensor], stage: int
+    ) -> bool:
         """Record an evaluation; return True if it is the best so far. A first one always is, an undefined score is
         never better than another."""
         score = metrics[self.metric]

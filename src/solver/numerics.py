@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.contracts import Batch
 from ..core.errors import NumericsError, ResourceError
 from ..runtime.distributed import barrier, gather_objects, rank
 from ..runtime.finite import tensors_in
@@ -54,7 +56,7 @@ class NumericsGuard:
         self,
         step: int,
         reason: str | None,
-        batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+        batches: Sequence[Batch],
         losses: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
         """Report a dropped step. All ranks must call this together.
@@ -93,7 +95,7 @@ def keep_batch(
     folder: Path | None,
     step: int | None,
     reason: str | None,
-    batches: Sequence[tuple[Tensor, list[dict[str, Any]]]],
+    batches: Sequence[Batch],
     losses: Sequence[Mapping[str, Tensor]] = (),
 ) -> str:
     """Write batches with their targets and losses to `BAD_BATCH`, and tell where they are.
@@ -181,4 +183,5 @@ def first_bad_tensor(
 
 def poisoned_total(outputs: Mapping[str, Any]) -> Tensor:
     """Return a NaN that depends on every output: a rank whose loss failed still takes part in averaging gradients."""
-    return sum(tensor.sum() for _, tensor in tensors_in(outputs) if tensor.requires_grad) * float("nan")
+    sums = [tensor.sum() for _, tensor in tensors_in(outputs) if tensor.requires_grad]
+    return reduce(torch.add, sums) * float("nan")

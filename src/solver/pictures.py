@@ -72,7 +72,7 @@ def validation_grid(
     ):
         rows = detections.get(dataset.image_id(index))
         picture = None if rows is None else dataset.picture(index)
-        if picture is None:
+        if rows is None or picture is None:
             continue
         shown = rows[rows[:, 4] >= (DEFAULT_THRESHOLD if threshold is None else threshold)]
         truth = DrawnObjects(picture.boxes, picture.labels, dataset.label_names)

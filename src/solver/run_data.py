@@ -18,22 +18,27 @@ from .start_weights import Start
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The data of a run."""
+class EvaluationData:
+    """The data of an evaluation."""
 
-    train_loader: DetectionLoader | None
-    """None in an evaluation."""
     val_loader: DetectionLoader
     evaluator: Evaluator
     classes: list[dict[str, Any]]
     """`id` and `name` of each label."""
     identity: dict[str, Identity]
     """Digests of labels, classes and images, by part: "train" and "val"."""
+
+
+@dataclass(frozen=True)
+class RunData(EvaluationData):
+    """The data of a training run."""
+
+    train_loader: DetectionLoader
     changed: bool
     """Whether a run is resumed with other data than it began with, which was asked for."""
 
 
-def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path, *, training: bool) -> RunData:
+def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> RunData:
     """Read the labels, look at the image files, and decide how many classes there are.
 
     Args:
@@ -41,7 +46,6 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path, *, tra
         start: what the run starts from.
         seed: of the run.
         folder: where headers of images are kept for the next start.
-        training: False for an evaluation, which needs no training data.
 
     Raises:
         DataError: if the data cannot be used, or is not that of the run to resume.
@@ -50,26 +54,45 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path, *, tra
     """
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
-    train_loader = _open_train_loader(cfg, seed) if training else None
-    parts = {"val": val_loader.dataset}
-    if train_loader is not None:
-        parts = {"train": train_loader.dataset, **parts}
+    train_loader = _open_train_loader(cfg, seed)
+    train = train_loader.dataset
+    compare_categories(train, val_loader.dataset)
+    train.allow_bad_images()
+    parts = {"train": train, "val": val_loader.dataset}
+    identity = _check_data(cfg, start, seed, folder, parts)
+    changed = _check_resumed(cfg, start, parts)
+    if not train.usable_boxes():
+        raise DataError(f"{train.ann_file} has no usable box to learn from")
+    evaluator = _build_evaluator(cfg, val_loader.dataset)
+    return RunData(val_loader, evaluator, class_table(train), identity, train_loader, changed)
+
+
+def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> EvaluationData:
+    """Do for an evaluation what `open_run_data` does for a run, without any training data."""
+    val_loader = cfg.val_dataloader
+    refuse_mixing(val_loader)
+    identity = _check_data(cfg, start, seed, folder, {"val": val_loader.dataset})
+    evaluator = _build_evaluator(cfg, val_loader.dataset)
+    return EvaluationData(val_loader, evaluator, class_table(val_loader.dataset), identity)
+
+
+def _check_data(
+    cfg: YAMLConfig, start: Start, seed: int, folder: Path, parts: dict[str, DetectionData]
+) -> dict[str, Identity]:
+    """Look at the image files, settle the classes, and make sure that all ranks see the same; return the identity."""
     data_sets = list(parts.values())
-    if training:
-        compare_categories(*data_sets)
-        data_sets[0].allow_bad_images()
     check_ranks_agree({"number of images": [len(data) for data in data_sets]})
     check_images(cfg, data_sets, folder)
     settle_classes(cfg, data_sets, start.file, same_classes=start.keeps_classes)
     identity = data_identity(parts)
-    agreed = {"data": digest(identity), "configuration": cfg.to_yaml(), "seed": seed}
-    check_ranks_agree(agreed)
-    changed = _check_resumed(cfg, start, parts)
-    if training and not data_sets[0].usable_boxes():
-        raise DataError(f"{data_sets[0].ann_file} has no usable box to learn from")
-    evaluator = cfg.evaluator(val_loader.dataset.ground_truth())
-    check_best_metric(cfg.settings.best_metric, evaluator, val_loader.dataset)
-    return RunData(train_loader, val_loader, evaluator, class_table(data_sets[0]), identity, changed)
+    check_ranks_agree({"data": digest(identity), "configuration": cfg.to_yaml(), "seed": seed})
+    return identity
+
+
+def _build_evaluator(cfg: YAMLConfig, data: DetectionData) -> Evaluator:
+    evaluator = cfg.evaluator(data.ground_truth())
+    check_best_metric(cfg.settings.best_metric, evaluator, data)
+    return evaluator
 
 
 def _open_train_loader(cfg: YAMLConfig, seed: int) -> DetectionLoader:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.contracts import FollowsEpochs, HasHorizon, HasQueries, KeepsDetections, MultiScaleCollate
+from ..core.contracts import Batch, FollowsEpochs, HasHorizon, HasQueries, KeepsDetections, MultiScaleCollate
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
 from ..runtime.watchdog import Watchdog
 from .building import Run
-from .det_engine import Batch, evaluate, seed_step, windows, with_progress
+from .det_engine import evaluate, seed_step, windows, with_progress
 from .epoch_meter import EpochMeter
 from .memory_trial import try_memory
 from .nothing_found import explain_nothing_found
@@ -105,7 +105,8 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
     for window in bar:
         waited = time.perf_counter() - before
         if progress.step == 0:
-            log.show_training(progress.epoch, *window[0], names)
+            images, targets = window[0]
+            log.show_training(progress.epoch, images, targets, names)
         losses = take_step(run, window, watchdog)
         meter.count_boxes(window)
         if losses is not None:

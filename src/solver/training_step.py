@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.contracts import CountsObjects, WeightAverage
+from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere
-from .det_engine import Batch
 from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
     def is_finite(self) -> Tensor | bool:
         """True, on the device, if there is a loss and it is finite."""
-        return self.failure is None and torch.isfinite(sum(self.losses.values()))
+        return self.failure is None and torch.isfinite(add_up(self.losses.values()))
 
 
 @dataclass(kw_only=True)
@@ -91,7 +91,7 @@ class TrainStep:
         self.guard.passed()
         if self.ema is not None and moved:
             self.ema.update(self.model)
-        return {name: sum(part.losses[name] for part in parts) for name in parts[0].losses}
+        return {name: add_up(part.losses[name] for part in parts) for name in parts[0].losses}
 
     def rehearse(self, batch: Batch) -> None:
         """Go forth and back with a batch, and leave everything as it was but the highest mark of memory."""
@@ -122,7 +122,8 @@ class TrainStep:
         """Add the gradients of a batch; `share` is its part of the window."""
         images, targets = self._to_device(batch)
         outputs = self._forward(self.wrapped, images, targets)
-        losses, failure = {}, None
+        losses: dict[str, Tensor] = {}
+        failure = None
         try:
             if normalizers is not None:
                 losses = self.criterion(outputs, targets, normalizers)
@@ -133,13 +134,13 @@ class TrainStep:
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * share
-            total = sum(losses.values())
+            total = add_up(losses.values())
         except NumericsError as error:
             total, failure = poisoned_total(outputs), str(error)
         (self.scaler.scale(total) if self.scaler else total).backward()
         return Part({name: value.detach() for name, value in losses.items()}, outputs, failure)
 
-    def _forward(self, module: nn.Module, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Any]:
+    def _forward(self, module: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Any]:
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             return module(images, targets=targets)
 
@@ -147,11 +148,17 @@ class TrainStep:
         """Keep the random number generators from being moved by what is drawn within."""
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    def _to_device(self, batch: Batch) -> Batch:
+        """Copy what the loss needs."""
         images, targets = batch
-        return images.to(self.device, non_blocking=True), [
-            {k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels")} for t in targets
+        copies = [
+            Target(
+                boxes=target["boxes"].to(self.device, non_blocking=True),
+                labels=target["labels"].to(self.device, non_blocking=True),
+            )
+            for target in targets
         ]
+        return images.to(self.device, non_blocking=True), copies
 
     def _without_sync(self) -> AbstractContextManager:
         return self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
@@ -171,8 +178,9 @@ class TrainStep:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
         finite = torch.stack([torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]).all()
         go_on = torch.tensor(not self.is_stop_asked(), device=norm.device)
-        finite_loss, finite_gradient, go_on = everywhere(torch.stack([finite, torch.isfinite(norm), go_on]))
-        self.stopping = not go_on
+        agreed = everywhere(torch.stack([finite, torch.isfinite(norm), go_on]))
+        finite_loss, finite_gradient, all_go_on = agreed
+        self.stopping = not all_go_on
         if self.scaler:
             self.scaler.step(self.optimizer)  # leaves the weights alone if a gradient overflowed
             self.scaler.update()
@@ -189,6 +197,11 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         which = slice(None) if bad is None else slice(bad, bad + 1)
         self.guard.dropped(step, reason, window[which], [part.losses for part in parts[which]])
+
+
+def add_up(values: Iterable[Tensor]) -> Tensor:
+    """Return the sum of at least one tensor, added in order."""
+    return reduce(torch.add, values)
 
 
 def _scaled(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:

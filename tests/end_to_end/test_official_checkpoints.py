@@ -83,7 +83,7 @@ def test_tuning_keeps_everything_but_the_class_layers(tiny_data, tmp_path, publi
     path, weights = published
     cfg = config(tiny_data, tmp_path, num_classes=None, tuning=str(path))
     start = read_start(cfg.settings, CheckpointFolder(tmp_path))
-    data = open_run_data(cfg, start, 0, tmp_path, training=True)
+    data = open_run_data(cfg, start, 0, tmp_path)
     own = build_model(cfg, start, data.classes, 0, DEVICE)[0].state_dict()
     changed = {k for k in own if own[k].shape != weights[k].shape or not torch.equal(own[k], weights[k])}
     heads = {
