@@ -72,7 +72,7 @@ def build_run(
         is_stop_asked: tells whether this rank was asked to stop.
 
     Raises:
-        DFineError: if configuration, data, weights or training state cannot be used, or not together.
+        RunError: if configuration, data, weights or training state cannot be used, or not together.
     """
     settings = cfg.settings
     start = read_start(settings, checkpoints)
@@ -97,23 +97,7 @@ def build_run(
         best=BestModel(settings.best_metric),
         train_data=data.train_loader.dataset,
     )
-    anchoring = cfg.gram_anchoring
-    if anchoring:
-        anchoring.to(device).attach()
-    step = TrainStep(
-        model=model,
-        criterion=criterion,
-        optimizer=optimizer,
-        ema=state.ema,
-        scaler=state.scaler,
-        device=device,
-        amp_dtype=amp_dtype,
-        clip_max_norm=settings.clip_max_norm,
-        guard=state.guard,
-        exact=settings.grad_accum_exact,
-        anchoring=anchoring,
-        is_stop_asked=is_stop_asked,
-    )
+    step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
     if start.state is not None:
         _resume(state, start, facts, plan, checkpoints, data)
     return Run(
@@ -130,6 +114,33 @@ def build_run(
         postprocessor=cfg.postprocessor.eval(),
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
+    )
+
+
+def _build_step(
+    cfg: YAMLConfig,
+    state: RunState,
+    criterion: nn.Module,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    is_stop_asked: Callable[[], bool],
+) -> TrainStep:
+    anchoring = cfg.gram_anchoring
+    if anchoring:
+        anchoring.to(device).attach()
+    return TrainStep(
+        model=state.model,
+        criterion=criterion,
+        optimizer=state.optimizer,
+        ema=state.ema,
+        scaler=state.scaler,
+        device=device,
+        amp_dtype=amp_dtype,
+        clip_max_norm=cfg.settings.clip_max_norm,
+        guard=state.guard,
+        exact=cfg.settings.grad_accum_exact,
+        anchoring=anchoring,
+        is_stop_asked=is_stop_asked,
     )
 
 

@@ -49,7 +49,7 @@ class DetSolver:
         """Train, evaluate after every epoch, keep the best and the last.
 
         Raises:
-            DFineError: with an exit code, if the run cannot be built, diverges, does not fit, or was asked to stop.
+            RunError: with an exit code, if the run cannot be built, diverges, does not fit, or was asked to stop.
         """
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
@@ -83,7 +83,7 @@ class DetSolver:
         """Evaluate the weights of `-r` (or, without, those the model starts from) and return the metrics.
 
         Raises:
-            DFineError: with an exit code, if weights or data cannot be used.
+            RunError: with an exit code, if weights or data cannot be used.
         """
         prepare_for_evaluation(self.output_dir)
         start = read_start(self.settings, CheckpointFolder(self.output_dir))
