@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,37 @@ def test_modules_do_not_import_each_other_in_a_circle():
 
     done: set[str] = set()
     assert [c for name in sorted(needs) if (c := circle(name, ()))] == []
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(sources: dict[str, tuple[list[str], str]]) -> dict[str, set[str]]:
+    """Return which modules each module imports, within functions and for types alone included.
+
+    Args:
+        sources: for each module the names that lead to its folder, and its text.
+    """
+    graph = {}
+    for module, (package, text) in sources.items():
+        imported = {name for _, name in imported_modules(ast.parse(text), package)}
+        graph[module] = {name for name in imported if name in sources and name != module}
+    return graph
+
+
+def test_no_module_imports_itself_in_a_circle_not_even_for_types():
+    sources = {
+        module_of(path): (list(path.relative_to(ROOT).parts[:-1]), path.read_text()) for path in SOURCES
+    }
+    list(TopologicalSorter(import_graph(sources)).static_order())  # CycleError names the modules of a circle
+
+
+def test_a_circle_for_types_alone_is_found():
+    sources = {
+        "src.a": (["src"], "from .b import B"),
+        "src.b": (["src"], "if TYPE_CHECKING:\n    from .a import A"),
+    }
+    with pytest.raises(CycleError, match="src.a.*src.b"):
+        list(TopologicalSorter(import_graph(sources)).static_order())
