@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,16 +18,24 @@ from .prediction_settings import PredictionSettings
 
 
 def draw_comparisons(
-    detector: Detector, dataset: CocoDetection, folder: Path, *, count: int, threshold: float
+    detector: Detector,
+    dataset: CocoDetection,
+    folder: Path,
+    *,
+    count: int,
+    threshold: float,
+    class_names: Mapping[int, str] | None = None,
 ) -> list[Path]:
     """Write one JPEG an image: truth on the left, predictions on the right.
 
     Args:
         detector: finds the objects.
-        dataset: labelled images; its labels are those of the detector.
+        dataset: labelled images.
         folder: where the pictures go.
         count: number of images, spread evenly over the data set.
         threshold: least score that is drawn.
+        class_names: by the detector's labels; None takes those of the data set, whose labels must then be the
+            detector's.
 
     Returns:
         The files.
@@ -53,7 +62,7 @@ def draw_comparisons(
             DrawnObjects(
                 torch.from_numpy(prediction.boxes),
                 torch.from_numpy(prediction.labels),
-                dataset.label_names,
+                dataset.label_names if class_names is None else class_names,
                 torch.from_numpy(prediction.scores),
             ),
         )

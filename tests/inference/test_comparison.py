@@ -6,7 +6,7 @@ from PIL import Image
 
 from src.core import CheckpointError
 from src.detection.weight_file import read_weights
-from src.inference import Detector
+from src.inference import Detector, comparison
 from src.inference.comparison import draw_comparisons
 from tests.fixtures.tiny import tiny_config
 
@@ -32,6 +32,23 @@ def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_dat
     )
     assert [file.name for file in files] == ["val_00000.jpg", "val_00004.jpg", "val_00007.jpg"]
     assert Image.open(files[0]).size == (2 * 320 + 8, 320)
+
+
+def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
+    tiny_data, checkpoint, tmp_path, monkeypatch
+):
+    """A validation file may list its categories in another order."""
+    drawn = []
+    monkeypatch.setattr(
+        comparison,
+        "draw_pair",
+        lambda image, truth, found: drawn.append((truth.names, found.names)) or [image, image],
+    )
+    cfg = tiny_config(tiny_data)
+    dataset = cfg.val_dataloader.dataset
+    names = {0: "ring", 1: "disc", 2: "square", 3: "triangle"}
+    draw_comparisons(untrained(checkpoint, cfg), dataset, tmp_path, count=1, threshold=0.5, class_names=names)
+    assert drawn == [(dataset.label_names, names)] and dataset.label_names != names
 
 
 def test_more_pictures_than_images_are_not_asked_for_twice(tiny_data, checkpoint, tmp_path):

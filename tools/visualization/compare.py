@@ -55,7 +55,12 @@ def main() -> None:
         dataset = cfg.val_dataloader.dataset
         detector = Detector.from_weights(file, cfg, device)
         output = Path(arguments.output) if arguments.output else Path(arguments.resume).parent / "pictures"
-        draw_comparisons(detector, dataset, output, count=arguments.count, threshold=arguments.threshold)
+        names = (
+            {label: entry["name"] for label, entry in enumerate(detector.classes)} if file.classes else None
+        )
+        draw_comparisons(
+            detector, dataset, output, count=arguments.count, threshold=arguments.threshold, class_names=names
+        )
 
     run_command(command, debug=arguments.debug)
 
