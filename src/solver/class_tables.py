@@ -33,7 +33,7 @@ def settle_classes(
     ann_file, count = data_sets[0].ann_file, cfg.yaml_cfg.get("num_classes")
     if file is not None and file.classes and same_classes:
         for data in data_sets:
-            categories = list(zip(data.labels.category_ids, data.class_names))
+            categories = list(zip(data.category_ids, data.class_names))
             data.use_labels(find_labels(categories, file.classes, ann_file=data.ann_file, weights=file.path))
         if count is None:
             cfg.set("num_classes", file.num_classes, f"counted in {file.path}")

@@ -231,9 +231,9 @@ def compare_labels(found, content: dict) -> None:
             expected[record["image_id"]].append(
                 (inside, names[record["category_id"]], bool(record.get("iscrowd")))
             )
-    told = {note.kind: len(note.index) for note in found.findings.notes if note.kind in changes}
-    if told != {kind: count for kind, count in changes.items() if count}:
-        raise Wrong(f"told {told}, expected {dict(changes)}")
+    noted = {note.kind.text: len(note.index) for note in found.findings.notes if note.kind.text in changes}
+    if noted != {text: count for text, count in changes.items() if count}:
+        raise Wrong(f"noted {noted}, expected {dict(changes)}")
     if found.image_ids.tolist() != list(expected) or found.sizes.tolist() != [
         list(sizes[i]) for i in expected
     ]:
