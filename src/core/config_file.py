@@ -34,6 +34,8 @@ class ConfigTree:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.origins: dict[KeyPath, str] = {}
+        self.imported: dict[str, Path] = {}
+        """Python files of users by the names of their modules."""
 
     def merge(self, values: dict[str, Any], origins: dict[KeyPath, str] | str) -> None:
         """Lay `values` over the tree; `origins` is a place per key path, or one place for all."""
@@ -225,7 +227,14 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     for item in _file_names(values, INCLUDE, path):
         _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
     for item in _file_names(values, IMPORT, path):
-        import_file(path.parent / Path(item).expanduser(), places.get((IMPORT,), str(path)))
+        file = (path.parent / Path(item).expanduser()).resolve()
+        origin = places.get((IMPORT,), str(path))
+        first = tree.imported.setdefault(file.stem, file)
+        if first != file:
+            raise ConfigError(
+                f"{origin}: __import__ names {file}, but {first} has the same name; rename one of them"
+            )
+        import_file(file, origin)
     tree.merge({key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)}, places)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,15 @@ from torch.utils.data import Dataset
 
 from .errors import ConfigError, DataError
 from .hashing import hash64
+from .own_data import (
+    DATA_GUIDE,
+    call,
+    check_category_ids,
+    check_class_names,
+    check_length,
+    check_objects,
+    place,
+)
 
 
 class Target(TypedDict, total=False):
@@ -69,10 +79,6 @@ class Picture(NamedTuple):
     """`[T]` int64, 0..C-1."""
 
 
-DATA_GUIDE = "'A data set of your own' in docs/data.md"
-"""Where a user reads what a data set needs."""
-
-
 class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     """What a run learns from or is scored on.
 
@@ -90,6 +96,8 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     """Random seed of the run; the loader sets it before the first epoch."""
     epoch: int = 0
     """Epoch in progress; the loader sets it. Random numbers should depend on (seed, epoch, index) alone."""
+    has_checked_labels: bool = False
+    """Whether labels were read from a file and checked; what other data sets return is checked at the start of a run."""
     remap_mscoco_category: bool = False
     """Whether detections carry `category_ids` instead of labels."""
 
@@ -106,6 +114,16 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     @abstractmethod
     def objects(self, index: int) -> Objects:
         """Return the `Objects` of an image, without reading the image."""
+
+    def checked_objects(self, index: int) -> Objects:
+        """Return the objects of an image after a check of their types, shapes and values.
+
+        Raises:
+            DataError: if `objects` returns something else than the contract says, or raises an exception.
+        """
+        objects = call(self, self.objects, index)
+        check_objects(place(self, "objects", index), objects, Objects, len(self.class_names))
+        return objects
 
     # ---- names and numbers ----
 
@@ -196,7 +214,8 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
     def boxes_per_image(self) -> Tensor:
         """Return the number of boxes of each image, ignored ones included: `[N]` int64."""
-        return torch.tensor([len(self.objects(index).boxes) for index in range(len(self))], dtype=torch.int64)
+        counts = [len(self.objects(index).boxes) for index in range(len(self))]
+        return torch.tensor(counts, dtype=torch.int64)
 
     def usable_boxes(self) -> int:
         """Return the number of boxes that are learned and scored."""
@@ -229,11 +248,39 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             cache: file for what was found, so that the next start is faster.
 
         Returns:
-            Warnings, one a line. Default: none.
+            Warnings, one a line. The default checks the objects of all images, their ids and their names.
 
         Raises:
             DataError: if the data cannot be used.
         """
+        check_length(self)
+        for index in range(len(self)):
+            self.checked_objects(index)
+        return self._check_ids_and_names()
+
+    def _check_ids_and_names(self) -> list[str]:
+        ids = [call(self, self.image_id, index) for index in range(len(self))]
+        wrong = next((value for value in ids if not isinstance(value, int)), None)
+        if wrong is not None:
+            raise DataError(
+                f"{type(self).__name__}.image_id returned {wrong!r}, expected an integer; see {DATA_GUIDE}"
+            )
+        (most_common, count), *_ = Counter(ids).most_common(1)
+        if count > 1:
+            raise DataError(
+                f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another number for "
+                f"each image; see {DATA_GUIDE}"
+            )
+        names = [call(self, self.image_name, index) for index in range(len(self))]
+        other = next((name for name in names if not isinstance(name, str)), None)
+        if other is not None:
+            raise DataError(
+                f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see {DATA_GUIDE}"
+            )
+        if len(set(names)) < len(names):
+            return [
+                f"{self.ann_file}: {len(names) - len(set(names))} images have the name of another (image_name)"
+            ]
         return []
 
     def describe_duplicates(self, *others: DetectionData) -> list[str]:
@@ -282,6 +329,10 @@ def require_detection_data(data: Any) -> None:
     missing = [name for name in required if not hasattr(data, name)]
     if missing or not isinstance(data, DetectionData):
         raise ConfigError(_missing_text(type(data), missing))
+    check_class_names(data, data.class_names)
+    check_category_ids(data, data.category_ids, data.class_names)
+    if not data.has_checked_labels:
+        check_length(data)
 
 
 def _missing_text(cls: type, missing: Sequence[str]) -> str:

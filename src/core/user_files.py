@@ -46,7 +46,7 @@ def import_file(path: Path, origin: str) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if isinstance(error, RunError):
             raise

@@ -39,6 +39,8 @@ _NOT_IN_STEPS = (
     "but the data are built before the number of steps is known; give it in epochs or as a share of the run"
 )
 
+_OF_YOUR_OWN = "; a class of your own needs @register() and its file under __import__"
+
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {
     int: "a whole number",
@@ -190,7 +192,7 @@ def _typed_faults(
     if component is None:
         yield (
             f"{dotted(path)}.type is '{value['type']}', which is not registered "
-            f"({place}){did_you_mean(value['type'], names())}"
+            f"({place}){did_you_mean(value['type'], names()) or _OF_YOUR_OWN}"
         )
         return
     yield from _component_faults(

@@ -106,6 +106,9 @@ class YAMLConfig:
     the file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
     """
 
+    _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
+    """Loaders of a checkpoint's configuration whose data sets are not registered."""
+
     def __init__(self, path: str | Path, /, **overrides: Any) -> None:
         """Read and validate; nothing is built.
 
@@ -132,8 +135,10 @@ class YAMLConfig:
         """
         config = cls.__new__(cls)
         tree = parse_config_tree(text, name)
+        config._unknown_data = {}
         for part in ("train_dataloader", "val_dataloader"):
             if _has_unknown_data(tree.values.get(part)):
+                config._unknown_data[part] = tree.values[part]
                 tree.remove(part)
         config._load(tree, name, overrides)
         return config
@@ -206,7 +211,8 @@ class YAMLConfig:
     def evaluation_transforms(self) -> list[dict[str, Any]]:
         """Transforms of an image before it is evaluated: `{type: name, argument: value ...}` in order, as
         it stands in the configuration."""
-        transforms = (self.yaml_cfg.get("val_dataloader") or {}).get("dataset", {}).get("transforms") or {}
+        loader = self.yaml_cfg.get("val_dataloader") or self._unknown_data.get("val_dataloader") or {}
+        transforms = loader.get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
     def without_pretrained(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.contracts import DetectionData, DetectionLoader, Evaluator
 from ..core.errors import DataError
+from ..core.own_data import call, check_item, place
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import check_ranks_agree
 from .class_tables import class_table, compare_categories, settle_classes
@@ -59,6 +61,7 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> Run
     compare_categories(train, val_loader.dataset)
     train.allow_bad_images()
     parts = {"train": train, "val": val_loader.dataset}
+    check_first_items(parts)
     identity = _check_data(cfg, start, seed, folder, parts)
     changed = _check_resumed(cfg, start, parts)
     if not train.usable_boxes():
@@ -71,9 +74,26 @@ def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path)
     """Do for an evaluation what `open_run_data` does for a run, without any training data."""
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
-    identity = _check_data(cfg, start, seed, folder, {"val": val_loader.dataset})
+    parts = {"val": val_loader.dataset}
+    check_first_items(parts)
+    identity = _check_data(cfg, start, seed, folder, parts)
     evaluator = _build_evaluator(cfg, val_loader.dataset)
     return EvaluationData(val_loader, evaluator, class_table(val_loader.dataset), identity)
+
+
+def check_first_items(parts: Mapping[str, DetectionData]) -> None:
+    """Check the first item of data sets that have no file of labels: those of users may return anything.
+
+    Args:
+        parts: data sets by part; "train" needs boxes as cxcywh in 0..1.
+
+    Raises:
+        DataError: if an item cannot be put into a batch.
+    """
+    for part, data in parts.items():
+        if len(data) and not data.has_checked_labels:
+            item = call(data, data.__getitem__, 0)
+            check_item(place(data, "__getitem__", 0), item, data.num_classes, training=part == "train")
 
 
 def _check_data(

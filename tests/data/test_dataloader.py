@@ -292,7 +292,7 @@ def test_two_ranks_together_load_what_one_loads(data_folder, loader):
 
 def test_data_set_with_the_required_members_alone_is_loaded_too():
     class Plain(DetectionData):
-        class_names = ()
+        class_names = ("cat",)
 
         def objects(self, index):
             raise NotImplementedError

@@ -25,7 +25,7 @@ def short_interval(monkeypatch):
 class Numbers(DetectionData):
     """Eight numbers; something happens at the sixth."""
 
-    class_names = ()
+    class_names = ("cat",)
     last = torch.full((2,), -1).share_memory_()
 
     def __init__(self, happen):

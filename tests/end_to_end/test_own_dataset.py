@@ -3,17 +3,18 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from src.core import ConfigError
+from src.core import ConfigError, user_files
 from src.core.contracts import DetectionData, Objects
 from src.core.registry import register
 from src.inference import Detector
-from tests.fixtures.commands import read_log
+from tests.fixtures.commands import read_log, run_python
 from tests.fixtures.tiny import ROOT, TINY_MODEL, merged
 from tests.fixtures.train_here import train_here
 
@@ -51,6 +52,9 @@ def own_run(tiny_data, tmp_path, monkeypatch) -> Path:
     (tmp_path / "my_run.yml").write_text(*blocks("docs/data.md", "yaml"))
     small = {"__include__": ["my_run.yml"], "epochs": 1, "output_dir": "run", "pictures": True}
     loaders = {f"{part}_dataloader": {"total_batch_size": 4, "num_workers": 0} for part in ("train", "val")}
+    monkeypatch.delitem(sys.modules, "my_data", raising=False)  # of another test
+    monkeypatch.delitem(user_files._imported, "my_data", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the folder of this test leaves it with the test
     config = tmp_path / "tiny.yml"
     config.write_text(yaml.safe_dump(merged(small, loaders, TINY_MODEL)))
     monkeypatch.chdir(tmp_path)
@@ -73,6 +77,17 @@ def test_the_data_set_of_the_page_trains_resumes_evaluates_and_is_saved(own_run,
 
     detector = Detector.from_checkpoint(tmp_path / "run/best.pth")
     assert [entry["name"] for entry in detector.classes] == ["disc", "square", "triangle", "ring"]
+
+    image = next((tmp_path / "DATA/images").glob("val_*"))
+    used = run_python(
+        ROOT / "tools/inference/torch_inf.py",
+        "-r",
+        tmp_path / "run/best.pth",
+        "-i",
+        image,
+        cwd=tmp_path / "run",
+    )
+    assert used.returncode == 0, used.stderr  # in a process that does not know the class
 
 
 def test_the_data_of_a_resumed_run_is_recognized(own_run, tmp_path):
@@ -169,3 +184,26 @@ def test_classes_in_another_order_than_a_model_has_are_refused_where_labels_cann
         ConfigError, match="^Finished has the classes cat, dog, which the run knows by the labels"
     ):
         Finished().use_labels([1, 0])
+
+
+def test_a_file_that_ends_the_program_is_a_fault_of_the_configuration(own_run, tmp_path):
+    (tmp_path / "my_data.py").write_text("raise SystemExit(0)")
+    ended = train_here("-c", own_run)
+    assert ended.code == 2 and "my_data.py cannot be imported: SystemExit" in ended.err
+
+
+def test_two_files_of_one_name_are_refused(own_run, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/my_data.py").write_text("")
+    config = tmp_path / "my_run.yml"
+    config.write_text(config.read_text().replace("[my_data.py]", "[my_data.py, sub/my_data.py]"))
+    ended = train_here("-c", own_run)
+    assert ended.code == 2 and "has the same name; rename one of them" in ended.err
+
+
+def test_a_mistake_in_a_data_set_ends_the_run_before_training_with_its_place(own_run, tmp_path):
+    path = tmp_path / "my_data.py"
+    path.write_text(path.read_text().replace("return Objects(boxes, ", "return Objects(boxes[:, :2], "))
+    ended = train_here("-c", own_run)
+    assert ended.code == 3
+    assert "TableDetection.objects(0) returned boxes of shape" in ended.err and "Traceback" not in ended.err

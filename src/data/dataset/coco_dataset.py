@@ -38,6 +38,7 @@ class CocoDetection(DetectionDataset):
 
     ann_file: str = ""
     __share__ = ["remap_mscoco_category"]
+    has_checked_labels = True
 
     def __init__(
         self,
@@ -127,6 +128,10 @@ class CocoDetection(DetectionDataset):
     def usable_boxes(self) -> int:
         """Return the number of boxes that are learned and scored."""
         return int((~self.labels.crowds).sum())
+
+    def objects_in(self, image: Tensor, index: int) -> Objects:
+        """Return the objects of an image; they were checked when the file was read."""
+        return self.objects(index)
 
     def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
         """Decode an image, or others that `rng` chooses until one is sound (`ImagePolicy.load`)."""

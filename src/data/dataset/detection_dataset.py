@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.contracts import DetectionData, Picture, Target
+from ...core.contracts import DetectionData, Objects, Picture, Target
+from ...core.own_data import call, check_boxes_inside, check_image, place
 from ..transforms.compose import Compose
 from ..transforms.sample import Sample
 
@@ -60,12 +61,12 @@ class DetectionDataset(DetectionData):
         """
         rng = rng or np.random.default_rng([self.seed, self.epoch, index])
         index, image = self.load_or_replace(index, rng)
-        objects = self.objects(index)
-        boxes = objects.boxes.numpy().astype(np.float64).reshape(-1, 4)
+        objects = self.objects_in(image, index)
+        boxes = objects.boxes.detach().double().numpy()
         kept = np.ones(len(boxes), bool) if objects.ignored is None else ~objects.ignored.numpy()
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) if objects.areas is None else objects.areas.numpy()
         fields = {
-            "labels": self.label_of_category.numpy()[objects.labels.numpy()[kept]],
+            "labels": self.label_of_category.numpy()[objects.labels.long().numpy()[kept]],
             "area": areas.astype(np.float32)[kept],
             "iscrowd": np.zeros(np.count_nonzero(kept), np.int64),
         }
@@ -77,13 +78,21 @@ class DetectionDataset(DetectionData):
         }
         return Sample(image, boxes[kept], fields, info, rng, self.random_sample)
 
+    def objects_in(self, image: Tensor, index: int) -> Objects:
+        """Return the objects of an image after a check that they are what the contract says and lie in the image."""
+        objects = self.checked_objects(index)
+        check_boxes_inside(place(self, "objects", index), objects.boxes, image.shape[2], image.shape[1])
+        return objects
+
     def random_sample(self, rng: np.random.Generator) -> Sample:
         """Decode an image that `rng` chooses, for a mosaic; its own random numbers come from `rng` too."""
         return self.raw_sample(int(rng.integers(len(self))), rng)
 
     def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
         """Return an image and its index, or those of another image that `rng` chooses. Default: always the image itself."""
-        return index, self.load_image(index)
+        image = call(self, self.load_image, index)
+        check_image(place(self, "load_image", index), image)
+        return index, image
 
     def picture(self, index: int) -> Picture | None:
         """Return an image with its true boxes for the pictures of a run."""

@@ -1,0 +1,244 @@
+"""Checks of what a user's own data set returns, so that a mistake in it is reported by class, method and index."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, DataError, RunError, first_line
+from .fault_lists import listed
+
+DATA_GUIDE = "'A data set of your own' in docs/data.md"
+"""Where a user reads what a data set needs."""
+
+_SYSTEM_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+"""Errors of the machine, not of the data set."""
+
+Result = TypeVar("Result")
+
+
+def call(data: object, method: Callable[[int], Result], index: int) -> Result:
+    """Call a method of a data set for an image.
+
+    Raises:
+        DataError: with the class, the method and the index, if the method raises another exception than this
+            project's own.
+    """
+    try:
+        return method(index)
+    except (RunError, MemoryError):  # these have an exit code of their own
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
+            raise
+        raise DataError(
+            f"{place(data, method.__name__, index)} raised {type(error).__name__}: {first_line(error)}; "
+            f"see {DATA_GUIDE}"
+        ) from error
+
+
+def place(data: object, method: str, index: int) -> str:
+    """Return how messages name a call, such as `TableDetection.objects(3)`."""
+    return f"{type(data).__name__}.{method}({index})"
+
+
+def check_class_names(data: object, names: Any) -> None:
+    """Make sure that class names are a list of different texts.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    who = f"{type(data).__name__}.class_names"
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise ConfigError(
+            f"{who} is a {type(names).__name__}, expected a list of names in the order of the labels"
+        )
+    wrong = [repr(name) for name in names if not isinstance(name, str) or not name]
+    if wrong or not names:
+        raise ConfigError(
+            f"{who} has {listed(wrong, ', ') if wrong else 'no name'}, expected texts; see {DATA_GUIDE}"
+        )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"{who} has {listed(repeated, ', ')} more than once; names tell classes apart")
+
+
+def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
+    """Make sure that each class has a category id of its own.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    found = list(ids)
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
+    if not whole or len(found) != len(names) or len(set(found)) != len(found):
+        raise ConfigError(
+            f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, one for "
+            "each name in class_names"
+        )
+
+
+def check_length(data: Any) -> None:
+    """Make sure that a data set has images.
+
+    Raises:
+        DataError: if `__len__` returns something else than an integer above 0.
+    """
+    count = data.__len__()
+    if not isinstance(count, int) or count < 1:
+        raise DataError(
+            f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; see {DATA_GUIDE}"
+        )
+
+
+def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> None:
+    """Make sure that the objects of an image have the types and shapes of the contract.
+
+    Args:
+        where: names the call in messages.
+        objects: what was returned.
+        kind: `core.contracts.Objects`.
+        num_classes: number of names in `class_names`.
+
+    Raises:
+        DataError: with what was found and what was expected.
+    """
+    if not isinstance(objects, kind):
+        _refuse(where, f"a {type(objects).__name__}", "Objects(boxes, labels)")
+    parts = {"boxes": objects.boxes, "labels": objects.labels}
+    parts |= {
+        name: getattr(objects, name) for name in ("ignored", "areas") if getattr(objects, name) is not None
+    }
+    for name, value in parts.items():
+        if not isinstance(value, Tensor):
+            _refuse(where, f"{name} as a {type(value).__name__}", f"{name} as a torch.Tensor")
+    count = len(objects.boxes)
+    if objects.boxes.ndim != 2 or objects.boxes.shape[1] != 4:
+        _refuse(
+            where,
+            f"boxes of shape {list(objects.boxes.shape)}",
+            "[T, 4]: x1, y1, x2, y2 in pixels ([0, 4] without objects)",
+        )
+    for name in ("labels", "ignored", "areas"):
+        value = parts.get(name)
+        if value is not None and value.shape != (count,):
+            _refuse(where, f"{name} of shape {list(value.shape)} for {count} boxes", f"[{count}]")
+    _check_types(where, parts)
+    _check_values(where, objects, num_classes)
+
+
+def _check_types(where: str, parts: dict[str, Tensor]) -> None:
+    labels, ignored = parts["labels"], parts.get("ignored")
+    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
+        _refuse(where, f"labels of type {labels.dtype}", "integers, positions in class_names")
+    if ignored is not None and ignored.dtype != torch.bool:
+        _refuse(where, f"ignored of type {ignored.dtype}", "torch.bool")
+
+
+def _check_values(where: str, objects: Any, num_classes: int) -> None:
+    boxes, labels = objects.boxes.detach().double(), objects.labels
+    if not bool(torch.isfinite(boxes).all()):
+        _refuse(where, "boxes with NaN or infinity", "x1, y1, x2, y2 in pixels")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        _refuse(
+            where,
+            f"labels from {int(labels.min())} to {int(labels.max())}",
+            f"0 to {num_classes - 1}, positions in class_names",
+        )
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if bool(flat.any()):
+        _refuse(
+            where,
+            f"the box {boxes[flat][0].tolist()}",
+            "x1, y1, x2, y2 with x2 > x1 and y2 > y1, in pixels: are these x, y, width, height?",
+        )
+
+
+def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> None:
+    """Make sure that boxes lie in their image, but for a margin of a tenth.
+
+    Args:
+        where: names the call in messages.
+        boxes: `[T, 4]` xyxy in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels.
+
+    Raises:
+        DataError: if a box reaches further out of its image, or all boxes are fractions.
+    """
+    if not len(boxes):
+        return
+    values = boxes.detach().double()
+    if float(values.abs().max()) <= 1.01 and min(width, height) > 4 and bool((values % 1 != 0).any()):
+        _refuse(
+            where, f"boxes with numbers from 0 to 1, such as {values[0].tolist()}", "pixels of the image file"
+        )
+    size = torch.tensor([width, height], dtype=torch.float64)
+    over = torch.maximum(-values[:, :2], values[:, 2:] - size)
+    outside = (over > 0.1 * size + 1).any(1)
+    if bool(outside.any()):
+        _refuse(
+            where,
+            f"the box {values[outside][0].tolist()}",
+            f"x1, y1, x2, y2 within the image of {width} x {height} pixels",
+        )
+
+
+def check_image(where: str, image: Any) -> None:
+    """Make sure that `load_image` returned `[3, H, W]` uint8.
+
+    Raises:
+        DataError: if it did not.
+    """
+    expected = "a torch.Tensor [3, H, W] uint8 with the channels red, green, blue"
+    if not isinstance(image, Tensor):
+        _refuse(where, f"a {type(image).__name__}", expected)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        _refuse(where, f"a tensor {list(image.shape)} of type {image.dtype}", expected)
+
+
+def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> None:
+    """Make sure that an item of a data set can be put into a batch.
+
+    Args:
+        where: names the call in messages.
+        item: what `__getitem__` returned.
+        num_classes: C.
+        training: whether boxes have to be cxcywh in 0..1.
+
+    Raises:
+        DataError: with what was found and what was expected.
+    """
+    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], dict):
+        _refuse(where, f"a {type(item).__name__}", "an image and its target, a dict with boxes and labels")
+    image, target = item
+    expected = "a torch.Tensor [3, H, W] of floats from 0 to 1"
+    if not isinstance(image, Tensor):
+        _refuse(where, f"an image as a {type(image).__name__}", expected)
+    if not image.is_floating_point() or image.ndim != 3 or image.shape[0] != 3:
+        _refuse(where, f"an image {list(image.shape)} of type {image.dtype}", expected)
+    if float(image.max()) > 32:
+        _refuse(where, f"an image with values up to {float(image.max()):g}", expected)
+    needed = ("boxes", "labels") if training else ("boxes", "labels", "image_id", "orig_size")
+    for key in needed:
+        if not isinstance(target.get(key), Tensor):
+            _refuse(
+                where, f"a target whose {key} is {type(target.get(key)).__name__}", f"a torch.Tensor {key}"
+            )
+    boxes, labels = target["boxes"], target["labels"]
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
+        _refuse(where, f"boxes {list(boxes.shape)} and labels {list(labels.shape)}", "[T, 4] and [T]")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        _refuse(where, f"labels from {int(labels.min())} to {int(labels.max())}", f"0 to {num_classes - 1}")
+    if training and len(boxes) and float(boxes.max()) > 2:
+        _refuse(
+            where, f"the box {boxes[0].tolist()}", "center x, center y, width, height in 0..1 of the image"
+        )
+
+
+def _refuse(where: str, found: str, expected: str) -> None:
+    raise DataError(f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}")
