@@ -1,8 +1,8 @@
 """Train or evaluate a detector.
 
 python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
-torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one process per GPU
-torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
+torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one process per
+GPU torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
 """
 
 import argparse
@@ -34,8 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "-r",
         "--resume",
-        help="resume from this last.pth; auto: from last.pth of the output folder if it exists, otherwise start a new "
-        "run; with --test-only: evaluate these weights",
+        help="resume from this last.pth; auto: from last.pth of the output folder if it exists, otherwise "
+        "start a new run; with --test-only: evaluate these weights",
     )
     parser.add_argument(
         "--override",
@@ -47,7 +47,8 @@ def parse_arguments() -> argparse.Namespace:
         "--strict",
         action="store_true",
         default=None,
-        help="treat every data warning (dropped, clipped, skipped or duplicate items) as an error; exit code 3",
+        help="treat every data warning (dropped, clipped, skipped or duplicate items) as an error; "
+        "exit code 3",
     )
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
     parser.add_argument(

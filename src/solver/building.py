@@ -184,7 +184,8 @@ def build_model(
 
     Args:
         cfg: configuration of the run, with the number of classes.
-        start: files the run starts from. The weights of a resumed run are loaded later, with its training state.
+        start: files the run starts from. The weights of a resumed run are loaded later, with its training
+            state.
         classes: classes of the data.
         seed: random seed of the run.
         device: device of this rank.
@@ -286,13 +287,13 @@ def _resume(
 
 
 def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, last: Path) -> None:
-    """Reset the best score because its weights are missing; raise if the run is complete and cannot replace them."""
+    """Reset the best score because its weights are missing; raise if the run is already complete."""
     best_epoch = state.best.epoch or 0
     missing = f"the best weights, of epoch {best_epoch + 1}, are not in"
     if plan.is_over(state.progress):
         raise CheckpointError(
-            f"this run is complete, but {missing} {folder / BEST}; last.pth holds the weights of the last epoch: "
-            f"evaluate them with --test-only -r {last}"
+            f"this run is complete, but {missing} {folder / BEST}; last.pth holds the weights of the last "
+            f"epoch: evaluate them with --test-only -r {last}"
         )
     logger.warning("%s %s: the next evaluation counts as the best", missing, folder / BEST)
     state.best.forget_score()

@@ -1,4 +1,4 @@
-"""Write and read `last.pth` and `best.pth`: atomic writes, one previous copy, recovery from a damaged file."""
+"""Write and read `last.pth` and `best.pth`; writes are atomic, and one previous `last.pth` is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = "last.pth"
 PREVIOUS = "last.previous.pth"
 
 SET_ASIDE = "best.other_data"
-"""New name of `best.pth` when a run continues with other data, because scores on different data cannot be compared.
+"""New name of `best.pth` when a run continues with other data, whose scores cannot be compared.
 
 The suffix is `.pth`, or `.2.pth` and so on if that file exists.
 """
@@ -54,16 +54,16 @@ class CheckpointFolder:
             )
 
     def save_last(self, state: dict[str, Any]) -> bool:
-        """Write `last.pth` and keep the previous one as `last.previous.pth`; return False if writing failed."""
+        """Write `last.pth` and keep the previous file; return False if writing failed."""
         self._write_waiting()
         return self._save(LAST, state, PREVIOUS)
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Write `best.pth`; if the disk is full, try again at the next save."""
+        """Write `best.pth`; retry at the next save if the disk is full."""
         self._save_or_keep(BEST, state)
 
     def save_numbered(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write `checkpoints/epoch0012.pth` (epochs from 1); if the disk is full, try again at the next save."""
+        """Write `checkpoints/epoch0012.pth`, epochs from 1; retry at the next save if the disk is full."""
         (self.folder / NUMBERED).mkdir(exist_ok=True)
         self._save_or_keep(f"{NUMBERED}/epoch{epoch + 1:04}.pth", state)
 
@@ -116,8 +116,8 @@ class CheckpointFolder:
         self._write_waiting()
         if self._reasons:
             raise ResourceError(
-                f"training has ended, but some of its results could not be saved: {self.unsaved}; free disk space and "
-                "repeat the lost part with -r auto"
+                f"training has ended, but some of its results could not be saved: {self.unsaved}; free disk "
+                "space and repeat the lost part with -r auto"
             )
 
     def load_last(self, path: Path) -> tuple[dict[str, Any], Path]:
@@ -129,7 +129,8 @@ class CheckpointFolder:
         Raises:
             CheckpointError: if no file is intact (the message has the reason for each), or if the file has no
                 training state.
-            NumericsError: if the state holds NaN or infinity; the message names the previous file if it is valid.
+            NumericsError: if the state holds NaN or infinity; the message names the previous file if it is
+                valid.
         """
         reasons = []
         candidates = [path]
@@ -170,7 +171,7 @@ class CheckpointFolder:
                 del self._waiting[name]
 
     def _save(self, name: str, state: dict[str, Any], previous: str | None = None) -> bool:
-        """Write a file. A failed write is only logged at first, since a full disk may be freed in the meantime.
+        """Write a file; a failed write is only logged at first, since disk space may be freed later.
 
         Raises:
             ResourceError: at the third failure in a row for the same file.
@@ -179,9 +180,9 @@ class CheckpointFolder:
         place = first_non_finite(state)
         if place:
             raise NumericsError(
-                f"{self.folder / name} was not written: {place} holds values that are not finite; the existing file "
-                f"is unchanged: resume with -r {self.folder / LAST} and a lower learning rate, or bf16 or float32 "
-                "instead of fp16"
+                f"{self.folder / name} was not written: {place} holds values that are not finite; the "
+                f"existing file is unchanged: resume with -r {self.folder / LAST} and a lower learning "
+                "rate, or bf16 or float32 instead of fp16"
             )
         kept = self.folder / previous if previous else None
         try:
@@ -208,8 +209,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     state = read_tensor_file(path)
     if not isinstance(state, dict) or "progress" not in state:
         raise NoStateError(
-            f"{path} holds weights but no training state; resume with -r last.pth, or start a new run from its "
-            "weights with -t"
+            f"{path} holds weights but no training state; resume with -r last.pth, or start a new run from "
+            "its weights with -t"
         )
     check_state(path, state)
     return state

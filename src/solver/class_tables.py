@@ -24,8 +24,8 @@ def settle_classes(
         cfg: configuration of the run; `num_classes` is set if it is not given.
         data_sets: data sets of the run; they get the labels of the file if `same_classes` is True.
         file: start weights, if there are any.
-        same_classes: keep the classes of the file, because it is evaluated or resumed; otherwise use those of the
-            data.
+        same_classes: keep the classes of the file, because it is evaluated or resumed; otherwise use those of
+            the data.
 
     Raises:
         ConfigError: if the configuration has fewer classes than the data needs.
@@ -45,7 +45,8 @@ def settle_classes(
         cfg.set("num_classes", needed, f"counted in {ann_file}")
     elif count < needed:
         raise ConfigError(
-            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it out"
+            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it "
+            "out"
         )
     elif count > needed:
         logger.info("num_classes is %d, the data has %d categories; the others are unused", count, needed)
@@ -57,8 +58,8 @@ def settle_classes(
             and not data_sets[0].remap_mscoco_category
         ):
             logger.info(
-                "%s has no class names and num_classes exceeds the number of categories: category ids are used as "
-                "labels, as in D-FINE's own trainer",
+                "%s has no class names and num_classes exceeds the number of categories: category ids are "
+                "used as labels, as in D-FINE's own trainer",
                 file.path,
             )
             for data in data_sets:
@@ -102,8 +103,8 @@ def compare_categories(train: Any, val: Any) -> None:
     differing = differing_categories(_names_by_id(train), _names_by_id(val))
     if differing:
         raise DataError(
-            f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}; "
-            "both files must have the same names, ids may differ"
+            f"categories differ between {train.ann_file} and {val.ann_file}: "
+            f"{'; '.join(differing[:LISTED])}; both files must have the same names, ids may differ"
         )
 
 

@@ -1,4 +1,4 @@
-"""Check the data before a run starts: image files against labels, image size against the model, and the metric."""
+"""Check image files, image sizes and the metric of the best model before a run starts."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _compare_sizes(cfg: YAMLConfig, data: DetectionData) -> None:
     expected = cfg.yaml_cfg.get("eval_spatial_size")
     if size and expected and list(size) != list(expected):
         logger.warning(
-            "images of %s are resized to %d x %d (height x width) but eval_spatial_size is %d x %d; set both to the "
-            "same size",
+            "images of %s are resized to %d x %d (height x width) but eval_spatial_size is %d x %d; set "
+            "both to the same size",
             data.ann_file,
             *size,
             *expected,
@@ -72,7 +72,8 @@ def check_best_metric(metric: str, evaluator: Evaluator, dataset: DetectionData)
     known = list(evaluator.metric_names)
     if metric not in known:
         raise ConfigError(
-            f"best_metric is '{metric}', but the evaluator gives {', '.join(known)}{did_you_mean(metric, known)}"
+            f"best_metric is '{metric}', but the evaluator gives "
+            f"{', '.join(known)}{did_you_mean(metric, known)}"
         )
     undefined = evaluator.undefined_metrics()
     if metric in undefined:
@@ -84,13 +85,13 @@ def check_best_metric(metric: str, evaluator: Evaluator, dataset: DetectionData)
 
 
 def refuse_mixing(loader: DetectionLoader) -> None:
-    """Raise if the validation loader mixes images: detections are compared with the labels of each single image."""
+    """Raise if the validation loader mixes images, because each image is evaluated on its own."""
     mixing: list[str] = []
     for part in (loader.collate_fn, loader.dataset):
         if isinstance(part, MixesImages):
             mixing += part.mixing
     if mixing:
         raise ConfigError(
-            f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader "
-            "may mix them"
+            f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only "
+            "train_dataloader may mix them"
         )

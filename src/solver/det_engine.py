@@ -1,4 +1,4 @@
-"""Building blocks of training and evaluation: seeding, gradient accumulation windows, progress bar, evaluation."""
+"""Building blocks of training: seeding, gradient accumulation windows, progress bar, evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .numerics import ADVICE_FOR_WEIGHTS, keep_batch
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed all random number generators from (seed, step, rank), so that no generator state has to be saved."""
+    """Seed all random number generators from (seed, step, rank), so that no state has to be saved."""
     sequence = np.random.SeedSequence([seed, step, rank()])
     state = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     random.seed(state)

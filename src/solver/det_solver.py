@@ -49,8 +49,8 @@ class DetSolver:
         """Train the model, evaluate it after every epoch, and save the best weights and the training state.
 
         Raises:
-            RunError: with an exit code, if the run cannot be built, diverges, runs out of memory or disk space, or
-                was asked to stop.
+            RunError: with an exit code, if the run cannot be built, diverges, runs out of memory or disk
+                space, or was asked to stop.
         """
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
@@ -58,7 +58,8 @@ class DetSolver:
             progress = run.state.progress
             if run.plan.is_over(progress):
                 logger.info(
-                    "this run is complete: epoch %d of %d; to continue it, increase epochs and pass --override",
+                    "this run is complete: epoch %d of %d; to continue it, increase epochs and pass "
+                    "--override",
                     progress.epoch,
                     run.plan.epochs,
                 )

@@ -44,8 +44,8 @@ _CURVES = "summary/events.out.tfevents.*"
 def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Path | None:
     """Move the results of an earlier run to `earlier/1`, `earlier/2` and so on in the same folder.
 
-    Files that this project did not write are not moved. The results of a run without a checkpoint and without a
-    finished epoch are not kept.
+    Files that this project did not write are not moved. The results of a run without a checkpoint and without
+    a finished epoch are not kept.
 
     Args:
         folder: output folder, locked by this run.
@@ -72,7 +72,8 @@ def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Pa
         shutil.move(path, place)  # also works across file systems
     names = ", ".join(path.name for path in worth_keeping)
     logger.warning(
-        "%s contains an earlier run, which this run does not resume: its %s and its other results were moved to %s",
+        "%s contains an earlier run, which this run does not resume: its %s and its other results were "
+        "moved to %s",
         folder,
         names,
         target,

@@ -32,7 +32,8 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
         class_names: classes of the data in the order of their labels, or None if unknown.
 
     Raises:
-        CheckpointError: if anything other than class layers and computed tables does not fit; all keys are listed.
+        CheckpointError: if anything other than class layers and computed tables does not fit; all keys are
+            listed.
     """
     own = model.state_dict()
     refuse_factors(file, own)
@@ -92,9 +93,9 @@ def map_classes(
 ) -> ClassMap:
     """Choose the class rows to copy.
 
-    If both sides have class names, classes are matched by name; an exact match wins over one that differs in case.
-    Without names, the published mapping is used between Objects365 and COCO, and an equal number of classes is
-    treated as the same classes. Otherwise all rows are re-initialized.
+    If both sides have class names, classes are matched by name; an exact match wins over one that differs in
+    case. Without names, the published mapping is used between Objects365 and COCO, and an equal number of
+    classes is treated as the same classes. Otherwise all rows are re-initialized.
 
     Args:
         theirs: number of classes in the file.

@@ -1,4 +1,4 @@
-"""Compute the learning rate of each parameter group at each step from schedule, warm-up, phases and batch size."""
+"""Compute the learning rate of each parameter group at each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .plan import Progress
 
 
 class LearningRates:
-    """Set the learning rates of an optimizer's groups; they follow from the progress of the run, without own state."""
+    """Set the learning rates of an optimizer's groups. Rates follow from the progress of the run alone."""
 
     def __init__(
         self,
@@ -24,7 +24,8 @@ class LearningRates:
         """Store the arguments.
 
         Args:
-            optimizer: optimizer whose groups may have a `thaw_epoch`, the epoch in which they become trainable.
+            optimizer: optimizer whose groups may have a `thaw_epoch`, the epoch in which they become
+                trainable.
             schedule: schedule with `rates(epoch, fraction of the epoch done)`; None keeps the initial rates.
             warmup: warm-up with `factor(step)`; None disables warm-up.
             steps_per_epoch: optimizer steps of an epoch.
@@ -41,7 +42,7 @@ class LearningRates:
         return self.schedule.rates(progress.epoch, progress.step / self.steps_per_epoch)
 
     def set(self, progress: Progress) -> None:
-        """Set the rate of each group for the next step; groups that are unfrozen later get a warm-up of their own."""
+        """Set the rate of each group for the next step; groups unfrozen later get their own warm-up."""
         for group, rate in zip(self.optimizer.param_groups, self.scheduled(progress)):
             factor = 1.0
             if self.warmup:
@@ -76,8 +77,8 @@ def scale_to_batch(optimizer: torch.optim.Optimizer, base: int, batch: int, sche
     """
     if scheduler == "OneCycleLR":
         raise ConfigError(
-            "lr_base_batch_size scales the optimizer's rates, but OneCycleLR takes its rates from max_lr; scale max_lr "
-            "yourself and remove lr_base_batch_size"
+            "lr_base_batch_size scales the optimizer's rates, but OneCycleLR takes its rates from max_lr; "
+            "scale max_lr yourself and remove lr_base_batch_size"
         )
     for group in optimizer.param_groups:
         group["lr"] *= batch / base

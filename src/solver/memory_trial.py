@@ -13,10 +13,10 @@ from .phases import Phases
 from .training_step import TrainStep
 
 ADVICE = (
-    "to reduce memory, most effective first: a smaller train_dataloader.total_batch_size (with grad_accum_steps to "
-    "keep the effective batch size), DINOv3Backbone.gradient_checkpointing=True, freezing the ViT or most of its "
-    "blocks, train_dataloader.collate_fn.base_size_repeat=~ (no larger image sizes), a smaller "
-    "DFINETransformer.num_queries and num_denoising, --use-amp"
+    "to reduce memory, most effective first: a smaller train_dataloader.total_batch_size (with "
+    "grad_accum_steps to keep the effective batch size), DINOv3Backbone.gradient_checkpointing=True, "
+    "freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ (no larger "
+    "image sizes), a smaller DFINETransformer.num_queries and num_denoising, --use-amp"
 )
 
 
@@ -106,14 +106,14 @@ def rehearse_largest_step(
     logger.info("the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all)
     if total and peak > total:
         raise ResourceError(
-            f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the optimizer's "
-            f"state, the device has {total / 1e9:.1f}; {ADVICE}"
+            f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the "
+            f"optimizer's state, the device has {total / 1e9:.1f}; {ADVICE}"
         )
     return peak / 1e9
 
 
 def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of AdamW's two moments, which the first step allocates; a resumed run has them already."""
+    """Return the bytes of AdamW's two moments that are not allocated yet."""
     missing = 0
     for group in optimizer.param_groups:
         for parameter in group["params"]:

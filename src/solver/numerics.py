@@ -1,4 +1,4 @@
-"""Handle values that are not finite: the step is skipped and logged, and too many skipped steps end the run."""
+"""Skip and log steps with values that are not finite; too many skipped steps end the run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BAD_BATCH = "bad_batch.pth"
 """File in the output folder with the batch at which a run diverged; torch.load reads it."""
 
 ADVICE_FOR_A_RUN = (
-    "try a lower learning rate, bf16 or float32 instead of fp16, clip_max_norm 0.1, and check the images listed above; "
-    "last.pth holds the latest state with finite values"
+    "try a lower learning rate, bf16 or float32 instead of fp16, clip_max_norm 0.1, and check the images "
+    "listed above; last.pth holds the latest state with finite values"
 )
 
 ADVICE_FOR_WEIGHTS = "try float32 instead of fp16, or the weights of an earlier epoch"
@@ -112,8 +112,8 @@ def keep_batch(
 ) -> str:
     """Write batches with their targets and losses to `BAD_BATCH`.
 
-    The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and `targets`)
-    and `losses`.
+    The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and
+    `targets`) and `losses`.
 
     Returns:
         Part of a message that says where the batches are saved.
@@ -147,7 +147,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class BatchStatistics:
-    """Back up the batch norm statistics before a step: a bad forward pass corrupts them before it is noticed."""
+    """Back up the batch norm statistics before a step, because a bad forward pass corrupts them."""
 
     model: nn.Module
     _pairs: tuple[list[Tensor], list[Tensor]] = field(init=False)
@@ -196,7 +196,7 @@ def first_bad_tensor(
 
 
 def poisoned_total(outputs: Mapping[str, Any]) -> Tensor:
-    """Return a NaN loss that depends on every output, so that this rank still takes part in averaging gradients."""
+    """Return a NaN loss that depends on every output, so that this rank still averages gradients."""
     sums: list[Tensor] = []
     for _, tensor in tensors_in(outputs):
         if tensor.requires_grad:

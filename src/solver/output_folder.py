@@ -28,8 +28,8 @@ def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
     """Lock the output folder for a training run, and yield its checkpoints.
 
     Raises:
-        ConfigError: if another run has locked it, or if this run would replace files that are not results of this
-            project.
+        ConfigError: if another run has locked it, or if this run would replace files that are not results of
+            this project.
     """
     folder = Path(settings.output_dir)
     checkpoints = CheckpointFolder(folder)

@@ -21,7 +21,8 @@ class Phases:
         """Store the arguments; the first call of `begin` builds the DDP wrapper.
 
         Args:
-            step: training step with the model; its modules of the type `core.contracts.Phased` define the phases.
+            step: training step with the model; its modules of the type `core.contracts.Phased` define the
+                phases.
             find_unused_parameters: as in `DistributedDataParallel`.
         """
         self.step = step

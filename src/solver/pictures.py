@@ -34,7 +34,8 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
     """Draw the first images of a batch with their boxes.
 
     Args:
-        images: `[B, 3, H, W]` float, the input of the model; an image with values outside 0..1 is rescaled to 0..1.
+        images: `[B, 3, H, W]` float, the input of the model; an image with values outside 0..1 is rescaled to
+            0..1.
         targets: boxes cxcywh in 0..1.
         names: class names by label.
 
@@ -57,7 +58,7 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
 def validation_grid(
     dataset: DetectionData, detections: Mapping[int, Any], threshold: float | None
 ) -> Tensor | None:
-    """Draw ground truth (left) and detections (right) of a few images, always the same, spread over a data set.
+    """Draw ground truth (left) and detections (right) of a few fixed images of a data set.
 
     Args:
         dataset: data set that was evaluated.

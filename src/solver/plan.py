@@ -30,8 +30,9 @@ class Progress:
 class TrainingPlan:
     """Plan of the epochs of a run, counted from 0.
 
-    Stage 1 has strong augmentation and several image sizes. Stage 2 has neither; it starts from the best weights of
-    stage 1. Phases are independent of stages: each phase trains more of the model than the one before.
+    Stage 1 has strong augmentation and several image sizes. Stage 2 has neither; it starts from the best
+    weights of stage 1. Phases are independent of stages: each phase trains more of the model than the one
+    before.
     """
 
     epochs: int
@@ -80,8 +81,9 @@ class TrainingPlan:
     def next_epoch(self, epoch: int, best_epoch: int | None) -> int:
         """Return the epoch that follows `epoch`.
 
-        If patience has run out, this is the first epoch of stage 2 or the end of the run. Patience starts again with
-        stage 2. It does not count before the last phase, because unfreezing more of the model may still help.
+        If patience has run out, this is the first epoch of stage 2 or the end of the run. Patience starts
+        again with stage 2. It does not count before the last phase, because unfreezing more of the model may
+        still help.
 
         Args:
             epoch: epoch that has ended, including its evaluation.
@@ -133,15 +135,15 @@ def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[in
 def continued_progress(saved: Progress, saved_batch_size: int, batch_size: int) -> Progress:
     """Return the position at which a run continues if the effective batch size has changed.
 
-    Completed epochs stay completed. Within an epoch, the run continues at the last full step of the new size, so that
-    no image is skipped.
+    Completed epochs stay completed. Within an epoch, the run continues at the last full step of the new size,
+    so that no image is skipped.
     """
     if batch_size == saved_batch_size:
         return saved
     step = saved.step * saved_batch_size // batch_size
     logger.warning(
-        "a step now has %d images, before it had %d: epoch %d continues with step %d; learning rate schedule and EMA "
-        "count steps of different sizes",
+        "a step now has %d images, before it had %d: epoch %d continues with step %d; learning rate "
+        "schedule and EMA count steps of different sizes",
         batch_size,
         saved_batch_size,
         saved.epoch + 1,

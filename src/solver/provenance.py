@@ -46,7 +46,7 @@ def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any
 
 
 def code_version(root: Path = ROOT) -> str:
-    """Return the git commit of the code, with "+changes" if files are modified; "unknown" outside a checkout."""
+    """Return the git commit, with "+changes" if files are modified; "unknown" outside a checkout."""
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         if Path(top).resolve() != root.resolve():

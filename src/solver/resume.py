@@ -52,7 +52,7 @@ FREE_OF_LOADERS = frozenset(
         "watch_files",
     }
 )
-"""Settings of data loaders that may change. A new batch size has its own warning; data are compared by content."""
+"""Settings of data loaders that may change: batch sizes are logged, data are compared by content."""
 
 NAMED = 20
 """Maximum number of changed settings in a message."""
@@ -77,8 +77,8 @@ def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) ->
                 continue  # the resumed run keeps its own
             if override:
                 raise ConfigError(
-                    f"seed was {old}, is {new}: a resumed run keeps its random seed; remove the setting, or start a "
-                    "new run from its weights with -t"
+                    f"seed was {old}, is {new}: a resumed run keeps its random seed; remove the setting, or "
+                    "start a new run from its weights with -t"
                 )
         changes.append(f"{dotted(path)} was {_short(old)}, is {_short(new)}")
     if not changes:
@@ -88,8 +88,8 @@ def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) ->
         listed += f" ... and {len(changes) - NAMED} more"
     if not override:
         raise ConfigError(
-            f"the configuration differs from that of the run to resume: {listed}; accept the changes with --override, "
-            "or start a new run from its weights with -t"
+            f"the configuration differs from that of the run to resume: {listed}; accept the changes with "
+            "--override, or start a new run from its weights with -t"
         )
     logger.warning("resuming with a changed configuration: %s", listed)
 

@@ -79,7 +79,7 @@ def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path)
 def _check_data(
     cfg: YAMLConfig, start: Start, seed: int, folder: Path, parts: dict[str, DetectionData]
 ) -> dict[str, Identity]:
-    """Check the image files, set the classes, check that all ranks agree, and return the identity of the data."""
+    """Check image files and classes, check that all ranks agree, and return the data's identity."""
     data_sets = list(parts.values())
     check_ranks_agree({"number of images": [len(data) for data in data_sets]})
     check_images(cfg, data_sets, folder)

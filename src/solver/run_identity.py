@@ -15,7 +15,7 @@ SHOWN = 3
 """Maximum number of images in a message."""
 
 Identity = dict[str, Any]
-"""Identity of a data set: `names` and `labels`, `[N]` int64 each, and `classes` (`CocoDetection.identity`)."""
+"""Identity of a data set: `names` and `labels`, `[N]` int64 each, and `classes`."""
 
 
 def data_identity(data_sets: Mapping[str, Any]) -> dict[str, Identity]:
@@ -66,8 +66,9 @@ def check_same_data(
     listed = "; ".join(changes)
     if not override:
         raise DataError(
-            f"the data differs from that of the run to resume: {listed}; restore it, resume anyway with --override "
-            "(the epoch restarts and the best score is reset), or start a new run from the weights with -t"
+            f"the data differs from that of the run to resume: {listed}; restore it, resume anyway with "
+            "--override (the epoch restarts and the best score is reset), or start a new run from the "
+            "weights with -t"
         )
     logger.warning("resuming with changed data: %s", listed)
     return True

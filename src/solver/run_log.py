@@ -91,7 +91,7 @@ class RunLog:
         detections: Mapping[int, Any] | None,
         threshold: float | None,
     ) -> None:
-        """Draw the detections in a few fixed validation images, in some epochs; nothing without detections."""
+        """Draw the detections in a few fixed validation images, in some epochs."""
         if detections and self._shows(epoch):
             picture = validation_grid(dataset, detections, threshold)
             if picture is not None:
@@ -157,8 +157,8 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
     if plan.unreached_thaws:
         logger.warning(
             "parameters that are unfrozen in epoch %d stay frozen: the run has %d epochs; set "
-            "DINOv3Backbone.freeze_backbone_epochs=0.125 to unfreeze them after an eighth of the run, 0 to train them "
-            "from the start",
+            "DINOv3Backbone.freeze_backbone_epochs=0.125 to unfreeze them after an eighth of the run, 0 to "
+            "train them from the start",
             plan.unreached_thaws[0] + 1,
             plan.epochs,
         )
@@ -182,9 +182,9 @@ def horizon_warning(horizon: float, steps: int) -> str | None:
     if steps <= SHORT_RUN or horizon <= LONG_HORIZON * steps:
         return None
     return (
-        f"the EMA's horizon of {horizon:,.0f} steps is more than a fifth of this run's {steps:,}: the weights that are "
-        f"evaluated and saved may be those of an early part of the run; ema.decay=~ ema.warmups=~ "
-        f"train_dataloader.collate_fn.ema_restart_decay=~ make it follow the length of the run"
+        f"the EMA's horizon of {horizon:,.0f} steps is more than a fifth of this run's {steps:,}: the "
+        "weights that are evaluated and saved may be those of an early part of the run; ema.decay=~ "
+        "ema.warmups=~ train_dataloader.collate_fn.ema_restart_decay=~ make it follow the length of the run"
     )
 
 
@@ -208,8 +208,8 @@ def log_data(
     most = int(boxes.max())
     accumulated = f" ({plan.window} x {plan.batch_size // plan.window})" if plan.window > 1 else ""
     logger.info(
-        "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch %d%s, %d "
-        "steps per epoch, %d epochs",
+        "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
+        "%d%s, %d steps per epoch, %d epochs",
         len(train_data),
         int((boxes == 0).sum()),
         len(val_data),

@@ -118,8 +118,8 @@ class RunState:
         self.progress = continued_progress(Progress(**state["progress"]), saved_batch_size, facts.batch_size)
         if state["world_size"] != world_size():
             logger.warning(
-                "resuming with %d rank(s), the run started with %d: each step has the same images, but random numbers "
-                "inside the model differ",
+                "resuming with %d rank(s), the run started with %d: each step has the same images, but "
+                "random numbers inside the model differ",
                 world_size(),
                 state["world_size"],
             )
@@ -148,7 +148,8 @@ class RunState:
             return
         if state is None:
             raise CheckpointError(
-                "the checkpoint has no EMA weights, but use_ema is True; set use_ema=False or start a new run with -t"
+                "the checkpoint has no EMA weights, but use_ema is True; set use_ema=False or start a new "
+                "run with -t"
             )
         average = completed(state["module"], self.ema.module)
         self.ema.load_state_dict({**state, "module": average})
@@ -161,7 +162,7 @@ def inference_checkpoint(
     metrics: Mapping[str, Any],
     metric: str,
 ) -> dict[str, Any]:
-    """Return the content of `best.pth`: weights and everything needed to use them (`src/inference/detector.py`).
+    """Return the content of `best.pth`: weights and everything that `Detector.from_checkpoint` needs.
 
     Args:
         model: model that was evaluated.
@@ -201,7 +202,7 @@ def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: Path) -> None:
-    """Restore the optimizer's moments; group settings stay as configured, since --override may have changed them."""
+    """Restore the moments; group settings stay as configured, since --override may change them."""
     configured_groups = []
     parameters = []
     for group in optimizer.param_groups:
@@ -213,8 +214,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], 
         check_optimizer_state(source, state, parameters)
     except (ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{source} was written with other parameter groups: {error}; restore optimizer.params, LoRA and the "
-            "backbone's phases as they were, or start a new run from its weights with -t"
+            f"{source} was written with other parameter groups: {error}; restore optimizer.params, LoRA and "
+            "the backbone's phases as they were, or start a new run from its weights with -t"
         ) from None
     for group, configured in zip(optimizer.param_groups, configured_groups):
         parameters_of_group = group["params"]

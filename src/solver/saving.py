@@ -89,8 +89,8 @@ class Saver:
     def stop_evaluation(self) -> None:
         """End the run if rank 0 was asked to stop; the resumed run repeats the evaluation of this epoch.
 
-        Other ranks do not stop here, since ranks may have different numbers of batches; the launcher ends them
-        together with rank 0.
+        Other ranks do not stop here, since ranks may have different numbers of batches; the launcher ends
+        them together with rank 0.
         """
         if self.stop.asked and is_main():
             raise self._stopped(saved=self.save_last())

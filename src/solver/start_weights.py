@@ -1,4 +1,4 @@
-"""Read the files that a run starts from: a training state (`-r`) or weights (`-t`). Settings are not changed."""
+"""Read the file that a run starts from: a training state (`-r`) or weights (`-t`)."""
 
 from __future__ import annotations
 

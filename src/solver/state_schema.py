@@ -53,8 +53,9 @@ def check_optimizer_state(path: str | Path, state: Mapping[str, Any], parameters
         for name, value in state["state"].get(number, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise CheckpointError(
-                    f"{path}: {name} of the optimizer's parameter {number} has the shape {list(value.shape)}, expected "
-                    f"{list(parameter.shape)}; start a new run from the weights with -t"
+                    f"{path}: {name} of the optimizer's parameter {number} has the shape "
+                    f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "
+                    "weights with -t"
                 )
 
 

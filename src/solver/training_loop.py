@@ -136,7 +136,7 @@ def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Te
 
 
 def report_step(run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
-    """Write the curves of a step, and a log line if the progress bar is hidden. Reads the losses from the device."""
+    """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
     values = {name: value.item() for name, value in losses.items()}
     total = sum(values.values())
     rates = [group["lr"] for group in run.state.optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""One training step: forward and backward pass for each accumulated batch, then optimizer step and EMA update."""
+"""One training step: forward and backward passes, then optimizer step and EMA update."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 @dataclass(kw_only=True)
 class TrainStep:
-    """Run forward and backward for each batch of a window, then clip gradients, step the optimizer and update the EMA.
+    """Run forward and backward passes for a window of batches, then update the weights and the EMA.
 
     A window is the list of batches whose gradients are accumulated for one optimizer step.
     """
@@ -50,7 +50,7 @@ class TrainStep:
     clip_max_norm: float
     guard: NumericsGuard
     exact: bool = True
-    """Normalize losses by the objects of the whole window, as if it were one batch. Costs a second forward pass."""
+    """Normalize losses as if the window were one batch, at the cost of a second forward pass."""
     anchoring: Callable[[], Tensor | None] | None = None
     """Function that returns an additional loss of the last forward pass (Gram anchoring)."""
     is_stop_asked: Callable[[], bool] = lambda: False
@@ -188,8 +188,9 @@ class TrainStep:
         """Clip the gradients and step the optimizer.
 
         Returns:
-            Whether the loss is finite and whether the weights were updated, each over all ranks. With loss scaling,
-            overflowing gradients of a finite loss are normal: the scale is lowered and the step is skipped.
+            Whether the loss is finite and whether the weights were updated, each over all ranks. With loss
+            scaling, overflowing gradients of a finite loss are normal: the scale is lowered and the step is
+            skipped.
         """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
@@ -212,7 +213,7 @@ class TrainStep:
         return finite_loss, finite_loss and finite_gradient
 
     def _drop(self, step: int, window: Sequence[Batch], parts: list[Part]) -> None:
-        """Roll back a bad step and report the first bad batch, or all batches if only a gradient is not finite."""
+        """Roll back a bad step and report the first bad batch, or all if only a gradient is not finite."""
         reported = slice(None)
         bad = -1
         for index, part in enumerate(parts):

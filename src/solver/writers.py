@@ -52,7 +52,8 @@ class ConsoleWriter:
         best = f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
         memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
         logger.info(
-            "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
+            "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f "
+            "%%%s  left %s",
             epoch + 1,
             record["epochs"],
             record["train_loss"],
@@ -177,7 +178,8 @@ def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
         str(folder).encode()
     except UnicodeEncodeError:
         logger.warning(
-            "TensorBoard curves are not written: folder names must be valid UTF-8, found %s; log.txt has all values",
+            "TensorBoard curves are not written: folder names must be valid UTF-8, found %s; log.txt has "
+            "all values",
             str(folder).encode(errors="backslashreplace").decode(),
         )
         return None

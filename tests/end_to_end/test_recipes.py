@@ -176,7 +176,7 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
         train_dataloader={"collate_fn": {"stop_epoch": 0.75}},
     )
     out = succeed("-c", config, "-u", "epochs=4")
-    assert "warm-up takes 2 steps, a tenth of the run, in place of 500" in out
+    assert "warm-up is limited to 2 steps, a tenth of the run, instead of 500" in out
     assert "epoch 2: 0.12 M of 0.16 M parameters are trainable" in out
     assert [record["stage"] for record in read_log(tmp_path / "run")] == [1, 1, 1, 2]
 
