@@ -1,14 +1,29 @@
 """Train or evaluate a detector.
 
 python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
-torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one a GPU
-torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
+torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one process per
+GPU torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
 """
 
 import argparse
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "resume",
+    "tuning",
+    "device",
+    "seed",
+    "use_amp",
+    "output_dir",
+    "summary_dir",
+    "test_only",
+    "override",
+    "strict",
+)
+"""Flags with the name of a setting, which they override."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -19,36 +34,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "-r",
         "--resume",
-        help="go on from this last.pth, or with auto from that of the output folder if there is one; "
-        "with --test-only, evaluate these weights",
+        help="resume from this last.pth; auto: from last.pth of the output folder if it exists, otherwise "
+        "start a new run; with --test-only: evaluate these weights",
     )
     parser.add_argument(
         "--override",
         action="store_true",
         default=None,
-        help="go on with a run although its configuration has changed",
+        help="resume a run although its configuration or data has changed",
     )
     parser.add_argument(
         "--strict",
         action="store_true",
         default=None,
-        help="accept no warning about the data: what would be dropped, clipped, skipped or is there twice ends the run with code 3",
+        help="treat every data warning (dropped, clipped, skipped or duplicate items) as an error; "
+        "exit code 3",
     )
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
     parser.add_argument(
-        "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA by local rank if there is one"
+        "-d", "--device", help="cpu, cuda or cuda:N; default: the GPU of the local rank if CUDA is available"
     )
-    parser.add_argument("--seed", type=int, help="where all chance follows from")
+    parser.add_argument("--seed", type=int, help="random seed; default: a random one, which is logged")
     parser.add_argument(
         "--use-amp",
         action="store_true",
         default=None,
-        help="compute in bf16, or fp16 where the device has no bf16",
+        help="use mixed precision: bf16, or fp16 if the device does not support bf16",
     )
     parser.add_argument(
         "--opt-level",
         choices=("O0", "O1", "O2"),
-        help="Apex's names: O1 and O2 are taken as --use-amp, O0 as computing in float32",
+        help="accepted for compatibility with Apex: O1 and O2 mean --use-amp, O0 means float32",
     )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
     parser.add_argument(
@@ -67,16 +83,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
     if arguments.resume and arguments.tuning and arguments.resume != "auto":
-        parser.error("-r goes on with a run, -t starts a new one: give one of them")
+        parser.error("-r resumes a run and -t starts a new one: pass only one of them")
     if arguments.opt_level == "O0" and arguments.use_amp:
-        parser.error("--opt-level O0 is float32 and --use-amp is not: give one of them")
+        parser.error("--opt-level O0 means float32, which contradicts --use-amp: pass only one of them")
     if arguments.opt_level:
         arguments.use_amp = arguments.opt_level != "O0"
     return arguments
 
 
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given as flags, by their name in the configuration."""
+    flags = {}
+    for name in FLAGS:
+        value = getattr(arguments, name)
+        if value is not None:
+            flags[name] = value
+    return flags
+
+
 def main() -> None:
-    arguments = parse_arguments()  # before torch is imported, so that --help answers at once
+    arguments = parse_arguments()  # before torch is imported, so that --help is fast
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
@@ -91,29 +117,14 @@ def main() -> None:
     def command() -> None:
         nonlocal status_dir
         set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
-        flags = {
-            name: value
-            for name in (
-                "resume",
-                "tuning",
-                "device",
-                "seed",
-                "use_amp",
-                "output_dir",
-                "summary_dir",
-                "test_only",
-                "override",
-                "strict",
-            )
-            if (value := getattr(arguments, name)) is not None
-        }
+        flags = given_settings(arguments)
         if arguments.resume and arguments.resume != "auto":
-            flags["tuning"] = None  # in place of the one that the configuration may name
+            flags["tuning"] = None  # overrides start weights of the configuration
         elif arguments.tuning and not arguments.resume:
             flags["resume"] = None
         if arguments.opt_level:
             logger.info(
-                "--opt-level %s is taken as %s: this trainer has torch's mixed precision in place of Apex's levels",
+                "--opt-level %s means %s: this trainer uses torch's mixed precision instead of Apex",
                 arguments.opt_level,
                 "--use-amp" if arguments.use_amp else "no mixed precision (use_amp=False)",
             )

@@ -1,4 +1,4 @@
-"""Parameter groups, freezing, learning rates and weight averaging. Importing this package registers them."""
+"""Parameter groups, learning rate schedules, loss scaling and EMA. Importing this package registers them."""
 
 from . import ema, freezing, param_groups, scaler, schedulers, warmup
 

@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the weights, which is what gets evaluated and saved."""
+"""Exponential moving average (EMA) of the weights, which is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from ..core.registry import register
 _Pairs = list[tuple[Tensor, Tensor]]
 
 
-HORIZON_SHARE, SHORTEST_HORIZON, LONGEST_HORIZON = 0.02, 50, 10_000
-"""The default horizon: this fraction of a run's steps, kept between two numbers of steps."""
+HORIZON_SHARE = 0.02
+"""Default horizon as a fraction of a run's steps."""
+
+SHORTEST_HORIZON = 50
+LONGEST_HORIZON = 10_000
+"""Limits of the default horizon, in steps."""
 
 
 @register()
 class ModelEMA:
     """Exponential moving average of all trainable parameters and of batch statistics.
 
-    Its horizon, 1 / (1 - decay), is the number of steps after which weights count for little: an EMA whose
-    horizon is as long as the run is a mixture of everything the model has been. Frozen parameters and buffers
-    that are not running statistics are constants: they are copied, since averaging them would only add
-    rounding errors. `decay` may be set at any time and acts from the next update on.
+    Its horizon, 1 / (1 - decay), is the number of steps over which it averages. If the horizon is as long as
+    the run, the EMA still contains the early weights. Frozen parameters and buffers other than running
+    statistics are copied, because averaging constants would only add rounding errors. `decay` may be set at
+    any time; the next update uses it.
     """
 
     def __init__(
@@ -43,12 +47,12 @@ class ModelEMA:
 
         Args:
             model: the unwrapped model.
-            decay: weight of the past, 0..1; None follows `horizon`.
-            warmups: updates over which the decay ramps up, decay * (1 - exp(-updates / warmups)); 0 disables
-                the ramp, None makes it as long as the horizon, at most 10,000.
-            start: updates to leave out at first.
-            horizon: steps, in place of `decay`, which is then 1 - 1 / horizon. In a configuration that sets
-                neither of them it is 2 % of the run, at least 50 and at most 10,000 steps.
+            decay: weight of the previous average, 0..1; None derives it from `horizon`.
+            warmups: number of updates over which the decay ramps up, decay * (1 - exp(-updates / warmups)); 0
+                disables the ramp, None makes it as long as the horizon, at most 10,000.
+            start: number of updates to skip at the beginning.
+            horizon: horizon in steps, an alternative to `decay`, which is then 1 - 1 / horizon. A
+                configuration that sets neither gets 2 % of the run, at least 50 and at most 10,000 steps.
 
         Raises:
             ConfigError: for a value out of its range, or unless exactly one of `decay` and `horizon` is set.
@@ -57,8 +61,8 @@ class ModelEMA:
             raise ConfigError(f"ModelEMA.decay is {decay}, expected 0 to 1")
         if decay is not None and horizon is not None:
             raise ConfigError(
-                f"ModelEMA.decay is {decay} and ModelEMA.horizon is {horizon!r}: they say the same, set one "
-                f"of them to ~"
+                f"ModelEMA.decay is {decay} and ModelEMA.horizon is {horizon!r}: only one of them can be "
+                "set; set the other to ~"
             )
         if decay is None:
             decay = _decay_of(horizon)
@@ -72,29 +76,30 @@ class ModelEMA:
 
     @staticmethod
     def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-        """Let the horizon follow the run if neither it nor a decay is set, and the ramp last for one
-        horizon."""
+        """Derive horizon and ramp from the length of the run if neither horizon nor decay is set."""
         if settings.get("decay", 0.9999) is not None or settings.get("horizon") is not None:
             return {}
         steps = round(HORIZON_SHARE * run.steps)
         horizon = min(max(steps, SHORTEST_HORIZON), LONGEST_HORIZON)
-        ramp = {"warmups": horizon} if settings.get("warmups", 1000) is None else {}
-        return {"horizon": horizon} | ramp
+        lengths = {"horizon": horizon}
+        if settings.get("warmups", 1000) is None:
+            lengths["warmups"] = horizon
+        return lengths
 
     @property
     def horizon(self) -> float:
-        """Steps after which weights count for 1 / e of what they did; infinite with a decay of 1."""
+        """Steps after which the influence of weights has decayed to 1 / e; infinite for a decay of 1."""
         return 1 / (1 - self.decay) if self.decay < 1 else math.inf
 
     def current_decay(self) -> float:
-        """Return the decay that the next update will use, as if it were counted already."""
+        """Return the decay of the next update."""
         if not self.warmups:
             return self.decay
         return self.decay * (1 - math.exp(-(self.updates + 1) / self.warmups))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`, after an optimizer step."""
+        """Update the average with the weights of `model`, after an optimizer step."""
         if self.skipped < self.start:
             self.skipped += 1
             return
@@ -102,21 +107,22 @@ class ModelEMA:
         self.updates += 1
         averaged, constant = self._pair_tensors(model)
         if averaged:
-            ours = [average for average, _ in averaged]
-            torch._foreach_mul_(ours, decay)
-            torch._foreach_add_(ours, [weight for _, weight in averaged], alpha=1 - decay)
+            averages, weights = map(list, zip(*averaged))
+            torch._foreach_mul_(averages, decay)
+            torch._foreach_add_(averages, weights, alpha=1 - decay)
         if constant:
-            torch._foreach_copy_([copied for copied, _ in constant], [source for _, source in constant])
+            copies, sources = map(list, zip(*constant))
+            torch._foreach_copy_(copies, sources)
 
     @torch.no_grad()
     def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:
-        """Continue from `weights` (a state_dict); the ramp is not repeated. A decay of None keeps the present
-        one."""
+        """Continue from `weights` (a state_dict) without a new ramp; None keeps the present decay."""
         self.module.load_state_dict(weights)
-        self.decay = self.decay if decay is None else decay
+        if decay is not None:
+            self.decay = decay
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, counts, the present decay and the configured one."""
+        """Return weights, counters, and the present and the configured decay."""
         return {
             "module": self.module.state_dict(),
             "updates": self.updates,
@@ -126,10 +132,10 @@ class ModelEMA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from `state_dict`; an official checkpoint holds `module` and `updates` alone.
+        """Restore from `state_dict`; official checkpoints hold only `module` and `updates`.
 
-        A decay that was set during the run is restored; one that was not is the configuration's, which a
-        resumed run may have changed.
+        A decay that was set during the run is restored. Otherwise the configured one is used, which may have
+        changed.
         """
         self.module.load_state_dict(state["module"])
         self.updates = state["updates"]
@@ -138,29 +144,28 @@ class ModelEMA:
             self.decay = state["decay"]
 
     def _pair_tensors(self, model: nn.Module) -> tuple[_Pairs, _Pairs]:
-        """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor once."""
+        """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor occurs once."""
         key = (id(model), *(parameter.requires_grad for parameter in model.parameters()))
         if self._pairs is None or self._pairs[0] != key:
-            moving = {id(p) for p in model.parameters() if p.requires_grad}
-            moving |= {
-                id(b)
-                for m in model.modules()
-                if isinstance(m, nn.modules.batchnorm._BatchNorm)
-                for b in m.buffers(recurse=False)
-            }
-            ours, pairs = self.module.state_dict(keep_vars=True), {}
+            moving = _moving_tensors(model)
+            ours = self.module.state_dict(keep_vars=True)
+            averaged: dict[int, tuple[Tensor, Tensor]] = {}
+            constant: dict[int, tuple[Tensor, Tensor]] = {}
             for name, theirs in model.state_dict(keep_vars=True).items():
-                pairs[id(theirs)] = (
-                    ours[name].data,
-                    theirs.data,
-                    theirs.is_floating_point() and id(theirs) in moving,
-                )
-            self._pairs = (
-                key,
-                [p[:2] for p in pairs.values() if p[2]],
-                [p[:2] for p in pairs.values() if not p[2]],
-            )
+                is_averaged = theirs.is_floating_point() and id(theirs) in moving
+                pairs = averaged if is_averaged else constant
+                pairs[id(theirs)] = (ours[name].data, theirs.data)
+            self._pairs = (key, list(averaged.values()), list(constant.values()))
         return self._pairs[1:]
+
+
+def _moving_tensors(model: nn.Module) -> set[int]:
+    """Return the ids of trainable parameters and batch norm statistics."""
+    moving = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            moving.update(map(id, module.buffers(recurse=False)))
+    return moving
 
 
 def _decay_of(horizon: int | None) -> float:

@@ -1,4 +1,4 @@
-"""Groups of parameters with their own learning rate and decay, and torch's optimizers over them."""
+"""Build parameter groups with their own learning rate and weight decay, and torch optimizers over them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..core.validate import did_you_mean, matches, require, type_name
 from .freezing import FROM_THE_START, learning_plan
 
 _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention)
-"""Modules whose weights are decayed with `decay_matrices_only`."""
+"""Modules whose weights get weight decay with `decay_matrices_only`."""
 
 
 def build_param_groups(
@@ -26,25 +26,25 @@ def build_param_groups(
     lr: float = 1e-3,
     decay_matrices_only: bool = False,
 ) -> list[dict[str, Any]]:
-    """Sort the parameters of a model that are ever trained into disjoint and complete groups.
+    """Sort all parameters that are trained at any time into disjoint and complete groups.
 
-    Those that thaw during the run are there from the start, so that no optimizer state is lost at a phase;
-    without a gradient they are left alone. What thaws at another time, or learns at another rate, forms a
-    group of its own, whose `thaw_epoch` is the epoch (from 0) in which it begins.
+    Parameters that are unfrozen later are included from the start, so that a new phase loses no optimizer
+    state; the optimizer skips them while they have no gradient. Parameters with another start epoch or rate
+    factor form groups of their own, whose `thaw_epoch` is their first epoch (from 0).
 
     Args:
-        model: the unwrapped model; names are those of its parameters.
-        groups: each a mapping with `params`, a regular expression searched in the name, and settings such as
-            `lr`. Parameters that no expression matches form a last group with the optimizer's own settings.
-        lr: learning rate of groups that name none.
-        decay_matrices_only: split each group: norms, biases, layer scales and tokens get no weight decay.
-            This goes by the type of the module that owns a parameter, not by its name.
+        model: unwrapped model.
+        groups: mappings with `params`, a regular expression searched in parameter names, and settings such as
+            `lr`. Parameters that match no expression form a last group with the optimizer's own settings.
+        lr: learning rate of groups without `lr`.
+        decay_matrices_only: disable weight decay for norms, biases, layer scales and tokens. This depends on
+            the type of the module that owns a parameter, not on its name.
 
     Returns:
-        Groups for a torch optimizer, each with a `name`; empty ones are left out.
+        Non-empty groups for a torch optimizer, each with a `name`.
 
     Raises:
-        ConfigError: if a parameter matches two expressions, or an expression is not valid.
+        ConfigError: if a parameter matches two expressions, or an expression is invalid.
     """
     plan = learning_plan(model)
     named = {name: parameter for name, parameter in model.named_parameters() if name in plan}
@@ -53,21 +53,22 @@ def build_param_groups(
     exempt = _not_decayed(model) if decay_matrices_only else set()
     result = []
     for index, group in enumerate([*(groups or []), {}]):
-        settings = {key: value for key, value in group.items() if key != "params"}
-        label = group.get("params", "the rest")
-        members = [name for name in named if owner[name] == index]
-        decayed = [name for name in members if name not in exempt]
-        not_decayed = [name for name in members if name in exempt]
+        settings = dict(group)
+        label = settings.pop("params", "the rest")
+        decayed: list[str] = []
+        not_decayed: list[str] = []
+        for name in named:
+            if owner[name] == index:
+                members = not_decayed if name in exempt else decayed
+                members.append(name)
         result += _split_by_learning(decayed, plan, named, settings, label, lr)
-        result += _split_by_learning(
-            not_decayed, plan, named, settings | {"weight_decay": 0.0}, label + ", not decayed", lr
-        )
+        settings = settings | {"weight_decay": 0.0}
+        result += _split_by_learning(not_decayed, plan, named, settings, label + ", not decayed", lr)
     return result
 
 
 def _matching_group(name: str, patterns: Sequence[re.Pattern[str]]) -> int:
-    """Return the index of the pattern that a parameter's name matches; the number of patterns if none
-    does."""
+    """Return the index of the pattern that matches a name, or the number of patterns if none does."""
     matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
     if len(matching) > 1:
         first, second = (patterns[index].pattern for index in matching[:2])
@@ -83,18 +84,20 @@ def _split_by_learning(
     label: str,
     lr: float,
 ) -> list[dict[str, Any]]:
-    """Return one group for each way in which members learn: from the start, then by the epoch in which they
-    thaw."""
-    ways = sorted(
-        {plan[name] for name in members},
-        key=lambda learning: (learning != FROM_THE_START, learning.thaw_epoch, -learning.factor),
-    )
+    """Return one group for each start epoch and rate factor of the members, ordered by start epoch."""
+    parameters: dict[Learning, list[nn.Parameter]] = {}
+    for name in members:
+        parameters.setdefault(plan[name], []).append(named[name])
     groups = []
-    for learning in ways:
+    for learning in sorted(parameters, key=_order):
         own, remark = _learning_overrides(learning, settings.get("lr", lr))
-        parameters = [named[name] for name in members if plan[name] == learning]
-        groups.append({"params": parameters, **settings, **own, "name": label + remark})
+        group = {"params": parameters[learning], **settings, **own, "name": label + remark}
+        groups.append(group)
     return groups
+
+
+def _order(learning: Learning) -> tuple[bool, int, float]:
+    return learning != FROM_THE_START, learning.thaw_epoch, -learning.factor
 
 
 def _learning_overrides(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
@@ -132,7 +135,7 @@ def _not_decayed(model: nn.Module) -> set[str]:
 
 
 def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argument]) -> None:
-    """Refuse settings of a group that the optimizer would not use, or not survive."""
+    """Raise if a group has settings that the optimizer does not accept."""
     for index, group in enumerate(groups):
         for key, value in group.items():
             place = f"optimizer.params[{index}].{key}"
@@ -140,18 +143,14 @@ def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argume
                 continue
             if key not in accepted:
                 raise ConfigError(f"unknown key '{place}'{did_you_mean(key, list(accepted))}")
-            require(
-                matches(value, accepted[key].annotation),
-                f"{place} is {value!r}, expected {type_name(accepted[key].annotation)}",
-            )
-            require(
-                key not in ("lr", "weight_decay") or value >= 0, f"{place} is {value}, expected at least 0"
-            )
+            expected = accepted[key].annotation
+            require(matches(value, expected), f"{place} is {value!r}, expected {type_name(expected)}")
+            if key in ("lr", "weight_decay"):
+                require(value >= 0, f"{place} is {value}, expected at least 0")
 
 
 def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Register a torch optimizer so that YAML sets its arguments and the groups, and the program gives the
-    model."""
+    """Register a torch optimizer: YAML sets its arguments and groups, the program passes the model."""
 
     def build(
         model: nn.Module,
@@ -159,14 +158,12 @@ def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
         decay_matrices_only: bool = False,
         **settings: Any,
     ) -> torch.optim.Optimizer:
-        settings.setdefault(
-            "fused", not settings.get("foreach")
-        )  # one kernel for all tensors; torch's own default is a loop on a CPU
+        # One kernel for all tensors. On a CPU torch would otherwise loop over tensors.
+        settings.setdefault("fused", not settings.get("foreach"))
         _check_settings(params or [], accepted)
         lr = settings.get("lr", accepted["lr"].default)
-        return optimizer(
-            build_param_groups(model, params, lr=lr, decay_matrices_only=decay_matrices_only), **settings
-        )
+        groups = build_param_groups(model, params, lr=lr, decay_matrices_only=decay_matrices_only)
+        return optimizer(groups, **settings)
 
     accepted = arguments_of(optimizer, skip="params")
     register(optimizer.__name__, extra_arguments=lambda: accepted)(build)

@@ -1,5 +1,4 @@
-"""Learning rates as functions of the position in training. Nothing here has state, so nothing can be lost on
-resume."""
+"""Learning rate schedules as functions of the position in training, without state to restore."""
 
 from __future__ import annotations
 
@@ -16,18 +15,22 @@ from ..core.registry import Argument, arguments_of, register
 
 
 class Schedule(Protocol):
-    """Gives the learning rate of each group of an optimizer."""
+    """Return the learning rate of each parameter group of an optimizer."""
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
-        """Return the rates in an epoch (0-based) of which a share (0..1) is done, before warm-up."""
+        """Return the rates before warm-up.
+
+        Args:
+            epoch: epoch from 0.
+            share: fraction of the epoch that is done, 0..1.
+        """
 
 
 class EpochSchedule:
-    """A torch scheduler that is stepped once an epoch, as a function from the epoch to the rate of each
-    group.
+    """Wrap a torch scheduler that is stepped once per epoch as a function of the epoch.
 
-    The scheduler runs over a shadow of the optimizer, so that warm-up and thawing can scale the real rates
-    without the scheduler building on the scaled ones.
+    The scheduler runs on a copy of the optimizer's groups, so that warm-up and phases can scale the real
+    rates without affecting it.
     """
 
     def __init__(
@@ -36,9 +39,10 @@ class EpochSchedule:
         self._name = scheduler.__name__
         self._initial = _initial_rates(optimizer)
         self._rates: list[list[float]] = []
-        self._shadow = torch.optim.SGD(
-            [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in self._initial]
-        )
+        groups: list[dict[str, Any]] = []
+        for lr in self._initial:
+            groups.append({"params": [torch.zeros(1, requires_grad=True)], "lr": lr})
+        self._shadow = torch.optim.SGD(groups)
         try:
             self._running = scheduler(self._shadow, **settings)
         except (ValueError, TypeError, ArithmeticError) as error:
@@ -46,11 +50,10 @@ class EpochSchedule:
         self._remember_rates()
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based), before warm-up; `share` of it makes
-        no difference.
+        """Return the rates of an epoch (from 0) before warm-up; `share` is ignored.
 
         Raises:
-            ConfigError: if the scheduler ends before that epoch.
+            ConfigError: if the scheduler ends before this epoch.
         """
         while len(self._rates) <= epoch:
             self._shadow.step()
@@ -69,8 +72,10 @@ class EpochSchedule:
 
 @register()
 class FlatCosineLR:
-    """The full rate, then a cosine down to a part of it, then that part (DEIM, Huang et al., 2024), moving
-    with every step."""
+    """Keep the full rate, decay it along a cosine, then keep the final rate (DEIM, Huang et al., 2024).
+
+    The rate changes with every step.
+    """
 
     def __init__(
         self,
@@ -82,29 +87,32 @@ class FlatCosineLR:
         """Store the settings.
 
         Args:
-            optimizer: its groups' rates are the full ones.
-            flat_epochs: epoch in which the cosine begins; half of the run in a configuration without it.
-            end_epoch: epoch in which it ends; from there on the rate is constant, as the clean stage wants.
-                The end of the run in a configuration without it.
-            lr_gamma: fraction of the full rate that is reached then.
+            optimizer: optimizer whose groups have the full rates.
+            flat_epochs: epoch in which the cosine starts; in a configuration without it, half of the run.
+            end_epoch: epoch in which the cosine ends. The rate is constant from this epoch on, usually the
+                first epoch of stage 2. In a configuration without it, the end of the run.
+            lr_gamma: final rate as a fraction of the full rate, 0..1.
 
         Raises:
-            ConfigError: if the cosine ends before it begins, or `lr_gamma` is out of range.
+            ConfigError: if the cosine ends before it starts, or if `lr_gamma` is out of range.
         """
         if not 0 <= lr_gamma <= 1:
             raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
-        self._initial, self._gamma = _initial_rates(optimizer), lr_gamma
         if flat_epochs > end_epoch:
             raise ConfigError(
                 f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, "
-                f"expected the second to be no earlier"
+                f"expected end_epoch >= flat_epochs"
             )
-        self._flat, self._end = flat_epochs, end_epoch
+        self._initial = _initial_rates(optimizer)
+        self._gamma = lr_gamma
+        self._flat = flat_epochs
+        self._end = end_epoch
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
-        """Return the learning rate of each group in an epoch (0-based) of which a share (0..1) is done,
-        before warm-up."""
-        done = min(max((epoch + share - self._flat) / max(self._end - self._flat, 1e-9), 0.0), 1.0)
+        """Return the rates before warm-up (`Schedule.rates`)."""
+        length = max(self._end - self._flat, 1e-9)
+        done = (epoch + share - self._flat) / length
+        done = min(max(done, 0.0), 1.0)
         factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
         return [rate * factor for rate in self._initial]
 
@@ -114,7 +122,7 @@ _LENGTHS: dict[str, Any] = {
     "T_max": EpochLength,
     "total_steps": EpochLength | None,
 }
-"""Arguments of torch's schedulers that are lengths; a step of theirs is an epoch here."""
+"""Arguments of torch schedulers that are lengths; one scheduler step is one epoch here."""
 
 
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -122,16 +130,14 @@ def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
-    """A schedule that brings its own rate would overrule what groups of parameters were given."""
+    """Raise if one rate would replace different rates of the parameter groups."""
     different = sorted(set(rates))
     if len(different) > 1:
         shown = ", ".join(f"{rate:.3g}" for rate in different[:8])
         raise ConfigError(
-            f"{name}.max_lr is {max_lr:g} for all {len(rates)} groups of parameters, so that their own rates "
-            f"would not act ({shown}; from "
-            f"optimizer.params, layer_decay, unfreeze_lr_factor); give max_lr as a list of {len(rates)} "
-            f"rates in the order of the groups, "
-            f"or take another schedule such as FlatCosineLR"
+            f"{name}.max_lr is {max_lr:g} for all {len(rates)} parameter groups and would replace their own "
+            f"rates ({shown}; from optimizer.params, layer_decay, unfreeze_lr_factor); set max_lr to a list "
+            f"of {len(rates)} rates in the order of the groups, or use another schedule such as FlatCosineLR"
         )
 
 
@@ -143,10 +149,9 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
 
     arguments = arguments_of(scheduler, skip="optimizer")
     del arguments["last_epoch"]  # the run knows its epoch
-    accepted = {
-        name: Argument(argument.default, _LENGTHS.get(name, argument.annotation))
-        for name, argument in arguments.items()
-    }
+    accepted: dict[str, Argument] = {}
+    for name, argument in arguments.items():
+        accepted[name] = Argument(argument.default, _LENGTHS.get(name, argument.annotation))
     register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 

@@ -1,4 +1,4 @@
-"""Small learning rates at the start, of the run or of what thaws in it."""
+"""Learning rate warm-up, at the start of a run and of parameters that are unfrozen later."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..core.registry import register
 from ..runtime.log import logger
 
 LARGEST_SHARE = 0.1
-"""Of all steps of a run: a longer warm-up would leave a small data set little to learn with."""
+"""Maximum warm-up as a fraction of a run's steps, so that a short run is not mostly warm-up."""
 
 
 @register()
 class LinearWarmup:
-    """Scales learning rates from near zero to one over the first steps."""
+    """Scale learning rates by a factor that grows linearly to one."""
 
     power = 1
 
     def __init__(self, warmup_duration: StepLength) -> None:
-        """Store the duration in steps; 0 switches warm-up off."""
+        """Store the duration in steps; 0 disables warm-up."""
         self.warmup_duration = warmup_duration
 
     @staticmethod
@@ -30,11 +30,11 @@ class LinearWarmup:
         longest = int(run.steps * LARGEST_SHARE)
         if wanted <= longest:
             return {}
-        logger.info("warm-up takes %d steps, a tenth of the run, in place of %d", longest, wanted)
+        logger.info("warm-up is limited to %d steps, a tenth of the run, instead of %d", longest, wanted)
         return {"warmup_duration": longest}
 
     def factor(self, step: int) -> float:
-        """Return the factor for a step (0-based): min(1, ((step + 1) / duration) ** power)."""
+        """Return the factor of a step (from 0): min(1, ((step + 1) / duration) ** power)."""
         if not self.warmup_duration:
             return 1.0
         return min(1.0, (step + 1) / self.warmup_duration) ** self.power
@@ -42,7 +42,6 @@ class LinearWarmup:
 
 @register()
 class QuadraticWarmup(LinearWarmup):
-    """Scales learning rates by the square of what `LinearWarmup` does, as DEIM and DEIMv2 warm up (Huang et
-    al., 2025)."""
+    """Scale learning rates by the square of `LinearWarmup`'s factor (DEIMv2, Huang et al., 2025)."""
 
     power = 2

@@ -1,4 +1,4 @@
-"""Training and evaluation: the only place where the wings meet, through contracts."""
+"""Training and evaluation: the package that combines model, data and optimizer through their contracts."""
 
 from .det_solver import DetSolver
 

@@ -1,4 +1,4 @@
-"""Builds a run completely, or raises: from the configuration over data and model to the state of a resumed run."""
+"""Build all parts of a run, or raise: data, model, optimizer and, for a resumed run, its saved state."""
 
 from __future__ import annotations
 
@@ -49,30 +49,33 @@ class Run:
     phases: Phases
     postprocessor: nn.Module
     model_size: tuple[int, ...]
-    """`eval_spatial_size`, (height, width); empty if it is not set."""
+    """`eval_spatial_size` as (height, width); empty if it is not set."""
 
     num_classes: int
-    """C of the model, which may be more than the data has."""
+    """C of the model; it may exceed the number of classes in the data."""
 
     @property
     def folder(self) -> Path:
-        """The output folder."""
+        """Output folder."""
         return self.checkpoints.folder
 
 
 def build_run(
-    cfg: YAMLConfig, device: torch.device, checkpoints: CheckpointFolder, is_stop_asked: Callable[[], bool]
+    cfg: YAMLConfig,
+    device: torch.device,
+    checkpoints: CheckpointFolder,
+    is_stop_asked: Callable[[], bool],
 ) -> Run:
-    """Build a training run, in an order that finds the user's mistakes before costly work.
+    """Build a training run. Checks run in an order that finds a user's mistakes before expensive work starts.
 
     Args:
-        cfg: of the run.
-        device: of this rank.
-        checkpoints: of the output folder, held by this run.
-        is_stop_asked: tells whether this rank was asked to stop.
+        cfg: configuration of the run.
+        device: device of this rank.
+        checkpoints: checkpoints in the output folder, which this run has locked.
+        is_stop_asked: returns True once this rank was asked to stop.
 
     Raises:
-        RunError: if configuration, data, weights or training state cannot be used, or not together.
+        RunError: if configuration, data, weights or training state are invalid or do not fit together.
     """
     settings = cfg.settings
     start = read_start(settings, checkpoints)
@@ -82,21 +85,13 @@ def build_run(
     cfg.resolve_lengths(RunLength(settings.epochs, steps))
     model, origin = build_model(cfg, start, data.classes, seed, device)
     criterion = cfg.criterion.to(device).train()
-    optimizer = cfg.optimizer
-    thaws = {group.get("thaw_epoch", 0) for group in optimizer.param_groups}
+    thaws = {group.get("thaw_epoch", 0) for group in cfg.optimizer.param_groups}
     plan = make_plan(settings, data.train_loader, thaws)
-    rates = _build_rates(cfg, optimizer, plan)
+    rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
     amp_dtype = autocast_type(settings.use_amp, device, named=settings.device is not None)
-    state = RunState(
-        model=model,
-        optimizer=optimizer,
-        ema=cfg.ema,
-        scaler=cfg.scaler(device.type) if amp_dtype == torch.float16 else None,
-        guard=NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder),
-        best=BestModel(settings.best_metric),
-        train_data=data.train_loader.dataset,
-    )
+    guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
+    state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
     if start.state is not None:
         _resume(state, start, facts, plan, checkpoints, data)
@@ -114,6 +109,26 @@ def build_run(
         postprocessor=cfg.postprocessor.eval(),
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
+    )
+
+
+def _build_state(
+    cfg: YAMLConfig,
+    model: nn.Module,
+    guard: NumericsGuard,
+    data: RunData,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+) -> RunState:
+    scaler = cfg.scaler(device.type) if amp_dtype == torch.float16 else None
+    return RunState(
+        model=model,
+        optimizer=cfg.optimizer,
+        ema=cfg.ema,
+        scaler=scaler,
+        guard=guard,
+        best=BestModel(cfg.settings.best_metric),
+        train_data=data.train_loader.dataset,
     )
 
 
@@ -145,7 +160,10 @@ def _build_step(
 
 
 def choose_seed(settings: RunSettings, start: Start) -> int:
-    """Return the seed of a run: that of the run which is resumed, the one of `--seed`, or a random one, which is logged."""
+    """Return the random seed of a run.
+
+    A resumed run keeps its seed. A new run takes the one of `--seed`, or else a random one, which is logged.
+    """
     if start.state is not None:
         return start.state["seed"]
     if settings.seed is not None:
@@ -156,22 +174,27 @@ def choose_seed(settings: RunSettings, start: Start) -> int:
 
 
 def build_model(
-    cfg: YAMLConfig, start: Start, classes: list[dict[str, Any]], seed: int, device: torch.device
+    cfg: YAMLConfig,
+    start: Start,
+    classes: list[dict[str, Any]],
+    seed: int,
+    device: torch.device,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the detector with its start weights, the same on every rank.
+    """Build the detector with its start weights, which are identical on every rank.
 
     Args:
-        cfg: of the run, with the number of classes.
-        start: what the run starts from. The weights of a resumed run are loaded later, with the rest of its state.
-        classes: of the data.
-        seed: of the run.
-        device: of this rank.
+        cfg: configuration of the run, with the number of classes.
+        start: files the run starts from. The weights of a resumed run are loaded later, with its training
+            state.
+        classes: classes of the data.
+        seed: random seed of the run.
+        device: device of this rank.
 
     Returns:
-        The model on the device, and where its weights come from (`provenance.provenance`).
+        The model on `device`, and the origin of its weights (`provenance.provenance`).
 
     Raises:
-        CheckpointError: if the weights do not fit.
+        CheckpointError: if the weights do not fit the model.
     """
     seed_step(seed, 0)
     file = start.file
@@ -187,17 +210,17 @@ def build_model(
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
-    broadcast_tensors(list(model.state_dict().values()))  # before copies of it are made, such as the EMA
+    broadcast_tensors(list(model.state_dict().values()))  # before the EMA copies the weights
     return model, origin
 
 
 def autocast_type(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
-    """Return the type that autocast computes in, or None for float32.
+    """Return the dtype for autocast, or None for float32.
 
     Args:
-        use_amp: whether mixed precision is wanted.
-        device: where the model is.
-        named: whether the user chose the device; a CPU that was merely found computes in float32.
+        use_amp: whether mixed precision is enabled.
+        device: device of the model.
+        named: whether the user chose the device; a CPU that is only the fallback computes in float32.
     """
     if not use_amp or (device.type == "cpu" and not named):
         return None
@@ -210,12 +233,16 @@ def _build_rates(cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: Traini
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
         scale_to_batch(optimizer, base, plan.batch_size, schedule)
     if cfg.lr_scheduler is not None:
-        cfg.lr_scheduler.rates(plan.epochs - 1)  # a schedule that ends before the run is refused now
+        cfg.lr_scheduler.rates(plan.epochs - 1)  # raises now if the schedule ends before the run
     return LearningRates(optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch)
 
 
 def _gather_facts(
-    cfg: YAMLConfig, data: RunData, seed: int, origin: dict[str, Any], plan: TrainingPlan
+    cfg: YAMLConfig,
+    data: RunData,
+    seed: int,
+    origin: dict[str, Any],
+    plan: TrainingPlan,
 ) -> RunFacts:
     size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get("eval_spatial_size")
     return RunFacts(
@@ -238,7 +265,7 @@ def _resume(
     checkpoints: CheckpointFolder,
     data: RunData,
 ) -> None:
-    """Restore the state of a run, and deal with data that have changed and best weights that are gone."""
+    """Restore the state of a run, and handle changed data and missing best weights."""
     assert start.state is not None and start.path is not None
     state.load_state_dict(start.state, facts, start.path)
     if data.changed:
@@ -260,13 +287,13 @@ def _resume(
 
 
 def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, last: Path) -> None:
-    """Forget the best score, since its weights are gone; a run that is complete has nothing to put in their place."""
+    """Reset the best score because its weights are missing; raise if the run is already complete."""
     best_epoch = state.best.epoch or 0
     missing = f"the best weights, of epoch {best_epoch + 1}, are not in"
     if plan.is_over(state.progress):
         raise CheckpointError(
-            f"this run is complete, but {missing} {folder / BEST}; last.pth has the last ones: evaluate them with "
-            f"--test-only -r {last}"
+            f"this run is complete, but {missing} {folder / BEST}; last.pth holds the weights of the last "
+            f"epoch: evaluate them with --test-only -r {last}"
         )
     logger.warning("%s %s: the next evaluation counts as the best", missing, folder / BEST)
     state.best.forget_score()

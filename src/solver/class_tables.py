@@ -1,4 +1,4 @@
-"""Which label means which class: settled before a model is built, and compared between files that must agree."""
+"""Assign labels to classes before a model is built, and compare the classes of files that must agree."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ LISTED = 20
 def settle_classes(
     cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile | None, *, same_classes: bool
 ) -> None:
-    """Decide how many classes there are and which label each category has.
+    """Set the number of classes and the label of each category.
 
     Args:
-        cfg: gets `num_classes` if it leaves it open.
-        data_sets: get the labels of the file where those count.
-        file: the weights that the model starts from, if any.
-        same_classes: the file's own classes go on to count (it is evaluated or resumed); otherwise they are the data's.
+        cfg: configuration of the run; `num_classes` is set if it is not given.
+        data_sets: data sets of the run; they get the labels of the file if `same_classes` is True.
+        file: start weights, if there are any.
+        same_classes: keep the classes of the file, because it is evaluated or resumed; otherwise use those of
+            the data.
 
     Raises:
         ConfigError: if the configuration has fewer classes than the data needs.
-        CheckpointError: if the data has classes that the file does not know.
+        CheckpointError: if the data has classes that the file does not have.
     """
-    ann_file, count = data_sets[0].ann_file, cfg.yaml_cfg.get("num_classes")
+    ann_file = data_sets[0].ann_file
+    count = cfg.yaml_cfg.get("num_classes")
     if file is not None and file.classes and same_classes:
         for data in data_sets:
             categories = list(zip(data.category_ids, data.class_names))
@@ -43,10 +45,11 @@ def settle_classes(
         cfg.set("num_classes", needed, f"counted in {ann_file}")
     elif count < needed:
         raise ConfigError(
-            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it out"
+            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it "
+            "out"
         )
     elif count > needed:
-        logger.info("num_classes is %d, the data has %d categories; the others stay empty", count, needed)
+        logger.info("num_classes is %d, the data has %d categories; the others are unused", count, needed)
         highest = max(max(data.category_ids) for data in data_sets)
         if (
             file is not None
@@ -55,7 +58,8 @@ def settle_classes(
             and not data_sets[0].remap_mscoco_category
         ):
             logger.info(
-                "%s names no classes and num_classes exceeds the categories: labels are category ids, as in D-FINE's own trainer",
+                "%s has no class names and num_classes exceeds the number of categories: category ids are "
+                "used as labels, as in D-FINE's own trainer",
                 file.path,
             )
             for data in data_sets:
@@ -65,42 +69,44 @@ def settle_classes(
 
 
 def _use_labels_by_name(train: Any, other: Any) -> None:
-    """Give the categories of a data set the labels that those of the same names have in training, if their ids differ."""
-    ours, theirs = (dict(zip(data.category_ids, data.class_names)) for data in (train, other))
-    if ours == theirs or train.remap_mscoco_category:
+    """Give each category the label of the training category with the same name, if the ids differ."""
+    ours = _names_by_id(train)
+    if ours == _names_by_id(other) or train.remap_mscoco_category:
         return
     label = {name: label for label, name in train.label_names.items()}
     other.use_labels([label[name] for name in other.class_names])
     logger.info(
-        "%s has the categories of %s under other ids; they are matched by name",
+        "%s has the categories of %s with different ids; they are matched by name",
         other.ann_file,
         train.ann_file,
     )
 
 
 def class_table(dataset: Any) -> list[dict[str, Any]]:
-    """Return id and name of each label of a data set, for the checkpoint."""
-    names = {
-        int(label): (int(category), name)
-        for label, category, name in zip(dataset.label_of_category, dataset.category_ids, dataset.class_names)
-    }
-    return [
-        {"id": names[label][0], "name": names[label][1]}
-        if label in names
-        else {"id": -1, "name": f"(unused {label})"}
-        for label in range(max(names) + 1)
-    ]
+    """Return the id and name of each label of a data set, for the checkpoint."""
+    entries = {}
+    for label, category, name in zip(dataset.label_of_category, dataset.category_ids, dataset.class_names):
+        entries[int(label)] = {"id": int(category), "name": name}
+    table = []
+    for label in range(max(entries) + 1):
+        unused = {"id": -1, "name": f"(unused {label})"}
+        table.append(entries.get(label, unused))
+    return table
 
 
 def compare_categories(train: Any, val: Any) -> None:
-    """Refuse a validation file whose categories are not those of the training file, by id or at least by name.
+    """Raise if the validation file does not have the categories of the training file.
 
     Raises:
-        DataError: with the ids under which the two differ.
+        DataError: if neither ids nor names agree; the message lists the ids that differ.
     """
-    ours, theirs = (dict(zip(data.category_ids, data.class_names)) for data in (train, val))
-    if differing := differing_categories(ours, theirs):
+    differing = differing_categories(_names_by_id(train), _names_by_id(val))
+    if differing:
         raise DataError(
-            f"categories differ between {train.ann_file} and {val.ann_file}: {'; '.join(differing[:LISTED])}; both files "
-            "must have the same names, ids may differ"
+            f"categories differ between {train.ann_file} and {val.ann_file}: "
+            f"{'; '.join(differing[:LISTED])}; both files must have the same names, ids may differ"
         )
+
+
+def _names_by_id(data: Any) -> dict[int, str]:
+    return dict(zip(data.category_ids, data.class_names))

@@ -1,4 +1,4 @@
-"""What is looked at before a run begins: whether its images are there, and whether they are what the labels and the model take them for."""
+"""Check image files, image sizes and the metric of the best model before a run starts."""
 
 from __future__ import annotations
 
@@ -13,72 +13,85 @@ from ..runtime.log import logger
 
 
 def check_images(cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path) -> None:
-    """Look at all image files from outside, on all ranks; rank 0 says what is doubtful about the data, or with `strict` ends the run for it.
+    """Check all image files on all ranks without decoding them; rank 0 logs data warnings.
 
     Args:
-        cfg: of the run.
-        data_sets: for training, if there is one, and for evaluation.
-        folder: where what was seen is kept for the next start.
+        cfg: configuration of the run; with `strict`, warnings raise an error.
+        data_sets: training data, if there are any, and validation data.
+        folder: folder for the header data, which the next start reuses.
 
     Raises:
-        DataError: if images are missing or contradict their labels; with `strict`, for anything doubtful.
+        DataError: if images are missing or contradict their labels; with `strict`, for any data warning.
     """
-    doubts: list[str] = []
-    for name, data in zip(("train", "val")[-len(data_sets) :], data_sets):
+    parts = ("train", "val")[-len(data_sets) :]
+    warnings: list[str] = []
+    for name, data in zip(parts, data_sets):
         if is_main():
             _compare_sizes(cfg, data)
-        doubts += data.check(strict=cfg.settings.strict, cache=folder / f"images.{name}.npz")
+        warnings += data.check(strict=cfg.settings.strict, cache=folder / f"images.{name}.npz")
     if is_main():
-        doubts += data_sets[0].describe_duplicates(*data_sets[1:])
-        if doubts and cfg.settings.strict:
-            raise DataError(
-                f"with strict no warning about the data is accepted, and there are {len(doubts)}: {'; '.join(doubts)}"
-            )
-        for line in doubts:
-            logger.warning("%s", line)
-        if doubts:
-            logger.info("tools/dataset/check.py lists all of them, with file and id")
+        warnings += data_sets[0].describe_duplicates(*data_sets[1:])
+        _report(warnings, strict=cfg.settings.strict)
     barrier()
 
 
+def _report(warnings: list[str], *, strict: bool) -> None:
+    if not warnings:
+        return
+    if strict:
+        raise DataError(
+            f"strict treats data warnings as errors, and there are {len(warnings)}: {'; '.join(warnings)}"
+        )
+    for line in warnings:
+        logger.warning("%s", line)
+    logger.info("tools/dataset/check.py lists all of them, with file and id")
+
+
 def _compare_sizes(cfg: YAMLConfig, data: DetectionData) -> None:
-    """Say so if images come in another size than the model is made for: it works, but is rarely meant."""
-    size, made_for = data.output_size, cfg.yaml_cfg.get("eval_spatial_size")
-    if size and made_for and list(size) != list(made_for):
+    """Warn if images are resized to another size than the model expects: it works, but is rarely intended."""
+    size = data.output_size
+    expected = cfg.yaml_cfg.get("eval_spatial_size")
+    if size and expected and list(size) != list(expected):
         logger.warning(
-            "images of %s come as %d x %d (height x width) but eval_spatial_size is %d x %d; set them alike",
+            "images of %s are resized to %d x %d (height x width) but eval_spatial_size is %d x %d; set "
+            "both to the same size",
             data.ann_file,
             *size,
-            *made_for,
+            *expected,
         )
 
 
 def check_best_metric(metric: str, evaluator: Evaluator, dataset: DetectionData) -> None:
-    """Make sure that the validation data defines the metric by which models are compared.
+    """Check that the validation data define the metric that selects the best model.
 
     Raises:
-        ConfigError: if the evaluator does not have it, or would leave it undefined.
+        ConfigError: if the evaluator does not have the metric, or if it is undefined on this data.
     """
-    if not isinstance(evaluator, ListsMetrics):  # one of a user's own
+    if not isinstance(evaluator, ListsMetrics):  # a user's own evaluator
         return
     known = list(evaluator.metric_names)
     if metric not in known:
         raise ConfigError(
-            f"best_metric is '{metric}', but the evaluator gives {', '.join(known)}{did_you_mean(metric, known)}"
+            f"best_metric is '{metric}', but the evaluator gives "
+            f"{', '.join(known)}{did_you_mean(metric, known)}"
         )
     undefined = evaluator.undefined_metrics()
     if metric in undefined:
+        defined = ", ".join(name for name in known if name not in undefined)
         raise ConfigError(
             f"best_metric is '{metric}', which {dataset.ann_file} does not define: {undefined[metric]}; set "
-            f"best_metric to one of {', '.join(name for name in known if name not in undefined)}"
+            f"best_metric to one of {defined}"
         )
 
 
 def refuse_mixing(loader: DetectionLoader) -> None:
-    """Make sure that images are evaluated as they are: what is found is held against the labels of each."""
-    parts = (loader.collate_fn, loader.dataset)
-    mixing = [name for part in parts if isinstance(part, MixesImages) for name in part.mixing]
+    """Raise if the validation loader mixes images, because each image is evaluated on its own."""
+    mixing: list[str] = []
+    for part in (loader.collate_fn, loader.dataset):
+        if isinstance(part, MixesImages):
+            mixing += part.mixing
     if mixing:
         raise ConfigError(
-            f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only train_dataloader may mix them"
+            f"val_dataloader has {', '.join(mixing)}, but images are evaluated as they are; only "
+            "train_dataloader may mix them"
         )

@@ -1,4 +1,4 @@
-"""What training and evaluation are made of: the seed of a step, windows of batches, a progress bar, and an evaluation."""
+"""Building blocks of training: seeding, gradient accumulation windows, progress bar, evaluation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from .numerics import ADVICE_FOR_WEIGHTS, keep_batch
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed all random number generators for a step of this rank from (seed, step, rank), so that no generator state has to be saved."""
-    state = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]) >> 1
+    """Seed all random number generators from (seed, step, rank), so that no state has to be saved."""
+    sequence = np.random.SeedSequence([seed, step, rank()])
+    state = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     random.seed(state)
     np.random.seed(state % (1 << 32))
     torch.manual_seed(state)
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group batches into those of one optimizer step; the last group of an epoch may be smaller."""
+    """Group the batches of each optimizer step; the last group of an epoch may be smaller."""
     window: list[Batch] = []
     for batch in batches:
         window.append(batch)
@@ -40,7 +41,7 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def with_progress(batches: Iterable, description: str, total: int, start: int = 0) -> tqdm:
-    """Show a bar with the time left, where somebody is watching a terminal on rank 0."""
+    """Return a progress bar, which is shown on rank 0 if standard error is a terminal."""
     return tqdm(
         batches,
         desc=description,
@@ -63,20 +64,20 @@ def evaluate(
     folder: Path | None = None,
     advice: str = ADVICE_FOR_WEIGHTS,
 ) -> dict[str, Any]:
-    """Score a model on a data set, in float32.
+    """Evaluate a model on a data set, in float32.
 
     Args:
-        model: unwrapped; its training mode is restored afterwards.
-        postprocessor: from outputs to detections.
-        loader: batches of images and targets; every image once over all ranks.
-        evaluator: takes detections by image id.
-        device: where the model is.
-        between: called before each batch.
-        folder: where a batch is saved for which the model gives NaN; None saves nothing.
-        advice: what the user can do in this case.
+        model: unwrapped model; its training mode is restored afterwards.
+        postprocessor: module that converts outputs to detections.
+        loader: batches of images and targets; every image occurs once over all ranks.
+        evaluator: evaluator that receives detections by image id.
+        device: device of the model.
+        between: function called before each batch.
+        folder: folder in which a batch with NaN outputs is saved; None saves nothing.
+        advice: end of the error message in this case: what the user can do.
 
     Returns:
-        Metrics by name, the same on every rank.
+        Metrics by name, identical on every rank.
 
     Raises:
         NumericsError: if a score or a box is not finite.
@@ -90,8 +91,9 @@ def evaluate(
         sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
         image_ids = [int(target["image_id"]) for target in targets]
         outputs = model(images.to(device, non_blocking=True))
+        image_names = [f"image {image_id}" for image_id in image_ids]
         try:
-            refuse_non_finite_outputs(outputs, [f"image {image_id}" for image_id in image_ids])
+            refuse_non_finite_outputs(outputs, image_names)
         except NumericsError as error:
             kept = keep_batch(folder, None, str(error), [(images, targets)])
             raise NumericsError(f"{error}; {kept}; {advice}") from None
@@ -103,7 +105,7 @@ def evaluate(
 
 
 def _check_complete(evaluator: Evaluator, loader: DetectionLoader) -> None:
-    """Make sure that every image of the data set was scored, over all ranks; a user's own evaluator may not know."""
+    """Raise if images were not scored on any rank; skipped for evaluators that do not keep detections."""
     if not isinstance(evaluator, KeepsDetections):
         return
     scored = len(evaluator.detections)

@@ -1,4 +1,4 @@
-"""Training and evaluation of what a configuration describes: `fit` and `val`."""
+"""Train and evaluate the model of a configuration: `fit` and `val`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .training_loop import begin_epoch, end_epoch, evaluate_run, log_run, rehear
 
 
 class DetSolver:
-    """Trains and evaluates what a configuration describes."""
+    """Train and evaluate the model that a configuration describes."""
 
     def __init__(self, cfg: YAMLConfig, device: torch.device, stop: StopRequest | None = None) -> None:
-        """Store; nothing is built before `fit` or `val`.
+        """Store the arguments; `fit` and `val` build the parts they need.
 
         Args:
-            cfg: the configuration.
-            device: of this rank.
-            stop: tells when a signal has asked to stop; None for never.
+            cfg: configuration of the run.
+            device: device of this rank.
+            stop: request that a signal sets to end the run; None disables it.
         """
         self.cfg = cfg
         self.settings = cfg.settings
@@ -46,10 +46,11 @@ class DetSolver:
         self.output_dir = Path(cfg.settings.output_dir)
 
     def fit(self) -> None:
-        """Train, evaluate after every epoch, keep the best and the last.
+        """Train the model, evaluate it after every epoch, and save the best weights and the training state.
 
         Raises:
-            RunError: with an exit code, if the run cannot be built, diverges, does not fit, or was asked to stop.
+            RunError: with an exit code, if the run cannot be built, diverges, runs out of memory or disk
+                space, or was asked to stop.
         """
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
@@ -57,7 +58,8 @@ class DetSolver:
             progress = run.state.progress
             if run.plan.is_over(progress):
                 logger.info(
-                    "this run is complete: epoch %d of %d; to go on, raise epochs and give --override",
+                    "this run is complete: epoch %d of %d; to continue it, increase epochs and pass "
+                    "--override",
                     progress.epoch,
                     run.plan.epochs,
                 )
@@ -80,10 +82,10 @@ class DetSolver:
         barrier()
 
     def val(self) -> dict[str, Any]:
-        """Evaluate the weights of `-r` (or, without, those the model starts from) and return the metrics.
+        """Evaluate the weights of `-r`, or without it the start weights, and return the metrics.
 
         Raises:
-            RunError: with an exit code, if weights or data cannot be used.
+            RunError: with an exit code, if weights or data are invalid.
         """
         prepare_for_evaluation(self.output_dir)
         start = read_start(self.settings, CheckpointFolder(self.output_dir))
@@ -91,7 +93,7 @@ class DetSolver:
         data = open_evaluation_data(self.cfg, start, seed, self.output_dir)
         model, _ = build_model(self.cfg, start, data.classes, seed, self.device)
         if start.path is None:
-            logger.warning("no -r was given: these are the weights that training would start from")
+            logger.warning("no -r was given: evaluating the weights that training would start from")
         metrics = evaluate(
             model,
             self.cfg.postprocessor.eval(),
@@ -110,7 +112,7 @@ class DetSolver:
         return metrics
 
     def _open_log(self, run: Run) -> RunLog:
-        """Move the results of an earlier run aside, unless it is resumed, and open the log."""
+        """Open the log; results of an earlier run that is not resumed are moved to `earlier/` first."""
         if is_main() and not resumes_in(self.output_dir, self.settings.resume):
             set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
         first_epoch = run.state.progress.epoch

@@ -1,4 +1,4 @@
-"""What becomes of the results of an earlier run when a new run begins in the same folder: they are moved aside, not replaced."""
+"""Move the results of an earlier run aside when a new run starts in the same folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .numerics import BAD_BATCH
 from .writers import LOG_FILE, PICTURES
 
 EARLIER = "earlier"
-"""Folder for earlier runs, in folders numbered from 1."""
+"""Folder of earlier runs; each is in a subfolder numbered from 1."""
 
 CONFIG = "config.yml"
-"""The resolved configuration of a run."""
+"""File with the resolved configuration of a run."""
 
 EVALUATION = "eval.json"
-"""What `--test-only` writes."""
+"""Result file of `--test-only`."""
 
 _RESULTS = (
     BEST,
@@ -38,37 +38,42 @@ _RESULTS = (
 )
 
 _CURVES = "summary/events.out.tfevents.*"
-"""Files of TensorBoard, which would show the curves of both runs as one."""
+"""TensorBoard event files; left in place, they would show the curves of both runs as one."""
 
 
 def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Path | None:
-    """Move the results of an earlier run into `earlier/1`, `earlier/2` and so on below the same folder.
+    """Move the results of an earlier run to `earlier/1`, `earlier/2` and so on in the same folder.
 
-    Files that this project did not write stay where they are. A run that left neither a checkpoint nor a finished epoch
-    has nothing worth keeping.
+    Files that this project did not write are not moved. The results of a run without a checkpoint and without
+    a finished epoch are not kept.
 
     Args:
-        folder: the output folder, held by this run alone.
-        inputs: files that the new run starts from, which stay where they are.
+        folder: output folder, locked by this run.
+        inputs: files that the new run starts from; they are not moved.
 
     Returns:
-        Where they are now; None if there were none.
+        The new folder; None if nothing was moved.
     """
     stay = [path for path in inputs if path is not None and os.path.exists(path)]
-    results = [path for path in _results(folder) if not any(path.samefile(other) for other in stay)]
+    results: list[Path] = []
+    for path in _results(folder):
+        if not any(path.samefile(other) for other in stay):
+            results.append(path)
     worth_keeping = [path for path in results if path.suffix == ".pth" or path.name == LOG_FILE]
     if not any(path.stat().st_size for path in worth_keeping):
         return None
     number = 1
-    while os.path.lexists(target := folder / EARLIER / str(number)):
+    while os.path.lexists(folder / EARLIER / str(number)):
         number += 1
+    target = folder / EARLIER / str(number)
     for path in results:
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, place)  # on another file system, too
+        shutil.move(path, place)  # also works across file systems
     names = ", ".join(path.name for path in worth_keeping)
     logger.warning(
-        "%s holds an earlier run, and this one does not resume it: its %s and the rest of its results were moved to %s",
+        "%s contains an earlier run, which this run does not resume: its %s and its other results were "
+        "moved to %s",
         folder,
         names,
         target,
@@ -78,5 +83,5 @@ def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Pa
 
 def _results(folder: Path) -> Iterator[Path]:
     for pattern in _RESULTS:
-        yield from (path for path in sorted(folder.glob(pattern)) if is_ours(path))
+        yield from filter(is_ours, sorted(folder.glob(pattern)))
     yield from sorted(folder.glob(_CURVES))

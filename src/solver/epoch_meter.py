@@ -1,4 +1,4 @@
-"""Sums over the steps of an epoch: losses, times, images, and boxes that were read and lost."""
+"""Sums over the steps of an epoch: losses, times, images, and boxes read and lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..runtime.distributed import gather_objects, mean_over_ranks
 
 @dataclass
 class EpochMeter:
-    """Adds up losses on the device and times on the host; reads the device only when asked.
+    """Sum losses on the device and times on the host; only `means` reads the device.
 
-    Losses are those of all ranks, so that what one rank saves of an epoch holds for the others when they go on with it.
+    Losses are averaged over all ranks, so that the state saved by one rank is valid for all ranks on resume.
     """
 
     names: list[str] = field(default_factory=list)
@@ -29,26 +29,34 @@ class EpochMeter:
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     boxes_read: int = 0
-    """Boxes in the labels of the images of this rank."""
+    """Number of boxes in the labels of this rank's images."""
     boxes_lost: Counter[str] = field(default_factory=Counter)
-    """Boxes of these that did not reach the loss, by what dropped them."""
+    """Number of these boxes that did not reach the loss, by the transform that dropped them."""
 
     def add(self, losses: dict[str, Tensor], images: int, waited: float) -> None:
-        """Count a step. All ranks must call this together."""
+        """Add the values of one step. All ranks must call this together.
+
+        Args:
+            losses: loss terms of the step, detached.
+            images: number of images of the step, over all ranks.
+            waited: seconds spent waiting for data.
+        """
         stacked = mean_over_ranks(torch.stack(list(losses.values())))
         self.names = list(losses)
         self.total = stacked if self.total is None else self.total + stacked
-        self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
+        self.steps += 1
+        self.images += images
+        self.waited += waited
 
     def count_boxes(self, window: Sequence[Batch]) -> None:
-        """Count the boxes of a step; targets of a user's own data set may not tell."""
+        """Count the boxes of a step; targets of a user's own data set may lack these counts."""
         for _, targets in window:
             for target in targets:
                 self.boxes_read += target.get("boxes_read", 0)
                 self.boxes_lost.update(target.get("boxes_lost", {}))
 
     def boxes_of_all_ranks(self) -> tuple[int, Counter[str]]:
-        """Return boxes that were read, and those lost by what dropped them. All ranks must call this together."""
+        """Return the boxes read, and the boxes lost by transform. All ranks must call this together."""
         read, lost = zip(*gather_objects((self.boxes_read, self.boxes_lost)))
         return sum(read), sum(lost, Counter())
 
@@ -61,11 +69,11 @@ class EpochMeter:
 
     @property
     def seconds(self) -> float:
-        """Time that the epoch has taken."""
+        """Seconds since the epoch started."""
         return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums."""
+        """Return the sums, for the checkpoint."""
         return {
             "names": self.names,
             "total": self.total,
@@ -79,15 +87,15 @@ class EpochMeter:
 
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> EpochMeter:
-        """Go on with the sums of `state_dict`."""
-        total = None if state["total"] is None else state["total"].to(device)
+        """Restore a meter from `state_dict`."""
+        total = state["total"]
         return EpochMeter(
-            list(state["names"]),
-            total,
-            state["steps"],
-            state["images"],
-            state["waited"],
-            time.perf_counter() - state["seconds"],
-            state.get("boxes_read", 0),
-            Counter(state.get("boxes_lost", {})),
+            names=list(state["names"]),
+            total=None if total is None else total.to(device),
+            steps=state["steps"],
+            images=state["images"],
+            waited=state["waited"],
+            started=time.perf_counter() - state["seconds"],
+            boxes_read=state.get("boxes_read", 0),
+            boxes_lost=Counter(state.get("boxes_lost", {})),
         )

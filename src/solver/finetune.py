@@ -1,4 +1,4 @@
-"""Starting from other weights (`-t`): which class rows can be kept, which have to start anew."""
+"""Start from the weights of another run (`-t`): keep the rows of known classes, re-initialize the others."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _CLASS_LAYERS = re.compile(
 )
 
 ClassMap = list[int | None]
-"""For each of our labels, the row of the file's class layers to take, or None to start anew."""
+"""For each label of the model, the row to copy from the file's class layers, or None to re-initialize it."""
 
 
 def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[str] | None) -> None:
-    """Fill a model from a checkpoint whose classes may differ.
+    """Load a checkpoint whose classes may differ from those of the model.
 
     Args:
-        model: the model to train; class rows that are not taken over keep their new values.
-        file: the weights.
-        class_names: our classes in the order of labels, or None if not known.
+        model: model to train; class rows that are not copied keep their initial values.
+        file: weights to load.
+        class_names: classes of the data in the order of their labels, or None if unknown.
 
     Raises:
-        CheckpointError: if anything but class layers and computed tables does not fit; all keys are listed.
+        CheckpointError: if anything other than class layers and computed tables does not fit; all keys are
+            listed.
     """
     own = model.state_dict()
     refuse_factors(file, own)
@@ -42,39 +43,42 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     if ours is None:
         raise CheckpointError("-t needs a model with a class head, decoder.dec_score_head; this one has none")
     if theirs is None:
+        first_keys = ", ".join(list(weights)[:5])
         raise CheckpointError(
-            f"{file.path} is no D-FINE checkpoint: it has no class head (first keys: {', '.join(list(weights)[:5])})"
+            f"{file.path} is not a D-FINE checkpoint: no class head found (first keys: {first_keys})"
         )
-    mapping = map_classes(theirs, ours, _names_of(file.classes) if file.classes else None, class_names)
-    layers = [key for key in own if _CLASS_LAYERS.match(key)]
+    their_names = _names_of(file.classes) if file.classes else None
+    mapping = map_classes(theirs, ours, their_names, class_names)
+    layers = list(filter(_CLASS_LAYERS.match, own))
     for key in layers:
         weights[key] = _mapped_rows(weights.get(key), own[key], mapping, theirs)
-    for key in [k for k in weights if _CLASS_LAYERS.match(k) and k not in own]:
-        del weights[key]  # e.g. the denoising embedding, when denoising is off
-    if faults := describe_misfits(weights, own):
+    for key in list(filter(_CLASS_LAYERS.match, weights)):
+        if key not in own:
+            del weights[key]  # for example the denoising embedding, if the model has no denoising
+    faults = describe_misfits(weights, own)
+    if faults:
         raise CheckpointError(
             f"{file.path} does not fit this model: {faults}; -t changes the classes, not the architecture"
         )
     model.load_state_dict(weights)
-    kept = sum(row is not None for row in mapping)
-    anew = (
-        ""
-        if kept == ours
-        else f"; re-initialised: {ours - kept} of {ours} classes in {len(layers)} class tensors ({', '.join(layers[:3])}, ...)"
-    )
-    logger.info(
-        "tuning from %s: loaded %d of %d tensors%s",
-        file.path,
-        len(own) - (0 if kept else len(layers)),
-        len(own),
-        anew,
-    )
+    kept = len(mapping) - mapping.count(None)
+    loaded = len(own) if kept else len(own) - len(layers)
+    reset = ""
+    if kept != ours:
+        reset = (
+            f"; re-initialised: {ours - kept} of {ours} classes in {len(layers)} class tensors "
+            f"({', '.join(layers[:3])}, ...)"
+        )
+    logger.info("tuning from %s: loaded %d of %d tensors%s", file.path, loaded, len(own), reset)
 
 
 def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of a checkpoint's classes; Objects365's, known by their ids, under COCO's names where it has the class."""
-    names = [c["name"] for c in classes]
-    row = {c["id"]: index for index, c in enumerate(classes)}
+    """Return the class names of a checkpoint.
+
+    Objects365 classes, which are recognized by their ids, get the COCO name if COCO has the class.
+    """
+    names = [entry["name"] for entry in classes]
+    row = {entry["id"]: index for index, entry in enumerate(classes)}
     if sorted(row) == list(range(1, OBJECTS365_SLOTS)):
         for label, index in enumerate(COCO_TO_OBJECTS365):
             names[row[index + 1]] = COCO_NAMES[label]
@@ -82,16 +86,30 @@ def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def map_classes(
-    theirs: int, ours: int, their_names: Sequence[str] | None, our_names: Sequence[str] | None
+    theirs: int,
+    ours: int,
+    their_names: Sequence[str] | None,
+    our_names: Sequence[str] | None,
 ) -> ClassMap:
-    """Decide which class rows carry over.
+    """Choose the class rows to copy.
 
-    Names decide where both sides have them, whatever their case. Without names, Objects365 and COCO know each other; an equal number of
-    classes is taken to be the same classes; anything else starts anew, since positions mean nothing.
+    If both sides have class names, classes are matched by name; an exact match wins over one that differs in
+    case. Without names, the published mapping is used between Objects365 and COCO, and an equal number of
+    classes is treated as the same classes. Otherwise all rows are re-initialized.
+
+    Args:
+        theirs: number of classes in the file.
+        ours: number of classes in the model.
+        their_names: class names of the file, or None if unknown.
+        our_names: class names of the data, or None if unknown.
     """
     if their_names and our_names:
-        row = {name.casefold(): index for index, name in reversed(list(enumerate(their_names)))}
-        row |= {name: index for index, name in reversed(list(enumerate(their_names)))}
+        exact: dict[str, int] = {}
+        any_case: dict[str, int] = {}
+        for index, name in enumerate(their_names):
+            exact.setdefault(name, index)
+            any_case.setdefault(name.casefold(), index)
+        row = any_case | exact
         mapping: ClassMap = [row.get(name, row.get(name.casefold())) for name in our_names]
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
@@ -105,11 +123,14 @@ def map_classes(
 
 
 def _mapped_rows(source: Tensor | None, fresh: Tensor, mapping: ClassMap, their_classes: int) -> Tensor:
-    """Take rows over by `mapping`; an embedding has one more row, for padding, which stays the last."""
+    """Copy rows by `mapping`. An embedding has one more row, for padding, which stays the last one."""
     result = fresh.clone()
     if source is None or source.shape[1:] != fresh.shape[1:]:
         return result
-    pairs = [(label, row) for label, row in enumerate(mapping) if row is not None]
+    pairs: list[tuple[int, int]] = []
+    for label, row in enumerate(mapping):
+        if row is not None:
+            pairs.append((label, row))
     if len(fresh) == len(mapping) + 1 and len(source) == their_classes + 1:
         pairs.append((len(mapping), their_classes))
     if pairs:

@@ -1,4 +1,4 @@
-"""The learning rate of every group at every step: schedule, warm-up, thawing and batch size together."""
+"""Compute the learning rate of each parameter group at each step."""
 
 from __future__ import annotations
 
@@ -12,68 +12,76 @@ from .plan import Progress
 
 
 class LearningRates:
-    """Sets the rates of an optimizer's groups. Without state: a rate follows from where the run stands."""
+    """Set the learning rates of an optimizer's groups. Rates follow from the progress of the run alone."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, schedule: Any | None, warmup: Any | None, steps_per_epoch: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any | None,
+        warmup: Any | None,
+        steps_per_epoch: int,
     ) -> None:
-        """Store.
+        """Store the arguments.
 
         Args:
-            optimizer: its groups may have a `thaw_epoch`, from which on they learn.
-            schedule: gives `rates(epoch, share of it that is done)`; None for the rates that the groups begin with.
-            warmup: gives `factor(step)`; None for none.
-            steps_per_epoch: of the optimizer.
+            optimizer: optimizer whose groups may have a `thaw_epoch`, the epoch in which they become
+                trainable.
+            schedule: schedule with `rates(epoch, fraction of the epoch done)`; None keeps the initial rates.
+            warmup: warm-up with `factor(step)`; None disables warm-up.
+            steps_per_epoch: optimizer steps of an epoch.
         """
-        self.optimizer, self.schedule, self.warmup, self.steps_per_epoch = (
-            optimizer,
-            schedule,
-            warmup,
-            steps_per_epoch,
-        )
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup = warmup
+        self.steps_per_epoch = steps_per_epoch
 
     def scheduled(self, progress: Progress) -> list[float]:
-        """Return each group's rate before warm-up."""
+        """Return the rate of each group before warm-up."""
         if self.schedule is None:
             return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
         return self.schedule.rates(progress.epoch, progress.step / self.steps_per_epoch)
 
     def set(self, progress: Progress) -> None:
-        """Set each group's rate for the step to take; warm-up begins anew for what thaws."""
+        """Set the rate of each group for the next step; groups unfrozen later get their own warm-up."""
         for group, rate in zip(self.optimizer.param_groups, self.scheduled(progress)):
-            thaw = group.get("thaw_epoch", 0)
-            learned = (
-                (progress.epoch - thaw) * self.steps_per_epoch + progress.step
-                if thaw
-                else progress.total_steps
-            )
-            group["lr"] = rate * (self.warmup.factor(max(learned, 0)) if self.warmup else 1.0)
+            factor = 1.0
+            if self.warmup:
+                factor = self.warmup.factor(self._steps_trained(group, progress))
+            group["lr"] = rate * factor
+
+    def _steps_trained(self, group: dict[str, Any], progress: Progress) -> int:
+        """Return the number of steps for which a group has been trainable."""
+        thaw = group.get("thaw_epoch", 0)
+        if not thaw:
+            return progress.total_steps
+        steps = (progress.epoch - thaw) * self.steps_per_epoch + progress.step
+        return max(steps, 0)
 
     @property
     def highest(self) -> float:
-        """The largest rate of the last step."""
+        """Largest rate of the last step."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
 
 def scale_to_batch(optimizer: torch.optim.Optimizer, base: int, batch: int, scheduler: str | None) -> None:
-    """Bring rates that were chosen for a batch of `base` images to one of `batch`, in proportion (Goyal et al., 2017, section 2.1).
+    """Scale learning rates linearly with the batch size (Goyal et al., 2017, section 2.1).
 
     Args:
-        optimizer: whose groups are scaled, before a schedule reads them.
-        base: images.
-        batch: images of a step over all ranks.
+        optimizer: optimizer whose groups are scaled, before a schedule reads their rates.
+        base: batch size for which the rates were chosen.
+        batch: images of one step over all ranks.
         scheduler: name of the schedule.
 
     Raises:
-        ConfigError: for a schedule that does not build on the optimizer's rates.
+        ConfigError: for a schedule that does not use the optimizer's rates.
     """
     if scheduler == "OneCycleLR":
         raise ConfigError(
-            "lr_base_batch_size scales the optimizer's rates, but OneCycleLR brings its own as max_lr; set that by hand and leave "
-            "lr_base_batch_size out"
+            "lr_base_batch_size scales the optimizer's rates, but OneCycleLR takes its rates from max_lr; "
+            "scale max_lr yourself and remove lr_base_batch_size"
         )
     for group in optimizer.param_groups:
         group["lr"] *= batch / base
     logger.info(
-        "learning rates are scaled by %.3g: made for a batch of %d, used with %d", batch / base, base, batch
+        "learning rates are scaled by %.3g: chosen for a batch of %d, used with %d", batch / base, base, batch
     )

@@ -1,4 +1,4 @@
-"""A rehearsal before the first step: does the largest batch that the run can meet fit into memory?"""
+"""Run the largest possible step before training starts, to find out whether it fits into memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .phases import Phases
 from .training_step import TrainStep
 
 ADVICE = (
-    "things that help, the strongest first: train_dataloader.total_batch_size (with grad_accum_steps to keep the step's batch), "
-    "DINOv3Backbone.gradient_checkpointing=True, freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ "
-    "(no larger sizes), DFINETransformer.num_queries and num_denoising, --use-amp"
+    "to reduce memory, most effective first: a smaller train_dataloader.total_batch_size (with "
+    "grad_accum_steps to keep the effective batch size), DINOv3Backbone.gradient_checkpointing=True, "
+    "freezing the ViT or most of its blocks, train_dataloader.collate_fn.base_size_repeat=~ (no larger "
+    "image sizes), a smaller DFINETransformer.num_queries and num_denoising, --use-amp"
 )
 
 
@@ -30,23 +31,23 @@ def try_memory(
     epoch: int,
     last_epoch: int,
 ) -> float:
-    """Rehearse the largest step of a run: at its largest size, with its most crowded image, in its last phase.
+    """Try the largest step of a run: its largest image size, its maximum number of objects, its last phase.
 
     Args:
-        step: not wrapped for several ranks yet.
-        phases: of the run.
-        images: of a batch of this rank.
-        size_hw: largest (height, width).
-        objects: the most in an image.
+        step: training step that is not wrapped in DDP yet.
+        phases: phases of the run.
+        images: images of one batch on this rank.
+        size_hw: largest (height, width) in pixels.
+        objects: maximum number of objects in an image.
         num_classes: C.
-        epoch: the one that the run is in, whose phase is restored.
-        last_epoch: of the run.
+        epoch: current epoch; the model is returned to its phase.
+        last_epoch: last epoch of the run.
 
     Returns:
         Peak memory in GB.
 
     Raises:
-        ResourceError: if it does not fit, with what helps.
+        ResourceError: if the step does not fit into memory; the message says how to reduce it.
     """
     phases.apply(last_epoch)
     try:
@@ -56,22 +57,28 @@ def try_memory(
 
 
 def rehearse_largest_step(
-    step: TrainStep, images: int, size_hw: tuple[int, int], objects: int, num_classes: int
+    step: TrainStep,
+    images: int,
+    size_hw: tuple[int, int],
+    objects: int,
+    num_classes: int,
 ) -> float:
-    """Go forth and back with a batch of noise at the largest size, with the most objects, and report the peak.
+    """Run one forward and backward pass with a batch of noise, and log the peak memory.
+
+    Weights, batch statistics, gradients and random state are unchanged afterwards.
 
     Args:
-        step: not wrapped for several ranks yet; weights, statistics, gradients and chance stay as they were.
-        images: of a batch of this rank.
-        size_hw: largest (height, width).
-        objects: the most in an image.
+        step: training step that is not wrapped in DDP yet.
+        images: images of one batch on this rank.
+        size_hw: largest (height, width) in pixels.
+        objects: number of objects in each image.
         num_classes: C.
 
     Returns:
-        Peak memory in GB: of the device, or of this process.
+        Peak memory in GB, of the GPU or otherwise of this process.
 
     Raises:
-        ResourceError: if it does not fit, with what helps.
+        ResourceError: if the step does not fit into memory; the message says how to reduce it.
     """
     device = step.device
     shown = f"{images} image(s) of {size_hw[0]} x {size_hw[1]} pixels with {objects} objects each"
@@ -79,43 +86,44 @@ def rehearse_largest_step(
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            batch = (
-                torch.rand(images, 3, *size_hw),
-                [_noise_target(objects, num_classes) for _ in range(images)],
-            )
-            step.rehearse(batch)
+            pixels = torch.rand(images, 3, *size_hw)
+            targets = [_noise_target(objects, num_classes) for _ in range(images)]
+            step.rehearse((pixels, targets))
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = first_line(error, without_text="out of memory")
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
         ) from None
     states = _missing_optimizer_state(step.optimizer)
+    total = None
     if device.type == "cuda":
-        peak, total = (
-            torch.cuda.max_memory_allocated(device) + states,
-            torch.cuda.get_device_properties(device).total_memory,
-        )
+        peak = torch.cuda.max_memory_allocated(device) + states
+        total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
     else:
-        peak, total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states, None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states
     of_all = f" of {total / 1e9:.1f}" if total else ""
     logger.info("the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all)
     if total and peak > total:
         raise ResourceError(
-            f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the optimizer's state, the device has "
-            f"{total / 1e9:.1f}; {ADVICE}"
+            f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the "
+            f"optimizer's state, the device has {total / 1e9:.1f}; {ADVICE}"
         )
     return peak / 1e9
 
 
 def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of AdamW's two moments that come with the first step; a resumed run has them already."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return 2 * sum(p.numel() * p.element_size() for p in parameters if p not in optimizer.state)
+    """Return the bytes of AdamW's two moments that are not allocated yet."""
+    missing = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                missing += 2 * parameter.numel() * parameter.element_size()
+    return missing
 
 
 def _noise_target(objects: int, num_classes: int) -> Target:
-    return {
-        "labels": torch.randint(num_classes, (objects,)),
-        "boxes": torch.cat([torch.rand(objects, 2) * 0.5 + 0.25, torch.rand(objects, 2) * 0.2 + 0.02], 1),
-    }
+    labels = torch.randint(num_classes, (objects,))
+    centres = torch.rand(objects, 2) * 0.5 + 0.25
+    sizes = torch.rand(objects, 2) * 0.2 + 0.02
+    return {"labels": labels, "boxes": torch.cat([centres, sizes], 1)}

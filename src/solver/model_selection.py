@@ -1,4 +1,4 @@
-"""Which weights are the best so far."""
+"""Keep track of the best weights of a run."""
 
 from __future__ import annotations
 
@@ -12,40 +12,56 @@ from torch import Tensor
 
 @dataclass
 class BestModel:
-    """Remembers the best score of the run and, through stage 1, the weights that reached it."""
+    """Remember the best score of the run and, during stage 1, the weights that reached it."""
 
     metric: str = "AP"
     score: float | None = None
     epoch: int | None = None
     stage_one_weights: dict[str, Tensor] = field(default_factory=dict)
-    """On the CPU; empty once stage 2 has begun."""
+    """Best weights of stage 1, on the CPU; empty in stage 2."""
 
     def consider(
-        self, epoch: int, metrics: Mapping[str, Any], weights: dict[str, Tensor], stage: int
+        self,
+        epoch: int,
+        metrics: Mapping[str, Any],
+        weights: dict[str, Tensor],
+        stage: int,
     ) -> bool:
-        """Record an evaluation; return True if it is the best so far. A first one always is, an undefined score is
-        never better than another."""
+        """Record an evaluation and return whether it is the best so far.
+
+        The first evaluation always is. An undefined score is never better than an earlier one.
+
+        Args:
+            epoch: epoch from 0.
+            metrics: results of the evaluation.
+            weights: state_dict that was evaluated; it is copied.
+            stage: 1 or 2.
+        """
         score = metrics[self.metric]
         if score is not None and not math.isfinite(score):
             score = None
         if self.epoch is not None and (score is None or (self.score is not None and score <= self.score)):
             return False
-        self.score, self.epoch = score, epoch
-        self.stage_one_weights = (
-            {k: v.detach().to("cpu", copy=True) for k, v in weights.items()} if stage == 1 else {}
-        )
+        self.score = score
+        self.epoch = epoch
+        self.stage_one_weights = {}
+        if stage == 1:
+            for name, weight in weights.items():
+                self.stage_one_weights[name] = weight.detach().to("cpu", copy=True)
         return True
 
     def forget_score(self) -> None:
-        """Let the next evaluation count as the best, because the weights of the best one are gone."""
-        self.score, self.epoch = None, None
+        """Reset the score so that the next evaluation counts as the best; the best weights are missing."""
+        self.score = None
+        self.epoch = None
 
     def forget(self) -> None:
-        """Start anew, because scores from now on cannot be compared with those before."""
-        self.score, self.epoch, self.stage_one_weights = None, None, {}
+        """Reset score and weights, because new scores cannot be compared with earlier ones."""
+        self.forget_score()
+        self.stage_one_weights = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything, for the checkpoint."""
+        """Return all values, for the checkpoint."""
         return {
             "metric": self.metric,
             "score": self.score,
@@ -54,11 +70,9 @@ class BestModel:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from `state_dict`; the score of another metric than the configuration's is forgotten."""
+        """Restore from `state_dict`; the state of a different metric is ignored."""
         if state.get("metric", self.metric) != self.metric:
             return
-        self.score, self.epoch, self.stage_one_weights = (
-            state["score"],
-            state["epoch"],
-            state["stage_one_weights"],
-        )
+        self.score = state["score"]
+        self.epoch = state["epoch"]
+        self.stage_one_weights = state["stage_one_weights"]

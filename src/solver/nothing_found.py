@@ -1,4 +1,4 @@
-"""An explanation for runs whose loss falls although nothing is found."""
+"""Explain why a model detects nothing although its loss decreases."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from ..runtime.log import logger
 from .run_state import RunState
 
 FIRST_EPOCH = 3
-"""The explanation comes after this epoch, counted from 0, or later."""
+"""Warn from this epoch on, counted from 0."""
 
 LARGEST_AP50 = 1e-3
-"""Up to this AP50 a model is taken to find nothing."""
+"""Warn if AP50 is at or below this value."""
 
 
 def explain_nothing_found(
-    state: RunState, loss: float, metrics: Mapping[str, Any], evaluator: Evaluator
+    state: RunState,
+    loss: float,
+    metrics: Mapping[str, Any],
+    evaluator: Evaluator,
 ) -> None:
-    """Once in a run, log what the evaluator says if the loss has fallen for some epochs and nothing is found.
+    """Log the evaluator's diagnosis, once in a run, if the loss has decreased but nothing is detected.
 
     Args:
-        state: of the run, at the end of an epoch.
-        loss: mean of the epoch.
-        metrics: of its evaluation.
-        evaluator: may have `diagnose`.
+        state: state of the run at the end of an epoch.
+        loss: mean loss of the epoch.
+        metrics: results of the epoch's evaluation.
+        evaluator: evaluator, which may have `diagnose`.
     """
     if state.first_loss is None:
         state.first_loss = loss
@@ -36,4 +39,4 @@ def explain_nothing_found(
         return
     state.explained = True
     if is_main() and isinstance(evaluator, Diagnoses):
-        logger.warning("nothing is found although the loss falls: %s", evaluator.diagnose())
+        logger.warning("nothing is detected although the loss decreases: %s", evaluator.diagnose())

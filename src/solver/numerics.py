@@ -1,4 +1,4 @@
-"""What happens when a number is not finite: the step is dropped and told of, and too many of them end the run."""
+"""Skip and log steps with values that are not finite; too many skipped steps end the run."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ SHARE_OF_EPOCH = 0.01
 IMAGES_NAMED = 8
 
 BAD_BATCH = "bad_batch.pth"
-"""What a run that ends for its numbers could not digest, in the output folder; torch.load reads it."""
+"""File in the output folder with the batch at which a run diverged; torch.load reads it."""
 
 ADVICE_FOR_A_RUN = (
-    "things that help: a lower learning rate, bf16 or float32 in place of fp16, clip_max_norm 0.1, a look at the images named above; "
-    "last.pth holds the last good state"
+    "try a lower learning rate, bf16 or float32 instead of fp16, clip_max_norm 0.1, and check the images "
+    "listed above; last.pth holds the latest state with finite values"
 )
 
-ADVICE_FOR_WEIGHTS = "try float32 in place of fp16, or weights of an earlier epoch"
-"""What helps if weights that are only evaluated give NaN."""
+ADVICE_FOR_WEIGHTS = "try float32 instead of fp16, or the weights of an earlier epoch"
+"""Advice for weights that give NaN in an evaluation without training."""
 
 
 @dataclass
 class NumericsGuard:
-    """Counts dropped steps and decides when a run is lost."""
+    """Count skipped steps and end a run that has diverged."""
 
     steps_per_epoch: int
     in_a_row: int = 0
     in_epoch: int = 0
     folder: Path | None = None
-    """Where `BAD_BATCH` goes; None for nowhere."""
+    """Folder for `BAD_BATCH`; None writes no file."""
 
     def start_epoch(self) -> None:
-        """Begin a new count for an epoch."""
+        """Reset the count of the epoch."""
         self.in_epoch = 0
 
     def passed(self) -> None:
-        """Take note of a good step."""
+        """Record a step with finite values."""
         self.in_a_row = 0
 
     def dropped(
@@ -59,36 +59,48 @@ class NumericsGuard:
         batches: Sequence[Batch],
         losses: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
-        """Report a dropped step. All ranks must call this together.
+        """Report a skipped step. All ranks must call this together.
 
         Args:
             step: number of the step.
-            reason: the first bad tensor of this rank, or None if all is well here.
-            batches: of this rank, that are to blame.
-            losses: of each of these batches.
+            reason: first tensor of this rank that is not finite, or None if all are finite on this rank.
+            batches: batches of this rank that may have caused it.
+            losses: loss terms of each of these batches.
 
         Raises:
-            NumericsError: after ten dropped steps in a row or more than one in a hundred of an epoch.
+            NumericsError: after ten skipped steps in a row, or more than 1 % of the steps of an epoch.
         """
         self.in_a_row += 1
         self.in_epoch += 1
-        everyone = gather_objects(
-            (reason, [str(target.get("image_path", "?")) for _, targets in batches for target in targets])
+        reports = gather_objects((reason, _image_paths(batches)))
+        failed_ranks: list[int] = []
+        for number, (why, paths) in enumerate(reports):
+            if not why:
+                continue
+            failed_ranks.append(number)
+            shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
+            logger.warning("step %d skipped: %s on rank %d; images: %s", step, why, number, shown)
+        tolerated = max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch)
+        if self.in_a_row < IN_A_ROW and self.in_epoch <= tolerated:
+            return
+        writer = failed_ranks[0] if failed_ranks else 0
+        saved = f"the batch of rank {writer} is in {(self.folder or Path()) / BAD_BATCH}"
+        if rank() == writer:
+            saved = keep_batch(self.folder, step, reason, batches, losses)
+        barrier()  # the first rank to exit ends the others: let the file be written before
+        raise NumericsError(
+            f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of "
+            f"{self.steps_per_epoch} in this epoch were skipped because values were not finite "
+            f"({reason or 'on another rank'}); {saved}; {ADVICE_FOR_A_RUN}"
         )
-        for number, (why, paths) in enumerate(everyone):
-            if why:
-                shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
-                logger.warning("step %d dropped: %s on rank %d; images: %s", step, why, number, shown)
-        if self.in_a_row >= IN_A_ROW or self.in_epoch > max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch):
-            blamed = next((number for number, (why, _) in enumerate(everyone) if why), 0)
-            kept = f"the batch of rank {blamed} is in {(self.folder or Path()) / BAD_BATCH}"
-            if rank() == blamed:
-                kept = keep_batch(self.folder, step, reason, batches, losses)
-            barrier()  # a rank that ends takes the others with it
-            raise NumericsError(
-                f"diverged at step {step}: {self.in_a_row} steps in a row and {self.in_epoch} of {self.steps_per_epoch} in this epoch were "
-                f"dropped, because numbers were not finite ({reason or 'on another rank'}); {kept}; {ADVICE_FOR_A_RUN}"
-            )
+
+
+def _image_paths(batches: Sequence[Batch]) -> list[str]:
+    paths: list[str] = []
+    for _, targets in batches:
+        for target in targets:
+            paths.append(str(target.get("image_path", "?")))
+    return paths
 
 
 def keep_batch(
@@ -98,57 +110,54 @@ def keep_batch(
     batches: Sequence[Batch],
     losses: Sequence[Mapping[str, Tensor]] = (),
 ) -> str:
-    """Write batches with their targets and losses to `BAD_BATCH`, and tell where they are.
+    """Write batches with their targets and losses to `BAD_BATCH`.
 
-    The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and `targets`) and `losses`.
+    The file holds `step`, `reason`, `rank`, `batches` (each with `images` `[B, 3, H, W]` in 0..1 and
+    `targets`) and `losses`.
+
+    Returns:
+        Part of a message that says where the batches are saved.
     """
     if folder is None:
-        return "the batch was not kept"
+        return "the batch was not saved"
     path = folder / BAD_BATCH
-    plain = [
-        {"images": images.detach().cpu(), "targets": [_plain(target) for target in targets]}
-        for images, targets in batches
-    ]
+    content: dict[str, Any] = {"step": step, "reason": reason, "rank": rank()}
+    content["batches"] = []
+    for images, targets in batches:
+        batch = {"images": images.detach().cpu(), "targets": list(map(_plain, targets))}
+        content["batches"].append(batch)
+    content["losses"] = list(map(_plain, losses))
     try:
-        write_tensor_file(
-            path,
-            {
-                "step": step,
-                "reason": reason,
-                "rank": rank(),
-                "batches": plain,
-                "losses": [_plain(terms) for terms in losses],
-            },
-        )
+        write_tensor_file(path, content)
     except ResourceError as error:
-        return f"the batch could not be kept ({error})"
-    return f"its batch is in {path}"
+        return f"the batch could not be saved ({error})"
+    return f"its batch is saved in {path}"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what a file of plain tensors may hold."""
-    return {
-        key: value.detach().cpu() if isinstance(value, Tensor) else value
-        for key, value in values.items()
-        if isinstance(value, Tensor | str | int | float)
-    }
+    """Return the tensors, strings and numbers, which a tensor file may contain."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            kept[key] = value.detach().cpu()
+        elif isinstance(value, str | int | float):
+            kept[key] = value
+    return kept
 
 
 @dataclass
 class BatchStatistics:
-    """Keeps the batch norms' statistics of before a step: a bad forward pass has spoilt them by the time it is noticed."""
+    """Back up the batch norm statistics before a step, because a bad forward pass corrupts them."""
 
     model: nn.Module
     _pairs: tuple[list[Tensor], list[Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
-        buffers = [
-            b
-            for m in self.model.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm)
-            for b in m.buffers(recurse=False)
-        ]
-        self._pairs = (buffers, [b.clone() for b in buffers])
+        buffers: list[Tensor] = []
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                buffers += module.buffers(recurse=False)
+        self._pairs = (buffers, [buffer.clone() for buffer in buffers])
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -158,30 +167,38 @@ class BatchStatistics:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the copied statistics."""
         if self._pairs[0]:
             torch._foreach_copy_(self._pairs[0], self._pairs[1])
 
 
 def first_bad_tensor(
-    images: Tensor, outputs: Mapping[str, Any], losses: Mapping[str, Tensor], model: nn.Module
+    images: Tensor,
+    outputs: Mapping[str, Any],
+    losses: Mapping[str, Tensor],
+    model: nn.Module,
 ) -> str | None:
-    """Name the first tensor that is not finite, in the order in which they came to be, or None."""
-    gradients = (
-        (f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None
-    )
-    for name, tensor in (
+    """Name the first tensor that is not finite in the order of computation; None if all are finite."""
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[f"the gradient of {name}"] = parameter.grad
+    computed = (
         ("the input image", images),
         *tensors_in(outputs, "output"),
         *losses.items(),
-        *gradients,
-    ):
+        *gradients.items(),
+    )
+    for name, tensor in computed:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"{name} is not finite"
     return None
 
 
 def poisoned_total(outputs: Mapping[str, Any]) -> Tensor:
-    """Return a NaN that depends on every output: a rank whose loss failed still takes part in averaging gradients."""
-    sums = [tensor.sum() for _, tensor in tensors_in(outputs) if tensor.requires_grad]
+    """Return a NaN loss that depends on every output, so that this rank still averages gradients."""
+    sums: list[Tensor] = []
+    for _, tensor in tensors_in(outputs):
+        if tensor.requires_grad:
+            sums.append(tensor.sum())
     return reduce(torch.add, sums) * float("nan")

@@ -1,4 +1,4 @@
-"""The output folder of a run: held by one run alone, and never a place where files of others are replaced."""
+"""Lock the output folder of a run, and refuse to overwrite files that this project did not write."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from .writers import LOG_FILE, PICTURES
 ADVICE = "move it away or choose another --output-dir"
 
 HEADERS = {"train": "images.train.npz", "val": "images.val.npz"}
-"""Files with what was read from the headers of images, by part of the data."""
+"""Files with the header data of all images, by part of the data."""
 
 
 @contextmanager
 def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
-    """Hold the output folder for a training run, and yield its checkpoints.
+    """Lock the output folder for a training run, and yield its checkpoints.
 
     Raises:
-        ConfigError: if another run holds it, or if this run would replace files that are not results of this project.
+        ConfigError: if another run has locked it, or if this run would replace files that are not results of
+            this project.
     """
     folder = Path(settings.output_dir)
     checkpoints = CheckpointFolder(folder)
@@ -45,10 +46,10 @@ def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
 
 
 def prepare_for_evaluation(folder: Path) -> None:
-    """Create the folder of an evaluation, and make sure that it replaces no file of others.
+    """Create the output folder of an evaluation.
 
     Raises:
-        ConfigError: if it would.
+        ConfigError: if the evaluation would replace files that are not results of this project.
     """
     if is_main():
         prepare_output_dir(folder)
@@ -56,15 +57,17 @@ def prepare_for_evaluation(folder: Path) -> None:
 
 
 def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
-    """Make sure that a run replaces nothing but what runs of this project have written."""
+    """Raise if a run would replace files that are not results of this project."""
     checkpoints = [folder / name for name in (BEST, LAST, PREVIOUS)]
     checkpoints += sorted((folder / NUMBERED).glob("epoch*.pth"))
     resumes_here = resumes_in(folder, settings.resume)
     if not resumes_here or not _is_of_a_version_without_marks(folder):
         results = [*_other_results(folder), *checkpoints]
-        if resumes_here:  # a damaged training state has no mark, and is replaced by the one before it
-            states = (folder / LAST, folder / PREVIOUS)
-            results = [path for path in results if path not in states or path.is_symlink()]
+        if resumes_here:
+            # A damaged training state has no mark, but may be replaced. Symbolic links are still refused.
+            for state in (folder / LAST, folder / PREVIOUS):
+                if not state.is_symlink():
+                    results.remove(state)
         refuse_foreign(results, ADVICE)
     for name in (NUMBERED, PICTURES, EARLIER):
         path = folder / name
@@ -75,13 +78,17 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
 
 
 def _other_results(folder: Path) -> list[Path]:
-    """Return the files besides checkpoints that a run writes."""
+    """Return the files that a run writes in addition to checkpoints."""
     stacks = [f"stacks.rank{number}.txt" for number in range(world_size())]
     return [folder / name for name in (CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values(), *stacks)]
 
 
 def _is_of_a_version_without_marks(folder: Path) -> bool:
-    """Return whether the run in a folder was written before results had marks: then none of them has one."""
-    states = [folder / name for name in (LAST, PREVIOUS)]
-    found = [path for path in states if path.is_file() and not path.is_symlink()]
-    return bool(found) and not any(is_ours(path) for path in found)
+    """Return whether the run was written by a version that did not mark its results: then none has a mark."""
+    found = False
+    for path in (folder / LAST, folder / PREVIOUS):
+        if path.is_file() and not path.is_symlink():
+            found = True
+            if is_ours(path):
+                return False
+    return found

@@ -1,4 +1,4 @@
-"""What trains in which epoch, and the wrapper for several ranks, which has to know."""
+"""Freeze and unfreeze parts of the model by epoch, and rebuild the DDP wrapper when they change."""
 
 from __future__ import annotations
 
@@ -15,46 +15,53 @@ from .training_step import TrainStep
 
 
 class Phases:
-    """Freezes and thaws parts of a model by epoch; several ranks go on without a restart."""
+    """Freeze and unfreeze parts of a model by epoch, without a restart on one rank or several."""
 
     def __init__(self, step: TrainStep, *, find_unused_parameters: bool = False) -> None:
-        """Store; the first call of `begin` makes the wrapper.
+        """Store the arguments; the first call of `begin` builds the DDP wrapper.
 
         Args:
-            step: whose model it is; modules of it that are `core.contracts.Phased` say what is due.
+            step: training step with the model; its modules of the type `core.contracts.Phased` define the
+                phases.
             find_unused_parameters: as in `DistributedDataParallel`.
         """
-        self.step, self.find_unused_parameters = step, find_unused_parameters
+        self.step = step
+        self.find_unused_parameters = find_unused_parameters
         self._phased = [module for module in step.model.modules() if isinstance(module, Phased)]
         self._begun = False
 
     def apply(self, epoch: int) -> None:
-        """Put the model in the phase of an epoch, for a rehearsal before the run."""
+        """Set the model to the phase of an epoch, without rebuilding the DDP wrapper."""
         for module in self._phased:
             module.set_epoch(epoch)
 
     def begin(self, epoch: int) -> bool:
-        """Freeze and thaw what is due in an epoch; return whether that is new. All ranks must call this together."""
-        before = self._trained()
+        """Set the model to the phase of an epoch. All ranks must call this together.
+
+        Returns:
+            True at the first call, and whenever the set of trainable parameters has changed.
+        """
+        before = self._trainable()
         self.apply(epoch)
-        if self._begun and before == self._trained():
+        if self._begun and before == self._trainable():
             return False
         self._begun = True
         if world_size() > 1:
             self._wrap()
         return True
 
-    def _trained(self) -> list[bool]:
+    def _trainable(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self.step.model.parameters()]
 
     def _wrap(self) -> None:
-        """Make the wrapper anew, since it takes note of what trains when it is made."""
+        """Rebuild the DDP wrapper: it records the trainable parameters at construction."""
         step = self.step
         step.wrapped = step.model
-        gc.collect()  # the earlier wrapper's hooks on the parameters go with it
+        gc.collect()  # removes the previous wrapper's hooks on the parameters
+        device_ids = [step.device.index] if step.device.type == "cuda" else None
         step.wrapped = DistributedDataParallel(
             step.model,
-            device_ids=[step.device.index] if step.device.type == "cuda" else None,
+            device_ids=device_ids,
             find_unused_parameters=self.find_unused_parameters,
             gradient_as_bucket_view=True,
         )
@@ -63,21 +70,24 @@ class Phases:
 def log_trainable_parameters(
     epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]
 ) -> None:
-    """Log how many parameters train in an epoch, and each group's rate, decay and size."""
-    parameters = list(model.parameters())
+    """Log the number of trainable parameters, and the rate, weight decay and size of each parameter group."""
+    total = 0
+    trainable = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trainable += parameter.numel()
     logger.info(
-        "epoch %d: %.2f M of %.2f M parameters train",
-        epoch + 1,
-        sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
-        sum(p.numel() for p in parameters) / 1e6,
+        "epoch %d: %.2f M of %.2f M parameters are trainable", epoch + 1, trainable / 1e6, total / 1e6
     )
     for group, rate in zip(optimizer.param_groups, rates):
         if group.get("thaw_epoch", 0) <= epoch:
+            size = sum(parameter.numel() for parameter in group["params"])
             logger.info(
                 "  lr %-9.3g decay %-9.3g %8.3f M in %3d tensors: %s",
                 rate,
                 group["weight_decay"],
-                sum(p.numel() for p in group["params"]) / 1e6,
+                size / 1e6,
                 len(group["params"]),
                 group.get("name", ""),
             )

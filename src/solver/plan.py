@@ -1,4 +1,4 @@
-"""Where a run stands and what its epochs are: stages, phases, steps, early stopping. It answers questions and holds no tensors."""
+"""Progress and plan of a run: epochs, steps, stages, phases and early stopping. Holds no tensors."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from ..runtime.log import logger
 
 @dataclass
 class Progress:
-    """Where a run stands: the next step to take."""
+    """Position of the next step in a run."""
 
     epoch: int = 0
     step: int = 0
-    """Steps of this epoch that are done."""
+    """Completed steps of this epoch."""
     total_steps: int = 0
-    """Steps of the run that are done."""
+    """Completed steps of the run."""
 
     def restart_epoch(self) -> None:
-        """Go back to the first step of the epoch."""
+        """Return to the first step of the epoch."""
         self.total_steps -= self.step
         self.step = 0
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The epochs of a run, counted from 0.
+    """Plan of the epochs of a run, counted from 0.
 
-    There are two stages: 1 with strong augmentation and many sizes, 2 clean, from the best weights of stage 1. Phases
-    are another matter: in each, more of the model is trained than in the one before.
+    Stage 1 has strong augmentation and several image sizes. Stage 2 has neither; it starts from the best
+    weights of stage 1. Phases are independent of stages: each phase trains more of the model than the one
+    before.
     """
 
     epochs: int
     steps_per_epoch: int
-    """Optimizer steps."""
+    """Optimizer steps of an epoch."""
     window: int
-    """Batches of one optimizer step."""
+    """Batches of one optimizer step (gradient accumulation)."""
     batch_size: int
     """Images of one optimizer step, over all ranks."""
     stop_epoch: int | None = None
-    """First epoch of stage 2; None or beyond the end for none."""
+    """First epoch of stage 2; there is no stage 2 if it is None or not below `epochs`."""
     ema_restart_decay: float | None = None
     """Decay of the EMA in stage 2; None keeps that of stage 1."""
     thaws: frozenset[int] = frozenset({0})
-    """Epochs in which parameters begin to be trained."""
+    """Epochs in which parameters become trainable."""
     patience: int | None = None
-    """Epochs without a better score after which a stage ends; None for never."""
+    """Epochs without a better score after which a stage ends; None disables early stopping."""
 
     @property
     def steps(self) -> int:
@@ -57,34 +58,36 @@ class TrainingPlan:
 
     @property
     def last_thaw(self) -> int:
-        """First epoch of the last phase of this run, in which everything is trained that ever is."""
+        """First epoch of the last phase that this run reaches."""
         return max((thaw for thaw in self.thaws if thaw < self.epochs), default=0)
 
     @property
     def unreached_thaws(self) -> list[int]:
-        """Epochs beyond the end of the run in which more would be trained."""
+        """First epochs of phases that this run does not reach."""
         return sorted(thaw for thaw in self.thaws if thaw >= self.epochs)
 
     def is_over(self, progress: Progress) -> bool:
-        """Return whether all epochs are done."""
+        """Return whether all epochs are completed."""
         return progress.epoch >= self.epochs
 
     def stage(self, epoch: int) -> int:
-        """Return 1 or 2."""
+        """Return the stage of an epoch: 1 or 2."""
         return 2 if self.stop_epoch is not None and epoch >= self.stop_epoch else 1
 
     def restarts_at(self, epoch: int) -> bool:
-        """True for the epoch at whose start the best weights of stage 1 are loaded."""
+        """Return whether the best weights of stage 1 are loaded at the start of an epoch."""
         return epoch == self.stop_epoch and epoch > 0
 
     def next_epoch(self, epoch: int, best_epoch: int | None) -> int:
-        """Return the epoch after `epoch`: the next one, or if patience has run out, the first of stage 2 or the end.
+        """Return the epoch that follows `epoch`.
 
-        Patience begins anew with stage 2, and does not run before the last phase has begun: what is still frozen may help.
+        If patience has run out, this is the first epoch of stage 2 or the end of the run. Patience starts
+        again with stage 2. It does not count before the last phase, because unfreezing more of the model may
+        still help.
 
         Args:
-            epoch: the one that has ended, evaluation included.
-            best_epoch: the one with the best score.
+            epoch: epoch that has ended, including its evaluation.
+            best_epoch: epoch with the best score, or None.
         """
         if self.patience is None:
             return epoch + 1
@@ -110,9 +113,9 @@ def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[in
     """Plan a run.
 
     Args:
-        settings: of the run.
-        loader: of training; its collate function may have stages.
-        thaws: epochs in which parameters begin to be trained.
+        settings: settings of the run.
+        loader: training loader; its collate function may have stages.
+        thaws: epochs in which parameters become trainable.
     """
     collate = loader.collate_fn
     staged = collate if isinstance(collate, StagedCollate) else None
@@ -130,15 +133,17 @@ def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[in
 
 
 def continued_progress(saved: Progress, saved_batch_size: int, batch_size: int) -> Progress:
-    """Return where a run continues if a step now takes another number of images.
+    """Return the position at which a run continues if the effective batch size has changed.
 
-    Whole epochs stay whole; within one, the data continue at the last whole new step, so that no image is left out.
+    Completed epochs stay completed. Within an epoch, the run continues at the last full step of the new size,
+    so that no image is skipped.
     """
     if batch_size == saved_batch_size:
         return saved
     step = saved.step * saved_batch_size // batch_size
     logger.warning(
-        "a step takes %d images now, %d before: epoch %d goes on with step %d, rates and averages count other steps than they would have",
+        "a step now has %d images, before it had %d: epoch %d continues with step %d; learning rate "
+        "schedule and EMA count steps of different sizes",
         batch_size,
         saved_batch_size,
         saved.epoch + 1,

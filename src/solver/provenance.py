@@ -1,4 +1,4 @@
-"""Where a model comes from: the code, the command, and whose licences its start weights stand under."""
+"""Record the origin of a model: code version, command, and the licences of its start weights."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any]:
-    """Return what a checkpoint says about its making.
+    """Return the provenance that a checkpoint stores.
 
     Args:
-        model: as it was built; parts that loaded published weights know their licence.
-        start_file: the checkpoint that the run began from or goes on with, whose notes are handed on.
+        model: newly built model; parts that loaded published weights have a licence note.
+        start_file: checkpoint that the run starts from or resumes; its licence notes are copied.
 
     Returns:
         `commit`, `command`, `torch`, `started` (UTC) and `licences`, one note for each origin of weights.
     """
-    notes = [
-        module.licence_note
-        for module in model.modules()
-        if isinstance(module, Licensed) and module.licence_note
-    ]
+    notes: list[str] = []
+    for module in model.modules():
+        if isinstance(module, Licensed) and module.licence_note:
+            notes.append(module.licence_note)
     if start_file is not None:
-        unknown = f"start weights {start_file.path.name}: the file names no licence, look where it came from"
-        notes += start_file.meta.get(
-            "licences", [unknown]
-        )  # an empty list is an answer: trained from random weights
+        unknown = f"start weights {start_file.path.name}: the file states no licence; check its source"
+        # An empty list is valid: the file was trained from random weights.
+        notes += start_file.meta.get("licences", [unknown])
     return {
         "commit": code_version(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -48,18 +46,20 @@ def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any
 
 
 def code_version(root: Path = ROOT) -> str:
-    """Return the commit of the code, with "+changes" if files differ from it; "unknown" outside a git checkout."""
-
-    def ask(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
+    """Return the git commit, with "+changes" if files are modified; "unknown" outside a checkout."""
     try:
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+        top = _git(root, "rev-parse", "--show-toplevel")
+        if Path(top).resolve() != root.resolve():
             return "unknown"
-        return ask("rev-parse", "HEAD") + (
-            "+changes" if ask("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Run git in a folder and return what it prints."""
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

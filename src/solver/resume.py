@@ -1,4 +1,4 @@
-"""Going on with a run: whether it still is the same run, and where its data continues."""
+"""Resume a run: compare its configuration with the present one, and build the command that resumes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FREE = frozenset(
         "strict",
     }
 )
-"""Top-level settings that do not change what a run computes."""
+"""Top-level settings that do not change the results of a run."""
 
 FREE_OF_LOADERS = frozenset(
     {
@@ -52,53 +52,54 @@ FREE_OF_LOADERS = frozenset(
         "watch_files",
     }
 )
-"""Likewise of data loaders; another batch size is told of by itself, and moved data are compared by their content."""
+"""Settings of data loaders that may change: batch sizes are logged, data are compared by content."""
 
 NAMED = 20
+"""Maximum number of changed settings in a message."""
 
 
 def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) -> None:
-    """Compare the configuration that a run began with to the present one.
+    """Compare the present configuration with the one the run started with.
 
     Args:
-        saved: as YAML, from the checkpoint.
-        present: as a dict.
-        override: changes are wanted; they are told of.
+        saved: configuration of the run as YAML, from the checkpoint.
+        present: present configuration.
+        override: accept changes and log them.
 
     Raises:
-        ConfigError: with the keys that differ, if they are not free to.
+        ConfigError: if settings that affect results have changed; the message lists them.
     """
     before, _ = parse_yaml(saved, "the checkpoint's configuration")
-    changes = [
-        change for change in _differences(before, present) if change[0] != ("seed",) or "seed" in present
-    ]  # else that of the run holds
+    changes: list[str] = []
+    for path, old, new in _differences(before, present):
+        if path == ("seed",):
+            if "seed" not in present:
+                continue  # the resumed run keeps its own
+            if override:
+                raise ConfigError(
+                    f"seed was {old}, is {new}: a resumed run keeps its random seed; remove the setting, or "
+                    "start a new run from its weights with -t"
+                )
+        changes.append(f"{dotted(path)} was {_short(old)}, is {_short(new)}")
     if not changes:
         return
-    seed = next((change for change in changes if change[0] == ("seed",)), None)
-    if seed and override:
-        raise ConfigError(
-            f"seed was {seed[1]}, is {seed[2]}: a run that is resumed keeps its seed; leave it out, or start a new run "
-            "from its weights with -t"
-        )
-    more = f" ... and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-    told = (
-        "; ".join(f"{dotted(path)} was {_short(old)}, is {_short(new)}" for path, old, new in changes[:NAMED])
-        + more
-    )
+    listed = "; ".join(changes[:NAMED])
+    if len(changes) > NAMED:
+        listed += f" ... and {len(changes) - NAMED} more"
     if not override:
         raise ConfigError(
-            f"the configuration is not that of the run to go on with: {told}; go on with the changes by --override, or start a new run from its "
-            f"weights with -t"
+            f"the configuration differs from that of the run to resume: {listed}; accept the changes with "
+            "--override, or start a new run from its weights with -t"
         )
-    logger.warning("going on with a changed configuration: %s", told)
+    logger.warning("resuming with a changed configuration: %s", listed)
 
 
 def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
-    """Return what to type to resume a run, safe to paste: the command that started it, with `-r auto`.
+    """Return the command that resumes a run, quoted for a shell: the command that started it, with `-r auto`.
 
     Args:
-        last: the file to resume from, for programs other than `train.py`.
-        arguments: the command line; None for that of this process.
+        last: file to resume from, for programs other than `train.py`.
+        arguments: command line; None takes that of this process.
     """
     script, *arguments = sys.argv if arguments is None else arguments
     if Path(script).name != "train.py":
@@ -106,11 +107,14 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
     kept: list[str] = []
     for argument in arguments:
         if kept and kept[-1] in ("-r", "--resume"):
-            kept[-1] = ""  # the flag goes with its value
+            kept[-1] = ""  # drops the flag together with its value
         elif not argument.startswith("--resume=") and not re.match(r"-r.", argument):
             kept.append(argument)
-    kept = [argument for argument in kept if argument]
-    at = next((index for index, argument in enumerate(kept) if argument in ("-u", "--update")), len(kept))
+    kept = list(filter(None, kept))
+    at = len(kept)
+    for flag in ("-u", "--update"):
+        if flag in kept:
+            at = min(at, kept.index(flag))
     command = shlex.join([script, *kept[:at], "-r", "auto", *kept[at:]])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"resume with the same torchrun command and: {command}"
@@ -120,14 +124,16 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
 def _differences(
     old: Any, new: Any, path: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
-    """Walk two configurations and yield (path, old, new) of what differs and matters."""
+    """Yield (path, old, new) for each setting that differs and affects results."""
+    free: frozenset[str] = FREE if not path else frozenset()
+    if path and str(path[0]).endswith("_dataloader"):
+        free = FREE_OF_LOADERS
     for key in dict.fromkeys((*old, *new)):
-        here = (*path, key)
-        if (not path and key in FREE) or (
-            path and str(path[0]).endswith("_dataloader") and key in FREE_OF_LOADERS
-        ):
+        if key in free:
             continue
-        before, after = old.get(key, _UNSET), new.get(key, _UNSET)
+        here = (*path, key)
+        before = old.get(key, _UNSET)
+        after = new.get(key, _UNSET)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, here)
         elif before != after and not (before in (None, _UNSET) and after in (None, _UNSET)):

@@ -1,4 +1,4 @@
-"""What a run learns from and is scored on: loaders, classes and evaluator, checked before anything costly is built."""
+"""Open the data of a run (loaders, classes, evaluator) and check them before anything expensive is built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .start_weights import Start
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The data of an evaluation."""
+    """Data of an evaluation."""
 
     val_loader: DetectionLoader
     evaluator: Evaluator
@@ -33,26 +33,26 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class RunData(EvaluationData):
-    """The data of a training run."""
+    """Data of a training run."""
 
     train_loader: DetectionLoader
     changed: bool
-    """Whether a run is resumed with other data than it began with, which was asked for."""
+    """Whether a resumed run has other data than it started with; this needs `--override`."""
 
 
 def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> RunData:
-    """Read the labels, look at the image files, and decide how many classes there are.
+    """Read the labels, check the image files, and set the number of classes.
 
     Args:
-        cfg: of the run; `num_classes` is set if it leaves it open.
-        start: what the run starts from.
-        seed: of the run.
-        folder: where headers of images are kept for the next start.
+        cfg: configuration of the run; `num_classes` is set if it is not given.
+        start: files that the run starts from.
+        seed: random seed of the run.
+        folder: folder for the header data of images, which the next start reuses.
 
     Raises:
-        DataError: if the data cannot be used, or is not that of the run to resume.
+        DataError: if the data is invalid, or differs from that of the run to resume.
         ConfigError: if configuration and data contradict each other.
-        CheckpointError: if the data has classes that the weights do not know.
+        CheckpointError: if the data has classes that the weights do not have.
     """
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
@@ -71,7 +71,7 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> Run
 
 
 def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> EvaluationData:
-    """Do for an evaluation what `open_run_data` does for a run, without any training data."""
+    """Do the same as `open_run_data` for an evaluation, which has no training data."""
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
     parts = {"val": val_loader.dataset}
@@ -99,7 +99,7 @@ def check_first_items(parts: Mapping[str, DetectionData]) -> None:
 def _check_data(
     cfg: YAMLConfig, start: Start, seed: int, folder: Path, parts: dict[str, DetectionData]
 ) -> dict[str, Identity]:
-    """Look at the image files, settle the classes, and make sure that all ranks see the same; return the identity."""
+    """Check image files and classes, check that all ranks agree, and return the data's identity."""
     data_sets = list(parts.values())
     check_ranks_agree({"number of images": [len(data) for data in data_sets]})
     check_images(cfg, data_sets, folder)
@@ -123,7 +123,7 @@ def _open_train_loader(cfg: YAMLConfig, seed: int) -> DetectionLoader:
 
 
 def _check_resumed(cfg: YAMLConfig, start: Start, parts: dict[str, DetectionData]) -> bool:
-    """Compare configuration and data with those of the run that is resumed; return whether the data has changed."""
+    """Compare configuration and data with those of the resumed run; return whether the data has changed."""
     if start.state is None:
         return False
     override = cfg.settings.override

@@ -1,4 +1,4 @@
-"""What a run learns from and is scored on, in a few bytes an image: a resumed run must have the same data."""
+"""Identify the data of a run by a few bytes per image, because a resumed run must have the same data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..core.errors import DataError
 from ..runtime.log import logger
 
 SHOWN = 3
-"""Images that a message names."""
+"""Maximum number of images in a message."""
 
 Identity = dict[str, Any]
-"""`names` and `labels`, `[N]` int64 each, and `classes`: of a data set (`CocoDetection.identity`)."""
+"""Identity of a data set: `names` and `labels`, `[N]` int64 each, and `classes`."""
 
 
 def data_identity(data_sets: Mapping[str, Any]) -> dict[str, Identity]:
-    """Return the identity of each data set by its part, "train" or "val"."""
+    """Return the identity of each data set by part, "train" or "val"."""
     return {part: data.identity() for part, data in data_sets.items()}
 
 
 def digest(identities: Mapping[str, Identity]) -> str:
-    """Return one hexadecimal number for all of it, by which ranks compare their data."""
+    """Return a hexadecimal digest of all identities, by which ranks compare their data."""
     sha256 = hashlib.sha256()
     for part, identity in sorted(identities.items()):
         sha256.update(part.encode())
@@ -37,50 +37,57 @@ def digest(identities: Mapping[str, Identity]) -> str:
 def check_same_data(
     saved: Mapping[str, Identity] | None, data_sets: Mapping[str, Any], *, override: bool
 ) -> bool:
-    """Compare the data of a run with what it began with.
+    """Compare the data of a resumed run with the data it started with.
 
     Args:
-        saved: from `last.pth`; None in files that were written before data were noted.
-        data_sets: by part.
-        override: changes are wanted.
+        saved: identities from `last.pth`; None if the file was written by a version that did not store them.
+        data_sets: present data sets by part.
+        override: accept changes and log them.
 
     Returns:
         Whether the data has changed.
 
     Raises:
-        DataError: with what has changed, unless that is wanted.
+        DataError: if the data has changed and `override` is False; the message lists the changes.
     """
     if saved is None:
-        logger.warning("last.pth was written before data were noted in it: whether they changed is not known")
+        logger.warning(
+            "last.pth was written by a version that did not record the data: cannot tell if they changed"
+        )
         return False
-    present = data_identity(data_sets)
-    changes = [
-        f"{data_sets[part].ann_file}: {change}"
-        for part in present
-        if part in saved
-        for change in _changes(saved[part], present[part], data_sets[part])
-    ]
+    changes: list[str] = []
+    for part, identity in data_identity(data_sets).items():
+        data = data_sets[part]
+        if part in saved:
+            for change in _changes(saved[part], identity, data):
+                changes.append(f"{data.ann_file}: {change}")
     if not changes:
         return False
-    told = "; ".join(changes)
+    listed = "; ".join(changes)
     if not override:
         raise DataError(
-            f"the data is not that of the run to resume: {told}; restore it, resume all the same with --override (the "
-            "epoch restarts and the best score is forgotten), or start a new run from the weights with -t"
+            f"the data differs from that of the run to resume: {listed}; restore it, resume anyway with "
+            "--override (the epoch restarts and the best score is reset), or start a new run from the "
+            "weights with -t"
         )
-    logger.warning("resuming with changed data: %s", told)
+    logger.warning("resuming with changed data: %s", listed)
     return True
 
 
 def _changes(before: Identity, now: Identity, data: Any) -> Iterator[str]:
-    """Yield what differs between two identities of one data set."""
+    """Yield a description of each difference between two identities of a data set."""
     if before["classes"] != now["classes"]:
         yield f"classes were {_listed(before['classes'])}, are {_listed(now['classes'])}"
     old = dict(zip(before["names"].tolist(), before["labels"].tolist()))
     new = dict(zip(now["names"].tolist(), now["labels"].tolist()))
     index_of = {name: index for index, name in enumerate(new)}
-    added = [name for name in new if name not in old]
-    changed = [name for name in new if name in old and old[name] != new[name]]
+    added: list[int] = []
+    changed: list[int] = []
+    for name, labels in new.items():
+        if name not in old:
+            added.append(name)
+        elif old[name] != labels:
+            changed.append(name)
     removed = len(old.keys() - new.keys())
     if added:
         yield f"{_images(len(added))} added ({_shown(added, index_of, data)})"
@@ -89,7 +96,7 @@ def _changes(before: Identity, now: Identity, data: Any) -> Iterator[str]:
     if changed:
         yield f"labels or size of {_images(len(changed))} changed ({_shown(changed, index_of, data)})"
     if not (added or removed) and not torch.equal(before["names"], now["names"]):
-        yield "the images come in another order"
+        yield "the order of the images has changed"
 
 
 def _images(count: int) -> str:

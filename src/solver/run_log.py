@@ -1,4 +1,4 @@
-"""What a run reports: a summary at its start, steps, epochs and pictures. Everything is given as values."""
+"""Log a run: a summary at its start, steps, epochs and pictures. All functions take plain values."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from .writers import (
 )
 
 LONG_HORIZON = 0.2
-"""An EMA whose horizon is above this fraction of a run is warned about."""
+"""Warn about an EMA whose horizon is longer than this fraction of the run."""
 
 SHORT_RUN = 250
-"""Steps of a run up to which it is not."""
+"""Do not warn about the horizon in runs of at most this many steps."""
 
 MOSTLY_LOST = 0.5
-"""An epoch whose augmentation drops more than this fraction of the boxes is warned about."""
+"""Warn about an epoch in which augmentation drops more than this fraction of the boxes."""
 
 
 class RunLog:
-    """Writes the history of a run to the terminal, `log.txt`, TensorBoard and wandb. On ranks other than 0 it does nothing."""
+    """Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb; only rank 0 writes."""
 
     def __init__(self, writers: Sequence[Writer], plan: TrainingPlan, *, pictures: bool = True) -> None:
-        """Store.
+        """Store the arguments.
 
         Args:
-            writers: none on ranks other than 0.
-            plan: of the run.
-            pictures: whether images are shown in some epochs.
+            writers: destinations; empty on ranks other than 0.
+            plan: plan of the run.
+            pictures: whether pictures are drawn in some epochs.
         """
         self.writers = list(writers)
         self.plan = plan
@@ -61,13 +61,14 @@ class RunLog:
         """Write the curves of a step.
 
         Args:
-            total_steps: steps of the run that are done.
-            losses: by name.
+            total_steps: completed steps of the run.
+            losses: loss terms by name.
             rates: learning rate of each group.
         """
         values = {f"Loss/{name}": value for name, value in losses.items()}
         values["Loss/total"] = sum(losses.values())
-        values |= {f"Lr/pg_{index}": rate for index, rate in enumerate(rates)}
+        for index, rate in enumerate(rates):
+            values[f"Lr/pg_{index}"] = rate
         for writer in self.writers:
             writer.write_step(total_steps, values)
 
@@ -79,7 +80,7 @@ class RunLog:
     def show_training(
         self, epoch: int, images: Tensor, targets: list[Target], names: Mapping[int, str]
     ) -> None:
-        """Show images of a batch as the model gets them, with their boxes, in some epochs."""
+        """Draw the images of a training batch with their boxes, in some epochs."""
         if self._shows(epoch):
             self._write_picture(epoch, "training", training_grid(images, targets, names))
 
@@ -90,14 +91,14 @@ class RunLog:
         detections: Mapping[int, Any] | None,
         threshold: float | None,
     ) -> None:
-        """Show what is found in the same few validation images, in some epochs; an evaluator may keep no detections."""
+        """Draw the detections in a few fixed validation images, in some epochs."""
         if detections and self._shows(epoch):
             picture = validation_grid(dataset, detections, threshold)
             if picture is not None:
                 self._write_picture(epoch, "validation", picture)
 
     def close(self) -> None:
-        """Finish all files."""
+        """Close all writers."""
         for writer in self.writers:
             writer.close()
 
@@ -110,13 +111,13 @@ class RunLog:
 
 
 def open_run_log(cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_text: str) -> RunLog:
-    """Write `config.yml` and open all writers of a run; on ranks other than 0, none.
+    """Write `config.yml` and open all writers of a run; ranks other than 0 get no writers.
 
     Args:
-        cfg: of the run, with its lengths resolved.
-        plan: of the run.
-        first_epoch: the one that comes next; lines of `log.txt` from it on are dropped.
-        config_text: the configuration as YAML, with lengths as they were written.
+        cfg: configuration of the run, with resolved lengths.
+        plan: plan of the run.
+        first_epoch: next epoch; lines of `log.txt` from this epoch on are removed.
+        config_text: configuration as YAML, with lengths as the user wrote them.
     """
     if not is_main():
         return RunLog([], plan)
@@ -134,11 +135,11 @@ def open_run_log(cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_t
 
 
 def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
-    """Log what the epochs of a run will be, and warn about what it does not reach.
+    """Log the EMA horizon, and warn about stages and phases that the run does not reach.
 
     Args:
-        plan: of the run.
-        horizon: of its EMA in steps; None without one.
+        plan: plan of the run.
+        horizon: horizon of the EMA in steps; None if there is no EMA.
     """
     for name, steps in _horizons(plan, horizon):
         logger.info("%s: %s of %s steps", name, f"{steps:,.0f}", f"{plan.steps:,}")
@@ -147,28 +148,24 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
             logger.warning("%s", text)
     stop = plan.stop_epoch
     if stop is not None and stop >= plan.epochs:
-        advice = (
-            "train_dataloader.collate_fn.stop_epoch=0.9 begins it after nine tenths of the run"
-            if plan.epochs > 1
-            else "a single epoch has room for one stage"
-        )
+        advice = "a run of one epoch has only one stage"
+        if plan.epochs > 1:
+            advice = "set train_dataloader.collate_fn.stop_epoch=0.9"
         logger.warning(
-            "there will be no clean stage: it would begin with epoch %d of %d; %s",
-            stop + 1,
-            plan.epochs,
-            advice,
+            "stage 2 never starts: stop_epoch is %d but the run has %d epochs; %s", stop, plan.epochs, advice
         )
     if plan.unreached_thaws:
         logger.warning(
-            "what thaws with epoch %d of %d stays frozen in this run; DINOv3Backbone.freeze_backbone_epochs=0.125 thaws it after an eighth, "
-            "0 from the start",
+            "parameters that are unfrozen in epoch %d stay frozen: the run has %d epochs; set "
+            "DINOv3Backbone.freeze_backbone_epochs=0.125 to unfreeze them after an eighth of the run, 0 to "
+            "train them from the start",
             plan.unreached_thaws[0] + 1,
             plan.epochs,
         )
 
 
 def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, float]]:
-    """Yield the horizon of the EMA and, if its restart sets another decay, that of stage 2."""
+    """Yield the horizon of the EMA and, if stage 2 has another decay, its horizon there."""
     if horizon is None:
         return
     yield "EMA horizon", horizon
@@ -181,13 +178,13 @@ def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, 
 
 
 def horizon_warning(horizon: float, steps: int) -> str | None:
-    """Return a warning if the horizon of an EMA takes up too much of a run of `steps` steps, else None."""
+    """Return a warning if an EMA horizon is too long for a run of `steps` steps, else None."""
     if steps <= SHORT_RUN or horizon <= LONG_HORIZON * steps:
         return None
     return (
-        f"the EMA's horizon of {horizon:,.0f} steps is more than a fifth of this run's {steps:,}: the weights that are "
-        f"evaluated and saved may be those of an early part of the run; ema.decay=~ ema.warmups=~ "
-        f"train_dataloader.collate_fn.ema_restart_decay=~ make it follow the length of the run"
+        f"the EMA's horizon of {horizon:,.0f} steps is more than a fifth of this run's {steps:,}: the "
+        "weights that are evaluated and saved may be those of an early part of the run; ema.decay=~ "
+        "ema.warmups=~ train_dataloader.collate_fn.ema_restart_decay=~ make it follow the length of the run"
     )
 
 
@@ -198,20 +195,21 @@ def log_data(
     plan: TrainingPlan,
     queries: int | None,
 ) -> None:
-    """Log what a run learns from, and warn if images have more objects than the model can find.
+    """Log the size of the data, and warn if images have more objects than the model can detect.
 
     Args:
-        train_data: for training.
-        val_data: for evaluation.
+        train_data: training data.
+        val_data: validation data.
         num_classes: C.
-        plan: of the run.
-        queries: objects that can be found in one image; None if not known.
+        plan: plan of the run.
+        queries: maximum number of detections in one image; None if unknown.
     """
     boxes = train_data.boxes_per_image()
     most = int(boxes.max())
     accumulated = f" ({plan.window} x {plan.batch_size // plan.window})" if plan.window > 1 else ""
     logger.info(
-        "%d training images (%d without objects, learned as negatives), %d for evaluation, %d classes, batch %d%s, %d steps an epoch, %d epochs",
+        "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
+        "%d%s, %d steps per epoch, %d epochs",
         len(train_data),
         int((boxes == 0).sum()),
         len(val_data),
@@ -223,7 +221,7 @@ def log_data(
     )
     if queries is not None and most > queries:
         logger.warning(
-            "there is an image with %d objects, but only %d can be found in one (num_queries)",
+            "an image has %d objects, but at most %d can be detected in one image (num_queries)",
             most,
             queries,
         )
@@ -242,33 +240,36 @@ def epoch_record(
     peak_memory_mb: float,
     model: torch.nn.Module,
 ) -> dict[str, Any]:
-    """Return all about an epoch that has ended, as `log.txt` holds it.
+    """Return the record of a completed epoch, as written to `log.txt`.
 
     Args:
-        epoch: from 0.
-        next_epoch: the one that follows; early stopping may leave some out.
-        plan: of the run.
-        meter: of its steps.
-        losses: means over its steps and all ranks; the sum as `loss`.
-        metrics: of its evaluation.
-        best: the best evaluation so far.
+        epoch: epoch from 0.
+        next_epoch: epoch that follows; early stopping may skip some.
+        plan: plan of the run.
+        meter: meter of the epoch.
+        losses: means over the steps of the epoch and all ranks, with their sum as `loss`.
+        metrics: results of the epoch's evaluation.
+        best: best evaluation so far.
         highest_rate: largest learning rate of the last step.
-        peak_memory_mb: of the device, in MB; 0 on a CPU.
-        model: whose parameters are counted.
+        peak_memory_mb: peak memory of the device in MB; 0 on a CPU.
+        model: model whose parameters are counted.
     """
     seconds = meter.seconds
-    coco = [
-        UNDEFINED if value is None else value
-        for name, value in metrics.items()
-        if name.startswith(("AP", "AR")) and not isinstance(value, dict)
-    ]
+    coco = []
+    for name, value in metrics.items():
+        if name.startswith(("AP", "AR")) and not isinstance(value, dict):
+            coco.append(UNDEFINED if value is None else value)
+    train_losses = {f"train_{name}": value for name, value in losses.items()}
+    train_losses.setdefault("train_loss", float("nan"))
+    parameters = list(model.parameters())
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     return {
         "epoch": epoch,
         "epochs": plan.epochs,
         "stage": plan.stage(epoch),
         "train_lr": highest_rate,
-        "train_loss": losses.get("loss", float("nan")),
-        **{f"train_{name}": value for name, value in losses.items() if name != "loss"},
+        "train_loss": train_losses["train_loss"],
+        **train_losses,
         "test_coco_eval_bbox": coco,
         **plain(metrics),
         "best_metric": best.metric,
@@ -279,31 +280,26 @@ def epoch_record(
         "peak_memory_mb": peak_memory_mb,
         "seconds": seconds,
         "seconds_left": seconds * (plan.epochs - next_epoch),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
-        "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "n_parameters": sum(parameter.numel() for parameter in parameters),
+        "n_trainable": sum(parameter.numel() for parameter in trainable),
     }
 
 
 def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, Any]:
-    """Return how many boxes an epoch has read and lost, for `log.txt`; warn if most did not reach the loss."""
+    """Return the boxes read and lost in an epoch, for `log.txt`; warn if most did not reach the loss."""
     total = sum(lost.values())
     if total > MOSTLY_LOST * read:
         by_count = sorted(lost.items(), key=lambda item: -item[1])
-        logger.warning(
-            "epoch %d: of %d boxes that were read %d did not reach the loss: %s",
-            epoch + 1,
-            read,
-            total,
-            ", ".join(f"{name} dropped {count}" for name, count in by_count),
-        )
+        dropped = ", ".join(f"{name} dropped {count}" for name, count in by_count)
+        logger.warning("epoch %d: %d of %d boxes did not reach the loss: %s", epoch + 1, total, read, dropped)
     return {"boxes_read": read, "boxes_lost": dict(lost)}
 
 
 def log_step(progress: Progress, plan: TrainingPlan, loss: float, rate: float, meter: EpochMeter) -> None:
-    """Log a line for a step, where no progress bar is seen."""
+    """Log a line for a step, for terminals without a progress bar."""
     left = meter.seconds / meter.steps * (plan.steps_per_epoch - progress.step)
     logger.info(
-        "epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in it",
+        "epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in this epoch",
         progress.epoch + 1,
         progress.step,
         plan.steps_per_epoch,

@@ -1,4 +1,4 @@
-"""A run as two objects: facts that never change, and the state that training changes, which saves and restores itself."""
+"""Constant facts of a run, and the state that training changes, with saving and restoring."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from .state_schema import check_optimizer_state
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What every checkpoint of a run says about it."""
+    """Facts about a run that every checkpoint stores."""
 
     seed: int
     classes: list[dict[str, Any]]
     """`id` and `name` of each label."""
     config_text: str
-    """The resolved configuration as YAML."""
+    """Resolved configuration as YAML."""
     provenance: dict[str, Any]
-    """Commit, command, licences and the like (`provenance.provenance`)."""
+    """Commit, command, licences and so on (`provenance.provenance`)."""
     preprocessing: list[dict[str, Any]]
-    """Transforms of an image before it is evaluated, as the configuration has them."""
+    """Transforms of the evaluation, as in the configuration."""
     input_size: tuple[int, ...]
-    """(height, width) in pixels; empty if images keep their size."""
+    """(height, width) in pixels; empty if images are not resized."""
     identity: dict[str, Identity]
     """Digests of the data."""
     batch_size: int
@@ -48,7 +48,7 @@ class RunFacts:
 
 @dataclass
 class RunState:
-    """What training changes, and `last.pth` holds."""
+    """State that training changes and `last.pth` stores."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -57,22 +57,22 @@ class RunState:
     guard: NumericsGuard
     best: BestModel
     train_data: DetectionData
-    """The training data, which remembers images that could not be read."""
+    """Training data, which records images that could not be read."""
     progress: Progress = field(default_factory=Progress)
     meter: EpochMeter | None = None
-    """Of an epoch that is not over."""
+    """Meter of the epoch in progress."""
     first_loss: float | None = None
     """Mean loss of the first epoch."""
     explained: bool = False
-    """Whether it was explained why nothing is found."""
+    """Whether the warning of `explain_nothing_found` was logged."""
 
     @property
     def scored(self) -> nn.Module:
-        """What is evaluated and kept: the EMA, or the model if there is none."""
+        """Model that is evaluated and saved as the best: the EMA, or the model itself without EMA."""
         return self.model if self.ema is None else self.ema.module
 
     def state_dict(self, facts: RunFacts) -> dict[str, Any]:
-        """Return all that a run needs to continue as if nothing had happened."""
+        """Return everything that is needed to resume the run exactly."""
         return {
             "progress": vars(self.progress).copy(),
             "seed": facts.seed,
@@ -93,15 +93,15 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], facts: RunFacts, source: Path) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the state from `state_dict`.
 
         Args:
-            state: checked by `state_schema.check_state`.
-            facts: of this run.
-            source: the file that the state was read from.
+            state: state that passed `state_schema.check_state`.
+            facts: facts of this run.
+            source: file from which the state was read.
 
         Raises:
-            CheckpointError: if it does not fit this model, its optimizer or its EMA.
+            CheckpointError: if the state does not fit the model, its optimizer or its EMA.
         """
         load_strictly(self.model, WeightFile(source, state["model"], state["meta"]))
         self._load_average(state["ema"])
@@ -118,7 +118,8 @@ class RunState:
         self.progress = continued_progress(Progress(**state["progress"]), saved_batch_size, facts.batch_size)
         if state["world_size"] != world_size():
             logger.warning(
-                "going on with %d rank(s) where %d began: the images of every step are the same, the chance within the model is not",
+                "resuming with %d rank(s), the run started with %d: each step has the same images, but "
+                "random numbers inside the model differ",
                 world_size(),
                 state["world_size"],
             )
@@ -126,20 +127,20 @@ class RunState:
         self.meter = EpochMeter.from_state(state["meter"], device) if state.get("meter") else None
 
     def restart_epoch(self) -> None:
-        """Begin the epoch again and forget the best score: with other data neither continues what there was."""
+        """Restart the epoch and reset the best score, because the data has changed."""
         self.progress.restart_epoch()
         self.meter = None
         self.best.forget()
 
     def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
-        """Count an epoch as done; return whether its score is the best so far."""
+        """Complete an epoch; return whether its score is the best so far."""
         epoch = self.progress.epoch
         improved = self.best.consider(epoch, metrics, self.scored.state_dict(), plan.stage(epoch))
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:
-            what = "the run ends early" if plan.is_over(self.progress) else "the clean stage begins early"
-            logger.info("no better %s for %d epochs: %s", self.best.metric, plan.patience, what)
+            consequence = "the run ends early" if plan.is_over(self.progress) else "stage 2 begins early"
+            logger.info("no better %s for %d epochs: %s", self.best.metric, plan.patience, consequence)
         return improved
 
     def _load_average(self, state: Mapping[str, Any] | None) -> None:
@@ -147,23 +148,28 @@ class RunState:
             return
         if state is None:
             raise CheckpointError(
-                "the checkpoint has no weight average, but use_ema is on; switch it off or start with -t"
+                "the checkpoint has no EMA weights, but use_ema is True; set use_ema=False or start a new "
+                "run with -t"
             )
         average = completed(state["module"], self.ema.module)
         self.ema.load_state_dict({**state, "module": average})
 
 
 def inference_checkpoint(
-    model: nn.Module, facts: RunFacts, epoch: int, metrics: Mapping[str, Any], metric: str
+    model: nn.Module,
+    facts: RunFacts,
+    epoch: int,
+    metrics: Mapping[str, Any],
+    metric: str,
 ) -> dict[str, Any]:
-    """Return what `best.pth` holds: plain weights and everything needed to use them (`src/inference/detector.py`).
+    """Return the content of `best.pth`: weights and everything that `Detector.from_checkpoint` needs.
 
     Args:
-        model: what was evaluated.
-        facts: of its run.
-        epoch: from 0.
-        metrics: of the evaluation.
-        metric: name of the one by which epochs are compared.
+        model: model that was evaluated.
+        facts: facts of its run.
+        epoch: epoch from 0.
+        metrics: results of the evaluation.
+        metric: name of the metric that selects the best epoch.
     """
     meta = {
         "classes": facts.classes,
@@ -181,11 +187,12 @@ def inference_checkpoint(
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics as JSON can hold them: keys are texts, also in metrics by class."""
-    return {
-        key: {str(name): score for name, score in value.items()} if isinstance(value, dict) else value
-        for key, value in metrics.items()
-    }
+    """Return metrics in a form that JSON can store: all keys are strings, also in metrics by class."""
+    result = dict(metrics)
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            result[key] = {str(name): score for name, score in value.items()}
+    return result
 
 
 def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
@@ -195,20 +202,22 @@ def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: Path) -> None:
-    """Restore moments. The settings of the groups stay as configured, since they may have been changed with --override."""
-    settings = [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-    ]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """Restore the moments; group settings stay as configured, since --override may change them."""
+    configured_groups = []
+    parameters = []
+    for group in optimizer.param_groups:
+        settings = dict(group)
+        parameters += settings.pop("params")
+        configured_groups.append(settings)
     try:
         optimizer.load_state_dict(dict(state))
         check_optimizer_state(source, state, parameters)
     except (ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{source} was written with other groups of parameters: {error}; optimizer.params, LoRA and what the "
-            "backbone thaws must be as they were, or start a new run from its weights with -t"
+            f"{source} was written with other parameter groups: {error}; restore optimizer.params, LoRA and "
+            "the backbone's phases as they were, or start a new run from its weights with -t"
         ) from None
-    for group, configured in zip(optimizer.param_groups, settings):
+    for group, configured in zip(optimizer.param_groups, configured_groups):
         parameters_of_group = group["params"]
         group.clear()
         group.update(configured, params=parameters_of_group)

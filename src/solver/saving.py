@@ -1,4 +1,4 @@
-"""When a run is saved, and how it ends when it was asked to stop."""
+"""Save a run when it is due, and end it when it was asked to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .run_state import RunFacts, RunState, inference_checkpoint
 
 
 class Saver:
-    """Writes `last.pth` and `best.pth` of a run; only rank 0 writes."""
+    """Write `last.pth` and `best.pth` of a run; only rank 0 writes."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Saver:
         settings: RunSettings,
         stop: StopRequest,
     ) -> None:
-        """Store; nothing is written yet."""
+        """Store the arguments; nothing is written yet."""
         self.checkpoints = checkpoints
         self.facts = facts
         self.state = state
@@ -38,12 +38,12 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def save_last(self) -> bool:
-        """Write `last.pth`; return whether that succeeded."""
+        """Write `last.pth` and return whether this succeeded."""
         self._saved_at = time.monotonic()
         return self.checkpoints.save_last(self.state.state_dict(self.facts))
 
     def save_if_due(self) -> None:
-        """Write `last.pth` within an epoch, as often as is set; at its end `keep` does."""
+        """Write `last.pth` within an epoch, at the configured interval; `keep` writes it after the epoch."""
         step = self.state.progress.step
         if not is_main() or step == self.plan.steps_per_epoch:
             return
@@ -54,11 +54,13 @@ class Saver:
             self.save_last()
 
     def keep(self, epoch: int, metrics: Mapping[str, Any], *, improved: bool) -> None:
-        """Write what is kept after an epoch: the best first, since the last refers to it. All ranks must call this.
+        """Write the checkpoints of a completed epoch. All ranks must call this together.
+
+        `best.pth` is written first, because `last.pth` refers to it.
 
         Args:
-            epoch: from 0.
-            metrics: of its evaluation.
+            epoch: epoch from 0.
+            metrics: results of the epoch's evaluation.
             improved: whether its score is the best so far.
         """
         if is_main():
@@ -75,24 +77,26 @@ class Saver:
         barrier()
 
     def save_and_stop(self) -> None:
-        """Save and end the run, on all ranks after the same step.
+        """Save and end the run, after the same step on all ranks.
 
         Raises:
-            Preempted: always, if the state is saved.
+            Preempted: if the state was saved.
             ResourceError: if it could not be saved.
         """
-        raise self._stopped(saved=broadcast_object(self.save_last() if is_main() else None))
+        saved = self.save_last() if is_main() else None
+        raise self._stopped(saved=broadcast_object(saved))
 
     def stop_evaluation(self) -> None:
-        """End the run if rank 0 was asked to stop: the epoch's training is saved, its evaluation is repeated later.
+        """End the run if rank 0 was asked to stop; the resumed run repeats the evaluation of this epoch.
 
-        Other ranks do not look here, since ranks may have different numbers of batches; the launcher ends them with rank 0.
+        Other ranks do not stop here, since ranks may have different numbers of batches; the launcher ends
+        them together with rank 0.
         """
         if self.stop.asked and is_main():
             raise self._stopped(saved=self.save_last())
 
     def _stopped(self, *, saved: bool) -> Preempted | ResourceError:
-        """Return the error that ends a run which was asked to stop."""
+        """Return the exception that ends a stopped run."""
         signal = self.stop.signal
         name = signal.name if self.stop.asked and signal is not None else "a signal to another rank"
         progress = self.state.progress

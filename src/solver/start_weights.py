@@ -1,4 +1,4 @@
-"""What a run starts from: a training state with `-r`, weights with `-t`, or nothing. Settings are read and not changed."""
+"""Read the file that a run starts from: a training state (`-r`) or weights (`-t`)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..runtime.weight_files import refuse_address
 from .checkpoint import LAST, PREVIOUS, CheckpointFolder
 
 AUTO = "auto"
-"""In place of a file to resume from: `last.pth` of the output folder, or a new run if there is none."""
+"""Value of `-r` that resumes from `last.pth` of the output folder, or starts a new run if there is none."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The files that `-r` and `-t` name, read."""
+    """Content of the file given by `-r` or `-t`."""
 
     file: WeightFile | None = None
-    """Weights that the model begins with, is evaluated with, or had when its run was stopped."""
+    """Weights to start from, to evaluate or to resume; None for a new run without start weights."""
     state: dict[str, Any] | None = None
-    """All of a run that is resumed; None for a new run and for an evaluation."""
+    """Training state of the run to resume; None for a new run and for an evaluation."""
     tunes: bool = False
-    """Whether the weights are those of another run, whose classes may differ (`-t`)."""
+    """Whether the weights come from another run, whose classes may differ (`-t`)."""
 
     @property
     def path(self) -> Path | None:
-        """The file that was read."""
+        """File that was read."""
         return None if self.file is None else self.file.path
 
     @property
     def keeps_classes(self) -> bool:
-        """Whether the classes of the file hold, not those of the data."""
+        """True if the classes of the file are used, False if those of the data are."""
         return not self.tunes
 
 
@@ -43,11 +43,11 @@ def read_start(settings: RunSettings, folder: CheckpointFolder) -> Start:
     """Read the weights of `-t`, those of `-r` with `--test-only`, or the training state of `-r`.
 
     Args:
-        settings: of the run.
-        folder: the run's checkpoints, for `-r auto`.
+        settings: settings of the run.
+        folder: checkpoints of the run, for `-r auto`.
 
     Raises:
-        CheckpointError: if a file cannot be used.
+        CheckpointError: if a file is missing, damaged or of another kind.
         NumericsError: if it holds NaN or infinity.
     """
     resume = _file_to_resume(settings, folder)
@@ -62,17 +62,20 @@ def read_start(settings: RunSettings, folder: CheckpointFolder) -> Start:
 
 
 def _file_to_resume(settings: RunSettings, folder: CheckpointFolder) -> str | None:
-    """Return the file that `-r` stands for, on every rank alike."""
+    """Return the file to resume from, the same on every rank; resolves `-r auto`."""
     if settings.resume != AUTO:
         return settings.resume
     last = folder.folder / LAST
     found = broadcast_object(last.exists() or last.with_name(PREVIOUS).exists())
-    logger.info("-r auto: %s", f"going on from {last}" if found else f"there is no {last}, a new run begins")
-    return str(last) if found else None
+    if not found:
+        logger.info("-r auto: there is no %s; starting a new run", last)
+        return None
+    logger.info("-r auto: resuming from %s", last)
+    return str(last)
 
 
 def resumes_in(folder: Path, resume: str | None) -> bool:
-    """Return whether `-r` names the training state in a run's own output folder."""
+    """Return whether `-r` is the training state in the run's own output folder."""
     if resume is None:
         return False
     if resume == AUTO:

@@ -1,11 +1,11 @@
-"""What a `last.pth` must hold: every part is looked at before it is used, so that a damaged file is refused in one sentence."""
+"""Check the parts of a `last.pth` before they are used, so that a damaged file gives one clear error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from ..core.errors import CheckpointError
 
 
 def check_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Make sure that a training state has all its parts, each of the right kind.
+    """Check that a training state has all parts and that each has the right type.
 
     Args:
-        path: the file, for messages.
-        state: its content.
+        path: file of the state, used in messages.
+        state: content of the file.
 
     Raises:
-        CheckpointError: with the first part that is missing or wrong.
+        CheckpointError: if a part is missing or has a wrong type; the message names the first one.
     """
     for key, is_right in _PARTS.items():
         if key not in state:
@@ -36,23 +36,26 @@ def check_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def check_optimizer_state(path: str | Path, state: Mapping[str, Any], parameters: list[Tensor]) -> None:
-    """Make sure that an optimizer's tensors have the shapes of the parameters that they belong to: kernels do not look.
+    """Check that optimizer tensors have the shapes of their parameters, which fused kernels do not check.
 
     Args:
-        path: the file, for messages.
-        state: as of `Optimizer.state_dict`.
-        parameters: of the optimizer, in order.
+        path: file of the state, used in messages.
+        state: result of `Optimizer.state_dict`.
+        parameters: parameters of the optimizer, in order.
 
     Raises:
-        CheckpointError: with the first tensor of another shape.
+        CheckpointError: if a tensor has another shape; the message names the first one.
     """
-    ids = [number for group in state["param_groups"] for number in group["params"]]
+    ids: list[int] = []
+    for group in state["param_groups"]:
+        ids += group["params"]
     for number, parameter in zip(ids, parameters):
         for name, value in state["state"].get(number, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise CheckpointError(
-                    f"{path}: {name} of the optimizer's parameter {number} has the shape {list(value.shape)}, expected "
-                    f"{list(parameter.shape)}; start a new run from the weights with -t"
+                    f"{path}: {name} of the optimizer's parameter {number} has the shape "
+                    f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "
+                    "weights with -t"
                 )
 
 
@@ -61,9 +64,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_progress(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and {"epoch", "step"} <= value.keys() and all(map(_is_count, value.values()))
-    )
+    if not isinstance(value, dict) or not {"epoch", "step"} <= value.keys():
+        return False
+    return all(map(_is_count, value.values()))
 
 
 def _are_weights(value: Any) -> bool:
@@ -71,56 +74,72 @@ def _are_weights(value: Any) -> bool:
 
 
 def _is_average(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and _are_weights(value.get("module")) and _is_count(value.get("updates"))
-    )
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    return _are_weights(value.get("module")) and _is_count(value.get("updates"))
 
 
 def _is_optimizer(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
         return False
     groups = value.get("param_groups")
-    return isinstance(groups, list) and all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
-    )
+    if not isinstance(groups, list):
+        return False
+    return all(map(_is_group, groups))
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("params"), list)
 
 
 def _is_guard(value: Any) -> bool:
-    return isinstance(value, dict) and _is_count(value.get("in_a_row")) and _is_count(value.get("in_epoch"))
+    if not isinstance(value, dict):
+        return False
+    return _is_count(value.get("in_a_row")) and _is_count(value.get("in_epoch"))
 
 
 def _is_best(value: Any) -> bool:
     if not isinstance(value, dict) or not {"score", "epoch", "stage_one_weights"} <= value.keys():
         return False
-    score, epoch = value["score"], value["epoch"]
-    is_score = score is None or (isinstance(score, int | float) and math.isfinite(score))
-    return is_score and (epoch is None or _is_count(epoch)) and _are_weights(value["stage_one_weights"])
+    score = value["score"]
+    if score is not None and not (isinstance(score, int | float) and math.isfinite(score)):
+        return False
+    epoch = value["epoch"]
+    if epoch is not None and not _is_count(epoch):
+        return False
+    return _are_weights(value["stage_one_weights"])
 
 
 def _is_meta(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("config"), str)
-        and isinstance(value.get("classes"), list)
-    )
+    if not isinstance(value, dict):
+        return False
+    return isinstance(value.get("config"), str) and isinstance(value.get("classes"), list)
 
 
 def _is_data(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(part, dict)
-        and all(
-            isinstance(part.get(key), Tensor) and part[key].dtype == torch.int64
-            for key in ("names", "labels")
-        )
-        and part["names"].shape == part["labels"].shape
-        and isinstance(part.get("classes"), list | tuple)
-        for part in value.values()
-    )
+    return isinstance(value, dict) and all(map(_is_identity, value.values()))
+
+
+def _is_identity(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    names = value.get("names")
+    labels = value.get("labels")
+    if not _are_digests(names) or not _are_digests(labels):
+        return False
+    return names.shape == labels.shape and isinstance(value.get("classes"), list | tuple)
+
+
+def _are_digests(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dtype == torch.int64
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__} of {len(value)}"
-    return text[:80]
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)[:80]
 
 
 _PARTS: dict[str, Callable[[Any], bool]] = {
@@ -134,7 +153,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "meta": _is_meta,
     "world_size": lambda value: _is_count(value) and value > 0,
 }
-"""What every state has, each with what tells whether it is right."""
+"""Required parts of a training state, each with the function that checks it."""
 
 _OPTIONAL_PARTS: dict[str, Callable[[Any], bool]] = {
     "first_loss": lambda value: isinstance(value, int | float),
@@ -145,4 +164,4 @@ _OPTIONAL_PARTS: dict[str, Callable[[Any], bool]] = {
     "scaler": lambda value: isinstance(value, dict),
     "meter": lambda value: isinstance(value, dict),
 }
-"""What some states have."""
+"""Parts that may be missing or None, each with the function that checks it."""

@@ -1,4 +1,4 @@
-"""What happens in a run: a summary, a rehearsal, and for each epoch its beginning, its steps, its evaluation and its end."""
+"""Parts of the training loop: summary, memory trial, and the start, steps, evaluation and end of an epoch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .saving import Saver
 
 
 def log_run(run: Run) -> None:
-    """Log what is about to happen, with numbers."""
+    """Log a summary of the run before it starts."""
     model = run.state.model
     precision = "float32" if run.step.amp_dtype is None else str(run.step.amp_dtype).removeprefix("torch.")
     logger.info("%s on %s, %d rank(s), %s", type(model).__name__, run.device, world_size(), precision)
@@ -37,7 +37,7 @@ def log_run(run: Run) -> None:
 
 
 def rehearse(run: Run) -> None:
-    """Find out before the first step whether the largest one fits into memory; on a CPU only if it is asked for."""
+    """Check before training whether the largest step fits into memory; on a CPU only with `memory_trial`."""
     wanted = run.settings.memory_trial
     if wanted is None:
         wanted = run.device.type == "cuda"
@@ -59,7 +59,7 @@ def rehearse(run: Run) -> None:
 
 
 def begin_epoch(run: Run, epoch: int) -> None:
-    """Set what holds in an epoch; what happens only once at its start is left out where a resumed run is past it."""
+    """Prepare an epoch; a run that resumes within the epoch skips what happens only at its first step."""
     progress = run.state.progress
     run.data.train_loader.set_epoch(epoch, progress.step * run.settings.grad_accum_steps)
     for part in (run.step.criterion, run.step.anchoring):
@@ -75,9 +75,9 @@ def begin_epoch(run: Run, epoch: int) -> None:
 
 
 def load_best_weights(run: Run) -> None:
-    """Begin stage 2 from the best weights of stage 1, which every rank has kept."""
+    """Start stage 2 from the best weights of stage 1, of which every rank has a copy."""
     best = run.state.best
-    weights = completed(best.stage_one_weights, run.state.model)  # they may be of a run at another input size
+    weights = completed(best.stage_one_weights, run.state.model)  # the input size may have changed
     best.stage_one_weights = {}
     run.state.model.load_state_dict(weights)
     if run.state.ema is not None:
@@ -85,16 +85,17 @@ def load_best_weights(run: Run) -> None:
     score = "not scored again yet"
     if best.epoch is not None and best.score is not None:
         score = f"epoch {best.epoch + 1}, {best.metric} {best.score:.3f}"
-    logger.info("stage 2 begins: clean images, from the best weights (%s)", score)
+    logger.info("stage 2 begins: no strong augmentation, from the best weights of stage 1 (%s)", score)
 
 
 def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> EpochMeter:
-    """Take the remaining steps of an epoch.
+    """Run the remaining steps of an epoch.
 
     Returns:
-        The sums over all its steps, those before a resume included.
+        The meter of the epoch, including steps before a resume.
     """
-    state, progress = run.state, run.state.progress
+    state = run.state
+    progress = state.progress
     state.model.train()
     meter = state.meter = state.meter or EpochMeter()
     names = {label: entry["name"] for label, entry in enumerate(run.data.classes)}
@@ -110,7 +111,8 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
         losses = take_step(run, window, watchdog)
         meter.count_boxes(window)
         if losses is not None:
-            meter.add(losses, sum(len(images) for images, _ in window) * world_size(), waited)
+            images_of_rank = sum(len(images) for images, _ in window)
+            meter.add(losses, images_of_rank * world_size(), waited)
             if progress.step % run.settings.print_freq == 0 and is_main():
                 report_step(run, log, losses, meter, bar)
         if run.step.stopping:
@@ -122,7 +124,7 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
 
 
 def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Tensor] | None:
-    """Take one step and count it; return its losses, or None if it was dropped."""
+    """Run one step and count it; return its losses, or None if it was skipped."""
     progress = run.state.progress
     seed_step(run.facts.seed, 1 + progress.total_steps)
     run.rates.set(progress)
@@ -134,21 +136,21 @@ def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Te
 
 
 def report_step(run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
-    """Write curves and, where no bar is seen, a line. The losses are read back from the device."""
+    """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
     values = {name: value.item() for name, value in losses.items()}
     total = sum(values.values())
-    log.step(
-        run.state.progress.total_steps, values, [group["lr"] for group in run.state.optimizer.param_groups]
-    )
+    rates = [group["lr"] for group in run.state.optimizer.param_groups]
+    log.step(run.state.progress.total_steps, values, rates)
     bar.set_postfix(loss=f"{total:.2f}", lr=f"{run.rates.highest:.1e}")
     if bar.disable:
         log_step(run.state.progress, run.plan, total, run.rates.highest, meter)
 
 
 def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
-    """Evaluate the EMA, or the model if there is none, with the same batch statistics on every rank."""
+    """Evaluate the EMA, or the model without EMA, with the batch statistics of rank 0 on every rank."""
     scored = run.state.scored
-    broadcast_tensors([buffer for buffer in scored.buffers() if buffer.is_floating_point()])
+    statistics = [buffer for buffer in scored.buffers() if buffer.is_floating_point()]
+    broadcast_tensors(statistics)
     return evaluate(
         scored,
         run.postprocessor,
@@ -164,7 +166,7 @@ def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
 def end_epoch(
     run: Run, log: RunLog, saver: Saver, epoch: int, meter: EpochMeter, metrics: dict[str, Any]
 ) -> None:
-    """Report and save an epoch. The report comes first: a run that is killed in between repeats both."""
+    """Log and save an epoch. The log comes first: a run that is killed in between repeats both."""
     state = run.state
     state.meter = None
     losses = meter.means()
@@ -194,5 +196,7 @@ def end_epoch(
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the highest memory that tensors have taken on a device so far; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+    """Return the peak memory of tensors on a device so far, in MB; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    return torch.cuda.max_memory_allocated(device) / 1e6

@@ -1,4 +1,4 @@
-"""One training step: forward, loss and backward for each batch of a window, then one optimizer step and the EMA."""
+"""One training step: forward and backward passes, then optimizer step and EMA update."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned
 
 
 class Part(NamedTuple):
-    """What one batch added to a step."""
+    """Contribution of one batch to a step."""
 
     losses: dict[str, Tensor]
-    """Detached; those of all parts add up to the step's."""
+    """Detached loss terms; the losses of a step are the sum over its parts."""
     outputs: dict[str, Any]
     failure: str | None
-    """Why there is no loss."""
+    """Reason why there is no loss."""
 
     def is_finite(self) -> Tensor | bool:
-        """True, on the device, if there is a loss and it is finite."""
+        """Return whether there is a finite loss, as a tensor on the device if there is a loss."""
         return self.failure is None and torch.isfinite(add_up(self.losses.values()))
 
 
 @dataclass(kw_only=True)
 class TrainStep:
-    """Forward, loss and backward for each batch of a window; then clipping, optimizer and average."""
+    """Run forward and backward passes for a window of batches, then update the weights and the EMA.
+
+    A window is the list of batches whose gradients are accumulated for one optimizer step.
+    """
 
     model: nn.Module
-    """The detector itself."""
+    """Unwrapped detector."""
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     ema: WeightAverage | None
@@ -47,42 +50,45 @@ class TrainStep:
     clip_max_norm: float
     guard: NumericsGuard
     exact: bool = True
-    """Losses of a window are normalised by its objects as if it were one batch, for one more forward pass without a graph."""
+    """Normalize losses as if the window were one batch, at the cost of a second forward pass."""
     anchoring: Callable[[], Tensor | None] | None = None
-    """One more loss of the last forward pass."""
+    """Function that returns an additional loss of the last forward pass (Gram anchoring)."""
     is_stop_asked: Callable[[], bool] = lambda: False
-    """Tells whether this rank was asked to stop."""
+    """Function that returns whether this rank was asked to stop."""
 
     def __post_init__(self) -> None:
         self.wrapped: nn.Module = self.model
-        """What is called: the detector, or its wrapper for several ranks."""
+        """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
         self.stopping = False
-        """After a step: whether any rank was asked to stop; the same on all."""
+        """Whether any rank was asked to stop in the last step; the same on all ranks."""
 
     def __call__(self, step: int, window: Sequence[Batch]) -> dict[str, Tensor] | None:
-        """Take one step.
+        """Run one training step.
 
         Args:
-            step: its number.
-            window: batches whose gradients are added up; only the last one's backward pass waits for other ranks.
+            step: number of the step.
+            window: batches whose gradients are accumulated; ranks synchronize only in the last backward pass.
 
         Returns:
-            The weighted loss terms, detached; None if the step was dropped.
+            The weighted loss terms, detached; None if the step was skipped.
 
         Raises:
-            NumericsError: if too many steps were dropped.
+            NumericsError: if too many steps were skipped.
         """
         self.statistics.remember()
-        images = [len(images) for images, _ in window]
-        normalizers = self._normalizers(window, images)
+        sizes = [len(images) for images, _ in window]
+        normalizers = self._normalizers(window, sizes)
         parts: list[Part] = []
-        for batch, number, normalizer in zip(window, images, normalizers):
-            with nullcontext() if len(parts) == len(window) - 1 else self._without_sync():
-                part = self._forward_backward(batch, normalizer, number / sum(images))
-            parts.append(
-                part if len(parts) == len(window) - 1 else part._replace(outputs={})
-            )  # frees the graph
+        for batch, size, normalizer in zip(window, sizes, normalizers):
+            fraction = size / sum(sizes)
+            if len(parts) == len(window) - 1:
+                part = self._forward_backward(batch, normalizer, fraction)
+            else:
+                with self._without_sync():
+                    part = self._forward_backward(batch, normalizer, fraction)
+                part = part._replace(outputs={})  # frees the graph
+            parts.append(part)
         finite_loss, moved = self._optimizer_step(parts)
         if not finite_loss or (not moved and self.scaler is None):
             self._drop(step, window, parts)
@@ -91,10 +97,13 @@ class TrainStep:
         self.guard.passed()
         if self.ema is not None and moved:
             self.ema.update(self.model)
-        return {name: add_up(part.losses[name] for part in parts) for name in parts[0].losses}
+        losses: dict[str, Tensor] = {}
+        for name in parts[0].losses:
+            losses[name] = add_up(part.losses[name] for part in parts)
+        return losses
 
     def rehearse(self, batch: Batch) -> None:
-        """Go forth and back with a batch, and leave everything as it was but the highest mark of memory."""
+        """Run one forward and backward pass, then restore all state; only the peak-memory counter changes."""
         self.statistics.remember()
         try:
             self._forward_backward(batch, None, 1.0)
@@ -102,24 +111,32 @@ class TrainStep:
             self.statistics.restore()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _normalizers(self, window: Sequence[Batch], images: list[int]) -> list[Any]:
-        """Return what the criterion shall normalise each batch by; None leaves a batch to its own counts."""
+    def _normalizers(self, window: Sequence[Batch], sizes: list[int]) -> list[Any]:
+        """Return the normalizers of the criterion for each batch; None lets a batch use its own counts."""
         criterion = self.criterion
         if len(window) == 1 or not self.exact or not isinstance(criterion, CountsObjects):
             return [None] * len(window)
         counts = []
-        with self._isolated_rng(), torch.no_grad():  # the same random numbers come again with the loss
+        with self._isolated_rng(), torch.no_grad():  # the loss draws the same random numbers again
             for batch in window:
-                images_there, targets = self._to_device(batch)
+                images, targets = self._to_device(batch)
                 try:
-                    counts.append(criterion.count(self._forward(self.model, images_there, targets), targets))
-                except NumericsError:  # comes again, and is reported, with the loss
-                    counts.append((sum(len(t["labels"]) for t in targets), 0))
+                    outputs = self._forward(self.model, images, targets)
+                    counts.append(criterion.count(outputs, targets))
+                except NumericsError:  # raised again, and reported, when the loss is computed
+                    objects = sum(len(target["labels"]) for target in targets)
+                    counts.append((objects, 0))
         self.statistics.restore()
-        return criterion.window_normalizers(counts, images, self.device)
+        return criterion.window_normalizers(counts, sizes, self.device)
 
-    def _forward_backward(self, batch: Batch, normalizers: Any, share: float) -> Part:
-        """Add the gradients of a batch; `share` is its part of the window."""
+    def _forward_backward(self, batch: Batch, normalizers: Any, fraction: float) -> Part:
+        """Add the gradients of a batch.
+
+        Args:
+            batch: images and targets.
+            normalizers: normalizers of the criterion; None lets the batch use its own counts.
+            fraction: fraction of the window's images in this batch.
+        """
         images, targets = self._to_device(batch)
         outputs = self._forward(self.wrapped, images, targets)
         losses: dict[str, Tensor] = {}
@@ -128,81 +145,97 @@ class TrainStep:
             if normalizers is not None:
                 losses = self.criterion(outputs, targets, normalizers)
             else:
-                losses = _scaled(self.criterion(outputs, targets), share)
+                losses = _scaled(self.criterion(outputs, targets), fraction)
             if self.anchoring:
-                with self._isolated_rng():  # the window was counted without it
+                with self._isolated_rng():  # `_normalizers` runs without it and must draw the same numbers
                     anchor = self.anchoring()
                 if anchor is not None:
-                    losses["loss_gram"] = anchor * share
+                    losses["loss_gram"] = anchor * fraction
             total = add_up(losses.values())
         except NumericsError as error:
-            total, failure = poisoned_total(outputs), str(error)
-        (self.scaler.scale(total) if self.scaler else total).backward()
-        return Part({name: value.detach() for name, value in losses.items()}, outputs, failure)
+            total = poisoned_total(outputs)
+            failure = str(error)
+        if self.scaler:
+            total = self.scaler.scale(total)
+        total.backward()
+        detached = {name: value.detach() for name, value in losses.items()}
+        return Part(detached, outputs, failure)
 
     def _forward(self, module: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Any]:
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:
-        """Keep the random number generators from being moved by what is drawn within."""
+        """Isolate the random state: draws inside do not affect draws after."""
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def _to_device(self, batch: Batch) -> Batch:
-        """Copy what the loss needs."""
+        """Copy images, boxes and labels to the device."""
         images, targets = batch
-        copies = [
-            Target(
-                boxes=target["boxes"].to(self.device, non_blocking=True),
-                labels=target["labels"].to(self.device, non_blocking=True),
-            )
-            for target in targets
-        ]
+        copies: list[Target] = []
+        for target in targets:
+            boxes = target["boxes"].to(self.device, non_blocking=True)
+            labels = target["labels"].to(self.device, non_blocking=True)
+            copies.append(Target(boxes=boxes, labels=labels))
         return images.to(self.device, non_blocking=True), copies
 
     def _without_sync(self) -> AbstractContextManager:
-        return self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return nullcontext()
 
     def _optimizer_step(self, parts: list[Part]) -> tuple[bool, bool]:
-        """Change the weights along the gradients.
+        """Clip the gradients and step the optimizer.
 
         Returns:
-            Whether the loss is finite, and whether the weights moved; both on all ranks. Under loss scaling a finite
-            loss with overflowing gradients is no fault: the scale is lowered and the step left out.
+            Whether the loss is finite and whether the weights were updated, each over all ranks. With loss
+            scaling, overflowing gradients of a finite loss are normal: the scale is lowered and the step is
+            skipped.
         """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        parameters = [
-            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        parameters: list[Tensor] = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameters.append(parameter)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
-        finite = torch.stack([torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]).all()
-        go_on = torch.tensor(not self.is_stop_asked(), device=norm.device)
-        agreed = everywhere(torch.stack([finite, torch.isfinite(norm), go_on]))
-        finite_loss, finite_gradient, all_go_on = agreed
-        self.stopping = not all_go_on
+        finite = [torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]
+        continues = torch.tensor(not self.is_stop_asked(), device=norm.device)
+        checks = torch.stack([torch.stack(finite).all(), torch.isfinite(norm), continues])
+        finite_loss, finite_gradient, all_continue = everywhere(checks)
+        self.stopping = not all_continue
         if self.scaler:
-            self.scaler.step(self.optimizer)  # leaves the weights alone if a gradient overflowed
+            self.scaler.step(self.optimizer)  # skips the update if a gradient overflowed
             self.scaler.update()
         elif finite_loss and finite_gradient:
             self.optimizer.step()
         return finite_loss, finite_loss and finite_gradient
 
     def _drop(self, step: int, window: Sequence[Batch], parts: list[Part]) -> None:
-        """Undo what a bad step has done and report the batch that caused it, or all batches if only a gradient is bad."""
-        bad = next((index for index, part in enumerate(parts) if not part.is_finite()), None)
-        part, (images, _) = (parts[-1], window[-1]) if bad is None else (parts[bad], window[bad])
+        """Roll back a bad step and report the first bad batch, or all if only a gradient is not finite."""
+        reported = slice(None)
+        bad = -1
+        for index, part in enumerate(parts):
+            if not part.is_finite():
+                bad = index
+                reported = slice(index, index + 1)
+                break
+        part = parts[bad]
+        images, _ = window[bad]
         reason = part.failure or first_bad_tensor(images, part.outputs, part.losses, self.model)
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
-        which = slice(None) if bad is None else slice(bad, bad + 1)
-        self.guard.dropped(step, reason, window[which], [part.losses for part in parts[which]])
+        losses = [part.losses for part in parts[reported]]
+        self.guard.dropped(step, reason, window[reported], losses)
 
 
 def add_up(values: Iterable[Tensor]) -> Tensor:
-    """Return the sum of at least one tensor, added in order."""
+    """Return the sum of one or more tensors, added in order."""
     return reduce(torch.add, values)
 
 
-def _scaled(losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    return losses if share == 1 else {name: value * share for name, value in losses.items()}
+def _scaled(losses: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    if factor == 1:
+        return losses
+    return {name: value * factor for name, value in losses.items()}

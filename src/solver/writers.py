@@ -1,4 +1,4 @@
-"""Where the history of a run goes: the terminal, `log.txt`, TensorBoard, wandb."""
+"""Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import is_ours, write_picture
 
-LOG_FILE, PICTURES = "log.txt", "pictures"
+LOG_FILE = "log.txt"
+PICTURES = "pictures"
 
 UNDEFINED = -1
-"""In D-FINE's list of COCO's twelve numbers, in place of one that the labels do not define."""
+"""Value of undefined metrics in the list of twelve COCO metrics, as in D-FINE's logs."""
 
 
 class Writer(Protocol):
-    """A destination."""
+    """Destination for the history of a run."""
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Take numbers of one optimizer step."""
+        """Write the values of one optimizer step."""
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Take everything about an epoch that has ended."""
+        """Write the record of a completed epoch."""
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
-        """Take a picture `[3, H, W]` uint8 of an epoch."""
+        """Write a picture `[3, H, W]` uint8 of an epoch."""
 
     def close(self) -> None:
-        """Finish."""
+        """Close the destination."""
 
 
 class ConsoleWriter:
-    """One line an epoch that a person can read."""
+    """Log one readable line per epoch."""
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Steps are shown by the progress bar."""
+        """Do nothing: the progress bar shows steps."""
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Log the line."""
-        best = (
-            f"best {record['best_metric']} {_share(record['best_score'])} (epoch {record['best_epoch'] + 1})"
-        )
+        """Log the line of an epoch."""
+        score = _score(record["best_score"])
+        best = f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
         memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
         logger.info(
-            "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f %%%s  left %s",
+            "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f "
+            "%%%s  left %s",
             epoch + 1,
             record["epochs"],
             record["train_loss"],
-            _share(record["AP"]),
-            _share(record["AP50"]),
+            _score(record["AP"]),
+            _score(record["AP50"]),
             best,
             record["train_lr"],
             record["images_per_second"],
@@ -67,64 +68,66 @@ class ConsoleWriter:
         )
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
-        """A terminal shows none."""
+        """Do nothing: a terminal does not show pictures."""
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
 
 class JsonLinesWriter:
-    """`log.txt`: one JSON object an epoch, never rewritten but for epochs that a resumed run does again."""
+    """Write `log.txt` with one JSON object per epoch; only epochs that a resumed run repeats are replaced."""
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self.path = folder / LOG_FILE
-        if self.path.exists():
-            lines = [line for line in read_text(self.path).splitlines() if _epoch_of(line) < first_epoch]
-            write_atomically(
-                self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode())
-            )
+        if not self.path.exists():
+            return
+        kept = ""
+        for line in read_text(self.path).splitlines():
+            if _epoch_of(line) < first_epoch:
+                kept += f"{line}\n"
+        write_atomically(self.path, lambda file: file.write(kept.encode()))
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Steps are not kept here."""
+        """Do nothing: only epochs are logged."""
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Append a line and bring it to disk."""
+        """Append a line and flush it to disk."""
         append_line(self.path, json_bytes(record))
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
-        """Pictures are not kept here."""
+        """Do nothing: pictures are not logged."""
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
 
 class PictureFolder:
-    """`pictures/`: JPEG files for those who open no TensorBoard."""
+    """Write pictures as JPEG files to `pictures/`, for users without TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / PICTURES
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Numbers are not kept here."""
+        """Do nothing: only pictures are written."""
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Numbers are not kept here."""
+        """Do nothing: only pictures are written."""
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
-        """Write `NAME_epoch0001.jpg`, epochs counted from 1."""
+        """Write `NAME_epoch0001.jpg`, with epochs counted from 1."""
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}_epoch{epoch + 1:04}.jpg"
         if os.path.lexists(path) and not is_ours(path):
-            logger.warning("%s is not a picture of this project and is left as it is", path)
+            logger.warning("%s was not written by this project and is not replaced", path)
             return
         write_picture(path, Image.fromarray(picture.permute(1, 2, 0).numpy()), quality=90)
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
 
 class TensorBoardWriter:
-    """Curves and pictures for TensorBoard."""
+    """Write curves and pictures for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -137,12 +140,12 @@ class TensorBoardWriter:
             self._writer.add_scalar(name, value, step)
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Add the evaluation."""
-        points = {f"Test/coco_eval_bbox_{i}": value for i, value in enumerate(record["test_coco_eval_bbox"])}
-        points |= {
-            f"Epoch/{name}": record[name]
-            for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait")
-        }
+        """Add the evaluation of an epoch."""
+        points: dict[str, float | None] = {}
+        for index, value in enumerate(record["test_coco_eval_bbox"]):
+            points[f"Test/coco_eval_bbox_{index}"] = value
+        for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
+            points[f"Epoch/{name}"] = record[name]
         for name, value in points.items():
             if value is not None and value != UNDEFINED:
                 self._writer.add_scalar(name, value, epoch)
@@ -157,25 +160,26 @@ class TensorBoardWriter:
         self._writer.add_text(name, f"```yaml\n{text}\n```")
 
     def close(self) -> None:
-        """Bring everything to disk."""
+        """Flush all events to disk."""
         self._writer.close()
 
 
 def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
-    """Start the curves of a run, with its configuration as a text.
+    """Open the TensorBoard writer of a run, and add its configuration as a text.
 
     Args:
-        folder: for the event files.
-        config: YAML text of the configuration.
+        folder: folder for the event files.
+        config: configuration as YAML.
 
     Returns:
-        The writer, or None with a warning if TensorBoard cannot write there: it takes names in UTF-8 only.
+        The writer; None, with a warning, if the folder's name is not valid UTF-8, which TensorBoard requires.
     """
     try:
         str(folder).encode()
     except UnicodeEncodeError:
         logger.warning(
-            "no curves are written for TensorBoard, whose folders must have names in UTF-8: %s; log.txt has every number",
+            "TensorBoard curves are not written: folder names must be valid UTF-8, found %s; log.txt has "
+            "all values",
             str(folder).encode(errors="backslashreplace").decode(),
         )
         return None
@@ -185,21 +189,23 @@ def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
 
 
 class WandbWriter:
-    """Curves for Weights & Biases, if the user has installed and asked for it."""
+    """Send curves and pictures to Weights & Biases (`use_wandb`)."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
         wandb = import_optional("wandb")
         self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Send the curves."""
+        """Send the values of a step."""
         self._run.log(dict(scalars), step=step)
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Send the evaluation."""
-        self._run.log(
-            {f"epoch/{key}": value for key, value in record.items() if isinstance(value, int | float)}
-        )
+        """Send the numbers of an epoch's record."""
+        values = {}
+        for key, value in record.items():
+            if isinstance(value, int | float):
+                values[f"epoch/{key}"] = value
+        self._run.log(values)
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Send a picture."""
@@ -213,12 +219,12 @@ class WandbWriter:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration as h:mm:ss."""
+    """Format a duration as h:mm:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _share(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
@@ -226,4 +232,4 @@ def _epoch_of(line: str) -> float:
     try:
         return json.loads(line)["epoch"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("-inf")  # not ours: keep it
+        return float("-inf")  # keeps lines that are not records

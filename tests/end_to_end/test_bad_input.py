@@ -154,7 +154,7 @@ def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
     )
     ended = train_here("-c", config, "--seed=0")
     assert ended.code == 0, ended.err
-    assert "there is an image with 3 objects, but only 2 can be found in one (num_queries)" in ended.out
+    assert "an image has 3 objects, but at most 2 can be detected in one image (num_queries)" in ended.out
 
 
 def test_a_missing_checkpoint_is_exit_code_4(run_train, tiny_data, tmp_path):
@@ -191,7 +191,7 @@ def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(
 
 def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_path):
     code, message = run_train("-c", "x.yml", "-r", "a.pth", "-t", "b.pth")
-    assert code == 2 and "-r goes on with a run, -t starts a new one: give one of them" in message
+    assert code == 2 and "-r resumes a run and -t starts a new one: pass only one of them" in message
 
 
 def test_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(run_train, tiny_data, tmp_path):

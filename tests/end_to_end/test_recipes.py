@@ -53,9 +53,12 @@ def phased(tiny_data, tmp_path_factory):
 
 
 def test_the_log_tells_of_each_phase_and_stage(phased):
-    assert "epoch 1: 0.11 M of 0.16 M parameters train" in phased[2]
-    assert "epoch 2: 0.12 M of 0.16 M parameters train" in phased[2] and "x 0.1, from epoch 2" in phased[2]
-    assert "stage 2 begins" in phased[2] and "batch 8 (2 x 4), 3 steps an epoch" in phased[2]
+    assert "epoch 1: 0.11 M of 0.16 M parameters are trainable" in phased[2]
+    assert (
+        "epoch 2: 0.12 M of 0.16 M parameters are trainable" in phased[2]
+        and "x 0.1, from epoch 2" in phased[2]
+    )
+    assert "stage 2 begins" in phased[2] and "batch 8 (2 x 4), 3 steps per epoch" in phased[2]
 
 
 def test_the_record_of_an_epoch_says_how_many_parameters_trained(phased):
@@ -101,7 +104,7 @@ def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp
     assert evaluated(without, tmp_path / "run/best.pth", tmp_path / "without")["AP50"] == pytest.approx(
         logged["AP50"], abs=1e-4
     )
-    assert "parameters train" in out
+    assert "parameters are trainable" in out
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -141,7 +144,7 @@ def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(tiny_
     assert [record["stage"] for record in records].count(2) == 2
     assert [record["epoch"] for record in records][-2:] == [15, 16] and len(records) < 10
     assert (
-        "no better AR100 for 2 epochs: the clean stage begins early" in out
+        "no better AR100 for 2 epochs: stage 2 begins early" in out
         and "no better AR100 for 2 epochs: the run ends early" in out
     )
     assert read_tensor_file(tmp_path / "run/best.pth")["meta"]["metric"] == "AR100"
@@ -159,7 +162,7 @@ def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_told(tiny
         tmp_path, tiny_data, epochs=1, lr_base_batch_size=16, grad_accum_steps=2, optimizer={"lr": 0.008}
     )
     out = succeed("-c", config)
-    assert "learning rates are scaled by 0.5: made for a batch of 16, used with 8" in out
+    assert "learning rates are scaled by 0.5: chosen for a batch of 16, used with 8" in out
     assert "lr 0.004" in out
 
 
@@ -173,8 +176,8 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
         train_dataloader={"collate_fn": {"stop_epoch": 0.75}},
     )
     out = succeed("-c", config, "-u", "epochs=4")
-    assert "warm-up takes 2 steps, a tenth of the run, in place of 500" in out
-    assert "epoch 2: 0.12 M of 0.16 M parameters train" in out
+    assert "warm-up is limited to 2 steps, a tenth of the run, instead of 500" in out
+    assert "epoch 2: 0.12 M of 0.16 M parameters are trainable" in out
     assert [record["stage"] for record in read_log(tmp_path / "run")] == [1, 1, 1, 2]
 
 
@@ -226,7 +229,7 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_pa
     config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100)
     out = succeed("-c", config)
     assert (
-        "learning rates are scaled by 0.5: made for a batch of 48, used with 24" in out
+        "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24" in out
         and "batch 24 (6 x 4), 1 steps an epoch" in out
     )
 
@@ -242,7 +245,10 @@ def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_
         train_dataloader={"collate_fn": {"stop_epoch": None}},
     )
     out = succeed("-c", config, "--seed=1")
-    assert "what thaws with epoch 11 of 5 stays frozen in this run" in out and "the run ends early" in out
+    assert (
+        "parameters that are unfrozen in epoch 11 stay frozen: the run has 5 epochs" in out
+        and "the run ends early" in out
+    )
 
 
 def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(
@@ -264,6 +270,6 @@ def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_
         "epochs=6",
         "DINOv3Backbone.unfreeze_blocks=2",
     )
-    assert refused.returncode == 4 and "was written with other groups of parameters" in refused.stderr
+    assert refused.returncode == 4 and "was written with other parameter groups" in refused.stderr
     out = succeed("-c", config, "-r", last, "--override", "-u", "epochs=6")
     assert "from epoch 4" in out and "from epoch 2" not in out

@@ -62,7 +62,7 @@ def test_the_terminal_has_one_line_an_epoch(trained):
 
 
 def test_the_stage_switch_is_told(trained):
-    assert "stage 2 begins: clean images, from the best weights (epoch 1" in trained[2]
+    assert "stage 2 begins: no strong augmentation, from the best weights of stage 1 (epoch 1" in trained[2]
 
 
 def test_the_resolved_configuration_trains_again(trained):
@@ -197,7 +197,10 @@ def test_a_complete_run_is_left_alone(trained):
     }
     result = run_python("train.py", "-c", config, "-r", run / "last.pth")
     assert result.returncode == 0, result.stderr
-    assert "this run is complete: epoch 2 of 2; to go on, raise epochs and give --override" in result.stdout
+    assert (
+        "this run is complete: epoch 2 of 2; to continue it, increase epochs and pass --override"
+        in result.stdout
+    )
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -221,7 +224,7 @@ def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path
     )
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
     assert result.returncode == 0, result.stderr
-    assert "21 without objects, learned as negatives" in result.stdout
+    assert "21 without objects, used as negatives" in result.stdout
     assert "dropped" not in result.stdout and read_log(tmp_path / "run")[0]["train_loss_bbox"] > 0
 
 

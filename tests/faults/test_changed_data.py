@@ -99,7 +99,7 @@ CHANGES: dict[str, tuple[dict[str, Callable[[Labels], Any]], str]] = {
     "images added": ({"train": more_images}, "1 image added (val_00000.jpg)"),
     "images removed": ({"train": without_image}, "1 image removed"),
     "another image": ({"train": other_image}, "1 image added (val_00003.jpg); "),
-    "images in another order": ({"train": other_order}, "the images come in another order"),
+    "images in another order": ({"train": other_order}, "the order of the images has changed"),
     "boxes of all images": (
         {"train": lambda x: [a.update(bbox=[3, 3, 20, 20]) for a in x["annotations"]]},
         "changed (train_",
@@ -184,7 +184,7 @@ def test_a_state_of_before_data_were_noted_is_resumed_with_a_warning(own, caplog
     write_tensor_file(folder / "last.pth", state)
     change(data, "a box removed")
     assert resume(data, folder) == (0, "done")
-    assert "whether they changed is not known" in caplog.text
+    assert "cannot tell if they changed" in caplog.text
 
 
 def test_what_decides_about_later_epochs_is_part_of_the_state(own):

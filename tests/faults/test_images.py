@@ -231,7 +231,7 @@ def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(own
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--strict")
     assert ended.code == 3
     assert (
-        ended.err.startswith("error[3]: with strict no warning about the data is accepted, and there are 1: ")
+        ended.err.startswith("error[3]: strict treats data warnings as errors, and there are 1: ")
         and doubt in ended.err
     )
 

@@ -75,7 +75,7 @@ def test_f35_f36_a_step_with_a_bad_number_is_dropped_told_with_its_images_and_ch
     met = faulty(steps, fault)
     assert run(tiny_data, tmp_path, **SHORT)
     assert set(met) == steps
-    lines = [line for line in caplog.messages if "dropped" in line]
+    lines = [line for line in caplog.messages if "skipped" in line]
     assert len(lines) == len(steps)
     assert all(told in line and "on rank 0; images: " in line and ".jpg" in line for line in lines), lines
     assert all(
@@ -95,7 +95,7 @@ def test_f35_f37_ten_bad_steps_in_a_row_end_the_run_and_the_last_good_state_and_
     assert (
         code == 5 and message.startswith("diverged at step 11: 10 steps in a row") and "last.pth" in message
     )
-    assert f"its batch is in {tmp_path}/bad_batch.pth; things that help" in message
+    assert f"its batch is saved in {tmp_path}/bad_batch.pth; try a lower learning rate" in message
     assert all(
         bool(torch.isfinite(value).all())
         for value in read_tensor_file(tmp_path / "last.pth")["model"].values()
@@ -130,7 +130,7 @@ def test_f37_a_learning_rate_that_diverges_ends_the_run_with_finite_weights_and_
     assert (
         code == 5
         and "diverged" in message
-        and f"its batch is in {tmp_path}/bad_batch.pth" in message
+        and f"its batch is saved in {tmp_path}/bad_batch.pth" in message
         and "a lower learning rate" in message
     )
     assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] > 0
@@ -153,13 +153,13 @@ def test_f37_of_several_ranks_the_one_to_blame_keeps_its_batch(tmp_path):
     ours, theirs = on_ranks(2, drop)
     assert (
         f"the batch of rank 1 is in {tmp_path}/bad_batch.pth" in ours
-        and f"its batch is in {tmp_path}/bad_batch.pth" in theirs
+        and f"its batch is saved in {tmp_path}/bad_batch.pth" in theirs
     )
     assert read_tensor_file(tmp_path / "bad_batch.pth")["batches"][0]["targets"] == [{"image_path": "1.jpg"}]
 
 
 def test_f37_a_disk_without_room_for_the_batch_changes_nothing_but_the_message(tmp_path):
-    assert keep_batch(tmp_path / "none", 1, "", []).startswith("the batch could not be kept (")
+    assert keep_batch(tmp_path / "none", 1, "", []).startswith("the batch could not be saved (")
 
 
 def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_state_stays(

@@ -152,7 +152,7 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(config, f
     assert set(before) == names
     ended = train_here("-c", config, "--seed=2")
     assert (
-        ended.code == 0 and "holds an earlier run, and this one does not resume it" in ended.out + ended.err
+        ended.code == 0 and "contains an earlier run, which this run does not resume" in ended.out + ended.err
     )
     earlier = contents(folder / "earlier/1")
     assert {name: earlier[name] for name in names} == before

@@ -64,14 +64,14 @@ def test_f11_workers_of_the_loader_change_nothing(straight, tiny_data, tmp_path,
 def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
     assert run(tiny_data, tmp_path)
-    assert "going on with 1 rank(s) where 2 began: the images of every step are the same" in caplog.text
+    assert "resuming with 1 rank(s), the run started with 2: each step has the same images" in caplog.text
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
 
 
 def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, stop_after=4)
     assert run(tiny_data, tmp_path, train_dataloader={"total_batch_size": 2})
-    assert "a step takes 4 images now, 8 before: epoch 2 goes on with step 3" in caplog.text
+    assert "a step now has 4 images, before it had 8: epoch 2 continues with step 3" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_d
 def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_data, tmp_path, change, told):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
-    with pytest.raises(ConfigError, match="not that of the run to go on with") as caught:
+    with pytest.raises(ConfigError, match="differs from that of the run to resume") as caught:
         run(tiny_data, tmp_path, **change)
     assert told in str(caught.value) and "--override" in str(caught.value)
     assert (tmp_path / "last.pth").read_bytes() == before
@@ -96,7 +96,7 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_d
 def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
-    assert "going on with a changed configuration: optimizer.lr was 0.0002, is 0.0005" in caplog.text
+    assert "resuming with a changed configuration: optimizer.lr was 0.0002, is 0.0005" in caplog.text
 
 
 @pytest.mark.parametrize(

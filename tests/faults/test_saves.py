@@ -56,7 +56,7 @@ def test_a_run_whose_last_state_is_not_on_disk_does_not_end_with_done(tiny_data,
     disk("last.pth", numbers)
     code, message = end(tiny_data, tmp_path)
     assert code == 6, message
-    assert "training has ended, but what it learned is not saved in full: last.pth: disk full" in message
+    assert "training has ended, but some of its results could not be saved: last.pth: disk full" in message
 
 
 @pytest.mark.parametrize("numbers", [(0,)], ids=["the first"])

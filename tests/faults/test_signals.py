@@ -138,7 +138,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
     ) as training:
         training.wait_for(r"epoch 2 \[")
         training.send(signal.SIGKILL, training.workers()[1])
-        training.wait_for("-r auto: going on from")
+        training.wait_for("-r auto: resuming from")
         assert training.end() == 0
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
 
@@ -289,6 +289,6 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
         main = first if wait_for_any((first, second), r"epoch 2 \[") is first else second
         other = second if main is first else first
         other.send(signal.SIGKILL, other.workers()[0])
-        wait_for_any((first, second), "-r auto: going on from")
+        wait_for_any((first, second), "-r auto: resuming from")
         assert [first.end(), second.end()] == [0, 0]
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(20))

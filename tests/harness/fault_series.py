@@ -418,7 +418,7 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
         for number in range(repeat + 1):
             began, pattern = (
                 time.monotonic(),
-                r"epoch \d+ \[" if number == 0 else r"going on from (?s:.*) epoch \d+ \[",
+                r"epoch \d+ \[" if number == 0 else r"resuming from (?s:.*) epoch \d+ \[",
             )
             while not re.search(pattern, text.read_text()[at:]):
                 if launcher.poll() is not None or time.monotonic() > began + 120:
@@ -548,8 +548,8 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
         )
         dropped = (
             run.wait() == [0]
-            and f"step {step} dropped: " in run.said[0]
-            and run.said[0].count(" dropped: ") == 1
+            and f"step {step} skipped: " in run.said[0]
+            and run.said[0].count(" skipped: ") == 1
         )
         good.append(dropped and kept.exists())
         if not good[-1]:

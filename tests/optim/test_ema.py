@@ -296,7 +296,9 @@ def test_the_ema_of_a_short_run_is_young(net):
 
 
 def test_decay_and_horizon_together_are_refused(net):
-    with pytest.raises(ConfigError, match="decay is 0.9 and ModelEMA.horizon is 100: they say the same"):
+    with pytest.raises(
+        ConfigError, match="decay is 0.9 and ModelEMA.horizon is 100: only one of them can be set"
+    ):
         create({"type": "ModelEMA", "decay": 0.9, "horizon": 100}, model=net)
 
 

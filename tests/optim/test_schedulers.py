@@ -44,8 +44,8 @@ def test_rates_are_those_of_torchs_scheduler(name, settings):
 def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
     with pytest.raises(
         ConfigError,
-        match=r"^OneCycleLR.max_lr is 0.3 for all 2 groups of parameters, so that their own rates would not act \(0.02, 0.1; from "
-        r"optimizer.params, layer_decay, unfreeze_lr_factor\); give max_lr as a list of 2 rates",
+        match=r"^OneCycleLR.max_lr is 0.3 for all 2 parameter groups and would replace their own rates \(0.02, 0.1; "
+        r"from optimizer.params, layer_decay, unfreeze_lr_factor\); set max_lr to a list of 2 rates",
     ):
         create({"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12}, optimizer=optimizer(0.1, 0.02))
     assert create(

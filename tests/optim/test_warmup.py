@@ -51,7 +51,7 @@ def test_warm_up_never_takes_more_than_a_tenth_of_the_run(images):
 def test_a_shortened_warm_up_is_told(caplog):
     with caplog.at_level("INFO"):
         built_for(RunLength(10, 7), {"type": "QuadraticWarmup", "warmup_duration": 500})
-    assert "warm-up takes 7 steps, a tenth of the run, in place of 500" in caplog.text
+    assert "warm-up is limited to 7 steps, a tenth of the run, instead of 500" in caplog.text
 
 
 def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():

@@ -216,7 +216,7 @@ def test_a_bad_batch_drops_the_whole_window_and_is_the_one_that_is_named(caplog)
     before = copy.deepcopy(step.model.state_dict())
     assert step(7, parts) is None
     assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
-    assert "step 7 dropped" in caplog.text and "images: 8.jpg, 9.jpg, 10.jpg, 11.jpg" in caplog.text
+    assert "step 7 skipped" in caplog.text and "images: 8.jpg, 9.jpg, 10.jpg, 11.jpg" in caplog.text
 
 
 def test_a_criterion_of_a_users_own_needs_no_counts():

@@ -57,7 +57,7 @@ def test_a_file_without_a_table_and_with_spare_slots_means_category_ids(cats_and
     with caplog.at_level(logging.INFO, "dfine"):
         settle_classes(tiny_config(num_classes=366), [cats_and_dogs], file(rows=366), same_classes=True)
     assert cats_and_dogs.label_of_category.tolist() == [3, 7]
-    assert "labels are category ids" in caplog.text
+    assert "category ids are used as labels" in caplog.text
 
 
 def test_a_file_without_a_table_and_without_spare_slots_means_positions(cats_and_dogs):

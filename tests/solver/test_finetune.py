@@ -106,5 +106,5 @@ def test_another_architecture_is_refused_with_its_keys(tmp_path):
 
 
 def test_a_backbone_file_is_no_detector(tmp_path):
-    with pytest.raises(CheckpointError, match="is no D-FINE checkpoint: it has no class head"):
+    with pytest.raises(CheckpointError, match="is not a D-FINE checkpoint: no class head found"):
         load_for_tuning(model(3), WeightFile(tmp_path / "vit.pth", {"cls_token": torch.ones(1)}, {}), None)

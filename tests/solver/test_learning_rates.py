@@ -85,9 +85,9 @@ def test_rates_follow_the_batch_in_proportion(base, batch, factor, caplog):
     with caplog.at_level("INFO"):
         scale_to_batch(made, base, batch, "MultiStepLR")
     assert [group["lr"] for group in made.param_groups] == pytest.approx([0.1 * factor, 0.02 * factor])
-    assert f"made for a batch of {base}, used with {batch}" in caplog.text
+    assert f"chosen for a batch of {base}, used with {batch}" in caplog.text
 
 
 def test_a_schedule_with_rates_of_its_own_is_not_scaled_in_silence():
-    with pytest.raises(ConfigError, match="OneCycleLR brings its own as max_lr"):
+    with pytest.raises(ConfigError, match="OneCycleLR takes its rates from max_lr"):
         scale_to_batch(optimizer(), 16, 4, "OneCycleLR")

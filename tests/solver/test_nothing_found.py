@@ -17,7 +17,7 @@ def explained(caplog, losses=(9.0, 8.0, 7.0, 6.0), ap50=0.0) -> int:
     for epoch, loss in enumerate(losses):
         state.progress.epoch = epoch
         explain_nothing_found(state, loss, {"AP50": ap50}, Evaluator())
-    return caplog.text.count("nothing is found although the loss falls: all boxes are elsewhere")
+    return caplog.text.count("nothing is detected although the loss decreases: all boxes are elsewhere")
 
 
 def test_it_comes_once_after_some_epochs(caplog):

@@ -12,7 +12,7 @@ def test_a_dropped_step_is_told_with_its_number_reason_and_images(caplog):
     with caplog.at_level(logging.WARNING, "dfine"):
         batch = torch.zeros(2, 3, 4, 4), [{"image_path": "a.jpg"}, {"image_path": "b.jpg"}]
         NumericsGuard(steps_per_epoch=5000).dropped(12, "loss_vfl is not finite", [batch])
-    assert "step 12 dropped: loss_vfl is not finite on rank 0; images: a.jpg, b.jpg" in caplog.text
+    assert "step 12 skipped: loss_vfl is not finite on rank 0; images: a.jpg, b.jpg" in caplog.text
 
 
 def test_ten_dropped_steps_in_a_row_end_the_run():
@@ -20,7 +20,8 @@ def test_ten_dropped_steps_in_a_row_end_the_run():
     for step in range(IN_A_ROW - 1):
         guard.dropped(step, "x", [])
     with pytest.raises(
-        NumericsError, match=r"^diverged at step 9: 10 steps in a row .*last.pth holds the last good state"
+        NumericsError,
+        match=r"^diverged at step 9: 10 steps in a row .*last.pth holds the latest state with finite values",
     ):
         guard.dropped(9, "x", [])
 

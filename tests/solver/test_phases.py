@@ -166,14 +166,17 @@ def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
         log_trainable_parameters(
             0, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
         )
-    assert "epoch 1: 0.11 M of 0.16 M parameters train" in caplog.text and "from epoch" not in caplog.text
+    assert (
+        "epoch 1: 0.11 M of 0.16 M parameters are trainable" in caplog.text
+        and "from epoch" not in caplog.text
+    )
     caplog.clear()
     phases.begin(1)
     with caplog.at_level("INFO"):
         log_trainable_parameters(
             1, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
         )
-    assert "epoch 2: 0.12 M of 0.16 M parameters train" in caplog.text
+    assert "epoch 2: 0.12 M of 0.16 M parameters are trainable" in caplog.text
     assert (
         "lr 0.0001" in caplog.text
         and "x 0.1, from epoch 2" in caplog.text

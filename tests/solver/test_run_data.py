@@ -68,7 +68,7 @@ def test_a_resumed_run_must_have_the_same_data_unless_a_change_is_wanted(data, t
     identity = data_identity({"train": cfg.train_dataloader.dataset, "val": cfg.val_dataloader.dataset})
     assert not open_run_data(cfg, resumed(cfg, identity), 0, tmp_path).changed
     identity["train"]["labels"] = identity["train"]["labels"] + 1
-    with pytest.raises(DataError, match="the data is not that of the run to resume"):
+    with pytest.raises(DataError, match="the data differs from that of the run to resume"):
         open_run_data(cfg, resumed(cfg, identity), 0, tmp_path)
     cfg.settings.override = True
     assert open_run_data(cfg, resumed(cfg, identity), 0, tmp_path).changed

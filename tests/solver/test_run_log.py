@@ -89,7 +89,7 @@ def test_the_time_left_is_that_of_the_epochs_to_come():
 def test_the_time_left_in_an_epoch_is_that_of_its_other_steps(caplog):
     with caplog.at_level("INFO", "dfine"):
         log_step(Progress(epoch=3, step=10, total_steps=310), PLAN, 2.5, 1e-3, meter_of(20.0))
-    assert caplog.messages == ["epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in it"]
+    assert caplog.messages == ["epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in this epoch"]
 
 
 def test_a_step_is_written_with_each_loss_their_sum_and_each_rate():
@@ -125,8 +125,11 @@ def test_the_plan_is_logged_with_the_horizon_of_the_ema(caplog):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"stop_epoch": 12}, "there will be no clean stage: it would begin with epoch 13 of 10"),
-        ({"thaws": frozenset({0, 10})}, "what thaws with epoch 11 of 10 stays frozen in this run"),
+        ({"stop_epoch": 12}, "stage 2 never starts: stop_epoch is 12 but the run has 10 epochs"),
+        (
+            {"thaws": frozenset({0, 10})},
+            "parameters that are unfrozen in epoch 11 stay frozen: the run has 10 epochs",
+        ),
         ({"ema_restart_decay": 0.9999}, "horizon of 10,000 steps is more than a fifth of this run's 1,000"),
     ],
 )
@@ -144,9 +147,9 @@ def test_the_data_are_logged_with_their_numbers(caplog):
     with caplog.at_level("INFO", "dfine"):
         log_data(train, val, 4, PLAN, queries=20)
     assert caplog.messages == [
-        "3 training images (1 without objects, learned as negatives), 2 for evaluation, 4 classes, batch 16 (2 x 8), "
-        "100 steps an epoch, 10 epochs",
-        "there is an image with 30 objects, but only 20 can be found in one (num_queries)",
+        "3 training images (1 without objects, used as negatives), 2 for evaluation, 4 classes, batch 16 (2 x 8), "
+        "100 steps per epoch, 10 epochs",
+        "an image has 30 objects, but at most 20 can be detected in one image (num_queries)",
     ]
 
 
@@ -173,6 +176,6 @@ def test_the_record_of_an_epoch_holds_the_boxes_that_were_read_and_lost(caplog):
 def test_an_epoch_whose_augmentation_drops_most_boxes_is_warned_about(caplog):
     boxes_record(3, 100, {"SanitizeBoundingBoxes": 20, "RandomIoUCrop": 31})
     assert (
-        "epoch 4: of 100 boxes that were read 51 did not reach the loss: RandomIoUCrop dropped 31, "
+        "epoch 4: 51 of 100 boxes did not reach the loss: RandomIoUCrop dropped 31, "
         "SanitizeBoundingBoxes dropped 20"
     ) in caplog.text

@@ -128,12 +128,12 @@ def test_other_groups_of_parameters_are_refused(trained):
     model = nn.Linear(3, 2)
     groups = [{"params": [parameter]} for parameter in model.parameters()]
     restored = make_state(model=model, optimizer=torch.optim.AdamW(groups), ema=ModelEMA(model, 0.9, 0))
-    with pytest.raises(CheckpointError, match=r"run/last.pth was written with other groups of parameters"):
+    with pytest.raises(CheckpointError, match=r"run/last.pth was written with other parameter groups"):
         restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
 
 
 def test_a_state_without_an_ema_is_refused_if_one_is_wanted(trained):
-    with pytest.raises(CheckpointError, match="has no weight average, but use_ema is on"):
+    with pytest.raises(CheckpointError, match="has no EMA weights, but use_ema is True"):
         make_state().load_state_dict(trained.state_dict(FACTS) | {"ema": None}, FACTS, LAST)
 
 
@@ -158,7 +158,7 @@ def test_when_patience_runs_out_the_clean_stage_is_announced(caplog):
     plan = TrainingPlan(**vars(PLAN) | {"patience": 1})
     with caplog.at_level("INFO", "dfine"):
         state.close_epoch({"AP": 0.2}, plan)
-    assert state.progress.epoch == 3 and "the clean stage begins early" in caplog.text
+    assert state.progress.epoch == 3 and "stage 2 begins early" in caplog.text
 
 
 def test_with_other_data_the_epoch_begins_again_and_the_best_is_forgotten(trained):

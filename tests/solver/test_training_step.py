@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(caplog):
     before = snapshot(step)
     assert step(3, [(torch.full((2, 3, 4, 4), float("nan")), TARGETS)]) is None
     assert same(before, snapshot(step))
-    assert "step 3 dropped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
+    assert "step 3 skipped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine(caplog):

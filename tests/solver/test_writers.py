@@ -105,7 +105,7 @@ def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
 def test_a_folder_whose_name_is_not_utf8_costs_the_curves_and_nothing_else(tmp_path, caplog):
     folder = Path(os.fsdecode(b"run_\xff"))
     assert open_tensorboard(tmp_path / folder, "a: 1") is None
-    assert "must have names in UTF-8" in caplog.text
+    assert "folder names must be valid UTF-8" in caplog.text
     assert not list(tmp_path.iterdir())
     board = open_tensorboard(tmp_path / "run", "a: 1")
     board.close()

@@ -1,0 +1,103 @@
+"""Chinese pages have the structure, commands and figures of the English pages."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SECTIONS_OF_TRAINING = {
+    "输出文件": "Output files",
+    "训练阶段与时长": "Stages, phases and lengths",
+    "EMA": "EMA",
+    "显存与时间": "Memory and time",
+    "提前停止": "Early stopping",
+    "常见问题": "Questions",
+}
+"""Sections of `docs/training_cn.md` that translate a section of `docs/training.md`."""
+
+
+class Page(NamedTuple):
+    levels: list[int]
+    """Level of each heading, 1 to 6."""
+    code: list[str]
+    """Lines of code without comments."""
+    tables: list[list[tuple[str, ...]]]
+    """For each table, the numbers of each row."""
+
+
+def parse(text: str) -> Page:
+    page = Page([], [], [])
+    fenced = False
+    in_table = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            code = re.sub(r"(^|\s)#.*", "", line).rstrip()
+            if code:
+                page.code.append(code)
+        elif heading := re.match(r"(#+) ", line):
+            page.levels.append(len(heading.group(1)))
+        if not line.startswith("|"):
+            in_table = False
+            continue
+        if not in_table:
+            page.tables.append([])
+            in_table = True
+        page.tables[-1].append(tuple(re.findall(r"\d+(?:\.\d+)?", line)))
+    return page
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the text of each second-level section by its heading."""
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def without_file_tree(text: str) -> str:
+    """Remove the descriptions of the file tree, which are prose."""
+    return re.sub(r"```\ntrain\.py.*?```", "", text, flags=re.DOTALL)
+
+
+def test_the_chinese_readme_has_the_headings_of_the_english_one():
+    assert parse(read("README_cn.md")).levels == parse(read("README.md")).levels
+
+
+def test_the_chinese_readme_has_the_commands_of_the_english_one():
+    chinese, english = (parse(without_file_tree(read(name))) for name in ("README_cn.md", "README.md"))
+    assert chinese.code == english.code
+
+
+def test_the_chinese_readme_has_the_tables_of_the_english_one():
+    chinese, english = (parse(read(name)) for name in ("README_cn.md", "README.md"))
+    assert [len(table) for table in chinese.tables] == [len(table) for table in english.tables]
+    assert numbers(chinese.tables) == numbers(english.tables)
+
+
+@pytest.mark.parametrize(("chinese", "english"), SECTIONS_OF_TRAINING.items())
+def test_a_translated_section_on_training_has_the_structure_of_the_english_one(chinese, english):
+    ours = parse(sections(read("docs/training_cn.md"))[chinese])
+    theirs = parse(sections(read("docs/training.md"))[english])
+    assert ours.levels == theirs.levels
+    assert ours.code == theirs.code
+    assert [len(table) for table in ours.tables] == [len(table) for table in theirs.tables]
+    assert numbers(ours.tables) == numbers(theirs.tables)
+
+
+def test_a_missing_row_a_changed_number_and_a_changed_command_are_noticed():
+    page = parse("## A\n\n    run --x 1  # why\n\n| a |\n| --- |\n| 0.5 |\n")
+    assert page == ([2], ["    run --x 1"], [[(), (), ("0.5",)]])
+    assert parse("| a |\n| --- |\n| 0.6 |").tables != page.tables
+    assert parse("    run --x 2").code != page.code
+
+
+def numbers(tables: list[list[tuple[str, ...]]]) -> list[list[list[str]]]:
+    """Return the numbers of each row in a fixed order, because word order differs between languages."""
+    return [[sorted(row) for row in table] for table in tables]
