@@ -234,7 +234,7 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_pa
     )
 
 
-def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
+def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,

@@ -1,7 +1,7 @@
 """Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
 
     python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
-    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, other chance
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, another random seed
 
 resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
 workers   0, 1, 2 and 4 loader workers: the same
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all")
     parser.add_argument("--repeat", type=int, help="how often, in place of each series' own count")
-    parser.add_argument("--seed", type=int, default=0, help="where all chance follows from")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
     if unknown := set(arguments.series) - SERIES.keys():
         parser.error(f"unknown series: {', '.join(unknown)}")

@@ -133,7 +133,7 @@ def test_parts_by_their_own_counts_are_near_but_not_the_same(whole):
     assert apart(whole[0], gradient(4, exact=False)[0]) > 1e-3
 
 
-def test_counting_leaves_chance_and_batch_statistics_as_they_were():
+def test_counting_leaves_random_state_and_batch_statistics_unchanged():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
         model=model,
@@ -162,7 +162,7 @@ def test_counting_leaves_chance_and_batch_statistics_as_they_were():
     )
 
 
-def test_a_loss_that_draws_leaves_the_next_batch_the_chance_that_it_was_counted_with():
+def test_a_loss_that_draws_random_numbers_does_not_change_those_of_the_next_batch():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
         model=model,
