@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one sentence and its exit code, never in a traceback."""
+"""Mistakes of users end with a one-line message and an exit code, never with a traceback."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A data set of a user's own: the code of docs/data.md, as it stands there, trains, resumes, evaluates and is saved."""
+"""A custom data set: the code of docs/data.md, unchanged, trains, resumes, evaluates and saves."""
 
 import csv
 import json

@@ -230,7 +230,7 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_pa
     out = succeed("-c", config)
     assert (
         "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24" in out
-        and "batch 24 (6 x 4), 1 steps an epoch" in out
+        and "batch 24 (6 x 4), 1 steps per epoch" in out
     )
 
 

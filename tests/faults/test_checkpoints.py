@@ -56,7 +56,7 @@ def stopped(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def folder(stopped, tmp_path):
-    """A copy of it that a test may spoil."""
+    """A copy of it that a test may damage."""
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on ends as if nothing had happened: rows F01, F11, F12, F13, F16 and F19."""
+"""A run that is stopped and resumed gives the same result as an uninterrupted run: rows F01, F11, F12, F13, F16 and F19."""
 
 import json
 import os

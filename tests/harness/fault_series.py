@@ -8,7 +8,7 @@ workers   0, 1, 2 and 4 loader workers: the same
 signals   SIGTERM, SIGUSR1, SIGINT at random times, on 1 and 2 ranks: saved and gone within ten seconds, code 75, one step for all
 restarts  torchrun --max-restarts whose ranks are killed one after another: the losses and the end are those of an undisturbed run
 ranks     an error or a silence of one of two ranks at a random step: the other ends in time and says why
-numbers   NaN and infinity in images, losses and gradients at random steps: the step is dropped and nothing has changed
+numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and nothing has changed
 disk      files may grow to a random limit: what was saved stays whole, and what is needed and free is said
 
 Ranks are forked here and run `train.py`, which saves the seconds of an import, and meet as under torchrun; only restarts need it.
@@ -278,7 +278,7 @@ Figures = Iterator[tuple[str, list[bool], str]]
 """What was counted, how each case went, and a note."""
 
 
-# ---- going on ----
+# ---- resuming ----
 
 
 def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
@@ -557,7 +557,7 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
             )
     yield (
-        "dropped before the step, weights, average and optimizer unchanged",
+        "skipped, with weights, EMA and optimizer unchanged",
         good,
         "images, losses and gradients in turn",
     )

@@ -15,7 +15,7 @@ def optimizer(*rates: float) -> torch.optim.Optimizer:
 
 
 def rates_of_torch(name: str, settings: dict, epochs: int) -> list[list[float]]:
-    """Return the rates of torch's own scheduler, stepped once an epoch."""
+    """Return the rates of torch's own scheduler, stepped once per epoch."""
     stepped = optimizer(0.1, 0.02)
     scheduler = getattr(lr_scheduler, name)(stepped, **settings)
     rates = []

@@ -1,4 +1,4 @@
-"""Small learning rates at the start."""
+"""Learning rate warm-up."""
 
 import pytest
 

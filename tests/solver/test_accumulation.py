@@ -1,4 +1,4 @@
-"""Steps whose batch comes in parts, on one rank and on several, are the steps of the whole batch."""
+"""Gradient accumulation gives the step of the whole batch, on one rank and on several."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_step(exact: bool = True, criterion=None) -> TrainStep:
 
 
 def window(parts: int) -> list:
-    """This rank's share of the sixteen images, in so many batches."""
+    """Return this rank's part of the sixteen images, in the given number of batches."""
     images, targets = sixteen_images()
     share = len(targets) // world_size()
     mine = range(rank() * share, (rank() + 1) * share)

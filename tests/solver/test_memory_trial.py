@@ -1,4 +1,4 @@
-"""The rehearsal of the largest step."""
+"""The memory trial of the largest step."""
 
 import copy
 from types import SimpleNamespace
@@ -63,7 +63,7 @@ def test_a_batch_that_does_not_fit_ends_with_what_helps(step, monkeypatch, error
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_moments_that_the_optimizer_does_not_have_yet_are_added_to_the_peak(step, monkeypatch, resumed):
-    """A resumed run has them already: they are part of what was measured."""
+    """A resumed run has them already, so they are included in the measurement."""
     if resumed:
         for parameter in step.model.parameters():
             parameter.grad = torch.zeros_like(parameter)

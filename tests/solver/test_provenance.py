@@ -1,4 +1,4 @@
-"""What a checkpoint says about its making."""
+"""Provenance stored in checkpoints."""
 
 import subprocess
 from pathlib import Path

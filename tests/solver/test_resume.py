@@ -1,4 +1,4 @@
-"""How a run is resumed."""
+"""Resuming a run: changed settings and the command to resume."""
 
 from pathlib import Path
 

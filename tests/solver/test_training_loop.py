@@ -1,4 +1,4 @@
-"""Parts of an epoch, with stand-ins for what they drive."""
+"""Parts of an epoch, tested with stub objects."""
 
 from types import SimpleNamespace
 from unittest.mock import MagicMock
