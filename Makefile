@@ -1,7 +1,7 @@
-# make demo    environment, drawn data, training, evaluation, pictures; about 6 minutes on one core
-# make test    environment and all tests but the slow ones
-# make tools   what single tools need besides: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt); their tests are skipped without
-# Both need nothing but Python 3.10 or newer.
+# make demo    environment, synthetic data, training, evaluation, pictures; about 6 minutes on one core
+# make test    environment and all tests except the slow ones
+# make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt); without them their tests are skipped
+# Only Python 3.10 or newer is required.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,9 +9,9 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
-# Processes that share the tests; each takes about 1 GB.
+# Number of test processes; each needs about 1 GB of memory.
 JOBS ?= 2
-# The models here are small: two threads gain a third on quiet cores and lose far more on busy ones.
+# The models are small: two threads are a third faster on idle cores, but much slower on busy ones.
 export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-slow tools lint clean

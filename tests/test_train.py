@@ -40,4 +40,4 @@ def test_levels_that_mean_nothing_here_or_contradict_are_refused(parse, argument
 def test_a_note_tells_what_a_level_is_taken_as():
     ended = train_here("-c", "none.yml", "--opt-level", "O1")
     assert ended.code == 2
-    assert "--opt-level O1 is taken as --use-amp" in ended.out
+    assert "--opt-level O1 means --use-amp" in ended.out

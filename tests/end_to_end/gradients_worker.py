@@ -1,4 +1,4 @@
-"""Computes the gradients of one training step on however many ranks it is started with, and writes them.
+"""Compute the gradients of one training step on the given number of ranks, and write them.
 
 usage: gradients_worker.py CONFIG OUTPUT
 """

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one sentence and its exit code, never in a traceback."""
+"""Mistakes of users end with a one-line message and an exit code, never with a traceback."""
 
 import json
 import logging
@@ -29,14 +29,14 @@ def run_train(monkeypatch, capsys):
 
 
 @pytest.fixture
-def spoilt_labels(tiny_data, tmp_path):
+def changed_labels(tiny_data, tmp_path):
     """Return a function that writes a changed copy of the training labels and gives its path."""
 
     def write(change) -> str:
         labels = json.loads((tiny_data.folder / "train.json").read_text())
         change(labels)
-        (tmp_path / "spoilt.json").write_text(json.dumps(labels))
-        return f"train_dataloader.dataset.ann_file={tmp_path / 'spoilt.json'}"
+        (tmp_path / "changed.json").write_text(json.dumps(labels))
+        return f"train_dataloader.dataset.ann_file={tmp_path / 'changed.json'}"
 
     return write
 
@@ -94,7 +94,9 @@ def test_a_fault_of_the_configuration_is_exit_code_2(run_train, tiny_data, tmp_p
     assert code == 2
 
 
-def test_sizes_that_are_no_multiple_of_32_are_told_the_nearest_that_are(run_train, tiny_data, tmp_path):
+def test_sizes_that_are_not_multiples_of_32_are_refused_with_the_nearest_valid_ones(
+    run_train, tiny_data, tmp_path
+):
     _, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", "eval_spatial_size=[500, 640]")
     assert "500 is not a multiple of 32; the nearest valid sizes are 480 or 512" in message
 
@@ -104,41 +106,41 @@ def test_a_configuration_that_is_not_there_is_named(run_train, tmp_path):
     assert (code, message) == (2, f"error[2]: configuration file not found: {tmp_path / 'none.yml'}\n")
 
 
-def test_an_unknown_category_id_names_the_annotation(run_train, spoilt_labels, tiny_data, tmp_path):
+def test_an_unknown_category_id_names_the_annotation(run_train, changed_labels, tiny_data, tmp_path):
     def change(labels):
         labels["annotations"][3]["category_id"] = 99
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", spoilt_labels(change))
+    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
     assert code == 3
     assert "annotations[3] (id 4): category_id 99 is unknown; known ids: 1, 3, 7, 8" in message
 
 
-def test_a_missing_image_is_named_before_training(run_train, spoilt_labels, tiny_data, tmp_path):
+def test_a_missing_image_is_named_before_training(run_train, changed_labels, tiny_data, tmp_path):
     def change(labels):
         labels["images"][5]["file_name"] = "lost.jpg"
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", spoilt_labels(change))
+    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
     assert code == 3
     assert "1 of 24 images of" in message and "lost.jpg" in message
 
 
 def test_categories_that_differ_between_training_and_validation_are_listed(
-    run_train, spoilt_labels, tiny_data, tmp_path
+    run_train, changed_labels, tiny_data, tmp_path
 ):
     def change(labels):
         labels["categories"][0]["name"] = "disk"
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", spoilt_labels(change))
+    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
     assert code == 3
     assert "id 1: disk / disc" in message
 
 
-def test_labels_without_a_usable_box_are_refused(run_train, spoilt_labels, tiny_data, tmp_path):
+def test_labels_without_a_usable_box_are_refused(run_train, changed_labels, tiny_data, tmp_path):
     code, message = run_train(
         "-c",
         write_tiny_config(tmp_path, tiny_data),
         "-u",
-        spoilt_labels(lambda labels: labels.update(annotations=[])),
+        changed_labels(lambda labels: labels.update(annotations=[])),
     )
     assert code == 3
     assert "no usable box" in message
@@ -194,7 +196,9 @@ def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_
     assert code == 2 and "-r resumes a run and -t starts a new one: pass only one of them" in message
 
 
-def test_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(run_train, tiny_data, tmp_path):
+def test_an_output_folder_that_is_a_file_is_reported_before_the_model_is_built(
+    run_train, tiny_data, tmp_path
+):
     (tmp_path / "file").write_text("")
     code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "--output-dir", tmp_path / "file")
     assert code == 2 and "output_dir" in message and "cannot be written to" in message

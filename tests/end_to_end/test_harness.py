@@ -1,4 +1,4 @@
-"""The harnesses that kill, damage and spoil at random do so, and find nothing in a few tries."""
+"""The fault injection tools work, and find no error in a few attempts."""
 
 import re
 

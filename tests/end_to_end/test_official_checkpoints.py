@@ -1,4 +1,4 @@
-"""Files in the form that D-FINE publishes: evaluated with -r, tuned from with -t."""
+"""Files in the form that D-FINE publishes: evaluated with -r, used as start weights with -t."""
 
 import json
 

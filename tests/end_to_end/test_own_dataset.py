@@ -1,4 +1,4 @@
-"""A data set of a user's own: the code of docs/data.md, as it stands there, trains, resumes, evaluates and is saved."""
+"""A custom data set: the code of docs/data.md, unchanged, trains, resumes, evaluates and saves."""
 
 import csv
 import json
@@ -109,7 +109,7 @@ def test_a_member_that_is_missing_is_named_with_what_it_returns(own_run, tmp_pat
     ) in ended.err
 
 
-def test_a_data_set_of_torch_alone_is_told_what_it_lacks(own_run, tmp_path):
+def test_a_plain_torch_data_set_is_refused_with_what_it_lacks(own_run, tmp_path):
     (tmp_path / "my_data.py").write_text(
         "import torch\nfrom src.core import register\n\n\n@register()\nclass TableDetection(torch.utils.data.Dataset):\n"
         "    def __init__(self, folder, table, transforms=None): ...\n"

@@ -230,11 +230,11 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_pa
     out = succeed("-c", config)
     assert (
         "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24" in out
-        and "batch 24 (6 x 4), 1 steps an epoch" in out
+        and "batch 24 (6 x 4), 1 steps per epoch" in out
     )
 
 
-def test_a_phase_that_the_run_does_not_reach_is_told_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
+def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,

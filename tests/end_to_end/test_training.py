@@ -61,7 +61,7 @@ def test_the_terminal_has_one_line_an_epoch(trained):
     assert sum(" left 0:" in line and "AP50" in line for line in trained[2].splitlines()) == 2
 
 
-def test_the_stage_switch_is_told(trained):
+def test_the_stage_switch_is_logged(trained):
     assert "stage 2 begins: no strong augmentation, from the best weights of stage 1 (epoch 1" in trained[2]
 
 

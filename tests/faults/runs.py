@@ -1,4 +1,4 @@
-"""Whole runs in this process or in forked ranks, stopped after any step, and what they leave."""
+"""Whole runs in this process or in forked ranks, stopped after any step, and their output files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def run(
     in_evaluation: bool = False,
     **overrides: Any,
 ) -> bool:
-    """Train in `folder`, going on from its `last.pth` if there is one; return whether the run came to its end."""
+    """Train in `folder`, resuming from its `last.pth` if it exists; return whether the run was completed."""
 
     def train() -> bool:
         torch.set_num_threads(1)
@@ -117,7 +117,7 @@ def final_state(folder: Path) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    """Tell whether two states are equal to the bit."""
+    """Return whether two states are equal bit for bit."""
     return one.keys() == two.keys() and all(
         torch.equal(value, two[name]) if isinstance(value, Tensor) else value == two[name]
         for name, value in one.items()

@@ -1,4 +1,4 @@
-"""Faults of annotation files (F38, F55 to F67): what stops a run before a model is built, and what is mended and counted."""
+"""Faults of annotation files (F38, F55 to F67): errors that stop a run before a model is built, and errors that are fixed and counted."""
 
 import json
 

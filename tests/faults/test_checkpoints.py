@@ -56,7 +56,7 @@ def stopped(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def folder(stopped, tmp_path):
-    """A copy of it that a test may spoil."""
+    """A copy of it that a test may damage."""
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
@@ -149,7 +149,7 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
 
 
 @pytest.mark.parametrize("share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"])
-def test_f03_a_truncated_last_is_told_and_the_one_before_it_goes_on(
+def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     straight, tiny_data, folder, caplog, share
 ):
     raw = (folder / "last.pth").read_bytes()
@@ -282,7 +282,7 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
     [{}, [1, 2], {"foo": 1}, {"conv.weight": torch.zeros(3, 3)}],
     ids=["empty", "list", "other keys", "another model"],
 )
-def test_f09_what_is_no_checkpoint_is_refused_with_what_it_holds(tiny_data, tmp_path, content):
+def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(tiny_data, tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     for flag, told in (
         ("resume", "holds weights but no training state"),
@@ -313,7 +313,7 @@ def test_f10_weights_that_are_not_finite_are_refused_with_their_name(tiny_data, 
 # ---- disks and folders ----
 
 
-def test_f14_a_full_disk_is_told_thrice_and_what_was_saved_stays(tiny_data, folder):
+def test_f14_a_full_disk_is_reported_three_times_and_what_was_saved_stays(tiny_data, folder):
     before = (folder / "last.pth").read_bytes()
 
     def on_a_small_disk() -> None:
@@ -352,7 +352,7 @@ def no_model(self) -> None:
     raise AssertionError("a model was built")
 
 
-def test_f15_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(
+def test_f15_an_output_folder_that_is_a_file_is_reported_before_the_model_is_built(
     tiny_data, tmp_path, monkeypatch
 ):
     (tmp_path / "file").touch()
@@ -362,7 +362,7 @@ def test_f15_an_output_folder_that_is_a_file_is_told_before_the_model_is_built(
     assert "output_dir" in message and "cannot be written to" in message
 
 
-def test_f15_a_read_only_output_folder_is_told_before_the_model_is_built(tiny_data, tmp_path):
+def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(tiny_data, tmp_path):
     with tempfile.TemporaryDirectory() as name:  # under /tmp: others may go through it
         os.chmod(name, 0o555)
         solver = DetSolver(tiny_config(tiny_data, Path(name)), torch.device("cpu"))

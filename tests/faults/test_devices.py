@@ -1,4 +1,4 @@
-"""Devices that fail (F34): by what torch and NCCL say, since none fails here."""
+"""Failing devices (F34), simulated by the errors that torch and NCCL raise."""
 
 import os
 from pathlib import Path

@@ -345,7 +345,7 @@ def saved_as_png(path: Path) -> None:
     Image.open(path).save(path, "PNG")
 
 
-def test_f53_without_watching_files_may_be_written_anew(own_data, fit, monkeypatch):
+def test_f53_without_watching_files_may_be_rewritten(own_data, fit, monkeypatch):
     ordinary = det_solver.begin_epoch
     monkeypatch.setattr(
         det_solver,

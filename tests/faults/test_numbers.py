@@ -69,7 +69,7 @@ def bad_gradient(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
 
 @pytest.mark.parametrize(("fault", "told"), [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")])
 @pytest.mark.parametrize("steps", [{3}, {0, 5, 11}])
-def test_f35_f36_a_step_with_a_bad_number_is_dropped_told_with_its_images_and_changes_nothing(
+def test_f35_f36_a_step_with_a_bad_number_is_skipped_logged_with_its_images_and_changes_nothing(
     tiny_data, tmp_path, faulty, caplog, fault, told, steps
 ):
     met = faulty(steps, fault)

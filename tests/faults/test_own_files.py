@@ -1,4 +1,4 @@
-"""A run replaces nothing that it did not write, and nothing that an earlier run is worth (K7)."""
+"""A run overwrites neither foreign files nor the results of an earlier run (K7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on ends as if nothing had happened: rows F01, F11, F12, F13, F16 and F19."""
+"""A run that is stopped and resumed gives the same result as an uninterrupted run: rows F01, F11, F12, F13, F16 and F19."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(straight, 
     assert same(final_state(tmp_path), straight[0][2])
 
 
-def test_f01_a_run_stopped_in_its_evaluation_evaluates_anew_and_ends_with_the_same_state(
+def test_f01_a_run_stopped_in_its_evaluation_repeats_it_and_ends_with_the_same_state(
     straight, tiny_data, tmp_path
 ):
     assert not run(tiny_data, tmp_path, stop_after=3, in_evaluation=True)

@@ -1,4 +1,4 @@
-"""What a resumed run needs besides `last.pth`: its best weights, its metric, its seed and the file that was asked for."""
+"""Files and settings that a resumed run needs in addition to `last.pth`: its best weights, its metric, its seed and the file that was asked for."""
 
 from __future__ import annotations
 

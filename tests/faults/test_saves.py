@@ -1,4 +1,4 @@
-"""Twenty saves that fail or are interrupted: "done" and "saved" are never said of what is not on disk (K4)."""
+"""Twenty saves that fail or are interrupted: "done" and "saved" are never reported for files that are not on disk (K4)."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_p
     assert len(stops) == 1 and saved_step(tmp_path / "run") > 0
 
 
-def test_f23_torchrun_hands_on_sigusr1_if_it_is_told_to(config, tmp_path):
+def test_f23_torchrun_forwards_sigusr1_if_configured(config, tmp_path):
     flag = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     with Training(
         tmp_path / "run", "-c", config, "--seed=1", ranks=2, launcher=(flag,), SLURM_JOB_ID="1"

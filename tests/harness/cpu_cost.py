@@ -90,17 +90,17 @@ def configuration(name: str, **overrides):
 def draw_targets(images: int, boxes: int) -> list[dict]:
     import torch
 
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return [
         {
             "boxes": torch.cat(
                 [
-                    torch.rand(boxes, 2, generator=chance) * 0.5 + 0.25,
-                    torch.rand(boxes, 2, generator=chance) * 0.3 + 0.05,
+                    torch.rand(boxes, 2, generator=generator) * 0.5 + 0.25,
+                    torch.rand(boxes, 2, generator=generator) * 0.3 + 0.05,
                 ],
                 1,
             ),
-            "labels": torch.randint(0, 80, (boxes,), generator=chance),
+            "labels": torch.randint(0, 80, (boxes,), generator=generator),
         }
         for _ in range(images)
     ]

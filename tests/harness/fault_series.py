@@ -1,14 +1,14 @@
 """Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
 
     python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
-    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, other chance
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, another random seed
 
 resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
 workers   0, 1, 2 and 4 loader workers: the same
 signals   SIGTERM, SIGUSR1, SIGINT at random times, on 1 and 2 ranks: saved and gone within ten seconds, code 75, one step for all
 restarts  torchrun --max-restarts whose ranks are killed one after another: the losses and the end are those of an undisturbed run
 ranks     an error or a silence of one of two ranks at a random step: the other ends in time and says why
-numbers   NaN and infinity in images, losses and gradients at random steps: the step is dropped and nothing has changed
+numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and nothing has changed
 disk      files may grow to a random limit: what was saved stays whole, and what is needed and free is said
 
 Ranks are forked here and run `train.py`, which saves the seconds of an import, and meet as under torchrun; only restarts need it.
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all")
     parser.add_argument("--repeat", type=int, help="how often, in place of each series' own count")
-    parser.add_argument("--seed", type=int, default=0, help="where all chance follows from")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
     if unknown := set(arguments.series) - SERIES.keys():
         parser.error(f"unknown series: {', '.join(unknown)}")
@@ -278,7 +278,7 @@ Figures = Iterator[tuple[str, list[bool], str]]
 """What was counted, how each case went, and a note."""
 
 
-# ---- going on ----
+# ---- resuming ----
 
 
 def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
@@ -557,7 +557,7 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
             )
     yield (
-        "dropped before the step, weights, average and optimizer unchanged",
+        "skipped, with weights, EMA and optimizer unchanged",
         good,
         "images, losses and gradients in turn",
     )

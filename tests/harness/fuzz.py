@@ -3,7 +3,7 @@
     python tests/harness/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
     python tests/harness/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
 
-Each spoilt file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
+Each malformed file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
 it, with every dropped or clipped box counted in the findings. Anything else is a fault: another exception, a silent change, ten seconds without
 an answer, a file that is written to, code that runs. Exit code 1 if there is one.
 """
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, count in (("labels", 500), ("configs", 300), ("checkpoints", 100), ("images", 60)):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"spoilt {name} to try")
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of malformed {name}")
     parser.add_argument("--seed", type=int, default=0, help="where all damage follows from")
     return parser.parse_args()
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def judge(folder: Path, kind: str, number: int, path: Path, read: Callable[[], None]) -> str:
-    """Read a spoilt file; return what became of it, and tell of faults."""
+    """Read a malformed file; return the outcome and print errors."""
     from src.core.errors import RunError
 
     before = hashlib.sha256(path.read_bytes()).digest()

@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def train(folder: Path, name: str, *, endless: bool = False) -> None:
-    """Begin or go on with the run in a folder, to its end."""
+    """Start or resume the run in a folder, until it is complete."""
     import torch
 
     from src.solver import DetSolver

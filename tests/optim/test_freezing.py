@@ -1,4 +1,4 @@
-"""What learns when, in the groups of an optimizer."""
+"""Start epoch and rate of each parameter in the groups of an optimizer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which parameters learn at which rate and with which decay."""
+"""Learning rate and weight decay of each parameter group."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_groups_of_a_published_size_have_the_published_rates(published):
 
 @pytest.fixture(scope="module")
 def dinov3():
-    """A small DINOv3 detector whose ViT has a rate of its own."""
+    """A small DINOv3 detector whose ViT has its own learning rate."""
     cfg = tiny_config(
         optimizer={
             "params": [{"params": r"^backbone\.vit\.", "lr": 1e-5}],

@@ -15,7 +15,7 @@ def optimizer(*rates: float) -> torch.optim.Optimizer:
 
 
 def rates_of_torch(name: str, settings: dict, epochs: int) -> list[list[float]]:
-    """Return the rates of torch's own scheduler, stepped once an epoch."""
+    """Return the rates of torch's own scheduler, stepped once per epoch."""
     stepped = optimizer(0.1, 0.02)
     scheduler = getattr(lr_scheduler, name)(stepped, **settings)
     rates = []
@@ -154,7 +154,7 @@ def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
     assert [schedule.rates(epoch)[0] for epoch in (18, 19)] == pytest.approx([0.05, 0.05])
 
 
-def test_cosine_begins_at_half_of_the_run_unless_told_otherwise():
+def test_cosine_starts_at_half_of_the_run_by_default():
     assert flat_cosine().rates(15) == flat_cosine(flat_epochs=10, end_epoch=20).rates(15)
 
 

@@ -1,4 +1,4 @@
-"""Small learning rates at the start."""
+"""Learning rate warm-up."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_warm_up_never_takes_more_than_a_tenth_of_the_run(images):
     assert warmup.factor(run.steps // 10) == 1.0
 
 
-def test_a_shortened_warm_up_is_told(caplog):
+def test_a_shortened_warm_up_is_logged(caplog):
     with caplog.at_level("INFO"):
         built_for(RunLength(10, 7), {"type": "QuadraticWarmup", "warmup_duration": 500})
     assert "warm-up is limited to 7 steps, a tenth of the run, instead of 500" in caplog.text

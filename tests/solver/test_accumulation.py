@@ -1,4 +1,4 @@
-"""Steps whose batch comes in parts, on one rank and on several, are the steps of the whole batch."""
+"""Gradient accumulation gives the step of the whole batch, on one rank and on several."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_step(exact: bool = True, criterion=None) -> TrainStep:
 
 
 def window(parts: int) -> list:
-    """This rank's share of the sixteen images, in so many batches."""
+    """Return this rank's part of the sixteen images, in the given number of batches."""
     images, targets = sixteen_images()
     share = len(targets) // world_size()
     mine = range(rank() * share, (rank() + 1) * share)
@@ -133,7 +133,7 @@ def test_parts_by_their_own_counts_are_near_but_not_the_same(whole):
     assert apart(whole[0], gradient(4, exact=False)[0]) > 1e-3
 
 
-def test_counting_leaves_chance_and_batch_statistics_as_they_were():
+def test_counting_leaves_random_state_and_batch_statistics_unchanged():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
         model=model,
@@ -162,7 +162,7 @@ def test_counting_leaves_chance_and_batch_statistics_as_they_were():
     )
 
 
-def test_a_loss_that_draws_leaves_the_next_batch_the_chance_that_it_was_counted_with():
+def test_a_loss_that_draws_random_numbers_does_not_change_those_of_the_next_batch():
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
         model=model,

@@ -1,4 +1,4 @@
-"""The parts of a run that can be built by themselves."""
+"""Parts of a run that can be built separately."""
 
 import logging
 

@@ -11,7 +11,7 @@ from src.core import NumericsError
 from src.solver.det_engine import evaluate, seed_step, windows
 
 
-def test_all_chance_of_a_step_follows_from_seed_and_step():
+def test_random_numbers_of_a_step_follow_from_seed_and_step():
     def draws(seed, step):
         seed_step(seed, step)
         return torch.rand(1).item(), np.random.rand()

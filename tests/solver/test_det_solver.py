@@ -1,4 +1,4 @@
-"""A run as a whole: what is evaluated, and what a resumed run takes from the configuration and from the file."""
+"""Whole runs: the evaluated weights, and the settings of a resumed run."""
 
 import pytest
 import torch

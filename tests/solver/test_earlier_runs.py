@@ -1,4 +1,4 @@
-"""A new run in the folder of an earlier one replaces nothing."""
+"""A new run in the folder of an earlier run overwrites nothing."""
 
 import json
 

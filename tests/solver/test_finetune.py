@@ -59,7 +59,7 @@ def test_objects365_rows_go_to_coco_classes_one_behind_their_index():
     assert mapping[COCO_NAMES.index("bicycle")] == 47
 
 
-def test_coco_rows_go_to_objects365_and_the_rest_starts_anew():
+def test_coco_rows_are_copied_to_objects365_and_the_rest_is_reinitialized():
     mapping = map_classes(80, 366, None, None)
     assert mapping[47] == COCO_NAMES.index("bicycle")
     assert mapping[0] is None and sum(row is not None for row in mapping) == 80
@@ -80,7 +80,7 @@ def test_the_padding_row_of_the_denoising_embedding_stays_the_last(tmp_path):
     assert (target.state_dict()[EMBEDDING][-1] == 7.0).all()
 
 
-def test_what_starts_anew_is_said_with_numbers(tmp_path, caplog):
+def test_the_number_of_reinitialized_classes_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         load_for_tuning(model(2), file(model(3), tmp_path), ["a", "b"])
     assert (

@@ -1,4 +1,4 @@
-"""The rehearsal of the largest step."""
+"""The memory trial of the largest step."""
 
 import copy
 from types import SimpleNamespace
@@ -34,14 +34,15 @@ def step() -> TrainStep:
 
 
 def test_a_rehearsal_changes_nothing(step):
-    before, chance = copy.deepcopy(step.model.state_dict()), torch.random.get_rng_state()
+    before = copy.deepcopy(step.model.state_dict())
+    random_state = torch.random.get_rng_state()
     rehearse_largest_step(step, 2, (96, 96), 30, 4)
     assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
-    assert torch.equal(torch.random.get_rng_state(), chance)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
     assert all(p.grad is None for p in step.model.parameters()) and not step.optimizer.state
 
 
-def test_the_peak_is_told_with_what_it_was_measured_for(step, caplog):
+def test_the_peak_is_logged_with_the_batch_it_was_measured_for(step, caplog):
     with caplog.at_level("INFO"):
         assert rehearse_largest_step(step, 2, (64, 96), 30, 4) > 0
     assert "the largest batch, 2 image(s) of 64 x 96 pixels with 30 objects each, takes" in caplog.text
@@ -62,7 +63,7 @@ def test_a_batch_that_does_not_fit_ends_with_what_helps(step, monkeypatch, error
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_moments_that_the_optimizer_does_not_have_yet_are_added_to_the_peak(step, monkeypatch, resumed):
-    """A resumed run has them already: they are part of what was measured."""
+    """A resumed run has them already, so they are included in the measurement."""
     if resumed:
         for parameter in step.model.parameters():
             parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""Runs whose loss falls although nothing is found get an explanation, once."""
+"""A run that detects nothing although its loss decreases logs an explanation, once."""
 
 import pytest
 

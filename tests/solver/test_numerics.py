@@ -8,14 +8,14 @@ from src.core import NumericsError
 from src.solver.numerics import IN_A_ROW, BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
 
 
-def test_a_dropped_step_is_told_with_its_number_reason_and_images(caplog):
+def test_a_skipped_step_is_logged_with_its_number_reason_and_images(caplog):
     with caplog.at_level(logging.WARNING, "dfine"):
         batch = torch.zeros(2, 3, 4, 4), [{"image_path": "a.jpg"}, {"image_path": "b.jpg"}]
         NumericsGuard(steps_per_epoch=5000).dropped(12, "loss_vfl is not finite", [batch])
     assert "step 12 skipped: loss_vfl is not finite on rank 0; images: a.jpg, b.jpg" in caplog.text
 
 
-def test_ten_dropped_steps_in_a_row_end_the_run():
+def test_ten_skipped_steps_in_a_row_end_the_run():
     guard = NumericsGuard(steps_per_epoch=100_000)
     for step in range(IN_A_ROW - 1):
         guard.dropped(step, "x", [])

@@ -1,4 +1,4 @@
-"""The output folder belongs to one run, which replaces nothing but results of this project."""
+"""The output folder is locked by one run, which overwrites only results of this project."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Freezing and thawing during a run, on one rank and on several."""
+"""Freezing and unfreezing during a run, on one rank and on several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grids of training images with boxes, and of predictions beside the truth."""
+"""Grids of training images with boxes, and of predictions next to the ground truth."""
 
 import numpy as np
 import pytest

@@ -98,7 +98,7 @@ def test_when_patience_runs_out_the_clean_stage_still_comes():
     assert patient().next_epoch(7, best_epoch=4) == 15
 
 
-def test_in_the_clean_stage_patience_begins_anew_and_then_ends_the_run():
+def test_patience_starts_again_in_stage_2_and_then_ends_the_run():
     assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (15, 16, 17)] == [16, 17, 20]
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its making."""
+"""Provenance stored in checkpoints."""
 
 import subprocess
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_start_file_without_notes_is_named():
     )
 
 
-def test_the_commit_is_told_and_whether_files_differ_from_it(tmp_path):
+def test_the_commit_is_recorded_and_modified_files_are_marked(tmp_path):
     def git(*words: str) -> str:
         command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout

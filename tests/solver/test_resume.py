@@ -1,4 +1,4 @@
-"""How a run is resumed."""
+"""Resuming a run: changed settings and the command to resume."""
 
 from pathlib import Path
 
@@ -41,5 +41,5 @@ def test_under_torchrun_its_own_arguments_stay(monkeypatch):
     )
 
 
-def test_another_program_is_told_the_file():
+def test_the_hint_for_another_program_names_the_file():
     assert resume_hint(LAST, ["notebook.py", "-x"]) == "resume with -r 'out put/last.pth'"

@@ -1,4 +1,4 @@
-"""The data of a run are opened and checked before anything costly is built."""
+"""The data of a run are opened and checked before anything expensive is built."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run reports, from values alone."""
+"""Log lines, records and pictures of a run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The state of a run saves and restores itself; facts and best.pth are values."""
+"""Saving and restoring the state of a run, and the content of best.pth."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a run is saved, and how it ends when it was asked to stop."""
+"""Save intervals, and the end of a run that was asked to stop."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What -r and -t name is read; settings stay as they are."""
+"""Files given by -r and -t are read, and settings are not changed."""
 
 from dataclasses import asdict
 
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 
 def read(folder, **settings):
-    """Read what settings name, and make sure that they are left alone."""
+    """Read the files that settings name, and check that the settings are unchanged."""
     made = RunSettings(output_dir=str(folder), **settings)
     before = asdict(made)
     start = read_start(made, CheckpointFolder(folder))

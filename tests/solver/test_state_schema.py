@@ -1,4 +1,4 @@
-"""A damaged training state is refused in one sentence, whatever is wrong with it."""
+"""A damaged training state is refused with one clear message, whatever the damage."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Parts of an epoch, with stand-ins for what they drive."""
+"""Parts of an epoch, tested with stub objects."""
 
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -58,7 +58,7 @@ def test_a_resumed_epoch_goes_on_with_its_next_batch_and_its_count_of_dropped_st
     assert run.state.guard.in_epoch == 2
 
 
-def test_a_new_epoch_counts_dropped_steps_anew(run):
+def test_a_new_epoch_resets_the_count_of_skipped_steps(run):
     run.state.guard.in_epoch = 2
     begin_epoch(run, 1)
     run.data.train_loader.set_epoch.assert_called_once_with(1, 0)

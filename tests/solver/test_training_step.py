@@ -1,4 +1,4 @@
-"""One training step: what it moves, what it clips, and what it leaves alone."""
+"""One training step: updated weights, clipped gradients, and unchanged state."""
 
 import copy
 

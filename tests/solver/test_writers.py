@@ -74,7 +74,7 @@ def test_tensorboard_gets_steps_and_epochs(tmp_path):
     assert events.Scalars("Test/coco_eval_bbox_0")[0].value == 0.5
 
 
-def test_wandb_that_is_not_installed_is_told_before_training(monkeypatch, tmp_path):
+def test_missing_wandb_is_reported_before_training(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(
         ConfigError,
