@@ -21,7 +21,7 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import MARK_TEXTS
+from ..dataset.decoding import FLAG_TEXTS
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
@@ -253,7 +253,7 @@ def _check_one(
     checked = Checked(data, examined, images, _ledger(examined, transforms))
     _add_images(found, checked)
     _add_objects(found, checked, queries)
-    for mark, kind in MARK_TEXTS.items():
+    for mark, kind in FLAG_TEXTS.items():
         found.add(kind, False, [_image(checked, i) for i in images.marks[mark]])
     _add_losses(found, checked)
     return checked

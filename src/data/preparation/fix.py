@@ -478,7 +478,7 @@ def _area(_: _Mending, record: Record) -> Iterator[str]:
 
 def _crowd(_: _Mending, record: Record) -> Iterator[str]:
     record["iscrowd"] = _flag(record.get("iscrowd"))
-    yield "crowd marks made 0 or 1"
+    yield "crowd flags set to 0 or 1"
 
 
 def _dropped(reason: str) -> _Mender:

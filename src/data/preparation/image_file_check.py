@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..dataset.coco_format import TrueSizes
-from ..dataset.decoding import ImageError, Mark, inspect_image
+from ..dataset.decoding import ImageError, ImageFlag, inspect_image
 from ..dataset.header_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
 from ..dataset.misplaced_files import find_misplaced
 
@@ -29,7 +29,7 @@ class CheckedImages:
     """Those that links carry out of the folder, and where to."""
     unreadable: dict[int, str]
     """And why."""
-    marks: dict[Mark, list[int]]
+    marks: dict[ImageFlag, list[int]]
     scan: ImageScan
 
 
@@ -45,7 +45,7 @@ class ImageCheck:
         """
         self.decode = decode
         self.workers = workers
-        self._known: dict[str, tuple[str | None, Mark]] = {}
+        self._known: dict[str, tuple[str | None, ImageFlag]] = {}
         self._large = threading.Lock()
 
     def look(
@@ -73,7 +73,7 @@ class ImageCheck:
                     f"image {paths[i]} {'cannot be opened' if scan.rows[i, BYTES] == UNKNOWN else 'has no header that can be read'}"
                     if scan.rows[i, WIDTH] == UNKNOWN
                     else None,
-                    Mark(0),
+                    ImageFlag(0),
                 )
                 for i in here
             ]
@@ -81,10 +81,10 @@ class ImageCheck:
         unreadable = {i: error for i, (error, _) in zip(here, states) if error}
         marks = {
             mark: [i for i, (_, found) in zip(here, states) if mark in found]
-            for mark in (Mark.TURNED, Mark.CMYK, Mark.DEEP)
+            for mark in (ImageFlag.ROTATED, ImageFlag.CMYK, ImageFlag.SIXTEEN_BIT)
         }
         return CheckedImages(
-            missing, leaving, unreadable, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan
+            missing, leaving, unreadable, {ImageFlag.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan
         )
 
     @staticmethod
@@ -101,7 +101,7 @@ class ImageCheck:
 
         return sizes_in_files
 
-    def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, Mark]]:
+    def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, ImageFlag]]:
         """Return for each (path, number of pixels) why it cannot be decoded, or None, and its marks."""
         new = [file for file in files if file[0] not in self._known]
         with ThreadPoolExecutor(self.workers) as pool:
@@ -111,7 +111,7 @@ class ImageCheck:
                 self._known[path] = state
         return [self._known[path] for path, _ in files]
 
-    def _state(self, file: tuple[str, int]) -> tuple[str | None, Mark]:
+    def _state(self, file: tuple[str, int]) -> tuple[str | None, ImageFlag]:
         path, pixels = file
         try:
             if pixels <= LARGE_PIXELS:
@@ -119,4 +119,4 @@ class ImageCheck:
             with self._large:
                 return None, inspect_image(path)[1]
         except ImageError as error:
-            return str(error), Mark(0)
+            return str(error), ImageFlag(0)
