@@ -253,8 +253,8 @@ def _check_one(
     checked = Checked(data, examined, images, _ledger(examined, transforms))
     _add_images(found, checked)
     _add_objects(found, checked, queries)
-    for mark, kind in FLAG_TEXTS.items():
-        found.add(kind, False, [_image(checked, i) for i in images.marks[mark]])
+    for flag, kind in FLAG_TEXTS.items():
+        found.add(kind, False, [_image(checked, i) for i in images.flags[flag]])
     _add_losses(found, checked)
     return checked
 

@@ -389,7 +389,7 @@ def test_description_that_cannot_be_read_says_where(tmp_path, raw, text):
         ("obj.names", "Darknet's layout"),
         ("classes.txt", "classes.txt has the class names"),
         ("train/a.xml", "put them into Annotations/"),
-        ("labels.json", "can be exported as COCO"),
+        ("labels.json", "other tools can export to COCO"),
         ("a.png", "docs/data.md describes"),
     ],
 )
