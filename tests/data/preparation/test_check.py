@@ -241,7 +241,7 @@ def test_sound_data_have_neither_faults_nor_remarks(tmp_path):
     assert remarks(DataSet(write_coco(tmp_path, sound_coco()), tmp_path)) == []
 
 
-def test_what_training_mends_without_losing_labels_is_a_remark(tmp_path):
+def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     content = sound_coco(6)
     content["annotations"][0]["bbox"] = [30, 20, 100, 100]
     del content["annotations"][1]["area"]
