@@ -33,8 +33,8 @@ FIELDS = ("boxes", "labels", "area", "iscrowd")
 class BatchImageCollateFunction:
     """Stack images into a batch, draw a size for each training batch, and mix the images.
 
-    A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each with its own
-    probability.
+    A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each with its
+    own probability.
     """
 
     def __init__(
@@ -56,21 +56,23 @@ class BatchImageCollateFunction:
         """Store the settings.
 
         Args:
-            stop_epoch: first epoch of the final stage without strong augmentation ("clean stage"), in which all
-                batches have the base size; None disables this stage.
+            stop_epoch: first epoch of the final stage without strong augmentation ("clean stage"), in which
+                all batches have the base size; None disables this stage.
             ema_restart_decay: decay of the EMA from that epoch on; None keeps the previous decay.
             base_size: height around which sizes are drawn; widths are scaled in proportion.
-            base_size_repeat: number of times the base size occurs in the list of sizes; None uses only the base size.
+            base_size_repeat: number of times the base size occurs in the list of sizes; None uses only the
+                base size.
             mixup_prob: probability that a batch is blended with itself.
-            mixup_epochs: first epoch with mixup and first epoch without (None: no end); None means all epochs before
-                the clean stage.
+            mixup_epochs: first epoch with mixup and first epoch without (None: no end); None means all epochs
+                before the clean stage.
             copyblend_prob: probability that objects are copied within a batch that mixup leaves unchanged.
             copyblend_epochs: same form as `mixup_epochs`.
             copyblend_type: "blend" mixes a copy with the pixels below it, "paste" replaces them.
             area_threshold: minimum area of an object to copy, in square pixels of the batch's images.
             num_objects: copies per image.
             with_expand: also copy some of the surroundings of an object.
-            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or height.
+            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or
+                height.
 
         Raises:
             ConfigError: if a value is out of range.
@@ -115,8 +117,8 @@ class BatchImageCollateFunction:
         """Return images `[B, 3, H, W]` and their targets.
 
         Args:
-            items: samples, which are rendered at the size of this batch; or finished images of equal size with their
-                targets, of which mixing joins the keys in `FIELDS`.
+            items: samples, which are rendered at the size of this batch; or finished images of equal size
+                with their targets, of which mixing joins the keys in `FIELDS`.
 
         Raises:
             ConfigError: if mixing is enabled and images are not floating-point with boxes as cxcywh in 0..1.
@@ -180,7 +182,9 @@ class BatchImageCollateFunction:
         return drawn, max(STRIDE, strides * STRIDE)
 
     def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Draw a height from the list with the random generator of the first image, and scale the width alike."""
+        """Draw a height from the list with the random generator of the first image, and scale the width
+        alike.
+        """
         if self.scales is None:
             return size_hw
         if self.stop_epoch is not None and self.epoch >= self.stop_epoch:
@@ -218,7 +222,9 @@ def _span(
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized batch; a worker process allocates it in shared memory, so it need not be copied."""
+    """Return an uninitialized batch; a worker process allocates it in shared memory, so it need not be
+    copied.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
@@ -226,7 +232,8 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:
-    """Return the sizes to draw from: 0.75 to 1.25 of the base size in steps of 32, the base size `repeat` times.
+    """Return the sizes to draw from: 0.75 to 1.25 of the base size in steps of 32, the base size `repeat`
+    times.
 
     >>> generate_scales(128, 2)
     [96, 128, 128, 160]

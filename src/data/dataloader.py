@@ -21,9 +21,10 @@ from .worker_watch import POLL_SECONDS, WorkerBatches, end_if_not_handed_over, w
 class GlobalBatchSampler(data.Sampler[list[int]]):
     """Split one permutation of the data into global batches and yield the part of this rank.
 
-    The permutation is derived from (seed, epoch), so a global batch holds the same images for any number of ranks.
-    Without `equal_shares`, for evaluation, every image is used exactly once, and ranks may have different numbers of
-    batches. With it, for training, a few images are used twice so that all ranks take the same number of steps.
+    The permutation is derived from (seed, epoch), so a global batch holds the same images for any number of
+    ranks. Without `equal_shares`, for evaluation, every image is used exactly once, and ranks may have
+    different numbers of batches. With it, for training, a few images are used twice so that all ranks take
+    the same number of steps.
     """
 
     def __init__(self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
@@ -98,7 +99,8 @@ class DataLoader(data.DataLoader):
 
         Args:
             dataset: data set to load.
-            collate_fn: function that turns a list of items into a batch; None uses `BatchImageCollateFunction`.
+            collate_fn: function that turns a list of items into a batch; None uses
+                `BatchImageCollateFunction`.
             batch_size: images per rank. Set this or `total_batch_size`.
             total_batch_size: images over all ranks.
             shuffle: use a new random order in every epoch.
@@ -110,7 +112,8 @@ class DataLoader(data.DataLoader):
             data_timeout: maximum time to wait for a batch from the workers, in seconds; 0 means no limit.
 
         Raises:
-            ConfigError: if the batch size does not fit the ranks or the data, or if the data set lacks a member.
+            ConfigError: if the batch size does not fit the ranks or the data, or if the data set lacks a
+                member.
         """
         require_detection_data(dataset)
         ranks = world_size()
@@ -126,7 +129,8 @@ class DataLoader(data.DataLoader):
             )
         if persistent_workers:
             raise ConfigError(
-                "DataLoader.persistent_workers is true, which is not supported: workers are restarted every epoch; "
+                "DataLoader.persistent_workers is true, which is not supported: workers are "
+                "restarted every epoch; "
                 "set it to false"
             )
         if drop_last and images * ranks > len(dataset):
@@ -166,7 +170,9 @@ class DataLoader(data.DataLoader):
         return self.dataset.last_image(worker)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch of the data set, the collate function and the sampler, and the batch to begin with."""
+        """Set the epoch of the data set, the collate function and the sampler, and the batch to begin
+        with.
+        """
         self.batch_sampler.epoch = epoch
         self.batch_sampler.start = start
         self.dataset.set_epoch(epoch)

@@ -1,7 +1,8 @@
-"""Supervision of loader workers: a worker that dies or hangs ends the run with one message that names its last image.
+"""Supervision of loader workers: a worker that dies or hangs ends the run with one message that names its
+last image.
 
-Batches that a dead worker had finished but not sent are lost, so the missing batch says little about the cause. The
-image that the worker started last is the likely cause, if an image was the cause.
+Batches that a dead worker had finished but not sent are lost, so the missing batch says little about the
+cause. The image that the worker started last is the likely cause, if an image was the cause.
 """
 
 from __future__ import annotations
@@ -101,8 +102,10 @@ def _next_batch(batches: WorkerBatches, timeout_seconds: float, last_image: Call
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 images = ", ".join(map(last_image, range(len(batches._workers))))
                 raise ResourceError(
-                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very "
-                    f"slow; last images of the workers: {images}; check that the storage answers, or raise data_timeout"
+                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): a loader "
+                    "worker hangs or is very "
+                    f"slow; last images of the workers: {images}; check that the storage answers, "
+                    "or raise data_timeout"
                 ) from error
 
 
@@ -117,13 +120,16 @@ def _raise_if_dead(
             raise ResourceError(f"loader worker {number} could not hand over a batch: {limit}") from cause
         if code:
             raise ResourceError(
-                f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: {last_image(number)}; "
+                f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: "
+                f"{last_image(number)}; "
                 "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
             ) from cause
 
 
 def _kill_all(workers: Sequence[BaseProcess]) -> None:
-    """Kill the workers: they may wait for each other, and torch would give each of them five seconds to end."""
+    """Kill the workers: they may wait for each other, and torch would give each of them five seconds to
+    end.
+    """
     for worker in workers:
         worker.kill()
 

@@ -63,8 +63,8 @@ def read_boxes(
     """Clip the boxes to their images, and count what happens to them.
 
     Returns:
-        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, with rows in the order of images; and
-        the ledger.
+        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, with rows in the order of
+        images; and the ledger.
     """
     bad_masks = _masks_of_another_size(content, references, findings)
     references = references._replace(sound=references.sound & ~bad_masks)
@@ -198,7 +198,8 @@ def _masks_of_another_size(content: CocoContent, references: References, finding
 def _describe_format(found: Suspicion) -> str:
     if not found.likely:
         return (
-            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits either: were the "
+            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits "
+            "either: were the "
             "images resized, or do boxes belong to other images?"
         )
     likely = found.likely[0]
@@ -207,7 +208,8 @@ def _describe_format(found: Suspicion) -> str:
         others = f" (or {', '.join(map(str, found.likely[1:3]))})"
     return (
         f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: "
-        f"convert the file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, "
+        f"convert the file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units "
+        f"{likely.unit}, "
         f"or set dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
     )
 
@@ -215,7 +217,9 @@ def _describe_format(found: Suspicion) -> str:
 def _repeated_rows(
     image_of: np.ndarray, category_of: np.ndarray, boxes: np.ndarray, considered: np.ndarray
 ) -> np.ndarray:
-    """Return a mask `[M]` of the boxes that repeat an earlier one exactly: same image, category and numbers."""
+    """Return a mask `[M]` of the boxes that repeat an earlier one exactly: same image, category and
+    numbers.
+    """
     rows = np.flatnonzero(considered)
     bits = boxes[rows].view(np.int64).reshape(-1, 4)
     columns = np.column_stack([image_of[rows], category_of[rows], bits])

@@ -32,11 +32,12 @@ MIN_SUSPICIOUS_BOXES = 3
 """Minimum number of boxes that raise a suspicion."""
 
 CENTRES_BEYOND = 10
-"""Minimum number of boxes that reach out of their image on the right or below, while none does on the left or above,
-for the suspicion that the first two numbers are centres."""
+"""Minimum number of boxes that reach out of their image on the right or below, while none does on the left or
+above, for the suspicion that the first two numbers are centres."""
 
 OVERHANG = 0.02
-"""Fraction of a side, and at least two pixels, that a box may reach out of its image without raising a suspicion."""
+"""Fraction of a side, and at least two pixels, that a box may reach out of its image without raising a
+suspicion."""
 
 
 class _Relative(NamedTuple):

@@ -32,8 +32,8 @@ from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
 class CocoDetection(DetectionDataset):
     """Images with boxes from an annotation file in COCO format.
 
-    The category ids of the file, sorted, become labels 0..C-1. The random generator of an image is derived from
-    (seed, epoch, index), so the result depends neither on workers nor on restarts.
+    The category ids of the file, sorted, become labels 0..C-1. The random generator of an image is derived
+    from (seed, epoch, index), so the result depends neither on workers nor on restarts.
     """
 
     ann_file: str = ""
@@ -53,29 +53,33 @@ class CocoDetection(DetectionDataset):
         box_order: Order | None = None,
         box_unit: Unit | None = None,
     ) -> None:
-        """Read and check the annotation file; images are not opened, except for their headers with `trust_files`.
+        """Read and check the annotation file; images are not opened, except for their headers with
+        `trust_files`.
 
         Args:
             img_folder: folder that the file names are relative to.
             ann_file: COCO JSON file.
             transforms: transforms applied to each sample.
             return_masks: not supported; accepted because D-FINE's configurations set it to False.
-            remap_mscoco_category: use positions in COCO's 80 classes as labels, for files with COCO's category ids.
-            bad_images: fraction of the images that may be unreadable, 0..1. Each is replaced by a random image, drawn
-                with the random generator of the unreadable one. None means `BAD_IMAGES` in training and 0 in
-                evaluation, where every image counts.
+            remap_mscoco_category: use positions in COCO's 80 classes as labels, for files with COCO's
+                category ids.
+            bad_images: fraction of the images that may be unreadable, 0..1. Each is replaced by a random
+                image, drawn with the random generator of the unreadable one. None means `BAD_IMAGES` in
+                training and 0 in evaluation, where every image counts.
             follow_links: open images that are symbolic links out of the folder.
-            trust_files: if the size of an image differs from its labels, use the size of the image and keep the boxes
-                unchanged, in its pixels. Otherwise this is a fault.
-            watch_files: end the run if an image changes during it. Use False for storage with unstable modification
-                times.
-            box_order: order of the four numbers in `bbox`; None expects COCO's xywh and reports a fault if they look
-                like another order.
-            box_unit: unit of these numbers; None expects pixels and reports a fault if they look like another unit.
+            trust_files: if the size of an image differs from its labels, use the size of the image and keep
+                the boxes unchanged, in its pixels. Otherwise this is a fault.
+            watch_files: end the run if an image changes during it. Use False for storage with unstable
+                modification times.
+            box_order: order of the four numbers in `bbox`; None expects COCO's xywh and reports a fault if
+                they look like another order.
+            box_unit: unit of these numbers; None expects pixels and reports a fault if they look like another
+                unit.
 
         Raises:
             DataError: if the file has faults.
-            ConfigError: if the folder does not exist, or if the categories are not COCO's although they should be.
+            ConfigError: if the folder does not exist, or if the categories are not COCO's although they
+                should be.
         """
         if return_masks:
             raise ConfigError(
@@ -152,7 +156,8 @@ class CocoDetection(DetectionDataset):
             Warnings, one line each.
 
         Raises:
-            DataError: if images are missing or contradict their labels, or if more than half of the boxes are lost.
+            DataError: if images are missing or contradict their labels, or if more than half of the boxes are
+                lost.
         """
         if strict:
             self.policy.refuse()
@@ -177,7 +182,9 @@ class CocoDetection(DetectionDataset):
         ]
 
     def describe_duplicates(self, *others: DetectionData) -> list[str]:
-        """Return warnings about duplicate images, by name or by content; all data sets must have been checked."""
+        """Return warnings about duplicate images, by name or by content; all data sets must have been
+        checked.
+        """
         warnings = []
         compared = [self.images]
         for other in others:
@@ -193,7 +200,9 @@ class CocoDetection(DetectionDataset):
         return warnings + describe_duplicates(compared)
 
     def allow_bad_images(self) -> None:
-        """Replace images that cannot be read, as in training: a thousandth of them unless `bad_images` is set."""
+        """Replace images that cannot be read, as in training: a thousandth of them unless `bad_images` is
+        set.
+        """
         self.policy.allow()
 
     def report_images(self) -> None:
@@ -246,7 +255,8 @@ class CocoDetection(DetectionDataset):
         """
         if self.policy.bad_images:
             raise ConfigError(
-                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; the objects of a skipped image would "
+                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; the objects of "
+                "a skipped image would "
                 "count as missed, set it to 0"
             )
         if not self.usable_boxes():
@@ -261,7 +271,9 @@ class CocoDetection(DetectionDataset):
         self.images.check_exist()
 
     def ledger(self) -> LabelLedger:
-        """Return the ledger of the labels from the file to the loss, with what the transforms drop in every epoch."""
+        """Return the ledger of the labels from the file to the loss, with what the transforms drop in every
+        epoch.
+        """
         labels = self.labels
         rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
         return labels.ledger.after(self.transforms.certain_losses, rows, labels.sizes.numpy())
@@ -287,7 +299,8 @@ class CocoDetection(DetectionDataset):
         foreign = [i for i in ids if i not in COCO_CATEGORY_IDS]
         if foreign:
             raise ConfigError(
-                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO does not have: "
+                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO "
+                "does not have: "
                 f"{foreign[:20]}; set it to False"
             )
         return torch.tensor(list(map(COCO_CATEGORY_IDS.index, ids)))

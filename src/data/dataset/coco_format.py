@@ -25,7 +25,9 @@ TrueSizes = Callable[[list[str], np.ndarray], np.ndarray]
 
 @dataclass
 class CocoLabels:
-    """The labels of a data set. N images, M boxes; the boxes of image i are rows `starts[i]` to `starts[i + 1]`."""
+    """The labels of a data set. N images, M boxes; the boxes of image i are rows `starts[i]` to `starts[i +
+    1]`.
+    """
 
     path: Path
     image_ids: Tensor
@@ -66,7 +68,9 @@ class CocoLabels:
         return int(self.starts.diff().max())
 
     def name_hashes(self) -> Tensor:
-        """Return a hash of each file name, `[N]` int64; a file that is listed twice gets two different hashes."""
+        """Return a hash of each file name, `[N]` int64; a file that is listed twice gets two different
+        hashes.
+        """
         seen: Counter[str] = Counter()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
@@ -134,8 +138,9 @@ def load_coco(
 ) -> CocoLabels:
     """Read and check an annotation file.
 
-    Boxes without area and boxes entirely outside their image are dropped, boxes partly outside are clipped, and missing
-    boxes and areas are computed. All of this is counted in `ledger` and listed in `findings.notes`.
+    Boxes without area and boxes entirely outside their image are dropped, boxes partly outside are clipped,
+    and missing boxes and areas are computed. All of this is counted in `ledger` and listed in
+    `findings.notes`.
 
     Args:
         path: annotation file.
@@ -326,8 +331,8 @@ def _add_faults(
     """Add a fault for each annotation that fails a check.
 
     Args:
-        checks: kind of fault, mask of the annotations that have it `[M]`, their values `[M]`, and a format string for
-            the value.
+        checks: kind of fault, mask of the annotations that have it `[M]`, their values `[M]`, and a format
+            string for the value.
         content: content with the annotations.
         findings: findings to which the faults are added.
     """
@@ -369,7 +374,9 @@ def _check_references(content: CocoContent, category_ids: list[int], findings: F
 def _sound_references(
     images: Sequence[ImageRecord], image_of: np.ndarray, category_of: np.ndarray, known: np.ndarray
 ) -> References:
-    """Return the references; `sound` are those whose image and category are known and whose image has a size."""
+    """Return the references; `sound` are those whose image and category are known and whose image has a
+    size.
+    """
     has_size = []
     all_sizes = []
     for image in images:

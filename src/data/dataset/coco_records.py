@@ -1,8 +1,8 @@
 """The records of a COCO annotation file, and their faults.
 
-A valid file is decoded directly into small typed records, without polygons and other data that detection does not use.
-A file that cannot be decoded in this way is read record by record, so that each fault can be named; only the faulty
-records are then parsed in full.
+A valid file is decoded directly into small typed records, without polygons and other data that detection does
+not use. A file that cannot be decoded in this way is read record by record, so that each fault can be named;
+only the faulty records are then parsed in full.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is common, but not part of COCO."""
+    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is common, but not part of
+    COCO.
+    """
 
     id: int
     image_id: int
@@ -159,7 +161,9 @@ class CocoContent:
     places: dict[str, np.ndarray]
     """For each list, the positions of its valid records in the file."""
     lost: dict[str, set[int]]
-    """For each list, the ids of its faulty records, also if written as text ("7"); references to them are not faults."""
+    """For each list, the ids of its faulty records, also if written as text ("7"); references to them are not
+    faults.
+    """
     num_annotations: int = 0
     """Number of records in the list `annotations`, including faulty ones."""
     mask_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -259,8 +263,8 @@ def split_records(raw: bytes, path: Path) -> dict[str, Any]:
     """Split a file into its keys, and the three lists of COCO into records that are not parsed yet.
 
     Returns:
-        For each key a `msgspec.Raw`, for the lists a list of them. A file that only a tolerant parser accepts (for
-        example with NaN) is returned as plain values.
+        For each key a `msgspec.Raw`, for the lists a list of them. A file that only a tolerant parser accepts
+        (for example with NaN) is returned as plain values.
 
     Raises:
         DataError: if the file is not JSON, or if a list is missing.
@@ -336,7 +340,9 @@ def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent
 
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
-    """Return the records of `split_records` that are valid in themselves; the others are added to `findings`."""
+    """Return the records of `split_records` that are valid in themselves; the others are added to
+    `findings`.
+    """
     sound = {}
     places = {}
     lost = {}

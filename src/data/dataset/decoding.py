@@ -59,7 +59,8 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     ]
 )
-"""Suffixes of image files, in lower case; files with other suffixes are recognized by content (`image_names`)."""
+"""Suffixes of image files, in lower case; files with other suffixes are recognized by content
+(`image_names`)."""
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels: white, as in most viewers."""
@@ -117,8 +118,8 @@ def inspect_image(
 
     Args:
         path: image file.
-        expected_wh: (width, height) that the labels were made for. The EXIF rotation is applied only if the result
-            has this size; if neither orientation has it, the file contradicts its labels.
+        expected_wh: (width, height) that the labels were made for. The EXIF rotation is applied only if the
+            result has this size; if neither orientation has it, the file contradicts its labels.
         check: function that gets the status of the opened file and may raise an error.
 
     Returns:
@@ -167,7 +168,9 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
 
 
 def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
-    """Decode a grey or YCbCr JPEG without EXIF data; return None for all other files, which Pillow decodes."""
+    """Decode a grey or YCbCr JPEG without EXIF data; return None for all other files, which Pillow
+    decodes.
+    """
     components = _jpeg_components(raw)
     if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
         return None
@@ -179,7 +182,9 @@ def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
 
 
 def _jpeg_components(raw: bytes) -> int | None:
-    """Return the number of colour components in the first frame header; None if it is missing or too large."""
+    """Return the number of colour components in the first frame header; None if it is missing or too
+    large.
+    """
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
         marker = raw[at + 1]

@@ -21,8 +21,8 @@ from ..transforms.sample import Sample
 class DetectionDataset(DetectionData):
     """Base class of data sets: a subclass defines `class_names`, `__len__`, `load_image` and `objects`.
 
-    The random generator of an image is derived from (seed, epoch, index), so the result depends neither on workers nor
-    on restarts.
+    The random generator of an image is derived from (seed, epoch, index), so the result depends neither on
+    workers nor on restarts.
     """
 
     __inject__: Sequence[str] = ("transforms",)
@@ -30,7 +30,9 @@ class DetectionDataset(DetectionData):
     """Transforms applied to each image; without any, images and boxes stay unchanged."""
 
     def __init__(self, transforms: Compose | None = None) -> None:
-        """Store the transforms; in a configuration they are built from the key `transforms` of the data set."""
+        """Store the transforms; in a configuration they are built from the key `transforms` of the data
+        set.
+        """
         self.transforms = transforms or Compose()
         self.output_size = self.transforms.output_size
         self.mixing = self.transforms.mixing
@@ -48,7 +50,9 @@ class DetectionDataset(DetectionData):
         return self.sample(index).render()
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
-        """Return samples that are not rendered yet, for a collate function that chooses the size of the batch."""
+        """Return samples that are not rendered yet, for a collate function that chooses the size of the
+        batch.
+        """
         return [self.sample(index) for index in indices]
 
     def sample(self, index: int) -> Sample:
@@ -92,7 +96,9 @@ class DetectionDataset(DetectionData):
         return self.raw_sample(index, rng)
 
     def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Return the index and the pixels of an image, or of a replacement drawn by `rng`. Default: the image itself."""
+        """Return the index and the pixels of an image, or of a replacement drawn by `rng`. Default: the image
+        itself.
+        """
         return index, self.load_image(index)
 
     def picture(self, index: int) -> Picture | None:

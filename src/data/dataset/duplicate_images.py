@@ -20,7 +20,9 @@ HASHED_BYTES = 2_000_000_000
 
 
 class DuplicateImages(NamedTuple):
-    """Groups of files with the same content, each file as (number of its data set, path), in the order of the data."""
+    """Groups of files with the same content, each file as (number of its data set, path), in the order of the
+    data.
+    """
 
     groups: list[list[tuple[int, str]]]
     unread: int
@@ -48,8 +50,8 @@ class DuplicateImages(NamedTuple):
 def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> DuplicateImages:
     """Find files with the same content in one or more data sets.
 
-    Candidates have the same length, size in pixels and last bytes; these are read in full. A file that is listed twice
-    is one file.
+    Candidates have the same length, size in pixels and last bytes; these are read in full. A file that is
+    listed twice is one file.
     """
     files = []
     columns = []

@@ -1,6 +1,7 @@
 """Header data of all image files, read once.
 
-The data is used to compare labels with files, to find duplicates, and to notice files that change during a run.
+The data is used to compare labels with files, to find duplicates, and to notice files that change during a
+run.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ TAIL_BYTES = 4096
 """Number of bytes at the end of a file in its checksum, which differs between most files of equal size."""
 
 TIME_TOLERANCE_NS = 2_000_000_000
-"""Tolerance of modification times: some file systems store them in units of two seconds, and some networks round."""
+"""Tolerance of modification times: some file systems store them in units of two seconds, and some networks
+round."""
 
 BYTES, CHANGED, WIDTH, HEIGHT, ROTATED, FRAMES, TAIL = range(7)
-"""Columns: length, modification time in ns, width and height as stored, whether the EXIF rotation swaps them, whether
-there are several frames, checksum of the last bytes."""
+"""Columns: length, modification time in ns, width and height as stored, whether the EXIF rotation swaps them,
+whether there are several frames, checksum of the last bytes."""
 
 UNKNOWN = -1
 
@@ -90,7 +92,8 @@ class ImageScan:
         else:
             return
         raise ImageChangedError(
-            f"image {self.paths[index]} has changed since the run began ({how}); do not change the data during a run, "
+            f"image {self.paths[index]} has changed since the run began ({how}); do not change "
+            "the data during a run, "
             "and resume with -r auto; if only the modification times of the storage are unstable, "
             "set dataset.watch_files to False"
         )
@@ -103,9 +106,10 @@ def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = No
 
     Args:
         paths: image files.
-        sizes: `[N, 2]`, (width, height) that their labels were made for. The EXIF rotation of a file is read only if
-            its size differs from this.
-        cache: file in which rank 0 keeps the result, so that unchanged files are not opened again; None disables it.
+        sizes: `[N, 2]`, (width, height) that their labels were made for. The EXIF rotation of a file is read
+            only if its size differs from this.
+        cache: file in which rank 0 keeps the result, so that unchanged files are not opened again; None
+            disables it.
     """
     names = hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()
     known = _read_cache(cache, names, len(paths))
@@ -125,14 +129,18 @@ def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = No
 
 
 def sizes_of_files(paths: Sequence[str], sizes: np.ndarray) -> np.ndarray:
-    """Return the displayed sizes `[N, 2]` of files; the sizes of the labels where they agree or a file is unreadable."""
+    """Return the displayed sizes `[N, 2]` of files; the sizes of the labels where they agree or a file is
+    unreadable.
+    """
     nothing_known = np.full((len(paths), 7), UNKNOWN, np.int64)
     rows = _read_headers(paths, sizes, nothing_known, range(len(paths)))
     return true_sizes(rows, sizes)
 
 
 def true_sizes(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (width, height) of each image, `[N, 2]`: as in its labels, or as displayed if the file contradicts them."""
+    """Return (width, height) of each image, `[N, 2]`: as in its labels, or as displayed if the file
+    contradicts them.
+    """
     stored = rows[:, [WIDTH, HEIGHT]]
     upright = np.where(rows[:, [ROTATED]] == 1, stored[:, ::-1], stored)
     unknown = rows[:, WIDTH] == UNKNOWN

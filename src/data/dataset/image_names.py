@@ -51,7 +51,9 @@ def _visible(names: list[str]) -> list[str]:
 
 
 def find_image_files(folder: Path) -> ImageFiles:
-    """Return the images of a folder and its subfolders, sorted; hidden files and links to folders are skipped."""
+    """Return the images of a folder and its subfolders, sorted; hidden files and links to folders are
+    skipped.
+    """
     found = ImageFiles()
     for base, folders, names in os.walk(folder):
         folders[:] = _visible(folders)
@@ -81,7 +83,9 @@ def _is_image_or_broken_link_to_one(path: str) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and its subfolders by relative name with slashes; hidden files are skipped."""
+    """Yield the files of a folder and its subfolders by relative name with slashes; hidden files are
+    skipped.
+    """
     for base, folders, names in os.walk(folder):
         folders[:] = _visible(folders)
         prefix = os.path.relpath(base, folder).replace(os.sep, "/")
@@ -133,9 +137,9 @@ class FileIndex:
     def meant_by(self, name: str) -> str | None:
         """Return the file that a name unambiguously refers to, or None.
 
-        This is a file whose name differs only in slashes, letter case, Unicode form or percent-encoding. It is also
-        the only file with the same end, if the name has additional leading folders (`/home/me/images/a.jpg`,
-        `images/a.jpg`) or lacks some.
+        This is a file whose name differs only in slashes, letter case, Unicode form or percent-encoding. It
+        is also the only file with the same end, if the name has additional leading folders
+        (`/home/me/images/a.jpg`, `images/a.jpg`) or lacks some.
         """
         folded = _folded(name.strip())
         parts = [part for part in folded.split("/") if part not in ("", ".", "..")]
@@ -158,7 +162,9 @@ class FileIndex:
         return _only(list(found))
 
     def similar_to(self, name: str) -> str | None:
-        """Return a file to suggest for a name: `meant_by`, or another suffix or spelling; None if there is none."""
+        """Return a file to suggest for a name: `meant_by`, or another suffix or spelling; None if there is
+        none.
+        """
         found = self.meant_by(name)
         if found:
             return found

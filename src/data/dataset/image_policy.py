@@ -35,13 +35,17 @@ class ImagePolicy:
     """Read images, count those that cannot be read, and replace them as long as they are few."""
 
     def __init__(self, images: ListedImages, bad_images: float | None) -> None:
-        """Store the images and the fraction of them, 0 to below 1, that may be unreadable; None if it is not set."""
+        """Store the images and the fraction of them, 0 to below 1, that may be unreadable; None if it is not
+        set.
+        """
         self.images = images
         self.bad_images = bad_images
         self.flags = ImageFlags(len(images))
 
     def allow(self) -> None:
-        """Replace images that cannot be read, as in training: up to `BAD_IMAGES` unless a setting says otherwise."""
+        """Replace images that cannot be read, as in training: up to `BAD_IMAGES` unless a setting says
+        otherwise.
+        """
         if self.bad_images is None:
             self.bad_images = BAD_IMAGES
 
@@ -56,11 +60,12 @@ class ImagePolicy:
         return int((self.bad_images or 0) * len(self.images) + tolerance)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or random others drawn by `rng` until one is readable; return its index and pixels.
+        """Decode an image, or random others drawn by `rng` until one is readable; return its index and
+        pixels.
 
         Raises:
-            ImageError: if the image cannot be read and no image may be unreadable; and always if labels or files were
-                changed.
+            ImageError: if the image cannot be read and no image may be unreadable; and always if labels or
+                files were changed.
             DataError: if too many images are unreadable.
         """
         while True:
@@ -134,7 +139,9 @@ class ImagePolicy:
         return [f"{labels.path}: {FLAG_TEXTS[flag]}: {count} (first: {labels.file_name(new[0])})"]
 
     def _reason(self, index: int) -> str:
-        """Return why an image was unreadable; it is decoded again, because workers cannot report the reason."""
+        """Return why an image was unreadable; it is decoded again, because workers cannot report the
+        reason.
+        """
         path = self.images.path(index)
         try:
             load_image(path, self.images.size(index))

@@ -1,4 +1,5 @@
-"""Ledger of the labels of a file: how many it has, and how many are lost on the way to the loss, at which stage and why."""
+"""Ledger of the labels of a file: how many it has, and how many are lost on the way to the loss, at which
+stage and why."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LOST_LIMIT = 0.5
 """Fraction of the boxes that may be lost before the loss."""
 
 ADVICE = {
-    "box": "tools/dataset/check.py lists them; if bbox is not x, y, width, height in pixels, set dataset.box_order "
+    "box": "tools/dataset/check.py lists them; if bbox is not x, y, width, height in pixels, set "
+    "dataset.box_order "
     "and dataset.box_unit",
     "size": "raise eval_spatial_size, lower min_size of SanitizeBoundingBoxes, or cut the images into tiles",
 }

@@ -57,7 +57,8 @@ class ListedImages:
         """Check that the listed files exist, by listing each folder once; no file is opened.
 
         Raises:
-            DataError: if files are missing or are links out of the folder; with their number and the first of them.
+            DataError: if files are missing or are links out of the folder; with their number and the first of
+                them.
         """
         names = list(map(self.labels.file_name, range(len(self))))
         missing, leaving = find_misplaced(self.folder, names)
@@ -69,7 +70,8 @@ class ListedImages:
             places = [f"{self._place(i)} {names[i]} -> {target}" for i, target in leaving.items()]
             raise DataError(
                 f"{len(leaving)} {of_all} are symbolic links out of {self.folder}: {listed(places)}; "
-                "set img_folder to where the images are, or dataset.follow_links to True if you trust the links"
+                "set img_folder to where the images are, or dataset.follow_links to True if you "
+                "trust the links"
             )
 
     def _describe_all_missing(self, missing: list[int], names: list[str]) -> str:
@@ -99,7 +101,8 @@ class ListedImages:
             cache: file in which the result is kept for the next start.
 
         Raises:
-            DataError: if the sizes of images differ from their labels; with their number and the first of them.
+            DataError: if the sizes of images differ from their labels; with their number and the first of
+                them.
         """
         sizes = self.labels.sizes.numpy()
         paths = [str(self.path(index)) for index in range(len(self))]
@@ -111,7 +114,8 @@ class ListedImages:
                 labelled = f"{sizes[index, 0]} x {sizes[index, 1]}"
                 shown.append(f"{paths[index]} has {width} x {height}, its labels were made for {labelled}")
             raise DataError(
-                f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ from their labels: "
+                f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ "
+                "from their labels: "
                 f"{listed(shown, '; ')}; correct width and height in the annotation file, as "
                 "tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, "
                 "set dataset.trust_files to True"

@@ -1,4 +1,5 @@
-"""Check that the files listed in labels exist inside the image folder; folders are listed, no image is opened."""
+"""Check that the files listed in labels exist inside the image folder; folders are listed, no image is
+opened."""
 
 from __future__ import annotations
 

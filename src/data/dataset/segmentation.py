@@ -17,10 +17,10 @@ def box_of_segmentation(segmentation: Any) -> Box | None:
     """Return the box around a polygon, several polygons or a mask; None if there is none or it has no area.
 
     Args:
-        segmentation: as in COCO, lists `[x1, y1, x2, y2, ...]`, or a run-length encoded mask
-            `{"size": [height, width], "counts": ...}` whose counts are numbers or compressed text. A single list of
-            coordinates, a list of points `[x, y]`, and a list of masks are also accepted. Rings with fewer than three
-            points are skipped.
+        segmentation: as in COCO, lists `[x1, y1, x2, y2, ...]`, or a run-length encoded mask `{"size":
+            [height, width], "counts": ...}` whose counts are numbers or compressed text. A single list of
+            coordinates, a list of points `[x, y]`, and a list of masks are also accepted. Rings with fewer
+            than three points are skipped.
     """
     if isinstance(segmentation, dict):
         return _around_mask(segmentation)
@@ -81,7 +81,9 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
-    """Return the box of a run-length encoded mask, whose runs go down the columns and begin with background."""
+    """Return the box of a run-length encoded mask, whose runs go down the columns and begin with
+    background.
+    """
     size = _size(mask.get("size"))
     counts = mask.get("counts")
     runs = _decompressed(counts) if isinstance(counts, str) else counts
@@ -114,7 +116,8 @@ def _is_run(value: Any) -> bool:
 def _decompressed(text: str) -> list[int] | None:
     """Return the runs of COCO's compressed form.
 
-    A character holds five bits, the lowest first; the fourth and later runs are differences to the run two before.
+    A character holds five bits, the lowest first; the fourth and later runs are differences to the run two
+    before.
     Source: `rleFrString` of the COCO API.
     """
     runs: list[int] = []

@@ -1,4 +1,5 @@
-"""Synthetic scenes for the demo and for tests: coloured shapes on textured backgrounds, with boxes and masks."""
+"""Synthetic scenes for the demo and for tests: coloured shapes on textured backgrounds, with boxes and
+masks."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def write_synthetic_coco(
         max_objects: maximum number of shapes in an image.
 
     Raises:
-        ConfigError: if files that this project did not write would be replaced, or if the folder is not writable.
+        ConfigError: if files that this project did not write would be replaced, or if the folder is not
+            writable.
     """
     folder = Path(folder)
     pictures = {

@@ -113,10 +113,10 @@ class CocoEvaluator:
         """Score the collected detections.
 
         Returns:
-            The metrics in `METRICS`; `F1`, the maximum over all score thresholds at IoU 0.5, with `F1_threshold`,
-            `F1_precision` and `F1_recall` at this threshold; and by category id `AP_of_class`, and
-            `precision_of_class` and `recall_of_class` at this threshold. Undefined values are None. The result is the
-            same on every rank.
+            The metrics in `METRICS`; `F1`, the maximum over all score thresholds at IoU 0.5, with
+            `F1_threshold`, `F1_precision` and `F1_recall` at this threshold; and by category id
+            `AP_of_class`, and `precision_of_class` and `recall_of_class` at this threshold. Undefined values
+            are None. The result is the same on every rank.
         """
         return broadcast_object(self._score() if is_main() else None)
 
@@ -149,7 +149,8 @@ class CocoEvaluator:
     def _numbered_truth(self, number_of: Mapping[int, int]) -> dict[str, Any]:
         """Return a copy of the ground truth whose images and annotations are numbered from 1.
 
-        The library modifies its input, and it stores ids as floating-point numbers, so large ids would collide.
+        The library modifies its input, and it stores ids as floating-point numbers, so large ids would
+        collide.
         """
         annotations = []
         for number, entry in enumerate(self.coco_gt["annotations"], 1):

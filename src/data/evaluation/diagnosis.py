@@ -1,4 +1,5 @@
-"""Diagnosis of zero average precision with a falling loss: misplaced boxes, wrong labels, or scores without meaning."""
+"""Diagnosis of zero average precision with a falling loss: misplaced boxes, wrong labels, or scores without
+meaning."""
 
 from __future__ import annotations
 
@@ -50,12 +51,14 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     part = f"{overlapping} of the {len(scores)} best detections"
     if overlapping < RARELY_OVERLAP * len(scores):
         return (
-            f"boxes do not match objects: {part} overlap one with IoU {MATCH_IOU:g}; {score_range}; compare a training "
+            f"boxes do not match objects: {part} overlap one with IoU {MATCH_IOU:g}; "
+            f"{score_range}; compare a training "
             "picture with its boxes (xywh or xyxy, another folder, another size?), or train longer"
         )
     if not predicted.keys() & labelled.keys():
         return (
-            f"boxes match objects ({part}) but labels never do: found as category {_most(predicted)}, labelled "
+            f"boxes match objects ({part}) but labels never do: found as category "
+            f"{_most(predicted)}, labelled "
             f"{_most(labelled)}; compare the categories of the training and the validation file"
         )
     return (

@@ -14,7 +14,8 @@ MISSED = -1
 """Value instead of the row of an object: no object was found."""
 
 CROWD = -2
-"""Value instead of the row of an object: a crowd region was found, which counts neither as right nor as wrong."""
+"""Value instead of the row of an object: a crowd region was found, which counts neither as right nor as
+wrong."""
 
 Objects = dict[int, np.ndarray]
 """Objects by image id, `[T, 6]`: x, y, w, h, category, and 1 for a crowd region."""
@@ -108,7 +109,9 @@ def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_catego
 
 
 def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True) -> np.ndarray:
-    """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`; best detections first."""
+    """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`; best detections
+    first.
+    """
     found = np.full(len(rows), MISSED, np.int64)
     if objects is None or not len(rows):
         return found
@@ -141,7 +144,9 @@ def operating_points(matches: Matches) -> OperatingCurve | None:
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
-    """Return the score with the highest F1 over all boxes of `matches`; None without objects or detections."""
+    """Return the score with the highest F1 over all boxes of `matches`; None without objects or
+    detections.
+    """
     points = operating_points(matches)
     if points is None:
         return None

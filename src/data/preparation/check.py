@@ -44,8 +44,8 @@ _NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.TRUE_SIZE: (True, "not the size of the file"),
     Kind.REPEATED_FILE: (False, "file listed more than once"),
 }
-"""For the kinds that training fixes and counts: whether it is a fault here, because labels are lost or ambiguous, and
-its description."""
+"""For the kinds that training fixes and counts: whether it is a fault here, because labels are lost or
+ambiguous, and its description."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ class Report:
         return sum(group.count for group in self.groups if group.is_fault)
 
     def lines(self, shown: int = FAULTS_SHOWN) -> Iterator[str]:
-        """Yield the lines for a terminal: up to `shown` faults of each kind, one line per kind of remark, and the counts."""
+        """Yield the lines for a terminal: up to `shown` faults of each kind, one line per kind of remark, and
+        the counts.
+        """
         for group in self.groups:
             if group.is_fault:
                 for number, entry in enumerate(group.entries()):

@@ -35,12 +35,14 @@ def convert(
     drop_boxes: bool = False,
     report: Path | None = None,
 ) -> Iterator[str]:
-    """Convert a data set in the layout of YOLO or Pascal VOC to `train.json` and `val.json`; yield lines about it.
+    """Convert a data set in the layout of YOLO or Pascal VOC to `train.json` and `val.json`; yield lines
+    about it.
 
     Args:
         source: `data.yaml` of YOLO, or a folder; a folder with `Annotations` is read as Pascal VOC.
         output: output folder.
-        val_fraction: fraction of the training images to split off for validation if there are none, between 0 and 1.
+        val_fraction: fraction of the training images to split off for validation if there are none, between 0
+            and 1.
         seed: random seed of this split.
         difficult: Pascal VOC: one of `voc.DIFFICULT`.
         zero_based: Pascal VOC: corners are counted from 0.
@@ -54,7 +56,8 @@ def convert(
     """
     if not source.exists():
         raise ConfigError(
-            f"{source} does not exist; name YOLO's data.yaml or the folder of the data set{did_you_mean_file(source)}"
+            f"{source} does not exist; name YOLO's data.yaml or the folder of the data "
+            f"set{did_you_mean_file(source)}"
         )
     if report is not None:
         prepare_report(report, "--report")

@@ -1,4 +1,5 @@
-"""Clean copies of annotation files: findings of `check` are fixed record by record, until nothing is left to fix.
+"""Clean copies of annotation files: findings of `check` are fixed record by record, until nothing is left to
+fix.
 
 Records without a finding are copied byte for byte, including data that detection does not use.
 """
@@ -104,7 +105,8 @@ def fix(
 
     Raises:
         ConfigError: if the copy would replace a file of the data.
-        DataError: if the file cannot be read as COCO, or its boxes look like another format and none is given.
+        DataError: if the file cannot be read as COCO, or its boxes look like another format and none is
+            given.
     """
     _refuse_replacing(data.annotations, output)
     box_format = box_format or data.box_format
@@ -124,7 +126,8 @@ def fix(
             continue
         if found := next((fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None):
             raise DataError(
-                f"{data.annotations}: {found.what}; --boxes xywh --units pixels declares that they are in COCO's format, "
+                f"{data.annotations}: {found.what}; --boxes xywh --units pixels declares that "
+                "they are in COCO's format, "
                 "and clips and drops them as they are"
             )
         if not fixing.fix_records(examined) and not fixing.fix_images(examined, images):
@@ -166,7 +169,9 @@ class _Fixing:
             self.changes[f"boxes converted from {given}"] += 1
 
     def _new_numbers(self, where: str) -> dict[str, int]:
-        """Return new ids for records whose ids do not represent non-negative integers, by the text of the old id."""
+        """Return new ids for records whose ids do not represent non-negative integers, by the text of the old
+        id.
+        """
         records = [record for record in map(parse_record, self.content[where]) if isinstance(record, dict)]
         used = {meant_id(record.get("id")) for record in records}
         free = (number for number in count(1) if number not in used)
@@ -188,9 +193,9 @@ class _Fixing:
     def rescale(self, examined: Examination) -> bool:
         """Scale the boxes of images that were resized after they were labelled; return whether there are any.
 
-        If the sizes of files and labels differ, either the labels have wrong sizes, or the files were resized. In the
-        second case the boxes fit the labelled sizes, and they do not fit the files, or width and height differ by the
-        same factor.
+        If the sizes of files and labels differ, either the labels have wrong sizes, or the files were
+        resized. In the second case the boxes fit the labelled sizes, and they do not fit the files, or width
+        and height differ by the same factor.
         """
         positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
         if not positions:
@@ -219,7 +224,9 @@ class _Fixing:
         return True
 
     def _scale_boxes(self, places: Sequence[int], factors: Sequence[Sequence[float]]) -> None:
-        """Scale annotations, named by their place in the file, by a factor along x and one along y for each."""
+        """Scale annotations, named by their place in the file, by a factor along x and one along y for
+        each.
+        """
         for place, (x, y) in zip(places, factors):
             record = self._open("annotations", place)
             _scale(record, x, y)
@@ -382,7 +389,9 @@ def _box(fixing: _Fixing, record: Record) -> Iterator[str]:
 
 
 def _four_numbers(box: Any) -> list[float] | None:
-    """Return the four finite numbers of a box given as texts, one text, a list in a list, or named numbers."""
+    """Return the four finite numbers of a box given as texts, one text, a list in a list, or named
+    numbers.
+    """
     if isinstance(box, dict):
         box = next(([box[key] for key in keys] for keys in _BOX_KEYS if set(keys) <= box.keys()), None)
     if isinstance(box, str):
@@ -445,7 +454,9 @@ def _ignore(_: _Fixing, record: Record) -> Iterator[str]:
 
 
 def _flag(value: Any) -> int:
-    """Return 0 or 1 for a flag in any form; unknown values become 1, so that a flagged object is not learned."""
+    """Return 0 or 1 for a flag in any form; unknown values become 1, so that a flagged object is not
+    learned.
+    """
     text = str(value).strip().lower()
     return int(text not in ("", "none", "null", "false", "no", "0", "0.0"))
 
@@ -568,7 +579,8 @@ _FIXERS: dict[tuple[str, str], _Fixer] = {
 
 
 def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
-    """Return the data sets of the clean copies in a folder: `train.json`, and `val.json` if there are two data sets.
+    """Return the data sets of the clean copies in a folder: `train.json`, and `val.json` if there are two
+    data sets.
 
     Raises:
         ConfigError: if a copy would replace a file of the data.

@@ -40,7 +40,8 @@ class ImageCheck:
         """Store the settings.
 
         Args:
-            decode: decode images in full; otherwise only headers are read, which does not find truncated files.
+            decode: decode images in full; otherwise only headers are read, which does not find truncated
+                files.
             workers: number of threads that decode.
         """
         self.decode = decode
@@ -83,7 +84,9 @@ class ImageCheck:
 
     @staticmethod
     def true_sizes(folder: Path, follow_links: bool) -> TrueSizes:
-        """Return a function that corrects the sizes of labels from image headers; no file outside is opened."""
+        """Return a function that corrects the sizes of labels from image headers; no file outside is
+        opened.
+        """
 
         def sizes_in_files(names: list[str], sizes: np.ndarray) -> np.ndarray:
             missing, leaving = find_misplaced(folder, names)

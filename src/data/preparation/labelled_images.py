@@ -98,7 +98,8 @@ class ConversionError(DataError):
         ]
         number = count_faults(len(faults))
         super().__init__(
-            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE writes all of them"
+            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE "
+            "writes all of them"
         )
 
     def write(self, path: Path) -> None:

@@ -22,14 +22,16 @@ def describe_layout(folder: Path) -> str:
         )
     if any(name.endswith(("obj.data", "obj.names")) for name in lower):
         return (
-            "; it looks like Darknet's layout (obj.data, obj.names): write a data.yaml with train, val and the names "
+            "; it looks like Darknet's layout (obj.data, obj.names): write a data.yaml with "
+            "train, val and the names "
             "of obj.names, one list entry per line"
         )
     if any(name.endswith("classes.txt") for name in lower):
-        return "; classes.txt has the class names: write a data.yaml with train, val and these names, in their order"
+        return "; classes.txt has the class names: write a data.yaml with train, val and these names in order"
     if any(name.endswith(".xml") for name in lower):
         return (
-            "; it contains XML files: for Pascal VOC's layout put them into Annotations/ and the images into JPEGImages/ "
+            "; it contains XML files: for Pascal VOC's layout put them into Annotations/ and the "
+            "images into JPEGImages/ "
             "(docs/data.md)"
         )
     if any(name.endswith(".json") for name in lower):

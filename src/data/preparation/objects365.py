@@ -1,7 +1,8 @@
-"""Preparation of Objects365: move most validation images to training, and write smaller copies of large images.
+"""Preparation of Objects365: move most validation images to training, and write smaller copies of large
+images.
 
-The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images. Existing files are
-never changed.
+The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images. Existing
+files are never changed.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class _Resized(NamedTuple):
 
 
 def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
-    """Keep the first validation images, and move the others to training as `images_from_val/`; yield lines about it.
+    """Keep the first validation images, and move the others to training as `images_from_val/`; yield lines
+    about it.
 
     Args:
         base: folder with `train` and `val`.
@@ -74,7 +76,8 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
 
     Raises:
         DataError: if a file cannot be read, or if categories differ.
-        ConfigError: if there are not enough validation images, or if the suffix cannot be part of a file name.
+        ConfigError: if there are not enough validation images, or if the suffix cannot be part of a file
+            name.
     """
     if not output_suffix or os.path.basename(output_suffix) != output_suffix:
         raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
@@ -128,7 +131,9 @@ def _check_categories(train: dict[str, Any], val: dict[str, Any], train_path: Pa
 def _renumbered_for_training(
     train: dict[str, Any], images: Sequence[Any], boxes: list[Any], train_path: Path, val_path: Path
 ) -> dict[str, list[Any]]:
-    """Return validation images and their boxes as records of the training file, with ids that are free there."""
+    """Return validation images and their boxes as records of the training file, with ids that are free
+    there.
+    """
     new_image_id = _free_ids(train["images"], images, train_path, val_path)
     new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
     if new_image_id or new_box_id:
@@ -137,9 +142,11 @@ def _renumbered_for_training(
 
 
 def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
-    """Write `*_resized.jpg` for larger images, and `*_resized.json` with scaled boxes, for training and validation.
+    """Write `*_resized.jpg` for larger images, and `*_resized.json` with scaled boxes, for training and
+    validation.
 
-    Existing results are not written again, so an interrupted run can be repeated. Yields lines about the results.
+    Existing results are not written again, so an interrupted run can be repeated. Yields lines about the
+    results.
 
     Args:
         base: folder with `train` and `val`.
@@ -293,10 +300,13 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
-    """Write a smaller copy unless it exists; return a description of a fault. Foreign files are never replaced."""
+    """Write a smaller copy unless it exists; return a description of a fault. Foreign files are never
+    replaced.
+    """
     source, target, old, new = job
     if os.path.lexists(target) and not is_our_data_image(target):
-        return f"{target} exists, but this tool did not write it as the smaller copy of {source.name}; move it away"
+        what = f"{target} exists, but this tool did not write it as the smaller copy of {source.name}"
+        return f"{what}; move it away"
     try:
         if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
             load_image(target, new)  # raises an error if the copy is incomplete

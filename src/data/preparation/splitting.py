@@ -16,8 +16,9 @@ def split(
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split images for training and validation.
 
-    The split depends on the seed and the file names, not on the order. A class in two or more images is in both parts:
-    every class, beginning with the rarest, gets an image for validation, then random images are added.
+    The split depends on the seed and the file names, not on the order. A class in two or more images is in
+    both parts: every class, beginning with the rarest, gets an image for validation, then random images are
+    added.
 
     Args:
         images: at least two images.
@@ -89,7 +90,8 @@ def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterato
     in_train = _classes(train)
     in_val = _classes(val)
     yield (
-        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside (--val-fraction {fraction:g} "
+        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside "
+        f"(--val-fraction {fraction:g} "
         f"--seed {seed}); {len(in_train & in_val)} of {len(in_train | in_val)} classes are in both parts"
     )
 

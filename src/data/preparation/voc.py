@@ -1,7 +1,8 @@
 """Data sets in the layout of Pascal VOC: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/*.txt`.
 
-VOC counts pixels from 1, and its boxes include their last pixel: xmin 1 and xmax 10 are the first ten columns, x from 0
-to 10. Many tools write the same layout with corners counted from 0, which `zero_based` reads.
+VOC counts pixels from 1, and its boxes include their last pixel: xmin 1 and xmax 10 are the first ten
+columns, x from 0 to 10. Many tools write the same layout with corners counted from 0, which `zero_based`
+reads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ LARGEST_FILE = 16_000_000
 """Maximum size of an annotation file in bytes."""
 
 DIFFICULT = ("keep", "skip", "crowd")
-"""Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions (neither learned nor scored)."""
+"""Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions (neither learned nor
+scored)."""
 
 
 class _Object(NamedTuple):
@@ -185,7 +187,8 @@ def parse_xml(path: Path) -> ElementTree.Element:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
         raise DataError(
-            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column {error.offset + 1}"
+            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column "
+            f"{error.offset + 1}"
         ) from None
     except (LookupError, ValueError) as error:
         raise DataError(f"is not valid XML: {error}") from None
@@ -236,13 +239,16 @@ def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], i
 
 
 def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links: bool) -> tuple[int, int]:
-    """Return (width, height) of the labels: the written size, which must match the stored or the upright image."""
+    """Return (width, height) of the labels: the written size, which must match the stored or the upright
+    image.
+    """
     missing, leaving = find_misplaced(images, [name])
     if missing:
         raise DataError(f"its image {images / name} is missing")
     if leaving and not follow_links:
         raise DataError(
-            f"its image {images / name} leads out of {images} to {leaving[0]}; give --follow-links if you trust it"
+            f"its image {images / name} leads out of {images} to {leaving[0]}; give "
+            "--follow-links if you trust it"
         )
     try:
         stored, upright = image_size(images / name)
@@ -276,13 +282,16 @@ def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
             box = ()
         if len(box) != 4 or not all(abs(value) < 1e9 for value in box):  # NaN is not smaller either
             raise DataError(
-                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax"
+                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected "
+                "xmin, ymin, xmax, ymax"
             )
         yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
 
 
 def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
-    """Convert inclusive pixel numbers from 1 into coordinates: the smaller of two corners is shifted by one."""
+    """Convert inclusive pixel numbers from 1 into coordinates: the smaller of two corners is shifted by
+    one.
+    """
     first, second = corners[:, :2], corners[:, 2:]
     return np.concatenate([first - (first <= second), second - (second < first)], 1)
 

@@ -1,7 +1,8 @@
 """Data sets in the YOLO layout: a `data.yaml`, images, and text files with boxes as fractions of the image.
 
-A label line is `class cx cy w h`, with all values except the class in 0..1, or a polygon `class x1 y1 x2 y2 x3 y3 ...`,
-of which the bounding box is used. Images without a label file, or with an empty one, have no objects.
+A label line is `class cx cy w h`, with all values except the class in 0..1, or a polygon `class x1 y1 x2 y2
+x3 y3 ...`, of which the bounding box is used. Images without a label file, or with an empty one, have no
+objects.
 """
 
 from __future__ import annotations
@@ -88,14 +89,17 @@ def _with_usual_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None:
-    """Add a fault if boxes are corners: many reach out of their image, and nearly all fit as x1, y1, x2, y2."""
+    """Add a fault if boxes are corners: many reach out of their image, and nearly all fit as x1, y1, x2,
+    y2.
+    """
     if not len(numbers):
         return
     beyond = (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG).any(1).sum()
     fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
     if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers)) and fits >= LIKELY_FRACTION:
         text = (
-            f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit as x1 y1 x2 y2; "
+            f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit "
+            "as x1 y1 x2 y2; "
             "YOLO has cx cy w h"
         )
         account.faults.add("boxes in another format", str(path), text)
@@ -132,7 +136,9 @@ def _stem(name: str) -> str:
 
 
 def _has_labels(path: Path) -> bool:
-    """Return whether the first line of a text file is a label; other files, such as classes.txt, can be present."""
+    """Return whether the first line of a text file is a label; other files, such as classes.txt, can be
+    present.
+    """
     try:
         words = read_text(path, errors="replace").split("\n", 1)[0].split()
     except OSError:
@@ -152,7 +158,9 @@ def _read_part(
     follow_links: bool,
     numbers: list[np.ndarray],
 ) -> list[LabelledImage]:
-    """Read the images of a part with their labels; the unchanged numbers of their boxes are added to `numbers`."""
+    """Read the images of a part with their labels; the unchanged numbers of their boxes are added to
+    `numbers`.
+    """
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
@@ -171,7 +179,9 @@ def _read_part(
 
 
 def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
-    """Return (width, height) of each file as displayed; None, and a fault, for a file that is not an image."""
+    """Return (width, height) of each file as displayed; None, and a fault, for a file that is not an
+    image.
+    """
     unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
     sizes: list[tuple[int, int] | None] = []
     for path, (width, height) in zip(paths, sizes_of_files([str(path) for path in paths], unknown).tolist()):
@@ -184,7 +194,9 @@ def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int
 
 
 def label_path(image: str) -> str:
-    """Return the path of the labels of an image: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    """Return the path of the labels of an image: the last folder `images` becomes `labels`, the suffix
+    `.txt`.
+    """
     folders = image.split("/")
     for at in range(len(folders) - 2, -1, -1):
         if folders[at] == "images":
@@ -194,7 +206,9 @@ def label_path(image: str) -> str:
 
 
 def _existing_label(label_root: Path, image: str) -> str:
-    """Return the label file of an image; the suffixes `.jpg.txt` and `.TXT` are used if the usual file is missing."""
+    """Return the label file of an image; the suffixes `.jpg.txt` and `.TXT` are used if the usual file is
+    missing.
+    """
     usual = label_path(image)
     stem = usual.removesuffix(".txt")
     suffix = os.path.splitext(image)[1]
@@ -249,7 +263,8 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
         or not all(isinstance(name, str) and name.strip() for name in table.values())
     ):
         raise DataError(
-            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by class number"
+            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by "
+            "class number"
         )
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
@@ -268,8 +283,8 @@ def _all_digits(texts: Iterable[Any]) -> bool:
 def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
     """Return the folder of the data set: `path`, relative to the file, or the folder of the file.
 
-    A `path` that does not exist, for example because the file is from another machine, is ignored with a note if the
-    training images are found next to the file.
+    A `path` that does not exist, for example because the file is from another machine, is ignored with a note
+    if the training images are found next to the file.
     """
     given = settings.get("path")
     if given is None:
@@ -285,7 +300,8 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
         notes[f"{path}: path is {given}, which does not exist; its own folder is used instead"] += 1
         return path.parent.resolve()
     raise DataError(
-        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and {Path.cwd()}); remove the line "
+        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and "
+        f"{Path.cwd()}); remove the line "
         "if the images lie beside the file"
     )
 
@@ -293,7 +309,8 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
 def _image_files(value: Any, root: Path, where: str, account: Account, *, needed: bool) -> list[str]:
     """Return the files of a part, relative to the root.
 
-    A part that is listed but missing, like the test part of many exports, is skipped with a note unless it is needed.
+    A part that is listed but missing, like the test part of many exports, is skipped with a note unless it is
+    needed.
     """
     found: list[str] = []
     for entry in value if isinstance(value, list) else [value]:
@@ -461,7 +478,8 @@ def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | 
     if not number.is_integer() or int(number) not in names:
         return _BadLine(
             "classes without a name",
-            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to {max(names)})",
+            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to "
+            f"{max(names)})",
         )
     is_box = len(values) in (4, 4 + extra)
     if not is_box and (len(values) < 6 or len(values) % 2):

@@ -1,7 +1,8 @@
 """Mixing of the images of a batch, for more objects per image.
 
-mixup is from DEIM (arXiv 2412.04234), CopyBlend from DEIMv2 (arXiv 2509.20787). Both take finished images of one size,
-`[B, 3, H, W]` floating point, and targets with boxes as cxcywh in 0..1, and change the images in place.
+mixup is from DEIM (arXiv 2412.04234), CopyBlend from DEIMv2 (arXiv 2509.20787). Both take finished images of
+one size, `[B, 3, H, W]` floating point, and targets with boxes as cxcywh in 0..1, and change the images in
+place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ...core.errors import ConfigError
 from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 BLEND_RANGE = (0.45, 0.55)
-"""Range of weights of the image that is blended in: near one half, because the objects of both count in full."""
+"""Range of weights of the image that is blended in: near one half, because the objects of both count in
+full."""
 
 _SLACK_PX = 1e-3
 """Tolerance for floating-point error when relative boxes are converted to whole pixels."""
@@ -87,7 +89,9 @@ def _joined(target: Target, other: Target | dict[str, Tensor], fields: Sequence[
 
 
 def _in_pixels(boxes: Tensor, size: np.ndarray) -> np.ndarray:
-    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height) twice."""
+    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height)
+    twice.
+    """
     return (cxcywh_to_xyxy(boxes.double()).numpy() * size).clip(0, size)
 
 
@@ -144,7 +148,8 @@ class CopyBlend:
             area_threshold: minimum area of an object to copy, in square pixels of the batch's images.
             num_objects: copies per image; fewer if the batch does not have so many objects.
             with_expand: also copy some of the surroundings of an object; its box is not enlarged.
-            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or height.
+            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or
+                height.
 
         Raises:
             ConfigError: if a value is out of range.

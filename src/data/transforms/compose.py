@@ -27,7 +27,9 @@ class Transform(Protocol):
 
 @runtime_checkable
 class Tracked(Protocol):
-    """A transform whose effect on boxes is not random, so the boxes that it drops are known without images."""
+    """A transform whose effect on boxes is not random, so the boxes that it drops are known without
+    images.
+    """
 
     drops: str
     """Description of the boxes that it drops, such as "smaller than 1 pixel"."""
@@ -82,14 +84,16 @@ class Compose:
 
         Args:
             ops: transforms, in order.
-            policy: None or `{name: default}` always applies all transforms. `{name: stop_epoch, epoch: E, ops: [class
-                names]}` skips the named ones from epoch E on (E = None: never). If E is a list of three epochs, the
-                named ones are applied from the first to the third, and Mosaic only up to the second (DEIM's schedule).
-            mosaic_prob: probability that a Mosaic in the list is applied to a sample, if the policy permits it.
+            policy: None or `{name: default}` always applies all transforms. `{name: stop_epoch, epoch: E,
+                ops: [class names]}` skips the named ones from epoch E on (E = None: never). If E is a list of
+                three epochs, the named ones are applied from the first to the third, and Mosaic only up to
+                the second (DEIM's schedule).
+            mosaic_prob: probability that a Mosaic in the list is applied to a sample, if the policy permits
+                it.
 
         Raises:
-            ConfigError: if the policy is unknown, names an unregistered transform, or has epochs that do not ascend;
-                or if a Mosaic is not the first transform.
+            ConfigError: if the policy is unknown, names an unregistered transform, or has epochs that do not
+                ascend; or if a Mosaic is not the first transform.
         """
         self.ops = list(ops or [])
         self.mosaic_prob = mosaic_prob
@@ -130,9 +134,11 @@ class Compose:
         return sample
 
     def certain_losses(self, boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the boxes that the transforms drop in every epoch because they are too small, with the reason.
+        """Yield the boxes that the transforms drop in every epoch because they are too small, with the
+        reason.
 
-        Random transforms are ignored: the boxes that they drop differ between epochs and are counted in `log.txt`.
+        Random transforms are ignored: the boxes that they drop differ between epochs and are counted in
+        `log.txt`.
 
         Args:
             boxes: `[M, 4]`, xyxy in pixels of the images.
@@ -166,7 +172,9 @@ class Compose:
 
 
 def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
-    """Return the epochs in which the named transforms start, Mosaic stops and the others stop; and their names."""
+    """Return the epochs in which the named transforms start, Mosaic stops and the others stop; and their
+    names.
+    """
     for key in policy.keys() - {"name", "epoch", "ops"}:
         raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
     if policy.get("name") not in ("default", "stop_epoch"):
@@ -180,8 +188,10 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     points = epoch if isinstance(epoch, list) else [0, epoch, epoch]
     if len(points) != 3 or not isinstance(named, list):
         raise ConfigError(
-            f"Compose.policy is {policy}, expected epoch (the epoch in which the named transforms stop, or null; "
-            "or a list of three: when they start, when Mosaic stops, when all stop) and ops (a list of class names)"
+            f"Compose.policy is {policy}, expected epoch (the epoch in which the named transforms "
+            "stop, or null; "
+            "or a list of three: when they start, when Mosaic stops, when all stop) and ops (a "
+            "list of class names)"
         )
     for name in named:
         if find(name) is None:

@@ -1,4 +1,5 @@
-"""Transforms that move pixels and boxes together. Distributions follow torchvision v2 unless noted otherwise."""
+"""Transforms that move pixels and boxes together. Distributions follow torchvision v2 unless noted
+otherwise."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class RandomZoomOut:
         """
         if len(side_range) != 2 or not 1 <= side_range[0] <= side_range[1]:
             raise ConfigError(
-                f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first"
+                f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, "
+                "the smaller first"
             )
         _check_probability("RandomZoomOut", p)
         self.fill = fill
@@ -84,7 +86,8 @@ class RandomIoUCrop:
         self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
         if max(self.options) < 1:
             raise ConfigError(
-                f"RandomIoUCrop.sampler_options is {list(self.options)}, expected a value of at least 1 among them, "
+                f"RandomIoUCrop.sampler_options is {list(self.options)}, expected a value of at "
+                "least 1 among them, "
                 "which ends the search"
             )
         self.trials = trials
@@ -122,7 +125,8 @@ class RandomIoUCrop:
 
 
 def _contains_an_object(crops: np.ndarray, boxes: np.ndarray, min_iou: float) -> np.ndarray:
-    """Return a mask `[n]` of the crops `[n, 4]` that contain the centre of a box `[T, 4]` and have a minimum IoU with it.
+    """Return a mask `[n]` of the crops `[n, 4]` that contain the centre of a box `[T, 4]` and have a minimum
+    IoU with it.
 
     Crops and boxes are xyxy.
     """

@@ -1,7 +1,8 @@
-"""Mosaic: four images on one canvas, for more objects per image (Dense O2O; DEIM, Huang et al., arXiv 2412.04234).
+"""Mosaic: four images on one canvas, for more objects per image (Dense O2O; DEIM, Huang et al., arXiv
+2412.04234).
 
-This is the only transform that needs other images, and the only one that resamples before the end: a sample stores only
-scale and shift, and no rotation.
+This is the only transform that needs other images, and the only one that resamples before the end: a sample
+stores only scale and shift, and no rotation.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from ...runtime.log import logger
 from .sample import Sample
 
 MIN_VISIBLE = 0.1
-"""Minimum fraction of a box's area on the canvas; boxes with less are dropped, because too little of them is visible."""
+"""Minimum fraction of a box's area on the canvas; boxes with less are dropped, because too little of them is
+visible."""
 
 LONGEST_TILE = 4
-"""Maximum longer side of a tile, in units of `output_size`; narrower images are shrunk to limit the canvas."""
+"""Maximum longer side of a tile, in units of `output_size`; narrower images are shrunk to limit the
+canvas."""
 
 
 @register()
@@ -55,10 +58,10 @@ class Mosaic:
             scaling_range: minimum and maximum factor.
             probability: probability of the transform, multiplied by `Compose.mosaic_prob`.
             fill_value: grey value between and around the images, 0..255.
-            use_cache: must be False. The content of a cache depends on the images loaded before, so a run with a cache
-                is not reproducible.
-            max_cached_images: setting of DEIM's cache, accepted because DEIM's configurations have it; a log line
-                says that it has no effect.
+            use_cache: must be False. The content of a cache depends on the images loaded before, so a run
+                with a cache is not reproducible.
+            max_cached_images: setting of DEIM's cache, accepted because DEIM's configurations have it; a log
+                line says that it has no effect.
             random_pop: another setting of this cache, treated in the same way.
 
         Raises:
@@ -86,7 +89,8 @@ class Mosaic:
             )
         if len(scaling_range) != 2 or not 0 < scaling_range[0] <= scaling_range[1]:
             raise ConfigError(
-                f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, the smaller first"
+                f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, "
+                "the smaller first"
             )
         if not 0 <= probability <= 1:
             raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
@@ -107,7 +111,8 @@ class Mosaic:
             return
         if sample.draw_other is None:
             raise ConfigError(
-                "Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does"
+                "Mosaic needs other images, but the data set's samples have no `draw_other`; set "
+                "it as CocoDetection does"
             )
         parts = [sample]
         for _ in range(3):
@@ -151,7 +156,9 @@ class Mosaic:
         return max(round(height * ratio), 1), max(round(width * ratio), 1)
 
     def _draw(self, rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a map of the canvas, p -> matrix @ p + shift in pixels, that rotates and scales around its centre."""
+        """Draw a map of the canvas, p -> matrix @ p + shift in pixels, that rotates and scales around its
+        centre.
+        """
         turn, scale, right, down = rng.random(4)
         angle = math.radians(self.rotation) * (2 * turn - 1)
         cos = math.cos(angle)
@@ -201,8 +208,9 @@ def moved_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map boxes by p -> matrix @ p + shift, and clip them to the canvas.
 
-    A rotated box is treated as the ellipse inside it: the box around its four corners would be too large for objects
-    that do not fill them (Kalra et al., Towards Rotation Invariance in Object Detection, 2021, arXiv 2109.13488).
+    A rotated box is treated as the ellipse inside it: the box around its four corners would be too large for
+    objects that do not fill them (Kalra et al., Towards Rotation Invariance in Object Detection, 2021, arXiv
+    2109.13488).
 
     >>> clipped, visible = moved_boxes(np.array([[0.0, 0, 10, 10]]), np.eye(2), np.array([5.0, 0]), (10, 10))
     >>> clipped.tolist(), visible.tolist()
@@ -215,7 +223,8 @@ def moved_boxes(
         canvas: (width, height).
 
     Returns:
-        Boxes `[T, 4]`, xyxy in pixels inside the canvas, and the fraction of its area that each keeps, `[T]` in 0..1.
+        Boxes `[T, 4]`, xyxy in pixels inside the canvas, and the fraction of its area that each keeps, `[T]`
+        in 0..1.
     """
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix.T + shift
     half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix**2).T)

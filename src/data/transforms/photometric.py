@@ -17,10 +17,12 @@ _GREY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 
 @register()
 class RandomPhotometricDistort:
-    """Randomly change brightness, contrast, saturation, hue and channel order, independently (SSD; torchvision v2).
+    """Randomly change brightness, contrast, saturation, hue and channel order, independently (SSD;
+    torchvision v2).
 
-    The steps are combined into one matrix. Values are therefore clipped once at the end, not after each step, and the
-    hue is rotated around the grey axis of RGB, not on the HSV cone; docs/decisions/0006 has the measured difference.
+    The steps are combined into one matrix. Values are therefore clipped once at the end, not after each step,
+    and the hue is rotated around the grey axis of RGB, not on the HSV cone; docs/decisions/0006 has the
+    measured difference.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class RandomPhotometricDistort:
         ):
             if len(pair) != 2 or pair[0] > pair[1]:
                 raise ConfigError(
-                    f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the smaller first"
+                    f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the "
+                    "smaller first"
                 )
         self.brightness = brightness
         self.contrast = contrast

@@ -1,8 +1,8 @@
 """A sample: the decoded pixels of an image, and the accumulated transforms.
 
 Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
-resamples the pixels once, directly into the batch, whatever the number of transforms. Only a mosaic creates new pixels,
-and the sample restarts with them.
+resamples the pixels once, directly into the batch, whatever the number of transforms. Only a mosaic creates
+new pixels, and the sample restarts with them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Sample:
     info: dict[str, Any]
     """Values of the image: tensors and strings that are copied into the target."""
     rng: np.random.Generator
-    """Random generator of this sample and of the samples for its mosaic; derived from seed, epoch and image."""
+    """Random generator of this sample and of the samples for its mosaic; derived from seed, epoch and
+    image.
+    """
     draw_other: Callable[[np.random.Generator], Sample] | None = None
     """Function that draws another sample of the data set with a random generator; None without a data set."""
     is_mosaic: bool = False
@@ -115,7 +117,8 @@ class Sample:
         """Resample the pixels and finish the target.
 
         Args:
-            size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it is.
+            size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it
+                is.
             out: `[3, height, width]` to write into, of the result's type or one that holds its values.
 
         Returns:
@@ -142,8 +145,8 @@ class Sample:
     ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
         """Return the whole pixels of the file that are visible, and those that they are drawn to, both xyxy.
 
-        Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same distance, so
-        they stay on their pixels.
+        Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
+        distance, so they stay on their pixels.
         """
         inverse = np.sort((self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0)
         seen = self.visible.reshape(2, 2) * stretch
