@@ -1,9 +1,12 @@
-"""From samples to a batch; its size is chosen here, before the pixels are resampled, and its images are mixed here, after."""
+"""Collation: turn samples into a batch.
+
+The size of a batch is chosen here, before pixels are resampled; its images are mixed here, after resampling.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,17 +23,18 @@ from .transforms.batch_mixing import CopyBlend, check_mixable, mixup
 from .transforms.sample import Sample
 
 STRIDE = 32
-"""Sides of images are multiples of this."""
+"""Image sides are multiples of this number of pixels."""
 
 FIELDS = ("boxes", "labels", "area", "iscrowd")
-"""What finished targets have a row a box of."""
+"""Keys of finished targets that hold one row per box."""
 
 
 @register()
 class BatchImageCollateFunction:
-    """Stacks images, in training with another size for each batch, and mixes them.
+    """Stack images into a batch, draw a size for each training batch, and mix the images.
 
-    A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each by a chance of its own.
+    A batch is mixed by mixup or else by CopyBlend (DEIM, DEIMv2; `transforms/batch_mixing.py`), each with its
+    own probability.
     """
 
     def __init__(
@@ -52,30 +56,34 @@ class BatchImageCollateFunction:
         """Store the settings.
 
         Args:
-            stop_epoch: first epoch of the clean stage, from which on all batches have the base size; None for never.
-            ema_restart_decay: decay of the EMA from that epoch on; None keeps the decay of before.
-            base_size: height around which sizes are drawn; widths follow in proportion.
-            base_size_repeat: how often the base size itself stands in the list of sizes; None for that size alone.
-            mixup_prob: chance that a batch is blended with itself.
-            mixup_epochs: first epoch with it, and the first without (None for never); None for all before the clean stage.
-            copyblend_prob: chance that objects are copied about in a batch without mixup.
-            copyblend_epochs: as `mixup_epochs`.
-            copyblend_type: blend a copy with what lies below it, or cover that.
-            area_threshold: least area of an object that is copied, in square pixels of the batch's images.
-            num_objects: copies an image.
-            with_expand: copy some of an object's surroundings too.
-            expand_ratios: how much at each side, as a part of the object's width or height, least and most.
+            stop_epoch: first epoch of the final stage without strong augmentation ("clean stage"), in which
+                all batches have the base size; None disables this stage.
+            ema_restart_decay: decay of the EMA from that epoch on; None keeps the previous decay.
+            base_size: height around which sizes are drawn; widths are scaled in proportion.
+            base_size_repeat: number of times the base size occurs in the list of sizes; None uses only the
+                base size.
+            mixup_prob: probability that a batch is blended with itself.
+            mixup_epochs: first epoch with mixup and first epoch without (None: no end); None means all epochs
+                before the clean stage.
+            copyblend_prob: probability that objects are copied within a batch that mixup leaves unchanged.
+            copyblend_epochs: same form as `mixup_epochs`.
+            copyblend_type: "blend" mixes a copy with the pixels below it, "paste" replaces them.
+            area_threshold: minimum area of an object to copy, in square pixels of the batch's images.
+            num_objects: copies per image.
+            with_expand: also copy some of the surroundings of an object.
+            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or
+                height.
 
         Raises:
-            ConfigError: for a value out of its range.
+            ConfigError: if a value is out of range.
         """
         if base_size < STRIDE or base_size % STRIDE:
             raise ConfigError(
                 f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}"
             )
-        for name, chance in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
-            if not 0 <= chance <= 1:
-                raise ConfigError(f"BatchImageCollateFunction.{name} is {chance}, expected 0 to 1")
+        for name, probability in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
+            if not 0 <= probability <= 1:
+                raise ConfigError(f"BatchImageCollateFunction.{name} is {probability}, expected 0 to 1")
         self.stop_epoch = stop_epoch
         self.mixup_epochs = _span("mixup_epochs", mixup_epochs, stop_epoch)
         self.copyblend_epochs = _span("copyblend_epochs", copyblend_epochs, stop_epoch)
@@ -86,28 +94,34 @@ class BatchImageCollateFunction:
             raise ConfigError(f"collate_fn.ema_restart_decay is {ema_restart_decay}, expected 0 to 1, or ~")
         self.ema_restart_decay = ema_restart_decay
         self.base_size = base_size
-        self.scales = generate_scales(base_size, base_size_repeat) if base_size_repeat is not None else None
+        self.scales: list[int] | None = None
+        if base_size_repeat is not None:
+            self.scales = generate_scales(base_size, base_size_repeat)
         self.epoch = 0
 
     @property
     def mixing(self) -> list[str]:
-        """Settings by which images are mixed."""
-        chances = {"mixup_prob": self.mixup_prob, "copyblend_prob": self.copyblend_prob}
-        return [name for name, chance in chances.items() if chance]
+        """Names of the settings that enable mixing."""
+        enabled = []
+        if self.mixup_prob:
+            enabled.append("mixup_prob")
+        if self.copyblend_prob:
+            enabled.append("copyblend_prob")
+        return enabled
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch it is."""
+        """Set the current epoch."""
         self.epoch = epoch
 
     def __call__(self, items: list[Any]) -> Batch:
         """Return images `[B, 3, H, W]` and their targets.
 
         Args:
-            items: samples, which are rendered at the size of this batch; or finished images of equal size with targets,
-                of which mixing joins what `FIELDS` names.
+            items: samples, which are rendered at the size of this batch; or finished images of equal size
+                with their targets, of which mixing joins the keys in `FIELDS`.
 
         Raises:
-            ConfigError: if they shall be mixed and are not floating-point with boxes as cxcywh in 0..1.
+            ConfigError: if mixing is enabled and images are not floating-point with boxes as cxcywh in 0..1.
         """
         first = items[0]
         fields: tuple[str, ...]
@@ -117,18 +131,18 @@ class BatchImageCollateFunction:
             fields = ("boxes", *first.fields)
             images, targets = self._render(items)
         else:
-            targets = [target for _, target in items]
+            finished, targets = map(list, zip(*items))
             rng = np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))])
             box_format = "cxcywh"
-            fields = tuple(name for name in FIELDS if all(name in target for target in targets))
-            images = self._stacked([image for image, _ in items], rng)
+            fields = _common_fields(targets)
+            images = self._stacked(finished, rng)
         if self.mixing:
             check_mixable(images, targets, box_format)
             targets = self._mix(images, targets, fields, rng)
         return images, targets
 
     def _stacked(self, finished: list[Tensor], rng: np.random.Generator) -> Tensor:
-        """Return finished images as a batch, resized if the batch has another size."""
+        """Return finished images as a batch, resized if another size is drawn."""
         images = torch.stack(finished)
         height, width = images.shape[-2:]
         size = self._draw_size((height, width), rng)
@@ -137,20 +151,22 @@ class BatchImageCollateFunction:
     def _render(self, samples: list[Sample]) -> Batch:
         width, height = samples[0].canvas
         size = self._draw_size((height, width), samples[0].rng)
-        images = _allocate((len(samples), 3, *size), torch.float32 if samples[0].as_float else torch.uint8)
-        return images, [sample.render(size, image)[1] for sample, image in zip(samples, images)]
+        dtype = torch.float32 if samples[0].as_float else torch.uint8
+        images = _allocate((len(samples), 3, *size), dtype)
+        targets = []
+        for sample, image in zip(samples, images):
+            _, target = sample.render(size, image)
+            targets.append(target)
+        return images, targets
 
     def _mix(
         self, images: Tensor, targets: list[Target], fields: tuple[str, ...], rng: np.random.Generator
     ) -> list[Target]:
-        """Mix images in place, with the chance of the batch's first, and return their targets."""
-        ways: tuple[tuple[tuple[int | None, int | None], float, Callable[..., list[Target]]], ...] = (
-            (self.mixup_epochs, self.mixup_prob, mixup),
-            (self.copyblend_epochs, self.copyblend_prob, self.copy_blend),
-        )
-        for epochs, chance, mix in ways:
-            if is_between(self.epoch, *epochs) and rng.random() < chance:
-                return mix(images, targets, fields, rng)
+        """Mix images in place, with the random generator of the first image, and return their targets."""
+        if is_between(self.epoch, *self.mixup_epochs) and rng.random() < self.mixup_prob:
+            return mixup(images, targets, fields, rng)
+        if is_between(self.epoch, *self.copyblend_epochs) and rng.random() < self.copyblend_prob:
+            return self.copy_blend(images, targets, fields, rng)
         return targets
 
     def largest_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -160,25 +176,45 @@ class BatchImageCollateFunction:
         return self._scaled(max(self.scales), size_hw)
 
     def _scaled(self, drawn: int, size_hw: tuple[int, int]) -> tuple[int, int]:
-        return drawn, max(STRIDE, round(drawn * size_hw[1] / size_hw[0] / STRIDE) * STRIDE)
+        """Return the drawn height, and the width in proportion as a multiple of the stride."""
+        height, width = size_hw
+        strides = round(drawn * width / height / STRIDE)
+        return drawn, max(STRIDE, strides * STRIDE)
 
     def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Draw a height from the list and scale the width alike; the chance is that of the batch's first image."""
-        height, width = size_hw
-        if self.scales is None or (self.stop_epoch is not None and self.epoch >= self.stop_epoch):
-            return height, width
-        return self._scaled(int(self.scales[rng.integers(len(self.scales))]), (height, width))
+        """Draw a height from the list with the random generator of the first image, and scale the width
+        alike.
+        """
+        if self.scales is None:
+            return size_hw
+        if self.stop_epoch is not None and self.epoch >= self.stop_epoch:
+            return size_hw
+        drawn = self.scales[rng.integers(len(self.scales))]
+        return self._scaled(int(drawn), size_hw)
+
+
+def _common_fields(targets: list[Target]) -> tuple[str, ...]:
+    """Return the names in `FIELDS` that all targets have."""
+    common = []
+    for name in FIELDS:
+        if all(name in target for target in targets):
+            common.append(name)
+    return tuple(common)
 
 
 def _span(
     name: str, epochs: Sequence[int | None] | None, stop_epoch: int | None
 ) -> tuple[int | None, int | None]:
-    """Return the first epoch of something and the first without it: as given, or all before the clean stage."""
+    """Return the first epoch with a kind of mixing and the first without it.
+
+    The default is all epochs before the clean stage.
+    """
     if epochs is None:
         return 0, stop_epoch
     if len(epochs) != 2:
         raise ConfigError(
-            f"BatchImageCollateFunction.{name} is {list(epochs)}, expected two: the first epoch with it and the first without"
+            f"BatchImageCollateFunction.{name} is {list(epochs)}, "
+            "expected two values: the first epoch with it and the first without"
         )
     check_ascending(epochs, f"BatchImageCollateFunction.{name}")
     first, end = epochs
@@ -186,7 +222,9 @@ def _span(
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an empty batch; in a worker process in shared memory, so that it is not copied on its way out."""
+    """Return an uninitialized batch; a worker process allocates it in shared memory, so it need not be
+    copied.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
@@ -194,12 +232,15 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:
-    """Return the sizes to draw from: from 0.75 to 1.25 of the base in steps of 32, the base itself `repeat` times."""
+    """Return the sizes to draw from: 0.75 to 1.25 of the base size in steps of 32, the base size `repeat`
+    times.
+
+    >>> generate_scales(128, 2)
+    [96, 128, 128, 160]
+    """
     low = max(STRIDE, int(base_size * 0.75 / STRIDE) * STRIDE)
     high = int(base_size * 1.25 / STRIDE) * STRIDE
-    steps = (base_size - low) // STRIDE
-    return (
-        [low + i * STRIDE for i in range(steps)]
-        + [base_size] * repeat
-        + [high - i * STRIDE for i in range(steps)]
-    )
+    count = (base_size - low) // STRIDE
+    below = range(low, low + count * STRIDE, STRIDE)
+    above = range(high, high - count * STRIDE, -STRIDE)
+    return [*below, *[base_size] * repeat, *above]

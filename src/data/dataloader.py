@@ -1,4 +1,4 @@
-"""Batches over all ranks: who gets which images, in which order."""
+"""Data loading over all ranks: the images that each rank gets, and their order."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from .worker_watch import POLL_SECONDS, WorkerBatches, end_if_not_handed_over, w
 
 
 class GlobalBatchSampler(data.Sampler[list[int]]):
-    """Cuts one permutation of the data into global batches and gives each rank its part.
+    """Split one permutation of the data into global batches and yield the part of this rank.
 
-    The permutation follows from (seed, epoch), and a global batch holds the same images for any number of ranks.
-    Without `equal_shares` every image comes exactly once and ranks may differ in their number of batches, as
-    evaluation wants; with it a few images come twice so that all ranks take equally many steps, as training must.
+    The permutation is derived from (seed, epoch), so a global batch holds the same images for any number of
+    ranks. Without `equal_shares`, for evaluation, every image is used exactly once, and ranks may have
+    different numbers of batches. With it, for training, a few images are used twice so that all ranks take
+    the same number of steps.
     """
 
     def __init__(self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
-        """Store the settings; `batch_size` is that of one rank."""
+        """Store the settings; `batch_size` is the number of images per rank."""
         self.length = length
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -40,35 +41,40 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
         self.equal_shares = shuffle
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each of this rank's batches, from batch `start` on."""
+        """Yield the indices of each batch of this rank, beginning with batch `start`."""
         order = self._order()
         step = self.batch_size * self.world_size
         for begin in range(self.start * step, len(self) * step, step):
-            block = order[begin : begin + step]
-            share = -(-len(block) // self.world_size)
-            mine = block[self.rank * share : (self.rank + 1) * share]
-            if mine:
-                yield mine
+            global_batch = order[begin : begin + step]
+            per_rank = -(-len(global_batch) // self.world_size)
+            first = self.rank * per_rank
+            indices = global_batch[first : first + per_rank]
+            if indices:
+                yield indices
 
     def __len__(self) -> int:
-        """Number of global batches in an epoch."""
+        """Return the number of global batches in an epoch."""
         step = self.batch_size * self.world_size
-        return self.length // step if self.drop_last else -(-self.length // step)
+        if self.drop_last:
+            return self.length // step
+        return -(-self.length // step)
 
     def _order(self) -> list[int]:
         if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
+            seed = (self.seed * 1_000_003 + self.epoch) % (1 << 63)
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
         if self.equal_shares and not self.drop_last:
-            order = list(islice(cycle(order), self.length + -self.length % self.world_size))
+            padding = -self.length % self.world_size
+            order = list(islice(cycle(order), self.length + padding))
         return order
 
 
 @register()
 class DataLoader(data.DataLoader):
-    """torch's loader over a `GlobalBatchSampler`."""
+    """A `torch.utils.data.DataLoader` with a `GlobalBatchSampler`."""
 
     __inject__ = ["dataset", "collate_fn"]
     dataset: DetectionData
@@ -92,27 +98,30 @@ class DataLoader(data.DataLoader):
         """Build the loader for this rank.
 
         Args:
-            dataset: what to load.
-            collate_fn: from a list of items to a batch.
-            batch_size: images of one rank; or
-            total_batch_size: images of all ranks together.
-            shuffle: another order in every epoch.
-            num_workers: processes that load.
-            drop_last: leave out a last batch that is not full.
-            pin_memory: None for: where there is a CUDA device.
-            prefetch_factor: batches that each worker keeps ready.
-            persistent_workers: not supported, since the epoch would not reach them.
-            data_timeout: longest wait for a batch of workers, in seconds; 0 for no limit.
+            dataset: data set to load.
+            collate_fn: function that turns a list of items into a batch; None uses
+                `BatchImageCollateFunction`.
+            batch_size: images per rank. Set this or `total_batch_size`.
+            total_batch_size: images over all ranks.
+            shuffle: use a new random order in every epoch.
+            num_workers: number of worker processes.
+            drop_last: drop the last batch if it is incomplete.
+            pin_memory: None pins memory if CUDA is available.
+            prefetch_factor: batches that each worker prepares in advance.
+            persistent_workers: not supported, because workers would not see a new epoch.
+            data_timeout: maximum time to wait for a batch from the workers, in seconds; 0 means no limit.
 
         Raises:
-            ConfigError: for a batch size that does not fit the ranks or the data, or a data set that lacks a member.
+            ConfigError: if the batch size does not fit the ranks or the data, or if the data set lacks a
+                member.
         """
         require_detection_data(dataset)
         ranks = world_size()
         images = _images_per_rank(batch_size, total_batch_size, ranks)
         if images < 1 or num_workers < 0:
             raise ConfigError(
-                f"DataLoader: batch_size is {images}, expected at least 1; num_workers is {num_workers}, expected at least 0"
+                f"DataLoader: batch_size is {images}, expected at least 1; "
+                f"num_workers is {num_workers}, expected at least 0"
             )
         if data_timeout < 0:
             raise ConfigError(
@@ -120,12 +129,17 @@ class DataLoader(data.DataLoader):
             )
         if persistent_workers:
             raise ConfigError(
-                "DataLoader.persistent_workers is true; workers are started anew each epoch, set it to false"
+                "DataLoader.persistent_workers is true, which is not supported: workers are "
+                "restarted every epoch; "
+                "set it to false"
             )
         if drop_last and images * ranks > len(dataset):
             raise ConfigError(
-                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {images * ranks}; reduce total_batch_size"
+                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {images * ranks}; "
+                "reduce total_batch_size"
             )
+        if pin_memory is None:
+            pin_memory = torch.cuda.is_available()
         keep_freed_memory()
         self.shuffle = shuffle
         self.data_timeout = data_timeout
@@ -135,14 +149,14 @@ class DataLoader(data.DataLoader):
             batch_sampler=sampler,
             collate_fn=collate_fn or BatchImageCollateFunction(),
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
             worker_init_fn=end_if_not_handed_over if num_workers else None,
             timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0,
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class of iterators
-        """Yield this rank's batches.
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
+        """Yield the batches of this rank.
 
         Raises:
             ResourceError: if a worker dies or hangs.
@@ -156,39 +170,42 @@ class DataLoader(data.DataLoader):
         return self.dataset.last_image(worker)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Tell data set, collate function and sampler which epoch it is, and with which batch to begin."""
-        self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
+        """Set the epoch of the data set, the collate function and the sampler, and the batch to begin
+        with.
+        """
+        self.batch_sampler.epoch = epoch
+        self.batch_sampler.start = start
         self.dataset.set_epoch(epoch)
         if isinstance(self.collate_fn, FollowsEpochs):
             self.collate_fn.set_epoch(epoch)
 
     def report_images(self) -> None:
-        """Let the data set say what it noticed about its images; all ranks call this together, after an epoch."""
+        """Log what the data set found out about its images; all ranks call this together after an epoch."""
         self.dataset.report_images()
 
     def set_seed(self, seed: int) -> None:
-        """Tell data set and sampler from which seed all chance follows."""
+        """Set the random seed of the data set and the sampler."""
         self.batch_sampler.seed = seed
         self.dataset.seed = seed
 
     @property
     def total_batch_size(self) -> int:
-        """Images of one step over all ranks."""
+        """Images per step over all ranks."""
         return self.batch_sampler.batch_size * self.batch_sampler.world_size
 
 
 def _images_per_rank(batch_size: int | None, total_batch_size: int | None, ranks: int) -> int:
-    """Return the batch size of one rank from whichever of the two settings is given."""
+    """Return the batch size per rank, from whichever of the two settings is given."""
     if batch_size is not None and total_batch_size is None:
         return batch_size
     if batch_size is not None or total_batch_size is None:
         raise ConfigError(
-            "DataLoader needs either batch_size (of one rank) or total_batch_size (of all ranks)"
+            "DataLoader needs either batch_size (images per rank) or total_batch_size (images over all ranks)"
         )
-    fault = f"total_batch_size {total_batch_size} cannot be shared by {ranks} ranks"
+    fault = f"total_batch_size is {total_batch_size}, which cannot be divided among {ranks} ranks"
     if total_batch_size < ranks:
-        raise ConfigError(f"{fault}; the least that can is {ranks}")
+        raise ConfigError(f"{fault}; the minimum is {ranks}")
     below = total_batch_size // ranks * ranks
     if total_batch_size != below:
-        raise ConfigError(f"{fault}; the nearest that can are {below} and {below + ranks}")
+        raise ConfigError(f"{fault}; the nearest valid sizes are {below} and {below + ranks}")
     return total_batch_size // ranks

@@ -1,7 +1,8 @@
-"""Waiting for processes that load: one that dies or hangs ends the run in one sentence, with what it was loading.
+"""Supervision of loader workers: a worker that dies or hangs ends the run with one message that names its
+last image.
 
-A dead worker takes finished batches with it that had not left its queue yet, so the batch that is due tells little; the
-last image that the worker began with is what it died of, if it was an image.
+Batches that a dead worker had finished but not sent are lost, so the missing batch says little about the
+cause. The image that the worker started last is the likely cause, if an image was the cause.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..core.errors import ResourceError
 from ..runtime.limits import describe_limit, limit_of
 
 POLL_SECONDS = 5.0
-"""How often it is checked, while a batch is due, whether the workers are alive; torch's own interval."""
+"""Interval at which the workers are checked while a batch is awaited; the same as in torch."""
 
 _LIKELY = {
     signal.SIGKILL: lambda: "likely because memory ran out",
@@ -30,12 +31,12 @@ _LIKELY = {
     signal.SIGSEGV: lambda: "likely by a crash in an image decoder",
 }
 
-_LIMIT_MET = 200
-"""Added to the limit's number, this is the code by which a worker ends that could not hand over a batch."""
+_LIMIT_REACHED = 200
+"""Base of the exit code of a worker that could not hand over a batch; the number of the limit is added."""
 
 
 class WorkerBatches(Protocol):
-    """torch's iterator over the batches of workers."""
+    """The iterator of torch over the batches of workers."""
 
     _workers: Sequence[BaseProcess]
 
@@ -44,15 +45,18 @@ class WorkerBatches(Protocol):
 
 
 def end_if_not_handed_over(worker: int) -> None:
-    """In a loading process: end if a batch cannot be handed over. Without this it would be dropped, and waited for in vain."""
+    """Make a worker process exit if a batch cannot be handed over.
+
+    By default the batch would be dropped, and the main process would wait for it until the timeout.
+    """
 
     def end(error: Exception, batch: Any) -> None:
         limit = limit_of(error)
         if limit is None:
             traceback.print_exception(error)
-        os._exit(1 if limit is None else _LIMIT_MET + limit)
+        os._exit(1 if limit is None else _LIMIT_REACHED + limit)
 
-    # the hook that multiprocessing has for it, which its types do not list
+    # multiprocessing's hook for such errors; its type stubs do not list it
     setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(end))  # noqa: B010
 
 
@@ -62,22 +66,22 @@ def watched(
     """Yield the batches of a loader with workers.
 
     Args:
-        start: begins torch's iterator, whose own timeout is `POLL_SECONDS`.
-        timeout_seconds: longest wait for a batch; 0 for no limit.
-        last_image: names the image that a worker began with last, by the worker's number.
+        start: function that starts torch's iterator, whose own timeout is `POLL_SECONDS`.
+        timeout_seconds: maximum time to wait for a batch; 0 means no limit.
+        last_image: function from the number of a worker to the name of the image that it started last.
 
     Raises:
-        ResourceError: if a worker dies, or a batch does not come in time.
+        ResourceError: if a worker dies, or if a batch does not arrive in time.
     """
-    with _deaths_left_to_the_next_batch():
+    with _without_sigchld_handler():
         batches = start()
     while True:
         try:
             batch = _next_batch(batches, timeout_seconds, last_image)
         except StopIteration:
             return
-        except Exception:  # the run ends: it need not wait for what the workers have in hand
-            _end_all(batches._workers)
+        except Exception:  # the run ends: unfinished batches are not needed
+            _kill_all(batches._workers)
             raise
         yield batch
 
@@ -91,45 +95,62 @@ def _next_batch(batches: WorkerBatches, timeout_seconds: float, last_image: Call
             RuntimeError,
             OSError,
             EOFError,
-        ) as error:  # the last two: what a dead worker was handing over is gone
-            for number, worker in enumerate(batches._workers):
-                code = worker.exitcode or 0
-                if code > _LIMIT_MET:
-                    raise ResourceError(
-                        f"loader worker {number} could not hand over a batch: {describe_limit(code - _LIMIT_MET)}"
-                    ) from error
-                if code:
-                    raise ResourceError(
-                        f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: {last_image(number)}; "
-                        "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
-                    ) from error
+        ) as error:  # OSError, EOFError: a worker died during the transfer
+            _raise_if_dead(batches._workers, last_image, error)
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
-                images = ", ".join(last_image(number) for number in range(len(batches._workers)))
+                images = ", ".join(map(last_image, range(len(batches._workers))))
                 raise ResourceError(
-                    f"no batch came for {timeout_seconds:g} s (data_timeout): a loader worker hangs or is very slow; last images of the "
-                    f"workers: {images}; check that the storage answers, or raise data_timeout"
+                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): a loader "
+                    "worker hangs or is very "
+                    f"slow; last images of the workers: {images}; check that the storage answers, "
+                    "or raise data_timeout"
                 ) from error
 
 
-def _end_all(workers: Sequence[BaseProcess]) -> None:
-    """Kill workers: they may wait for each other, and torch would give each of them five seconds to end."""
+def _raise_if_dead(
+    workers: Sequence[BaseProcess], last_image: Callable[[int], str], cause: Exception
+) -> None:
+    """Raise `ResourceError` if a worker has died."""
+    for number, worker in enumerate(workers):
+        code = worker.exitcode or 0
+        if code > _LIMIT_REACHED:
+            limit = describe_limit(code - _LIMIT_REACHED)
+            raise ResourceError(f"loader worker {number} could not hand over a batch: {limit}") from cause
+        if code:
+            raise ResourceError(
+                f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: "
+                f"{last_image(number)}; "
+                "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
+            ) from cause
+
+
+def _kill_all(workers: Sequence[BaseProcess]) -> None:
+    """Kill the workers: they may wait for each other, and torch would give each of them five seconds to
+    end.
+    """
     for worker in workers:
         worker.kill()
 
 
 def _ending(exit_code: int) -> str:
-    """Tell how a process ended, from multiprocessing's code: a negative one is a signal's number."""
+    """Describe how a process ended, from multiprocessing's exit code; a negative code is a signal number."""
     if exit_code > 0:
         return f"ended with code {exit_code}"
     number = signal.Signals(-exit_code)
-    return f"was killed by {number.name}" + (f", {_LIKELY[number]()}" if number in _LIKELY else "")
+    text = f"was killed by {number.name}"
+    if number in _LIKELY:
+        text += f", {_LIKELY[number]()}"
+    return text
 
 
 @contextmanager
-def _deaths_left_to_the_next_batch() -> Iterator[None]:
-    """Keep torch from installing its handler that raises, at whatever line runs, when a worker dies: it is told by the next batch."""
+def _without_sigchld_handler() -> Iterator[None]:
+    """Suppress torch's SIGCHLD handler, which raises at an arbitrary line when a worker dies.
+
+    A dead worker is reported with the next batch.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

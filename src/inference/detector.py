@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.decoding import ImageError, Mark, image_from_pil, inspect_image
+from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
 from ..detection.fitting import load_strictly
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
@@ -361,8 +361,8 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
     """
     if isinstance(image, LabelledFile | str | Path):
         path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
-        pixels, marks = inspect_image(path, size)
-        if Mark.SEVERAL_FRAMES in marks:
+        pixels, flags = inspect_image(path, size)
+        if ImageFlag.SEVERAL_FRAMES in flags:
             _warn_of_several_frames(path.parent)
         return pixels, str(path) if isinstance(image, LabelledFile) else str(image)
     if isinstance(image, Image.Image):

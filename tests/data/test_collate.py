@@ -286,7 +286,7 @@ def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transf
         ({"copyblend_prob": -1.0}, "copyblend_prob is -1.0, expected 0 to 1"),
         (
             {"mixup_epochs": [4]},
-            "mixup_epochs is [4], expected two: the first epoch with it and the first without",
+            "mixup_epochs is [4], expected two values: the first epoch with it and the first without",
         ),
         (
             {"copyblend_epochs": [40, 4]},

@@ -354,11 +354,19 @@ def test_batch_size_is_that_of_a_rank_or_of_all(ranks, loader, settings, count, 
 @pytest.mark.parametrize(
     ("count", "total", "fault"),
     [
-        (2, 5, "total_batch_size 5 cannot be shared by 2 ranks; the nearest that can are 4 and 6"),
-        (8, 33, "total_batch_size 33 cannot be shared by 8 ranks; the nearest that can are 32 and 40"),
-        (4, 3, "total_batch_size 3 cannot be shared by 4 ranks; the least that can is 4"),
-        (1, 0, "total_batch_size 0 cannot be shared by 1 ranks; the least that can is 1"),
-        (2, -4, "total_batch_size -4 cannot be shared by 2 ranks; the least that can is 2"),
+        (
+            2,
+            5,
+            "total_batch_size is 5, which cannot be divided among 2 ranks; the nearest valid sizes are 4 and 6",
+        ),
+        (
+            8,
+            33,
+            "total_batch_size is 33, which cannot be divided among 8 ranks; the nearest valid sizes are 32 and 40",
+        ),
+        (4, 3, "total_batch_size is 3, which cannot be divided among 4 ranks; the minimum is 4"),
+        (1, 0, "total_batch_size is 0, which cannot be divided among 1 ranks; the minimum is 1"),
+        (2, -4, "total_batch_size is -4, which cannot be divided among 2 ranks; the minimum is 2"),
     ],
 )
 def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
@@ -374,7 +382,7 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
 def test_batch_size_is_given_once(loader, settings):
     with pytest.raises(
         ConfigError,
-        match=r"^DataLoader needs either batch_size \(of one rank\) or total_batch_size \(of all ranks\)$",
+        match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size \(images over all ranks\)$",
     ):
         loader(**settings)
 
@@ -397,7 +405,7 @@ def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
         ({"data_timeout": -1}, "data_timeout is -1, expected seconds, or 0 for no limit"),
         (
             {"persistent_workers": True},
-            "persistent_workers is true; workers are started anew each epoch, set it to false",
+            "persistent_workers is true, which is not supported: workers are restarted every epoch; set it to false",
         ),
     ],
 )

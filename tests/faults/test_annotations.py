@@ -85,8 +85,8 @@ def test_f38_first_evaluation_counts_as_the_best_even_with_a_score_of_zero():
         (b'{"images": [', "is not valid JSON: Expecting value, line 1 column 13"),
         (b"", "is not valid JSON: the file is empty"),
         (b'{"a": "\xff"}', "is not valid JSON: not UTF-8 at byte 7"),
-        (b"null", "holds a NoneType"),
-        (b"[]", "holds a list"),
+        (b"null", "contains a NoneType"),
+        (b"[]", "contains a list"),
         (b"[" * 200_000, "is not valid JSON: nested too deeply"),
     ],
     ids=["truncated", "empty", "not UTF-8", "null", "list", "nested"],
@@ -156,7 +156,7 @@ def test_f60_orphans_are_refused_with_their_count_and_the_first(fault):
 
 
 def test_f60_id_of_another_type_is_refused(fault):
-    assert "annotations[2] (id 3): image_id is '1', expected a whole number from 0" in fault(
+    assert "annotations[2] (id 3): image_id is '1', expected a non-negative integer" in fault(
         set_values("annotations", 2, image_id="1")
     )
 
@@ -203,7 +203,7 @@ def test_f62_boxes_outside_are_dropped_and_counted_while_they_are_few(own_data, 
 def test_f62_many_boxes_outside_are_taken_for_corners(fault):
     message = fault(lambda labels: [a.update(bbox=[70, 10, 80, 20]) for a in labels["annotations"][:5]])
     assert (
-        "boxes lie wholly outside their image; COCO has [x, y, width, height] in pixels, and no other format fits either"
+        "boxes lie entirely outside their image; COCO has [x, y, width, height] in pixels, and no other format fits either"
         in message
     )
 
@@ -215,9 +215,9 @@ def test_f62_many_boxes_outside_are_taken_for_corners(fault):
     ("value", "text"),
     [
         (99, "category_id 99 is unknown; known ids: 1, 3, 7, 8"),
-        (1.5, "category_id is 1.5, expected a whole number from 0"),
-        (-1, "category_id is -1, expected a whole number from 0"),
-        ("1", "category_id is '1', expected a whole number from 0"),
+        (1.5, "category_id is 1.5, expected a non-negative integer"),
+        (-1, "category_id is -1, expected a non-negative integer"),
+        ("1", "category_id is '1', expected a non-negative integer"),
     ],
     ids=str,
 )
@@ -266,7 +266,7 @@ def test_f66_images_of_other_sizes_than_their_labels_say_are_counted_and_named_b
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--seed=0")
     assert ended.code == 3
     assert ended.err.startswith(
-        f"error[3]: 2 of 24 images of {own_data.folder}/train.json have other sizes than their labels say: "
+        f"error[3]: 2 of 24 images of {own_data.folder}/train.json have sizes that differ from their labels: "
     )
     assert (
         f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; {image_path(own_data, 7)} has 64 x 64"
@@ -284,7 +284,7 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(own_data,
     data = tiny_config(own_data, train_dataloader={"dataset": {"trust_files": True}}).train_dataloader.dataset
     data.scan_images()
     assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(data.labels.boxes, before.boxes)
-    told = "sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64 in place of 40 x 7)"
+    told = "sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
     assert any(told in line for line in data.labels.findings.describe())
 
 

@@ -105,7 +105,7 @@ UNREADABLE = {
 }
 REASONS = {
     "zero bytes": "is empty (0 bytes)",
-    "HTML": "is no image file (it begins with b'<html>404 No')",
+    "HTML": "is not an image file (it begins with b'<html>404 No')",
     "a folder": "cannot be read: Is a directory",
     "half a JPEG": "is damaged: ",
 }
@@ -116,10 +116,7 @@ def test_f44_unreadable_image_ends_a_small_run_with_its_path_and_reason(own_data
     UNREADABLE[kind](image_path(own_data, 3))
     ended = fit()
     assert ended.code == 3
-    assert (
-        "1 of 24 images of" in ended.err
-        and "more than the share of 0.001 that bad_images tolerates" in ended.err
-    )
+    assert "1 of 24 images of" in ended.err and "more than bad_images allows (0.1 %)" in ended.err
     assert f"image {image_path(own_data, 3)} {REASONS[kind]}" in ended.err
 
 
@@ -132,7 +129,7 @@ def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(ow
         f"warning: image {image_path(own_data, i)} {REASONS[kind]}" in ended.out
         for i, kind in enumerate(UNREADABLE)
     )
-    assert "images that cannot be read: 4, tolerated are 4 (bad_images: 0.2)" in ended.out
+    assert "images that cannot be read: 4, allowed: 4 (bad_images: 0.2)" in ended.out
     assert len(read_log(tmp_path / "run")) == 1
 
 
@@ -172,7 +169,7 @@ def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(own_
     )
     image = tiny_config(own_data).val_dataloader.dataset.raw_sample(0).image
     assert tuple(image.shape[1:]) == upright.shape[:2]
-    assert ("images turned upright, as a note in their files says: 1" in marks_told(own_data, caplog)) is (
+    assert ("images rotated according to their EXIF tag: 1" in marks_told(own_data, caplog)) is (
         orientation > 1
     )
 
@@ -274,7 +271,7 @@ def test_f50_values_without_a_defined_range_end_the_run(own_data, fit):
     Image.fromarray(SMOOTH[..., 0].astype(np.float32)).save(path, "TIFF")
     ended = fit()
     assert ended.code == 3
-    assert f"image {path} holds floating-point values without a defined range" in ended.err
+    assert f"image {path} has floating-point values without a defined range" in ended.err
 
 
 # ---- sizes ----
@@ -338,7 +335,7 @@ def test_f53_image_that_changes_during_the_run_ends_it_by_name(own_data, fit, mo
     ended = fit(num_workers=workers, bad_images=0.9)
     assert ended.code == 3
     assert f"image {path} has changed since the run began (" in ended.err and "-r auto" in ended.err
-    assert ("bytes still, written anew" if change == "same bytes" else "bytes then, ") in ended.err
+    assert ("bytes, but written again" if change == "same bytes" else "bytes then, ") in ended.err
 
 
 def saved_as_png(path: Path) -> None:

@@ -126,7 +126,7 @@ def test_f40_hanging_worker_ends_the_run_after_the_timeout(own_data, tmp_path, i
     ended = train_here("-c", write_tiny_config(tmp_path, own_data, train_dataloader=settings), "--seed=0")
     assert ended.code == 6
     assert ended.err.startswith(
-        "error[6]: no batch came for 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: "
+        "error[6]: no batch arrived within 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: "
     )
     assert "14 (train_00013.jpg)" in ended.err
 
@@ -230,7 +230,7 @@ def test_f42_an_image_is_not_called_unreadable_when_files_cannot_be_opened(tiny_
         ("../val.json", "leaves the image folder"),
         ("a/../../val.json", "leaves the image folder"),
         ("/etc/passwd", "is an absolute path"),
-        ("a\0.jpg", "holds a control character"),
+        ("a\0.jpg", "contains a control character"),
         ("\\\\host\\share\\a.jpg", "is an absolute path"),
         ("https://host/a.jpg", "is an address"),
     ],

@@ -180,7 +180,7 @@ class Refused(NamedTuple):
 
 
 REFUSED = {
-    "four of 300 outside": Refused(update(4, bbox=[500, 5, 9, 9]), "4 of 300 boxes lie wholly outside"),
+    "four of 300 outside": Refused(update(4, bbox=[500, 5, 9, 9]), "4 of 300 boxes lie entirely outside"),
     "empty box, no polygon": Refused(
         update(1, bbox=[]), "annotations[0] (id 0): bbox is [], expected four numbers"
     ),

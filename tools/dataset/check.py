@@ -4,8 +4,8 @@
     python tools/dataset/check.py --annotations train.json --images train/ --val-annotations val.json --val-images val/ --fix clean/
     python tools/dataset/check.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml -u train_dataloader.dataset.ann_file=train.json ...
 
-Exit code 3 if there is a fault (with --fix: one that is left), 0 if not. What training mends by itself without losing labels is a remark.
-docs/data.md lists the kinds.
+The exit code is 3 if there is a fault (with --fix: a fault that is left), otherwise 0.
+Findings that training fixes without losing labels are remarks. docs/data.md lists the kinds.
 """
 
 import sys
@@ -27,7 +27,7 @@ def main() -> None:
         "--val-annotations",
         type=user_path,
         metavar="FILE",
-        help="COCO file of the validation data, held against the first",
+        help="COCO file of the validation data, compared with the first",
     )
     parser.add_argument("--val-images", type=user_path, metavar="DIR", help="default: --images")
     parser.add_argument(
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--queries",
         type=int,
-        help="most objects that can be found in an image; default: the configuration's, or 300",
+        help="maximum number of objects that can be found in an image; default: the configuration's, or 300",
     )
     parser.add_argument(
         "--quick",
@@ -63,19 +63,19 @@ def main() -> None:
     parser.add_argument(
         "--boxes",
         choices=("xywh", "xyxy", "cxcywh", "yxyx", "yxhw"),
-        help="what bbox holds, if it does not look like COCO's xywh; --fix converts it",
+        help="order of the numbers in bbox, if it is not COCO's xywh; --fix converts it",
     )
     parser.add_argument(
         "--units",
         choices=("pixels", "fraction", "percent", "permille"),
-        help="what bbox is measured in, if it does not look like pixels; --fix converts it",
+        help="unit of bbox, if it is not pixels; --fix converts it",
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="size that the model is trained at, for boxes that become too small; default: the configuration's, or 640 640",
+        help="training size, to find boxes that become too small; default: the configuration's, or 640 640",
     )
     parser.add_argument("--report", type=user_path, metavar="FILE", help="write all findings as JSON")
     parser.add_argument(
@@ -136,7 +136,7 @@ def main() -> None:
         if arguments.report:
             report.write(arguments.report)
         if arguments.fix:
-            report = None  # as large as the data; the copies are looked at anew
+            report = None  # frees memory before the copies are checked
             prepare_output_dir(arguments.fix)
             for data, copy in zip(data_sets, copies):
                 tell(describe(data, copy.annotations, fix(data, copy.annotations, images)))
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def default_transforms(size_hw):
-    """Return what every configuration here does to each training image, whatever chance does."""
+    """Return the transforms that every configuration here applies to each training image, without random ones."""
     from src.data.transforms import Compose, Resize, SanitizeBoundingBoxes
 
     return Compose([Resize(list(size_hw)), SanitizeBoundingBoxes(min_size=1)])

@@ -1,10 +1,10 @@
-"""Convert a data set in the layout of YOLO or Pascal VOC to COCO: train.json and val.json in a folder. Images stay where they are.
+"""Convert a data set in the layout of YOLO or Pascal VOC to COCO: train.json and val.json. Images are not copied.
 
     python tools/dataset/convert.py data/mydata/data.yaml --output data/mydata_coco
     python tools/dataset/convert.py data/VOC2012 --output data/voc_coco --difficult crowd
 
-A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC, any other as YOLO. Without validation images a share is split off.
-docs/data.md describes both layouts.
+A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC, any other folder as YOLO.
+Without validation images, a fraction of the training images is split off. docs/data.md describes both layouts.
 """
 
 import sys
@@ -25,30 +25,30 @@ def main() -> None:
         "--val-fraction",
         type=float,
         default=0.1,
-        help="share of images for validation if the data set has none; default: 0.1",
+        help="fraction of images for validation if the data set has none; default: 0.1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that split; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of this split; default: 0")
     parser.add_argument(
         "--difficult",
         choices=("keep", "skip", "crowd"),
         default="keep",
-        help="VOC: what becomes of difficult objects; default: keep",
+        help="VOC: handling of difficult objects; default: keep",
     )
     parser.add_argument(
         "--zero-based", action="store_true", help="VOC: corners are counted from 0, not from 1"
     )
     parser.add_argument(
-        "--follow-links", action="store_true", help="open files that symbolic links carry out of the data set"
+        "--follow-links", action="store_true", help="open files that are symbolic links out of the data set"
     )
     parser.add_argument(
         "--drop-boxes",
         action="store_true",
-        help="leave out boxes without area or outside their image, with their number; without, they are faults",
+        help="drop and count boxes without area or outside their image, which are faults otherwise",
     )
     parser.add_argument("--report", type=user_path, metavar="FILE", help="write all faults as JSON")
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:
-        parser.error(f"--val-fraction is {arguments.val_fraction:g}, expected a share above 0 and below 1")
+        parser.error(f"--val-fraction is {arguments.val_fraction:g}, expected a fraction above 0 and below 1")
 
     def command() -> None:
         from src.data.preparation.convert import convert

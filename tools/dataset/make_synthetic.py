@@ -1,4 +1,4 @@
-"""Draw a small data set in COCO format: shapes of four classes on textured backgrounds.
+"""Generate a small synthetic data set in COCO format: shapes of four classes on textured backgrounds.
 
 python tools/dataset/make_synthetic.py --output data/synthetic --train 1000 --val 200
 """
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
 
     from src.data.dataset.synthetic import write_synthetic_coco

@@ -1,4 +1,6 @@
-"""Objects365: write smaller copies of large images, *_resized.jpg, and *_resized.json with their boxes. Can be stopped and started again.
+"""Objects365: write smaller copies of large images, *_resized.jpg, and *_resized.json with their boxes.
+
+The command can be stopped and started again.
 
     python tools/dataset/resize_obj365.py --base_dir /data/Objects365/data --num_workers 16
 

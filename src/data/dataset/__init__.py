@@ -1,4 +1,4 @@
-"""Data sets. Importing this package registers them."""
+"""Data sets; importing this package registers them."""
 
 from ...core.contracts import Objects
 from .coco_dataset import CocoDetection

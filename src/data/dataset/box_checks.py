@@ -1,4 +1,4 @@
-"""The boxes of an annotation file, all at once as arrays: which can be used, what is changed, and what becomes of each."""
+"""Checks of all boxes of an annotation file as arrays: which boxes are used, clipped, dropped or ignored."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .label_ledger import LabelLedger
 
 
 class References(NamedTuple):
-    """What the M annotations of a file refer to."""
+    """Images and categories that the M annotations of a file refer to."""
 
     image_of: np.ndarray
     """`[M]`: positions in the list of images."""
     category_of: np.ndarray
     """`[M]`: positions in the sorted category ids."""
     sound: np.ndarray
-    """`[M]` bool: both are there, and the image has a size."""
+    """`[M]` bool: image and category exist, and the image has a valid size."""
     sizes: np.ndarray
-    """`[M, 2]` float64, (width, height) of the image in pixels; of an unsound one any."""
+    """`[M, 2]` float64, (width, height) of the image in pixels; arbitrary where `sound` is False."""
 
 
 class CheckedBoxes(NamedTuple):
-    """What is wrong with each of M boxes: `[M]` bool unless another shape is given."""
+    """Results of the checks for each of M boxes: `[M]` bool unless another shape is given."""
 
     xywh: np.ndarray
     """`[M, 4]`, x, y, width, height in pixels, as the file has them."""
@@ -38,11 +38,11 @@ class CheckedBoxes(NamedTuple):
     areas: np.ndarray
     """`[M]`, square pixels."""
     sound: np.ndarray
-    """The record can be used, whatever its box is like."""
+    """The record is valid, apart from its box."""
     flat: np.ndarray
     """The box has no area."""
     outside: np.ndarray
-    """The box lies wholly outside its image."""
+    """The box lies entirely outside its image."""
     beyond: np.ndarray
     """The box reaches beyond its image."""
     kept: np.ndarray
@@ -54,59 +54,63 @@ class CheckedBoxes(NamedTuple):
     ignored: np.ndarray
     """The object is flagged to be ignored."""
     repeated: np.ndarray
-    """Another box before is the same."""
+    """The box is a duplicate of an earlier one."""
 
 
 def read_boxes(
     content: CocoContent, references: References, findings: Findings, box_format: BoxFormat | None
 ) -> tuple[dict[str, Tensor], LabelLedger]:
-    """Bring the boxes into their images, and keep account of what becomes of them.
+    """Clip the boxes to their images, and count what happens to them.
 
     Returns:
-        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, the rows in the order of images; and the account.
+        `starts`, `boxes`, `categories`, `areas` and `crowds` of `CocoLabels`, with rows in the order of
+        images; and the ledger.
     """
-    references = references._replace(
-        sound=references.sound & ~_masks_of_another_size(content, references, findings)
-    )
+    bad_masks = _masks_of_another_size(content, references, findings)
+    references = references._replace(sound=references.sound & ~bad_masks)
     boxes = _check_boxes(content.annotations, references, box_format or COCO)
     _note_boxes(boxes, content, findings)
-    sound = boxes.sound
-    if box_format is None and (found := suspect(boxes.xywh[sound], references.sizes[sound])):
-        findings.fault(Kind.BOX_FORMAT, _describe_format(found))
-    return _sorted_rows(boxes, references, len(content.images)), _account(boxes, content, findings)
+    if box_format is None:
+        sound = boxes.sound
+        suspicion = suspect(boxes.xywh[sound], references.sizes[sound])
+        if suspicion is not None:
+            findings.fault(Kind.BOX_FORMAT, _describe_format(suspicion))
+    rows = _sorted_rows(boxes, references, len(content.images))
+    return rows, _account(boxes, content, findings)
 
 
 def _check_boxes(records: Annotations, references: References, box_format: BoxFormat) -> CheckedBoxes:
     image_of, category_of, sound, sizes = references
     xywh = to_coco(records.bbox, sizes, box_format)
-    with np.errstate(over="ignore"):  # absurd sizes become infinite, and are clipped
+    with np.errstate(over="ignore"):  # absurd sizes become infinite and are clipped
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-        corners = corners.astype(np.float32)  # as they will be stored
+        corners = corners.astype(np.float32)  # the stored precision
     inside = np.clip(corners, 0, np.tile(sizes, 2))
     flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
     outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
     kept = sound & ~flat & ~outside
     without_area = kept & np.isnan(records.area)
     large_area = kept & (records.area > 1.01 * sizes.prod(1))
+    box_areas = (inside[:, 2:] - inside[:, :2]).prod(1)
     return CheckedBoxes(
-        xywh,
-        inside,
-        np.where(without_area | large_area, (inside[:, 2:] - inside[:, :2]).prod(1), records.area),
-        sound,
-        flat,
-        outside,
-        kept & (abs(corners - inside) > 0.5).any(1),
-        kept,
-        without_area,
-        large_area,
-        records.iscrowd == 1,
-        records.ignore == 1,
-        _repeated_rows(image_of, category_of, xywh, kept),
+        xywh=xywh,
+        inside=inside,
+        areas=np.where(without_area | large_area, box_areas, records.area),
+        sound=sound,
+        flat=flat,
+        outside=outside,
+        beyond=kept & (abs(corners - inside) > 0.5).any(1),
+        kept=kept,
+        without_area=without_area,
+        large_area=large_area,
+        crowds=records.iscrowd == 1,
+        ignored=records.ignore == 1,
+        repeated=_repeated_rows(image_of, category_of, xywh, kept),
     )
 
 
 def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> None:
-    """Note the boxes that are changed or dropped, by kind."""
+    """Add a note for each kind of change, with the boxes that are changed or dropped."""
     records = content.annotations
     places = content.places["annotations"]
     ids = records.id.clip(min=-1)
@@ -126,7 +130,10 @@ def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -
 
 
 def _account(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> LabelLedger:
-    kept, crowds, ignored = boxes.kept, boxes.crowds, boxes.ignored
+    """Count the boxes that are lost, left out and changed."""
+    kept = boxes.kept
+    crowds = boxes.crowds
+    ignored = boxes.ignored
     ledger = LabelLedger(findings.path, content.num_annotations)
     unusable = ledger.boxes - boxes.sound.sum()
     ledger.add("faulty, or of an image or category that is not listed", unusable, "lost")
@@ -135,13 +142,21 @@ def _account(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> L
     ledger.add("crowd regions", (kept & crowds).sum(), "left out")
     ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
     learned = kept & ~crowds & ~ignored
-    places = content.places["annotations"]
-    computed = [note.index for note in findings.notes if note.kind == Kind.BOX_COMPUTED]
-    from_segmentation = np.isin(places, np.concatenate(computed)) if computed else np.zeros(len(places), bool)
+    from_segmentation = _computed_boxes(content, findings)
     ledger.add("computed from a polygon or mask", (learned & from_segmentation).sum(), "changed")
     ledger.add("clipped to their image", (learned & boxes.beyond).sum(), "changed")
     ledger.add("listed more than once", (learned & boxes.repeated).sum(), "changed")
     return ledger
+
+
+def _computed_boxes(content: CocoContent, findings: Findings) -> np.ndarray:
+    """Return a mask `[M]` of the boxes that were computed from a polygon or mask."""
+    places = content.places["annotations"]
+    computed = np.zeros(len(places), bool)
+    for note in findings.notes:
+        if note.kind == Kind.BOX_COMPUTED:
+            computed |= np.isin(places, note.index)
+    return computed
 
 
 def _sorted_rows(boxes: CheckedBoxes, references: References, num_images: int) -> dict[str, Tensor]:
@@ -159,45 +174,58 @@ def _sorted_rows(boxes: CheckedBoxes, references: References, num_images: int) -
 
 
 def _masks_of_another_size(content: CocoContent, references: References, findings: Findings) -> np.ndarray:
-    """Return which boxes `[M]` were computed from a mask that has not the size of its image; each is a fault."""
+    """Return a mask `[M]` of the boxes computed from a segmentation mask whose size differs from its image.
+
+    Each of them is added as a fault.
+    """
     places = content.places["annotations"]
-    sound, sizes = references.sound, references.sizes
+    sizes = references.sizes
     bad = np.zeros(len(places), bool)
-    for row, place in enumerate(places.tolist()) if content.mask_sizes else ():
+    if not content.mask_sizes:
+        return bad
+    for row, place in enumerate(places.tolist()):
         size = content.mask_sizes.get(place)
-        if size is not None and sound[row] and size != tuple(sizes[row]):
-            bad[row] = True
-            width, height = map(int, sizes[row])
-            what = f"no box, and a mask of {size[0]} x {size[1]} pixels for an image of {width} x {height}"
-            findings.fault(Kind.BAD_BOX, what, "annotations", place, int(content.annotations.id[row]))
+        if size is None or not references.sound[row] or size == tuple(sizes[row]):
+            continue
+        bad[row] = True
+        width, height = map(int, sizes[row])
+        what = f"no box, and a mask of {size[0]} x {size[1]} pixels for an image of {width} x {height}"
+        record_id = int(content.annotations.id[row])
+        findings.fault(Kind.BAD_BOX, what, "annotations", place, record_id)
     return bad
 
 
 def _describe_format(found: Suspicion) -> str:
     if not found.likely:
         return (
-            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits either: were the images "
-            "resized, or do boxes belong to other images?"
+            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits "
+            "either: were the "
+            "images resized, or do boxes belong to other images?"
         )
     likely = found.likely[0]
-    others = f" (or {', '.join(map(str, found.likely[1:3]))})" if len(found.likely) > 1 else ""
+    others = ""
+    if len(found.likely) > 1:
+        others = f" (or {', '.join(map(str, found.likely[1:3]))})"
     return (
-        f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: convert the "
-        f"file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, or set "
-        f"dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
+        f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: "
+        f"convert the file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units "
+        f"{likely.unit}, "
+        f"or set dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
     )
 
 
 def _repeated_rows(
     image_of: np.ndarray, category_of: np.ndarray, boxes: np.ndarray, considered: np.ndarray
 ) -> np.ndarray:
-    """Return which boxes `[M]` another one before repeats exactly: same image, category and numbers."""
+    """Return a mask `[M]` of the boxes that repeat an earlier one exactly: same image, category and
+    numbers.
+    """
     rows = np.flatnonzero(considered)
-    columns = np.column_stack([image_of[rows], category_of[rows], boxes[rows].view(np.int64).reshape(-1, 4)])
+    bits = boxes[rows].view(np.int64).reshape(-1, 4)
+    columns = np.column_stack([image_of[rows], category_of[rows], bits])
+    # hash each row to one number, because sorting numbers is much faster than sorting rows
     key = np.zeros(len(rows), np.uint64)
-    for column in columns.view(
-        np.uint64
-    ).T:  # one number for each row: sorting those is far quicker than sorting rows
+    for column in columns.view(np.uint64).T:
         key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
         key ^= key >> np.uint64(29)
     mask = np.zeros(len(considered), bool)
@@ -206,7 +234,7 @@ def _repeated_rows(
 
 
 def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Return which ids have come before."""
+    """Return a mask of the ids that occurred before."""
     first = np.unique(ids, return_index=True)[1]
     mask = np.ones(len(ids), bool)
     mask[first] = False
@@ -214,7 +242,6 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
 
 
 def running_total(counts: Iterable[int]) -> Tensor:
-    """Return 0 and the sums of the first one, two ... counts: `[N + 1]` int64."""
-    return torch.cat(
-        [torch.zeros(1, dtype=torch.int64), torch.tensor(list(counts), dtype=torch.int64).cumsum(0)]
-    )
+    """Return the cumulative sums of counts, beginning with 0: `[N + 1]` int64."""
+    total = torch.tensor([0, *counts], dtype=torch.int64)
+    return total.cumsum(0)

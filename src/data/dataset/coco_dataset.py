@@ -1,4 +1,4 @@
-"""COCO-format data sets: labels as shared arrays, images opened when asked for."""
+"""Data sets in COCO format: labels are kept in shared arrays, images are opened on demand."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ...runtime.log import logger
 from ..transforms.compose import Compose
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import load_coco
-from .decoding import Mark, load_image
+from .decoding import ImageFlag, load_image
 from .detection_dataset import DetectionDataset
 from .image_policy import ImagePolicy
-from .label_ledger import LabelLedger
+from .label_ledger import TOO_SMALL, LabelLedger
 from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
 
 
@@ -32,8 +32,8 @@ from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
 class CocoDetection(DetectionDataset):
     """Images with boxes from an annotation file in COCO format.
 
-    The file's category ids, sorted, become labels 0..C-1, whatever they are. Every draw of chance for an image
-    follows from (seed, epoch, index), so that neither workers nor restarts change what comes out.
+    The category ids of the file, sorted, become labels 0..C-1. The random generator of an image is derived
+    from (seed, epoch, index), so the result depends neither on workers nor on restarts.
     """
 
     ann_file: str = ""
@@ -54,44 +54,52 @@ class CocoDetection(DetectionDataset):
         box_order: Order | None = None,
         box_unit: Unit | None = None,
     ) -> None:
-        """Read and check the annotation file; images are not touched, but for their headers with `trust_files`.
+        """Read and check the annotation file; images are not opened, except for their headers with
+        `trust_files`.
 
         Args:
             img_folder: folder that the file names are relative to.
             ann_file: COCO JSON file.
-            transforms: what happens to each sample.
-            return_masks: not supported; there for D-FINE's files, which say False.
-            remap_mscoco_category: labels are positions in COCO's 80 classes, for files with COCO's category ids.
-            bad_images: share of the images that may turn out unreadable, 0..1; another image, by the chance of the one
-                that it replaces, takes the place of each. None for `BAD_IMAGES` in training and none in evaluation, where
-                every image counts.
+            transforms: transforms applied to each sample.
+            return_masks: not supported; accepted because D-FINE's configurations set it to False.
+            remap_mscoco_category: use positions in COCO's 80 classes as labels, for files with COCO's
+                category ids.
+            bad_images: fraction of the images that may be unreadable, 0..1. Each is replaced by a random
+                image, drawn with the random generator of the unreadable one. None means `BAD_IMAGES` in
+                training and 0 in evaluation, where every image counts.
             follow_links: open images that are symbolic links out of the folder.
-            trust_files: where an image has another size than its labels say, the image is right, and the boxes are kept as they
-                stand, in its pixels. Otherwise that is a fault.
-            watch_files: an image that changes during a run ends it; False for storage whose times of change are not steady.
-            box_order: what the four numbers of `bbox` are; None for COCO's xywh, and a fault if they look like another order.
-            box_unit: what they are measured in; None for pixels, likewise.
+            trust_files: if the size of an image differs from its labels, use the size of the image and keep
+                the boxes unchanged, in its pixels. Otherwise this is a fault.
+            watch_files: end the run if an image changes during it. Use False for storage with unstable
+                modification times.
+            box_order: order of the four numbers in `bbox`; None expects COCO's xywh and reports a fault if
+                they look like another order.
+            box_unit: unit of these numbers; None expects pixels and reports a fault if they look like another
+                unit.
 
         Raises:
-            DataError: for faults in the file.
-            ConfigError: if there is no such folder, or the categories are not COCO's although they should be.
+            DataError: if the file has faults.
+            ConfigError: if the folder does not exist, or if the categories are not COCO's although they
+                should be.
         """
         if return_masks:
             raise ConfigError(
-                "CocoDetection.return_masks is true; this detector has no use for masks, set it to false"
+                "CocoDetection.return_masks is true; this detector does not use masks, set it to false"
             )
         if not Path(img_folder).is_dir():
             hint = did_you_mean_file(img_folder)
             raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder{hint}")
         if not 0 <= (bad_images or 0) < 1:
-            raise ConfigError(f"CocoDetection.bad_images is {bad_images}, expected a share from 0 to below 1")
+            raise ConfigError(
+                f"CocoDetection.bad_images is {bad_images}, expected a fraction from 0 to below 1"
+            )
         self.img_folder = Path(img_folder)
         self.ann_file = ann_file
         super().__init__(transforms)
         self.remap_mscoco_category = remap_mscoco_category
-        given = (
-            None if box_order is box_unit is None else BoxFormat(box_order or "xywh", box_unit or "pixels")
-        )
+        given = None
+        if box_order or box_unit:
+            given = BoxFormat(box_order or "xywh", box_unit or "pixels")
         true_sizes = partial(sizes_in_folder, self.img_folder) if trust_files else None
         self.labels = load_coco(ann_file, true_sizes, given)
         self.class_names = self.labels.category_names
@@ -104,21 +112,26 @@ class CocoDetection(DetectionDataset):
         return len(self.labels)
 
     def load_image(self, index: int) -> Tensor:
-        """Decode an image `[3, H, W]` uint8, which must have the size that its labels were made for."""
+        """Decode an image `[3, H, W]` uint8; its size must match its labels."""
         return load_image(self.image_path(index), self.images.size(index))
 
     def objects(self, index: int) -> Objects:
         """Return the checked objects of an image; crowd regions and objects with `ignore` are ignored."""
         labels = self.labels
-        rows = self.labels.rows(index)
-        return Objects(labels.boxes[rows], labels.categories[rows], labels.crowds[rows], labels.areas[rows])
+        rows = labels.rows(index)
+        return Objects(
+            labels.boxes[rows],
+            labels.categories[rows],
+            labels.crowds[rows],
+            labels.areas[rows],
+        )
 
     def image_id(self, index: int) -> int:
         """Return the id of an image in the file."""
         return int(self.labels.image_ids[index])
 
     def image_name(self, index: int) -> str:
-        """Return the file name of an image as it stands in the file."""
+        """Return the file name of an image as written in the annotation file."""
         return self.labels.file_name(index)
 
     def boxes_per_image(self) -> Tensor:
@@ -126,7 +139,7 @@ class CocoDetection(DetectionDataset):
         return self.labels.starts.diff()
 
     def usable_boxes(self) -> int:
-        """Return the number of boxes that are learned and scored."""
+        """Return the number of boxes that are used for training and scored."""
         return int((~self.labels.crowds).sum())
 
     def objects_in(self, image: Tensor, index: int) -> Objects:
@@ -134,21 +147,22 @@ class CocoDetection(DetectionDataset):
         return self.objects(index)
 
     def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or others that `rng` chooses until one is sound (`ImagePolicy.load`)."""
+        """Decode an image, or random others drawn by `rng` until one is readable (`ImagePolicy.load`)."""
         return self.policy.load(index, rng)
 
     def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
         """Compare the labels with the image files before a run; all ranks together.
 
         Args:
-            strict: the first image that cannot be read ends the run.
-            cache: file for what the headers of the images say, so that the next start is faster.
+            strict: end the run at the first image that cannot be read.
+            cache: file for the header data of the images, which makes the next start faster.
 
         Returns:
-            Warnings, one a line.
+            Warnings, one line each.
 
         Raises:
-            DataError: if images are missing or contradict their labels, or if more than half of the boxes are lost.
+            DataError: if images are missing or contradict their labels, or if more than half of the boxes are
+                lost.
         """
         if strict:
             self.policy.refuse()
@@ -157,38 +171,47 @@ class CocoDetection(DetectionDataset):
             self.check_images_exist()
         barrier()
         self.scan_images(cache)
-        return warnings + self.policy.describe_news(Mark.SEVERAL_FRAMES)
+        return warnings + self.policy.describe_news(ImageFlag.SEVERAL_FRAMES)
 
     def _account_for_labels(self) -> list[str]:
-        """Log what becomes of the labels between file and loss; return warnings about boxes that are too small to be learned."""
+        """Log how many labels reach the loss; return warnings about boxes that are too small for training."""
         ledger = self.ledger()
         if is_main():
             for line in ledger.lines():
                 logger.info("%s", line)
         ledger.raise_if_mostly_lost()
         return [
-            f"{ledger.path}: boxes {entry.reason}: {entry.count}; they are not learned, but evaluation would count them"
+            f"{ledger.path}: boxes {entry.reason}: {entry.count}; {TOO_SMALL}"
             for entry in ledger.entries
             if entry.cause == "size"
         ]
 
     def describe_duplicates(self, *others: DetectionData) -> list[str]:
-        """Return warnings about images that are in the data twice, by name or by content; all data sets have been checked."""
-        lines = []
-        comparable = [other for other in others if isinstance(other, CocoDetection)]
-        for other in comparable:
-            if both := self.images.in_common(other.images):
-                lines.append(
-                    f"{len(both)} images are used for training and for evaluation (first: {both[0]}); the score will be too good"
+        """Return warnings about duplicate images, by name or by content; all data sets must have been
+        checked.
+        """
+        warnings = []
+        compared = [self.images]
+        for other in others:
+            if not isinstance(other, CocoDetection):
+                continue
+            compared.append(other.images)
+            both = self.images.in_common(other.images)
+            if both:
+                warnings.append(
+                    f"{len(both)} images are used for training and for evaluation (first: {both[0]}); "
+                    "the score will be too good"
                 )
-        return lines + describe_duplicates([self.images, *(other.images for other in comparable)])
+        return warnings + describe_duplicates(compared)
 
     def allow_bad_images(self) -> None:
-        """Replace images that cannot be read, as training may: a thousandth of them if the settings give no share."""
+        """Replace images that cannot be read, as in training: a thousandth of them unless `bad_images` is
+        set.
+        """
         self.policy.allow()
 
     def report_images(self) -> None:
-        """Log what is new about images that were decoded; all ranks call this together (`ImagePolicy.report`)."""
+        """Log news about images that were decoded; all ranks call this together (`ImagePolicy.report`)."""
         self.policy.report()
 
     def unreadable_images(self) -> list[int]:
@@ -196,7 +219,7 @@ class CocoDetection(DetectionDataset):
         return self.policy.unreadable()
 
     def remember_unreadable(self, indices: Sequence[int]) -> None:
-        """Count images as unreadable that an earlier part of the run could not read; they are not reported again."""
+        """ImageFlag images as unreadable that failed earlier in the run; they are not reported again."""
         self.policy.remember_unreadable(indices)
 
     def image_path(self, index: int) -> Path:
@@ -204,22 +227,22 @@ class CocoDetection(DetectionDataset):
         return self.images.path(index)
 
     def last_image(self, worker: int) -> str:
-        """Return id and file name of the image that a worker of the loader began with last."""
-        index = self.policy.flags.last_begun(worker)
+        """Return id and file name of the image that a loader worker started last."""
+        index = self.policy.flags.last_started(worker)
         return "none yet" if index is None else self.images.describe(index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Store the epoch that begins; its workers are new ones."""
+        """Set the epoch, and forget the workers of the previous one."""
         super().set_epoch(epoch)
         self.policy.flags.forget_workers()
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this data from other data, whatever its path: names and labels of images, and classes.
+        """Return what identifies this data independently of its path: image names, labels and classes.
 
         Returns:
             `names` and `labels`, `[N]` int64 hashes, and `classes`, (category id, name) in the order of ids.
         """
-        classes = [[category, name] for category, name in zip(self.labels.category_ids, self.class_names)]
+        classes = list(map(list, zip(self.labels.category_ids, self.class_names)))
         return {
             "names": self.labels.name_hashes(),
             "labels": self.labels.label_hashes(),
@@ -229,28 +252,33 @@ class CocoDetection(DetectionDataset):
     def ground_truth(self) -> dict[str, Any]:
         """Return the checked labels as a COCO dictionary for an evaluator.
 
-        Categories stand under the ids that detections carry: labels, or COCO's ids with the remap on.
+        Categories have the ids that detections use: labels, or COCO's ids with `remap_mscoco_category`.
 
         Raises:
-            DataError: if there is nothing to find.
-            ConfigError: if images may be left out.
+            DataError: if there is no usable box.
+            ConfigError: if images may be skipped.
         """
         if self.policy.bad_images:
             raise ConfigError(
-                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; an image left out would count as objects missed, set it to 0"
+                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; the objects of "
+                "a skipped image would "
+                "count as missed, set it to 0"
             )
         if not self.usable_boxes():
             raise DataError(
-                f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored"
+                f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, "
+                "so nothing can be scored"
             )
         return self.labels.as_coco(torch.tensor(self.detection_ids))
 
     def check_images_exist(self) -> None:
-        """Compare the listed files with the folder; nothing is opened (`ListedImages.check_exist`)."""
+        """Check that the listed files exist, without opening them (`ListedImages.check_exist`)."""
         self.images.check_exist()
 
     def ledger(self) -> LabelLedger:
-        """Return the account of the labels from the file to the loss, with what the transforms drop whatever chance does."""
+        """Return the ledger of the labels from the file to the loss, with what the transforms drop in every
+        epoch.
+        """
         labels = self.labels
         rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
         return labels.ledger.after(self.transforms.certain_losses, rows, labels.sizes.numpy())
@@ -259,22 +287,25 @@ class CocoDetection(DetectionDataset):
         """Read the headers of all images; all ranks together (`ListedImages.scan_headers`).
 
         Args:
-            cache: file in which this is kept for the next start.
+            cache: file in which the result is kept for the next start.
 
         Raises:
-            DataError: if images have other sizes than their labels say.
+            DataError: if the sizes of images differ from their labels.
         """
         scan = self.images.scan_headers(cache)
         for index in scan.several_frames():
-            self.policy.flags.add(index, Mark.SEVERAL_FRAMES)
+            self.policy.flags.add(index, ImageFlag.SEVERAL_FRAMES)
 
     def _label_table(self) -> Tensor:
+        """Return the label of each category, `[C]` int64, in the order of the category ids."""
         ids = self.labels.category_ids
         if not self.remap_mscoco_category:
             return torch.arange(len(ids))
-        label = {category: index for index, category in enumerate(COCO_CATEGORY_IDS)}
-        if foreign := [i for i in ids if i not in label]:
+        foreign = [i for i in ids if i not in COCO_CATEGORY_IDS]
+        if foreign:
             raise ConfigError(
-                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO has not: {foreign[:20]}; set it to False"
+                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO "
+                "does not have: "
+                f"{foreign[:20]}; set it to False"
             )
-        return torch.tensor([label[i] for i in ids])
+        return torch.tensor(list(map(COCO_CATEGORY_IDS.index, ids)))

@@ -1,4 +1,4 @@
-"""The images of a COCO file, for which boxes and categories are not needed."""
+"""The list of images of a COCO file, for uses that need neither boxes nor categories."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ class CocoImages(NamedTuple):
 
 
 def load_coco_images(path: str | Path) -> CocoImages:
-    """Read the list `images` of a COCO file; `annotations` and `categories` may be missing, as in files of test sets.
+    """Read the list `images` of a COCO file.
+
+    The lists `annotations` and `categories` may be missing, as in files of test sets.
 
     Raises:
-        DataError: if it cannot be read, or with the faults of its records.
+        DataError: if the file cannot be read, or if its records have faults.
     """
     findings = Findings(Path(path))
     content = image_records(findings.path, findings)
     check_images(content, findings)
     findings.raise_if_faulty()
-    return CocoImages(
-        [image.file_name for image in content.images],
-        [image.id for image in content.images],
-        [(image.width, image.height) for image in content.images],
-    )
+    images = CocoImages([], [], [])
+    for image in content.images:
+        images.names.append(image.file_name)
+        images.ids.append(image.id)
+        images.sizes.append((image.width, image.height))
+    return images

@@ -1,7 +1,7 @@
-"""The records of a COCO annotation file, and what is wrong with them.
+"""The records of a COCO annotation file, and their faults.
 
-A sound file is decoded straight into slim typed records (polygons and whatever else detection does not use are
-skipped). Only a file that does not decode that way is gone through record by record, so that each fault can be named;
+A valid file is decoded directly into small typed records, without polygons and other data that detection does
+not use. A file that cannot be decoded in this way is read record by record, so that each fault can be named;
 only the faulty records are then parsed in full.
 """
 
@@ -32,7 +32,10 @@ LARGEST_ID = (1 << 63) - 1
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f]")
 
 BLOCK = 10_000
-"""Annotations that are decoded at a time."""
+"""Number of annotations that are decoded at a time."""
+
+ID_EXPECTED = "expected a non-negative integer"
+"""Part of the messages about ids."""
 
 
 class ImageRecord(msgspec.Struct, gc=False):
@@ -45,7 +48,9 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is no part of COCO, but common."""
+    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is common, but not part of
+    COCO.
+    """
 
     id: int
     image_id: int
@@ -64,7 +69,7 @@ class CategoryRecord(msgspec.Struct, gc=False):
 
 
 LISTS = ("images", "annotations", "categories")
-"""What every COCO file has."""
+"""The lists that every COCO file has."""
 
 
 class _File(msgspec.Struct):
@@ -79,79 +84,94 @@ class _ImageList(msgspec.Struct):
 
 @dataclass
 class Annotations:
-    """Annotations as columns of M values, an eighth of what records take."""
+    """Annotations as columns of M values, which take an eighth of the memory of records."""
 
     id: np.ndarray
     image_id: np.ndarray
     category_id: np.ndarray
     iscrowd: np.ndarray
     ignore: np.ndarray
-    """`[M]` int64, these five."""
+    """`[M]` int64, as the four columns above."""
     bbox: np.ndarray
     """`[M, 4]` float64, as in `AnnotationRecord`."""
     area: np.ndarray
-    """`[M]` float64, NaN where there is none."""
+    """`[M]` float64, NaN where it is missing."""
 
     def __len__(self) -> int:
         return len(self.id)
 
     @classmethod
     def of(cls, records: Sequence[AnnotationRecord]) -> Annotations:
-        """Return the columns of records.
+        """Return records as columns.
 
         Raises:
-            OverflowError: if a number does not fit.
+            OverflowError: if a number is too large.
         """
-        ids, images, categories, crowds, ignored = (
-            np.array([getattr(r, key) or 0 for r in records], np.int64)
-            for key in ("id", "image_id", "category_id", "iscrowd", "ignore")
-        )
+        coordinates = chain.from_iterable(r.bbox for r in records)
+        boxes = np.fromiter(coordinates, np.float64, 4 * len(records))
+        areas = [np.nan if r.area is None else r.area for r in records]
         return cls(
-            ids,
-            images,
-            categories,
-            crowds,
-            ignored,
-            np.fromiter(chain.from_iterable(r.bbox for r in records), np.float64, 4 * len(records)).reshape(
-                -1, 4
-            ),
-            np.array([np.nan if r.area is None else r.area for r in records], np.float64),
+            id=_integers(records, "id"),
+            image_id=_integers(records, "image_id"),
+            category_id=_integers(records, "category_id"),
+            iscrowd=_integers(records, "iscrowd"),
+            ignore=_integers(records, "ignore"),
+            bbox=boxes.reshape(-1, 4),
+            area=np.array(areas, np.float64),
         )
 
     @classmethod
     def room_for(cls, count: int) -> Annotations:
-        """Return columns to be filled by `put`."""
-        ids, image_ids, categories, crowds, ignored = (np.empty(count, np.int64) for _ in range(5))
-        return cls(ids, image_ids, categories, crowds, ignored, np.empty((count, 4)), np.empty(count))
+        """Return uninitialized columns, to be filled with `put`."""
+        return cls(
+            id=np.empty(count, np.int64),
+            image_id=np.empty(count, np.int64),
+            category_id=np.empty(count, np.int64),
+            iscrowd=np.empty(count, np.int64),
+            ignore=np.empty(count, np.int64),
+            bbox=np.empty((count, 4)),
+            area=np.empty(count),
+        )
 
     def put(self, start: int, block: Annotations) -> None:
-        """Fill the rows from `start` on."""
-        for key in fields(self):
-            getattr(self, key.name)[start : start + len(block)] = getattr(block, key.name)
+        """Write a block of rows at position `start`."""
+        end = start + len(block)
+        for column in fields(self):
+            getattr(self, column.name)[start:end] = getattr(block, column.name)
 
     def first(self, count: int) -> Annotations:
         """Return the first rows."""
-        return Annotations(*(getattr(self, key.name)[:count] for key in fields(self)))
+        columns = {}
+        for column in fields(self):
+            columns[column.name] = getattr(self, column.name)[:count]
+        return Annotations(**columns)
+
+
+def _integers(records: Sequence[AnnotationRecord], key: str) -> np.ndarray:
+    return np.array([getattr(r, key) or 0 for r in records], np.int64)
 
 
 @dataclass
 class CocoContent:
-    """The sound records of a file, and where each stood in it."""
+    """The valid records of a file, and the position of each in its list."""
 
     images: list[ImageRecord]
     annotations: Annotations
     categories: list[CategoryRecord]
     places: dict[str, np.ndarray]
+    """For each list, the positions of its valid records in the file."""
     lost: dict[str, set[int]]
-    """Ids that the faulty records of each list have, or mean to have ("7"): what refers to them is not at fault."""
+    """For each list, the ids of its faulty records, also if written as text ("7"); references to them are not
+    faults.
+    """
     num_annotations: int = 0
-    """Records of the list `annotations`, faulty ones included."""
+    """Number of records in the list `annotations`, including faulty ones."""
     mask_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     """(width, height) of the masks that boxes were computed from, by position in the list `annotations`."""
 
 
 def read_records(path: Path, findings: Findings) -> CocoContent:
-    """Read a file; records that are faulty in themselves are left out and noted in `findings`.
+    """Read a file; records that are faulty in themselves are skipped and added to `findings`.
 
     Raises:
         DataError: if the file cannot be read as COCO at all.
@@ -162,27 +182,28 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
         file = msgspec.json.decode(raw, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_leniently(raw, path, findings)
-    annotations, places, lost = _read_annotations(file.annotations, findings)
+    annotations, annotation_places, lost = _read_annotations(file.annotations, findings)
+    places = {
+        "images": np.arange(len(file.images)),
+        "annotations": annotation_places,
+        "categories": np.arange(len(file.categories)),
+    }
     return CocoContent(
         file.images,
         annotations,
         file.categories,
-        {
-            "images": np.arange(len(file.images)),
-            "annotations": places,
-            "categories": np.arange(len(file.categories)),
-        },
-        {"images": set(), "annotations": lost, "categories": set()},
-        len(file.annotations),
-        _mask_sizes(file.annotations, findings),
+        places,
+        lost={"images": set(), "annotations": lost, "categories": set()},
+        num_annotations=len(file.annotations),
+        mask_sizes=_mask_sizes(file.annotations, findings),
     )
 
 
 def image_records(path: Path, findings: Findings) -> CocoContent:
-    """Read the list `images` of a file alone; the other lists are empty, whatever the file has there.
+    """Read only the list `images` of a file; the other lists of the result are empty.
 
     Raises:
-        DataError: if the file cannot be read, or has no such list.
+        DataError: if the file cannot be read, or if it does not have this list.
     """
     raw = read_annotation_file(path)
     try:
@@ -191,21 +212,22 @@ def image_records(path: Path, findings: Findings) -> CocoContent:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         records = _parse_plainly(raw, path, ("images",))["images"]
     sound, places, lost = _READ["images"](records, findings)
+    nothing = np.zeros(0, np.int64)
     return CocoContent(
         sound,
         Annotations.room_for(0),
         [],
-        {"images": places, "annotations": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)},
-        {"images": lost, "annotations": set(), "categories": set()},
+        places={"images": places, "annotations": nothing, "categories": nothing},
+        lost={"images": lost, "annotations": set(), "categories": set()},
     )
 
 
 def unsafe_file_name(name: Any) -> str | None:
-    """Tell why a file name must not be opened, or None: it has to stay inside the image folder."""
+    """Return why a file name must not be opened, or None if it stays inside the image folder."""
     if not isinstance(name, str) or not name:
         return "expected a file name"
     if _CONTROL_CHARACTER.search(name):
-        return "which holds a control character"
+        return "which contains a control character"
     if "://" in name:
         return "which is an address; images must lie in the image folder"
     if name[0] in "/\\" or name[1:3] in (":\\", ":/"):
@@ -221,37 +243,40 @@ def read_annotation_file(path: Path) -> bytes:
     """Return the bytes of a file as UTF-8 without a byte order mark.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the file cannot be read.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         if is_system_limit(error):
             raise
-        hint = (
-            did_you_mean_file(path) if isinstance(error, FileNotFoundError) else files_inside(path, "*.json")
-        )
-        raise DataError(f"annotation file {path} cannot be read: {error.strerror or error}{hint}") from None
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # as some editors on Windows save
+        missing = isinstance(error, FileNotFoundError)
+        hint = did_you_mean_file(path) if missing else files_inside(path, "*.json")
+        reason = error.strerror or error
+        raise DataError(f"annotation file {path} cannot be read: {reason}{hint}") from None
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # written by some editors on Windows
         return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def split_records(raw: bytes, path: Path) -> dict[str, Any]:
-    """Take a file apart into its keys, and the three lists of COCO into records that are not parsed yet.
+    """Split a file into its keys, and the three lists of COCO into records that are not parsed yet.
 
     Returns:
-        For each key a `msgspec.Raw`, for the lists a list of them. A file that only a forgiving parser reads (NaN) comes as plain values.
+        For each key a `msgspec.Raw`, for the lists a list of them. A file that only a tolerant parser accepts
+        (for example with NaN) is returned as plain values.
 
     Raises:
-        DataError: if the file is no JSON, or a list is missing.
+        DataError: if the file is not JSON, or if a list is missing.
     """
     try:
         _refuse_other_than_utf8(raw)
-        content = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        return content | {key: msgspec.json.decode(content[key], type=list[msgspec.Raw]) for key in LISTS}
+        content: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        for key in LISTS:
+            content[key] = msgspec.json.decode(content[key], type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         return _parse_plainly(raw, path)
+    return content
 
 
 def parse_record(record: Any) -> Any:
@@ -260,7 +285,10 @@ def parse_record(record: Any) -> Any:
 
 
 def _refuse_other_than_utf8(raw: bytes) -> None:
-    """Raise `UnicodeDecodeError` for text that is no UTF-8, which parsers do not notice in what they skip; little of it is decoded at a time."""
+    """Raise `UnicodeDecodeError` for text that is not UTF-8.
+
+    The parser does not notice this in values that it skips. The text is decoded in pieces to save memory.
+    """
     if not raw.isascii():
         decoder = codecs.getincrementaldecoder("utf-8")()
         view = memoryview(raw)
@@ -273,41 +301,48 @@ def _parse_plainly(raw: bytes, path: Path, lists: Sequence[str] = LISTS) -> dict
     try:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
-        what = (
-            f"{error.msg}, line {error.lineno} column {error.colno}" if raw.strip() else "the file is empty"
-        )
+        what = f"{error.msg}, line {error.lineno} column {error.colno}"
+        if not raw.strip():
+            what = "the file is empty"
         raise DataError(f"{path} is not valid JSON: {what}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid JSON: not UTF-8 at byte {error.start}") from None
-    except (RecursionError, ValueError) as error:  # ValueError: a number with thousands of digits
-        raise DataError(
-            f"{path} is not valid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
-        ) from None
+    except RecursionError:
+        raise DataError(f"{path} is not valid JSON: nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise DataError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path} holds a {type(content).__name__}, expected an object with {_lists_in_words(lists)}"
-        )
+        kind = type(content).__name__
+        raise DataError(f"{path} contains a {kind}, expected an object with {_lists_in_words(lists)}")
     for key in lists:
-        if not isinstance(content.get(key), list):
-            found = "is missing" if key not in content else f"is a {type(content[key]).__name__}"
-            raise DataError(
-                f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories'
-            )
+        if key not in content:
+            found = "is missing"
+        elif not isinstance(content[key], list):
+            found = f"is a {type(content[key]).__name__}"
+        else:
+            continue
+        raise DataError(
+            f'{path}: "{key}" {found}, expected a list; COCO files have images, annotations and categories'
+        )
     return content
 
 
 def _lists_in_words(lists: Sequence[str]) -> str:
     *first, last = lists
-    return f"lists {', '.join(first)} and {last}" if first else f"a list {last}"
+    if not first:
+        return f"a list {last}"
+    return f"lists {', '.join(first)} and {last}"
 
 
 def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent:
-    """Decode a file that is not as it should be; keep the sound records and list the faults of the others."""
+    """Decode a malformed file: keep the valid records and list the faults of the others."""
     return sound_records(split_records(raw, path), findings)
 
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
-    """Return the records of `split_records` that are sound in themselves; the others are noted in `findings`."""
+    """Return the records of `split_records` that are valid in themselves; the others are added to
+    `findings`.
+    """
     sound = {}
     places = {}
     lost = {}
@@ -320,16 +355,19 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
 
 def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, int]]:
     """Return (width, height) of each mask that a box was computed from, by position."""
-    computed = (note.index.tolist() for note in findings.notes if note.kind == Kind.BOX_COMPUTED)
-    sizes = {
-        place: mask_size(parse_record(records[place]).get("segmentation"))
-        for place in chain.from_iterable(computed)
-    }
-    return {place: size for place, size in sizes.items() if size is not None}
+    sizes = {}
+    for note in findings.notes:
+        if note.kind != Kind.BOX_COMPUTED:
+            continue
+        for place in note.index.tolist():
+            size = mask_size(parse_record(records[place]).get("segmentation"))
+            if size is not None:
+                sizes[place] = size
+    return sizes
 
 
 def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
-    """Return what `_sound` does, as columns; a block at a time, so that few records are there at once."""
+    """Return the result of `_sound` as columns; one block at a time, so that few records exist at once."""
     columns = Annotations.room_for(len(records))
     count = 0
     places = [np.zeros(0, np.int64)]
@@ -341,13 +379,7 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
         try:
             sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
             where = np.arange(start, start + len(block))
-        except (
-            msgspec.MsgspecError,
-            UnicodeDecodeError,
-            RecursionError,
-            OverflowError,
-            TypeError,
-        ):  # TypeError: plain values, no bytes
+        except _UNDECODABLE:
             kept, where, without = _sound(
                 block, "annotations", _annotation_faults, AnnotationRecord, findings, start
             )
@@ -363,12 +395,23 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
     return columns.first(count), np.concatenate(places), lost
 
 
+_UNDECODABLE = (
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+    RecursionError,
+    OverflowError,
+    TypeError,  # plain values instead of bytes
+)
+"""Errors for a block that has to be read record by record."""
+
+
 def _boxes_from_segmentations(
     block: Annotations, places: np.ndarray, records: list[Any]
 ) -> list[tuple[int, int]]:
-    """Give boxes that are missing or have no area those of their polygons or masks; return (place, id) of each."""
+    """Compute boxes that are missing or have no area from polygons or masks; return (place, id) of each."""
     repaired = []
-    for row in np.flatnonzero(~(block.bbox[:, 2:] > 0).all(1)):  # NaN stands for a box that is missing
+    has_area = (block.bbox[:, 2:] > 0).all(1)  # False for a missing box, which is NaN
+    for row in np.flatnonzero(~has_area):
         place = int(places[row])
         box = box_of_segmentation(parse_record(records[place]).get("segmentation"))
         if box is not None:
@@ -385,7 +428,7 @@ def _sound(
     findings: Findings,
     start: int = 0,
 ) -> tuple[list[Any], np.ndarray, set[int]]:
-    """Return the records that can be used, where they stood, and the ids that the others have or mean to have."""
+    """Return the usable records, their positions, and the ids of the others, also if written as text."""
     kept: list[Any] = []
     places: list[int] = []
     lost: set[int] = set()
@@ -398,39 +441,46 @@ def _sound(
             continue
         try:
             record = parse_record(raw)
-        except (ValueError, RecursionError) as error:  # not UTF-8, a number with thousands of digits
+        except (ValueError, RecursionError) as error:  # not UTF-8, or a number with thousands of digits
             findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
             continue
         if not isinstance(record, dict):
             findings.fault(Kind.NO_OBJECT, f"a {type(record).__name__}, expected an object", where, index)
             continue
         faults = list(faults_of(record))
-        for fault, what in faults:
-            findings.fault(fault, what, where, index, record["id"] if is_id(record.get("id")) else None)
-        if faults:
-            meant = meant_id(record.get("id"))
-            lost |= set() if meant is None else {meant}
-        else:
-            kept.append(_made_of(record, kind))
+        if not faults:
+            kept.append(_as_record(record, kind))
             places.append(index)
+            continue
+        given = record.get("id")
+        for fault, what in faults:
+            findings.fault(fault, what, where, index, given if is_id(given) else None)
+        meant = meant_id(given)
+        if meant is not None:
+            lost.add(meant)
     return kept, np.array(places, np.int64), lost
 
 
 def _decoded(record: Any, decoder: msgspec.json.Decoder[Any]) -> Any:
-    """Return a record in its own type; None if it cannot be decoded that way, or has ids that are too large."""
+    """Return a record as its own type; None if it cannot be decoded, or if its ids are too large."""
     if not isinstance(record, msgspec.Raw):
         return None
     try:
         decoded = decoder.decode(record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    numbers = (value for value in msgspec.structs.astuple(decoded) if isinstance(value, int))
-    return decoded if all(abs(value) <= LARGEST_ID for value in numbers) else None
+    for value in msgspec.structs.astuple(decoded):
+        if isinstance(value, int) and abs(value) > LARGEST_ID:
+            return None
+    return decoded
 
 
-def _made_of(record: dict[str, Any], kind: type[msgspec.Struct]) -> Any:
-    """Return plain values that have no fault as a record in its own type."""
-    known = {name: record[name] for name in kind.__struct_fields__ if name in record}
+def _as_record(record: dict[str, Any], kind: type[msgspec.Struct]) -> Any:
+    """Return plain values without faults as a record of its own type."""
+    known = {}
+    for name in kind.__struct_fields__:
+        if name in record:
+            known[name] = record[name]
     if kind is AnnotationRecord and is_box_missing(record):
         known["bbox"] = _NO_BOX
     return kind(**known)
@@ -438,34 +488,41 @@ def _made_of(record: dict[str, Any], kind: type[msgspec.Struct]) -> Any:
 
 def _image_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     if not is_id(record.get("id")):
-        yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
-    if reason := unsafe_file_name(record.get("file_name")):
+        yield Kind.BAD_ID, f"{_shown(record, 'id')}, {ID_EXPECTED}"
+    reason = unsafe_file_name(record.get("file_name"))
+    if reason:
         yield Kind.BAD_FILE_NAME, f"{_shown(record, 'file_name')}, {reason}"
     for key in ("width", "height"):
         if not is_id(record.get(key)):
-            yield Kind.BAD_SIZE, f"{_shown(record, key)}, expected pixels, a whole number from 1"
+            yield Kind.BAD_SIZE, f"{_shown(record, key)}, expected a positive integer (pixels)"
 
 
 def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     for key in ("id", "image_id", "category_id"):
         if not is_id(record.get(key)):
-            yield Kind.BAD_ID, f"{_shown(record, key)}, expected a whole number from 0"
-    box = record.get("bbox")
-    if is_box_missing(record) and box_of_segmentation(record.get("segmentation")) is not None:
-        pass  # the box is computed from it
-    elif not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+            yield Kind.BAD_ID, f"{_shown(record, key)}, {ID_EXPECTED}"
+    if not _has_box(record):
         yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]"
-    if record.get("area") is not None and not _is_number(record["area"]):
-        yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a number from 0"
-    if record.get("iscrowd", 0) is not None and not is_id(record.get("iscrowd", 0)):
+    area = record.get("area")
+    if area is not None and not _is_number(area):
+        yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a non-negative number"
+    crowd = record.get("iscrowd", 0)
+    if crowd is not None and not is_id(crowd):
         yield Kind.BAD_CROWD, f"{_shown(record, 'iscrowd')}, expected 0 or 1"
-
     if record.get("ignore", 0) not in (None, False, True):  # 0 and 1 are equal to these
         yield Kind.BAD_IGNORE, f"{_shown(record, 'ignore')}, expected 0 or 1"
 
 
+def _has_box(record: dict[str, Any]) -> bool:
+    """Return whether an annotation has four numbers as its box, or a segmentation to compute it from."""
+    if is_box_missing(record):
+        return box_of_segmentation(record.get("segmentation")) is not None
+    box = record["bbox"]
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
 def is_box_missing(record: dict[str, Any]) -> bool:
-    """Return whether an annotation has no box at all: no `bbox`, null or an empty list."""
+    """Return whether an annotation has no box: no `bbox`, null or an empty list."""
     return record.get("bbox") in (None, [])
 
 
@@ -474,22 +531,24 @@ _NO_BOX = (math.nan,) * 4
 
 def _category_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     if not is_id(record.get("id")):
-        yield Kind.BAD_ID, f"{_shown(record, 'id')}, expected a whole number from 0"
+        yield Kind.BAD_ID, f"{_shown(record, 'id')}, {ID_EXPECTED}"
     if not isinstance(record.get("name"), str):
         yield Kind.BAD_NAME, f"{_shown(record, 'name')}, expected a name"
 
 
 def meant_id(value: Any) -> int | None:
-    """Return the id that a value is or plainly means (7, "7", 7.0), or None."""
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
-        value = int(value)
+    """Return the id that a value represents (7, "7", 7.0), or None."""
+    if isinstance(value, str):
+        digits = value.strip()
+        if digits.isascii() and digits.isdigit() and len(value) < 20:
+            value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if is_id(value) else None
 
 
 def is_id(value: Any) -> bool:
-    """Tell whether a value can be an id: a whole number from 0."""
+    """Return whether a value can be an id: a non-negative integer."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID
 
 
@@ -502,14 +561,22 @@ def _shown(record: dict[str, Any], key: str) -> str:
     if key not in record:
         return f'no "{key}"'
     text = repr(record[key])
-    return f"{key} is {text[:80]}{'...' if len(text) > 80 else ''}"
+    if len(text) > 80:
+        text = f"{text[:80]}..."
+    return f"{key} is {text}"
+
+
+def _read_images(records: list[Any], findings: Findings) -> tuple[list[Any], np.ndarray, set[int]]:
+    return _sound(records, "images", _image_faults, ImageRecord, findings)
+
+
+def _read_categories(records: list[Any], findings: Findings) -> tuple[list[Any], np.ndarray, set[int]]:
+    return _sound(records, "categories", _category_faults, CategoryRecord, findings)
 
 
 _READ: dict[str, Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]] = {
-    "images": lambda records, findings: _sound(records, "images", _image_faults, ImageRecord, findings),
+    "images": _read_images,
     "annotations": _read_annotations,
-    "categories": lambda records, findings: _sound(
-        records, "categories", _category_faults, CategoryRecord, findings
-    ),
+    "categories": _read_categories,
 }
-"""For each list of a file, what reads its records."""
+"""Functions that read the records of each list of a file."""

@@ -1,4 +1,7 @@
-"""Images that go through the transforms of a configuration: the base of `CocoDetection`, and of a user's own data sets."""
+"""Base class of data sets whose images go through the transforms of a configuration.
+
+`CocoDetection` derives from it, and so can a data set of your own.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,20 @@ from ..transforms.sample import Sample
 
 
 class DetectionDataset(DetectionData):
-    """A data set that defines `class_names`, `__len__`, `load_image` and `objects`, and leaves the rest to this class.
+    """Base class of data sets: a subclass defines `class_names`, `__len__`, `load_image` and `objects`.
 
-    The random numbers for an image follow from (seed, epoch, index), so workers and restarts do not change the result.
+    The random generator of an image is derived from (seed, epoch, index), so the result depends neither on
+    workers nor on restarts.
     """
 
     __inject__: Sequence[str] = ("transforms",)
     transforms: Compose = Compose()
-    """What happens to each image; without any, images and boxes stay as they are."""
+    """Transforms applied to each image; without any, images and boxes stay unchanged."""
 
     def __init__(self, transforms: Compose | None = None) -> None:
-        """Store the transforms, which a configuration builds from the key `transforms` of the data set."""
+        """Store the transforms; in a configuration they are built from the key `transforms` of the data
+        set.
+        """
         self.transforms = transforms or Compose()
         self.output_size = self.transforms.output_size
         self.mixing = self.transforms.mixing
@@ -37,7 +43,7 @@ class DetectionDataset(DetectionData):
         """Return an image `[3, H, W]` uint8, RGB (`src.data.dataset.load_image` reads a file)."""
 
     def image_path(self, index: int) -> str | Path:
-        """Return what messages call an image. Default: its name."""
+        """Return the path or name of an image for messages. Default: its name."""
         return self.image_name(index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -45,28 +51,35 @@ class DetectionDataset(DetectionData):
         return self.sample(index).render()
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
-        """Return samples that are not rendered yet, for a collate function that chooses the size of a batch."""
+        """Return samples that are not rendered yet, for a collate function that chooses the size of the
+        batch.
+        """
         return [self.sample(index) for index in indices]
 
     def sample(self, index: int) -> Sample:
-        """Decode an image and apply the transforms, all but the resampling."""
+        """Decode an image and apply the transforms, except for resampling."""
         return self.transforms(self.raw_sample(index), self.epoch)
 
     def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """Decode an image, or one in its place, with its boxes in its pixels; ignored objects are left out.
+        """Decode an image, or its replacement, with its boxes in pixels; ignored objects are left out.
 
         Args:
             index: position of the image.
-            rng: source of random numbers; None for one that follows from (seed, epoch, index).
+            rng: random generator; None derives one from (seed, epoch, index).
         """
         rng = rng or np.random.default_rng([self.seed, self.epoch, index])
         index, image = self.load_or_replace(index, rng)
         objects = self.objects_in(image, index)
         boxes = objects.boxes.detach().double().numpy()
-        kept = np.ones(len(boxes), bool) if objects.ignored is None else ~objects.ignored.numpy()
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) if objects.areas is None else objects.areas.numpy()
+        kept = np.ones(len(boxes), bool)
+        if objects.ignored is not None:
+            kept = ~objects.ignored.numpy()
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        if objects.areas is not None:
+            areas = objects.areas.numpy()
+        categories = objects.labels.long().numpy()[kept]
         fields = {
-            "labels": self.label_of_category.numpy()[objects.labels.long().numpy()[kept]],
+            "labels": self.label_of_category.numpy()[categories],
             "area": areas.astype(np.float32)[kept],
             "iscrowd": np.zeros(np.count_nonzero(kept), np.int64),
         }
@@ -85,22 +98,25 @@ class DetectionDataset(DetectionData):
         return objects
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
-        """Decode an image that `rng` chooses, for a mosaic; its own random numbers come from `rng` too."""
-        return self.raw_sample(int(rng.integers(len(self))), rng)
+        """Decode a random image for a mosaic; `rng` selects it and is also its random generator."""
+        index = int(rng.integers(len(self)))
+        return self.raw_sample(index, rng)
 
     def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Return an image and its index, or those of another image that `rng` chooses. Default: always the image itself."""
+        """Return the index and the pixels of an image, or of a replacement drawn by `rng`. Default: the image
+        itself.
+        """
         image = call(self, self.load_image, index)
         check_image(place(self, "load_image", index), image)
         return index, image
 
     def picture(self, index: int) -> Picture | None:
-        """Return an image with its true boxes for the pictures of a run."""
+        """Return an image with its true boxes, for the pictures that a run writes."""
         sample = self.raw_sample(index)
-        return Picture(
-            sample.image, torch.from_numpy(sample.boxes), torch.from_numpy(sample.fields["labels"])
-        )
+        boxes = torch.from_numpy(sample.boxes)
+        labels = torch.from_numpy(sample.fields["labels"])
+        return Picture(sample.image, boxes, labels)
 
     def use_labels(self, labels: Sequence[int]) -> None:
-        """Give the classes, in the order of `class_names`, other labels: those by which a trained model knows them."""
+        """Assign other labels to the classes, in the order of `class_names`: those of a trained model."""
         self.label_of_category = torch.tensor(labels, dtype=torch.int64)

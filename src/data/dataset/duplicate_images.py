@@ -1,4 +1,7 @@
-"""Images that are in the data twice under different names: found by what the headers' scan knows, confirmed by the content of few files."""
+"""Duplicate images under different names.
+
+Candidates are found with the results of the header scan; only these files are then read and compared in full.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,52 @@ from ...runtime.weight_files import file_sha256
 from .header_scan import BYTES, HEIGHT, TAIL, UNKNOWN, WIDTH, ImageScan
 
 HASHED_BYTES = 2_000_000_000
-"""As much is read at most to confirm that files are alike; what is beyond is left out."""
+"""Maximum number of bytes to read for comparisons; files beyond this limit are not compared."""
 
 
 class DuplicateImages(NamedTuple):
-    """Files with the same content, each as (number of its data set, its path); the one that came first stands first."""
+    """Groups of files with the same content, each file as (number of its data set, path), in the order of the
+    data.
+    """
 
     groups: list[list[tuple[int, str]]]
     unread: int
-    """Files that look alike, but were beyond the limit."""
+    """Number of candidates that were not compared because of the limit."""
 
     def within(self, data_set: int) -> list[list[str]]:
-        """Return the groups of which a data set has more than one file."""
-        shares = ([path for number, path in group if number == data_set] for group in self.groups)
-        return [share for share in shares if len(share) > 1]
+        """Return the groups that contain more than one file of a data set, reduced to these files."""
+        found = []
+        for group in self.groups:
+            own = [path for number, path in group if number == data_set]
+            if len(own) > 1:
+                found.append(own)
+        return found
 
     def shared(self) -> list[list[str]]:
-        """Return the groups that more than one data set has a part in."""
-        return [
-            [path for _, path in group] for group in self.groups if len({number for number, _ in group}) > 1
-        ]
+        """Return the groups that contain files of more than one data set."""
+        found = []
+        for group in self.groups:
+            numbers, paths = zip(*group)
+            if len(set(numbers)) > 1:
+                found.append(list(paths))
+        return found
 
 
 def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> DuplicateImages:
-    """Find files with the same content among data sets.
+    """Find files with the same content in one or more data sets.
 
-    Candidates have the same length, pixels and end; these are read in full. A file that is listed twice is one file.
+    Candidates have the same length, size in pixels and last bytes; these are read in full. A file that is
+    listed twice is one file.
     """
-    rows = np.concatenate([scan.rows[:, [BYTES, WIDTH, HEIGHT, TAIL]] for scan in scans])
-    files = [(number, path) for number, scan in enumerate(scans) for path in scan.paths]
+    files = []
+    columns = []
+    for number, scan in enumerate(scans):
+        files += [(number, path) for path in scan.paths]
+        columns.append(scan.rows[:, [BYTES, WIDTH, HEIGHT, TAIL]])
+    rows = np.concatenate(columns)
     known = np.flatnonzero(rows[:, 1] != UNKNOWN)
-    _, which, counts = np.unique(rows[known], axis=0, return_inverse=True, return_counts=True)
-    which = which.reshape(-1)
-    candidates = known[counts[which] > 1]
+    _, same_as, counts = np.unique(rows[known], axis=0, return_inverse=True, return_counts=True)
+    candidates = known[counts[same_as.reshape(-1)] > 1]
     by_content: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     budget = limit
     unread = 0
@@ -57,7 +73,8 @@ def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Du
             continue
         try:
             content = file_sha256(path)
-        except OSError:  # it was there a moment ago; met again when it is decoded
+        except OSError:  # reported when the image is decoded
             continue
         by_content[content].setdefault(os.path.realpath(path), (number, path))
-    return DuplicateImages([list(group.values()) for group in by_content.values() if len(group) > 1], unread)
+    groups = [list(group.values()) for group in by_content.values() if len(group) > 1]
+    return DuplicateImages(groups, unread)

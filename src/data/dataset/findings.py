@@ -1,4 +1,4 @@
-"""What was noticed in the files of a data set, by kind, with the record that it is about."""
+"""Findings about the files of a data set, by kind, with the records that they concern."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ...core.errors import DataError
 from ...core.fault_lists import count_faults, listed
 
 CHECK_HINT = "; tools/dataset/check.py lists all"
-"""How a message about faults of labels ends."""
+"""End of a message about faults of labels."""
 
 
 class Kind(str, Enum):
-    """What can be noticed in the files of a data set. A kind is its name; `text` says what training does about it, too."""
+    """Kind of a finding. The value is its name; `text` adds what training does about it."""
 
     text: str
 
     def __new__(cls, name: str, consequence: str = "") -> Kind:
-        """Make a kind of its name and of what follows from it, such as "dropped"."""
+        """Create a kind from its name and its consequence, such as "dropped"."""
         kind = str.__new__(cls, name)
         kind._value_ = name
         kind.text = f"{name}, {consequence}" if consequence else name
@@ -34,15 +34,15 @@ class Kind(str, Enum):
     def __format__(self, spec: str) -> str:
         return format(self.value, spec)
 
-    NO_OBJECT = "records that are no objects"
-    BAD_ID = "ids that are no whole numbers from 0"
+    NO_OBJECT = "records that are not JSON objects"
+    BAD_ID = "ids that are not non-negative integers"
     BAD_FILE_NAME = "file names that cannot be used"
-    BAD_SIZE = "image sizes that are no pixels"
+    BAD_SIZE = "image sizes that are not positive integers"
     BAD_BOX = "boxes that are not four finite numbers"
-    BAD_AREA = "areas that are no numbers from 0"
-    BAD_CROWD = "crowd marks other than 0 and 1"
+    BAD_AREA = "areas that are not non-negative numbers"
+    BAD_CROWD = "crowd flags other than 0 and 1"
     BAD_IGNORE = "ignore flags other than 0 and 1"
-    BAD_NAME = "category names that are empty or no text"
+    BAD_NAME = "category names that are empty or not text"
     EMPTY_LIST = "lists without a record"
     REPEATED_IMAGE = "image ids used more than once"
     REPEATED_CATEGORY = "category ids used more than once"
@@ -74,7 +74,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that cannot be used: its kind, which record, what is wrong with it."""
+    """A fault, which ends a run: its kind, its record, and a description."""
 
     kind: Kind
     where: str
@@ -82,16 +82,18 @@ class Fault:
     index: int
     """Position in that list."""
     id: int | None
-    """Of the record, if it has a usable one."""
+    """Id of the record, if it has a usable one."""
     what: str
 
     def __str__(self) -> str:
-        return f"{place_of(self.where, self.index, self.id)}: {self.what}" if self.where else self.what
+        if not self.where:
+            return self.what
+        return f"{place_of(self.where, self.index, self.id)}: {self.what}"
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that was mended: what, and in which records."""
+    """A change or remark that does not end a run: its kind and its records."""
 
     kind: Kind
     where: str
@@ -101,29 +103,34 @@ class Note:
     ids: np.ndarray
     """Their ids, `[n]`."""
     details: np.ndarray | None = None
-    """What to show of each, such as its box, `[n, ...]`."""
+    """A value to show for each, such as its box, `[n, ...]`."""
 
     def describe(self, position: int) -> str:
         """Return "annotations[3] (id 7) [1.0, 2.0, 0.0, 4.0]" for one of the records."""
-        detail = "" if self.details is None else f" {self.detail(position)}"
-        return f"{place_of(self.where, self.index[position], self.ids[position])}{detail}"
+        place = place_of(self.where, self.index[position], self.ids[position])
+        if self.details is None:
+            return place
+        return f"{place} {self.detail(position)}"
 
     def detail(self, position: int) -> Any:
-        """Return what to show of one of the records; None for nothing."""
-        return None if self.details is None else self.details[position : position + 1].tolist()[0]
+        """Return the value to show for one of the records, or None if there is none."""
+        if self.details is None:
+            return None
+        return self.details[position : position + 1].tolist()[0]
 
 
 @dataclass
 class Findings:
-    """What was noticed in a file: faults stop the run, notes say what was dropped or filled in."""
+    """The findings about a file: faults end a run, notes describe what was dropped, changed or computed."""
 
     path: Path
     faults: list[Fault] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
     def fault(self, kind: Kind, what: str, where: str = "", index: int = -1, id: int | None = None) -> None:
-        """Add a fault; `index` counts in the file."""
-        self.faults.append(Fault(kind, where, int(index), None if id is None else int(id), what))
+        """Add a fault; `index` is the position in the list `where` of the file."""
+        number = None if id is None else int(id)
+        self.faults.append(Fault(kind, where, int(index), number, what))
 
     def note(
         self,
@@ -137,20 +144,21 @@ class Findings:
 
         Args:
             kind: one of `Kind`.
-            where: the list that they stand in.
+            where: list that contains the records.
             index: positions in that list, `[n]`.
             ids: their ids, `[n]`.
-            details: what to show of each, `[n, ...]`.
+            details: a value to show for each, `[n, ...]`.
         """
         if len(index):
             self.notes.append(Note(kind, where, index, ids, details))
 
     def describe(self) -> list[str]:
-        """Return one line a kind of note: what, how many, where first."""
-        return [
-            f"{self.path}: {note.kind.text}: {len(note.index)} (first: {note.describe(0)})"
-            for note in self.notes
-        ]
+        """Return one line per note: the kind, the number of records, and the first record."""
+        lines = []
+        for note in self.notes:
+            count = len(note.index)
+            lines.append(f"{self.path}: {note.kind.text}: {count} (first: {note.describe(0)})")
+        return lines
 
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the first faults, if there are any."""
@@ -164,5 +172,7 @@ class Findings:
 
 
 def place_of(where: str, index: int, id: Any = None) -> str:
-    """Name a record as it stands in the file: "annotations[7] (id 4711)"."""
-    return f"{where}[{index}]" + ("" if id is None else f" (id {id})")
+    """Return the place of a record in its file: "annotations[7] (id 4711)"."""
+    if id is None:
+        return f"{where}[{index}]"
+    return f"{where}[{index}] (id {id})"

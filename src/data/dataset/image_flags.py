@@ -1,4 +1,4 @@
-"""What was noticed about each image of a data set, in memory that all processes which load it share."""
+"""Flags of each image of a data set, in memory shared by all processes that load it."""
 
 from __future__ import annotations
 
@@ -7,55 +7,60 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ...runtime.distributed import bits_over_ranks
-from .decoding import Mark
+from .decoding import ImageFlag
 
-MOST_WORKERS = 256
-"""Of a loader, of which it is known what they do."""
+MAX_WORKERS = 256
+"""Number of workers of a loader whose current image is recorded."""
 
 
 class ImageFlags:
-    """A byte an image: loading processes add marks to it, the main process tells of them. And which image each is at."""
+    """One byte of flags per image in shared memory: workers set flags, the main process reports them.
+
+    Also records the image that each worker decodes.
+    """
 
     def __init__(self, count: int) -> None:
-        """Begin with no marks on `count` images."""
-        self._marks = torch.zeros(count, dtype=torch.uint8).share_memory_()
-        self._at = torch.full((MOST_WORKERS,), -1).share_memory_()
-        self._told = torch.zeros(count, dtype=torch.uint8)
+        """Create `count` images without flags."""
+        self._flags = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        self._reported = torch.zeros(count, dtype=torch.uint8)
+        self._image_of_worker = torch.full((MAX_WORKERS,), -1).share_memory_()
 
-    def add(self, index: int, marks: Mark) -> None:
-        """Mark an image."""
-        if marks:
-            self._marks[index] |= int(marks)
+    def add(self, index: int, flags: ImageFlag) -> None:
+        """Set flags of an image."""
+        if flags:
+            self._flags[index] |= int(flags)
 
     def begin(self, index: int) -> None:
-        """Note, if this is a worker of a loader, which image it is about to decode."""
+        """Record, if called in a loader worker, the image that it is about to decode."""
         worker = get_worker_info()
-        if worker is not None and worker.id < MOST_WORKERS:
-            self._at[worker.id] = index
+        if worker is not None and worker.id < MAX_WORKERS:
+            self._image_of_worker[worker.id] = index
 
-    def last_begun(self, worker: int) -> int | None:
-        """Return the image that a worker began with last."""
-        index = int(self._at[worker]) if worker < MOST_WORKERS else -1
+    def last_started(self, worker: int) -> int | None:
+        """Return the image that a worker started last, or None."""
+        if worker >= MAX_WORKERS:
+            return None
+        index = int(self._image_of_worker[worker])
         return index if index >= 0 else None
 
     def forget_workers(self) -> None:
-        """Others will work from now on."""
-        self._at.fill_(-1)
+        """Clear the images of the workers, before new workers start."""
+        self._image_of_worker.fill_(-1)
 
-    def images(self, mark: Mark) -> list[int]:
-        """Return the images that bear a mark, as far as this rank knows."""
-        return _bearing(self._marks, mark)
+    def images(self, flag: ImageFlag) -> list[int]:
+        """Return the images that have a flag, as far as this rank knows."""
+        return _with_flag(self._flags, flag)
 
-    def take_news(self, mark: Mark) -> list[int]:
-        """Return the images with a mark that have not been asked for before."""
-        news = self._marks & ~self._told
-        self._told |= self._marks & int(mark)
-        return _bearing(news, mark)
+    def take_news(self, flag: ImageFlag) -> list[int]:
+        """Return the images that have a flag and were not returned for it before."""
+        news = self._flags & ~self._reported
+        self._reported |= self._flags & int(flag)
+        return _with_flag(news, flag)
 
     def join_ranks(self) -> None:
-        """Take over the marks of all ranks; all call this together, while nothing is loaded."""
-        self._marks.copy_(bits_over_ranks(self._marks))
+        """Merge the flags of all ranks; all ranks call this together, while no data is loaded."""
+        self._flags.copy_(bits_over_ranks(self._flags))
 
 
-def _bearing(marks: Tensor, mark: Mark) -> list[int]:
-    return (marks & int(mark)).nonzero().flatten().tolist()
+def _with_flag(flags: Tensor, flag: ImageFlag) -> list[int]:
+    return (flags & int(flag)).nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""Names of image files: what counts as one, and which file was meant by a name that does not exist."""
+"""Names of image files: recognition of images, and suggestions for names that do not exist."""
 
 from __future__ import annotations
 
@@ -20,34 +20,47 @@ _MAGIC = re.compile(
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avif|avis|heic|heix|mif1|msf1)|P[1-7][\s#]",
     re.DOTALL,
 )
-"""How files of the common image formats begin."""
+"""First bytes of files in the common image formats."""
 
 
 @dataclass
 class ImageFiles:
-    """The files of a folder and below it, by relative name with slashes."""
+    """The files of a folder and its subfolders, by relative name with slashes."""
 
     images: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are not images, by suffix or by what they are."""
+    """Numbers of files that are not images, by suffix or description."""
 
     def describe_others(self) -> str:
         """Return "; not images: 12 .txt, 1 .json", or an empty string."""
-        kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common(5)]
+        if not self.others:
+            return ""
+        kinds = []
+        for suffix, count in self.others.most_common(5):
+            kinds.append(f"{count} {suffix or 'without a suffix'}")
+        text = f"; not images: {', '.join(kinds)}"
         more = len(self.others) - len(kinds)
-        return (
-            f"; not images: {', '.join(kinds)}{f' and {more} other kinds' if more else ''}" if kinds else ""
-        )
+        if more:
+            text += f" and {more} other kinds"
+        return text
+
+
+def _visible(names: list[str]) -> list[str]:
+    """Return the names without hidden ones, sorted."""
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def find_image_files(folder: Path) -> ImageFiles:
-    """Return the images of a folder and below it, sorted; links to folders are not followed, hidden files left out."""
+    """Return the images of a folder and its subfolders, sorted; hidden files and links to folders are
+    skipped.
+    """
     found = ImageFiles()
     for base, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found.others["links to folders"] += sum(os.path.islink(os.path.join(base, name)) for name in folders)
+        folders[:] = _visible(folders)
+        for name in folders:
+            found.others["links to folders"] += os.path.islink(os.path.join(base, name))
         prefix = os.path.relpath(base, folder).replace(os.sep, "/")
-        for name in sorted(name for name in names if not name.startswith(".")):
+        for name in _visible(names):
             path = os.path.join(base, name)
             if _is_image_or_broken_link_to_one(path):
                 found.images.append(name if prefix == "." else f"{prefix}/{name}")
@@ -61,28 +74,28 @@ def find_image_files(folder: Path) -> ImageFiles:
 
 
 def _is_image_or_broken_link_to_one(path: str) -> bool:
-    """Return whether a path is an image; a link to an image that does not exist counts, so that its absence is reported."""
+    """Return whether a path is an image, or a broken link to one, so that the missing image is reported."""
     if os.path.isfile(path):
         return is_image_file(path)
-    return (
-        os.path.islink(path)
-        and not os.path.exists(path)
-        and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-    )
+    if os.path.exists(path) or not os.path.islink(path):
+        return False
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and below it by relative name with slashes, without hidden ones."""
+    """Yield the files of a folder and its subfolders by relative name with slashes; hidden files are
+    skipped.
+    """
     for base, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = _visible(folders)
         prefix = os.path.relpath(base, folder).replace(os.sep, "/")
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.isfile(os.path.join(base, name)):
+        for name in _visible(names):
+            if os.path.isfile(os.path.join(base, name)):
                 yield name if prefix == "." else f"{prefix}/{name}"
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Return whether a file is an image: by its suffix, or if that is not known, by how it begins."""
+    """Return whether a file is an image: by its suffix, or by its first bytes if the suffix is unknown."""
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         return True
     try:
@@ -93,10 +106,10 @@ def is_image_file(path: str | Path) -> bool:
 
 
 class FileIndex:
-    """The files of an image folder, looked up by what a name means rather than by how it is written."""
+    """Lookup of the files in an image folder that tolerates differences in spelling."""
 
     def __init__(self, folder: Path) -> None:
-        """Store the folder; it is listed when first asked for something."""
+        """Store the folder; it is listed at the first lookup."""
         self.folder = folder
 
     @cached_property
@@ -122,41 +135,54 @@ class FileIndex:
         return index
 
     def meant_by(self, name: str) -> str | None:
-        """Return the one file that a name plainly means, or None.
+        """Return the file that a name unambiguously refers to, or None.
 
-        That is a file whose name differs in slashes, letter case, Unicode form or percent signs alone; or the only one
-        that the end of the name leads to, where the name has folders in front (`/home/me/images/a.jpg`, `images/a.jpg`)
-        or lacks some.
+        This is a file whose name differs only in slashes, letter case, Unicode form or percent-encoding. It
+        is also the only file with the same end, if the name has additional leading folders
+        (`/home/me/images/a.jpg`, `images/a.jpg`) or lacks some.
         """
         folded = _folded(name.strip())
         parts = [part for part in folded.split("/") if part not in ("", ".", "..")]
         for start in range(len(parts)):
-            if found := self._by_folded.get("/".join(parts[start:])):
-                return found[0] if len(found) == 1 else None
-        found = self._by_base.get(parts[-1], []) if len(parts) == 1 else []
-        return found[0] if len(found) == 1 else None
+            end = "/".join(parts[start:])
+            if end in self._by_folded:
+                return _only(self._by_folded[end])
+        if len(parts) == 1:
+            return _only(self._by_base.get(parts[0], []))
+        return None
 
     def with_other_suffix(self, name: str) -> str | None:
-        """Return the one image in the same folder that differs in its suffix alone, or None."""
-        found = [
-            *self._by_stem.get(os.path.splitext(_folded(name))[0], ()),
-            *self._by_stem.get(_folded(name), ()),
-        ]
-        images = [own for own in dict.fromkeys(found) if is_image_file(self.folder / own)]
-        return images[0] if len(images) == 1 else None
+        """Return the only image in the same folder that differs in nothing but its suffix, or None."""
+        folded = _folded(name)
+        found: dict[str, None] = {}
+        for stem in (os.path.splitext(folded)[0], folded):
+            for own in self._by_stem.get(stem, ()):
+                if is_image_file(self.folder / own):
+                    found[own] = None
+        return _only(list(found))
 
     def similar_to(self, name: str) -> str | None:
-        """Return a file that may have been meant: `meant_by`, or another suffix or spelling; None if nothing is near."""
-        if found := self.meant_by(name):
+        """Return a file to suggest for a name: `meant_by`, or another suffix or spelling; None if there is
+        none.
+        """
+        found = self.meant_by(name)
+        if found:
             return found
         base = PurePosixPath(_folded(name)).name
         stem = os.path.splitext(base)[0]
-        other_suffix = [own for own in self._by_base if os.path.splitext(own)[0] == stem]
-        close = other_suffix or close_names(base, self._by_base)
+        for own, names in self._by_base.items():
+            if os.path.splitext(own)[0] == stem:
+                return names[0]
+        close = close_names(base, self._by_base)
         return self._by_base[close[0]][0] if close else None
 
 
+def _only(names: list[str]) -> str | None:
+    """Return the only name in a list, or None."""
+    return names[0] if len(names) == 1 else None
+
+
 def _folded(name: str) -> str:
-    """Return a name as it compares (`folded_name`); of an address, what stands behind its host."""
+    """Return a name in the form for comparisons (`folded_name`); of a URL, the path."""
     address = re.match(r"[a-z][a-z0-9+.-]*://[^/]*/([^?#]*)", name, re.IGNORECASE)
     return folded_name(address[1] if address else name)

@@ -1,4 +1,4 @@
-"""The image files that an annotation file lists: where they are, and whether they are what their labels say."""
+"""The image files that an annotation file lists: their paths, and checks against their labels."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ListedImages:
     """Images by their position in an annotation file."""
 
     def __init__(self, labels: CocoLabels, folder: Path, *, follow_links: bool, watch: bool) -> None:
-        """Store where the images are; no file is opened.
+        """Store the arguments; no file is opened.
 
         Args:
-            labels: names, ids and sizes of the images.
+            labels: labels with names, ids and sizes of the images.
             folder: folder that the names are relative to.
-            follow_links: accept images that symbolic links lead out of the folder.
-            watch: refuse images that have changed since the scan.
+            follow_links: accept images that are symbolic links out of the folder.
+            watch: raise an error for images that have changed since the scan.
         """
         self.labels = labels
         self.folder = folder
@@ -54,27 +54,36 @@ class ListedImages:
         return f"{int(self.labels.image_ids[index])} ({self.labels.file_name(index)})"
 
     def check_exist(self) -> None:
-        """Compare the listed files with the folder, by listing each folder once; nothing is opened.
+        """Check that the listed files exist, by listing each folder once; no file is opened.
 
         Raises:
-            DataError: with the number of files that are missing or lead out of the folder, and the first of them.
+            DataError: if files are missing or are links out of the folder; with their number and the first of
+                them.
         """
-        names = [self.labels.file_name(index) for index in range(len(self))]
+        names = list(map(self.labels.file_name, range(len(self))))
         missing, leaving = find_misplaced(self.folder, names)
         of_all = f"of {len(self)} images of {self.labels.path}"
         if missing:
-            files = FileIndex(self.folder)
-            shown = "; ".join(self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN])
-            more = f" ... and {len(missing) - FAULTS_SHOWN} more" if len(missing) > FAULTS_SHOWN else ""
-            fixable = sum(files.meant_by(names[i]) is not None for i in missing)
-            advice = f"; tools/dataset/check.py --fix corrects {fixable} of these names" if fixable else ""
-            raise DataError(f"{len(missing)} {of_all} do not exist in {self.folder}: {shown}{more}{advice}")
+            shown = self._describe_all_missing(missing, names)
+            raise DataError(f"{len(missing)} {of_all} do not exist in {self.folder}: {shown}")
         if leaving and not self.follow_links:
             places = [f"{self._place(i)} {names[i]} -> {target}" for i, target in leaving.items()]
             raise DataError(
-                f"{len(leaving)} {of_all} lead out of {self.folder} by symbolic links: {listed(places)}; "
-                "set img_folder to where the images are, or dataset.follow_links to True if you trust the links"
+                f"{len(leaving)} {of_all} are symbolic links out of {self.folder}: {listed(places)}; "
+                "set img_folder to where the images are, or dataset.follow_links to True if you "
+                "trust the links"
             )
+
+    def _describe_all_missing(self, missing: list[int], names: list[str]) -> str:
+        """Return the first missing images with suggestions, and advice."""
+        files = FileIndex(self.folder)
+        text = "; ".join(self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN])
+        if len(missing) > FAULTS_SHOWN:
+            text += f" ... and {len(missing) - FAULTS_SHOWN} more"
+        fixable = sum(files.meant_by(names[i]) is not None for i in missing)
+        if fixable:
+            text += f"; tools/dataset/check.py --fix corrects {fixable} of these names"
+        return text
 
     def _place(self, index: int) -> str:
         return place_of("images", index, int(self.labels.image_ids[index]))
@@ -86,39 +95,44 @@ class ListedImages:
         return f"{self._place(index)} {name!r}{hint}"
 
     def scan_headers(self, cache: Path | None = None) -> ImageScan:
-        """Read the headers of all images, and from now on notice changes of their files; all ranks together.
+        """Read the headers of all images, and notice changes of their files from now on; all ranks together.
 
         Args:
-            cache: file in which this is kept for the next start.
+            cache: file in which the result is kept for the next start.
 
         Raises:
-            DataError: with the number of images that have another size than their labels say, and the first of them.
+            DataError: if the sizes of images differ from their labels; with their number and the first of
+                them.
         """
         sizes = self.labels.sizes.numpy()
-        self.scan = scan_images([str(self.path(index)) for index in range(len(self))], sizes, cache)
-        if wrong := self.scan.contradictions(sizes):
-            shown = [
-                f"{self.path(i)} has {w} x {h}, its labels were made for {sizes[i, 0]} x {sizes[i, 1]}"
-                for i, (w, h) in wrong.items()
-            ]
+        paths = [str(self.path(index)) for index in range(len(self))]
+        self.scan = scan_images(paths, sizes, cache)
+        wrong = self.scan.contradictions(sizes)
+        if wrong:
+            shown = []
+            for index, (width, height) in wrong.items():
+                labelled = f"{sizes[index, 0]} x {sizes[index, 1]}"
+                shown.append(f"{paths[index]} has {width} x {height}, its labels were made for {labelled}")
             raise DataError(
-                f"{len(wrong)} of {len(self)} images of {self.labels.path} have other sizes than their labels say: "
-                f"{listed(shown, '; ')}; correct width and height in the annotation file, as tools/dataset/check.py --fix does, "
-                "or, if the boxes fit the images as they are, set dataset.trust_files to True"
+                f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ "
+                "from their labels: "
+                f"{listed(shown, '; ')}; correct width and height in the annotation file, as "
+                "tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, "
+                "set dataset.trust_files to True"
             )
         return self.scan
 
     def check_unchanged(self, index: int, now: os.stat_result) -> None:
-        """Compare an opened file with what the scan has seen, if there was one.
+        """Compare the status of an opened file with the scan, if there was one.
 
         Raises:
-            ImageChangedError: if its length or its time of change differ.
+            ImageChangedError: if its length or its modification time differs.
         """
         if self.scan is not None and self.watch:
             self.scan.check_unchanged(index, now)
 
     def in_common(self, other: ListedImages) -> list[str]:
-        """Return the files that another annotation file lists too, by their paths."""
+        """Return the paths of the files that another annotation file lists, too."""
         return sorted(self._real_paths() & other._real_paths())
 
     def _real_paths(self) -> set[str]:
@@ -132,28 +146,37 @@ def sizes_in_folder(folder: Path, names: Sequence[str], sizes: np.ndarray) -> np
 
 
 def describe_duplicates(data_sets: Sequence[ListedImages]) -> list[str]:
-    """Return a line about images with the same content under different names, for each data set and for what they share.
+    """Return a line about duplicate images under different names, for each data set and between them.
 
     Args:
-        data_sets: for training and for evaluation, or one of them; those that have not been scanned are left out.
+        data_sets: data for training and for evaluation, or one of them; data that was not scanned is skipped.
     """
-    scanned = [(images, images.scan) for images in data_sets if images.scan is not None]
-    if not scanned:
+    scans = []
+    label_files = []
+    for images in data_sets:
+        if images.scan is not None:
+            scans.append(images.scan)
+            label_files.append(images.labels.path)
+    if not scans:
         return []
-    duplicates = find_duplicates([scan for _, scan in scanned])
+    duplicates = find_duplicates(scans)
     lines = []
-    for number, (images, _) in enumerate(scanned):
-        if groups := duplicates.within(number):
+    for number, path in enumerate(label_files):
+        groups = duplicates.within(number)
+        if groups:
             count = sum(len(group) - 1 for group in groups)
             first = f"(first: {groups[0][1]} is {groups[0][0]})"
-            lines.append(f"{images.labels.path}: images with the content of another one: {count} {first}")
-    if groups := duplicates.shared():
+            lines.append(f"{path}: images with the content of another one: {count} {first}")
+    groups = duplicates.shared()
+    if groups:
         first = f"(first: {groups[0][-1]} is {groups[0][0]})"
         lines.append(
-            f"{len(groups)} images are in both data sets under different names {first}; the score will be too good"
+            f"{len(groups)} images are in both data sets under different names {first}; "
+            "the score will be too good"
         )
     if duplicates.unread:
         logger.info(
-            "%d images that look alike were not compared in full: there are too many", duplicates.unread
+            "%d candidates for duplicate images were not compared in full: there are too many",
+            duplicates.unread,
         )
     return lines

@@ -1,4 +1,5 @@
-"""Whether the files that labels list are there and lie where they should: folders are listed, no image is opened."""
+"""Check that the files listed in labels exist inside the image folder; folders are listed, no image is
+opened."""
 
 from __future__ import annotations
 
@@ -9,19 +10,19 @@ from typing import NamedTuple
 
 
 class Misplaced(NamedTuple):
-    """What is wrong with the files of a list, by their positions in it."""
+    """Positions of the files in a list that are missing or outside the image folder."""
 
     missing: list[int]
     leaving: dict[int, str]
-    """Those that symbolic links carry out of the image folder, and where to."""
+    """Files that are symbolic links out of the image folder, with their targets."""
 
 
 def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
-    """Look for files by listing each of their folders once; only links are followed.
+    """Find missing and outside files by listing each of their folders once; only links are resolved.
 
     Args:
-        img_folder: what the names are relative to; may be a link itself.
-        names: as in `file_name`, without `..`.
+        img_folder: folder that the names are relative to; may be a link itself.
+        names: file names as in `file_name`, without `..`.
     """
     root = os.path.realpath(img_folder)
     folders: dict[str, tuple[str, dict[str, bool]]] = {}
@@ -43,7 +44,7 @@ def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
 
 
 def _listing(folder: Path) -> tuple[str, dict[str, bool]]:
-    """Return the real path of a folder, and for each name in it whether that is a link."""
+    """Return the real path of a folder, and for each name in it whether it is a link."""
     if not folder.is_dir():
         return str(folder), {}
     with os.scandir(folder) as entries:

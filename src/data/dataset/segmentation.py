@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ def box_of_segmentation(segmentation: Any) -> Box | None:
     """Return the box around a polygon, several polygons or a mask; None if there is none or it has no area.
 
     Args:
-        segmentation: as in COCO, lists `[x1, y1, x2, y2, ...]`, or a run-length encoded mask
-            `{"size": [height, width], "counts": ...}` whose counts are numbers or compressed text. Also accepted are one
-            such list by itself, a list of points `[x, y]`, and a list of masks. Rings of less than three points are skipped.
+        segmentation: as in COCO, lists `[x1, y1, x2, y2, ...]`, or a run-length encoded mask `{"size":
+            [height, width], "counts": ...}` whose counts are numbers or compressed text. A single list of
+            coordinates, a list of points `[x, y]`, and a list of masks are also accepted. Rings with fewer
+            than three points are skipped.
     """
     if isinstance(segmentation, dict):
         return _around_mask(segmentation)
@@ -38,21 +41,24 @@ def mask_size(segmentation: Any) -> tuple[int, int] | None:
 
 
 def _rings(polygons: list[Any]) -> list[Any]:
-    """Return lists of numbers x1, y1, x2, y2, ... of any accepted form of polygons."""
+    """Return lists of numbers x1, y1, x2, y2, ... for any accepted form of polygons."""
     if not isinstance(polygons[0], list):
         return [polygons]
     if len(polygons) > 2 and all(isinstance(point, list) and len(point) == 2 for point in polygons):
-        return [[value for point in polygons for value in point]]
+        return [list(chain.from_iterable(polygons))]
     return polygons
 
 
 def _around_rings(rings: list[Any]) -> Box | None:
     boxes = []
     for ring in rings:
-        if not isinstance(ring, list) or len(ring) % 2 or not all(_is_coordinate(value) for value in ring):
+        if not isinstance(ring, list) or len(ring) % 2:
+            return None
+        if not all(map(_is_coordinate, ring)):
             return None
         if len(ring) >= 6:
-            xs, ys = ring[0::2], ring[1::2]
+            xs = ring[0::2]
+            ys = ring[1::2]
             boxes.append([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
     return _around_boxes(boxes)
 
@@ -60,9 +66,14 @@ def _around_rings(rings: list[Any]) -> Box | None:
 def _around_boxes(boxes: list[Box]) -> Box | None:
     if not boxes:
         return None
-    x1, y1 = (min(box[axis] for box in boxes) for axis in (0, 1))
-    x2, y2 = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
-    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)] if x2 > x1 and y2 > y1 else None
+    lefts, tops, widths, heights = zip(*boxes)
+    x1 = min(lefts)
+    y1 = min(tops)
+    x2 = max(map(operator.add, lefts, widths))
+    y2 = max(map(operator.add, tops, heights))
+    if x2 <= x1 or y2 <= y1:
+        return None
+    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
 
 
 def _is_coordinate(value: Any) -> bool:
@@ -70,23 +81,31 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
-    """Return the box of a run-length encoded mask; its runs go down the columns and begin with background."""
+    """Return the box of a run-length encoded mask, whose runs go down the columns and begin with
+    background.
+    """
     size = _size(mask.get("size"))
     counts = mask.get("counts")
     runs = _decompressed(counts) if isinstance(counts, str) else counts
-    if size is None or not isinstance(runs, list) or not all(_is_run(run) for run in runs):
+    if size is None or not isinstance(runs, list) or not all(map(_is_run, runs)):
         return None
     height, width = size
     ends = np.cumsum(np.array(runs, np.int64))
     if not len(ends) or ends[-1] != height * width:
         return None
-    first, last = (ends - runs)[1::2], ends[1::2] - 1
-    first, last = first[last >= first], last[last >= first]
-    if not len(first):
+    first = (ends - runs)[1::2]
+    last = ends[1::2] - 1
+    not_empty = last >= first
+    if not not_empty.any():
         return None
-    x1, x2 = first.min() // height, last.max() // height + 1
-    one_column = first // height == last // height
-    y1, y2 = ((first % height).min(), (last % height).max() + 1) if one_column.all() else (0, height)
+    first = first[not_empty]
+    last = last[not_empty]
+    x1 = first.min() // height
+    x2 = last.max() // height + 1
+    y1, y2 = 0, height
+    if (first // height == last // height).all():  # no run continues in the next column
+        y1 = (first % height).min()
+        y2 = (last % height).max() + 1
     return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
 
 
@@ -95,8 +114,10 @@ def _is_run(value: Any) -> bool:
 
 
 def _decompressed(text: str) -> list[int] | None:
-    """Return the runs of COCO's compressed form: five bits a character, least first, each from the third on as a difference.
+    """Return the runs of COCO's compressed form.
 
+    A character holds five bits, the lowest first; the fourth and later runs are differences to the run two
+    before.
     Source: `rleFrString` of the COCO API.
     """
     runs: list[int] = []
@@ -117,9 +138,10 @@ def _decompressed(text: str) -> list[int] | None:
 
 
 def _size(size: Any) -> tuple[int, int] | None:
-    """Return (height, width), whole numbers from 1, or None."""
-    if not isinstance(size, list) or len(size) != 2 or not all(_is_coordinate(side) for side in size):
+    """Return (height, width), positive integers, or None."""
+    if not isinstance(size, list) or len(size) != 2:
         return None
-    if not all(side == int(side) and 0 < side < 1 << 20 for side in size):
-        return None
+    for side in size:
+        if not _is_coordinate(side) or side != int(side) or not 0 < side < 1 << 20:
+            return None
     return int(size[0]), int(size[1])

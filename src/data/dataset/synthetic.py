@@ -1,8 +1,11 @@
-"""Scenes drawn on the spot: coloured shapes on textured backgrounds, with boxes and masks. For the demo and for tests."""
+"""Synthetic scenes for the demo and for tests: coloured shapes on textured backgrounds, with boxes and
+masks."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +16,14 @@ from ...runtime.files import prepare_output_dir, write_json
 from ...runtime.own_files import DATA_IMAGE, is_our_coco_file, is_our_data_image, marked_coco, refuse_foreign
 
 CATEGORIES = {1: "disc", 3: "square", 7: "triangle", 8: "ring"}
-"""Ids with gaps, as real files have them."""
+"""Names by id; the ids have gaps, as in real files."""
 
-LEAST_VISIBLE = 0.5
-"""Share of a shape that later shapes leave uncovered."""
+MIN_VISIBLE = 0.5
+"""Minimum fraction of a shape that later shapes leave uncovered."""
 
 
 class Scene(NamedTuple):
-    """One drawn image; shapes may hide parts of earlier ones, boxes and masks show them whole."""
+    """A synthetic image; shapes may hide parts of earlier ones, whose boxes and masks stay complete."""
 
     image: np.ndarray
     """`[S, S, 3]` uint8."""
@@ -33,13 +36,13 @@ class Scene(NamedTuple):
 
 
 def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_share: float = 0.05) -> Scene:
-    """Draw a scene.
+    """Generate a scene.
 
     Args:
-        rng: source of chance.
-        size: side of the image, S.
-        max_objects: most shapes in an image.
-        empty_share: share of images without any.
+        rng: random generator.
+        size: side of the image in pixels, S.
+        max_objects: maximum number of shapes in an image.
+        empty_share: fraction of images without shapes.
     """
     image = _texture(rng, size)
     count = 0 if rng.random() < empty_share else int(rng.integers(1, max_objects + 1))
@@ -51,15 +54,17 @@ def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_
         mask = _place(rng, size, category, masks, visible)
         if mask is None:
             continue
-        visible = [shown & ~mask for shown in visible] + [mask]
+        visible = [shown & ~mask for shown in visible]
+        visible.append(mask)
         colour = rng.uniform(40, 255, 3)
         shade = rng.normal(0, 8, (size, size, 1))
         image[mask] = (colour + shade)[mask]
         masks.append(mask)
         ids.append(category)
+    boxes = list(map(_box_around, masks))
     return Scene(
         image.clip(0, 255).astype(np.uint8),
-        np.array([_box_around(mask) for mask in masks], float).reshape(-1, 4),
+        np.array(boxes, float).reshape(-1, 4),
         np.array(ids, np.int64),
         np.array(masks, bool).reshape(-1, size, size),
     )
@@ -67,7 +72,8 @@ def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_
 
 def _box_around(mask: np.ndarray) -> list[int]:
     """Return the tight box of a mask, xyxy in pixels."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
@@ -77,24 +83,26 @@ def write_synthetic_coco(
     """Write `train.json`, `val.json` and their images (JPEG) in COCO format.
 
     Args:
-        folder: created if need be.
+        folder: output folder, created if it does not exist.
         train: number of training images.
         val: number of validation images.
         size: side of the images in pixels.
-        seed: where all chance follows from.
-        max_objects: most shapes in an image.
+        seed: random seed.
+        max_objects: maximum number of shapes in an image.
 
     Raises:
-        ConfigError: if files of somebody else's would be replaced, or the folder cannot be written to.
+        ConfigError: if files that this project did not write would be replaced, or if the folder is not
+            writable.
     """
     folder = Path(folder)
     pictures = {
-        part: [f"{part}_{index:05}.jpg" for index in range(count)]
-        for part, count in (("train", train), ("val", val))
+        "train": [f"train_{index:05}.jpg" for index in range(train)],
+        "val": [f"val_{index:05}.jpg" for index in range(val)],
     }
     labels = [folder / "train.json", folder / "val.json"]
     refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
-    own = (folder / "images" / name for names in pictures.values() for name in names)
+    all_names = chain.from_iterable(pictures.values())
+    own = (folder / "images" / name for name in all_names)
     refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
     prepare_output_dir(folder / "images")
     for part, (name, files) in enumerate(pictures.items()):
@@ -103,7 +111,7 @@ def write_synthetic_coco(
         for index, file in enumerate(files):
             scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
             path = folder / "images" / file
-            path.unlink(missing_ok=True)  # a hard link to an earlier picture keeps it
+            path.unlink(missing_ok=True)  # so that a hard link to an earlier picture keeps its content
             Image.fromarray(scene.image).save(path, quality=92, comment=DATA_IMAGE.encode())
             images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
             annotations += _annotations(scene, index + 1, len(annotations) + 1)
@@ -129,32 +137,46 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[st
 def _place(
     rng: np.random.Generator, size: int, category: int, masks: list[np.ndarray], visible: list[np.ndarray]
 ) -> np.ndarray | None:
-    """Try a few places for a shape that leave enough of every earlier one to be seen; None if there is none."""
+    """Try ten random places; return a mask that leaves enough of every earlier shape visible, or None."""
     for _ in range(10):
         radius = rng.uniform(0.1, 0.25) * size
-        mask = _SHAPES[category](
-            *_local_axes(size, rng.uniform(radius, size - radius, 2), radius, rng.uniform(-0.4, 0.4))
-        )
-        if all((shown & ~mask).sum() >= LEAST_VISIBLE * whole.sum() for whole, shown in zip(masks, visible)):
+        centre = rng.uniform(radius, size - radius, 2)
+        angle = rng.uniform(-0.4, 0.4)
+        mask = _SHAPES[category](*_local_axes(size, centre, radius, angle))
+        if _leaves_visible(mask, masks, visible):
             return mask
     return None
 
 
+def _leaves_visible(mask: np.ndarray, masks: list[np.ndarray], visible: list[np.ndarray]) -> bool:
+    """Return whether enough of every earlier shape stays visible below a new one."""
+    left = [(shown & ~mask).sum() for shown in visible]
+    required = [MIN_VISIBLE * whole.sum() for whole in masks]
+    return all(map(operator.ge, left, required))
+
+
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A gradient, waves and noise, `[S, S, 3]` float."""
+    """Return a gradient with waves and noise, `[S, S, 3]` float."""
     y, x = np.mgrid[0:size, 0:size] / size
-    base = rng.uniform(30, 200, 3) + (
-        x[..., None] * rng.normal(0, 40, 3) + y[..., None] * rng.normal(0, 40, 3)
-    )
-    waves = np.sin(2 * np.pi * (x * rng.uniform(-6, 6) + y * rng.uniform(-6, 6)) + rng.uniform(0, 6))
-    return base + waves[..., None] * rng.uniform(0, 25, 3) + rng.normal(0, 6, (size, size, 3))
+    colour = rng.uniform(30, 200, 3)
+    across = x[..., None] * rng.normal(0, 40, 3)
+    down = y[..., None] * rng.normal(0, 40, 3)
+    base = colour + (across + down)
+    direction = x * rng.uniform(-6, 6) + y * rng.uniform(-6, 6)
+    waves = np.sin(2 * np.pi * direction + rng.uniform(0, 6))
+    height = rng.uniform(0, 25, 3)
+    noise = rng.normal(0, 6, (size, size, 3))
+    return base + waves[..., None] * height + noise
 
 
 def _local_axes(size: int, centre: np.ndarray, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of all pixels in units of a shape's radius, turned by its angle."""
+    """Return the coordinates of all pixels in units of a shape's radius, rotated by its angle."""
     y, x = np.mgrid[0:size, 0:size] + 0.5
-    x, y = (x - centre[0]) / radius, (y - centre[1]) / radius
-    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    x = (x - centre[0]) / radius
+    y = (y - centre[1]) / radius
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
 
 
 _SHAPES: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

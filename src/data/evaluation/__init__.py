@@ -1,4 +1,4 @@
-"""Evaluation. Importing this package registers the evaluators."""
+"""Evaluation; importing this package registers the evaluators."""
 
 from .coco_evaluator import CocoEvaluator
 

@@ -1,4 +1,4 @@
-"""COCO average precision over all ranks, each image counted once."""
+"""COCO average precision over all ranks; each image is counted once."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ METRICS = (
     "AR_medium",
     "AR_large",
 )
-"""COCO's twelve numbers in their order; None where there is nothing to find."""
+"""COCO's twelve metrics in their order; None if there are no objects for a metric."""
 
 LARGEST_AREA = 1e10
-"""Square pixels: COCO does not score objects with a larger area."""
+"""Maximum area in square pixels; COCO does not score larger objects."""
 
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST_AREA)}
-"""COCO's sizes of objects: smallest and largest area in square pixels, both included."""
+"""COCO's size classes: minimum and maximum area in square pixels, both inclusive."""
 
 
 @register()
 class CocoEvaluator:
-    """Collects detections by image id and scores them with faster-coco-eval."""
+    """Collect detections by image id and score them with faster-coco-eval."""
 
     metric_names = (*METRICS, "F1")
 
     def __init__(self, coco_gt: Mapping[str, Any], iou_types: Sequence[Literal["bbox"]] = ("bbox",)) -> None:
-        """Store the truth.
+        """Store the ground truth.
 
         Args:
-            coco_gt: a COCO dictionary whose category ids are those that detections carry.
-            iou_types: what to score; boxes are all that this detector gives.
+            coco_gt: COCO dictionary with the category ids that detections use.
+            iou_types: types to score; only boxes are supported.
         """
         self.coco_gt = coco_gt
         self.iou_types = list(iou_types)
         self.reset()
 
     def diagnose(self) -> str:
-        """Tell in a sentence why nothing was found; on rank 0, after `summarize`."""
+        """Return one sentence about why nothing was found; on rank 0, after `summarize`."""
         return diagnose(self.coco_gt, self._detections)
 
     def undefined_metrics(self) -> dict[str, str]:
-        """Return the metrics that these labels cannot define, each with the reason; before anything is scored."""
+        """Return the metrics that are not defined for these labels, each with the reason."""
         areas = [entry["area"] for entry in self.coco_gt["annotations"] if not entry.get("iscrowd", 0)]
         if not areas:
             return dict.fromkeys(self.metric_names, "there is no object to find")
@@ -68,48 +68,55 @@ class CocoEvaluator:
                 f"all objects have an area above {LARGEST_AREA:g} square pixels, which COCO does not score"
             )
             return dict.fromkeys(METRICS, reason)
-        return {
-            name: f"none of the {len(areas)} objects has an area from {low:g} to {high:g} square pixels "
-            f"(they have {min(areas):g} to {max(areas):g})"
-            for size, (low, high) in AREAS.items()
-            if not any(low <= area <= high for area in areas)
-            for name in (f"AP_{size}", f"AR_{size}")
-        }
+        undefined = {}
+        for size, (low, high) in AREAS.items():
+            if any(low <= area <= high for area in areas):
+                continue
+            reason = (
+                f"none of the {len(areas)} objects has an area from {low:g} to {high:g} square pixels "
+                f"(they have {min(areas):g} to {max(areas):g})"
+            )
+            undefined[f"AP_{size}"] = reason
+            undefined[f"AR_{size}"] = reason
+        return undefined
 
     @property
     def detections(self) -> Mapping[int, np.ndarray]:
-        """What was collected, by image id: `[R, 6]`, x, y, w, h, score, category; after `synchronize` of all ranks."""
+        """Detections by image id, `[R, 6]`: x, y, w, h, score, category; of all ranks after `synchronize`."""
         return self._detections
 
     def reset(self) -> None:
-        """Forget all detections."""
+        """Discard all detections."""
         self._detections: dict[int, np.ndarray] = {}
 
     def update(self, predictions: Mapping[int, Detections]) -> None:
-        """Take the detections of some images, by image id; an image that came before is not counted again."""
+        """Add the detections of some images, by image id; an image that was added before is skipped."""
         for image_id, found in predictions.items():
             if image_id in self._detections:
                 continue
-            boxes, scores, labels = (
-                found[key].double().cpu().numpy() for key in ("boxes", "scores", "labels")
-            )
-            rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
+            boxes = found["boxes"].double().cpu().numpy()
+            scores = found["scores"].double().cpu().numpy()
+            labels = found["labels"].double().cpu().numpy()
+            starts = boxes[:, :2]
+            extents = boxes[:, 2:] - starts
+            rows = np.column_stack([starts, extents, scores, labels])
             self._detections[image_id] = rows  # [R, 6]: x, y, w, h, score, category
 
     def synchronize(self) -> None:
-        """Bring the detections of all ranks together."""
+        """Merge the detections of all ranks."""
         merged: dict[int, np.ndarray] = {}
         for part in gather_objects(self._detections):
             merged = part | merged
         self._detections = merged
 
     def summarize(self) -> dict[str, Any]:
-        """Score what was collected.
+        """Score the collected detections.
 
         Returns:
-            The numbers of `METRICS`; `F1`, the highest over all scores at IoU 0.5, with `F1_threshold`, `F1_precision` and
-            `F1_recall` there; by category id `AP_of_class`, and `precision_of_class` and `recall_of_class` from that
-            threshold on. What the labels or detections do not define is None. The same on every rank.
+            The metrics in `METRICS`; `F1`, the maximum over all score thresholds at IoU 0.5, with
+            `F1_threshold`, `F1_precision` and `F1_recall` at this threshold; and by category id
+            `AP_of_class`, and `precision_of_class` and `recall_of_class` at this threshold. Undefined values
+            are None. The result is the same on every rank.
         """
         return broadcast_object(self._score() if is_main() else None)
 
@@ -117,30 +124,33 @@ class CocoEvaluator:
         from faster_coco_eval import COCO, COCOeval_faster
 
         number_of = {image["id"]: number for number, image in enumerate(self.coco_gt["images"], 1)}
-        if foreign := [i for i in self._detections if i not in number_of]:
-            raise DataError(f"detections for image ids that the annotation file has not: {foreign[:20]}")
+        foreign = [i for i in self._detections if i not in number_of]
+        if foreign:
+            raise DataError(f"detections for image ids that are not in the annotation file: {foreign[:20]}")
         truth = COCO(self._numbered_truth(number_of), print_function=_silent)
-        detections = [
-            {"image_id": number_of[image_id], "bbox": row[:4], "score": row[4], "category_id": int(row[5])}
-            for image_id, rows in sorted(self._detections.items())
-            for row in rows.tolist()
-        ]
+        detections = []
+        for image_id, rows in sorted(self._detections.items()):
+            number = number_of[image_id]
+            for *box, score, category in rows.tolist():
+                record = {"image_id": number, "bbox": box, "score": score, "category_id": int(category)}
+                detections.append(record)
         run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_silent)
         run.evaluate()
         run.accumulate()
         run.summarize()
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
-        by_class = [p[p > -1].mean() if (p > -1).any() else -1.0 for p in np.moveaxis(precision, 2, 0)]
-        return (
-            {name: _defined(value) for name, value in zip(METRICS, run.stats)}
-            | self._operating_point()
-            | {"AP_of_class": {int(c): _defined(ap) for c, ap in zip(run.params.catIds, by_class)}}
-        )
+        metrics = dict(zip(METRICS, map(_defined, run.stats)))
+        by_class = {}
+        for category, values in zip(run.params.catIds, np.moveaxis(precision, 2, 0)):
+            known = values[values > -1]
+            by_class[int(category)] = _defined(known.mean()) if known.size else None
+        return metrics | self._operating_point() | {"AP_of_class": by_class}
 
     def _numbered_truth(self, number_of: Mapping[int, int]) -> dict[str, Any]:
-        """Return a copy of the truth whose images and annotations are numbered from 1.
+        """Return a copy of the ground truth whose images and annotations are numbered from 1.
 
-        The library writes into what it is given, and its ids are floating-point numbers: large ones would collide.
+        The library modifies its input, and it stores ids as floating-point numbers, so large ids would
+        collide.
         """
         annotations = []
         for number, entry in enumerate(self.coco_gt["annotations"], 1):
@@ -153,21 +163,26 @@ class CocoEvaluator:
         best = best_operating_point(matches)
         if best is None:
             return {"F1": 0.0}
-        own = {c: operating_point_at(matches.of_category(c), best.threshold) for c in sorted(matches.objects)}
+        precisions = {}
+        recalls = {}
+        for category in sorted(matches.objects):
+            point = operating_point_at(matches.of_category(category), best.threshold)
+            precisions[category] = point.precision
+            recalls[category] = point.recall
         return {
             "F1": best.f1,
             "F1_threshold": best.threshold,
             "F1_precision": best.precision,
             "F1_recall": best.recall,
-            "precision_of_class": {c: point.precision for c, point in own.items()},
-            "recall_of_class": {c: point.recall for c, point in own.items()},
+            "precision_of_class": precisions,
+            "recall_of_class": recalls,
         }
 
 
 def _defined(value: float) -> float | None:
-    """Return a number of the library, which writes -1 where there is nothing to find, or None."""
+    """Return a value of the library, or None for its -1, which means undefined."""
     return None if value < 0 else float(value)
 
 
 def _silent(*_: object) -> None:
-    """Swallow the library's progress messages."""
+    """Discard the progress messages of the library."""

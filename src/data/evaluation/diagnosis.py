@@ -1,4 +1,5 @@
-"""Why average precision is zero although the loss falls: boxes that lie elsewhere, labels that never meet, or scores that say nothing."""
+"""Diagnosis of zero average precision with a falling loss: misplaced boxes, wrong labels, or scores without
+meaning."""
 
 from __future__ import annotations
 
@@ -11,18 +12,18 @@ import numpy as np
 from .true_positives import MATCH_IOU, iou_xywh, objects_of
 
 BEST_OF_IMAGE = 20
-"""Detections that are looked at, by score."""
+"""Number of detections per image that are examined, by score."""
 
 RARELY_OVERLAP = 0.02
-"""Below this fraction of detections that overlap an object, the boxes are wrong and not the labels."""
+"""Fraction of detections that overlap an object below which the boxes are wrong rather than the labels."""
 
 
 def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -> str:
-    """Compare the best detections of each image with its objects, labels apart from boxes.
+    """Compare the best detections of each image with its objects, separately for boxes and labels.
 
     Args:
-        coco_gt: the truth, a COCO dictionary.
-        detections: by image id, `[R, 6]`: x, y, w, h, score, category.
+        coco_gt: ground truth as a COCO dictionary.
+        detections: detections by image id, `[R, 6]`: x, y, w, h, score, category.
 
     Returns:
         One sentence for a user.
@@ -47,18 +48,23 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     if not scores:
         return "the model gives no detections at all"
     score_range = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
-    share = f"{overlapping} of the {len(scores)} best detections"
+    part = f"{overlapping} of the {len(scores)} best detections"
     if overlapping < RARELY_OVERLAP * len(scores):
         return (
-            f"boxes do not meet objects: {share} overlap one by half; {score_range}; compare a training picture with its boxes (xywh or xyxy, another "
-            f"folder, another size?), or train longer"
+            f"boxes do not match objects: {part} overlap one with IoU {MATCH_IOU:g}; "
+            f"{score_range}; compare a training "
+            "picture with its boxes (xywh or xyxy, another folder, another size?), or train longer"
         )
-    if not any(predicted[category] and labelled[category] for category in predicted):
+    if not predicted.keys() & labelled.keys():
         return (
-            f"boxes meet objects ({share}) but labels never do: found as category {_most(predicted)}, labelled {_most(labelled)}; compare "
-            f"the categories of the training and the validation file"
+            f"boxes match objects ({part}) but labels never do: found as category "
+            f"{_most(predicted)}, labelled "
+            f"{_most(labelled)}; compare the categories of the training and the validation file"
         )
-    return f"boxes meet objects ({share}) and labels do too, but {score_range}: too early to say, or learning rates too small"
+    return (
+        f"boxes match objects ({part}) and labels do, too, but {score_range}: it is too early to say, "
+        "or the learning rates are too small"
+    )
 
 
 def _most(counter: Counter) -> str:

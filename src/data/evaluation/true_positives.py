@@ -1,4 +1,4 @@
-"""Which detection found which object, and the score from which on detections are best believed."""
+"""Matching of detections with objects, and the score threshold with the highest F1."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MATCH_IOU = 0.5
-"""IoU from which on a box counts as found."""
+"""Minimum IoU of a match."""
 
-MISSED, CROWD = -1, -2
-"""In place of an object: none was found; a crowd region was, which is neither right nor wrong."""
+MISSED = -1
+"""Value instead of the row of an object: no object was found."""
+
+CROWD = -2
+"""Value instead of the row of an object: a crowd region was found, which counts neither as right nor as
+wrong."""
 
 Objects = dict[int, np.ndarray]
-"""By image id, `[T, 6]`: x, y, w, h, category, and 1 for a crowd region."""
+"""Objects by image id, `[T, 6]`: x, y, w, h, category, and 1 for a crowd region."""
 
 
 class Matches(NamedTuple):
-    """Detections of all images, best score first; N of them."""
+    """N detections of all images, with the highest score first."""
 
     scores: np.ndarray
     """`[N]` in 0..1."""
@@ -27,12 +31,12 @@ class Matches(NamedTuple):
     image_ids: np.ndarray
     """`[N]`."""
     found: np.ndarray
-    """`[N]`: row of the object in its image's `Objects`, or `MISSED` or `CROWD`."""
+    """`[N]`: row of the object in the `Objects` of its image, or `MISSED` or `CROWD`."""
     objects: dict[int, int]
-    """Number of objects by category, crowd regions not counted."""
+    """Number of objects by category, without crowd regions."""
 
     def of_category(self, category: int) -> Matches:
-        """Return the part of one category."""
+        """Return the matches of one category."""
         own = self.categories == category
         return Matches(
             self.scores[own],
@@ -44,7 +48,7 @@ class Matches(NamedTuple):
 
 
 class OperatingPoint(NamedTuple):
-    """How well detections from one score on meet objects."""
+    """Precision, recall and F1 of the detections with at least a score."""
 
     threshold: float
     precision: float | None
@@ -52,11 +56,11 @@ class OperatingPoint(NamedTuple):
     recall: float | None
     """None without objects."""
     f1: float | None
-    """None with neither."""
+    """None without detections and objects."""
 
 
 class OperatingCurve(NamedTuple):
-    """Precision, recall and F1 at K scores: `[K]` each."""
+    """Precision, recall and F1 at K score thresholds: `[K]` each."""
 
     threshold: np.ndarray
     precision: np.ndarray
@@ -65,45 +69,49 @@ class OperatingCurve(NamedTuple):
 
 
 def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
-    """Return the objects of a COCO dictionary by image id; images without any are left out."""
+    """Return the objects of a COCO dictionary by image id; images without objects are left out."""
     rows: dict[int, list[list[float]]] = {}
     for entry in coco_gt["annotations"]:
-        rows.setdefault(entry["image_id"], []).append(
-            [*entry["bbox"], entry["category_id"], entry.get("iscrowd", 0)]
-        )
+        row = [*entry["bbox"], entry["category_id"], entry.get("iscrowd", 0)]
+        rows.setdefault(entry["image_id"], []).append(row)
     return {image: np.array(own, float) for image, own in rows.items()}
 
 
 def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_category: bool = True) -> Matches:
-    """Give each detection, best score first, the free object of its image that it overlaps most, by at least `MATCH_IOU`.
+    """Match each detection, in the order of scores, with the free object of its image that it overlaps most.
+
+    The IoU must be at least `MATCH_IOU`.
 
     Args:
-        objects: the truth.
-        detections: by image id, `[R, 6]`: x, y, w, h, score, category.
-        same_category: objects of another category do not count as found.
+        objects: ground truth.
+        detections: detections by image id, `[R, 6]`: x, y, w, h, score, category.
+        same_category: match only objects of the same category.
     """
-    order = {image: np.argsort(-rows[:, 4], kind="stable") for image, rows in detections.items()}
-    found = {
-        image: match_image(detections[image][order[image]], objects.get(image), same_category=same_category)
-        for image in order
-    }
-    rows = np.concatenate([detections[image][order[image]] for image in order] or [np.empty((0, 6))])
-    images = np.repeat(np.fromiter(order, np.int64, len(order)), [len(own) for own in order.values()])
+    all_rows = [np.empty((0, 6))]
+    all_found = [np.empty(0, np.int64)]
+    all_images = [np.empty(0, np.int64)]
+    for image, unsorted in detections.items():
+        rows = unsorted[np.argsort(-unsorted[:, 4], kind="stable")]
+        all_rows.append(rows)
+        all_found.append(match_image(rows, objects.get(image), same_category=same_category))
+        all_images.append(np.full(len(rows), image, np.int64))
+    rows = np.concatenate(all_rows)
     best = np.argsort(-rows[:, 4], kind="stable")
-    categories, counts = np.unique(
-        [row[4] for own in objects.values() for row in own if not row[5]], return_counts=True
-    )
+    truth = np.concatenate([np.empty((0, 6)), *objects.values()])
+    categories, counts = np.unique(truth[truth[:, 5] == 0, 4].astype(int), return_counts=True)
     return Matches(
         rows[best, 4],
         rows[best, 5].astype(np.int64),
-        images[best],
-        np.concatenate([*found.values(), np.empty(0, np.int64)]).astype(np.int64)[best],
-        dict(zip(categories.astype(int).tolist(), counts.tolist())),
+        np.concatenate(all_images)[best],
+        np.concatenate(all_found)[best],
+        dict(zip(categories.tolist(), counts.tolist())),
     )
 
 
 def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True) -> np.ndarray:
-    """Return for each of an image's detections, best first, the row of the object that it found, or `MISSED` or `CROWD`."""
+    """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`; best detections
+    first.
+    """
     found = np.full(len(rows), MISSED, np.int64)
     if objects is None or not len(rows):
         return found
@@ -111,7 +119,7 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
     overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    for row in np.flatnonzero((overlap >= MATCH_IOU).any(1)):  # only those that meet something: few
+    for row in np.flatnonzero((overlap >= MATCH_IOU).any(1)):  # skip the many detections without overlap
         best = np.where(crowd, 0, overlap[row]).argmax()
         if not crowd[best] and overlap[row, best] >= MATCH_IOU:
             found[row] = best
@@ -122,20 +130,23 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
 
 
 def operating_points(matches: Matches) -> OperatingCurve | None:
-    """Return precision, recall and F1 `[K]` at each distinct score, highest first; None without objects or detections."""
+    """Return the curve over all distinct scores, highest first; None without objects or detections."""
     counted = matches.found != CROWD
     total = sum(matches.objects.values())
-    scores, hits = matches.scores[counted], matches.found[counted] >= 0
+    scores = matches.scores[counted]
+    hits = matches.found[counted] >= 0
     if not total or not len(scores):
         return None
-    last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # of equal scores all count or none
+    last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores count together
     right = hits.cumsum()[last]
-    precision, recall = right / (last + 1), right / total
-    return OperatingCurve(scores[last], precision, recall, 2 * right / (last + 1 + total))
+    found = last + 1
+    return OperatingCurve(scores[last], right / found, right / total, 2 * right / (found + total))
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
-    """Return the score with the highest F1 over all boxes of `matches`; None without objects or detections."""
+    """Return the score with the highest F1 over all boxes of `matches`; None without objects or
+    detections.
+    """
     points = operating_points(matches)
     if points is None:
         return None
@@ -145,9 +156,10 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
 
 
 def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
-    """Return what detections with at least a score reach; what nothing defines is None."""
+    """Return precision, recall and F1 of the detections with at least a score; undefined values are None."""
     counted = (matches.scores >= threshold) & (matches.found != CROWD)
-    right, found = int((matches.found[counted] >= 0).sum()), int(counted.sum())
+    right = int((matches.found[counted] >= 0).sum())
+    found = int(counted.sum())
     total = sum(matches.objects.values())
     return OperatingPoint(
         threshold,
@@ -158,9 +170,15 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
 
 
 def iou_xywh(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """Return IoUs `[N, M]` of xywh boxes; with a crowd region it is the share of the first box that lies in it, as COCO has it."""
+    """Return IoUs `[N, M]` of xywh boxes.
+
+    For a crowd region it is the fraction of the first box that lies in it, as in COCO.
+    """
     low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
-    common, own = (high - low).clip(0).prod(2), one[:, 2:].prod(1)[:, None]
+    one_ends = one[:, :2] + one[:, 2:]
+    other_ends = other[:, :2] + other[:, 2:]
+    high = np.minimum(one_ends[:, None], other_ends[None])
+    common = (high - low).clip(0).prod(2)
+    own = one[:, 2:].prod(1)[:, None]
     union = own + other[:, 2:].prod(1)[None] - common
     return common / np.maximum(union if crowd is None else np.where(crowd, own, union), 1e-9)

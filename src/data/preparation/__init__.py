@@ -1,1 +1,1 @@
-"""What is done to data before training: checking, mending, converting. Nothing here is imported while a model learns."""
+"""Preparation of data before training: check, fix and convert. Training does not import this package."""

@@ -1,4 +1,4 @@
-"""All that is wrong or remarkable about data sets in one pass, found by the code that training refuses them with."""
+"""Check of data sets: all faults and remarks in one pass, found by the same code as in training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import MARK_TEXTS
+from ..dataset.decoding import FLAG_TEXTS
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
-from ..dataset.label_ledger import LabelLedger
+from ..dataset.label_ledger import TOO_SMALL, LabelLedger
 from ..transforms.compose import Compose
 from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
@@ -44,7 +44,8 @@ _NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.TRUE_SIZE: (True, "not the size of the file"),
     Kind.REPEATED_FILE: (False, "file listed more than once"),
 }
-"""For what training mends and counts: whether it is a fault here, because labels are lost or mean two things, and how it is told."""
+"""For the kinds that training fixes and counts: whether it is a fault here, because labels are lost or
+ambiguous, and its description."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class DataSet:
     annotations: Path
     images: Path
     follow_links: bool = False
-    """Open images that symbolic links carry out of the folder."""
+    """Open images that are symbolic links out of the folder."""
     box_format: BoxFormat | None = None
-    """How `bbox` describes a box; None expects COCO's way and looks for signs of another one."""
+    """Format of `bbox`; None expects COCO's format and looks for signs of another one."""
 
 
 class Entry(NamedTuple):
@@ -70,7 +71,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """All findings of a kind in a file; they are made when they are asked for, as there may be many."""
+    """All findings of a kind in a file; entries are created on demand, because there can be many."""
 
     file: str
     kind: str
@@ -80,7 +81,7 @@ class Group:
 
 
 class Checked(NamedTuple):
-    """What is known of a data set after its check."""
+    """Results of the check of a data set."""
 
     data: DataSet
     examined: Examination
@@ -90,7 +91,7 @@ class Checked(NamedTuple):
 
 @dataclass
 class Report:
-    """What a check found."""
+    """Result of a check."""
 
     groups: list[Group]
     checked: list[Checked | None]
@@ -98,11 +99,13 @@ class Report:
 
     @property
     def num_faults(self) -> int:
-        """How many faults there are."""
+        """Number of faults."""
         return sum(group.count for group in self.groups if group.is_fault)
 
     def lines(self, shown: int = FAULTS_SHOWN) -> Iterator[str]:
-        """Yield what a terminal shows: a line a fault, `shown` of a kind; a line a kind of remark; then the counts."""
+        """Yield the lines for a terminal: up to `shown` faults of each kind, one line per kind of remark, and
+        the counts.
+        """
         for group in self.groups:
             if group.is_fault:
                 for number, entry in enumerate(group.entries()):
@@ -122,7 +125,7 @@ class Report:
         yield from (f"  {count:6} {kind}" for kind, count in counts.items() if count)
 
     def summaries(self) -> Iterator[str]:
-        """Yield for each file that could be read what it holds, and what becomes of its labels."""
+        """Yield for each readable file its summary and the table of its labels."""
         for checked in filter(None, self.checked):
             yield f"{checked.data.annotations}:"
             yield from (f"  {line}" for line in summarize(checked.examined))
@@ -161,7 +164,7 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
     """Return the data sets that a configuration names, and the number of its queries if it has one.
 
     Raises:
-        ConfigError: if it names none.
+        ConfigError: if it does not name data sets.
     """
     data_sets = []
     for part in ("train_dataloader", "val_dataloader"):
@@ -194,16 +197,16 @@ def check(
     queries: int | None = None,
     transforms: Compose | None = None,
 ) -> Report:
-    """Look for everything that training refuses, drops or mends, in files and images.
+    """Find everything that training refuses, drops or fixes, in annotation files and images.
 
     Args:
-        data_sets: one, or that for training and that for validation.
-        images: how image files are looked at.
-        queries: most objects that the detector can find in an image.
-        transforms: of the training data; what they drop in every epoch is counted.
+        data_sets: one data set, or one for training and one for validation.
+        images: check of the image files.
+        queries: maximum number of objects that the detector can find in an image.
+        transforms: transforms of the training data; the boxes that they drop in every epoch are counted.
 
     Raises:
-        ConfigError: if an image folder is none.
+        ConfigError: if an image folder does not exist.
     """
     report = Report([], [])
     for number, data in enumerate(data_sets):
@@ -253,8 +256,8 @@ def _check_one(
     checked = Checked(data, examined, images, _ledger(examined, transforms))
     _add_images(found, checked)
     _add_objects(found, checked, queries)
-    for mark, kind in MARK_TEXTS.items():
-        found.add(kind, False, [_image(checked, i) for i in images.marks[mark]])
+    for flag, kind in FLAG_TEXTS.items():
+        found.add(kind, False, [_image(checked, i) for i in images.flags[flag]])
     _add_losses(found, checked)
     return checked
 
@@ -315,7 +318,7 @@ def _add_losses(found: _FileGroups, checked: Checked) -> None:
     for entry in checked.ledger.entries:
         if entry.cause == "size":
             boxes = f"boxes {entry.reason}"
-            text = f"{boxes}: {entry.count}; they are not learned, but evaluation would count them"
+            text = f"{boxes}: {entry.count}; {TOO_SMALL}"
             found.add(boxes, False, [Entry("", None, text)])
     if checked.ledger.fault and not checked.examined.findings.faults:
         found.add(Kind.LOST, True, [Entry("", None, checked.ledger.fault)])
@@ -327,7 +330,7 @@ def _describe_missing(data: DataSet, files: FileIndex, name: str) -> str:
 
 
 def _ledger(examined: Examination, transforms: Compose | None) -> LabelLedger:
-    """Return the account of the labels from the file to the loss (as `CocoDetection.ledger` does)."""
+    """Return the ledger of the labels from the file to the loss (as in `CocoDetection.ledger`)."""
     if transforms is None or not examined.content.images:
         return examined.ledger
     sizes = np.array([(image.width, image.height) for image in examined.content.images], np.float64)
@@ -335,7 +338,7 @@ def _ledger(examined: Examination, transforms: Compose | None) -> LabelLedger:
 
 
 def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
-    """Look at the image files of a data set; a name that is a fault by itself is not told of again."""
+    """Check the image files of a data set; file names that are faults themselves are not reported again."""
     records = examined.content.images
     sizes = np.array(
         [(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64
@@ -374,7 +377,7 @@ def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
 
 
 def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
-    """Add what is wrong between two files."""
+    """Add the findings about training and validation data together."""
     if differing := differing_categories(train.examined.categories, val.examined.categories):
         groups.append(
             _group(

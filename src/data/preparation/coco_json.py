@@ -1,4 +1,4 @@
-"""Annotation files written record by record: those that did not change go as they came, byte for byte."""
+"""Writing of annotation files record by record; unchanged records are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ..dataset.coco_records import LISTS
 
 
 def write_records(file: BinaryIO, content: dict[str, Any]) -> None:
-    """Write what `coco_records.split_records` took apart; records may have become plain values. NaN, which is no JSON, becomes null."""
+    """Write the result of `coco_records.split_records`, whose records may have become plain values.
+
+    NaN, which is not JSON, becomes null.
+    """
     for number, (key, value) in enumerate(content.items()):
         file.write((b",\n" if number else b"{") + encoded(key) + b": ")
         if key in LISTS:
@@ -30,5 +33,5 @@ def encoded(value: Any) -> bytes:
         return bytes(value)
     try:
         return msgspec.json.encode(value)
-    except (UnicodeEncodeError, OverflowError):  # half a character, or a whole number beyond 64 bits
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, or an integer beyond 64 bits
         return json.dumps(value).encode()

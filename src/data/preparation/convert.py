@@ -1,4 +1,4 @@
-"""Data sets of other layouts as COCO files, with the command that trains on them."""
+"""Conversion of data sets in other layouts to COCO files, with the command for training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .voc import read_voc
 from .yolo import read_yolo
 
 CONFIG = "configs/dfine/custom/dfine_dinov3_s_custom.yml"
-"""What is advised for data of one's own."""
+"""Recommended configuration for own data."""
 
 
 def convert(
@@ -35,26 +35,29 @@ def convert(
     drop_boxes: bool = False,
     report: Path | None = None,
 ) -> Iterator[str]:
-    """Write a data set in YOLO's or Pascal VOC's layout as `train.json` and `val.json`; yield what was done.
+    """Convert a data set in the layout of YOLO or Pascal VOC to `train.json` and `val.json`; yield lines
+    about it.
 
     Args:
-        source: YOLO's `data.yaml`, or a folder; one with `Annotations` is Pascal VOC.
-        output: folder to write to.
-        val_fraction: share of the training images that become validation images if there are none, between 0 and 1.
-        seed: of that split.
+        source: `data.yaml` of YOLO, or a folder; a folder with `Annotations` is read as Pascal VOC.
+        output: output folder.
+        val_fraction: fraction of the training images to split off for validation if there are none, between 0
+            and 1.
+        seed: random seed of this split.
         difficult: Pascal VOC: one of `voc.DIFFICULT`.
         zero_based: Pascal VOC: corners are counted from 0.
-        follow_links: open files that symbolic links carry out of the data set.
-        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
+        follow_links: open files that are symbolic links out of the data set.
+        drop_boxes: drop boxes without area or outside their image, which are faults otherwise.
         report: file for all faults, if there are any.
 
     Raises:
-        ConversionError: one error with all faults; no labels are written then.
-        ConfigError: if there is no such source, or the folder cannot be written to.
+        ConversionError: if there are faults; one error lists all of them, and no labels are written.
+        ConfigError: if the source does not exist, or the folder is not writable.
     """
     if not source.exists():
         raise ConfigError(
-            f"{source} does not exist; name YOLO's data.yaml or the folder of the data set{did_you_mean_file(source)}"
+            f"{source} does not exist; name YOLO's data.yaml or the folder of the data "
+            f"set{did_you_mean_file(source)}"
         )
     if report is not None:
         prepare_report(report, "--report")
@@ -100,7 +103,7 @@ def training_command(data: LabelledImages, output: Path, *, follow_links: bool =
 
 
 def _yaml_text(text: str) -> str:
-    """Return a text as YAML reads it back."""
+    """Return a text, quoted if YAML would not read it back unchanged."""
     try:
         return text if yaml.safe_load(text) == text else json.dumps(text)
     except yaml.YAMLError:

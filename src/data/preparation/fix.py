@@ -1,6 +1,7 @@
-"""Clean copies of annotation files: what `check` finds is mended record by record, until it finds nothing more to mend.
+"""Clean copies of annotation files: findings of `check` are fixed record by record, until nothing is left to
+fix.
 
-Records without a finding are copied byte for byte, with all that detection does not use.
+Records without a finding are copied byte for byte, including data that detection does not use.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ from .image_file_check import ImageCheck
 from .labelled_images import DECIMALS
 
 MAX_ROUNDS = 12
-"""Fixing one fault can reveal another, as when an image is found at last; this bounds the number of rounds."""
+"""Maximum number of rounds: fixing one fault can reveal another, for example when an image is found."""
 
 SAME_FACTOR = 0.02
-"""By how much the factors of width and height may differ in a resized image, by rounding."""
+"""Maximum relative difference of the factors of width and height in a resized image, due to rounding."""
 
 RIGHT_SIZE_FRACTION = 0.9
 """Fraction of boxes that fit the files if the sizes in the labels were written wrong."""
@@ -91,27 +92,28 @@ def fix(
 ) -> Counter[str]:
     """Write a clean copy of an annotation file; images are neither changed nor copied.
 
-    What can be repaired is repaired, what cannot be used is dropped.
+    Faulty records are repaired if possible, and dropped otherwise.
 
     Args:
-        data: what to repair.
-        output: the copy.
-        images: how image files are looked at.
-        box_format: what `bbox` holds, if it does not look like COCO's x, y, width, height in pixels; it is converted.
+        data: data set to fix.
+        output: path of the copy.
+        images: check of the image files.
+        box_format: format of `bbox` if it is not COCO's x, y, width, height in pixels; it is converted.
 
     Returns:
-        How often each change was made.
+        The number of changes of each kind.
 
     Raises:
         ConfigError: if the copy would replace a file of the data.
-        DataError: if the file cannot be read as COCO, or its boxes look like another format and none is given.
+        DataError: if the file cannot be read as COCO, or its boxes look like another format and none is
+            given.
     """
     _refuse_replacing(data.annotations, output)
     box_format = box_format or data.box_format
     content = split_records(read_annotation_file(data.annotations), data.annotations)
-    mending = _Mending(data, content)
+    fixing = _Fixing(data, content)
     if box_format not in (None, COCO):
-        mending.convert_boxes(box_format)
+        fixing.convert_boxes(box_format)
     for _ in range(MAX_ROUNDS):
         findings = Findings(data.annotations)
         examined = examine_records(
@@ -120,21 +122,22 @@ def fix(
             images.true_sizes(data.images, data.follow_links),
             None if box_format is None else COCO,
         )
-        if box_format is None and mending.rescale(examined):
+        if box_format is None and fixing.rescale(examined):
             continue
         if found := next((fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None):
             raise DataError(
-                f"{data.annotations}: {found.what}; --boxes xywh --units pixels says that they are what COCO has, and "
-                "clips and drops them as they are"
+                f"{data.annotations}: {found.what}; --boxes xywh --units pixels declares that "
+                "they are in COCO's format, "
+                "and clips and drops them as they are"
             )
-        if not mending.mend_records(examined) and not mending.mend_images(examined, images):
+        if not fixing.fix_records(examined) and not fixing.fix_images(examined, images):
             break
     write_atomically(output, lambda file: write_records(file, content))
-    return mending.changes
+    return fixing.changes
 
 
-class _Mending:
-    """The records of a file while they are mended."""
+class _Fixing:
+    """The records of a file while they are being fixed."""
 
     def __init__(self, data: DataSet, content: dict[str, Any]) -> None:
         self.data = data
@@ -149,7 +152,7 @@ class _Mending:
         self.renumbered = {where: self._new_numbers(where) for where in ("images", "categories")}
 
     def convert_boxes(self, given: BoxFormat) -> None:
-        """Convert all boxes to x, y, width, height in pixels; a box that is not four numbers is left to its own repair."""
+        """Convert all boxes to x, y, width, height in pixels, except boxes that are not four numbers."""
         sizes = self._sizes_of_images()
         for index, raw in enumerate(self.content["annotations"]):
             record = parse_record(raw)
@@ -158,15 +161,17 @@ class _Mending:
                 continue
             size = sizes.get(meant_id(record.get("image_id")))
             if size is None and given.unit != "pixels":
-                continue  # of an image that is not listed: dropped later
+                continue  # the image is not listed; the box is dropped later
             converted = to_coco(np.array([box], float), np.array([size or (1, 1)], float), given)
             record["bbox"] = [round(value, DECIMALS) for value in converted[0].tolist()]
-            record.pop("area", None)  # of a box that was no box
+            record.pop("area", None)  # it belonged to the wrong box
             self._close("annotations", index, record)
             self.changes[f"boxes converted from {given}"] += 1
 
     def _new_numbers(self, where: str) -> dict[str, int]:
-        """Return new ids for records whose own are no whole numbers from 0 and mean none, by what stands there."""
+        """Return new ids for records whose ids do not represent non-negative integers, by the text of the old
+        id.
+        """
         records = [record for record in map(parse_record, self.content[where]) if isinstance(record, dict)]
         used = {meant_id(record.get("id")) for record in records}
         free = (number for number in count(1) if number not in used)
@@ -178,7 +183,7 @@ class _Mending:
         return {text: next(free) for text in dict.fromkeys(texts) if text}
 
     def _sizes_of_images(self) -> dict[int | None, tuple[int, int]]:
-        """Return (width, height) by image id, of the records that have all three."""
+        """Return (width, height) by image id, for the records that have all three."""
         sizes = {}
         for record in map(parse_record, self.content["images"]):
             if isinstance(record, dict) and is_id(record.get("width")) and is_id(record.get("height")):
@@ -188,8 +193,9 @@ class _Mending:
     def rescale(self, examined: Examination) -> bool:
         """Scale the boxes of images that were resized after they were labelled; return whether there are any.
 
-        Image files have other sizes than the labels say. Either the sizes were written wrong, or the files were resized: then
-        the boxes fit the sizes of the labels, and they do not fit the files, or sizes differ by one factor in both directions.
+        If the sizes of files and labels differ, either the labels have wrong sizes, or the files were
+        resized. In the second case the boxes fit the labelled sizes, and they do not fit the files, or width
+        and height differ by the same factor.
         """
         positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
         if not positions:
@@ -218,15 +224,17 @@ class _Mending:
         return True
 
     def _scale_boxes(self, places: Sequence[int], factors: Sequence[Sequence[float]]) -> None:
-        """Scale annotations, named by their place in the file, by a factor along x and one along y for each."""
+        """Scale annotations, named by their place in the file, by a factor along x and one along y for
+        each.
+        """
         for place, (x, y) in zip(places, factors):
             record = self._open("annotations", place)
             _scale(record, x, y)
             self._close("annotations", place, record)
             self.changes["boxes scaled to the size of their image file, which was resized"] += 1
 
-    def mend_records(self, examined: Examination) -> bool:
-        """Mend what the annotation file shows by itself; return whether anything was changed."""
+    def fix_records(self, examined: Examination) -> bool:
+        """Fix the findings of the annotation file; return whether anything was changed."""
         before = self.changes.total()
         images = examined.content.images
         self.sizes = {image.id: (image.width, image.height) for image in images}
@@ -236,16 +244,16 @@ class _Mending:
         self._new_ids = None
         for fault in examined.findings.faults:
             if fault.where:
-                self._mend(fault.where, fault.index, fault.kind)
+                self._fix(fault.where, fault.index, fault.kind)
         for note in examined.findings.notes:
             for index in note.index.tolist():
-                self._mend(note.where, index, note.kind)
+                self._fix(note.where, index, note.kind)
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
         return self.changes.total() > before
 
-    def mend_images(self, examined: Examination, images: ImageCheck) -> bool:
-        """Mend what the image files show; return whether anything was changed."""
+    def fix_images(self, examined: Examination, images: ImageCheck) -> bool:
+        """Fix the findings of the image files; return whether anything was changed."""
         before = self.changes.total()
         checked = look_at_images(self.data, examined, images)
         places = examined.content.places["images"]
@@ -262,9 +270,9 @@ class _Mending:
         return self.changes.total() > before
 
     def _correct_name(self, index: int) -> None:
-        """Give an image whose file does not exist the name of the one file that was plainly meant, if there is one.
+        """Correct the name of an image whose file does not exist, if it clearly refers to another file.
 
-        A file with another suffix is meant if no other image has it.
+        A file with another suffix is accepted if no other image has it.
         """
         record = self._open("images", index)
         found = self.files.meant_by(record["file_name"])
@@ -278,7 +286,7 @@ class _Mending:
 
     @cached_property
     def _listed_names(self) -> set[str]:
-        """File names of the file as it was read."""
+        """All file names in the annotation file before fixing."""
         records = (record for record in map(parse_record, self.content["images"]) if isinstance(record, dict))
         names = (record.get("file_name") for record in records)
         return {name for name in names if isinstance(name, str)}
@@ -292,15 +300,15 @@ class _Mending:
             self._new_ids = (i for i in count(1) if i not in used)
         return next(self._new_ids)
 
-    def _mend(self, where: str, index: int, kind: str) -> None:
+    def _fix(self, where: str, index: int, kind: str) -> None:
         if kind == Kind.NO_OBJECT:
-            self._drop(where, index, f"{_CALLED[where]} dropped: no object")
-        mend = _MENDERS.get((where, kind))
-        if mend is None or self.content[where][index] is None:
+            self._drop(where, index, f"{_CALLED[where]} dropped: not a JSON object")
+        fixer = _FIXERS.get((where, kind))
+        if fixer is None or self.content[where][index] is None:
             return
         try:
             record = self._open(where, index)
-            for change in mend(self, record):
+            for change in fixer(self, record):
                 self.changes[change] += 1
             self._close(where, index, record)
         except _Dropped as reason:
@@ -311,7 +319,7 @@ class _Mending:
         return parse_record(self.content[where][index])
 
     def _close(self, where: str, index: int, record: Record) -> None:
-        """Put a changed record back, in the form that takes least memory."""
+        """Store a changed record in the form that needs the least memory."""
         self.content[where][index] = msgspec.Raw(encoded(record))
 
     def _drop(self, where: str, index: int, change: str) -> None:
@@ -335,18 +343,18 @@ class _Mending:
 # ---- one kind of finding, one record ----
 
 
-_Mender = Callable[[_Mending, Record], Iterable[str]]
+_Fixer = Callable[[_Fixing, Record], Iterable[str]]
 """Repairs a record in place; returns what it changed, or raises `_Dropped`."""
 
 
-def _numeric_ids(**keys: str | None) -> _Mender:
-    """Return what repairs ids, given the list that each of them names a record of."""
+def _numeric_ids(**keys: str | None) -> _Fixer:
+    """Return a function that fixes ids, given the list that each of them refers to."""
 
-    def mend(mending: _Mending, record: Record) -> Iterator[str]:
+    def fix_record(fixing: _Fixing, record: Record) -> Iterator[str]:
         for key, where in keys.items():
             value = meant_id(record.get(key))
             if value is None and where is not None:
-                value = mending.renumbered[where].get(str(record.get(key)))
+                value = fixing.renumbered[where].get(str(record.get(key)))
                 change = f"{key} given a new number" if key != "id" else f"{where} given new ids"
             else:
                 change = f"{key} made a whole number"
@@ -356,32 +364,34 @@ def _numeric_ids(**keys: str | None) -> _Mender:
                 record[key] = value
                 yield change
 
-    return mend
+    return fix_record
 
 
-def _annotation_ids(mending: _Mending, record: Record) -> Iterator[str]:
+def _annotation_ids(fixing: _Fixing, record: Record) -> Iterator[str]:
     if meant_id(record.get("id")) is None:
-        record["id"] = mending.new_id()
-        yield "annotation ids given anew"
-    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(mending, record)
+        record["id"] = fixing.new_id()
+        yield "annotation ids replaced"
+    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(fixing, record)
 
 
-def _new_annotation_id(mending: _Mending, record: Record) -> Iterator[str]:
-    record["id"] = mending.new_id()
-    yield "annotation ids given anew"
+def _new_annotation_id(fixing: _Fixing, record: Record) -> Iterator[str]:
+    record["id"] = fixing.new_id()
+    yield "annotation ids replaced"
 
 
-def _box(mending: _Mending, record: Record) -> Iterator[str]:
+def _box(fixing: _Fixing, record: Record) -> Iterator[str]:
     numbers = _four_numbers(record.get("bbox"))
     if numbers is not None:
         record["bbox"] = numbers
         yield "boxes made four numbers"
         return
-    yield from _box_from_segmentation(mending, record)
+    yield from _box_from_segmentation(fixing, record)
 
 
 def _four_numbers(box: Any) -> list[float] | None:
-    """Return the four finite numbers that a box plainly means: texts, one text, a list in a list, or named numbers."""
+    """Return the four finite numbers of a box given as texts, one text, a list in a list, or named
+    numbers.
+    """
     if isinstance(box, dict):
         box = next(([box[key] for key in keys] for keys in _BOX_KEYS if set(keys) <= box.keys()), None)
     if isinstance(box, str):
@@ -398,28 +408,28 @@ def _four_numbers(box: Any) -> list[float] | None:
 
 
 _BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
-"""Names under which tools write x, y, width and height."""
+"""Names of x, y, width and height in the output of some tools."""
 
 
-def _usable_box(mending: _Mending, record: Record) -> list[float] | None:
-    """Return the box of the polygon or of a mask that has the size of the image."""
+def _usable_box(fixing: _Fixing, record: Record) -> list[float] | None:
+    """Return the box of the polygon, or of a mask with the size of the image."""
     masked = mask_size(record.get("segmentation"))
-    size = mending.sizes.get(record["image_id"]) if "image_id" in record else None
+    size = fixing.sizes.get(record["image_id"]) if "image_id" in record else None
     if masked is not None and size is not None and masked != size:
         return None
     return box_of_segmentation(record.get("segmentation"))
 
 
-def _box_from_segmentation(mending: _Mending, record: Record) -> Iterator[str]:
-    box = _usable_box(mending, record)
+def _box_from_segmentation(fixing: _Fixing, record: Record) -> Iterator[str]:
+    box = _usable_box(fixing, record)
     if box is None:
         raise _Dropped("no four finite numbers, and no polygon or mask of its image")
     record["bbox"] = box
     yield "boxes computed from their polygon or mask"
 
 
-def _flat(mending: _Mending, record: Record) -> Iterator[str]:
-    """Turn a box over whose width or height is negative; one without an area cannot be repaired."""
+def _flat(fixing: _Fixing, record: Record) -> Iterator[str]:
+    """Turn around a box with negative width or height; a box without area cannot be fixed."""
     x, y, w, h = record["bbox"]
     if w == 0 or h == 0:
         raise _Dropped("no area")
@@ -428,38 +438,40 @@ def _flat(mending: _Mending, record: Record) -> Iterator[str]:
     yield "reversed boxes turned over"
 
 
-def _outside(mending: _Mending, record: Record) -> Iterator[str]:
-    """Take the box of the polygon or mask if that lies in the image."""
+def _outside(fixing: _Fixing, record: Record) -> Iterator[str]:
+    """Use the box of the polygon or mask if it lies in the image."""
     box = box_of_segmentation(record.get("segmentation"))
-    (width, height) = mending.sizes[record["image_id"]]
+    (width, height) = fixing.sizes[record["image_id"]]
     if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
         raise _Dropped("outside their image")
     record["bbox"] = box
     yield "boxes computed from their polygon or mask"
 
 
-def _ignore(_: _Mending, record: Record) -> Iterator[str]:
+def _ignore(_: _Fixing, record: Record) -> Iterator[str]:
     record["ignore"] = _flag(record.get("ignore"))
-    yield "ignore flags made 0 or 1"
+    yield "ignore flags set to 0 or 1"
 
 
 def _flag(value: Any) -> int:
-    """Return 0 or 1 for a flag in any form; what is neither is set, so that an object is not learned against the file's word."""
+    """Return 0 or 1 for a flag in any form; unknown values become 1, so that a flagged object is not
+    learned.
+    """
     text = str(value).strip().lower()
     return int(text not in ("", "none", "null", "false", "no", "0", "0.0"))
 
 
-def _file_name(mending: _Mending, record: Record) -> Iterator[str]:
+def _file_name(fixing: _Fixing, record: Record) -> Iterator[str]:
     name = record.get("file_name")
-    found = mending.files.meant_by(name) if isinstance(name, str) and name else None
+    found = fixing.files.meant_by(name) if isinstance(name, str) and name else None
     if found is None:
         raise _Dropped("no file name that can be used")
     record["file_name"] = found
     yield "file names corrected"
 
 
-def _clip(mending: _Mending, record: Record) -> Iterator[str]:
-    width, height = mending.sizes[record["image_id"]]
+def _clip(fixing: _Fixing, record: Record) -> Iterator[str]:
+    width, height = fixing.sizes[record["image_id"]]
     x, y, w, h = record["bbox"]
     x1, y1 = max(x, 0), max(y, 0)
     record["bbox"] = [x1, y1, min(x + w, width) - x1, min(y + h, height) - y1]
@@ -468,7 +480,7 @@ def _clip(mending: _Mending, record: Record) -> Iterator[str]:
     yield "boxes clipped to their image"
 
 
-def _area(_: _Mending, record: Record) -> Iterator[str]:
+def _area(_: _Fixing, record: Record) -> Iterator[str]:
     record.pop("area", None)
     box = record.get("bbox")
     if isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box):
@@ -476,25 +488,25 @@ def _area(_: _Mending, record: Record) -> Iterator[str]:
     yield "areas computed from the box"
 
 
-def _crowd(_: _Mending, record: Record) -> Iterator[str]:
+def _crowd(_: _Fixing, record: Record) -> Iterator[str]:
     record["iscrowd"] = _flag(record.get("iscrowd"))
-    yield "crowd marks made 0 or 1"
+    yield "crowd flags set to 0 or 1"
 
 
-def _dropped(reason: str) -> _Mender:
-    def mend(*_: Any) -> NoReturn:
+def _dropped(reason: str) -> _Fixer:
+    def fix_record(*_: Any) -> NoReturn:
         raise _Dropped(reason)
 
-    return mend
+    return fix_record
 
 
-def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
+def _image_size(fixing: _Fixing, record: Record) -> Iterator[str]:
     name = record.get("file_name")
-    folder = mending.data.images
+    folder = fixing.data.images
     if isinstance(name, str) and unsafe_file_name(name) is None:
         misplaced = find_misplaced(folder, [name])
         try:
-            if not misplaced.missing and (mending.data.follow_links or not misplaced.leaving):
+            if not misplaced.missing and (fixing.data.follow_links or not misplaced.leaving):
                 record["width"], record["height"] = image_size(folder / name)[1]
                 yield "sizes of images taken from their files"
                 return
@@ -503,19 +515,19 @@ def _image_size(mending: _Mending, record: Record) -> Iterator[str]:
     raise _Dropped("no size, and no file that has one")
 
 
-def _true_size(mending: _Mending, record: Record) -> Iterator[str]:
-    record["width"], record["height"] = mending.sizes[record["id"]]
+def _true_size(fixing: _Fixing, record: Record) -> Iterator[str]:
+    record["width"], record["height"] = fixing.sizes[record["id"]]
     yield "sizes of images taken from their files"
 
 
-def _repeated_image(mending: _Mending, record: Record) -> Iterable[str]:
-    if mending.first_names.get(record["id"]) == record.get("file_name"):
+def _repeated_image(fixing: _Fixing, record: Record) -> Iterable[str]:
+    if fixing.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
-    mending.dropped_images.add(record["id"])  # nobody knows which of them its boxes belong to
+    fixing.dropped_images.add(record["id"])  # it is unknown which of them its boxes belong to
     return ()
 
 
-def _category_name(_: _Mending, record: Record) -> Iterator[str]:
+def _category_name(_: _Fixing, record: Record) -> Iterator[str]:
     name = record.get("name")
     record["name"] = (
         str(name)
@@ -525,10 +537,10 @@ def _category_name(_: _Mending, record: Record) -> Iterator[str]:
     yield "categories named"
 
 
-def _repeated_category(mending: _Mending, record: Record) -> Iterable[str]:
+def _repeated_category(fixing: _Fixing, record: Record) -> Iterable[str]:
     first = next(
         r
-        for r in map(parse_record, mending.content["categories"])
+        for r in map(parse_record, fixing.content["categories"])
         if isinstance(r, dict) and r.get("id") == record["id"]
     )
     if first.get("name") == record.get("name") and is_id(record["id"]):
@@ -538,7 +550,7 @@ def _repeated_category(mending: _Mending, record: Record) -> Iterable[str]:
 
 _CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
 
-_MENDERS: dict[tuple[str, str], _Mender] = {
+_FIXERS: dict[tuple[str, str], _Fixer] = {
     ("images", Kind.BAD_ID): _numeric_ids(id="images"),
     ("images", Kind.BAD_FILE_NAME): _file_name,
     ("images", Kind.BAD_SIZE): _image_size,
@@ -563,11 +575,12 @@ _MENDERS: dict[tuple[str, str], _Mender] = {
     ("annotations", Kind.NO_AREA): _area,
     ("annotations", Kind.LARGE_AREA): _area,
 }
-"""What is done about each kind of finding in a list; what is not here is left as it is."""
+"""Functions that fix each kind of finding in a list; other kinds are left unchanged."""
 
 
 def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
-    """Return what the clean copies will be: `train.json`, and `val.json` if there are two data sets, in a folder.
+    """Return the data sets of the clean copies in a folder: `train.json`, and `val.json` if there are two
+    data sets.
 
     Raises:
         ConfigError: if a copy would replace a file of the data.
@@ -583,7 +596,7 @@ def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
 
 
 def describe(data: DataSet, output: Path, changes: Counter[str]) -> Iterator[str]:
-    """Yield what was changed, a line a kind."""
+    """Yield the changes, one line per kind."""
     yield f"{output}: a clean copy of {data.annotations}" + ("" if changes else ", nothing had to be changed")
     yield from (f"  {number:6} {change}" for change, number in changes.items())
 

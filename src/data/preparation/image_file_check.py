@@ -1,4 +1,4 @@
-"""Image files looked at one by one: which are missing, lead elsewhere, cannot be decoded or are not what labels say."""
+"""Check of all image files: missing files, links out of the folder, unreadable files, and flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..dataset.coco_format import TrueSizes
-from ..dataset.decoding import ImageError, Mark, inspect_image
+from ..dataset.decoding import FLAG_TEXTS, ImageError, ImageFlag, inspect_image
 from ..dataset.header_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
 from ..dataset.misplaced_files import find_misplaced
 
@@ -22,42 +22,43 @@ LARGE_PIXELS = 16_000_000
 
 @dataclass
 class CheckedImages:
-    """What was found about the images of a data set, by their positions in it."""
+    """Results about the images of a data set, by their positions in it."""
 
     missing: list[int]
     leaving: dict[int, str]
-    """Those that links carry out of the folder, and where to."""
+    """Links out of the folder, with their targets."""
     unreadable: dict[int, str]
-    """And why."""
-    marks: dict[Mark, list[int]]
+    """Unreadable images, with the reasons."""
+    flags: dict[ImageFlag, list[int]]
     scan: ImageScan
 
 
 class ImageCheck:
-    """Looks at image files; what was decoded once is not decoded again."""
+    """Check image files; a file that was decoded once is not decoded again."""
 
     def __init__(self, *, decode: bool = True, workers: int = 4) -> None:
         """Store the settings.
 
         Args:
-            decode: read images in full; else their headers alone, which does not find truncated files.
-            workers: threads that decode.
+            decode: decode images in full; otherwise only headers are read, which does not find truncated
+                files.
+            workers: number of threads that decode.
         """
         self.decode = decode
         self.workers = workers
-        self._known: dict[str, tuple[str | None, Mark]] = {}
+        self._known: dict[str, tuple[str | None, ImageFlag]] = {}
         self._large = threading.Lock()
 
     def look(
         self, folder: Path, names: Sequence[str], sizes: np.ndarray, *, follow_links: bool = False
     ) -> CheckedImages:
-        """Look at files.
+        """Check files.
 
         Args:
-            folder: what the names are relative to.
+            folder: folder that the names are relative to.
             names: file names without `..`.
-            sizes: `[N, 2]` (width, height) in pixels as labels have them; what is not positive agrees with nothing.
-            follow_links: open files that links carry out of the folder.
+            sizes: `[N, 2]` (width, height) in pixels from the labels; values below 1 match no image.
+            follow_links: open files that are symbolic links out of the folder.
         """
         missing, leaving = find_misplaced(folder, names)
         leaving = {} if follow_links else leaving
@@ -65,31 +66,27 @@ class ImageCheck:
         paths = ["" if i in absent else str(folder / name) for i, name in enumerate(names)]
         scan = scan_images(paths, sizes)
         here = [i for i in range(len(names)) if i not in absent]
-        states = (
-            self._decode([(paths[i], int(scan.rows[i, WIDTH]) * int(scan.rows[i, HEIGHT])) for i in here])
-            if self.decode
-            else [
-                (
-                    f"image {paths[i]} {'cannot be opened' if scan.rows[i, BYTES] == UNKNOWN else 'has no header that can be read'}"
-                    if scan.rows[i, WIDTH] == UNKNOWN
-                    else None,
-                    Mark(0),
-                )
-                for i in here
-            ]
-        )
-        unreadable = {i: error for i, (error, _) in zip(here, states) if error}
-        marks = {
-            mark: [i for i, (_, found) in zip(here, states) if mark in found]
-            for mark in (Mark.TURNED, Mark.CMYK, Mark.DEEP)
-        }
-        return CheckedImages(
-            missing, leaving, unreadable, {Mark.SEVERAL_FRAMES: scan.several_frames(), **marks}, scan
-        )
+        if self.decode:
+            pixels = scan.rows[:, WIDTH] * scan.rows[:, HEIGHT]
+            states = self._decode([(paths[i], int(pixels[i])) for i in here])
+        else:
+            states = [(_header_fault(paths[i], scan.rows[i]), ImageFlag(0)) for i in here]
+        unreadable = {}
+        flags: dict[ImageFlag, list[int]] = {flag: [] for flag in FLAG_TEXTS}
+        flags[ImageFlag.SEVERAL_FRAMES] = scan.several_frames()
+        for index, (error, found) in zip(here, states):
+            if error:
+                unreadable[index] = error
+            for flag in (ImageFlag.ROTATED, ImageFlag.CMYK, ImageFlag.SIXTEEN_BIT):
+                if flag in found:
+                    flags[flag].append(index)
+        return CheckedImages(missing, leaving, unreadable, flags, scan)
 
     @staticmethod
     def true_sizes(folder: Path, follow_links: bool) -> TrueSizes:
-        """Return what gives images the sizes that their headers say, where labels contradict them; nothing outside the folder is opened."""
+        """Return a function that corrects the sizes of labels from image headers; no file outside is
+        opened.
+        """
 
         def sizes_in_files(names: list[str], sizes: np.ndarray) -> np.ndarray:
             missing, leaving = find_misplaced(folder, names)
@@ -101,8 +98,8 @@ class ImageCheck:
 
         return sizes_in_files
 
-    def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, Mark]]:
-        """Return for each (path, number of pixels) why it cannot be decoded, or None, and its marks."""
+    def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, ImageFlag]]:
+        """Return for each (path, number of pixels) why it cannot be decoded, or None, and its flags."""
         new = [file for file in files if file[0] not in self._known]
         with ThreadPoolExecutor(self.workers) as pool:
             for (path, _), state in zip(
@@ -111,7 +108,7 @@ class ImageCheck:
                 self._known[path] = state
         return [self._known[path] for path, _ in files]
 
-    def _state(self, file: tuple[str, int]) -> tuple[str | None, Mark]:
+    def _state(self, file: tuple[str, int]) -> tuple[str | None, ImageFlag]:
         path, pixels = file
         try:
             if pixels <= LARGE_PIXELS:
@@ -119,4 +116,13 @@ class ImageCheck:
             with self._large:
                 return None, inspect_image(path)[1]
         except ImageError as error:
-            return str(error), Mark(0)
+            return str(error), ImageFlag(0)
+
+
+def _header_fault(path: str, row: np.ndarray) -> str | None:
+    """Return why the header of a file could not be read, or None."""
+    if row[WIDTH] != UNKNOWN:
+        return None
+    if row[BYTES] == UNKNOWN:
+        return f"image {path} cannot be opened"
+    return f"image {path} has no readable header"

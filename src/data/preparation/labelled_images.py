@@ -1,4 +1,4 @@
-"""Labelled images between formats: what a reader of YOLO or Pascal VOC gives, and what is written as COCO."""
+"""Labelled images during a conversion: the result of reading YOLO or Pascal VOC, and its output as COCO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...runtime.files import write_atomically
 from ...runtime.own_files import write_report
 
 DECIMALS = 3
-"""Of a pixel, in what is written."""
+"""Decimals of pixel values in the output."""
 
 
 class LabelledImage(NamedTuple):
@@ -41,7 +41,7 @@ class LabelledImages:
     """A data set in its parts."""
 
     folder: Path
-    """What the file names are relative to."""
+    """Folder that the file names are relative to."""
     categories: dict[int, str]
     """Names by id."""
     parts: dict[str, list[LabelledImage]]
@@ -51,42 +51,42 @@ class LabelledImages:
 
 
 SHOWN = 5
-"""Faults of a kind that a message lists."""
+"""Number of faults of a kind that a message lists."""
 
 
 class Fault(NamedTuple):
-    """Something that cannot be converted."""
+    """A fault that prevents the conversion."""
 
     kind: str
-    """The same words for all faults of a kind, such as "coordinates far outside 0 to 1"."""
+    """Text that is equal for all faults of a kind, such as "coordinates far outside 0 to 1"."""
     where: str
-    """A file, with its line."""
+    """File and line."""
     what: str
 
 
 class Faults:
-    """Faults of label files, gathered until all have been read."""
+    """Faults of label files, collected until all files have been read."""
 
     def __init__(self, source: Path) -> None:
-        """Begin without any."""
+        """Create an empty list."""
         self.source = source
         self.found: list[Fault] = []
 
     def add(self, kind: str, where: str, what: str) -> None:
-        """Add one."""
+        """Add a fault."""
         self.found.append(Fault(kind, where, what))
 
     def raise_if_any(self) -> None:
-        """Raise `ConversionError` if there are any: how many of each kind, and the first of it."""
+        """Raise `ConversionError` if there are faults, with the number of each kind and the first ones."""
         if self.found:
             raise ConversionError(self.source, self.found)
 
 
 class ConversionError(DataError):
-    """Label files have faults, and nothing was written."""
+    """Label files have faults; nothing was written."""
 
     def __init__(self, source: Path, faults: Sequence[Fault]) -> None:
-        """Describe them by kind; all stand in `faults`."""
+        """Describe the faults by kind; `faults` keeps all of them."""
         self.source = source
         self.faults = list(faults)
         kinds: dict[str, list[str]] = {}
@@ -98,7 +98,8 @@ class ConversionError(DataError):
         ]
         number = count_faults(len(faults))
         super().__init__(
-            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE writes all of them"
+            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE "
+            "writes all of them"
         )
 
     def write(self, path: Path) -> None:
@@ -109,13 +110,13 @@ class ConversionError(DataError):
 
 
 class Account(NamedTuple):
-    """What is noticed while label files are read."""
+    """Faults and notes collected while label files are read."""
 
     faults: Faults
     notes: Counter[str]
     """What was changed or dropped, and how often."""
     drop_boxes: bool = False
-    """Leave out boxes that cannot be used, in place of a fault."""
+    """Drop boxes that cannot be used, instead of adding a fault."""
 
 
 UNUSABLE = "boxes without area or outside their image"
@@ -129,13 +130,14 @@ def boxes_inside(
     Args:
         corners: `[T, 4]`, xyxy in pixels; reversed corners are swapped.
         size: (width, height) of the image in pixels.
-        places: names each box in messages.
-        account: gets what is changed, and boxes that cannot be used: as faults, or as notes if they may be dropped.
+        places: place of each box, for messages.
+        account: collects the changes, and unusable boxes as faults, or as notes if they may be dropped.
 
     Returns:
-        The boxes `[T, 4]`, rounded as they are written, and which of them `[T]` can be used.
+        The boxes `[T, 4]`, rounded as in the output, and a mask `[T]` of the usable ones.
     """
-    ordered = np.concatenate([corners.reshape(-1, 2, 2).min(1), corners.reshape(-1, 2, 2).max(1)], 1)
+    points = corners.reshape(-1, 2, 2)
+    ordered = np.concatenate([points.min(1), points.max(1)], 1)
     account.notes["boxes with reversed corners, swapped"] += int((ordered != corners).any(1).sum())
     inside = np.clip(ordered, 0, np.tile(size, 2)).round(DECIMALS)
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
@@ -146,20 +148,19 @@ def boxes_inside(
             account.notes[f"{UNUSABLE}, dropped"] += 1
         else:
             shown = ", ".join(f"{value:g}" for value in corners[row])
-            account.faults.add(
-                UNUSABLE,
-                places[row],
-                f"corners {shown} in {size[0]} x {size[1]} pixels; --drop-boxes leaves it out",
-            )
+            what = f"corners {shown} in {size[0]} x {size[1]} pixels; --drop-boxes leaves it out"
+            account.faults.add(UNUSABLE, places[row], what)
     return inside, kept
 
 
 def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
-    """Write `train.json`, `val.json` ... into a folder; yield a line for each. Images stay where they are."""
+    """Write `train.json`, `val.json` ... into a folder, and yield a line for each. Images are not copied."""
     for part, images in data.parts.items():
-        write_atomically(output / f"{part}.json", partial(_write, images=images, categories=data.categories))
-        empty = sum(not len(image.boxes) for image in images)
-        yield f"{output / f'{part}.json'}: {len(images)} images ({empty} without objects), {sum(len(image.boxes) for image in images)} boxes"
+        path = output / f"{part}.json"
+        write_atomically(path, partial(_write, images=images, categories=data.categories))
+        counts = [len(image.boxes) for image in images]
+        empty = counts.count(0)
+        yield f"{path}: {len(images)} images ({empty} without objects), {sum(counts)} boxes"
 
 
 def _write(file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int, str]) -> None:

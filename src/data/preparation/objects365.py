@@ -1,6 +1,8 @@
-"""Objects365 as it is trained on: most validation images moved into training, and images no larger than training looks at.
+"""Preparation of Objects365: move most validation images to training, and write smaller copies of large
+images.
 
-The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images; what is there already is never changed.
+The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images. Existing
+files are never changed.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from ..dataset.misplaced_files import find_misplaced
 from .coco_json import write_records
 
 FROM_VAL = "images_from_val"
-"""Folder below `train` in which the validation images that were moved are looked for."""
+"""Folder in `train` for the validation images that were moved."""
 
 QUALITY = 95
-"""Of JPEG files that are written."""
+"""JPEG quality of the smaller copies."""
 
 
 class _Id(msgspec.Struct, gc=False):
@@ -64,16 +66,18 @@ class _Resized(NamedTuple):
 
 
 def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
-    """Keep the first validation images as such, and add the others to training under `images_from_val/`; yield what was written.
+    """Keep the first validation images, and move the others to training as `images_from_val/`; yield lines
+    about it.
 
     Args:
-        base: the folder with `train` and `val`.
-        new_val_size: images that remain for validation.
-        output_suffix: begins the names of the files that are written: `new` gives `new_zhiyuan_objv2_train.json`.
+        base: folder with `train` and `val`.
+        new_val_size: number of images that remain for validation.
+        output_suffix: beginning of the names of the output files: `new` gives `new_zhiyuan_objv2_train.json`.
 
     Raises:
-        DataError: if a file cannot be read, or categories differ.
-        ConfigError: if there are fewer validation images than shall remain, or the suffix is no part of a name.
+        DataError: if a file cannot be read, or if categories differ.
+        ConfigError: if there are not enough validation images, or if the suffix cannot be part of a file
+            name.
     """
     if not output_suffix or os.path.basename(output_suffix) != output_suffix:
         raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
@@ -97,7 +101,9 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         _write_labels(output, content)
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
     if moved_images and not (base / "train" / FROM_VAL).is_dir():
-        yield f"now give training its new images, without a second copy: cp -al {base / 'val' / 'images'} {base / 'train' / FROM_VAL}"
+        source = base / "val" / "images"
+        target = base / "train" / FROM_VAL
+        yield f"now link the images into the training folder, without a second copy: cp -al {source} {target}"
 
 
 def _boxes_of_first_images(content: dict[str, Any], count: int, path: Path) -> tuple[list[Any], list[Any]]:
@@ -125,7 +131,9 @@ def _check_categories(train: dict[str, Any], val: dict[str, Any], train_path: Pa
 def _renumbered_for_training(
     train: dict[str, Any], images: Sequence[Any], boxes: list[Any], train_path: Path, val_path: Path
 ) -> dict[str, list[Any]]:
-    """Return validation images and their boxes as records of the training file, with ids that are free there."""
+    """Return validation images and their boxes as records of the training file, with ids that are free
+    there.
+    """
     new_image_id = _free_ids(train["images"], images, train_path, val_path)
     new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
     if new_image_id or new_box_id:
@@ -134,21 +142,23 @@ def _renumbered_for_training(
 
 
 def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
-    """Write `*_resized.jpg` for every larger image, and `*_resized.json` with scaled boxes, for training and validation; yield what was done.
+    """Write `*_resized.jpg` for larger images, and `*_resized.json` with scaled boxes, for training and
+    validation.
 
-    An image that was done before is not done again, so a run that was stopped goes on.
+    Existing results are not written again, so an interrupted run can be repeated. Yields lines about the
+    results.
 
     Args:
-        base: the folder with `train` and `val`.
-        max_size: longest side in pixels; smaller images stay as they are.
-        num_workers: processes.
+        base: folder with `train` and `val`.
+        max_size: maximum side in pixels; smaller images are used unchanged.
+        num_workers: number of processes.
 
     Raises:
-        DataError: if images cannot be read; those that can are done, and no annotation file is written.
+        DataError: if images cannot be read; the others are resized, but no annotation file is written.
     """
     if max_size < 1 or num_workers < 1:
         raise ConfigError(
-            f"--max_size is {max_size} and --num_workers {num_workers}, expected whole numbers from 1"
+            f"--max_size is {max_size} and --num_workers {num_workers}, expected positive integers"
         )
     for part in ("train", "val"):
         remapped = base / part / f"new_zhiyuan_objv2_{part}.json"
@@ -173,18 +183,21 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
     names = [images[index].file_name for index in larger]
     if faults := _resize_images(folder, names, list(larger.values()), num_workers, path.name):
         raise DataError(
-            f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; tools/dataset/check.py --fix writes an "
-            f"annotation file without them; what is done stays done"
+            f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; "
+            "tools/dataset/check.py --fix writes an annotation file without them; finished images are kept"
         )
     _scale_records(content, images, larger, path)
     _write_labels(output, content)
-    return f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels and have a smaller copy now"
+    return (
+        f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels "
+        "and have a smaller copy now"
+    )
 
 
 def _resize_images(
     folder: Path, names: list[str], targets: list[_Resized], num_workers: int, description: str
 ) -> list[str]:
-    """Write the smaller copies; return what is wrong with the images that have none."""
+    """Write the smaller copies; return the faults of the images that have none."""
     missing, leaving = find_misplaced(folder, names)
     faults = [f"{folder / names[i]} is missing" for i in missing]
     faults += [f"{folder / names[i]} leads out of {folder}" for i in leaving]
@@ -230,7 +243,7 @@ def _annotations(base: Path, part: str) -> Path:
 
 
 def _decoded(records: Sequence[Any], kind: type[msgspec.Struct], path: Path) -> list[Any]:
-    """Return what is needed of each record."""
+    """Return the fields that are needed of each record."""
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     try:
         return [
@@ -242,7 +255,7 @@ def _decoded(records: Sequence[Any], kind: type[msgspec.Struct], path: Path) -> 
 
 
 def _free_ids(train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_path: Path) -> dict[int, int]:
-    """Return new ids for moved records whose own are taken; empty if none is."""
+    """Return new ids for the moved records if any of their ids is in use; otherwise nothing."""
     taken = np.array([record.id for record in _decoded(train, _Id, train_path)], np.int64)
     ids = np.array([record.id for record in _decoded(moved, _Id, val_path)], np.int64)
     if not np.isin(ids, taken).any():
@@ -287,13 +300,16 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
-    """Write a smaller copy, unless it is there; return what is wrong. A file of somebody else's is never replaced."""
+    """Write a smaller copy unless it exists; return a description of a fault. Foreign files are never
+    replaced.
+    """
     source, target, old, new = job
     if os.path.lexists(target) and not is_our_data_image(target):
-        return f"{target} is there, and this tool did not write it as the smaller copy of {source.name}; move it away"
+        what = f"{target} exists, but this tool did not write it as the smaller copy of {source.name}"
+        return f"{what}; move it away"
     try:
         if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
-            load_image(target, new)  # whole, whatever has happened to it since
+            load_image(target, new)  # raises an error if the copy is incomplete
             return None
     except ImageError:
         pass
@@ -307,7 +323,7 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
 
 
 def _scaled(record: dict[str, Any], x: float, y: float) -> dict[str, Any]:
-    """Scale what is in pixels; masks, which detection does not use, go."""
+    """Scale the values in pixels, and remove masks and keypoints, which detection does not use."""
     box = record["bbox"]
     scaled = {**record, "bbox": [box[0] * x, box[1] * y, box[2] * x, box[3] * y]}
     if isinstance(record.get("area"), int | float):

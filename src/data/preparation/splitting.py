@@ -1,10 +1,11 @@
-"""Training and validation images from one set."""
+"""Split of a data set into training and validation images."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from ...core.errors import DataError
 from .labelled_images import LabelledImage, LabelledImages
@@ -15,39 +16,45 @@ def split(
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split images for training and validation.
 
-    Which image goes where follows from the seed and its file name, whatever the order. A class in two or more images is
-    in both parts: first, from the rarest on, every class gets an image for validation, then chance fills the part up.
+    The split depends on the seed and the file names, not on the order. A class in two or more images is in
+    both parts: every class, beginning with the rarest, gets an image for validation, then random images are
+    added.
 
     Args:
-        images: at least two.
-        fraction: share for validation, above 0 and below 1; classes may ask for more, up to half.
-        seed: of chance.
+        images: at least two images.
+        fraction: fraction for validation, above 0 and below 1; classes may require more, up to half.
+        seed: random seed.
 
     Raises:
         DataError: if there is only one image.
     """
     if len(images) < 2:
         raise DataError(f"{len(images)} image cannot be split into training and validation")
-    order = sorted(
-        images,
-        key=lambda image: hashlib.sha256(
-            f"{seed}/{image.file_name}".encode(errors="surrogateescape")
-        ).digest(),
-    )
+
+    def random_key(image: LabelledImage) -> bytes:
+        text = f"{seed}/{image.file_name}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+
+    order = sorted(images, key=random_key)
     classes = [set(image.categories[~image.crowds].tolist()) for image in order]
-    chosen = _choose(classes, min(max(1, round(fraction * len(order))), len(order) - 1))
-    by_name = sorted(range(len(order)), key=lambda i: order[i].file_name)
-    return [order[i] for i in by_name if i not in chosen], [order[i] for i in by_name if i in chosen]
+    wanted = min(max(1, round(fraction * len(order))), len(order) - 1)
+    chosen = _choose(classes, wanted)
+    train: list[LabelledImage] = []
+    val: list[LabelledImage] = []
+    for index in sorted(range(len(order)), key=lambda i: order[i].file_name):
+        part = val if index in chosen else train
+        part.append(order[index])
+    return train, val
 
 
 def _choose(classes: Sequence[set[int]], wanted: int) -> set[int]:
     """Return the positions of the validation images.
 
     Args:
-        classes: classes in each image; images that come first are preferred.
-        wanted: number of images; classes may ask for more, up to half of all.
+        classes: classes in each image; the first images are preferred.
+        wanted: number of images; classes may require more, up to half of all.
     """
-    left = Counter(c for found in classes for c in found)
+    left = Counter(chain.from_iterable(classes))
     with_class: dict[int, list[int]] = {}
     for index, found in enumerate(classes):
         for c in found:
@@ -75,13 +82,23 @@ def _choose(classes: Sequence[set[int]], wanted: int) -> set[int]:
 
 
 def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterator[str]:
-    """Split off validation images if there are none; yield what was done."""
+    """Split off validation images if there are none; yield a line about it."""
     if data.parts.get("val"):
         return
     train, val = split(data.parts["train"], fraction, seed)
     data.parts = {**data.parts, "train": train, "val": val}
-    seen = [{c for image in part for c in image.categories[~image.crowds].tolist()} for part in (train, val)]
+    in_train = _classes(train)
+    in_val = _classes(val)
     yield (
-        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside (--val-fraction {fraction:g} --seed {seed}); "
-        f"{len(seen[0] & seen[1])} of {len(seen[0] | seen[1])} classes are in both parts"
+        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside "
+        f"(--val-fraction {fraction:g} "
+        f"--seed {seed}); {len(in_train & in_val)} of {len(in_train | in_val)} classes are in both parts"
     )
+
+
+def _classes(images: Sequence[LabelledImage]) -> set[int]:
+    """Return the classes of the objects in images."""
+    found: set[int] = set()
+    for image in images:
+        found.update(image.categories[~image.crowds].tolist())
+    return found

@@ -1,4 +1,4 @@
-"""What a data set holds, in the numbers that people ask for first."""
+"""Summary of a data set: numbers of images, boxes and classes, and sizes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ..dataset.coco_format import Examination
 from ..evaluation.coco_evaluator import AREAS
 
 MOST_CLASSES = 30
-"""Classes that are listed; of more, those with the most boxes."""
+"""Maximum number of classes to list; those with the most boxes are listed."""
 
 
 def summarize(examined: Examination) -> Iterator[str]:
-    """Yield lines about the images and boxes of a file that training would use."""
+    """Yield lines about the images and boxes that training would use."""
     images = examined.content.images
     rows = examined.rows
     single = ~rows["crowds"].numpy()
-    boxes, categories = rows["boxes"].numpy()[single], rows["categories"].numpy()[single]
+    boxes = rows["boxes"].numpy()[single]
+    categories = rows["categories"].numpy()[single]
     image_of = np.repeat(np.arange(len(images)), rows["starts"].diff().numpy())[single]
     objects = np.bincount(image_of, minlength=len(images)) if images else np.zeros(0, np.int64)
     yield f"{len(images)} images, {int((objects == 0).sum())} of them without objects"

@@ -1,7 +1,8 @@
 """Data sets in the layout of Pascal VOC: `Annotations/*.xml`, `JPEGImages/`, `ImageSets/Main/*.txt`.
 
-VOC counts pixels from 1 and its boxes hold their last pixel: xmin 1 and xmax 10 are the first ten columns, x from 0 to 10.
-Many tools write the same layout with corners counted from 0; `zero_based` reads those.
+VOC counts pixels from 1, and its boxes include their last pixel: xmin 1 and xmax 10 are the first ten
+columns, x from 0 to 10. Many tools write the same layout with corners counted from 0, which `zero_based`
+reads.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
 
 LARGEST_FILE = 16_000_000
-"""Bytes of one annotation file."""
+"""Maximum size of an annotation file in bytes."""
 
 DIFFICULT = ("keep", "skip", "crowd")
-"""What becomes of objects marked as difficult: boxes as all others, nothing, or crowd regions, which are neither learned nor scored."""
+"""Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions (neither learned nor
+scored)."""
 
 
 class _Object(NamedTuple):
@@ -39,7 +41,7 @@ class _Object(NamedTuple):
 
 
 class _Annotated(NamedTuple):
-    """What an annotation file says."""
+    """Content of an annotation file."""
 
     image: str
     size: tuple[int, int]
@@ -56,18 +58,18 @@ def read_voc(
 ) -> LabelledImages:
     """Read a data set; class names, sorted, get category ids from 1.
 
-    `ImageSets/Main/train.txt`, `val.txt` and `test.txt` say which images belong where; without `train.txt` it is `trainval.txt`,
-    without that all annotation files.
+    `ImageSets/Main/train.txt`, `val.txt` and `test.txt` list the images of each part. Without `train.txt`,
+    `trainval.txt` lists the training images; without both, all annotation files are used.
 
     Args:
-        root: the folder with `Annotations`.
+        root: folder with `Annotations`.
         difficult: one of `DIFFICULT`.
         zero_based: corners are counted from 0, and the last pixel is not part of a box.
-        follow_links: open images that symbolic links carry out of the folder.
-        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
+        follow_links: open images that are symbolic links out of the folder.
+        drop_boxes: drop boxes without area or outside their image, which are faults otherwise.
 
     Raises:
-        DataError: one error with all faults, by kind.
+        DataError: if there are faults; one error lists all of them, by kind.
     """
     images = _image_folder(root)
     account = Account(Faults(root), Counter(), drop_boxes)
@@ -95,7 +97,7 @@ def read_voc(
 
 
 class _Folder(NamedTuple):
-    """A data set and how its images are found."""
+    """The folders of a data set, with an index of its images."""
 
     root: Path
     images: Path
@@ -115,7 +117,7 @@ def _image_folder(root: Path) -> Path:
 
 
 def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annotated]:
-    """Read the annotation files of a part; those that cannot be used are faults."""
+    """Read the annotation files of a part; unusable files are added as faults."""
     annotations = folder.root / "Annotations"
     outside: set[str] = set()
     if not folder.follow_links:
@@ -154,10 +156,10 @@ def _why_empty(root: Path) -> str:
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an annotation file; a document type, and with it entities, is refused.
+    """Parse an annotation file; document types, and therefore entities, are refused.
 
     Raises:
-        DataError: without the file's name.
+        DataError: if the file cannot be parsed; the message does not contain the file name.
     """
 
     def refuse(*_: object) -> None:
@@ -185,7 +187,8 @@ def parse_xml(path: Path) -> ElementTree.Element:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
         raise DataError(
-            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column {error.offset + 1}"
+            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column "
+            f"{error.offset + 1}"
         ) from None
     except (LookupError, ValueError) as error:
         raise DataError(f"is not valid XML: {error}") from None
@@ -222,7 +225,7 @@ def _stems(path: Path, faults: Faults) -> Iterator[str]:
 
 
 def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], index: FileIndex) -> str:
-    """Return the image of an annotation file: the one of the same name, else that which it names."""
+    """Return the image of an annotation file: the one with the same name, otherwise the one in `filename`."""
     if stem in by_stem:
         if reason := unsafe_file_name(by_stem[stem]):
             raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
@@ -236,13 +239,16 @@ def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], i
 
 
 def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links: bool) -> tuple[int, int]:
-    """Return (width, height) as labels mean it: what is written, if the file can be seen that way."""
+    """Return (width, height) of the labels: the written size, which must match the stored or the upright
+    image.
+    """
     missing, leaving = find_misplaced(images, [name])
     if missing:
         raise DataError(f"its image {images / name} is missing")
     if leaving and not follow_links:
         raise DataError(
-            f"its image {images / name} leads out of {images} to {leaving[0]}; give --follow-links if you trust it"
+            f"its image {images / name} leads out of {images} to {leaving[0]}; give "
+            "--follow-links if you trust it"
         )
     try:
         stored, upright = image_size(images / name)
@@ -276,13 +282,16 @@ def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
             box = ()
         if len(box) != 4 or not all(abs(value) < 1e9 for value in box):  # NaN is not smaller either
             raise DataError(
-                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax"
+                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected "
+                "xmin, ymin, xmax, ymax"
             )
         yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
 
 
 def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
-    """Turn pixels that are counted from 1, the last one included, into coordinates; the lesser of two corners moves."""
+    """Convert inclusive pixel numbers from 1 into coordinates: the smaller of two corners is shifted by
+    one.
+    """
     first, second = corners[:, :2], corners[:, 2:]
     return np.concatenate([first - (first <= second), second - (second < first)], 1)
 

@@ -1,7 +1,8 @@
-"""Data sets in the YOLO layout: a `data.yaml`, images, and beside them text files with boxes in shares of the image.
+"""Data sets in the YOLO layout: a `data.yaml`, images, and text files with boxes as fractions of the image.
 
-A label line is `class cx cy w h`, all but the class in 0..1, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the
-bounding box is taken. Images without a label file, or with an empty one, have no objects.
+A label line is `class cx cy w h`, with all values except the class in 0..1, or a polygon `class x1 y1 x2 y2
+x3 y3 ...`, of which the bounding box is used. Images without a label file, or with an empty one, have no
+objects.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .labelled_images import Account, Faults, LabelledImage, LabelledImages, box
 from .layouts import describe_layout
 
 MAX_OVERSHOOT = 0.5
-"""Coordinates this far outside of 0 to 1 are no rounding and no sloppy border: they are in other units. Nearer ones are clipped."""
+"""Coordinates farther outside of 0 to 1 are in another unit; coordinates within this limit are clipped."""
 
 SKELETON = "kpt_shape"
 
@@ -41,11 +42,11 @@ def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = Fals
 
     Args:
         path: the file, or the folder with a `data.yaml`.
-        follow_links: open files that symbolic links carry out of the data set.
-        drop_boxes: leave out boxes without area or outside their image, which are faults otherwise.
+        follow_links: open files that are symbolic links out of the data set.
+        drop_boxes: drop boxes without area or outside their image, which are faults otherwise.
 
     Raises:
-        DataError: one error with all faults, by kind.
+        DataError: if there are faults; one error lists all of them, by kind.
     """
     path = _yaml_in(path)
     settings = _with_usual_names(_read_yaml(path))
@@ -88,18 +89,24 @@ def _with_usual_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None:
-    """Add a fault if boxes are corners x1, y1, x2, y2: many reach out of their image, and nearly all would fit as corners."""
+    """Add a fault if boxes are corners: many reach out of their image, and nearly all fit as x1, y1, x2,
+    y2.
+    """
     if not len(numbers):
         return
     beyond = (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG).any(1).sum()
     fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
     if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers)) and fits >= LIKELY_FRACTION:
-        text = f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit as x1 y1 x2 y2; YOLO has cx cy w h"
+        text = (
+            f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit "
+            "as x1 y1 x2 y2; "
+            "YOLO has cx cy w h"
+        )
         account.faults.add("boxes in another format", str(path), text)
 
 
 def _note_labels_without_image(root: Path, files: dict[str, list[str]], account: Account) -> None:
-    """Add label files that belong to no image of any part: their boxes would be lost."""
+    """Add label files without an image in any part: their boxes would be lost."""
     images = [name for names in files.values() for name in names]
     if not images:
         return
@@ -123,13 +130,15 @@ def _note_labels_without_image(root: Path, files: dict[str, list[str]], account:
 
 
 def _stem(name: str) -> str:
-    """Return the name of a label file without its suffix, and without that of its image (`a.jpg.txt`), to compare."""
+    """Return the name of a label file without its suffix and the suffix of its image (`a.jpg.txt`)."""
     stem = os.path.splitext(name)[0]
     return os.path.splitext(stem)[0] if os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES else stem
 
 
 def _has_labels(path: Path) -> bool:
-    """Return whether the first line of a text file is a label: others, such as classes.txt, may lie beside labels."""
+    """Return whether the first line of a text file is a label; other files, such as classes.txt, can be
+    present.
+    """
     try:
         words = read_text(path, errors="replace").split("\n", 1)[0].split()
     except OSError:
@@ -149,7 +158,9 @@ def _read_part(
     follow_links: bool,
     numbers: list[np.ndarray],
 ) -> list[LabelledImage]:
-    """Read the images of a part with their labels; the numbers of their boxes, as they stand there, are added to a list."""
+    """Read the images of a part with their labels; the unchanged numbers of their boxes are added to
+    `numbers`.
+    """
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
@@ -168,7 +179,9 @@ def _read_part(
 
 
 def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
-    """Return (width, height) of each file as people see it; None, and a fault, for what is not an image."""
+    """Return (width, height) of each file as displayed; None, and a fault, for a file that is not an
+    image.
+    """
     unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
     sizes: list[tuple[int, int] | None] = []
     for path, (width, height) in zip(paths, sizes_of_files([str(path) for path in paths], unknown).tolist()):
@@ -181,7 +194,9 @@ def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int
 
 
 def label_path(image: str) -> str:
-    """Return where the labels of an image are: the last folder `images` of its path is `labels`, the suffix `.txt`."""
+    """Return the path of the labels of an image: the last folder `images` becomes `labels`, the suffix
+    `.txt`.
+    """
     folders = image.split("/")
     for at in range(len(folders) - 2, -1, -1):
         if folders[at] == "images":
@@ -191,7 +206,9 @@ def label_path(image: str) -> str:
 
 
 def _existing_label(label_root: Path, image: str) -> str:
-    """Return the label file of an image: the usual name, or with the image's suffix before `.txt`, or `.TXT`, if only that is there."""
+    """Return the label file of an image; the suffixes `.jpg.txt` and `.TXT` are used if the usual file is
+    missing.
+    """
     usual = label_path(image)
     stem = usual.removesuffix(".txt")
     suffix = os.path.splitext(image)[1]
@@ -217,7 +234,7 @@ def _yaml_in(path: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a `data.yaml`, every value as the text that stands there: a class may be called yes, on or 012."""
+    """Read a `data.yaml` with all values as text: a class can be called yes, on or 012."""
     try:
         settings = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except OSError as error:
@@ -246,7 +263,8 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
         or not all(isinstance(name, str) and name.strip() for name in table.values())
     ):
         raise DataError(
-            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by class number"
+            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by "
+            "class number"
         )
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
@@ -263,10 +281,10 @@ def _all_digits(texts: Iterable[Any]) -> bool:
 
 
 def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
-    """Return the folder of the data set: `path` of the file, relative to it, or where the file is.
+    """Return the folder of the data set: `path`, relative to the file, or the folder of the file.
 
-    A `path` that does not exist, as in files that were written on another machine, is ignored with a note if the training
-    images are found beside the file.
+    A `path` that does not exist, for example because the file is from another machine, is ignored with a note
+    if the training images are found next to the file.
     """
     given = settings.get("path")
     if given is None:
@@ -282,7 +300,8 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
         notes[f"{path}: path is {given}, which does not exist; its own folder is used instead"] += 1
         return path.parent.resolve()
     raise DataError(
-        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and {Path.cwd()}); remove the line "
+        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and "
+        f"{Path.cwd()}); remove the line "
         "if the images lie beside the file"
     )
 
@@ -290,7 +309,8 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
 def _image_files(value: Any, root: Path, where: str, account: Account, *, needed: bool) -> list[str]:
     """Return the files of a part, relative to the root.
 
-    A part that is listed but not there, as the test part of many exports, is left out with a note unless it is needed.
+    A part that is listed but missing, like the test part of many exports, is skipped with a note unless it is
+    needed.
     """
     found: list[str] = []
     for entry in value if isinstance(value, list) else [value]:
@@ -337,7 +357,10 @@ def _listing(root: Path, folder: str, notes: Counter[str]) -> Iterator[str]:
 
 
 def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
-    """Yield the files that a text file lists, a line each: relative to the root or, with `./`, to the text file; or absolute within the root."""
+    """Yield the files listed in a text file, one per line.
+
+    Paths are relative to the root or, with `./`, to the text file; absolute paths must be inside the root.
+    """
     try:
         lines = read_text(listing, errors="surrogateescape").splitlines()
     except OSError as error:
@@ -375,7 +398,7 @@ def _usable(
     faults: Faults,
     follow_links: bool,
 ) -> list[int]:
-    """Return which images are there, and within their folders with their labels; the others are faults."""
+    """Return the images that exist inside their folders with their labels; the others are added as faults."""
     missing, leaving = find_misplaced(root, names)
     files = FileIndex(root)
     bad = {}
@@ -396,7 +419,7 @@ def _usable(
 
 
 def _label_root(root: Path, names: Sequence[str]) -> Path:
-    """Return what paths of labels are relative to: the root, or if that lies in a folder `images` itself, its counterpart in `labels`."""
+    """Return the folder that label paths are relative to: the root, or its counterpart in `labels`."""
     folders = list(root.parts)
     if "images" in folders and not any("images" in name.split("/")[:-1] for name in names):
         at = len(folders) - 1 - folders[::-1].index("images")
@@ -408,7 +431,7 @@ def _label_root(root: Path, names: Sequence[str]) -> Path:
 def _read_labels(
     path: Path, names: dict[int, str], extra: int, account: Account
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return classes `[T]`, boxes `[T, 4]`, cxcywh in 0..1, and where each of them stands."""
+    """Return classes `[T]`, boxes `[T, 4]`, cxcywh in 0..1, and the place of each."""
     try:
         lines = read_text(path, errors="replace").splitlines()
     except FileNotFoundError:
@@ -447,7 +470,7 @@ class _BadLine(NamedTuple):
 
 
 def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | _BadLine:
-    """Return the label of a line, or what is wrong with it."""
+    """Return the label of a line, or a description of its fault."""
     try:
         number, *values = map(float, words)
     except ValueError:
@@ -455,7 +478,8 @@ def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | 
     if not number.is_integer() or int(number) not in names:
         return _BadLine(
             "classes without a name",
-            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to {max(names)})",
+            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to "
+            f"{max(names)})",
         )
     is_box = len(values) in (4, 4 + extra)
     if not is_box and (len(values) < 6 or len(values) % 2):

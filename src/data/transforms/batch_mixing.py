@@ -1,7 +1,8 @@
-"""More objects an image by mixing the images of a batch: mixup (DEIM, arXiv 2412.04234) and CopyBlend (DEIMv2, arXiv 2509.20787).
+"""Mixing of the images of a batch, for more objects per image.
 
-Both work on finished images of one size, `[B, 3, H, W]` floating point, and on targets with boxes as cxcywh in 0..1,
-and change the images in place.
+mixup is from DEIM (arXiv 2412.04234), CopyBlend from DEIMv2 (arXiv 2509.20787). Both take finished images of
+one size, `[B, 3, H, W]` floating point, and targets with boxes as cxcywh in 0..1, and change the images in
+place.
 """
 
 from __future__ import annotations
@@ -18,67 +19,79 @@ from ...core.errors import ConfigError
 from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 BLEND_RANGE = (0.45, 0.55)
-"""Weights of what is blended in: near one half, since the objects of both sides count in full."""
+"""Range of weights of the image that is blended in: near one half, because the objects of both count in
+full."""
 
 _SLACK_PX = 1e-3
-"""Relative boxes of whole pixels are a little more or less than whole."""
+"""Tolerance for floating-point error when relative boxes are converted to whole pixels."""
 
 
 def check_mixable(images: Tensor, targets: list[Target], box_format: str = "cxcywh") -> None:
-    """Make sure that images and boxes come as mixing takes them.
+    """Check that images and boxes have the form that mixing needs.
 
     Raises:
-        ConfigError: naming the transforms that bring them into that form.
+        ConfigError: if they do not; the message names the transforms that produce this form.
     """
-    largest = max((float(target["boxes"].max()) for target in targets if len(target["boxes"])), default=0.0)
+    largest = 0.0
+    for target in targets:
+        if len(target["boxes"]):
+            largest = max(largest, float(target["boxes"].max()))
     if not images.is_floating_point() or box_format != "cxcywh" or largest > 1.01:
         raise ConfigError(
-            f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {images.dtype} and {box_format} up to "
-            f"{largest:g}; end the transforms with ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)"
+            "mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got "
+            f"{images.dtype} and {box_format} up to {largest:g}; end the transforms with ConvertPILImage and "
+            "ConvertBoxes (fmt: cxcywh, normalize: True)"
         )
 
 
 def mixup(
     images: Tensor, targets: list[Target], fields: Sequence[str], rng: np.random.Generator
 ) -> list[Target]:
-    """Blend each image with the one before it, all with one weight; the objects of both count in full.
+    """Blend each image with the one before it, all with the same weight; the objects of both count in full.
 
-    A batch of one image stays as it is.
+    A batch with one image is not changed.
+
+    >>> images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    >>> targets = [{"boxes": torch.rand(count, 4)} for count in (1, 2)]
+    >>> mixed = mixup(images, targets, ["boxes"], np.random.default_rng(0))
+    >>> [len(target["boxes"]) for target in mixed]
+    [3, 3]
 
     Args:
         images: `[B, 3, H, W]`, changed in place.
-        targets: of each image.
-        fields: keys of targets that hold one row a box, `boxes` among them.
-        rng: source of chance.
+        targets: target of each image.
+        fields: keys of targets that hold one row per box, including `boxes`.
+        rng: random generator.
 
     Returns:
-        New targets; what is no field is that of the image itself.
+        New targets; keys that are not in `fields` keep the values of the image itself.
     """
     if len(targets) == 1:
         return targets
     weight = rng.uniform(*BLEND_RANGE)
     last = images[-1].clone()
-    for number in range(
-        len(images) - 1, 0, -1
-    ):  # backwards, so that each is still itself when the next takes it in
+    for number in range(len(images) - 1, 0, -1):  # backwards, so that the image before is still unchanged
         images[number].lerp_(images[number - 1], weight)
     images[0].lerp_(last, weight)
-    return [_joined(target, other, fields) for target, other in zip(targets, [targets[-1], *targets])]
+    others = [targets[-1], *targets]
+    return [_joined(target, other, fields) for target, other in zip(targets, others)]
 
 
 def _rows(target: Target | dict[str, Tensor], name: str) -> Tensor:
-    """Return what a target has under a name: one row a box."""
+    """Return a value of a target with one row per box."""
     return cast(dict[str, Tensor], target)[name]
 
 
 def _joined(target: Target, other: Target | dict[str, Tensor], fields: Sequence[str]) -> Target:
-    """Return a target with the boxes of another one behind its own."""
+    """Return a target with the boxes of another one appended."""
     joined = {name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields}
     return cast(Target, {**target, **joined})
 
 
 def _in_pixels(boxes: Tensor, size: np.ndarray) -> np.ndarray:
-    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height) twice."""
+    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height)
+    twice.
+    """
     return (cxcywh_to_xyxy(boxes.double()).numpy() * size).clip(0, size)
 
 
@@ -92,7 +105,7 @@ Window = tuple[int, int, int, int]
 
 
 class _Copy(NamedTuple):
-    """A patch on its way to its place."""
+    """A patch, and the part of an image that it is copied to."""
 
     place: Tensor
     patch: Tensor
@@ -106,16 +119,18 @@ def _slices(window: Window) -> tuple[slice, slice]:
 
 
 def _random_place(window: Window, width: int, height: int, rng: np.random.Generator) -> Window:
-    """Return a window of the same size at a random place of an image."""
-    window_width, window_height = window[2] - window[0], window[3] - window[1]
+    """Return a window of the same size at a random place in an image."""
+    x0, y0, x1, y1 = window
+    window_width = x1 - x0
+    window_height = y1 - y0
     x, y = rng.integers(0, [width - window_width + 1, height - window_height + 1]).tolist()
     return x, y, x + window_width, y + window_height
 
 
 class CopyBlend:
-    """Copies objects of the batch to random places of its images.
+    """Copy objects of the batch to random places in its images.
 
-    A copy may hide other objects wholly; their boxes stay, as in DEIMv2.
+    A copy can hide other objects completely; their boxes are kept, as in DEIMv2.
     """
 
     def __init__(
@@ -129,25 +144,22 @@ class CopyBlend:
         """Store the settings.
 
         Args:
-            kind: blend a copy with what lies below it, or cover that.
-            area_threshold: least area of an object that is copied, in square pixels of the batch's images.
-            num_objects: copies an image; fewer only if the batch has not so many objects.
-            with_expand: copy some of what surrounds an object too; its box stays the object's.
-            expand_ratios: how much at each side, as a part of the object's width or height, least and most.
+            kind: "blend" mixes a copy with the pixels below it, "paste" replaces them.
+            area_threshold: minimum area of an object to copy, in square pixels of the batch's images.
+            num_objects: copies per image; fewer if the batch does not have so many objects.
+            with_expand: also copy some of the surroundings of an object; its box is not enlarged.
+            expand_ratios: minimum and maximum margin on each side, as a fraction of the object's width or
+                height.
 
         Raises:
-            ConfigError: for a value out of its range.
+            ConfigError: if a value is out of range.
         """
+        ratios_fit = len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1]
         for name, value, sound, expected in (
             ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
             ("area_threshold", area_threshold, area_threshold > 0, "square pixels, more than 0"),
             ("num_objects", num_objects, num_objects >= 1, "at least 1"),
-            (
-                "expand_ratios",
-                expand_ratios,
-                len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1],
-                "two numbers from 0, the smaller first",
-            ),
+            ("expand_ratios", expand_ratios, ratios_fit, "two numbers from 0, the smaller first"),
         ):
             if not sound:
                 raise ConfigError(f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}")
@@ -159,11 +171,14 @@ class CopyBlend:
     def __call__(
         self, images: Tensor, targets: list[Target], fields: Sequence[str], rng: np.random.Generator
     ) -> list[Target]:
-        """Copy objects into every image, all of them as they were before; arguments and result as in `mixup`."""
+        """Copy objects of the unchanged images into every image; arguments and result as in `mixup`."""
         height, width = images.shape[-2:]
         size = np.array([width, height, width, height], float)
-        objects = {name: torch.cat([_rows(target, name) for target in targets]) for name in fields}
-        owners = np.repeat(np.arange(len(targets)), [len(target["boxes"]) for target in targets])
+        objects = {}
+        for name in fields:
+            objects[name] = torch.cat([_rows(target, name) for target in targets])
+        counts = [len(target["boxes"]) for target in targets]
+        owners = np.repeat(np.arange(len(targets)), counts)
         boxes_px = _in_pixels(objects["boxes"], size)  # [N, 4]
         large = np.flatnonzero((boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold)
         if not len(large):
@@ -180,7 +195,7 @@ class CopyBlend:
             added = {name: values[chosen] for name, values in objects.items()}
             added["boxes"] = _relative(np.stack(moved), size, target["boxes"].dtype)
             result.append(_joined(target, added, fields))
-        for copy in copies:  # only now, so that no copy shows another
+        for copy in copies:  # at the end, so that no copy contains another one
             copy.place.lerp_(copy.patch, copy.weight)
         return result
 
@@ -190,10 +205,10 @@ class CopyBlend:
         """Take a patch around an object, for a random place in another image.
 
         Args:
-            source: `[3, H, W]`, the image with the object.
-            box_px: `[4]`, the object's box, xyxy in pixels.
-            target: `[3, H, W]`, the image that gets the patch; it is not changed yet.
-            rng: source of random numbers.
+            source: `[3, H, W]`, image with the object.
+            box_px: `[4]`, box of the object, xyxy in pixels.
+            target: `[3, H, W]`, image for the patch; it is not changed yet.
+            rng: random generator.
 
         Returns:
             The patch, and the box at its new place.
@@ -201,9 +216,12 @@ class CopyBlend:
         height, width = source.shape[-2:]
         window = self._window(box_px, width, height, rng)
         place = _random_place(window, width, height, rng)
-        patch = source[(slice(None), *_slices(window))].clone()
-        copy = _Copy(target[(slice(None), *_slices(place))], patch, rng.uniform(*self.weights))
-        return copy, box_px + np.tile(np.subtract(place[:2], window[:2]), 2)
+        rows, columns = _slices(window)
+        patch = source[:, rows, columns].clone()
+        rows, columns = _slices(place)
+        copy = _Copy(target[:, rows, columns], patch, rng.uniform(*self.weights))
+        moved_by = np.subtract(place[:2], window[:2])
+        return copy, box_px + np.tile(moved_by, 2)
 
     def _window(self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator) -> Window:
         """Return the pixels to copy for an object."""

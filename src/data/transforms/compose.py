@@ -1,4 +1,4 @@
-"""The list of transforms, when each acts, and the ones that say what comes out."""
+"""The list of transforms, the schedule of each, and the transforms that set the form of the result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .mosaic import Mosaic
 from .sample import Sample
 
 NOT_ON_MOSAICS = {"RandomZoomOut", "RandomIoUCrop"}
-"""Transforms that leave mosaics alone, which have been scaled and cut already (DEIM)."""
+"""Transforms that are not applied to mosaics, which are scaled and cropped already (DEIM)."""
 
 
 class Transform(Protocol):
-    """Changes a sample in place, drawing chance from `sample.rng` alone."""
+    """Change a sample in place, with `sample.rng` as the only random generator."""
 
     def __call__(self, sample: Sample) -> None:
         """Change a sample."""
@@ -27,10 +27,12 @@ class Transform(Protocol):
 
 @runtime_checkable
 class Tracked(Protocol):
-    """A transform that treats boxes alike whatever chance does, so that what it drops is known without an image."""
+    """A transform whose effect on boxes is not random, so the boxes that it drops are known without
+    images.
+    """
 
     drops: str
-    """What it drops, such as "smaller than 1 pixel"."""
+    """Description of the boxes that it drops, such as "smaller than 1 pixel"."""
 
     def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes of many images.
@@ -40,22 +42,22 @@ class Tracked(Protocol):
             canvas: `[M, 2]`, (width, height) of each box's canvas.
 
         Returns:
-            Boxes and canvas afterwards, and which boxes are kept, `[M]`.
+            Boxes and canvas after the transform, and a mask of the boxes that are kept, `[M]`.
         """
 
 
 class Policy(TypedDict, total=False):
-    """When transforms act, as a configuration writes it."""
+    """Schedule of transforms, in the form of a configuration."""
 
     name: Literal["default", "stop_epoch"]
     epoch: LoaderEpochLength | list[LoaderEpochLength | None] | None
     ops: list[str]
-    """Names of the classes that it is about."""
+    """Class names of the transforms that have this schedule."""
 
 
 @runtime_checkable
 class FixedSize(Protocol):
-    """A transform after which all samples have one size."""
+    """A transform after which all samples have the same size."""
 
     size: tuple[int, int]
     """(height, width) in pixels."""
@@ -63,7 +65,12 @@ class FixedSize(Protocol):
 
 @register()
 class Compose:
-    """Applies transforms in order, some of them in some epochs only."""
+    """Apply transforms in order, some of them only in some epochs.
+
+    >>> from src.data.transforms import RandomHorizontalFlip, Resize
+    >>> Compose([RandomHorizontalFlip(), Resize([320, 480])]).output_size
+    (320, 480)
+    """
 
     __inject__ = ["ops"]
 
@@ -76,40 +83,47 @@ class Compose:
         """Store the transforms.
 
         Args:
-            ops: in order.
-            policy: None or `{name: default}` for always all; `{name: stop_epoch, epoch: E, ops: [class names]}` leaves
-                the named ones out from epoch E on (None for never). With three points in place of E,
-                they act from the first to the third only, and Mosaic among them only to the second (DEIM's schedule).
-            mosaic_prob: chance with which a Mosaic in the list acts on a sample, where the policy lets it.
+            ops: transforms, in order.
+            policy: None or `{name: default}` always applies all transforms. `{name: stop_epoch, epoch: E,
+                ops: [class names]}` skips the named ones from epoch E on (E = None: never). If E is a list of
+                three epochs, the named ones are applied from the first to the third, and Mosaic only up to
+                the second (DEIM's schedule).
+            mosaic_prob: probability that a Mosaic in the list is applied to a sample, if the policy permits
+                it.
 
         Raises:
-            ConfigError: for an unknown policy, one that names no transform, or points that do not ascend; for a Mosaic
-                that is not the first transform.
+            ConfigError: if the policy is unknown, names an unregistered transform, or has epochs that do not
+                ascend; or if a Mosaic is not the first transform.
         """
         self.ops = list(ops or [])
         self.mosaic_prob = mosaic_prob
         if not 0 <= mosaic_prob <= 1:
             raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
-        if place := next((number for number, op in enumerate(self.ops) if isinstance(op, Mosaic)), 0):
-            raise ConfigError(
-                f"Compose.ops has Mosaic after {type(self.ops[place - 1]).__name__}; it puts images together as they are, move it to the front"
-            )
+        for before, op in zip(self.ops, self.ops[1:]):
+            if isinstance(op, Mosaic):
+                raise ConfigError(
+                    f"Compose.ops has Mosaic after {type(before).__name__}; it combines unchanged images, "
+                    "move it to the front"
+                )
         points, self.named = _read_policy(policy or {"name": "default"})
         check_ascending(points, "Compose.policy.epoch")
         self.start, self.mosaic_stop, self.stop = points
 
     @property
     def mixing(self) -> list[str]:
-        """Transforms that put several images together."""
+        """Names of the transforms that combine several images."""
         return [type(op).__name__ for op in self.ops if isinstance(op, Mosaic)]
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) that all samples leave with, or None if they keep sizes of their own."""
-        return next((op.size for op in reversed(self.ops) if isinstance(op, FixedSize)), None)
+        """(height, width) of all samples after the transforms, or None if their sizes differ."""
+        for op in reversed(self.ops):
+            if isinstance(op, FixedSize):
+                return op.size
+        return None
 
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
-        """Apply the transforms that act in `epoch` and return the sample."""
+        """Apply the transforms that are scheduled in `epoch`, and return the sample."""
         for transform in self.ops:
             name = type(transform).__name__
             if self._acts(name, sample, epoch):
@@ -120,9 +134,11 @@ class Compose:
         return sample
 
     def certain_losses(self, boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield what the transforms drop in every epoch, with the reason: boxes that are too small at the size of the input.
+        """Yield the boxes that the transforms drop in every epoch because they are too small, with the
+        reason.
 
-        Random transforms are passed over; what they drop differs from epoch to epoch and is counted in `log.txt`.
+        Random transforms are ignored: the boxes that they drop differ between epochs and are counted in
+        `log.txt`.
 
         Args:
             boxes: `[M, 4]`, xyxy in pixels of the images.
@@ -141,12 +157,14 @@ class Compose:
                 lost = np.zeros(len(sizes), bool)
                 lost[rows[~kept]] = True
                 yield f"{transform.drops} {here}", lost
-                boxes, canvas, rows = boxes[kept], canvas[kept], rows[kept]
+                boxes = boxes[kept]
+                canvas = canvas[kept]
+                rows = rows[kept]
 
     def _acts(self, name: str, sample: Sample, epoch: int) -> bool:
-        if name in self.named and not is_between(
-            epoch, self.start, self.mosaic_stop if name == "Mosaic" else self.stop
-        ):
+        """Return whether a transform is applied to a sample; a Mosaic draws a random number."""
+        stop = self.mosaic_stop if name == "Mosaic" else self.stop
+        if name in self.named and not is_between(epoch, self.start, stop):
             return False
         if name == "Mosaic":
             return sample.rng.random() < self.mosaic_prob
@@ -154,7 +172,9 @@ class Compose:
 
 
 def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
-    """Return when the named transforms start, when Mosaic and when the others of them stop; and their names."""
+    """Return the epochs in which the named transforms start, Mosaic stops and the others stop; and their
+    names.
+    """
     for key in policy.keys() - {"name", "epoch", "ops"}:
         raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
     if policy.get("name") not in ("default", "stop_epoch"):
@@ -168,31 +188,32 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     points = epoch if isinstance(epoch, list) else [0, epoch, epoch]
     if len(points) != 3 or not isinstance(named, list):
         raise ConfigError(
-            f"Compose.policy is {policy}, expected epoch (when the named transforms stop, null for never; or a list of three: when they start, "
-            f"when Mosaic stops, when all stop) and ops (a list of class names)"
+            f"Compose.policy is {policy}, expected epoch (the epoch in which the named transforms "
+            "stop, or null; "
+            "or a list of three: when they start, when Mosaic stops, when all stop) and ops (a "
+            "list of class names)"
         )
     for name in named:
         if find(name) is None:
-            raise ConfigError(
-                f"Compose.policy.ops names '{name}', which is not registered{did_you_mean(name, names())}"
-            )
+            hint = did_you_mean(name, names())
+            raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{hint}")
     return points, frozenset(named)
 
 
 @register()
 class EmptyTransform:
-    """Does nothing; a place holder in a list."""
+    """Do nothing; a placeholder in a list of transforms."""
 
     def __call__(self, sample: Sample) -> None:
-        """Leave the sample."""
+        """Leave the sample unchanged."""
 
 
 @register()
 class ConvertPILImage:
-    """Gives the image as floating-point tensor. The name is D-FINE's; no PIL image is involved."""
+    """Return the image as a floating-point tensor. The name is from D-FINE; no PIL image is involved."""
 
     def __init__(self, dtype: Literal["float32"] = "float32", scale: bool = True) -> None:
-        """Store whether values are scaled from 0..255 to 0..1."""
+        """Store the settings; `scale` converts values from 0..255 to 0..1."""
         self.scale = scale
 
     def __call__(self, sample: Sample) -> None:
@@ -203,10 +224,10 @@ class ConvertPILImage:
 
 @register()
 class ConvertBoxes:
-    """Gives boxes in another format."""
+    """Return the boxes in another format."""
 
     def __init__(self, fmt: Literal["xyxy", "cxcywh", ""] = "", normalize: bool = False) -> None:
-        """Store the format, "" for as it is, and whether boxes are relative to the image's size."""
+        """Store the format ("" keeps it) and whether boxes are relative to the image size."""
         self.fmt = fmt
         self.normalize = normalize
 
@@ -219,10 +240,10 @@ class ConvertBoxes:
 
 @register()
 class Normalize:
-    """Subtracts a mean and divides by a standard deviation, a channel each. DINOv3Backbone does this by itself."""
+    """Subtract a mean and divide by a standard deviation per channel. DINOv3Backbone does this itself."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Store three means and three deviations, in the scale that the image has by then."""
+        """Store three means and three standard deviations, in the value range of the image at this point."""
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(
                 f"Normalize: mean {list(mean)} and std {list(std)} need three numbers each, std above 0"
@@ -231,6 +252,6 @@ class Normalize:
         self.std = np.asarray(std, float)
 
     def __call__(self, sample: Sample) -> None:
-        """Set the normalisation of the result; it makes it floating-point."""
+        """Set the normalization of the result, which becomes floating-point."""
         sample.as_float = True
         sample.normalize = (self.mean, self.std)

@@ -1,4 +1,5 @@
-"""Transforms that move pixels and boxes together. Distributions are those of torchvision v2 unless said otherwise."""
+"""Transforms that move pixels and boxes together. Distributions follow torchvision v2 unless noted
+otherwise."""
 
 from __future__ import annotations
 
@@ -13,19 +14,20 @@ from .sample import Sample
 
 @register()
 class RandomZoomOut:
-    """Puts the image at a random place on a larger canvas (SSD, Liu et al., 2016)."""
+    """Place the image at a random position on a larger canvas (SSD, Liu et al., 2016)."""
 
     def __init__(self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5) -> None:
         """Store the settings.
 
         Args:
             fill: grey value around the image, 0..255.
-            side_range: how many times larger the canvas is, least and most; at least 1.
-            p: probability.
+            side_range: minimum and maximum ratio of the canvas to the image, at least 1.
+            p: probability of the transform.
         """
         if len(side_range) != 2 or not 1 <= side_range[0] <= side_range[1]:
             raise ConfigError(
-                f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, the smaller first"
+                f"RandomZoomOut.side_range is {list(side_range)}, expected two numbers from 1, "
+                "the smaller first"
             )
         _check_probability("RandomZoomOut", p)
         self.fill = fill
@@ -40,13 +42,18 @@ class RandomZoomOut:
         ratio = self.side_range[0] + side * (self.side_range[1] - self.side_range[0])
         width, height = sample.canvas
         canvas = (int(width * ratio), int(height * ratio))
-        sample.move((1, 1), (int((canvas[0] - width) * right), int((canvas[1] - height) * down)), canvas)
+        left = int((canvas[0] - width) * right)
+        top = int((canvas[1] - height) * down)
+        sample.move((1, 1), (left, top), canvas)
         sample.fill = self.fill
 
 
 @register()
 class RandomIoUCrop:
-    """Crops so that some box keeps at least a drawn overlap with the crop; boxes with their centre outside go (SSD)."""
+    """Crop so that a box keeps at least a random overlap with the crop (SSD).
+
+    Boxes whose centre is outside the crop are dropped.
+    """
 
     def __init__(
         self,
@@ -61,13 +68,13 @@ class RandomIoUCrop:
         """Store the settings.
 
         Args:
-            min_scale: least side of the crop relative to the image's.
-            max_scale: largest.
-            min_aspect_ratio: least width / height of the crop.
-            max_aspect_ratio: largest.
-            sampler_options: overlaps to draw from; 1 or more leaves the image as it is.
-            trials: crops to try for each drawn overlap.
-            p: probability.
+            min_scale: minimum side of the crop relative to the image.
+            max_scale: maximum side.
+            min_aspect_ratio: minimum width / height of the crop.
+            max_aspect_ratio: maximum width / height.
+            sampler_options: overlaps to draw from; a value of 1 or more leaves the image unchanged.
+            trials: crops to try for each overlap.
+            p: probability of the transform.
         """
         _check_probability("RandomIoUCrop", p)
         if not 0 < min_scale <= max_scale <= 1:
@@ -79,54 +86,68 @@ class RandomIoUCrop:
         self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
         if max(self.options) < 1:
             raise ConfigError(
-                f"RandomIoUCrop.sampler_options {list(self.options)} needs one of at least 1, which ends the search"
+                f"RandomIoUCrop.sampler_options is {list(self.options)}, expected a value of at "
+                "least 1 among them, "
+                "which ends the search"
             )
         self.trials = trials
         self.p = p
 
     def __call__(self, sample: Sample) -> None:
-        """Crop a sample, unless no object is there to crop for."""
+        """Crop a sample, unless it has no boxes."""
         if sample.rng.random() >= self.p or not len(sample.boxes):
             return
-        while (least := self.options[sample.rng.integers(len(self.options))]) < 1:
-            crop = self._find_crop(sample, least)
-            if crop is not None:
-                left, top, right, bottom = crop
-                centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
-                sample.keep(((centres > crop[:2]) & (centres < crop[2:])).all(1))
-                sample.move((1, 1), (-left, -top), (int(right - left), int(bottom - top)))
+        crop = None
+        while crop is None:
+            min_iou = self.options[sample.rng.integers(len(self.options))]
+            if min_iou >= 1:
                 return
+            crop = self._find_crop(sample, min_iou)
+        left, top, right, bottom = crop
+        centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
+        inside = (centres > crop[:2]) & (centres < crop[2:])
+        sample.keep(inside.all(1))
+        sample.move((1, 1), (-left, -top), (int(right - left), int(bottom - top)))
 
-    def _find_crop(self, sample: Sample, least: float) -> np.ndarray | None:
-        """Draw all trials at once and return the first that serves, xyxy, or None."""
+    def _find_crop(self, sample: Sample, min_iou: float) -> np.ndarray | None:
+        """Draw all trials at once, and return the first suitable crop, xyxy, or None."""
         size = np.array(sample.canvas)
         draws = sample.rng.random((self.trials, 4))
-        sides = (size * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :2])).astype(
-            int
-        )  # [n, 2]
+        low, high = self.scale
+        sides = (size * (low + (high - low) * draws[:, :2])).astype(int)  # [n, 2]
         corner = ((size - sides) * draws[:, 2:]).astype(int)
         crops = np.concatenate([corner, corner + sides], 1).astype(float)
         positive = (sides > 0).all(1)
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
         fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
-        fits &= _contains_an_object(crops, sample.boxes, least)
+        fits &= _contains_an_object(crops, sample.boxes, min_iou)
         return crops[fits.argmax()] if fits.any() else None
 
 
 def _contains_an_object(crops: np.ndarray, boxes: np.ndarray, min_iou: float) -> np.ndarray:
-    """Return which crops `[n, 4]` have the centre of a box `[T, 4]` and at least an IoU with it; all xyxy, the result `[n]`."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(2)  # [n, T]
-    low, high = np.maximum(boxes[:, :2], crops[:, None, :2]), np.minimum(boxes[:, 2:], crops[:, None, 2:])
+    """Return a mask `[n]` of the crops `[n, 4]` that contain the centre of a box `[T, 4]` and have a minimum
+    IoU with it.
+
+    Crops and boxes are xyxy.
+    """
+    starts = boxes[:, :2]
+    ends = boxes[:, 2:]
+    crop_starts = crops[:, None, :2]
+    crop_ends = crops[:, None, 2:]
+    centres = (starts + ends) / 2
+    inside = ((centres > crop_starts) & (centres < crop_ends)).all(2)  # [n, T]
+    low = np.maximum(starts, crop_starts)
+    high = np.minimum(ends, crop_ends)
     overlap = (high - low).clip(0).prod(2)
-    areas, crop_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1), (crops[:, 2:] - crops[:, :2]).prod(1)
+    areas = (ends - starts).prod(1)
+    crop_areas = (crops[:, 2:] - crops[:, :2]).prod(1)
     iou = overlap / (areas + crop_areas[:, None] - overlap)
     return (inside & (iou >= min_iou)).any(1)
 
 
 @register()
 class RandomHorizontalFlip:
-    """Mirrors left and right."""
+    """Flip the image horizontally."""
 
     def __init__(self, p: float = 0.5) -> None:
         """Store the probability."""
@@ -134,14 +155,14 @@ class RandomHorizontalFlip:
         self.p = p
 
     def __call__(self, sample: Sample) -> None:
-        """Mirror a sample."""
+        """Flip a sample."""
         if sample.rng.random() < self.p:
             sample.move((-1, 1), (sample.canvas[0], 0), sample.canvas)
 
 
 @register()
 class RandomCrop:
-    """Cuts a window of fixed size at a random place; an image smaller than the window is padded first."""
+    """Crop a window of fixed size at a random place; an image smaller than the window is padded first."""
 
     def __init__(self, size: Sequence[int], fill: float = 0) -> None:
         """Store (height, width) of the window and the grey value of the padding."""
@@ -149,7 +170,7 @@ class RandomCrop:
         self.fill = fill
 
     def __call__(self, sample: Sample) -> None:
-        """Cut a sample."""
+        """Crop a sample."""
         height, width = self.size
         free = np.array([sample.canvas[0] - width, sample.canvas[1] - height])
         corner = np.where(free > 0, (sample.rng.random(2) * (free + 1)).astype(int), 0)
@@ -159,7 +180,12 @@ class RandomCrop:
 
 @register()
 class Resize:
-    """Stretches the canvas to a fixed size; the aspect ratio is not kept."""
+    """Resize the canvas to a fixed size; the aspect ratio is not kept.
+
+    >>> boxes = np.array([[0.0, 0.0, 20.0, 10.0]])
+    >>> Resize([20, 80]).track(boxes, np.array([[40.0, 20.0]]))[0].tolist()
+    [[0.0, 0.0, 40.0, 10.0]]
+    """
 
     drops = "without area"
 
@@ -168,19 +194,22 @@ class Resize:
         self.size = _height_width("Resize", size)
 
     def __call__(self, sample: Sample) -> None:
-        """Stretch a sample."""
+        """Resize a sample."""
         height, width = self.size
-        sample.move((width / sample.canvas[0], height / sample.canvas[1]), (0, 0), (width, height))
+        old_width, old_height = sample.canvas
+        sample.move((width / old_width, height / old_height), (0, 0), (width, height))
 
     def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
         size = np.array(self.size[::-1], float)
-        return boxes * np.tile(size / canvas, 2), np.tile(size, (len(boxes), 1)), np.ones(len(boxes), bool)
+        resized = boxes * np.tile(size / canvas, 2)
+        canvas = np.tile(size, (len(boxes), 1))
+        return resized, canvas, np.ones(len(boxes), bool)
 
 
 @register()
 class PadToSize:
-    """Adds a margin at the right and the bottom up to a fixed size; larger images are cut."""
+    """Add a margin on the right and at the bottom up to a fixed size; larger images are cropped."""
 
     drops = "beyond the border"
 
@@ -215,8 +244,9 @@ class SanitizeBoundingBoxes:
 
     @property
     def drops(self) -> str:
-        """What it drops, in words."""
-        return f"smaller than {self.min_size:g} {'pixel' if self.min_size == 1 else 'pixels'}"
+        """Description of the boxes that it drops."""
+        unit = "pixel" if self.min_size == 1 else "pixels"
+        return f"smaller than {self.min_size:g} {unit}"
 
     def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""

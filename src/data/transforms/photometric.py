@@ -1,4 +1,4 @@
-"""Transforms of colour. All of them multiply one 3 x 4 matrix that `Sample.render` applies."""
+"""Colour transforms. All of them multiply one 3 x 4 matrix, which `Sample.render` applies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _GREY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 
 @register()
 class RandomPhotometricDistort:
-    """Brightness, contrast, saturation, hue and channel order, each with its own coin (SSD; torchvision v2).
+    """Randomly change brightness, contrast, saturation, hue and channel order, independently (SSD;
+    torchvision v2).
 
-    The steps are joined into one matrix, so values are clipped once at the end and not after each step, and the hue
-    turns around the grey axis of RGB and not on the HSV cone; docs/decisions/0006 has the measured difference.
+    The steps are combined into one matrix. Values are therefore clipped once at the end, not after each step,
+    and the hue is rotated around the grey axis of RGB, not on the HSV cone; docs/decisions/0006 has the
+    measured difference.
     """
 
     def __init__(
@@ -34,10 +36,10 @@ class RandomPhotometricDistort:
         """Store the ranges.
 
         Args:
-            brightness: factor, least and most.
-            contrast: factor around the mean grey value.
-            saturation: factor around each pixel's grey value.
-            hue: turn of the colour circle, as a part of it.
+            brightness: minimum and maximum factor.
+            contrast: minimum and maximum factor around the mean grey value.
+            saturation: minimum and maximum factor around the grey value of each pixel.
+            hue: minimum and maximum rotation, as a fraction of the colour circle.
             p: probability of each step.
         """
         if not 0 <= p <= 1:
@@ -50,7 +52,8 @@ class RandomPhotometricDistort:
         ):
             if len(pair) != 2 or pair[0] > pair[1]:
                 raise ConfigError(
-                    f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the smaller first"
+                    f"RandomPhotometricDistort.{name} is {list(pair)}, expected two numbers, the "
+                    "smaller first"
                 )
         self.brightness = brightness
         self.contrast = contrast
@@ -59,16 +62,14 @@ class RandomPhotometricDistort:
         self.p = p
 
     def __call__(self, sample: Sample) -> None:
-        """Draw and join the steps."""
+        """Draw the steps and combine them."""
         rng = sample.rng
         use = rng.random(5) < self.p
         contrast_first = rng.random() < 0.5
-        values = [
-            low + (high - low) * u
-            for (low, high), u in zip(
-                (self.brightness, self.contrast, self.saturation, self.hue), rng.random(4)
-            )
-        ]
+        values = []
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        for (low, high), fraction in zip(ranges, rng.random(4)):
+            values.append(low + (high - low) * fraction)
         order = rng.permutation(3)
         if not use.any():
             return
@@ -89,13 +90,17 @@ class RandomPhotometricDistort:
 
 
 def mean_rgb(sample: Sample) -> np.ndarray:
-    """Return the mean colour of an image, `[3]` in 0..255; of large ones from every fourth pixel of every fourth row."""
+    """Return the mean colour of an image, `[3]` in 0..255; large images are subsampled by up to four."""
     step = min(4, max(1, min(sample.image.shape[1:]) // 120))
     return sample.image[:, ::step, ::step].float().mean((1, 2)).double().numpy()
 
 
 def adjust_contrast(colour: np.ndarray, factor: float, mean: np.ndarray) -> np.ndarray:
-    """Scale a colour matrix around the grey value that the image's mean colour becomes under it."""
+    """Scale a colour matrix around the grey value of the mean colour that it produces.
+
+    >>> adjust_contrast(np.eye(3, 4), 0.5, np.full(3, 100.0))[0].tolist()
+    [0.5, 0.0, 0.0, 50.0]
+    """
     grey = GREY_WEIGHTS @ (colour[:, :3] @ mean + colour[:, 3])
     scaled = colour * factor
     scaled[:, 3] += (1 - factor) * grey
@@ -103,12 +108,23 @@ def adjust_contrast(colour: np.ndarray, factor: float, mean: np.ndarray) -> np.n
 
 
 def saturation_matrix(factor: float) -> np.ndarray:
-    """Return the `[3, 3]` matrix that scales colours around their grey value."""
+    """Return the `[3, 3]` matrix that scales colours around their grey value.
+
+    >>> (saturation_matrix(0.0) @ np.full(3, 80.0)).round(6).tolist()
+    [80.0, 80.0, 80.0]
+    """
     return factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), GREY_WEIGHTS)
 
 
 def hue_matrix(turn: float) -> np.ndarray:
-    """Return the `[3, 3]` matrix that turns colours around the grey axis by a part of the circle (Rodrigues' formula)."""
+    """Return the `[3, 3]` matrix that rotates colours around the grey axis (Rodrigues' formula).
+
+    >>> (hue_matrix(1 / 3) @ np.array([255.0, 0.0, 0.0])).round().astype(int).tolist()
+    [0, 255, 0]
+
+    Args:
+        turn: angle as a fraction of the full circle.
+    """
     angle = 2 * math.pi * turn
     return (
         math.cos(angle) * np.eye(3)

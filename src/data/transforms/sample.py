@@ -1,8 +1,8 @@
-"""An image on its way through the transforms: pixels as decoded, and what shall be done to them.
+"""A sample: the decoded pixels of an image, and the accumulated transforms.
 
 Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
-resamples the pixels once, straight into the batch, however many transforms there were. A mosaic alone makes
-pixels of its own, and the sample begins anew with them.
+resamples the pixels once, directly into the batch, whatever the number of transforms. Only a mosaic creates
+new pixels, and the sample restarts with them.
 """
 
 from __future__ import annotations
@@ -20,52 +20,62 @@ from torch import Tensor
 from ...core.contracts import Target
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-"""ITU-R 601 luma, as in Pillow and torchvision."""
+"""Weights of ITU-R 601 luma, as in Pillow and torchvision."""
 
 
 @dataclass
 class Sample:
-    """One image with its boxes. All boxes are xyxy in pixels of the canvas; x points right, y down."""
+    """An image with its boxes. All boxes are xyxy in pixels of the canvas; x points right, y down.
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> boxes = np.array([[10.0, 5.0, 30.0, 15.0]])
+    >>> sample = Sample(image, boxes, {"labels": np.array([2])}, {}, np.random.default_rng(0))
+    >>> sample.move((0.5, 0.5), (0, 0), (20, 10))
+    >>> sample.boxes.tolist()
+    [[5.0, 2.5, 15.0, 7.5]]
+    """
 
     image: Tensor
     """`[3, h, w]` uint8, as decoded."""
     boxes: np.ndarray
     """`[T, 4]` float64."""
     fields: dict[str, np.ndarray]
-    """What belongs to each box: `labels`, `area`, `iscrowd`; `[T]` each."""
+    """Values of each box: `labels`, `area`, `iscrowd`; `[T]` each."""
     info: dict[str, Any]
-    """What belongs to the image: tensors and strings that go into the target as they are."""
+    """Values of the image: tensors and strings that are copied into the target."""
     rng: np.random.Generator
-    """Source of all chance for this sample and for those drawn for its mosaic; derived from seed, epoch and image."""
+    """Random generator of this sample and of the samples for its mosaic; derived from seed, epoch and
+    image.
+    """
     draw_other: Callable[[np.random.Generator], Sample] | None = None
-    """Gives another sample of the data set, drawn by a generator; None where there is no data set."""
+    """Function that draws another sample of the data set with a random generator; None without a data set."""
     is_mosaic: bool = False
-    """Made of several images; what belongs to the image is then said of the first."""
+    """Whether the sample consists of several images; `info` is then that of the first."""
     canvas: tuple[int, int] = (0, 0)
-    """(width, height)."""
+    """(width, height) in pixels."""
     scale: np.ndarray = field(default_factory=lambda: np.ones(2))
-    """From pixels of the file to the canvas, (x, y); negative where mirrored."""
+    """Factors (x, y) from pixels of the file to the canvas; negative if mirrored."""
     shift: np.ndarray = field(default_factory=lambda: np.zeros(2))
-    """Where the file's (0, 0) lies on the canvas."""
+    """Position of the file's (0, 0) on the canvas."""
     visible: np.ndarray = field(default_factory=lambda: np.zeros(4))
     """The part of the canvas that shows the file, xyxy; the rest shows `fill`."""
     fill: float = 0.0
     """Grey value 0..255 outside the image."""
     colour: np.ndarray | None = None
-    """`[3, 4]`: out = colour[:, :3] @ rgb + colour[:, 3], in 0..255; None leaves the colours."""
+    """`[3, 4]`: out = colour[:, :3] @ rgb + colour[:, 3], in 0..255; None keeps the colours."""
     normalize: tuple[np.ndarray, np.ndarray] | None = None
-    """Mean and standard deviation a channel, taken off at the very end."""
+    """Mean and standard deviation per channel for normalization, the last step."""
     as_float: bool = False
-    """Give float32 in place of uint8."""
+    """Whether the result is float32 instead of uint8."""
     value_scale: float = 1.0
-    """Factor on float values: 1 / 255 for 0..1."""
+    """Factor for float values: 1 / 255 for the range 0..1."""
     box_format: Literal["xyxy", "cxcywh"] = "xyxy"
     relative_boxes: bool = False
-    """Boxes in 0..1 of the canvas in place of pixels."""
+    """Whether boxes are in 0..1 of the canvas instead of pixels."""
     boxes_read: int = -1
-    """Boxes that the sample began with, those of all parts for a mosaic."""
+    """Number of boxes at the beginning; for a mosaic, of all its images."""
     lost: Counter[str] = field(default_factory=Counter)
-    """Boxes that transforms have dropped, by the name of the transform."""
+    """Number of boxes that transforms dropped, by the name of the transform."""
 
     def __post_init__(self) -> None:
         if self.boxes_read < 0:
@@ -75,8 +85,9 @@ class Sample:
         self.visible = np.array([0.0, 0.0, width, height])
 
     def move(self, scale: tuple[float, float], shift: tuple[float, float], canvas: tuple[int, int]) -> None:
-        """Map the canvas by x -> scale * x + shift onto a new one; what leaves the canvas is cut off, boxes too."""
-        factor, offset = np.asarray(scale, float), np.asarray(shift, float)
+        """Map the canvas by x -> scale * x + shift onto a new one; image and boxes are clipped to it."""
+        factor = np.asarray(scale, float)
+        offset = np.asarray(shift, float)
         self.scale = self.scale * factor
         self.shift = self.shift * factor + offset
         limit = np.array([*canvas, *canvas], float)
@@ -90,7 +101,7 @@ class Sample:
         self.fields = {name: values[mask] for name, values in self.fields.items()}
 
     def restart(self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        """Begin anew with other pixels and boxes; nothing is to be done to them yet."""
+        """Restart with other pixels and boxes, without any transforms."""
         self.image = image
         self.boxes = boxes
         self.fields = fields
@@ -106,7 +117,8 @@ class Sample:
         """Resample the pixels and finish the target.
 
         Args:
-            size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it is.
+            size_hw: (height, width) of the result; the canvas is stretched to it. None takes the canvas as it
+                is.
             out: `[3, height, width]` to write into, of the result's type or one that holds its values.
 
         Returns:
@@ -131,23 +143,21 @@ class Sample:
     def _snap(
         self, stretch: np.ndarray, width: int, height: int
     ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """Return which whole pixels of the file are drawn where, both xyxy.
+        """Return the whole pixels of the file that are visible, and those that they are drawn to, both xyxy.
 
-        Rounding both to whole pixels moves the picture by less than one; the boxes are then moved by exactly the
-        same, so they stay on their pixels.
+        Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
+        distance, so they stay on their pixels.
         """
         inverse = np.sort((self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0)
         seen = self.visible.reshape(2, 2) * stretch
-        source, target = [], []
-        for axis, (pixels, room) in enumerate(zip(self.image.shape[:0:-1], (width, height))):
-            source.append(_whole(inverse[:, axis], pixels))
-            target.append(_whole(seen[:, axis], room))
-        return (source[0][0], source[1][0], source[0][1], source[1][1]), (
-            target[0][0],
-            target[1][0],
-            target[0][1],
-            target[1][1],
-        )
+        file_height, file_width = self.image.shape[1:]
+        left, right = _whole(inverse[:, 0], file_width)
+        top, bottom = _whole(inverse[:, 1], file_height)
+        out_left, out_right = _whole(seen[:, 0], width)
+        out_top, out_bottom = _whole(seen[:, 1], height)
+        source = (left, top, right, bottom)
+        target = (out_left, out_top, out_right, out_bottom)
+        return source, target
 
     def _resample(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> Tensor:
         x0, y0, x1, y1 = source
@@ -155,11 +165,17 @@ class Sample:
         size = (target[3] - target[1], target[2] - target[0])
         if pixels.shape[2:] != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        mirrored = [axis for axis, scale in ((3, self.scale[0]), (2, self.scale[1])) if scale < 0]
-        return (pixels.flip(mirrored) if mirrored else pixels)[0]
+        mirrored = []
+        if self.scale[0] < 0:
+            mirrored.append(3)
+        if self.scale[1] < 0:
+            mirrored.append(2)
+        if mirrored:
+            pixels = pixels.flip(mirrored)
+        return pixels[0]
 
     def _write(self, pixels: Tensor, out: Tensor) -> None:
-        """Colour, scale and convert `pixels` (uint8) into `out`."""
+        """Apply the colour matrix to `pixels` (uint8), scale them, and write them into `out`."""
         factor = self.value_scale if self.as_float else 1.0
         if self.colour is None:
             out.copy_(pixels)
@@ -168,26 +184,29 @@ class Sample:
             return
         matrix = torch.from_numpy(self.colour * factor).float()
         flat = pixels.flatten(1).float()
-        straight = self.as_float and out.is_contiguous()
-        mixed = torch.addmm(
-            matrix[:, 3:], matrix[:, :3], flat, out=out.view(3, -1) if straight else None
-        ).clamp_(0, 255 * factor)
-        if not straight:
-            out.copy_((mixed if self.as_float else mixed.round_()).view(pixels.shape))
+        in_place = self.as_float and out.is_contiguous()
+        destination = out.view(3, -1) if in_place else None
+        mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], flat, out=destination)
+        mixed.clamp_(0, 255 * factor)
+        if not in_place:
+            if not self.as_float:
+                mixed.round_()
+            out.copy_(mixed.view(pixels.shape))
 
     def _final_boxes(
         self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
     ) -> np.ndarray:
-        """Carry the boxes from the canvas back to the file and on to the drawn picture."""
-        low, high = np.array(source[:2], float), np.array(source[2:], float)
-        out_low, out_high = np.array(target[:2], float), np.array(target[2:], float)
+        """Map the boxes from the canvas back to the file, and from there to the rendered image."""
+        low = np.array(source[:2], float)
+        high = np.array(source[2:], float)
+        out_low = np.array(target[:2], float)
+        out_high = np.array(target[2:], float)
         ratio = (out_high - out_low) / (high - low)
         in_file = _mapped(self.boxes, 1 / self.scale, -self.shift / self.scale)
         mirrored = self.scale < 0
         offset = np.where(mirrored, out_high + low * ratio, out_low - low * ratio)
-        return _mapped(in_file, np.where(mirrored, -ratio, ratio), offset).clip(
-            [*out_low, *out_low], [*out_high, *out_high]
-        )
+        boxes = _mapped(in_file, np.where(mirrored, -ratio, ratio), offset)
+        return boxes.clip(np.tile(out_low, 2), np.tile(out_high, 2))
 
     def _target(self, boxes: np.ndarray, width: int, height: int) -> Target:
         kept: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
@@ -211,12 +230,14 @@ class Sample:
 
 
 def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered when a scale is negative."""
-    low, high = boxes[..., :2] * scale + shift, boxes[..., 2:] * scale + shift
+    """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered if a scale is negative."""
+    low = boxes[..., :2] * scale + shift
+    high = boxes[..., 2:] * scale + shift
     return np.concatenate([np.minimum(low, high), np.maximum(low, high)], -1)
 
 
 def _whole(interval: np.ndarray, room: int) -> tuple[int, int]:
-    """Round an interval to whole pixels within 0..room, at least one."""
-    low = min(max(round(float(interval[0])), 0), room - 1)
-    return low, min(max(round(float(interval[1])), low + 1), room)
+    """Round an interval to whole pixels in 0..room, at least one pixel."""
+    start, end = map(round, interval.tolist())
+    low = min(max(start, 0), room - 1)
+    return low, min(max(end, low + 1), room)

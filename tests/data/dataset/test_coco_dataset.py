@@ -15,7 +15,7 @@ from src.core.contracts import Target
 from src.core.errors import ConfigError, DataError
 from src.data.dataloader import DataLoader
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.dataset.decoding import Mark
+from src.data.dataset.decoding import ImageFlag
 from src.data.transforms import (
     Compose,
     ConvertBoxes,
@@ -165,7 +165,7 @@ def test_remap_of_ids_that_coco_has_not_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         data_set(tmp_path, content, remap_mscoco_category=True)
     assert str(caught.value) == (
-        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO has not: [12]; set it to False"
+        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO does not have: [12]; set it to False"
     )
 
 
@@ -305,7 +305,7 @@ def test_missing_folder_is_named(tmp_path):
 def test_masks_are_refused(tmp_path):
     with pytest.raises(
         ConfigError,
-        match="^CocoDetection.return_masks is true; this detector has no use for masks, set it to false$",
+        match="^CocoDetection.return_masks is true; this detector does not use masks, set it to false$",
     ):
         data_set(tmp_path, return_masks=True)
 
@@ -354,7 +354,7 @@ def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
     (folder / "2.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(
         DataError,
-        match=r"^1 of 3 images of .* lead out of .* by symbolic links: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
+        match=r"^1 of 3 images of .* are symbolic links out of .*: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
     ):
         CocoDetection(str(folder), str(labels)).check_images_exist()
     CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
@@ -421,7 +421,7 @@ def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_p
         data.sample(4)
     bad = [str(tmp_path / f"{i}.png") for i in (4, 5)]
     assert str(caught.value) == (
-        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than the share of 0.1 that bad_images tolerates: "
+        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than bad_images allows (10 %): "
         f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
     )
 
@@ -445,9 +445,9 @@ def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
         str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001
     )
     for index in range(tolerated):
-        data.policy.flags.add(index, Mark.UNREADABLE)
+        data.policy.flags.add(index, ImageFlag.UNREADABLE)
     data.report_images()
-    data.policy.flags.add(tolerated, Mark.UNREADABLE)
+    data.policy.flags.add(tolerated, ImageFlag.UNREADABLE)
     with pytest.raises(DataError, match=f"^{tolerated + 1} of {count} images"):
         data.report_images()
 
@@ -459,10 +459,10 @@ def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
     data.sample(3), data.sample(4)
     data.report_images()
     assert [
-        caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); another image takes its place")
+        caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); it is replaced by another image")
         for name in ("4.png", "5.png")
     ] == [1, 1]
-    assert "images that cannot be read: 2, tolerated are 2 (bad_images: 0.2)" in caplog.text
+    assert "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)" in caplog.text
 
 
 def test_image_that_can_be_read_later_is_told_too(tmp_path, caplog):
@@ -489,7 +489,7 @@ def test_ranks_count_bad_images_together(tmp_path):
 @pytest.mark.parametrize("share", [-0.1, 1])
 def test_share_out_of_range_is_refused(tmp_path, share):
     with pytest.raises(
-        ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a share from 0 to below 1$"
+        ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a fraction from 0 to below 1$"
     ):
         data_set(tmp_path, bad_images=share)
 
@@ -497,7 +497,7 @@ def test_share_out_of_range_is_refused(tmp_path, share):
 def test_evaluation_leaves_out_no_image(tmp_path):
     with pytest.raises(
         ConfigError,
-        match="^val_dataloader.dataset.bad_images is 0.1; an image left out would count as objects missed, set it to 0$",
+        match="^val_dataloader.dataset.bad_images is 0.1; the objects of a skipped image would count as missed, set it to 0$",
     ):
         data_set(tmp_path, bad_images=0.1).ground_truth()
 

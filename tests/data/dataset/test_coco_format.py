@@ -291,7 +291,7 @@ def test_corners_taken_for_sizes_are_suspected(tmp_path):
     for record in content["annotations"][:30]:
         record["bbox"] = [645, 100, 700, 200]
     assert faults(tmp_path, content) == (
-        "labels.json has 1 fault: 30 of 100 boxes lie wholly outside their image; "
+        "labels.json has 1 fault: 30 of 100 boxes lie entirely outside their image; "
         "COCO has [x, y, width, height] in pixels, and no other format fits either: were the images resized, or do boxes "
         "belong to other images?"
     )
@@ -324,16 +324,19 @@ def test_category_name_used_twice_is_counted(tmp_path):
     ("change", "fault"),
     [
         ({"category_id": 5}, "annotations[2] (id 3): category_id 5 is unknown; known ids: 3, 7"),
-        ({"category_id": 3.5}, "annotations[2] (id 3): category_id is 3.5, expected a whole number from 0"),
-        ({"category_id": "3"}, "annotations[2] (id 3): category_id is '3', expected a whole number from 0"),
-        ({"category_id": True}, "annotations[2] (id 3): category_id is True, expected a whole number from 0"),
-        ({"category_id": ...}, 'annotations[2] (id 3): no "category_id", expected a whole number from 0'),
+        ({"category_id": 3.5}, "annotations[2] (id 3): category_id is 3.5, expected a non-negative integer"),
+        ({"category_id": "3"}, "annotations[2] (id 3): category_id is '3', expected a non-negative integer"),
+        (
+            {"category_id": True},
+            "annotations[2] (id 3): category_id is True, expected a non-negative integer",
+        ),
+        ({"category_id": ...}, 'annotations[2] (id 3): no "category_id", expected a non-negative integer'),
         ({"image_id": 99}, "annotations[2] (id 3): image_id 99 is not among the images"),
-        ({"image_id": "1"}, "annotations[2] (id 3): image_id is '1', expected a whole number from 0"),
-        ({"image_id": ...}, 'annotations[2] (id 3): no "image_id", expected a whole number from 0'),
-        ({"id": "3"}, "annotations[2]: id is '3', expected a whole number from 0"),
-        ({"id": ...}, 'annotations[2]: no "id", expected a whole number from 0'),
-        ({"id": 1 << 63}, "annotations[2]: id is 9223372036854775808, expected a whole number from 0"),
+        ({"image_id": "1"}, "annotations[2] (id 3): image_id is '1', expected a non-negative integer"),
+        ({"image_id": ...}, 'annotations[2] (id 3): no "image_id", expected a non-negative integer'),
+        ({"id": "3"}, "annotations[2]: id is '3', expected a non-negative integer"),
+        ({"id": ...}, 'annotations[2]: no "id", expected a non-negative integer'),
+        ({"id": 1 << 63}, "annotations[2]: id is 9223372036854775808, expected a non-negative integer"),
         (
             {"bbox": [1, 2, 3]},
             "annotations[2] (id 3): bbox is [1, 2, 3], expected four numbers [x, y, width, height]",
@@ -356,9 +359,9 @@ def test_category_name_used_twice_is_counted(tmp_path):
             "annotations[2] (id 3): bbox is {'x': 1}, expected four numbers [x, y, width, height]",
         ),
         ({"bbox": ...}, 'annotations[2] (id 3): no "bbox", expected four numbers [x, y, width, height]'),
-        ({"area": "x"}, "annotations[2] (id 3): area is 'x', expected a number from 0"),
-        ({"area": -1}, "annotations[2] (id 3): area is -1, expected a number from 0"),
-        ({"area": float("nan")}, "annotations[2] (id 3): area is nan, expected a number from 0"),
+        ({"area": "x"}, "annotations[2] (id 3): area is 'x', expected a non-negative number"),
+        ({"area": -1}, "annotations[2] (id 3): area is -1, expected a non-negative number"),
+        ({"area": float("nan")}, "annotations[2] (id 3): area is nan, expected a non-negative number"),
         ({"iscrowd": 2}, "annotations[2] (id 3): iscrowd is 2, expected 0 or 1"),
         ({"iscrowd": "0"}, "annotations[2] (id 3): iscrowd is '0', expected 0 or 1"),
     ],
@@ -410,8 +413,8 @@ def test_long_value_is_shown_in_part(tmp_path):
             "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; names are relative to the image folder",
         ),
         ({"file_name": ""}, "images[2] (id 3): file_name is '', expected a file name"),
-        ({"width": 0}, "images[2] (id 3): size is 0 x 30, expected pixels, whole numbers from 1"),
-        ({"height": -3}, "images[2] (id 3): size is 40 x -3, expected pixels, whole numbers from 1"),
+        ({"width": 0}, "images[2] (id 3): size is 0 x 30, expected positive integers (pixels)"),
+        ({"height": -3}, "images[2] (id 3): size is 40 x -3, expected positive integers (pixels)"),
     ],
 )
 def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
@@ -423,15 +426,15 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"id": "3"}, "images[2]: id is '3', expected a whole number from 0"),
-        ({"id": -1}, "images[2]: id is -1, expected a whole number from 0"),
+        ({"id": "3"}, "images[2]: id is '3', expected a non-negative integer"),
+        ({"id": -1}, "images[2]: id is -1, expected a non-negative integer"),
         ({"id": 1}, "images[2] (id 1): this id is used twice"),
-        ({"id": ...}, 'images[2]: no "id", expected a whole number from 0'),
+        ({"id": ...}, 'images[2]: no "id", expected a non-negative integer'),
         ({"file_name": ...}, 'images[2] (id 3): no "file_name", expected a file name'),
         ({"file_name": 5}, "images[2] (id 3): file_name is 5, expected a file name"),
-        ({"width": "40"}, "images[2] (id 3): width is '40', expected pixels, a whole number from 1"),
-        ({"height": 30.5}, "images[2] (id 3): height is 30.5, expected pixels, a whole number from 1"),
-        ({"height": ...}, 'images[2] (id 3): no "height", expected pixels, a whole number from 1'),
+        ({"width": "40"}, "images[2] (id 3): width is '40', expected a positive integer (pixels)"),
+        ({"height": 30.5}, "images[2] (id 3): height is 30.5, expected a positive integer (pixels)"),
+        ({"height": ...}, 'images[2] (id 3): no "height", expected a positive integer (pixels)'),
     ],
 )
 def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault):
@@ -442,8 +445,8 @@ def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault)
     ("change", "fault"),
     [
         ({"id": 3}, "categories[1]: id 3 is used twice"),
-        ({"id": -1}, "categories[1]: id is -1, expected a whole number from 0"),
-        ({"id": "7"}, "categories[1]: id is '7', expected a whole number from 0"),
+        ({"id": -1}, "categories[1]: id is -1, expected a non-negative integer"),
+        ({"id": "7"}, "categories[1]: id is '7', expected a non-negative integer"),
         ({"name": ""}, "categories[1] (id 7): the name is empty"),
         ({"name": ...}, 'categories[1] (id 7): no "name", expected a name'),
         ({"name": 5}, "categories[1] (id 7): name is 5, expected a name"),
@@ -454,7 +457,7 @@ def test_faulty_category_is_named(tmp_path, change, fault):
 
 
 def test_negative_category_id_is_named_with_its_annotation(tmp_path):
-    message = "annotations[2] (id 3): category_id is -1, expected a whole number from 0"
+    message = "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
     assert (
         faults(tmp_path, coco(annotations=(2, {"category_id": -1}))) == f"labels.json has 1 fault: {message}"
     )
@@ -548,7 +551,7 @@ def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(
         DataError,
-        match=f"labels.json holds a {kind}, expected an object with lists images, annotations and categories$",
+        match=f"labels.json contains a {kind}, expected an object with lists images, annotations and categories$",
     ):
         load_coco(tmp_path / "labels.json")
 
@@ -615,7 +618,7 @@ def test_name_inside_the_folder_is_safe(name):
             ["/etc/passwd", "C:\\a.jpg", "c:/a.jpg", "\\\\host\\share"],
         ),
         ("which is an address; images must lie in the image folder", ["http://a/b.jpg", "file:///a.jpg"]),
-        ("which holds a control character", ["a\0b", "a\nb", "\x1b[2J"]),
+        ("which contains a control character", ["a\0b", "a\nb", "\x1b[2J"]),
         ("which is longer than a path can be", ["x" * 5000]),
         ("expected a file name", ["", None, 5]),
     ],

@@ -31,9 +31,9 @@ def test_annotations_and_categories_may_be_missing_or_broken(tmp_path, more):
     [
         ({}, '"images" is missing, expected a list'),
         ({"images": {}}, '"images" is a dict, expected a list'),
-        ([], "holds a list, expected an object with a list images"),
+        ([], "contains a list, expected an object with a list images"),
         ({"images": []}, "images is empty"),
-        ({"images": [{**IMAGES[0], "id": "x"}]}, "images[0]: id is 'x', expected a whole number"),
+        ({"images": [{**IMAGES[0], "id": "x"}]}, "images[0]: id is 'x', expected a non-negative integer"),
         ({"images": [IMAGES[0], {**IMAGES[1], "id": IMAGES[0]["id"]}]}, "this id is used twice"),
         ({"images": [{**IMAGES[0], "file_name": "../a.jpg"}]}, "which leaves the image folder"),
     ],

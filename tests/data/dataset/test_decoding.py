@@ -14,8 +14,8 @@ from src.data.dataset import decoding
 from src.data.dataset.decoding import (
     MAX_PIXELS,
     ImageError,
+    ImageFlag,
     ImageSizeError,
-    Mark,
     image_size,
     inspect_image,
     load_image,
@@ -118,7 +118,7 @@ def test_floating_point_values_are_refused(tmp_path):
     )
     assert (
         refused(path)
-        == "image FILE holds floating-point values without a defined range; convert it to 8 or 16 bits"
+        == "image FILE has floating-point values without a defined range; convert it to 8 or 16 bits"
     )
 
 
@@ -291,20 +291,21 @@ def test_contradiction_is_told_apart_from_damage(tmp_path):
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
 def test_plain_image_bears_no_mark(tmp_path, name):
-    assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[1] == Mark(0)
+    assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[1] == ImageFlag(0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_image_is_marked_unless_its_labels_want_the_pixels_as_stored(tmp_path, orientation):
     path = with_note(tmp_path, orientation, "image.jpg")
-    assert inspect_image(path)[1] == (Mark.TURNED if orientation > 1 else Mark(0))
+    assert inspect_image(path)[1] == (ImageFlag.ROTATED if orientation > 1 else ImageFlag(0))
     if orientation > 4:
-        assert inspect_image(path, (36, 24))[1] == Mark(0)
+        assert inspect_image(path, (36, 24))[1] == ImageFlag(0)
 
 
 def test_cmyk_is_marked(tmp_path):
     assert (
-        inspect_image(saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"))[1] == Mark.CMYK
+        inspect_image(saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"))[1]
+        == ImageFlag.CMYK
     )
 
 
@@ -312,8 +313,8 @@ def test_cmyk_is_marked(tmp_path):
 def test_several_frames_are_marked(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     path = saved(tmp_path, frames[0], f"image.{suffix}", save_all=True, append_images=frames[1:])
-    assert inspect_image(path)[1] == Mark.SEVERAL_FRAMES
-    assert inspect_image(saved(tmp_path, frames[0], f"single.{suffix}"))[1] == Mark(0)
+    assert inspect_image(path)[1] == ImageFlag.SEVERAL_FRAMES
+    assert inspect_image(saved(tmp_path, frames[0], f"single.{suffix}"))[1] == ImageFlag(0)
 
 
 # ---- damage ----
@@ -342,7 +343,7 @@ def test_truncated_jpeg_with_a_rotation_note_is_refused(tmp_path):
 @pytest.mark.parametrize("raw", [b"<html>404 Not Found</html>", b"GIF", b"\x00" * 100, b"\xff\xd8\xff"])
 def test_file_that_is_no_image_is_refused_with_its_beginning(tmp_path, raw):
     (tmp_path / "image.jpg").write_bytes(raw)
-    assert refused(tmp_path / "image.jpg") == f"image FILE is no image file (it begins with {raw[:12]!r})"
+    assert refused(tmp_path / "image.jpg") == f"image FILE is not an image file (it begins with {raw[:12]!r})"
 
 
 def test_empty_file_is_refused(tmp_path):
@@ -422,7 +423,8 @@ def test_header_tells_the_size_as_stored_and_upright(tmp_path, orientation, upri
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"), [(None, "cannot be read: No such file or directory"), (b"<html>", "is no image file")]
+    ("raw", "reason"),
+    [(None, "cannot be read: No such file or directory"), (b"<html>", "is not an image file")],
 )
 def test_header_of_no_image_is_refused(tmp_path, raw, reason):
     if raw is not None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from src.core.errors import DataError
 from src.data.dataset.coco_format import load_coco
-from src.data.dataset.decoding import ImageSizeError, Mark
+from src.data.dataset.decoding import ImageFlag, ImageSizeError
 from src.data.dataset.image_policy import BAD_IMAGES, ImagePolicy
 from src.data.dataset.listed_images import ListedImages
 from tests.fixtures.coco_files import sound_coco, write_coco
@@ -60,7 +60,7 @@ def test_remembered_images_count_and_are_not_reported_again(tmp_path, caplog):
 
 def test_images_with_a_mark_are_reported_once(tmp_path):
     images = policy(tmp_path)
-    images.flags.add(2, Mark.CMYK)
-    (line,) = images.describe_news(Mark.CMYK)
+    images.flags.add(2, ImageFlag.CMYK)
+    (line,) = images.describe_news(ImageFlag.CMYK)
     assert line.endswith("labels.json: CMYK images, converted to RGB: 1 (first: 3.png)")
-    assert images.describe_news(Mark.CMYK) == []
+    assert images.describe_news(ImageFlag.CMYK) == []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from src.core.errors import ConfigError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.dataset.synthetic import CATEGORIES, LEAST_VISIBLE, draw_scene, write_synthetic_coco
+from src.data.dataset.synthetic import CATEGORIES, MIN_VISIBLE, draw_scene, write_synthetic_coco
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_shapes_overlap_but_leave_enough_to_be_seen(scenes):
         for i, mask in enumerate(scene.masks):
             covered = scene.masks[i + 1 :].any(0) if len(scene.masks) > i + 1 else np.zeros_like(mask)
             shares.append((mask & ~covered).sum() / mask.sum())
-    assert LEAST_VISIBLE <= min(shares) < 1
+    assert MIN_VISIBLE <= min(shares) < 1
 
 
 def test_shapes_are_visible_in_the_image(scenes):

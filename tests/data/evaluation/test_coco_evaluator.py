@@ -271,7 +271,7 @@ def test_any_image_id_will_do(image_id):
 def test_detections_for_an_unknown_image_are_refused():
     truth = truth_of()
     with pytest.raises(
-        DataError, match=r"^detections for image ids that the annotation file has not: \[99\]$"
+        DataError, match=r"^detections for image ids that are not in the annotation file: \[99\]$"
     ):
         scores_of(truth, {99: perfect_detections(truth)[1]})
 

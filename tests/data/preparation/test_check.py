@@ -53,29 +53,29 @@ def spoilt_coco() -> tuple[dict, dict]:
         "annotations[0] (id 1)": "box without area: [1.0, 2.0, 0.0, 5.0]",
         "annotations[1] (id 2)": "reversed box: [20.0, 20.0, -4.0, 5.0]",
         "annotations[3] (id 3)": "this id is used before",
-        "annotations[4] (id 5)": "image_id is '3', expected a whole number from 0",
+        "annotations[4] (id 5)": "image_id is '3', expected a non-negative integer",
         "annotations[5] (id 6)": "category_id 99 is unknown; known ids: 3, 7",
         "annotations[6] (id 7)": "bbox is [1, 2, nan, 4], expected four numbers",
         "annotations[7] (id 8)": "bbox is [1, 2, 3], expected four numbers",
         "annotations[8] (id 9)": "image_id 4711 is not among the images",
         "annotations[9] (id 10)": "iscrowd is 7, expected 0 or 1",
-        "annotations[10] (id 11)": "area is -3, expected a number from 0",
-        "annotations[11] (id 12)": "category_id is '7', expected a whole number from 0",
+        "annotations[10] (id 11)": "area is -3, expected a non-negative number",
+        "annotations[11] (id 12)": "category_id is '7', expected a non-negative integer",
         "annotations[50] (id 126)": "box outside its image: [60.0, 5.0, 8.0, 8.0]",
         "annotations[124]": "a str, expected an object",
         "categories[2] (id 8)": "the name is empty",
         "categories[3]": "id 3 is used twice",
-        "categories[4]": "id is '9', expected a whole number from 0",
+        "categories[4]": "id is '9', expected a non-negative integer",
         "images[1] (id 2)": "2.png: not in ",
         "images[2] (id 3)": "is damaged: ",
         "images[3] (id 4)": "is empty (0 bytes)",
         "images[4] (id 5)": "leads out of ",
         "images[7] (id 8)": "file_name is '../8.png', which leaves the image folder",
-        "images[8] (id 9)": "size is 0 x 30, expected pixels",
-        "images[9] (id 10)": "not the size of the file: 10.png: 40 x 30 in place of 999 x 30",
+        "images[8] (id 9)": "size is 0 x 30, expected positive integers (pixels)",
+        "images[9] (id 10)": "not the size of the file: 10.png: 40 x 30 instead of 999 x 30",
         "images[11] (id 12)": "12.png: 101 objects, only 90 can be found",
         "images[12] (id 1)": "this id is used twice",
-        "images[13]": "id is '77', expected a whole number from 0",
+        "images[13]": "id is '77', expected a non-negative integer",
     }
     assert len(categories) == 5
     return content, told
@@ -241,7 +241,7 @@ def test_sound_data_have_neither_faults_nor_remarks(tmp_path):
     assert remarks(DataSet(write_coco(tmp_path, sound_coco()), tmp_path)) == []
 
 
-def test_what_training_mends_without_losing_labels_is_a_remark(tmp_path):
+def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     content = sound_coco(6)
     content["annotations"][0]["bbox"] = [30, 20, 100, 100]
     del content["annotations"][1]["area"]
@@ -261,7 +261,7 @@ def test_what_training_mends_without_losing_labels_is_a_remark(tmp_path):
             "missing areas: 1 (first: annotations[1] (id 2): no area)",
             "images without objects: 1 (first: images[5] (id 6): 6.png)",
             "images with several frames, of which the first is used: 1 (first: images[2] (id 3): 3.png)",
-            "images turned upright, as a note in their files says: 1 (first: images[4] (id 5): 5.png)",
+            "images rotated according to their EXIF tag: 1 (first: images[4] (id 5): 5.png)",
             "16-bit images, scaled to 8 bits: 1 (first: images[3] (id 4): 4.png)",
             f"images with the content of another one: 1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})",
         )

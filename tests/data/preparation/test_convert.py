@@ -127,7 +127,7 @@ def test_a_part_that_is_listed_but_absent_is_noted(tmp_path):
     ("arguments", "text"),
     [
         (["nowhere"], "nowhere does not exist"),
-        ([".", "--val-fraction", "1.5"], "expected a share above 0 and below 1"),
+        ([".", "--val-fraction", "1.5"], "expected a fraction above 0 and below 1"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, arguments, text):

@@ -184,16 +184,16 @@ def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
         ({"id": "3"}, "id made a whole number", {}),
         ({"image_id": "2"}, "image_id made a whole number", {}),
         ({"category_id": 3.0}, "category_id made a whole number", {}),
-        ({"id": None}, "annotation ids given anew", {"id": 3}),
-        ({"id": 1}, "annotation ids given anew", {"id": 3}),
+        ({"id": None}, "annotation ids replaced", {"id": 3}),
+        ({"id": 1}, "annotation ids replaced", {"id": 3}),
         ({"bbox": ["4", 5, "8.0", 9]}, "boxes made four numbers", {}),
         ({"area": "x"}, "areas computed from the box", {}),
         ({"area": -2}, "areas computed from the box", {}),
         ({"area": None}, "areas computed from the box", {}),
-        ({"iscrowd": True}, "crowd marks made 0 or 1", {"iscrowd": 1}),
-        ({"iscrowd": 5}, "crowd marks made 0 or 1", {"iscrowd": 1}),
-        ({"iscrowd": "True"}, "crowd marks made 0 or 1", {"iscrowd": 1}),
-        ({"iscrowd": "false"}, "crowd marks made 0 or 1", {}),
+        ({"iscrowd": True}, "crowd flags set to 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": 5}, "crowd flags set to 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": "True"}, "crowd flags set to 0 or 1", {"iscrowd": 1}),
+        ({"iscrowd": "false"}, "crowd flags set to 0 or 1", {}),
         ({"bbox": {"x": 4, "y": 5, "width": 8, "height": 9}}, "boxes made four numbers", {}),
         ({"bbox": "4, 5, 8, 9"}, "boxes made four numbers", {}),
         ({"bbox": "[4 5 8 9]"}, "boxes made four numbers", {}),
@@ -202,18 +202,18 @@ def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
     ],
     ids=str,
 )
-def test_record_whose_meaning_is_plain_is_mended_and_counted(folder, change, what, after):
+def test_record_with_a_clear_meaning_is_fixed_and_counted(folder, change, what, after):
     changes, copy = fixed(folder, labels(annotations={2: change}))
     assert changes == {what: 1} and copy["annotations"][2] == sound_coco()["annotations"][2] | after
 
 
-def test_fault_that_shows_once_another_is_mended_is_mended_too(folder):
+def test_fault_revealed_by_a_fix_is_fixed_too(folder):
     changes, copy = fixed(
         folder, labels(annotations={2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}})
     )
     assert changes == {
         "image_id made a whole number": 1,
-        "annotation ids given anew": 1,
+        "annotation ids replaced": 1,
         "boxes clipped to their image": 1,
     }
     assert copy["annotations"][2]["bbox"] == [30, 20, 10, 10]
@@ -225,7 +225,7 @@ def test_corners_are_converted_if_asked_for(folder):
         x, y, w, h = record["bbox"]
         record["bbox"] = [x + 6, y + 6, x + w + 6, y + h + 6]
     with pytest.raises(
-        DataError, match="--boxes xyxy --units pixels.*; --boxes xywh --units pixels says that"
+        DataError, match="--boxes xyxy --units pixels.*; --boxes xywh --units pixels declares that"
     ):
         fixed(folder, content)
     assert not (folder / "clean.json").exists()
@@ -369,7 +369,7 @@ def test_boxes_that_are_declared_to_be_right_are_not_scaled(folder):
 @pytest.mark.parametrize(("value", "after"), [("yes", 1), (2, 1), ("0", 0), ("", 0)])
 def test_ignore_flags_are_made_0_or_1(folder, value, after):
     changes, copy = fixed(folder, labels(annotations={2: {"ignore": value}}))
-    assert changes == {"ignore flags made 0 or 1": 1}
+    assert changes == {"ignore flags set to 0 or 1": 1}
     assert copy["annotations"][2]["ignore"] == after
 
 

@@ -212,7 +212,7 @@ def test_images_that_cannot_be_read_are_named_and_no_labels_written(base):
         ended.code == 3
         and "2 of 4 images of " in ended.err
         and "00000002.jpg is missing" in ended.err
-        and "00000001.jpg is no image file" in ended.err
+        and "00000001.jpg is not an image file" in ended.err
     )
     assert (folder / "objects365_v1_00000003_resized.jpg").exists() and not list(base.rglob("*.json"))[2:]
 

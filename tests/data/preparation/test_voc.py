@@ -219,7 +219,7 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name
 
 def test_image_that_cannot_be_read_is_named(root):
     (root / "JPEGImages/a.png").write_text("no image")
-    assert f"a.xml: its image {root}/JPEGImages/a.png is no image file" in refused(root)
+    assert f"a.xml: its image {root}/JPEGImages/a.png is not an image file" in refused(root)
 
 
 @pytest.mark.parametrize("name", ["Annotations", "JPEGImages"])

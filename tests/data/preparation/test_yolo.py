@@ -283,7 +283,7 @@ def test_many_faults_are_grouped_by_kind(tmp_path):
         ("/etc/passwd", "is outside"),
         ("images/../../x.png", "is outside"),
         ("images/train/none.png", "images/train/none.png: is missing"),
-        ("images/tr\x07.png", "which holds a control character"),
+        ("images/tr\x07.png", "which contains a control character"),
     ],
 )
 def test_listed_file_that_is_not_in_the_data_set_is_refused(tmp_path, line, text):
@@ -307,7 +307,7 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(tmp_path, name):
 def test_file_that_is_no_image_is_named(tmp_path):
     path = write_yolo(tmp_path)
     (tmp_path / "images/train/b.png").write_text(json.dumps({}))
-    assert f"{tmp_path}/images/train/b.png: is no image file" in refused(path)
+    assert f"{tmp_path}/images/train/b.png: is not an image file" in refused(path)
 
 
 # ---- nothing is lost ----
@@ -389,7 +389,7 @@ def test_description_that_cannot_be_read_says_where(tmp_path, raw, text):
         ("obj.names", "Darknet's layout"),
         ("classes.txt", "classes.txt has the class names"),
         ("train/a.xml", "put them into Annotations/"),
-        ("labels.json", "can be exported as COCO"),
+        ("labels.json", "other tools can export to COCO"),
         ("a.png", "docs/data.md describes"),
     ],
 )

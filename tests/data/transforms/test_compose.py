@@ -23,7 +23,7 @@ from tests.fixtures.samples import plain_sample
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}
 LENGTH = "expected a whole number of epochs, a share of the run from 0.0 to 1.0, or a text such as '5 epochs', '500 steps' or '10 %'"
 EXPECTED = (
-    "expected epoch (when the named transforms stop, null for never; or a list of three: when they start, when Mosaic stops, when all stop) "
+    "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: when they start, when Mosaic stops, when all stop) "
     "and ops (a list of class names)"
 )
 THREE = {"name": "stop_epoch", "epoch": [4, 34, 60], "ops": ["Mosaic", "RandomZoomOut", "PadToSize"]}
@@ -176,7 +176,7 @@ def test_in_epochs_without_mosaic_its_chance_is_not_drawn(epoch):
 def test_mosaic_stands_first():
     with pytest.raises(
         ConfigError,
-        match="^Compose.ops has Mosaic after Resize; it puts images together as they are, move it to the front$",
+        match="^Compose.ops has Mosaic after Resize; it combines unchanged images, move it to the front$",
     ):
         Compose([EmptyTransform(), Resize([32, 32]), Mosaic()])
 

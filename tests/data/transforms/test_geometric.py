@@ -390,7 +390,7 @@ def test_probability_of_zero_changes_nothing(transform):
         ),
         (
             {"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
-            "RandomIoUCrop.sampler_options [0.1, 0.5] needs one of at least 1, which ends the search",
+            "RandomIoUCrop.sampler_options is [0.1, 0.5], expected a value of at least 1 among them, which ends the search",
         ),
         ({"type": "RandomHorizontalFlip", "p": 2}, "RandomHorizontalFlip.p is 2, expected 0 to 1"),
         ({"type": "Resize", "size": [640]}, "Resize.size is [640], expected [height, width] in pixels"),

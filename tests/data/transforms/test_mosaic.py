@@ -20,7 +20,7 @@ from src.data.transforms import (
     Resize,
     Sample,
 )
-from src.data.transforms.mosaic import LEAST_VISIBLE, moved_boxes, warp
+from src.data.transforms.mosaic import MIN_VISIBLE, moved_boxes, warp
 from tests.fixtures.samples import drawn, filled, iou, plain_sample, sample_of, tight_box
 
 UNTOUCHED = {"rotation_range": 0, "translation_range": [0, 0], "scaling_range": [1, 1]}
@@ -148,7 +148,7 @@ def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
         1,
     ]  # of the fourth image the first object lies at the centre; the others' are cut off
     areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
-    assert (areas >= LEAST_VISIBLE * 30 * 30).all()
+    assert (areas >= MIN_VISIBLE * 30 * 30).all()
 
 
 # ---- the map ----
@@ -334,7 +334,7 @@ def test_data_set_whose_samples_know_no_others_is_refused():
     [
         (
             {"use_cache": True},
-            "use_cache is true; the other images are decoded anew each time, so that a run can be repeated: set it to False",
+            "use_cache is true, which is not supported: the other images are decoded each time, so that a run is reproducible; set it to False",
         ),
         ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
         ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),
