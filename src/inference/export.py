@@ -111,7 +111,7 @@ def export_onnx(
     simplifier = _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
-            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to "
+            f"opset {opset} was requested, but onnx {onnx.__version__} knows up to "
             f"{onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
@@ -159,13 +159,13 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
     least = min(OPSETS.values())
     if opset < least:
         raise ConfigError(
-            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization "
+            f"opset {opset} was requested, expected at least {least}, the first in which LayerNormalization "
             "is one operation: taken apart it "
             f"overflows in fp16"
         )
     if opset < OPSETS[exporter]:
         raise ConfigError(
-            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
+            f"opset {opset} was requested, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
             f"for {opset} use --exporter "
             f"torchscript --batch N"
         )

@@ -131,7 +131,7 @@ class OpenVinoEngine(ExportedEngine):
             known.split(".")[0] for known in core.available_devices
         }:
             raise ConfigError(
-                f"device {device} was asked for, OpenVINO {openvino.__version__} sees "
+                f"device {device} was requested, OpenVINO {openvino.__version__} sees "
                 f"{', '.join(core.available_devices)}"
             )
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -179,7 +179,7 @@ class TensorRtEngine(ExportedEngine):
         path = checked_path(path)
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
-            raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
+            raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was requested")
         trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
@@ -258,7 +258,7 @@ def _execution_providers(device: str | None, available: list[str]) -> list[str |
     )
     if wanted.type == "cuda" and not cuda:
         raise ConfigError(
-            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install "
+            f"device {device} was requested, but this ONNX Runtime has {', '.join(available)}; pip install "
             "onnxruntime-gpu in its place"
         )
     return (

@@ -171,7 +171,7 @@ def test_an_input_size_that_does_not_fit_is_refused():
 
 def test_a_file_without_configuration_asks_for_one(tmp_path):
     path = rewritten(tmp_path, lambda content: content.pop("meta"))
-    with pytest.raises(CheckpointError, match="holds no configuration"):
+    with pytest.raises(CheckpointError, match="contains no configuration"):
         Detector.from_checkpoint(path, device="cpu")
 
 

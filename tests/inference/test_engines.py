@@ -171,16 +171,16 @@ def test_a_threshold_that_is_none_is_refused(exported, tmp_path, value):
 
 def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ConfigError, match="device 'cuda:77' was asked for|device cuda:77 was asked for"):
+    with pytest.raises(ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"):
         OnnxEngine(exported, "cuda:77")
     pytest.importorskip("openvino")
-    with pytest.raises(ConfigError, match="device TPU was asked for, OpenVINO"):
+    with pytest.raises(ConfigError, match="device TPU was requested, OpenVINO"):
         OpenVinoEngine(exported, "tpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_tensorrt_needs_cuda(exported):
-    with pytest.raises(ConfigError, match="sees no CUDA device"):
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
         TensorRtEngine(exported)
     with pytest.raises(ConfigError, match="TensorRT runs on CUDA devices alone"):
         TensorRtEngine(exported, "cpu")

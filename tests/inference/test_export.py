@@ -76,7 +76,7 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"opset": 16}, "opset 16 was asked for, expected at least 17"),
+        ({"opset": 16}, "opset 16 was requested, expected at least 17"),
         ({"opset": 17}, "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N"),
         ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
         ({"exporter": "other"}, "exporter is 'other', expected one of dynamo, torchscript"),
