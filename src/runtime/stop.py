@@ -38,7 +38,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal was received."""
+        """True if a signal was received."""
         return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:

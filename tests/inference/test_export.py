@@ -128,7 +128,7 @@ def test_metadata_is_in_the_file_and_beside_it(exported, detector):
 
 def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_path):
     content = json.loads(exported.with_suffix(".json").read_text())
-    with pytest.raises(CheckpointError, match="there is no a.json beside it"):
+    with pytest.raises(CheckpointError, match="a.json does not exist beside it"):
         metadata_for(tmp_path / "a.engine", None)
     for text, message in (
         ("{", "damaged metadata"),
