@@ -218,7 +218,9 @@ class _Dumper(yaml.SafeDumper):
 
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
     )
 
 
@@ -267,7 +269,11 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
 
 
 def _inspect(
-    node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]
+    node: yaml.Node,
+    path: KeyPath,
+    name: str,
+    places: dict[KeyPath, str],
+    budget: list[int],
 ) -> None:
     """Record the line of every key.
 
@@ -299,7 +305,11 @@ def _inspect(
 
 
 def _merge(
-    base: dict, over: dict, path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str] | str
+    base: dict,
+    over: dict,
+    path: KeyPath,
+    origins: dict[KeyPath, str],
+    places: dict[KeyPath, str] | str,
 ) -> None:
     for key, value in over.items():
         here = (*path, key)

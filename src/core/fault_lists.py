@@ -15,7 +15,11 @@ def count_faults(count: int) -> str:
 
 
 def listed(
-    items: Sequence[Any], separator: str = ", ", *, shown: int = FAULTS_SHOWN, before_more: str = " "
+    items: Sequence[Any],
+    separator: str = ", ",
+    *,
+    shown: int = FAULTS_SHOWN,
+    before_more: str = " ",
 ) -> str:
     """Join the first items for a message and add the number of the others.
 

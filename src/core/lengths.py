@@ -40,7 +40,9 @@ class ResolvedLength:
 
 
 def resolve_lengths(
-    values: Mapping[str, Any], run: RunLength, blocks: Iterable[str] = ()
+    values: Mapping[str, Any],
+    run: RunLength,
+    blocks: Iterable[str] = (),
 ) -> list[ResolvedLength]:
     """Return all lengths of a configuration that are not integers already.
 
@@ -136,7 +138,10 @@ def _type_of_item(origin: Any, arguments: tuple[Any, ...], index: int) -> Any:
 
 
 def _in_specification(
-    specification: Any, values: Mapping[str, Any], run: RunLength, path: KeyPath
+    specification: Any,
+    values: Mapping[str, Any],
+    run: RunLength,
+    path: KeyPath,
 ) -> list[ResolvedLength]:
     """Return the lengths of a component (its name, or a mapping with `type`) or of a list of components."""
     if isinstance(specification, list):
@@ -175,7 +180,12 @@ def _in_settings(
 
 
 def _in_argument(
-    component: Component, key: str, argument: Argument, value: Any, run: RunLength, path: KeyPath
+    component: Component,
+    key: str,
+    argument: Argument,
+    value: Any,
+    run: RunLength,
+    path: KeyPath,
 ) -> list[ResolvedLength]:
     unit = length_unit(argument.annotation)
     if value is None and unit is not None and unit.default is not None:

@@ -125,7 +125,9 @@ def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
 
 
 def _top_level_faults(
-    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+    tree: ConfigTree,
+    top_level: dict[str, Argument],
+    blocks: dict[str, tuple[str, ...]],
 ) -> Iterator[str]:
     known = [*top_level, *blocks, *names(), *shared_names()]
     for key, value in tree.values.items():
@@ -165,7 +167,10 @@ def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
 
 
 def _typed_faults(
-    tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[str, ...] = ()
+    tree: ConfigTree,
+    path: KeyPath,
+    value: Any,
+    supplied: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Yield the faults of a value that names a component: a registered name, or a mapping with `type`."""
     place = tree.origin(path)
@@ -278,7 +283,11 @@ def _length_faults(tree: ConfigTree, path: KeyPath, value: Any, argument: Argume
 
 
 def _missing_faults(
-    tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...]
+    tree: ConfigTree,
+    path: KeyPath,
+    component: Component,
+    settings: dict,
+    supplied: tuple[str, ...],
 ) -> Iterator[str]:
     for key, argument in component.arguments.items():
         if argument.default is REQUIRED and key not in settings and key not in supplied:

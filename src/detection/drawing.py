@@ -55,7 +55,11 @@ class DrawnObjects(NamedTuple):
 
 
 def draw_boxes(
-    image: Tensor, boxes_xyxy: Tensor, labels: Tensor, names: Mapping[int, str], scores: Tensor | None = None
+    image: Tensor,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    names: Mapping[int, str],
+    scores: Tensor | None = None,
 ) -> Tensor:
     """Draw boxes on an image, which is enlarged if it is small.
 

@@ -51,7 +51,10 @@ class Difference(NamedTuple):
 
 
 def check_agreement(
-    reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
+    reference: Detector,
+    exported: Detector,
+    images: Sequence[Readable],
+    names: Sequence[str],
 ) -> list[Difference]:
     """Run images through both detectors, in batches of all `BATCH_SIZES`, and compare their predictions.
 
@@ -134,7 +137,10 @@ def _repeated_to_fill_batches(items: Sequence[Item]) -> list[Item]:
 
 
 def compare_predictions(
-    reference: Prediction, other: Prediction, threshold: float, name: str = ""
+    reference: Prediction,
+    other: Prediction,
+    threshold: float,
+    name: str = "",
 ) -> Difference:
     """Compare the predictions of two detectors for an image, regardless of their order.
 

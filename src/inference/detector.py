@@ -174,7 +174,11 @@ class Detector:
 
     @classmethod
     def from_onnx(
-        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Detector:
         """Load a model exported by `tools/deployment/export_onnx.py` into ONNX Runtime.
 
@@ -187,7 +191,11 @@ class Detector:
 
     @classmethod
     def from_openvino(
-        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Detector:
         """Load an exported `.onnx` file, or an `.xml` file converted from it, into OpenVINO.
 
@@ -299,7 +307,10 @@ class Detector:
                 yield ImagePrediction(image, replace(prediction, source=source))
 
     def _predict_batch(
-        self, images: Sequence[Tensor], threshold: float | None, nms: float | None
+        self,
+        images: Sequence[Tensor],
+        threshold: float | None,
+        nms: float | None,
     ) -> list[Prediction]:
         labels, boxes, scores = (
             part.float().numpy() if part.is_floating_point() else part.numpy()
@@ -386,7 +397,10 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
 
 
 def _read_ahead(
-    images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int
+    images: Iterable[Readable],
+    unreadable: list[ImageError] | None,
+    *,
+    ahead: int,
 ) -> Iterator[tuple[Tensor, str | None]]:
     """Read images in threads, up to `ahead` at a time, and yield them in order."""
     source = iter(images)

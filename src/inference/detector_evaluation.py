@@ -46,7 +46,9 @@ class Evaluation:
 
 
 def open_labelled_images(
-    detector: Detector, images: Path | None = None, annotations: Path | None = None
+    detector: Detector,
+    images: Path | None = None,
+    annotations: Path | None = None,
 ) -> CocoDetection:
     """Open the evaluation data, with the detector's labels for its categories.
 
@@ -74,7 +76,9 @@ def open_labelled_images(
         raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
     try:
         dataset = CocoDetection(
-            str(images), str(annotations), follow_links=bool(settings.get("follow_links"))
+            str(images),
+            str(annotations),
+            follow_links=bool(settings.get("follow_links")),
         )
     except ConfigError as error:
         raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
@@ -114,7 +118,11 @@ def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size:
         ).astype(float)
     evaluator.synchronize()
     return Evaluation(
-        dataset, dataset.label_names, evaluator.summarize(), objects_of(evaluator.coco_gt), detections
+        dataset,
+        dataset.label_names,
+        evaluator.summarize(),
+        objects_of(evaluator.coco_gt),
+        detections,
     )
 
 

@@ -37,7 +37,12 @@ class TorchEngine:
     batch_size: int | None = None
 
     def __init__(
-        self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
+        self,
+        model: nn.Module,
+        postprocessor: nn.Module,
+        device: torch.device,
+        *,
+        use_amp: bool = False,
     ) -> None:
         """Move both to the device; on CUDA, `use_amp` runs the model in bf16, or fp16 without bf16."""
         self.model = model.to(device).eval()

@@ -41,7 +41,12 @@ MAX_PICTURE_SIDE = 640
 
 
 def write_report(
-    evaluation: Evaluation, detector: Detector, path: Path, *, threshold: float | None = None, worst: int = 12
+    evaluation: Evaluation,
+    detector: Detector,
+    path: Path,
+    *,
+    threshold: float | None = None,
+    worst: int = 12,
 ) -> Path:
     """Write the report of an evaluation.
 
@@ -72,7 +77,10 @@ def write_report(
 
 
 def _page_content(
-    evaluation: Evaluation, detector: Detector, threshold: float, worst: int
+    evaluation: Evaluation,
+    detector: Detector,
+    threshold: float,
+    worst: int,
 ) -> dict[str, object]:
     """Return the values for the template."""
     matches = evaluation.matches

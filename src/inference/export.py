@@ -123,7 +123,10 @@ def export_onnx(
     with torch.no_grad(), _without_exporter_messages():
         deployed(*example)  # computes cached tables, which would otherwise become part of the graph
         proto = (_export_with_dynamo if exporter == "dynamo" else _export_with_torchscript)(
-            deployed, example, opset, free_batch=batch_size is None
+            deployed,
+            example,
+            opset,
+            free_batch=batch_size is None,
         )
         proto = proto if simplifier is None else simplifier(proto)
     _remove_debug_notes(proto)
@@ -178,7 +181,11 @@ def _import_onnx(exporter: str) -> ModuleType:
 
 
 def _export_with_dynamo(
-    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+    deployed: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    *,
+    free_batch: bool,
 ) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH)
     shapes = {name: {0: batch} for name in INPUTS} if free_batch else None
@@ -197,7 +204,11 @@ def _export_with_dynamo(
 
 
 def _export_with_torchscript(
-    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+    deployed: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    *,
+    free_batch: bool,
 ) -> onnx.ModelProto:
     import onnx
 

@@ -224,7 +224,9 @@ class TensorRtEngine(ExportedEngine):
                 self._context.set_input_shape(name, tuple(value.shape))
             for name in OUTPUTS:
                 buffers[name] = torch.empty(
-                    tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device=self.device
+                    tuple(self._context.get_tensor_shape(name)),
+                    dtype=self._types[name],
+                    device=self.device,
                 )
             for name, value in buffers.items():
                 self._context.set_tensor_address(name, value.data_ptr())

@@ -23,7 +23,12 @@ class ImageJob:
     """A prediction job for the images of a folder or of an annotation file."""
 
     def __init__(
-        self, source: Path, folder: Path, annotations: Path | None, draw: bool, frames: int | None
+        self,
+        source: Path,
+        folder: Path,
+        annotations: Path | None,
+        draw: bool,
+        frames: int | None,
     ) -> None:
         """List the images and check the paths of all results."""
         self.folder = folder

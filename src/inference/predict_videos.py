@@ -86,7 +86,10 @@ class VideoWriter:
             self._size = (frame.shape[1], frame.shape[0])
             self._temporary.touch(exist_ok=False)
             self._writer = cv2.VideoWriter(
-                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
+                str(self._temporary),
+                cv2.VideoWriter_fourcc(*"mp4v"),
+                self.rate,
+                self._size,
             )
             if not self._writer.isOpened():
                 self._temporary.unlink()

@@ -150,7 +150,8 @@ class Video:
             logger.warning("%s has no number of frames: a truncated file cannot be detected", source.name)
         elif suffix in FORMATS_WITHOUT_COUNT:
             logger.warning(
-                "%s has a format without a number of frames: a truncated file cannot be detected", source.name
+                "%s has a format without a number of frames: a truncated file cannot be detected",
+                source.name,
             )
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -64,7 +64,10 @@ class Tiling(NamedTuple):
 
 
 def predict_tiled(
-    image: Tensor, tiling: Tiling, predict: Callable[[Sequence[Tensor]], list[Prediction]], batch_size: int
+    image: Tensor,
+    tiling: Tiling,
+    predict: Callable[[Sequence[Tensor]], list[Prediction]],
+    batch_size: int,
 ) -> Prediction:
     """Detect objects in an image and its tiles.
 

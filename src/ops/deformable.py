@@ -42,7 +42,12 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
 
 
 def deformable_attention(
-    values: list[Tensor], locations: Tensor, weights: Tensor, num_points: list[int], *, discrete: bool = False
+    values: list[Tensor],
+    locations: Tensor,
+    weights: Tensor,
+    num_points: list[int],
+    *,
+    discrete: bool = False,
 ) -> Tensor:
     """Return the sum of samples of several levels, weighted by attention.
 

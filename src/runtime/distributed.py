@@ -116,7 +116,9 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def join_group(
-    device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None
+    device: torch.device,
+    timeout: timedelta = DEFAULT_TIMEOUT,
+    records: Path | None = None,
 ) -> None:
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
@@ -157,7 +159,11 @@ def join_group(
         record_collectives(records, own_rank)
     try:
         store: dist.Store = dist.TCPStore(
-            address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout
+            address,
+            port,
+            count,
+            is_master=own_rank == 0 and not hosted_by_agent,
+            timeout=timeout,
         )
         if hosted_by_agent:  # otherwise the store is new in each attempt
             store = dist.PrefixStore(f"attempt{attempt}", store)

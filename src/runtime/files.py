@@ -117,7 +117,10 @@ class DiskFullError(ResourceError):
 
 
 def write_atomically(
-    path: str | Path, write: Callable[[BinaryIO], object], *, keep_previous: str | Path | None = None
+    path: str | Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    keep_previous: str | Path | None = None,
 ) -> None:
     """Replace the content of `path` atomically by what `write` writes.
 

@@ -66,7 +66,10 @@ def is_our_coco_file(path: Path) -> bool:
 
 
 def refuse_foreign(
-    paths: Iterable[Path], advice: str, *, recognize: Callable[[Path], bool] = is_ours
+    paths: Iterable[Path],
+    advice: str,
+    *,
+    recognize: Callable[[Path], bool] = is_ours,
 ) -> None:
     """Check that results replace only earlier results of this project.
 

@@ -38,7 +38,10 @@ _PATH_FAULTS = (
 
 
 def run_command(
-    command: Callable[[], None], *, debug: bool = False, status_dir: Callable[[], Path | None] = lambda: None
+    command: Callable[[], None],
+    *,
+    debug: bool = False,
+    status_dir: Callable[[], Path | None] = lambda: None,
 ) -> None:
     """Run a command and end the process with its exit code.
 

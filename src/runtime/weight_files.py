@@ -40,7 +40,10 @@ _COMMENT_LENGTH = len(_DIGEST_PREFIX) + 64
 
 
 def write_tensor_file(
-    path: str | Path, content: dict[str, Any], *, keep_previous: str | Path | None = None
+    path: str | Path,
+    content: dict[str, Any],
+    *,
+    keep_previous: str | Path | None = None,
 ) -> None:
     """Write tensors and plain containers atomically, with the mark and a digest.
 

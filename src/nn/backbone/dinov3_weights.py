@@ -127,7 +127,10 @@ def load_published_weights(
 
 
 def load_dinov3_weights(
-    vit: nn.Module, path: str | Path, model_name: str, sha256: str | None = None
+    vit: nn.Module,
+    path: str | Path,
+    model_name: str,
+    sha256: str | None = None,
 ) -> LoadReport:
     """Fill a timm ViT from a DINOv3 file, strictly.
 
@@ -198,7 +201,10 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def fit_biases(
-    state: dict[str, Tensor], vit: nn.Module, path: Path, model_name: str
+    state: dict[str, Tensor],
+    vit: nn.Module,
+    path: Path,
+    model_name: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Match the biases of a file to a model: with live ones they must have a place, without any they become
     zeros.

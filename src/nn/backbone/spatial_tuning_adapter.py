@@ -134,7 +134,9 @@ def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
 
 
 def _project_details(
-    detail: DetailBranch, strides: Sequence[int], out_channels: Sequence[int]
+    detail: DetailBranch,
+    strides: Sequence[int],
+    out_channels: Sequence[int],
 ) -> nn.ModuleList:
     return nn.ModuleList(
         nn.Conv2d(detail.out_channels[stride], channels, 1, bias=False)
@@ -172,7 +174,9 @@ class DetailBranch(nn.Module):
                 break
             self.layers.append(
                 nn.Sequential(
-                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU()
+                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
+                    nn.BatchNorm2d(channels),
+                    nn.GELU(),
                 )
             )
             previous = channels

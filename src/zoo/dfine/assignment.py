@@ -54,7 +54,8 @@ def unite_heads(pairs: Pairs) -> Pairs:
     """
     queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
     owners, votes = np.unique(
-        (pairs.image * queries + pairs.query) * targets + pairs.target, return_counts=True
+        (pairs.image * queries + pairs.query) * targets + pairs.target,
+        return_counts=True,
     )
     owner, target = owners // targets, owners % targets  # an owner is a query of an image
     order = np.lexsort((target, -votes, owner))

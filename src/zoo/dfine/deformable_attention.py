@@ -22,7 +22,12 @@ class MultiScaleDeformableAttention(nn.Module):
     num_points_scale: Tensor
 
     def __init__(
-        self, width: int, num_heads: int, num_points: Sequence[int], *, discrete: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        num_points: Sequence[int],
+        *,
+        discrete: bool = False,
     ) -> None:
         super().__init__()
         if width % num_heads:

@@ -51,7 +51,9 @@ class DFINEPostProcessor(nn.Module):
         self.deploy_mode = False
 
     def forward(
-        self, outputs: Predictions, orig_target_sizes: Tensor
+        self,
+        outputs: Predictions,
+        orig_target_sizes: Tensor,
     ) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
         """Pick and scale detections.
 

@@ -16,7 +16,9 @@ SelectMethod = Literal["default", "one2many", "agnostic"]
 
 @lru_cache(maxsize=64)
 def make_anchors(
-    shapes: tuple[tuple[int, int], ...], margin: float, device: torch.device
+    shapes: tuple[tuple[int, int], ...],
+    margin: float,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Return one anchor a token, before the sigmoid, and which of them lie inside the image.
 
