@@ -294,7 +294,10 @@ class Detector:
         unreadable: list[ImageError] | None,
     ) -> Iterator[ImagePrediction]:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
-        while chunk := list(islice(reading, 1 if tiling else size)):
+        while True:
+            chunk = list(islice(reading, 1 if tiling else size))
+            if not chunk:
+                return
             batch = [image for image, _ in chunk]
             try:
                 found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)

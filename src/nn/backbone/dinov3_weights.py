@@ -215,7 +215,8 @@ def fit_biases(
     remarks, wanted = [], vit.state_dict()
     result = {key: value for key, value in state.items() if not key.endswith(("q_bias", "k_bias", "v_bias"))}
     live = [key for key, value in state.items() if key not in result and not bool((value == 0).all())]
-    if dead_key := next((key for key in live if key.endswith("k_bias")), None):
+    dead_key = next((key for key in live if key.endswith("k_bias")), None)
+    if dead_key:
         raise CheckpointError(
             f"{path} has a key bias that is not zero ({dead_key}); DINOv3 has none, so this is another model"
         )
@@ -292,7 +293,8 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name in state for name in names):
             result[f"{prefix}.attn.qkv.weight"] = torch.cat([state[name] for name in names])
         for part in "qkv":
-            if (bias := state.get(f"{prefix}.attention.{part}_proj.bias")) is not None:
+            bias = state.get(f"{prefix}.attention.{part}_proj.bias")
+            if bias is not None:
                 result[f"{prefix}.attn.{part}_bias"] = bias
     return result
 

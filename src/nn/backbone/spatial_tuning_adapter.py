@@ -19,7 +19,7 @@ PATCH = 16
 """Stride of the taps."""
 
 STRIDES = (8, 16, 32)
-"""Strides that the adapter can give."""
+"""Strides that the adapter supports."""
 
 POSITION_GRID = 40
 """Rows and columns of the learned position code; 640 pixels have as many patches."""
@@ -161,7 +161,7 @@ def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> 
 
 
 class DetailBranch(nn.Module):
-    """Convolutions of stride 2 on the image: edges and small objects that patches of 16 pixels blur."""
+    """Stride-2 convolutions on the image, for edges and small objects that patches of 16 pixels blur."""
 
     def __init__(self, width: int, deepest: int) -> None:
         super().__init__()

@@ -19,11 +19,11 @@ class Pairs(NamedTuple):
     image: np.ndarray
     query: np.ndarray
     target: np.ndarray
-    """Position in the targets of the whole batch laid end to end."""
+    """Position in the concatenated targets of the whole batch."""
 
 
 def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
-    """Match queries to targets at least total cost, for every head and image.
+    """Match queries to targets with minimum total cost, for every head and image.
 
     Args:
         costs: `[heads, B, T, Q]`, finite; T is padded.

@@ -1,4 +1,4 @@
-"""D-FINE's training loss: which heads enter which term, over which pairs, divided by what."""
+"""D-FINE's training loss: the heads, matched pairs and normalizers of each term."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ class DFINECriterion(nn.Module):
         super().__init__()
         emitted = {name for loss in losses for name in TERMS[loss]}
         self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
-        if idle := set(self.weights) - emitted:
+        idle = set(self.weights) - emitted
+        if idle:
             raise ConfigError(
                 f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses "
                 f"{list(losses)} computes"

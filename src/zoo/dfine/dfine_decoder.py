@@ -24,7 +24,7 @@ from .distribution import distance_to_box, expected_distances, weighting_sequenc
 from .query_selection import SelectMethod, gather_tokens, make_anchors, select_tokens
 
 PRIOR_PROBABILITY = 0.01
-"""Score that every class starts with."""
+"""Initial score of every class."""
 
 POSITION_LIMIT = 10.0
 
@@ -129,7 +129,7 @@ class TransformerDecoder(nn.Module):
         return weighting_sequence(self.reg_max, self.up, self.reg_scale)
 
     def convert_to_deploy(self) -> None:
-        """Drop what only training needs; compute the weighting sequence once."""
+        """Drop layers that only training needs, and compute the weighting sequence once."""
         self.project = weighting_sequence(self.reg_max, self.up.double(), self.reg_scale.double()).float()
         self.layers = self.layers[: self.eval_idx + 1]
         self.lqe_layers = nn.ModuleList(
@@ -138,7 +138,7 @@ class TransformerDecoder(nn.Module):
 
 
 class _Heads(NamedTuple):
-    """Heads that `DFINETransformer` lends to its decoder."""
+    """Heads that `DFINETransformer` passes to its decoder."""
 
     box: nn.ModuleList
     score: nn.ModuleList
@@ -349,7 +349,7 @@ class DFINETransformer(nn.Module):
         self._initialize_heads()
 
     def _initialize_heads(self) -> None:
-        """Let all classes start at the prior probability and all boxes at their references."""
+        """Initialize all classes with the prior probability and all boxes with their references."""
         for linear in self.query_pos_head.linears:
             nn.init.xavier_uniform_(linear.weight)
         for score_head in (self.enc_score_head, *self.dec_score_head):

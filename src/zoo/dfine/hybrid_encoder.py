@@ -85,7 +85,7 @@ class HybridEncoder(nn.Module):
             self._make_position_tables(*eval_spatial_size)
 
     def _make_position_tables(self, height: int, width: int) -> None:
-        """Compute the position tables for images of a size ahead; they are cached."""
+        """Precompute the position tables for images of a size; they are cached."""
         for level in self.use_encoder_idx:
             stride = self.feat_strides[level]
             position_table(

@@ -26,7 +26,7 @@ class Matched(NamedTuple):
     image: Tensor
     query: Tensor
     target: Tensor
-    """Position in the targets of the whole batch laid end to end."""
+    """Position in the concatenated targets of the whole batch."""
 
 
 def varifocal_loss(

@@ -63,7 +63,7 @@ class HungarianMatcher(nn.Module):
         self.late = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, 0-based: the late cost may begin."""
+        """Set the epoch, 0-based, from which the late cost may be used."""
         self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
     def forward(
