@@ -1,4 +1,4 @@
-"""Registry, configuration, building and contracts: what every other package stands on."""
+"""Registry, configuration, construction of objects, and contracts. Every other package depends on these."""
 
 from .build import create
 from .errors import (

@@ -1,4 +1,4 @@
-"""From names and settings to objects."""
+"""Build objects from registered names and their settings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .validate import did_you_mean
 
 
 def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
-    """Build a registered component with everything that it injects.
+    """Build a registered component and all the components injected into it.
 
-    Lengths must not depend on the length of the run; `core.lengths` makes them whole numbers.
+    Lengths must not depend on the length of the run; `core.lengths` converts those to integers first.
 
     Args:
-        spec: a registered name, whose settings stand in `config` under that name; or a mapping with `type`.
+        spec: a registered name, whose settings are in `config` under that name, or a mapping with `type`.
         config: the whole resolved configuration; needed for injected names and shared values.
-        runtime: arguments that only the program knows (a model, an optimizer); they win over settings.
+        runtime: arguments that only the program knows (a model, an optimizer); they override settings.
 
     Raises:
         ConfigError: if a name is not registered, a length depends on the run, or the constructor refuses a
@@ -51,7 +51,7 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         RuntimeError,
         AssertionError,
     ) as error:  # the last two are torch's
-        if "shared memory" in str(error):  # a limit of the system, which the end of the command explains
+        if "shared memory" in str(error):  # a system limit, which `runtime.process.explain` reports
             raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
@@ -70,7 +70,7 @@ def _name_and_settings(
 
 
 def _shared(component: Component, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that the top level sets for all components; a component must not contradict them."""
+    """Return the values that the top level sets for all components; a component must not contradict them."""
     shared = {key: config[key] for key in component.share if key in config}
     for key, value in shared.items():
         if key in settings and settings[key] != value:

@@ -1,5 +1,4 @@
-"""COCO's and Objects365's class tables, which released weights depend on, and how two tables of categories
-are compared."""
+"""Class tables of COCO and Objects365, which released weights depend on, and the comparison of two tables."""
 
 COCO_CATEGORY_IDS: tuple[int, ...] = (
     *range(1, 12),
@@ -189,20 +188,19 @@ OBJECTS365_SLOTS = 366
 
 
 def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
-    """Return "id 7: dog / cat" for each id that two tables (names by id) do not agree on; their order does
-    not count.
+    """Return "id 7: dog / cat" for each id whose names differ in two tables (names by id), in any order.
 
-    Tables with the same names under other ids agree, if no name is there twice: the names tell what is meant.
+    Tables with the same names under other ids agree if no name is repeated, because names identify classes.
     """
     if same_names(ours, theirs):
         return []
-    return [
-        f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}"
-        for i in sorted(set(ours) | set(theirs))
-        if ours.get(i) != theirs.get(i)
-    ]
+    differences = []
+    for i in sorted(set(ours) | set(theirs)):
+        if ours.get(i) != theirs.get(i):
+            differences.append(f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}")
+    return differences
 
 
 def same_names(ours: dict[int, str], theirs: dict[int, str]) -> bool:
-    """Return whether two tables (names by id) have the same names, each of them once."""
+    """Return whether two tables (names by id) have the same names, without duplicates."""
     return sorted(ours.values()) == sorted(theirs.values()) and len(set(ours.values())) == len(ours)

@@ -1,6 +1,6 @@
-"""From YAML files and overrides to one dict, with the origin of every key.
+"""Read YAML files and overrides into one dict, with the origin of every key.
 
-Includes are read depth first, later files win, mappings merge, everything else (lists too) replaces.
+Includes are read depth first and later files win. Mappings are merged; all other values are replaced.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from .user_files import import_file
 
 MAX_FILE_BYTES = 1 << 20
 MAX_NODES = 50_000
-"""Bound on values in one file with its aliases expanded, so that a few hundred bytes cannot explode."""
+"""Maximum number of values in a file with its aliases expanded: a small file must not exhaust memory."""
 
-INCLUDE, IMPORT = "__include__", "__import__"
-"""Keys that name other configuration files, and Python files whose classes the configuration uses."""
+INCLUDE = "__include__"
+IMPORT = "__import__"
+"""Keys for configuration files to include, and for Python files whose classes the configuration uses."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -38,7 +39,7 @@ class ConfigTree:
         """Python files of users by the names of their modules."""
 
     def merge(self, values: dict[str, Any], origins: dict[KeyPath, str] | str) -> None:
-        """Lay `values` over the tree; `origins` is a place per key path, or one place for all."""
+        """Merge `values` into the tree; `origins` has a place per key path, or is one place for all."""
         _merge(self.values, values, (), self.origins, origins)
 
     def origin(self, path: KeyPath) -> str:
@@ -49,28 +50,29 @@ class ConfigTree:
         return "the configuration"
 
     def remove(self, key: str) -> None:
-        """Take out a top-level key."""
+        """Remove a top-level key."""
         del self.values[key]
 
     def drop_unset(self, keys: set[str]) -> None:
-        """Take out those top-level keys that are null: a shared value of null is one that nobody has set."""
+        """Remove those of the top-level `keys` that are null: a shared value of null counts as not set."""
         for key in keys & set(self.values):
             if self.values[key] is None:
                 del self.values[key]
 
     def expand_home(self) -> None:
-        """Let every string that begins with `~/` begin with the home folder, as the shell does with paths."""
+        """Replace `~/` at the start of every string by the home folder, as a shell does."""
         for container, key, _ in list(_leaves(self.values, ())):
             value = container[key]
             if isinstance(value, str) and value.startswith("~/"):
                 container[key] = str(user_path(value))
 
     def resolve_references(self) -> None:
-        """Replace each string `${a.b}` by the value found under a.b; list positions are numbers
-        (`${size.0}`).
+        """Replace each string `${a.b}` by the value of the setting a.b.
+
+        Numbers are positions in lists (`${size.0}`).
 
         Raises:
-            ConfigError: if a reference names nothing, or refers to another reference.
+            ConfigError: if the setting does not exist, or contains a reference itself.
         """
 
         def lookup(match: re.Match, path: KeyPath) -> Any:
@@ -82,19 +84,18 @@ class ConfigTree:
                     raise ConfigError(
                         f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})"
                     ) from None
-            if any(
-                isinstance(part[key], str) and _REFERENCE.fullmatch(part[key])
-                for part, key, _ in _leaves([value], ())
-            ):
-                raise ConfigError(
-                    f"{dotted(path)} refers to {match[0]}, which is or holds a reference itself "
-                    f"({self.origin(path)})"
-                )
+            for part, key, _ in _leaves([value], ()):
+                if isinstance(part[key], str) and _REFERENCE.fullmatch(part[key]):
+                    raise ConfigError(
+                        f"{dotted(path)} refers to {match[0]}, which is or contains a reference itself "
+                        f"({self.origin(path)})"
+                    )
             return copy.deepcopy(value)
 
         for container, key, path in list(_leaves(self.values, ())):
             value = container[key]
-            if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+            match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            if match:
                 container[key] = lookup(match, path)
                 target = tuple(int(part) if part.isdigit() else part for part in match[1].split("."))
                 self.origins[path] = (
@@ -108,11 +109,11 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 def load_config_tree(path: str | Path) -> ConfigTree:
     """Read a YAML file and everything it includes.
 
-    Python files that it names under `__import__` are run, so that their classes are registered.
+    Python files listed under `__import__` are imported, so that their classes are registered.
 
     Raises:
-        ConfigError: for a missing, oversized or malformed file, a duplicate key, a circle of includes, or a Python file that
-            cannot be imported.
+        ConfigError: for a missing, oversized or malformed file, a duplicate key, circular includes, or a
+            Python file that cannot be imported.
     """
     tree = ConfigTree()
     _load_into(tree, Path(path), ())
@@ -120,24 +121,31 @@ def load_config_tree(path: str | Path) -> ConfigTree:
 
 
 def parse_config_tree(text: str, name: str) -> ConfigTree:
-    """Read YAML text that includes and imports nothing, such as a checkpoint holds; `name` stands for a file's in messages.
+    """Read YAML text without includes and imports, such as the configuration in a checkpoint.
+
+    Args:
+        text: the YAML text.
+        name: name of the source, used in messages in place of a file name.
 
     Raises:
-        ConfigError: for malformed text, a duplicate key, or `__import__`: what a checkpoint names must not be run.
+        ConfigError: for malformed text, a duplicate key, or `__import__`, because opening a checkpoint must
+            not run code.
     """
     tree = ConfigTree()
     values, places = _mapping_in(text, name)
     if IMPORT in values:
         raise ConfigError(
-            f"{name} has {IMPORT}, which only configuration files may have: it runs Python files"
+            f"{name} contains {IMPORT}, which is allowed only in configuration files, because it runs "
+            "Python files"
         )
     tree.merge(values, places)
     return tree
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """Turn `["a.b=1", "c=[2, 3]"]` into `{"a": {"b": 1}, "c": [2, 3]}`; the right sides are YAML, or paths as
-    they are.
+    """Convert `["a.b=1", "c=[2, 3]"]` to `{"a": {"b": 1}, "c": [2, 3]}`.
+
+    The right sides are parsed as YAML, except for paths, which are kept as written.
 
     Raises:
         ConfigError: for an item without "=", an empty key or a value that is not YAML.
@@ -156,7 +164,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
 
 
 def is_plain_path(text: str) -> bool:
-    """Return whether a text is a path that YAML must not read: " #" would begin a comment, ": " a mapping."""
+    """Return whether a text is a path, which must not be parsed as YAML because of " #" and ": "."""
     return re.match(r"(/|\.{1,2}/|~/|[A-Za-z]:[\\/])", text) is not None
 
 
@@ -164,7 +172,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
     """Parse YAML with the safe loader; return the value and "name:line" for every key path.
 
     Raises:
-        ConfigError: for bad syntax, tags that would build objects, duplicate keys or exploding aliases.
+        ConfigError: for bad syntax, tags that would build objects, duplicate keys or too many aliases.
     """
     try:
         node = yaml.compose(text, _Loader)
@@ -195,7 +203,7 @@ def dump_yaml(values: dict[str, Any]) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a key path as people do: ("a", "ops", 0, "p") -> "a.ops[0].p"."""
+    """Return a key path as text: ("a", "ops", 0, "p") becomes "a.ops[0].p"."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -203,16 +211,18 @@ def dotted(path: KeyPath) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with `1e-4` read as a number as YAML 1.2 does."""
+    """PyYAML's safe loader, which also reads `1e-4` as a number, as YAML 1.2 does."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which quotes a string that `_Loader` would take for a number."""
+    """PyYAML's safe dumper, which also quotes strings that `_Loader` would read as numbers."""
 
 
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
     )
 
 
@@ -222,7 +232,7 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     if path.suffix not in (".yml", ".yaml"):
         raise ConfigError(f"{shown} is not a .yml or .yaml file")
     if path.resolve() in [p.resolve() for p in chain]:
-        raise ConfigError(f"configuration files include each other in a circle: {shown}")
+        raise ConfigError(f"configuration files include each other circularly: {shown}")
     values, places = _read(path, shown)
     for item in _file_names(values, INCLUDE, path):
         _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
@@ -249,7 +259,7 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} has {size} bytes; a configuration has at most {MAX_FILE_BYTES}")
+            raise ConfigError(f"{path} has {size} bytes; a configuration may have at most {MAX_FILE_BYTES}")
         text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"configuration file not found: {shown}{did_you_mean_file(path)}") from None
@@ -268,24 +278,31 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
 
 
 def _inspect(
-    node: yaml.Node, path: KeyPath, name: str, places: dict[KeyPath, str], budget: list[int]
+    node: yaml.Node,
+    path: KeyPath,
+    name: str,
+    places: dict[KeyPath, str],
+    budget: list[int],
 ) -> None:
-    """Record the line of every key; refuse duplicate keys, keys that are not strings, NaN and exploding
-    aliases."""
+    """Record the line of every key.
+
+    Raises:
+        ConfigError: for duplicate keys, keys that are not strings, and too many aliases.
+    """
     budget[0] -= 1
     if budget[0] < 0:
         raise ConfigError(f"{name} has more than {MAX_NODES} values once its aliases are expanded")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
+            key = key_node.value
+            line = key_node.start_mark.line + 1
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise ConfigError(
-                    f"{name}:{line} has a key that is not a word{f': {key}' if isinstance(key, str) else ''}"
-                )
+                shown = f": {key}" if isinstance(key, str) else ""
+                raise ConfigError(f"{name}:{line} has a key that is not a string{shown}")
             if key in seen:
                 raise ConfigError(
-                    f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} has it already"
+                    f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} sets it already"
                 )
             seen[key] = line
             places[(*path, key)] = f"{name}:{line}"
@@ -297,7 +314,11 @@ def _inspect(
 
 
 def _merge(
-    base: dict, over: dict, path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str] | str
+    base: dict,
+    over: dict,
+    path: KeyPath,
+    origins: dict[KeyPath, str],
+    places: dict[KeyPath, str] | str,
 ) -> None:
     for key, value in over.items():
         here = (*path, key)
@@ -315,12 +336,15 @@ def _merge(
 
 
 def _same_type(old: dict, new: dict) -> bool:
-    """A block that names another `type` replaces the old one whole: its settings belong to another class."""
+    """Return whether two blocks have the same `type`.
+
+    A block with another `type` replaces the whole old block, whose settings belong to another class.
+    """
     return "type" not in new or "type" not in old or new["type"] == old["type"]
 
 
 def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
-    """Walk a mapping or a list of YAML values; yield (container, key, path) of everything in it."""
+    """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
     for key, value in container.items() if isinstance(container, dict) else enumerate(container):
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):
@@ -328,7 +352,7 @@ def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, Key
 
 
 def first_non_finite(values: dict[str, Any]) -> KeyPath | None:
-    """Return the path of the first NaN or infinity in `values`, or None: no setting may be one."""
+    """Return the path of the first NaN or infinity in `values`, which no setting may be, or None."""
     for container, key, path in _leaves(values, ()):
         if isinstance(container[key], float) and not math.isfinite(container[key]):
             return path

@@ -1,4 +1,4 @@
-"""The shapes of what packages hand to each other."""
+"""Types and protocols of the objects that packages pass to each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from .own_data import (
 
 
 class Target(TypedDict, total=False):
-    """Labels of one image; `boxes` and `labels` are always there, evaluation needs `image_id` and `orig_size`."""
+    """Labels of one image.
+
+    `boxes` and `labels` are always present; evaluation also needs `image_id` and `orig_size`.
+    """
 
     boxes: Tensor
     """`[T, 4]` float32: cxcywh in 0..1 for training, xyxy in pixels of the resized image for evaluation."""
@@ -46,9 +49,9 @@ class Target(TypedDict, total=False):
     """`[1]` int64, position in the data set."""
     image_path: str
     boxes_read: int
-    """Boxes that the image has in its labels; T is smaller if transforms have dropped some."""
+    """Number of boxes in the image's labels; T is smaller if transforms have dropped some."""
     boxes_lost: dict[str, int]
-    """Boxes that were dropped, by the name of the transform."""
+    """Number of boxes that each transform has dropped, by its name."""
 
 
 Batch = tuple[Tensor, list[Target]]
@@ -56,20 +59,20 @@ Batch = tuple[Tensor, list[Target]]
 
 
 class Objects(NamedTuple):
-    """The true objects of one image."""
+    """The ground-truth objects of one image."""
 
     boxes: Tensor
     """`[T, 4]` float, xyxy in pixels of the image file."""
     labels: Tensor
     """`[T]` int64, positions in `DetectionData.class_names`."""
     ignored: Tensor | None = None
-    """`[T]` bool: objects that are neither learned nor scored, such as crowd regions; None if there are none."""
+    """`[T]` bool: objects excluded from training and scoring, such as crowd regions; None for no objects."""
     areas: Tensor | None = None
-    """`[T]` float, square pixels; None takes those of the boxes. They decide what counts as small, medium and large."""
+    """`[T]` float, square pixels, for the size classes small, medium and large; None uses the box areas."""
 
 
 class Picture(NamedTuple):
-    """An image as it is in its file, with the boxes that are drawn on it."""
+    """An image as stored in its file, with the boxes to draw on it."""
 
     image: Tensor
     """`[3, H, W]` uint8, RGB."""
@@ -80,10 +83,11 @@ class Picture(NamedTuple):
 
 
 class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
-    """What a run learns from or is scored on.
+    """Base class of data sets for training and evaluation.
 
-    A data set defines `class_names`, `__len__`, `__getitem__` and `objects`. Everything else has a default, and is overridden
-    by a data set that knows more. `src/data/dataset/detection_dataset.py` defines `__getitem__` with this project's transforms.
+    A subclass defines `class_names`, `__len__`, `__getitem__` and `objects`. Everything else has a default,
+    which a subclass overrides if it knows more. `src/data/dataset/detection_dataset.py` defines
+    `__getitem__` with this project's transforms.
     """
 
     class_names: Sequence[str]
@@ -91,17 +95,17 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     output_size: tuple[int, int] | None = None
     """(height, width) of all images that `__getitem__` returns; None if it is not known."""
     mixing: Sequence[str] = ()
-    """Settings by which several images are put together, which evaluation refuses."""
+    """Active settings that combine several images; evaluation refuses them."""
     seed: int = 0
-    """Random seed of the run; the loader sets it before the first epoch."""
+    """Random seed of the run. The loader sets it before the first epoch."""
     epoch: int = 0
-    """Epoch in progress; the loader sets it. Random numbers should depend on (seed, epoch, index) alone."""
+    """Epoch in progress. The loader sets it; random numbers should depend only on (seed, epoch, index)."""
     has_checked_labels: bool = False
-    """Whether labels were read from a file and checked; what other data sets return is checked at the start of a run."""
+    """True if labels are read from a file and checked there. Other data sets are checked at the start of a run."""
     remap_mscoco_category: bool = False
     """Whether detections carry `category_ids` instead of labels."""
 
-    # ---- what every data set defines ----
+    # ---- required ----
 
     @abstractmethod
     def __len__(self) -> int:
@@ -109,7 +113,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Return an image `[3, H, W]` as the model gets it, float in 0..1, and its `Target`."""
+        """Return the model's input, an image `[3, H, W]`, float in 0..1, and its `Target`."""
 
     @abstractmethod
     def objects(self, index: int) -> Objects:
@@ -125,24 +129,24 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         check_objects(place(self, "objects", index), objects, Objects, len(self.class_names))
         return objects
 
-    # ---- names and numbers ----
+    # ---- names and ids ----
 
     @cached_property
     def ann_file(self) -> str:
-        """Where the labels come from, for messages. Default: the name of the class."""
+        """Source of the labels, for messages. Default: the name of the class."""
         return type(self).__name__
 
     @cached_property
     def category_ids(self) -> Sequence[int]:
-        """Ids of the classes in the checkpoint and in files of results. Default: 0..C-1."""
+        """Ids of the classes in checkpoints and result files. Default: 0..C-1."""
         return range(len(self.class_names))
 
     def image_id(self, index: int) -> int:
-        """Return the id of an image, which no other image has. Default: its position."""
+        """Return the unique id of an image. Default: its position."""
         return index
 
     def image_name(self, index: int) -> str:
-        """Return what identifies an image from run to run, such as its file name. Default: its position."""
+        """Return a name that is the same in every run, such as the file name. Default: the position."""
         return f"image {index}"
 
     # ---- labels ----
@@ -153,51 +157,52 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         return torch.arange(len(self.class_names))
 
     def use_labels(self, labels: Sequence[int]) -> None:
-        """Give the classes other labels: those by which a trained model knows them.
+        """Give the classes the labels that a trained model uses for them.
 
         Args:
-            labels: one for each class.
+            labels: label of each class.
 
         Raises:
             ConfigError: by default if they differ, because only `__getitem__` can change what it returns.
         """
         if list(labels) != self.label_of_category.tolist():
             raise ConfigError(
-                f"{self.ann_file} has the classes {', '.join(self.class_names)}, which the run knows by the labels {list(labels)}; "
-                f"list class_names in that order, or define use_labels ({DATA_GUIDE})"
+                f"{self.ann_file} has the classes {', '.join(self.class_names)}, for which the run uses the "
+                f"labels {list(labels)}; list class_names in that order, or define use_labels ({DATA_GUIDE})"
             )
 
     @property
     def num_classes(self) -> int:
-        """The smallest number of classes that a model of this data needs."""
+        """Minimum number of classes that a model for this data needs."""
         return int(self.label_of_category.max()) + 1
 
     @property
     def label_names(self) -> dict[int, str]:
-        """Names by the labels that targets carry."""
+        """Class names by the labels in targets."""
         return dict(zip(self.label_of_category.tolist(), self.class_names))
 
     @property
     def detection_ids(self) -> list[int]:
-        """What detections of each class carry: category ids with `remap_mscoco_category`, else labels."""
+        """Id of each class in detections: category ids with `remap_mscoco_category`, else labels."""
         return list(self.category_ids) if self.remap_mscoco_category else self.label_of_category.tolist()
 
     @property
     def detection_names(self) -> dict[int, str]:
-        """Names by what detections carry."""
+        """Class names by the ids in detections."""
         return dict(zip(self.detection_ids, self.class_names))
 
-    # ---- the truth ----
+    # ---- ground truth ----
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the objects as a COCO dictionary for the evaluator; categories have the ids that detections carry.
+        """Return the objects as a COCO dictionary for the evaluator; categories have the ids of detections.
 
         Raises:
-            DataError: if there is nothing to find.
+            DataError: if no image has a usable box.
         """
         if not self.usable_boxes():
             raise DataError(
-                f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so nothing can be scored"
+                f"{self.ann_file} has no ground truth: none of its {len(self)} images has a usable box, so "
+                "nothing can be scored"
             )
         ids = self.detection_ids
         image_ids = [self.image_id(index) for index in range(len(self))]
@@ -218,14 +223,15 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         return torch.tensor(counts, dtype=torch.int64)
 
     def usable_boxes(self) -> int:
-        """Return the number of boxes that are learned and scored."""
+        """Return the number of boxes that are used for training and scoring."""
         return sum(_count_usable(self.objects(index)) for index in range(len(self)))
 
     def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this data from other data: a resumed run must have the same.
+        """Return a fingerprint of this data, which must be the same when a run is resumed.
 
         Returns:
-            `names` and `labels`, `[N]` int64 hashes of each image's name and objects, and `classes`, (category id, name) in order.
+            `names` and `labels`: `[N]` int64, hashes of each image's name and objects. `classes`: pairs of
+            category id and name, in order.
         """
         names = [hash64(self.image_name(index).encode(errors="surrogatepass")) for index in range(len(self))]
         labels = [hash64(_bytes_of(self.objects(index))) for index in range(len(self))]
@@ -235,20 +241,20 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             "classes": [[category, name] for category, name in zip(self.category_ids, self.class_names)],
         }
 
-    # ---- what a data set may know about its images ----
+    # ---- optional information about images ----
 
     def picture(self, index: int) -> Picture | None:
-        """Return an image with its true boxes for the pictures of a run. Default: None, and no picture is made of it."""
+        """Return an image with its ground-truth boxes, for the pictures of a run. Default: None."""
 
     def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
-        """Compare labels and image files before a run; all ranks together.
+        """Compare labels and image files before a run. All ranks call this together.
 
         Args:
-            strict: warnings end the run, so images that cannot be read must not be skipped later.
-            cache: file for what was found, so that the next start is faster.
+            strict: True if warnings end the run; then unreadable images must not be skipped later either.
+            cache: file in which results are stored, so that the next start is faster.
 
         Returns:
-            Warnings, one a line. The default checks the objects of all images, their ids and their names.
+            Warnings, each of one line. The default checks the objects of all images, their ids and their names.
 
         Raises:
             DataError: if the data cannot be used.
@@ -284,24 +290,24 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         return []
 
     def describe_duplicates(self, *others: DetectionData) -> list[str]:
-        """Return warnings about images that are in the data more than once; all data sets have been checked. Default: none."""
+        """Return warnings about duplicate images, after all data sets have been checked. Default: none."""
         return []
 
     def allow_bad_images(self) -> None:
-        """Skip a few images that cannot be read, as training may. Default: nothing changes; the first one ends the run."""
+        """Allow training to skip a few unreadable images. Default: the first one ends the run."""
 
     def unreadable_images(self) -> list[int]:
-        """Return the positions of images that could not be read so far. Default: none."""
+        """Return the positions of images that could not be read so far. Default: no positions."""
         return []
 
     def remember_unreadable(self, indices: Sequence[int]) -> None:
-        """Count images that an earlier part of the run could not read. Default: they are not counted."""
+        """Add images that an earlier part of the run could not read to the count. Default: does nothing."""
 
     def report_images(self) -> None:
-        """Log what is new about images that were read; all ranks call this together. Default: nothing."""
+        """Log new observations about images. All ranks call this together. Default: logs nothing."""
 
     def last_image(self, worker: int) -> str:
-        """Return the name of the image that a loading process read last. Default: not known."""
+        """Return the name of the image that a worker process read last. Default: "not known"."""
         return "not known"
 
     def set_epoch(self, epoch: int) -> None:
@@ -310,7 +316,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
 
 def refuse_incomplete_class(cls: Any) -> None:
-    """Check that a class of data sets defines what every data set needs; other classes pass.
+    """Check that a data set class defines the required members; other classes are accepted.
 
     Raises:
         ConfigError: with the class, what is missing, and what each missing member returns.
@@ -340,22 +346,26 @@ def _missing_text(cls: type, missing: Sequence[str]) -> str:
     purposes = {"class_names": "a list with the names of the classes"}
     parts = []
     for name in missing:
-        line = (inspect.getdoc(getattr(cls, name, None) or getattr(DetectionData, name, None)) or "").split(
-            "\n"
-        )[0]
-        parts.append(f"{name} ({purposes.get(name) or line.rstrip('.').replace('Return', 'returns', 1)})")
+        member = getattr(cls, name, None) or getattr(DetectionData, name, None)
+        summary = (inspect.getdoc(member) or "").split("\n")[0]
+        returns = summary.rstrip(".").replace("Return", "returns", 1)
+        parts.append(f"{name} ({purposes.get(name) or returns})")
     if not parts:
-        parts.append("the defaults of DetectionData, which it has to derive from")
+        parts.append("the defaults of DetectionData, from which it must derive")
     return f"{cls.__name__} cannot be used as a data set: it lacks {', '.join(parts)}; see {DATA_GUIDE}"
 
 
 def coco_rows(objects: Objects) -> Iterator[dict[str, Any]]:
-    """Yield a COCO annotation for each object, without `id` and `image_id`; `category_id` is its position in `class_names`."""
+    """Yield a COCO annotation for each object, without `id` and `image_id`.
+
+    `category_id` is the position of the class in `class_names`.
+    """
     boxes = objects.boxes.reshape(-1, 4).tolist()
     areas = objects.areas.tolist() if objects.areas is not None else [None] * len(boxes)
     ignored = objects.ignored.tolist() if objects.ignored is not None else [False] * len(boxes)
     for (x0, y0, x1, y1), label, area, is_ignored in zip(boxes, objects.labels.tolist(), areas, ignored):
-        width, height = x1 - x0, y1 - y0
+        width = x1 - x0
+        height = y1 - y0
         yield {
             "category_id": label,
             "bbox": [x0, y0, width, height],
@@ -369,12 +379,12 @@ def _count_usable(objects: Objects) -> int:
 
 
 def _bytes_of(objects: Objects) -> bytes:
-    """Return objects as bytes, the same for equal objects."""
+    """Return objects as bytes; equal objects give equal bytes."""
     return repr([None if part is None else part.double().tolist() for part in objects]).encode()
 
 
 class Collate(Protocol):
-    """What makes a batch of the items of a data set."""
+    """Function that combines items of a data set into a batch."""
 
     def __call__(self, items: list[Any]) -> Batch:
         """Return images `[B, 3, H, W]` and their targets."""
@@ -382,7 +392,7 @@ class Collate(Protocol):
 
 @runtime_checkable
 class FollowsEpochs(Protocol):
-    """A part of the loader that depends on the epoch, such as a collate function with stages."""
+    """A part of the loader that depends on the epoch, such as a collate function with two stages."""
 
     def set_epoch(self, epoch: int) -> None:
         """Store the epoch that begins."""
@@ -393,25 +403,25 @@ class StagedCollate(Protocol):
     """A collate function with a final stage without strong augmentation."""
 
     stop_epoch: int | None
-    """First epoch of that stage; None if there is none."""
+    """First epoch of that stage; None disables it."""
     ema_restart_decay: float | None
-    """Decay of the EMA from that epoch on; None keeps it."""
+    """Decay of the EMA from that epoch on; None keeps the decay."""
 
 
 @runtime_checkable
 class MultiScaleCollate(Protocol):
-    """A collate function that makes batches of several sizes."""
+    """A collate function that resizes batches to several sizes."""
 
     def largest_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the largest (height, width) that a batch of images of a size can have."""
+        """Return the largest (height, width) to which a batch of images of this size can be resized."""
 
 
 @runtime_checkable
 class MixesImages(Protocol):
-    """A data set or a collate function that may put several images together."""
+    """A data set or a collate function that may combine several images."""
 
     mixing: Sequence[str]
-    """Settings by which it does so, which evaluation refuses."""
+    """Active settings that combine images; evaluation refuses them."""
 
 
 class RankBatches(Protocol):
@@ -420,7 +430,7 @@ class RankBatches(Protocol):
     batch_size: int
     """Images per rank."""
     equal_shares: bool
-    """Whether all ranks take equally many steps, as training must; then a few images come twice."""
+    """Whether all ranks take the same number of steps, as training requires, by repeating a few images."""
 
 
 class DetectionLoader(Protocol):
@@ -432,7 +442,7 @@ class DetectionLoader(Protocol):
 
     @property
     def total_batch_size(self) -> int:
-        """Images of one step over all ranks."""
+        """Images per step over all ranks."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -444,10 +454,10 @@ class DetectionLoader(Protocol):
         """Store the random seed of the run."""
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Store the epoch that begins, and the batch to begin with."""
+        """Store the epoch that begins, and the number of its first batch."""
 
     def report_images(self) -> None:
-        """Log what is new about images that were read; all ranks call this together."""
+        """Log new observations about images. All ranks call this together."""
 
 
 class Predictions(TypedDict):
@@ -460,7 +470,7 @@ class Predictions(TypedDict):
 
 
 class Detections(TypedDict):
-    """Output of the post-processor for one image, best first."""
+    """Output of the post-processor for one image, sorted by descending score."""
 
     labels: Tensor
     """`[R]` int64: 0..C-1, or COCO category ids with `remap_mscoco_category`."""
@@ -471,8 +481,10 @@ class Detections(TypedDict):
 
 
 class Backbone(Protocol):
-    """Images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse. A backbone that knows its channels and
-    strides has these; then they are checked against the encoder."""
+    """A network that maps images `[B, 3, H, W]` in 0..1 to a list of feature maps, fine to coarse.
+
+    If a backbone has `out_channels` and `out_strides`, they are compared with the settings of the encoder.
+    """
 
     out_channels: list[int]
     out_strides: list[int]
@@ -482,51 +494,51 @@ class Backbone(Protocol):
 
 
 class Learning(NamedTuple):
-    """Start and rate of a parameter's training."""
+    """First epoch and learning rate of a parameter."""
 
     thaw_epoch: int
-    """First epoch in which it does, from 0."""
+    """First epoch, from 0, in which the parameter is trained (unfrozen)."""
     factor: float
-    """On the learning rate of its group."""
+    """Factor on the learning rate of the parameter's group."""
 
 
 @runtime_checkable
 class Phased(Protocol):
-    """A module whose parts begin to learn one after the other."""
+    """A module whose parts are unfrozen one after the other."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Freeze and thaw what is due."""
+        """Freeze and unfreeze parameters as planned for this epoch."""
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Return for each parameter that is ever trained, by name, when that begins and at which rate."""
+        """Return first epoch and rate, by name, of every parameter that is trained at any time."""
 
 
 LORA_FACTORS = ("lora_down", "lora_up")
-"""Names of the parameters of an `Adapted` layer that hold its change; checkpoints have them as the ends of keys."""
+"""Names of the LoRA parameters of an `Adapted` layer; they are the last parts of checkpoint keys."""
 
 
 @runtime_checkable
 class Adapted(Protocol):
-    """A layer with `weight` and a trained change of it, held in the parameters `LORA_FACTORS`."""
+    """A layer with a frozen `weight` and a trained low-rank update in the parameters `LORA_FACTORS`."""
 
     def merged_weight(self) -> Tensor:
-        """Return the weight with the change folded in."""
+        """Return the weight with the update merged."""
 
 
 @runtime_checkable
 class Licensed(Protocol):
-    """A module that may have been filled with published weights."""
+    """A module that may have loaded published weights."""
 
     licence_note: str | None
-    """Whose they are and what licence they stand under; None as long as there are none."""
+    """Owner and licence of the published weights; None if none are loaded."""
 
 
 @runtime_checkable
 class Deployable(Protocol):
-    """A module with a leaner form for inference."""
+    """A module with a smaller form for inference."""
 
     def convert_to_deploy(self) -> None:
-        """Take that form, in place."""
+        """Convert to that form, in place."""
 
 
 class WeightAverage(Protocol):
@@ -536,29 +548,29 @@ class WeightAverage(Protocol):
     """The model with averaged weights, in eval mode."""
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of a model, after an optimizer step."""
+        """Update the average with the weights of a model, after an optimizer step."""
 
     def restart(self, weights: dict[str, Tensor], decay: float | None) -> None:
-        """Begin again from weights; a decay of None keeps the present one."""
+        """Restart the average from weights; a decay of None keeps the current one."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything, for the checkpoint."""
+        """Return the whole state, for a checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from `state_dict`."""
 
 
 class Evaluator(Protocol):
-    """Four verbs between the training loop and a metric."""
+    """Interface between the evaluation loop and a metric."""
 
     def reset(self) -> None:
-        """Forget all detections, before an evaluation."""
+        """Discard all detections, before an evaluation."""
 
     def update(self, predictions: dict[int, Detections]) -> None:
-        """Take the detections of some images, by image id."""
+        """Add the detections of some images, by image id."""
 
     def synchronize(self) -> None:
-        """Bring the detections of all ranks together; each image counts once."""
+        """Gather the detections of all ranks; each image counts once."""
 
     def summarize(self) -> dict[str, Any]:
         """Return the metrics by name."""
@@ -566,41 +578,41 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class HasHorizon(Protocol):
-    """An average of weights that knows how far back it reaches."""
+    """An average of weights with a known time scale."""
 
     horizon: float
-    """Steps after which weights count for 1 / e of what they did."""
+    """Number of steps after which the influence of weights has fallen to 1 / e."""
 
 
 @runtime_checkable
 class HasQueries(Protocol):
-    """A decoder that finds a limited number of objects."""
+    """A decoder that detects a limited number of objects."""
 
     num_queries: int
-    """Objects that can be found in one image."""
+    """Maximum number of detections in one image."""
 
 
 @runtime_checkable
 class ListsMetrics(Protocol):
-    """An evaluator that knows its metrics before anything is evaluated."""
+    """An evaluator whose metrics are known before the evaluation."""
 
     metric_names: Sequence[str]
 
     def undefined_metrics(self) -> dict[str, str]:
-        """Return the metrics that the labels do not define, each with the reason."""
+        """Return the metrics that are undefined for these labels, each with the reason."""
 
 
 @runtime_checkable
 class KeepsDetections(Protocol):
-    """An evaluator that keeps what was found."""
+    """An evaluator that keeps the detections."""
 
     detections: Mapping[int, Any]
-    """By image id, `[R, 6]`: x, y, width, height in pixels, score, category."""
+    """Detections by image id, `[R, 6]`: x, y, width, height in pixels, score, category."""
 
 
 @runtime_checkable
 class Diagnoses(Protocol):
-    """An evaluator that can explain why nothing was found."""
+    """An evaluator that can explain why no object was detected."""
 
     def diagnose(self) -> str:
         """Return the most likely reason in a few words."""
@@ -611,7 +623,7 @@ class CountsObjects(Protocol):
     """A loss that can be normalized by the objects of several batches (gradient accumulation)."""
 
     def count(self, outputs: dict[str, Any], targets: list[Target]) -> Any:
-        """Return what a batch is normalized by."""
+        """Return the number of objects by which the loss of a batch is normalized."""
 
     def window_normalizers(self, counts: list[Any], images: list[int], device: torch.device) -> list[Any]:
-        """Return for each batch of a window what its loss has to be normalized by."""
+        """Return the normalizer of the loss for each batch of an accumulation window."""

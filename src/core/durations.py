@@ -1,4 +1,4 @@
-"""Lengths of parts of a run: how a configuration writes them, and how they become whole numbers."""
+"""Lengths of parts of a run: their forms in a configuration and their conversion to integers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Annotated, Any, Literal, NamedTuple
 from .errors import ConfigError
 
 Duration = int | float | str
-"""A length as a configuration writes it: a whole number (of the setting's own unit), a float up to 1.0
-(fraction of the whole run), or a text such as "5 epochs", "500 steps" or "10 %"."""
+"""A length in a configuration: an integer (in the setting's own unit), a float up to 1.0 (fraction of the
+whole run), or a text such as "5 epochs", "500 steps" or "10 %"."""
 
 Unit = Literal["epochs", "steps"]
 
 
 @dataclass(frozen=True)
 class LengthUnit:
-    """Marks the type of a constructor argument that is a length.
+    """Annotation of a constructor argument that is a length.
 
-    The class gets a whole number. A configuration may write any `Duration`, which `core.lengths` converts.
+    The class gets an integer. A configuration may use any `Duration`, which `core.lengths` converts.
     """
 
     unit: Unit
-    """Unit that the whole number counts."""
+    """Unit of the integer."""
     default: float | None = None
-    """Fraction of the run that a missing or null setting stands for; None if the signature has the
-    default."""
+    """Default as a fraction of the run, for a missing or null setting; None uses the signature's default."""
     before_data: bool = False
-    """True if the number is needed before the data are read; then it cannot be written in steps."""
+    """True if the number is needed before the data are read; it then cannot be given in steps."""
 
 
 EpochLength = Annotated[int, LengthUnit("epochs")]
@@ -40,7 +39,7 @@ StepLength = Annotated[int, LengthUnit("steps")]
 """Type of an argument that counts optimizer steps."""
 
 LoaderEpochLength = Annotated[int, LengthUnit("epochs", before_data=True)]
-"""Type of an argument that counts epochs and belongs to a part of a data loader."""
+"""Type of an argument that counts epochs, in a component of a data loader."""
 
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*")
 
@@ -49,23 +48,23 @@ _SLACK = 1e-9
 
 
 class Length(NamedTuple):
-    """A length that has been read."""
+    """A parsed length."""
 
     number: float
     unit: Literal["epochs", "steps", "share"]
 
 
 class StepsUnknownError(ConfigError):
-    """A length needs the number of steps in an epoch, which is known only after the data are read."""
+    """A length depends on the number of steps in an epoch, which is known only after the data are read."""
 
 
 @dataclass(frozen=True)
 class RunLength:
-    """Length of a run. It turns every `Duration` into a whole number."""
+    """Length of a run, which converts every `Duration` to an integer."""
 
     epochs: int
     steps_per_epoch: int | None = None
-    """Optimizer steps in an epoch; None as long as the training data have not been read."""
+    """Optimizer steps in an epoch; None until the training data have been read."""
 
     @property
     def steps(self) -> int:
@@ -79,10 +78,10 @@ class RunLength:
         return self.epochs * self.steps_per_epoch
 
     def in_epochs(self, duration: Duration, name: str) -> int:
-        """Return a length in whole epochs, rounded down, but at least 1 for a length above 0.
+        """Return a length in whole epochs, rounded down, but at least 1 if the length is above 0.
 
         Args:
-            duration: the length; a whole number counts epochs.
+            duration: the length; an integer is a number of epochs.
             name: name of the setting, for messages.
 
         Raises:
@@ -92,11 +91,11 @@ class RunLength:
         return self.resolve(duration, "epochs", name)
 
     def in_steps(self, duration: Duration, name: str) -> int:
-        """Return a length in whole steps, as `in_epochs` does; a whole number counts steps."""
+        """Return a length in whole steps, as `in_epochs` does; an integer is a number of steps."""
         return self.resolve(duration, "steps", name)
 
     def resolve(self, duration: Duration, unit: Unit, name: str) -> int:
-        """Return a length as a whole number of `unit`; see `in_epochs`."""
+        """Return a length as an integer number of `unit`; see `in_epochs`."""
         number, given = read_duration(duration, name, unit)
         if given == unit or not number:
             exact = number
@@ -127,18 +126,20 @@ def length_unit(annotation: Any) -> LengthUnit | None:
 
 
 def read_duration(duration: Any, name: str, unit: Unit) -> Length:
-    """Read a length.
+    """Parse a length.
 
     Args:
-        duration: the value as written.
+        duration: the value in the configuration.
         name: name of the setting, for messages.
-        unit: what a whole number counts.
+        unit: unit of an integer.
 
     Raises:
         ConfigError: if it is not a length, is negative, or is a fraction above 1.
     """
-    if isinstance(duration, str) and (match := _TEXT.fullmatch(duration)):
-        number, word = float(match[1]), match[2]
+    match = _TEXT.fullmatch(duration) if isinstance(duration, str) else None
+    if match:
+        number = float(match[1])
+        word = match[2]
         if word != "%":
             return Length(number, "epochs" if word.startswith("epoch") else "steps")
         duration = number / 100
@@ -147,27 +148,26 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
     if isinstance(duration, float) and 0 <= duration <= 1:
         return Length(duration, "share")
     raise ConfigError(
-        f"{name} is {duration!r}, expected a whole number of {unit}, a share of the run from 0.0 to 1.0, or "
-        f"a text such as '5 epochs', "
-        f"'500 steps' or '10 %'"
+        f"{name} is {duration!r}, expected an integer number of {unit}, a fraction of the run from 0.0 to "
+        "1.0, or a text such as '5 epochs', '500 steps' or '10 %'"
     )
 
 
 def check_ascending(epochs: Sequence[int | None], name: str) -> None:
-    """Refuse points in time that do not ascend.
+    """Check that points in time are in ascending order.
 
     Args:
         epochs: epochs from 0; None stands for "not at all" and is not compared.
         name: name of the setting, for messages.
 
     Raises:
-        ConfigError: if a point is before one on its left.
+        ConfigError: if an epoch is smaller than one on its left.
     """
     known = [epoch for epoch in epochs if epoch is not None]
     if known != sorted(known):
         raise ConfigError(
-            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; none may come "
-            f"before the one on its left"
+            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; they must be in "
+            "ascending order"
         )
 
 

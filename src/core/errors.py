@@ -1,7 +1,7 @@
 """Errors that a user can cause and fix, each with the exit code of its kind.
 
-A message says what was found, what was expected, where, and what to do. Anything raised in `src` that is
-not one of these is a bug of ours.
+A message states what was found, what was expected, where, and what to do. Any other exception that leaves
+`src` is a bug of this project.
 """
 
 
@@ -24,7 +24,7 @@ class DataError(RunError):
 
 
 class CheckpointError(RunError):
-    """A weight file or a checkpoint is missing, damaged, foreign or does not fit."""
+    """A weight file or a checkpoint is missing, damaged, of another program or does not fit the model."""
 
     exit_code = 4
 
@@ -36,19 +36,19 @@ class NumericsError(RunError):
 
 
 class ResourceError(RunError):
-    """Disk, memory, file handles or a worker process ran out or died."""
+    """Disk space, memory or file handles ran out, or a worker process died."""
 
     exit_code = 6
 
 
 class RankError(RunError):
-    """The ranks of a distributed run cannot find each other or disagree."""
+    """The ranks of a distributed run cannot connect or do not agree."""
 
     exit_code = 7
 
 
 class ExportError(RunError):
-    """An exported model does not agree with the model it came from."""
+    """An exported model gives other results than the model that it was exported from."""
 
     exit_code = 8
 
@@ -60,11 +60,11 @@ class Preempted(RunError):
 
 
 def first_line(error: BaseException, *, without_text: str | None = None) -> str:
-    """Return the first line of an error's text, for messages of one line.
+    """Return the first line of an error's text, for single-line messages.
 
     Args:
-        error: any error; the texts of libraries can have many lines.
-        without_text: returned for an error without a text; None returns the name of its class.
+        error: any error; errors of libraries can have texts of many lines.
+        without_text: value to return if the error has no text; None returns the name of its class.
     """
     lines = str(error).strip().splitlines()
     if lines:

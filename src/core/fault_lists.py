@@ -1,4 +1,4 @@
-"""How messages list faults: how many there are, the first of them, and how many more."""
+"""Format lists of faults in messages: their number, the first ones, and the number of others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 FAULTS_SHOWN = 20
-"""Faults that one message lists."""
+"""Maximum number of faults in one message."""
 
 
 def count_faults(count: int) -> str:
@@ -15,15 +15,19 @@ def count_faults(count: int) -> str:
 
 
 def listed(
-    items: Sequence[Any], separator: str = ", ", *, shown: int = FAULTS_SHOWN, before_more: str = " "
+    items: Sequence[Any],
+    separator: str = ", ",
+    *,
+    shown: int = FAULTS_SHOWN,
+    before_more: str = " ",
 ) -> str:
-    """Join items for a message: the first ones, and how many more there are.
+    """Join the first items for a message and add the number of the others.
 
     Args:
-        items: what is listed, by `str`.
-        separator: stands between two items.
-        shown: number of items that are listed.
-        before_more: stands between the last item and "... and 3 more".
+        items: items to list, converted with `str`.
+        separator: text between two items.
+        shown: maximum number of items in the list.
+        before_more: text between the last item and "... and 3 more".
     """
     more = f"{before_more}... and {len(items) - shown} more" if len(items) > shown else ""
     return separator.join(map(str, items[:shown])) + more

@@ -6,5 +6,5 @@ import hashlib
 
 
 def hash64(content: bytes) -> int:
-    """Return a number from -2**63 to 2**63 - 1 for some bytes (BLAKE2b)."""
+    """Return the 64-bit BLAKE2b hash of some bytes as a signed integer."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

@@ -1,7 +1,6 @@
-"""Turns every length in a configuration into a whole number, guided by the types in the signatures of
-components.
+"""Convert every length in a configuration to an integer, using the type annotations of components.
 
-The configuration itself keeps what was written: it can be used again with another number of epochs.
+The configuration itself keeps the lengths as written, so it can be used again with another number of epochs.
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from .registry import REQUIRED, Argument, Component, find
 
 @dataclass(frozen=True)
 class ResolvedLength:
-    """A length of a configuration, as written and as a whole number."""
+    """A length in a configuration, as written and as an integer."""
 
     path: KeyPath
     """Path of the setting."""
     written: Any
-    """The value in the configuration, or the default that replaces it; None if a rule of the class fills it
-    in."""
+    """The value in the configuration, or its default; None if a rule of the class provides the value."""
     value: Any
-    """The whole number; for a setting that its class resolves, whatever takes its place."""
+    """The integer; any replacement value if the class resolves the setting itself."""
     unit: Unit | None = None
-    """Unit that the number counts; None for a value that is not one number."""
+    """Unit of the number; None if the value is not a single number."""
     unknown: str | None = None
-    """Why it has no value yet: the number of steps is not known. The default of the argument stands in for
-    it."""
+    """Reason why there is no value yet (the number of steps is not known); `value` is then the default."""
 
     def __str__(self) -> str:
         counted = str(self.value)
@@ -43,9 +40,11 @@ class ResolvedLength:
 
 
 def resolve_lengths(
-    values: Mapping[str, Any], run: RunLength, blocks: Iterable[str] = ()
+    values: Mapping[str, Any],
+    run: RunLength,
+    blocks: Iterable[str] = (),
 ) -> list[ResolvedLength]:
-    """Return all lengths of a configuration that are not whole numbers already.
+    """Return all lengths of a configuration that are not integers already.
 
     Args:
         values: the whole configuration, validated.
@@ -57,20 +56,21 @@ def resolve_lengths(
     """
     found = []
     for key, value in values.items():
+        component = find(key)
         if key in blocks:
             found += _in_specification(value, values, run, (key,))
-        elif (component := find(key)) is not None and isinstance(value, Mapping):
+        elif component is not None and isinstance(value, Mapping):
             found += _in_settings(component, value, values, run, (key,))
     return found
 
 
 def resolve_specification(specification: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-    """Return a copy of `{type: Class, ...}` in which every length is a whole number."""
+    """Return a copy of `{type: Class, ...}` in which every length is an integer."""
     return with_lengths(specification, _in_specification(specification, {}, run, ()))
 
 
 def with_lengths(values: Mapping[str, Any], lengths: Iterable[ResolvedLength]) -> dict[str, Any]:
-    """Return a copy of a configuration in which lengths have their whole numbers."""
+    """Return a copy of a configuration in which the given lengths are replaced by their values."""
     resolved = copy.deepcopy(dict(values))
     for length in lengths:
         *parents, last = length.path
@@ -84,7 +84,7 @@ def with_lengths(values: Mapping[str, Any], lengths: Iterable[ResolvedLength]) -
 
 
 def with_whole_numbers(component: Component, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a component with lengths that do not depend on a run as whole numbers.
+    """Return the settings of a component with integers for all lengths, none of which may depend on the run.
 
     Raises:
         ConfigError: if a value is not a length, or depends on the length of the run.
@@ -98,17 +98,18 @@ def with_whole_numbers(component: Component, settings: Mapping[str, Any]) -> dic
 
 
 def lengths_of(value: Any, annotation: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any, LengthUnit]]:
-    """Find the lengths in a value by its type.
+    """Yield the lengths in a value, found by its type annotation.
 
     Args:
         value: a value of a configuration.
-        annotation: its type: a length, or a union, list, tuple or `TypedDict` that holds some.
+        annotation: its type: a length, or a union, list, tuple or `TypedDict` that contains lengths.
         path: path of the value.
 
     Yields:
         Path, value and unit of each length. None is not a length.
     """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         unit = length_unit(annotation)
         if unit is not None and value is not None and not isinstance(value, (list, tuple, Mapping)):
@@ -137,16 +138,18 @@ def _type_of_item(origin: Any, arguments: tuple[Any, ...], index: int) -> Any:
 
 
 def _in_specification(
-    specification: Any, values: Mapping[str, Any], run: RunLength, path: KeyPath
+    specification: Any,
+    values: Mapping[str, Any],
+    run: RunLength,
+    path: KeyPath,
 ) -> list[ResolvedLength]:
-    """Return the lengths of a component that is named, or described by a mapping with `type`, or of a list of
-    them."""
+    """Return the lengths of a component (its name, or a mapping with `type`) or of a list of components."""
     if isinstance(specification, list):
-        parts = [
-            _in_specification(part, values, run, (*path, index)) for index, part in enumerate(specification)
-        ]
-        return [length for part in parts for length in part]
-    if isinstance(specification, str):  # its settings stand in a section of its own
+        found = []
+        for index, part in enumerate(specification):
+            found += _in_specification(part, values, run, (*path, index))
+        return found
+    if isinstance(specification, str):  # its settings are in their own section
         component = find(specification) if specification not in values else None
         return _in_settings(component, {}, values, run, (specification,)) if component else []
     if not isinstance(specification, Mapping):
@@ -177,7 +180,12 @@ def _in_settings(
 
 
 def _in_argument(
-    component: Component, key: str, argument: Argument, value: Any, run: RunLength, path: KeyPath
+    component: Component,
+    key: str,
+    argument: Argument,
+    value: Any,
+    run: RunLength,
+    path: KeyPath,
 ) -> list[ResolvedLength]:
     unit = length_unit(argument.annotation)
     if value is None and unit is not None and unit.default is not None:
@@ -195,8 +203,7 @@ def _in_argument(
 
 
 def _resolved_by_class(component: Component, settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-    """Return what a class itself says about lengths, in `__resolve_lengths__`; nothing if it needs unknown
-    steps."""
+    """Return the result of a class's `__resolve_lengths__`; {} if it needs the unknown number of steps."""
     if component.resolve_lengths is None:
         return {}
     try:
@@ -210,12 +217,12 @@ def _own_number(value: Any, unit: LengthUnit, owner: str, path: KeyPath) -> int:
     number, given = read_duration(value, name, unit.unit)
     if number and given != unit.unit:
         raise ConfigError(
-            f"{name} is {value!r}, which depends on the length of the run; the class takes a whole number of "
+            f"{name} is {value!r}, which depends on the length of the run; expected an integer number of "
             f"{unit.unit}"
         )
     return max(int(number), int(number > 0))
 
 
 def _named(path: KeyPath) -> KeyPath:
-    """Return a path without positions in lists, as messages name a setting."""
+    """Return a path without list positions, for messages."""
     return tuple(part for part in path if isinstance(part, str))

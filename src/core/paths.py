@@ -1,4 +1,4 @@
-"""Paths as users write them, and text files as other programs write them."""
+"""Paths given by users, and text files written by other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 NAME_SIMILARITY = 0.8
-"""Similarity of names, 0 to 1, above which one may have been meant by the other."""
+"""Minimum similarity of two names, 0 to 1, for one to be suggested for the other."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -21,26 +21,24 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Byte order marks of files, and the encoding that it then has; UTF-32 before UTF-16, whose mark begins
-alike."""
+"""Byte order marks and their encodings; UTF-32 comes first, because its mark begins with that of UTF-16."""
 
 
 def user_path(text: str | Path) -> Path:
-    """Return a path that a user wrote, in a command or a configuration: `~` is the home folder."""
+    """Return the path that a user gave in a command or a configuration, with `~` expanded."""
     return Path(text).expanduser()
 
 
 def read_text(path: str | Path, *, errors: str = "strict") -> str:
-    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 if it begins with their byte order mark, which is
-    left out.
+    """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 if the file begins with a byte order mark.
 
     Args:
-        path: the file.
-        errors: how bytes that are not UTF-8 are read, as for `bytes.decode`.
+        path: path of the file.
+        errors: error handling, as in `bytes.decode`.
 
     Raises:
-        OSError: if it cannot be read.
-        UnicodeDecodeError: for other bytes, with `errors` "strict".
+        OSError: if the file cannot be read.
+        UnicodeDecodeError: if the bytes are not valid and `errors` is "strict".
     """
     return decode_text(Path(path).read_bytes(), errors=errors)
 
@@ -57,10 +55,11 @@ def decode_text(raw: bytes, *, errors: str = "strict") -> str:
 def did_you_mean_file(path: str | Path) -> str:
     """Return "; did you mean 'train.json'?" for a path that does not exist, or an empty string.
 
-    Each folder of the path is compared with what is there: slashes, letter case and Unicode forms may differ,
-    or the spelling a little. A name that YAML cut at " #" is found, too.
+    Each part of the path is compared with the existing names. They may differ in slashes, letter case,
+    Unicode form or slightly in spelling. Names that YAML has cut at " #" are also found.
     """
-    given, path = str(path), Path(str(path).replace("\\", "/"))
+    given = str(path)
+    path = Path(given.replace("\\", "/"))
     place = Path(path.anchor) if path.is_absolute() else Path()
     for part in path.parts[1:] if path.is_absolute() else path.parts:
         if (place / part).exists():
@@ -74,7 +73,7 @@ def did_you_mean_file(path: str | Path) -> str:
 
 
 def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:
-    """Return the names in a folder that may have been meant by one that is not there, best first."""
+    """Return the names in a folder that are similar to one that does not exist, best first."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -87,26 +86,26 @@ def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:
 
 
 def files_inside(folder: str | Path, *patterns: str) -> str:
-    """Return "; it holds a.json, b.json" for a folder that was given in place of a file, or an empty
-    string."""
+    """Return "; it contains a.json, b.json: name the file" for a folder given instead of a file, or ""."""
     path = Path(folder)
-    found = (
-        [file.name for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else []
-    )
-    return (
-        f"; it holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}: name the file" if found else ""
-    )
+    found: list[str] = []
+    if path.is_dir():
+        for pattern in patterns:
+            found += [file.name for file in sorted(path.glob(pattern))]
+    if not found:
+        return ""
+    more = " ..." if len(found) > 3 else ""
+    return f"; it contains {', '.join(found[:3])}{more}: name the file"
 
 
 def close_names(name: str, names: Iterable[str]) -> list[str]:
-    """Return names that are spelled nearly like one, best first; other numbers mean other files."""
+    """Return names with a similar spelling, best first. Names with other numbers are other files."""
     digits = re.findall(r"\d+", name)
     candidates = [other for other in names if re.findall(r"\d+", other) == digits]
     return difflib.get_close_matches(name, candidates, n=3, cutoff=NAME_SIMILARITY)
 
 
 def folded_name(name: str) -> str:
-    """Return a name as names compare: with slashes, in one Unicode form, without letter case and percent
-    signs."""
+    """Normalize a name for comparison: slashes, Unicode form NFC, case folded, percent signs decoded."""
     text = unquote(name) if "%" in name else name
     return unicodedata.normalize("NFC", text.replace("\\", "/")).casefold().removeprefix("./")

@@ -1,4 +1,4 @@
-"""The table of everything a configuration can name: class name -> how to build it and what it accepts."""
+"""The registry of classes and functions that a configuration can name, with their arguments."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .durations import RunLength, length_unit
 from .errors import ConfigError
 
 REQUIRED = inspect.Parameter.empty
-"""Marks an argument without a default."""
+"""Default of an argument without a default value."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One constructor argument: its default (`REQUIRED` if none) and its type (`Any` if not annotated).
+    """One constructor argument: its default (or `REQUIRED`) and its type (`Any` if not annotated).
 
-    The default of a length may be a fraction of the run, which its type names (`core.durations.LengthUnit`).
+    The default of a length may be a fraction of the run, given by its type (`core.durations.LengthUnit`).
     """
 
     default: Any
@@ -41,12 +41,12 @@ class Component:
 
     @property
     def arguments(self) -> dict[str, Argument]:
-        """The arguments that YAML may set, with those that the class lists in `__extra_arguments__`."""
+        """The arguments that YAML may set, including those listed in `__extra_arguments__`."""
         return arguments_of(self.factory) | (self.extra_arguments() if self.extra_arguments else {})
 
     @property
     def accepts_anything(self) -> bool:
-        """True for a constructor with `**kwargs` that does not list what it takes there."""
+        """True if the constructor has `**kwargs` without a list of its arguments."""
         kinds = [p.kind for p in inspect.signature(self.factory).parameters.values()]
         return inspect.Parameter.VAR_KEYWORD in kinds and self.extra_arguments is None
 
@@ -60,17 +60,28 @@ def register(
     force: bool = False,
     extra_arguments: Callable[[], dict[str, Argument]] | None = None,
 ) -> Callable[[Callable], Callable]:
-    """Make a class or function known to configurations, under its own name or `name`.
+    """Register a class or function for use in configurations, under its own name or `name`.
 
-    The class may carry `__inject__` (arguments that are built from their own section), `__share__` (arguments
-    that the top level of the configuration sets for all components), `__load__` (a method that `create` calls
-    after construction, to read files), `__extra_arguments__` (a function that lists what `**kwargs` takes; a
-    function names it in `extra_arguments`) and
-    `__resolve_lengths__` (a function of the settings as written and a `RunLength`, which returns settings to
-    use in their place: rules about lengths that need the length of the run).
+    A class may define these attributes:
+
+    - `__inject__`: arguments that are built from their own section.
+    - `__share__`: arguments that the top level of the configuration sets for all components.
+    - `__load__`: name of a method that reads files; `create` calls it after construction.
+    - `__extra_arguments__`: a function that lists the arguments in `**kwargs`. For a registered function, use
+      `extra_arguments`.
+    - `__resolve_lengths__`: a function of the settings as written and a `RunLength`. It returns settings that
+      replace them, for rules about lengths that depend on the length of the run.
 
     Raises:
-        ConfigError: if the name is taken by another class, or a shared argument has no default.
+        ConfigError: if another class has this name, or a shared argument has no default.
+
+    Example:
+        >>> @register("ExampleHead")
+        ... class Head:
+        ...     def __init__(self, width: int, depth: int = 2):
+        ...         self.width = width
+        >>> find("ExampleHead").arguments["depth"]
+        Argument(default=2, annotation=<class 'int'>)
     """
 
     def decorate(factory: Callable) -> Callable:
@@ -103,13 +114,20 @@ def register(
 
 
 def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
-    """List the named arguments of a class or function, less the one that the program supplies."""
+    """Return the named arguments of a class or function, except `skip`.
+
+    Example:
+        >>> def resize(image, size: int = 640): ...
+        >>> arguments_of(resize, skip="image")
+        {'size': Argument(default=640, annotation=<class 'int'>)}
+    """
     types = _type_hints(factory)
     arguments = {}
     for parameter in inspect.signature(factory).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == skip:
             continue
-        annotation, default = types.get(parameter.name, Any), parameter.default
+        annotation = types.get(parameter.name, Any)
+        default = parameter.default
         length = length_unit(annotation)
         if default is REQUIRED and length is not None and length.default is not None:
             default = length.default
@@ -118,12 +136,17 @@ def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Arg
 
 
 def find(name: str) -> Component | None:
-    """Return the component registered under `name`, or None."""
+    """Return the component registered under `name`, or None.
+
+    Example:
+        >>> find("NotRegistered") is None
+        True
+    """
     return _COMPONENTS.get(name)
 
 
 def components() -> list[Component]:
-    """Return everything that is registered, sorted by name."""
+    """Return all registered components, sorted by name."""
     return [_COMPONENTS[name] for name in names()]
 
 
@@ -133,7 +156,7 @@ def names() -> list[str]:
 
 
 def shared_names() -> set[str]:
-    """Return every argument name that some component shares at the top level."""
+    """Return the names of all arguments that components share at the top level."""
     return {name for component in _COMPONENTS.values() for name in component.share}
 
 
@@ -142,22 +165,21 @@ def _origin(factory: Callable) -> str:
 
 
 def _type_hints(factory: Callable) -> dict[str, Any]:
-    """Return the annotations that can be resolved; those that cannot are left out."""
+    """Return the annotations that can be resolved and leave out the others."""
     target = factory.__init__ if inspect.isclass(factory) else factory
     scope = {**vars(typing), **vars(collections.abc), **getattr(inspect.unwrap(target), "__globals__", {})}
     hints = {}
     for name, annotation in getattr(target, "__annotations__", {}).items():
         try:
-            hints[name] = typing.get_type_hints(_Annotated(name, annotation), scope, include_extras=True)[
-                name
-            ]
+            resolved = typing.get_type_hints(_Annotated(name, annotation), scope, include_extras=True)
         except (NameError, TypeError, AttributeError, SyntaxError):
             continue
+        hints[name] = resolved[name]
     return hints
 
 
 class _Annotated:
-    """Carries one annotation to `typing.get_type_hints`."""
+    """An object with one annotation, for `typing.get_type_hints`."""
 
     def __init__(self, name: str, annotation: Any) -> None:
         self.__annotations__ = {name: annotation}

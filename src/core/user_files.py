@@ -1,4 +1,4 @@
-"""Python files of users: imported because a configuration names them, so that they can register classes."""
+"""Import the users' Python files that a configuration names, so that these can register classes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .errors import ConfigError, RunError
 from .paths import did_you_mean_file
 
 _imported: dict[str, Path] = {}
-"""Files by the name of their module."""
+"""Imported files by module name."""
 
 
 def import_file(path: Path, origin: str) -> None:
-    """Import a Python file under the name of the file, once; its folder is searched for what it imports itself.
+    """Import a Python file once, as a module of the same name, and add its folder to `sys.path`.
 
     Args:
-        path: the file, `name.py`.
-        origin: where it is named, for messages.
+        path: path of the file, `name.py`.
+        origin: place of the setting that names the file, for messages.
 
     Raises:
-        ConfigError: if there is no such file, its name is that of another module, or it raises an error.
+        ConfigError: if the file does not exist, another module has this name, or the import fails.
     """
     path = path.resolve()
     name = path.stem
@@ -35,10 +35,10 @@ def import_file(path: Path, origin: str) -> None:
         return
     if name not in _imported and (name in sys.modules or importlib.util.find_spec(name) is not None):
         raise ConfigError(
-            f"{origin}: __import__ names {path}, but there is another module {name}; rename the file"
+            f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
         )
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # also for loading processes that are not forked
+        sys.path.append(str(path.parent))  # spawned worker processes need it too
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{origin}: {path} cannot be imported")

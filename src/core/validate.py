@@ -1,4 +1,4 @@
-"""Checks a configuration against what the registered classes accept, before anything is built."""
+"""Validate a configuration against the signatures of the registered classes, before anything is built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
         ConfigError: one error that lists all faults, each with its file and line.
     """
     faults = list(_top_level_faults(tree, top_level, blocks))
-    if path := first_non_finite(tree.values):
+    path = first_non_finite(tree.values)
+    if path:
         faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
     if faults:
         number = "a fault" if len(faults) == 1 else count_faults(len(faults))
@@ -36,14 +37,15 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
 
 
 _NOT_IN_STEPS = (
-    "but the data are built before the number of steps is known; give it in epochs or as a share of the run"
+    "but the data are built before the number of steps is known; give it in epochs or as a fraction of the "
+    "run"
 )
 
 _OF_YOUR_OWN = "; a class of your own needs @register() and its file under __import__"
 
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
     str: "a string",
@@ -54,14 +56,13 @@ _WORDS = {
 
 
 def type_name(annotation: Any) -> str:
-    """Describe an annotation in a user's words: `int | None` -> "a whole number or null"."""
+    """Describe an annotation for a user: `int | None` gives "an integer or null"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return "a length" if length_unit(annotation) else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        writable = [
-            a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
-        ]  # YAML writes no tensors
+        # types that YAML cannot express, such as tensors, are left out
+        writable = [a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)]
         return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
@@ -72,17 +73,17 @@ def type_name(annotation: Any) -> str:
             return f"a pair of {inner[0]} and {inner[1]}"
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
-        first, _, rest = inner[0].removeprefix("a ").partition(" of ")
+        first, _, rest = inner[0].removeprefix("a ").removeprefix("an ").partition(" of ")
         return f"a list of {first}s" + (f" of {rest}" if rest else "")
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Return whether a YAML value fits a type annotation; types that YAML cannot write fit nothing but
-    themselves."""
+    """Return whether a YAML value matches a type annotation."""
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         return _matches_length(value, annotation) if length_unit(annotation) else matches(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
@@ -113,8 +114,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:
-        by_case = {k.lower(): k for k in known}
-        close = [by_case[m] for m in difflib.get_close_matches(word.lower(), list(by_case), n=1, cutoff=0.6)]
+        by_lower_case = {name.lower(): name for name in known}
+        lower_case = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.6)
+        close = [by_lower_case[name] for name in lower_case]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -125,7 +127,9 @@ def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
 
 
 def _top_level_faults(
-    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+    tree: ConfigTree,
+    top_level: dict[str, Argument],
+    blocks: dict[str, tuple[str, ...]],
 ) -> Iterator[str]:
     known = [*top_level, *blocks, *names(), *shared_names()]
     for key, value in tree.values.items():
@@ -165,9 +169,12 @@ def _shared_arguments() -> Iterator[tuple[str, str, Argument]]:
 
 
 def _typed_faults(
-    tree: ConfigTree, path: KeyPath, value: Any, supplied: tuple[str, ...] = ()
+    tree: ConfigTree,
+    path: KeyPath,
+    value: Any,
+    supplied: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Faults of a value that names a component: a registered name, or a mapping with `type`."""
+    """Yield the faults of a value that names a component: a registered name, or a mapping with `type`."""
     place = tree.origin(path)
     if isinstance(value, str):
         component = find(value)
@@ -177,7 +184,9 @@ def _typed_faults(
                 f"{dotted(path)} names '{value}', which is not registered "
                 f"({place}){did_you_mean(value, names())}"
             )
-        elif circle := _circle(tree, value):
+            return
+        circle = _circle(tree, value)
+        if circle:
             yield f"{dotted(path)} names '{value}', which needs itself: {' -> '.join(circle)} ({place})"
         elif isinstance(settings, dict):
             yield from _missing_faults(tree, path, component, settings, supplied)
@@ -195,9 +204,8 @@ def _typed_faults(
             f"({place}){did_you_mean(value['type'], names()) or _OF_YOUR_OWN}"
         )
         return
-    yield from _component_faults(
-        tree, path, component, {k: v for k, v in value.items() if k != "type"}, supplied
-    )
+    settings = {key: setting for key, setting in value.items() if key != "type"}
+    yield from _component_faults(tree, path, component, settings, supplied)
 
 
 def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
@@ -265,7 +273,7 @@ def _component_faults(
 
 
 def _length_faults(tree: ConfigTree, path: KeyPath, value: Any, argument: Argument) -> Iterator[str]:
-    """Faults of lengths that have the right type: numbers out of range, texts that are not lengths."""
+    """Yield the faults of lengths with the right type: numbers out of range, texts that are not lengths."""
     for here, written, unit in lengths_of(value, argument.annotation, path):
         try:
             given = read_duration(written, dotted(here), unit.unit).unit
@@ -277,7 +285,11 @@ def _length_faults(tree: ConfigTree, path: KeyPath, value: Any, argument: Argume
 
 
 def _missing_faults(
-    tree: ConfigTree, path: KeyPath, component: Component, settings: dict, supplied: tuple[str, ...]
+    tree: ConfigTree,
+    path: KeyPath,
+    component: Component,
+    settings: dict,
+    supplied: tuple[str, ...],
 ) -> Iterator[str]:
     for key, argument in component.arguments.items():
         if argument.default is REQUIRED and key not in settings and key not in supplied:
@@ -291,7 +303,7 @@ def _missing_faults(
 
 
 def _injected(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """An injected argument holds one component, or a list of them."""
+    """Yield path and value of each component in an injected argument, which may be a list of components."""
     if isinstance(value, list):
         yield from (((*path, index), item) for index, item in enumerate(value))
     else:

@@ -1,5 +1,4 @@
-"""One run's configuration: settings that are validated at once, objects that are built when first asked
-for."""
+"""The configuration of one run: settings are validated at once, objects are built on first access."""
 
 from __future__ import annotations
 
@@ -21,16 +20,15 @@ from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
 
-_logger = logging.getLogger("dfine")  # that of runtime.log, which this package may not import
+_logger = logging.getLogger("dfine")  # the logger of runtime.log, which this package may not import
 
 
 @dataclass
 class RunSettings:
-    """The settings of a run itself, as they stand at the top level of a configuration, with their
-    defaults."""
+    """The top-level settings of a run, with their defaults."""
 
     task: Literal["detection"] = "detection"
-    """Accepted since D-FINE's files have it, without effect; the debug log notes it."""
+    """No effect; accepted because D-FINE's files contain it. The debug log mentions it."""
     epochs: int = 72
     use_amp: bool = False
     use_ema: bool = False
@@ -102,19 +100,19 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 class YAMLConfig:
     """A configuration file with its includes and overrides.
 
-    `cfg.settings` are the run's own settings; `cfg.model`, `cfg.criterion`, `cfg.optimizer` ... build what
-    the file describes, once, when first used. `cfg.yaml_cfg` is the whole configuration as one dict.
+    `cfg.settings` are the settings of the run itself. `cfg.model`, `cfg.criterion`, `cfg.optimizer` ... build
+    their objects on first access. `cfg.yaml_cfg` is the whole configuration as one dict.
     """
 
     _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
     """Loaders of a checkpoint's configuration whose data sets are not registered."""
 
     def __init__(self, path: str | Path, /, **overrides: Any) -> None:
-        """Read and validate; nothing is built.
+        """Read and validate the configuration without building anything.
 
         Args:
             path: a .yml file.
-            overrides: top-level keys laid over the file; nested mappings merge.
+            overrides: top-level keys that override the file; nested mappings are merged.
 
         Raises:
             ConfigError: one error that lists every fault found.
@@ -125,13 +123,18 @@ class YAMLConfig:
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
-        """Read a configuration from YAML text without includes, such as a checkpoint holds; `name` says whose
-        it is in messages.
+        """Read a configuration from YAML text without includes, such as the one in a checkpoint.
 
-        A loader whose data set is a class of a user's own, which is not imported, is left out: to use a model, no data is needed.
+        A loader is left out if its data set is a user's class that is not imported, because using a model
+        needs no data.
+
+        Args:
+            text: the YAML text.
+            name: name of the source, for messages.
+            overrides: as for the constructor.
 
         Raises:
-            ConfigError: as the constructor does.
+            ConfigError: as for the constructor.
         """
         config = cls.__new__(cls)
         tree = parse_config_tree(text, name)
@@ -166,20 +169,20 @@ class YAMLConfig:
         return self._tree.values
 
     def origin(self, *path: str | int) -> str:
-        """Return the place in which a setting was made, as "file:line"."""
+        """Return the place of a setting, as "file:line"."""
         return self._tree.origin(path)
 
     def set(self, key: str, value: Any, reason: str) -> None:
-        """Set a top-level key that the program found out itself; `reason` becomes its origin."""
+        """Set a top-level key to a value found by the program; `reason` becomes its origin."""
         self._tree.merge({key: value}, reason)
         if self._run_length is None:
             self._lengths = None
 
     def resolve_lengths(self, run: RunLength) -> None:
-        """Turn every length into a whole number. Call this before building what only training needs.
+        """Convert every length to an integer. Call this before building the parts that only training needs.
 
-        The data loaders need `settings.epochs` alone, so they may be built before. A model that is never
-        trained needs no run length: phases that are given in steps then keep the defaults of their arguments.
+        Data loaders depend only on `settings.epochs`, so they may be built before. A model that is not
+        trained needs no run length: lengths given in steps then keep the defaults of their arguments.
 
         Raises:
             RuntimeError: if the model has been built already.
@@ -191,39 +194,36 @@ class YAMLConfig:
 
     @property
     def lengths(self) -> list[ResolvedLength]:
-        """All lengths that were not written as whole numbers of their own unit."""
+        """All lengths that are not written as integers of their own unit."""
         if self._lengths is None:
             self._lengths = resolve_lengths(self.yaml_cfg, RunLength(self.settings.epochs), BLOCKS)
         return self._lengths
 
     @property
     def resolved_cfg(self) -> dict[str, Any]:
-        """A copy of the configuration in which lengths are whole numbers; components are built from it."""
+        """A copy of the configuration with integer lengths, from which components are built."""
         return with_lengths(self.yaml_cfg, self.lengths)
 
     def describe_lengths(self) -> str:
-        """Return a YAML comment that lists what lengths were written as and what they became; "" without
-        any."""
+        """Return a YAML comment that lists the lengths as written and as integers; "" if there are none."""
         lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
         return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
-        """Transforms of an image before it is evaluated: `{type: name, argument: value ...}` in order, as
-        it stands in the configuration."""
+        """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
         loader = self.yaml_cfg.get("val_dataloader") or self._unknown_data.get("val_dataloader") or {}
         transforms = loader.get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
     def without_pretrained(self) -> None:
-        """Switch off start weights of backbones, because a checkpoint will fill the whole model."""
+        """Disable pretrained weights of backbones, because a checkpoint will fill the whole model."""
         for component in components():
             if component.name in self.yaml_cfg and "pretrained" in component.arguments:
                 self.set(component.name, {"pretrained": False}, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
-        """Write the configuration as one YAML file that loads again; a comment lists the lengths that it
-        stands for."""
+        """Write the configuration as one YAML file; a comment at its top lists the lengths as integers."""
         Path(path).write_text(self.describe_lengths() + self.to_yaml(), encoding="utf-8")
 
     def to_yaml(self) -> str:
@@ -232,7 +232,7 @@ class YAMLConfig:
 
     @cached_property
     def model(self) -> Any:
-        """The detector, on the CPU, with its start weights loaded."""
+        """The detector, on the CPU, with its pretrained weights loaded."""
         return self._create_named("model")
 
     @cached_property
@@ -242,7 +242,7 @@ class YAMLConfig:
 
     @cached_property
     def postprocessor(self) -> Any:
-        """Turns model outputs into detections."""
+        """The post-processor, which converts model outputs to detections."""
         return self._create_named("postprocessor")
 
     @cached_property
@@ -272,7 +272,7 @@ class YAMLConfig:
 
     @cached_property
     def ema(self) -> Any:
-        """The moving average of `model`, or None if `use_ema` is off."""
+        """The exponential moving average (EMA) of `model`, or None if `use_ema` is off."""
         return self._create_block("ema", model=self.model) if self.settings.use_ema else None
 
     @cached_property
@@ -285,7 +285,7 @@ class YAMLConfig:
         return self._create_block("scaler", device=device)
 
     def evaluator(self, coco_gt: Any) -> Any:
-        """Build the evaluator for the labels of a data set."""
+        """Build the evaluator for the ground truth of a data set."""
         return self._create_block("evaluator", coco_gt=coco_gt)
 
     def _create_loader(self, key: str) -> DetectionLoader:

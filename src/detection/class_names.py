@@ -1,4 +1,4 @@
-"""Names of classes: those of a checkpoint's labels, and the label that a data set's category has there."""
+"""Names of a checkpoint's classes, and the checkpoint's label for each category of a data set."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
 from ..core.errors import CheckpointError
 
 MAX_LISTED_CLASSES = 20
-"""Classes that a message names."""
+"""Maximum number of classes in a message."""
 
 
 def named_classes(classes: Sequence[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
     """Return id and name for each label of a class head.
 
     Args:
-        classes: `{"id": category id, "name": name}` of the first labels, as a checkpoint holds them; None if
-            it does not.
+        classes: `{"id": category id, "name": name}` of the first labels, from a checkpoint; None if it has
+            none.
         count: number of labels.
 
     Returns:
-        `count` entries. Without `classes` they are COCO's if there are 80, else numbers. Labels that
+        `count` entries. Without `classes` they are COCO's if `count` is 80, else numbers. Labels that
         `classes` leaves out are called "(unused N)" and have the id -1.
     """
     if classes is None and count == len(COCO_NAMES):
@@ -40,21 +40,21 @@ def find_labels(
     ann_file: str | Path,
     weights: Path,
 ) -> list[int]:
-    """Return the label that a checkpoint has for each category.
+    """Return the label that a checkpoint uses for each category.
 
-    It is found by name, or by id and name where names repeat.
+    Labels are found by name, or by id and name where names are repeated.
 
     Args:
         categories: (id, name) of each category of a data set.
         classes: `{"id": category id, "name": name}` of each label of the checkpoint.
-        ann_file: annotation file of the data set, for messages.
-        weights: file of the checkpoint, for messages.
+        ann_file: annotation file of the data set, used in messages.
+        weights: file of the checkpoint, used in messages.
 
     Returns:
         A label for each category, in the order of `categories`.
 
     Raises:
-        CheckpointError: with the categories that the checkpoint does not know.
+        CheckpointError: with the categories that the checkpoint does not have.
     """
     by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(classes)))}
     by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(classes)}
@@ -63,7 +63,8 @@ def find_labels(
         known = [entry["name"] for entry in classes[:MAX_LISTED_CLASSES]]
         raise CheckpointError(
             f"{ann_file} has classes that {weights} was not trained with: "
-            f"{', '.join(unknown[:MAX_LISTED_CLASSES])}; "
-            f"it knows {', '.join(known)}; use -t to start a new run from its weights"
+            f"{', '.join(unknown[:MAX_LISTED_CLASSES])}; its classes are {', '.join(known)}; use -t to start "
+            "a "
+            "new run from its weights"
         )
     return [by_both.get((category, name), by_name[name]) for category, name in categories]

@@ -1,4 +1,4 @@
-"""Weights from a file in a model: which entries fit, which are completed, and which are refused."""
+"""Load weights from a file into a model: match the entries, add missing ones, refuse the others."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .lora_weights import is_lora_factor
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
 MAX_LISTED_KEYS = 10
-"""Keys of a kind that a message names."""
+"""Maximum number of keys of a kind in a message."""
 
 
 def load_strictly(model: nn.Module, file: WeightFile) -> None:
-    """Fill a model, every key accounted for; to a model with LoRA, a file without it brings no change.
+    """Load weights into a model; all keys must match, except that LoRA factors may be missing in the file.
 
     Raises:
-        CheckpointError: with the keys that are missing, unexpected or of another shape; a differing number of
-            classes is named as such.
+        CheckpointError: with the keys that are missing, unexpected or of another shape; a different number of
+            classes has its own message.
         NumericsError: if a weight is not finite.
     """
     refuse_non_finite(file.path, file.weights)
@@ -42,44 +42,43 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
 
 
 def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
-    """Make sure that a model without LoRA does not get a file whose change is not folded in.
+    """Check that a model without LoRA does not get a file with LoRA factors that are not merged.
 
     Args:
-        file: the weights.
+        file: weights to load.
         own: state dict of the model.
 
     Raises:
-        CheckpointError: with what the file is, and what to take in its place.
+        CheckpointError: with the kind of the file, and the file or setting to use instead.
     """
     factors = [key for key in file.weights if is_lora_factor(key)]
     if factors and not any(is_lora_factor(key) for key in own):
         rank = next((len(file.weights[key]) for key in factors if key.endswith("lora_down")), "?")
         raise CheckpointError(
-            f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), this "
-            "model has none; take that run's "
-            f"best.pth, whose weights are plain, or set DINOv3Backbone.lora_rank={rank}"
+            f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), but this "
+            "model has no LoRA; use that run's best.pth, whose weights are merged, or set "
+            f"DINOv3Backbone.lora_rank={rank}"
         )
 
 
 def completed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take from the model what a file need not hold.
+    """Add entries that a file may lack, from the model.
 
-    This is computed tables of its input size and, if the file has none, LoRA factors. Those become "no
-    change" (`lora_up` is zero): the file's weights are plain or have theirs folded in.
+    These are the tables computed for the input size and, if the file has none, the LoRA factors. The factors
+    are set to have no effect (`lora_up` is zero), because weights without factors are plain or merged.
 
     Args:
         weights: entries of the file.
-        model: the model that they are for; it stays as it is.
+        model: the model to load them into; it is not changed.
 
     Returns:
         Entries for `model.load_state_dict`; tables of another input size are left out.
     """
     own = model.state_dict()
-    result = {
-        key: value
-        for key, value in weights.items()
-        if key not in COMPUTED_KEYS or (key in own and own[key].shape == value.shape)
-    }
+    result = {}
+    for key, value in weights.items():
+        if key not in COMPUTED_KEYS or (key in own and own[key].shape == value.shape):
+            result[key] = value
     is_plain = not any(is_lora_factor(key) for key in weights)
     for key, value in own.items():
         if key in COMPUTED_KEYS:
@@ -93,14 +92,13 @@ def describe_misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     """Return "2 missing (a, b), 1 of another shape (c [3] not [4])", or "" if everything fits.
 
     Args:
-        weights: entries of a file.
-        own: state dict of the model that they are for.
+        weights: entries of the file.
+        own: state dict of the model to load them into.
     """
-    shapes = [
-        f"{key} {list(weights[key].shape)} not {list(value.shape)}"
-        for key, value in own.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
+    shapes = []
+    for key, value in own.items():
+        if key in weights and weights[key].shape != value.shape:
+            shapes.append(f"{key} {list(weights[key].shape)} not {list(value.shape)}")
     kinds = {
         "missing": [key for key in own if key not in weights],
         "unexpected": [key for key in weights if key not in own],

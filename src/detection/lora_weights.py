@@ -1,4 +1,4 @@
-"""LoRA factors in state dicts and files, and the weights with their change folded in."""
+"""LoRA factors in state dicts and files, and weights with the factors merged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def is_lora_factor(key: str) -> bool:
 
 @torch.no_grad()
 def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with every LoRA change folded into its weight.
+    """Return the state dict with every LoRA update merged into its weight.
 
-    Keys and shapes are those without LoRA. The module stays as it is; entries that LoRA does not change are
-    not copied.
+    Keys and shapes are those of a model without LoRA. The module is not changed; entries without LoRA are not
+    copied.
     """
     state = module.state_dict()
     for name, layer in module.named_modules(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""A file with the weights of a whole detector, ours or D-FINE's own, and what it says about itself."""
+"""Files with the weights and metadata of a whole detector, from this project or from D-FINE."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .class_names import named_classes
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Weights from a file of ours or of D-FINE's, with what it says about itself."""
+    """Weights and metadata from a file of this project or of D-FINE."""
 
     path: Path
     weights: dict[str, Tensor]
     meta: dict[str, Any]
-    """`classes`, `config`, `score` ...; empty for a file of D-FINE's."""
+    """`classes`, `config`, `score` ...; empty for a file of D-FINE."""
 
     @property
     def classes(self) -> list[dict[str, Any]] | None:
-        """Id and name of each label, or None if the file does not say."""
+        """Id and name of each label, or None if the file does not contain them."""
         return self.meta.get("classes")
 
     @cached_property
@@ -38,15 +38,15 @@ class WeightFile:
 
     @cached_property
     def named_classes(self) -> list[dict[str, Any]]:
-        """Id and name for every row of the class head, also if the file does not say.
+        """Id and name for every row of the class head, even if the file does not contain them.
 
-        `class_names.named_classes` says which names are given then.
+        See `class_names.named_classes` for the names in this case.
 
         Raises:
             CheckpointError: if there is no class head.
         """
         if self.num_classes is None:
-            raise CheckpointError(f"{self.path} is no D-FINE checkpoint: it has no class head")
+            raise CheckpointError(f"{self.path} is not a D-FINE checkpoint: no class head found")
         return named_classes(self.classes, self.num_classes)
 
     @property
@@ -56,12 +56,12 @@ class WeightFile:
 
     @property
     def threshold(self) -> Any:
-        """Minimum score with the best F1 on the validation data, unchecked; None if the file does not say."""
+        """Score threshold with the best F1 on the validation data, unchecked; None if not in the file."""
         return self.meta.get("threshold")
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels that the model was evaluated at, or None if the file does not say."""
+        """(height, width) in pixels at which the model was evaluated, or None if it is not in the file."""
         size = self.meta.get("input_size")
         return (size[0], size[1]) if size else None
 
@@ -69,10 +69,10 @@ class WeightFile:
         """Return the configuration of the model, prepared for these weights (`prepare`).
 
         Args:
-            config: a configuration file, for a file of weights that holds none.
+            config: a configuration file, for weight files without a configuration.
 
         Raises:
-            CheckpointError: if there is neither.
+            CheckpointError: if neither the file nor `config` provides a configuration.
             ConfigError: for faults in the configuration.
         """
         if self.config_text is not None:
@@ -81,18 +81,18 @@ class WeightFile:
             cfg = YAMLConfig(config)
         else:
             raise CheckpointError(
-                f"{self.path} holds no configuration, as files of D-FINE's own do; name the one it was "
-                "trained with: "
-                f"-c configs/dfine/...yml"
+                f"{self.path} contains no configuration, like all files of D-FINE; give the configuration "
+                "that "
+                "it was trained with: -c configs/dfine/...yml"
             )
         self.prepare(cfg)
         return cfg
 
     def prepare(self, cfg: YAMLConfig) -> None:
-        """Set what follows from these weights, before `cfg.model` is built.
+        """Adjust a configuration to these weights, before `cfg.model` is built.
 
-        Start weights of backbones are switched off, and the number of classes is set if the configuration
-        leaves it open.
+        This disables pretrained weights of backbones, and sets the number of classes if the configuration
+        does not.
         """
         cfg.without_pretrained()
         if cfg.yaml_cfg.get("num_classes") is None and self.num_classes is not None:
@@ -100,28 +100,25 @@ class WeightFile:
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Read the weights to evaluate or start from: the EMA weights if there are any, else those of the model.
+    """Read weights for evaluation or as a start: the EMA weights if the file has any, else the model's.
 
     Raises:
-        CheckpointError: if the file is damaged or holds no weights.
+        CheckpointError: if the file is damaged or contains no weights.
         NumericsError: if a weight is not finite.
     """
     path = checked_path(path)
     content = read_tensor_file(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
+            f"{path} contains a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
         )
     ema = content.get("ema")
     weights = ema.get("module") if isinstance(ema, dict) else None
     weights = weights or content.get("model") or content
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(value, Tensor) for value in weights.values())
-    ):
+    has_weights = isinstance(weights, dict) and len(weights) > 0
+    if not has_weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
-            f"{path} has none of the keys 'model' and 'ema' that a checkpoint has; it has "
+            f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has "
             f"{', '.join(map(str, list(content)[:8]))}"
         )
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
@@ -130,19 +127,19 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Look for NaN and infinity in weights.
+    """Check weights for NaN and infinity.
 
     Args:
-        path: file that the weights come from, for messages.
+        path: file of the weights, used in messages.
         weights: tensors by name.
 
     Raises:
-        NumericsError: with the first tensor that has one.
+        NumericsError: with the first tensor that is not finite.
     """
     key = first_non_finite(weights)
     if key is not None:
         raise NumericsError(
-            f"{path}: tensor {key} holds values that are not finite; these weights cannot be used"
+            f"{path}: tensor {key} contains values that are not finite; these weights cannot be used"
         )
 
 

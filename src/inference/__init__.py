@@ -1,4 +1,4 @@
-"""A trained checkpoint in use."""
+"""Inference with trained checkpoints and exported models."""
 
 from .detector import Detector
 from .prediction import Prediction

@@ -1,4 +1,4 @@
-"""The check that two engines find the same: on which images, and how far predictions may differ."""
+"""Check that two engines give the same predictions, within tolerances, on a set of images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .prediction import Prediction
 from .sources import image_files
 
 BOX_TOLERANCE_PX = 1.0
-"""Pixels of the image by which a side of a box may differ."""
+"""Maximum difference of a box side, in pixels of the image."""
 
 SCORE_TOLERANCE = 0.01
 
 MIN_COMPARED = 10
-"""Detections of an image that are compared where fewer reach the threshold."""
+"""Minimum number of detections to compare in an image, even if fewer reach the threshold."""
 
 BATCH_SIZES = (1, 2, 5)
-"""Sizes of the batches in which images are compared, in turn."""
+"""Batch sizes of the comparison, used in turn."""
 
 Item = TypeVar("Item")
 
@@ -40,33 +40,36 @@ class Difference(NamedTuple):
     compared: int
     """Number of detections that were compared."""
     box_px: float
-    """Largest difference of a side in pixels; infinite if a detection has no partner."""
+    """Maximum difference of a box side in pixels; infinite if a detection has no match."""
     score: float
-    """Largest difference of a score; infinite if a detection has no partner."""
+    """Maximum difference of a score; infinite if a detection has no match."""
 
     @property
     def relative(self) -> float:
-        """The larger of both, in tolerances; above 1 they disagree."""
+        """The larger difference as a multiple of its tolerance; above 1 the detectors disagree."""
         return max(self.box_px / BOX_TOLERANCE_PX, self.score / SCORE_TOLERANCE)
 
 
 def check_agreement(
-    reference: Detector, exported: Detector, images: Sequence[Readable], names: Sequence[str]
+    reference: Detector,
+    exported: Detector,
+    images: Sequence[Readable],
+    names: Sequence[str],
 ) -> list[Difference]:
-    """Run images through both, in batches of all `BATCH_SIZES`, and compare what they find.
+    """Run images through both detectors, in batches of all `BATCH_SIZES`, and compare their predictions.
 
     Args:
         reference: the detector that was exported.
-        exported: the same from the file, by its own metadata.
-        images: any kind.
+        exported: detector loaded from the exported file.
+        images: images of any kind.
         names: names of the images, for messages.
 
     Returns:
-        The difference on each image; images that were repeated to fill the batches are listed as often.
+        The difference for each image. Images that were repeated to fill the batches are repeated here.
 
     Raises:
-        ExportError: if they disagree on one, with the worst; or if preprocessing, classes or threshold are
-            not the same.
+        ExportError: if they disagree on an image, with the worst image; or if preprocessing, classes or
+            threshold differ.
     """
     _check_same_settings(reference, exported)
     repeated = _repeated_to_fill_batches(images)
@@ -87,10 +90,10 @@ def check_agreement(
     if worst.relative > 1:
         bad = sum(difference.relative > 1 for difference in differences)
         raise ExportError(
-            f"{exported.meta['file']} does not find what its model finds: {bad} of {len(repeated)} images "
-            f"differ, worst {worst.name}, where a box "
-            f"differs by {worst.box_px:.3g} pixels ({BOX_TOLERANCE_PX:g} allowed) and a score by "
-            f"{worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
+            f"{exported.meta['file']} gives other predictions than its model: {bad} of {len(repeated)} "
+            "images "
+            f"differ, worst {worst.name}, where a box differs by {worst.box_px:.3g} pixels "
+            f"({BOX_TOLERANCE_PX:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
         )
     logger.info(
         "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g "
@@ -106,44 +109,50 @@ def check_agreement(
 
 
 def _predict_all(detector: Detector, images: Sequence[Readable], batch_size: int) -> list[Prediction]:
-    """Return all detections in each image, whatever their score."""
+    """Return all detections in each image, with any score."""
     found = detector.predict(images, threshold=0.0, batch_size=batch_size)
     return found if isinstance(found, list) else [found]
 
 
 def _check_same_settings(reference: Detector, exported: Detector) -> None:
-    """Make sure that both prepare images equally and have the same classes and threshold."""
+    """Check that both detectors have the same preprocessing, classes and threshold."""
     settings = {
         "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
         "classes": (reference.classes, exported.classes),
         "threshold": (reference.threshold, exported.threshold),
     }
-    differing = [
-        f"{key} is {theirs}, not {ours}" for key, (ours, theirs) in settings.items() if ours != theirs
-    ]
+    differing = []
+    for key, (ours, theirs) in settings.items():
+        if ours != theirs:
+            differing.append(f"{key} is {theirs}, not {ours}")
     if differing:
-        raise ExportError(f"{exported.meta['file']} says something else about itself: {'; '.join(differing)}")
+        raise ExportError(
+            f"{exported.meta['file']} has other metadata than its model: {'; '.join(differing)}"
+        )
 
 
 def _repeated_to_fill_batches(items: Sequence[Item]) -> list[Item]:
-    """Return a list that fills at least one batch of each size; the first items are repeated if need be."""
+    """Return a list that fills at least one batch of each size, repeating items if necessary."""
     return list(islice(cycle(items), max(len(items), sum(BATCH_SIZES))))
 
 
 def compare_predictions(
-    reference: Prediction, other: Prediction, threshold: float, name: str = ""
+    reference: Prediction,
+    other: Prediction,
+    threshold: float,
+    name: str = "",
 ) -> Difference:
-    """Compare what two detectors found in an image, whatever the order.
+    """Compare the predictions of two detectors for an image, regardless of their order.
 
-    The reference's detections from `threshold` on, or its `MIN_COMPARED` best if these are fewer, are each
-    given a partner of their class among all of the other's, at the least total difference; and so the other
-    way round, so that nothing is lost and nothing is added. Ranks do not count: among nearly equal scores
-    they are random, and so is which detections are the last of the list.
+    Each detection of the reference with a score of at least `threshold` (or its `MIN_COMPARED` best, if these
+    are more) is matched with a detection of the same class of the other detector, so that the total
+    difference is minimal. The same is done in the other direction, so that neither missing nor additional
+    detections are overlooked. The order is ignored, because among nearly equal scores it is random.
 
     Args:
-        reference: all detections, whatever their score.
-        other: the same of the other detector.
-        threshold: minimum score of detections that must have a partner.
+        reference: all detections of the reference, with any score.
+        other: all detections of the other detector.
+        threshold: minimum score of detections that must have a match.
         name: name of the image.
     """
     forward = _distances(reference, other, threshold)
@@ -153,9 +162,9 @@ def compare_predictions(
 
 
 def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
-    """Return (pixels, score) between each detection of `one` that counts and its partner, `[n, 2]`.
+    """Return the differences (pixels, score) between detections of `one` and their matches, `[n, 2]`.
 
-    Both are infinite for a detection without a partner.
+    Both are infinite for a detection without a match.
     """
     best_first = np.argsort(-one.scores, kind="stable")
     count = max(int((one.scores >= threshold).sum()), min(MIN_COMPARED, len(one)))
@@ -173,13 +182,13 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
 
 
 def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
-    """Choose images to compare two engines on.
+    """Choose images for the comparison of two engines.
 
-    They come from a folder, else from the validation data of the checkpoint, else they are synthetic.
+    They come from a folder, else from the checkpoint's validation data, else they are synthetic.
 
     Args:
-        detector: names the validation data; synthetic images have its input size.
-        folder: folder of images; None for the validation data.
+        detector: detector with the path of its validation data; synthetic images have its input size.
+        folder: folder of images; None uses the validation data.
         count: maximum number of images, spread evenly over the folder.
 
     Returns:
@@ -193,9 +202,8 @@ def images_for_check(detector: Detector, folder: Path | None, count: int) -> tup
         raise ConfigError(f"--count is {count}, expected at least 1")
     files = image_files(folder) if folder is not None else _validation_files(detector)
     if files:
-        chosen: list[Readable] = [
-            files[i] for i in np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))
-        ]
+        positions = np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))
+        chosen: list[Readable] = [files[position] for position in positions]
         logger.info(
             "compared on %d of %d images of %s",
             len(chosen),
@@ -204,18 +212,18 @@ def images_for_check(detector: Detector, folder: Path | None, count: int) -> tup
         )
         return chosen, [str(file) for file in chosen]
     logger.info(
-        "compared on %d drawn images: the checkpoint's validation data is not here; --images DIR takes "
+        "compared on %d synthetic images: the checkpoint's validation data was not found; --images DIR uses "
         "others",
         count,
     )
     rng = np.random.default_rng(0)
     side = max(detector.preprocessing.input_size)
     scenes: list[Readable] = [draw_scene(rng, side, empty_share=0).image for _ in range(count)]
-    return scenes, [f"drawn image {number}" for number in range(1, count + 1)]
+    return scenes, [f"synthetic image {number}" for number in range(1, count + 1)]
 
 
 def _validation_files(detector: Detector) -> list[Path]:
-    """Return the images of the validation data that the checkpoint names; none if it is not here."""
+    """Return the images of the checkpoint's validation data; an empty list if it does not exist here."""
     try:
         dataset = open_labelled_images(detector)
     except (ConfigError, DataError):

@@ -1,4 +1,4 @@
-"""Line charts as SVG text, small enough to stand in a page of their own."""
+"""Line charts as SVG text, small enough to be embedded in a web page."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ COLOURS = (
     "#0d9488",
 )
 MAX_POINTS = 200
-"""Points of a line; more than a screen shows."""
+"""Maximum number of points of a line; a screen cannot show more."""
 
-LEFT, TOP, RIGHT, BOTTOM = 44, 10, 10, 36
-"""Pixels around the plot."""
+LEFT = 44
+TOP = 10
+RIGHT = 10
+BOTTOM = 36
+"""Margins of the plot in pixels."""
 
 
 class Line(NamedTuple):
@@ -49,20 +52,22 @@ def line_chart(
     """Return a chart of lines in the unit square, with a legend if there are few lines.
 
     Args:
-        lines: what is drawn.
+        lines: lines to draw.
         x_name: label of the horizontal axis.
         y_name: label of the vertical axis.
-        width: pixels.
-        height: pixels.
-        mark: an x that is pointed out by a vertical line; None points out nothing.
+        width: width of the chart in pixels.
+        height: height of the chart in pixels.
+        mark: x of a vertical line that highlights a value; None draws no such line.
     """
-    across, down = width - LEFT - RIGHT, height - TOP - BOTTOM
+    across = width - LEFT - RIGHT
+    down = height - TOP - BOTTOM
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{escape(y_name)} over {escape(x_name)}">'
     ]
     for tick in np.linspace(0, 1, 6):
-        x, y = LEFT + tick * across, TOP + (1 - tick) * down
+        x = LEFT + tick * across
+        y = TOP + (1 - tick) * down
         parts += [
             f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>',
@@ -94,7 +99,7 @@ def line_chart(
 
 
 def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
-    """Return a line alone, for a cell of a table."""
+    """Return a line without axes, for a cell of a table."""
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" '
         f'aria-label="{escape(line.name)}">'
@@ -107,6 +112,7 @@ def _points(line: Line, left: float, top: float, across: float, down: float) -> 
     if not len(line.x):
         return ""
     chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int))
-    return " ".join(
-        f"{left + x * across:.1f},{top + (1 - y) * down:.1f}" for x, y in zip(line.x[chosen], line.y[chosen])
-    )
+    points = []
+    for x, y in zip(line.x[chosen], line.y[chosen]):
+        points.append(f"{left + x * across:.1f},{top + (1 - y) * down:.1f}")
+    return " ".join(points)

@@ -1,4 +1,4 @@
-"""Pictures of what a detector found beside what is there."""
+"""Pictures of ground truth and predictions side by side."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def draw_comparisons(
     threshold: float,
     class_names: Mapping[int, str] | None = None,
 ) -> list[Path]:
-    """Write one JPEG an image: truth on the left, predictions on the right.
+    """Write one JPEG file per image: ground truth on the left, predictions on the right.
 
     Args:
-        detector: finds the objects.
-        dataset: labelled images.
-        folder: where the pictures go.
+        detector: detector that makes the predictions.
+        dataset: data set of labelled images.
+        folder: folder for the pictures.
         count: number of images, spread evenly over the data set.
-        threshold: least score that is drawn.
-        class_names: by the detector's labels; None takes those of the data set, whose labels must then be the
-            detector's.
+        threshold: minimum score of predictions in the pictures.
+        class_names: class names by the detector's labels; None uses those of the data set, which must then
+            have the same labels.
 
     Returns:
-        The files.
+        Paths of the pictures.
 
     Raises:
-        DataError: if images are missing, or lie outside their folder: pictures must not carry out what does
-            not belong to the data.
+        DataError: if images are missing or outside their folder, because pictures must not show files that
+            do not belong to the data.
         NumericsError: if the model gives NaN or infinity.
     """
     dataset.check_images_exist()

@@ -1,4 +1,4 @@
-"""A checkpoint in use: images in, boxes with names out. No configuration file is needed beside it.
+"""Run a checkpoint or an exported model on images. No separate configuration file is needed.
 
 from src.inference import Detector
 
@@ -42,9 +42,9 @@ from .tiling import Tiling, predict_tiled
 
 
 class LabelledFile(NamedTuple):
-    """An image file whose labels were made for a size.
+    """An image file with the image size that its labels refer to.
 
-    A rotation noted in the file is applied only if the image has that size then.
+    A rotation in the file's EXIF data is applied only if the image then has this size.
     """
 
     path: Path
@@ -57,14 +57,14 @@ Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
 W]`, uint8, RGB."""
 
 DEFAULT_THRESHOLD = 0.4
-"""Least score that counts where a checkpoint names none; D-FINE's tools take the same."""
+"""Minimum score if the checkpoint contains none, as in D-FINE's tools."""
 
 READING_THREADS = 4
 """Threads that read images while the model computes."""
 
 
 class ImagePrediction(NamedTuple):
-    """An image and what was found in it."""
+    """An image and its prediction."""
 
     image: Tensor
     """`[3, H, W]` uint8, RGB."""
@@ -72,7 +72,7 @@ class ImagePrediction(NamedTuple):
 
 
 class Detector:
-    """Finds objects in images, with an engine of any kind."""
+    """Detects objects in images with any engine."""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class Detector:
         meta: dict[str, Any] | None = None,
         cfg: YAMLConfig | None = None,
     ) -> None:
-        """Put a detector together; `from_checkpoint` and its siblings do so from files.
+        """Combine the parts of a detector. `from_checkpoint` and its siblings create detectors from files.
 
         Args:
-            engine: computes detections from prepared images.
-            preprocessing: prepares images.
+            engine: engine that computes detections from preprocessed images.
+            preprocessing: preprocessing of images.
             classes: `{"id": category id, "name": name}` for each label in order.
-            threshold: least score that counts if `predict` is given none; None for 0.4.
-            meta: what the file says about itself.
-            cfg: the configuration that it was trained with, if it is known.
+            threshold: default minimum score for `predict`; None uses 0.4.
+            meta: metadata of the file.
+            cfg: configuration of the training, if it is known.
         """
         self.engine = engine
         self.preprocessing = preprocessing
@@ -112,19 +112,19 @@ class Detector:
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
     ) -> Detector:
-        """Load `best.pth`, `last.pth` or a file of D-FINE's.
+        """Load `best.pth`, `last.pth` or a file of D-FINE.
 
         Args:
-            path: the checkpoint; the average of its weights is used if it has one.
-            device: cpu, cuda or cuda:N; None for CUDA if there is one.
-            config: a configuration file, for checkpoints that hold none.
-            input_size: (height, width) in place of the one that the model was trained for.
-            use_amp: compute in bf16, or fp16 where the device has no bf16; CUDA only.
+            path: path of the checkpoint; its EMA weights are used if it has any.
+            device: cpu, cuda or cuda:N; None uses CUDA if available.
+            config: a configuration file, for checkpoints without a configuration.
+            input_size: (height, width) in pixels; None uses the size of the training.
+            use_amp: compute in bf16, or in fp16 if the device has no bf16; CUDA only.
 
         Raises:
-            CheckpointError: if the file is damaged, holds no configuration and none is given, or does not fit
-                it.
-            ConfigError: for a device that is not there or a size that does not fit.
+            CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration
+                and none is given.
+            ConfigError: if the device does not exist or the model cannot use the input size.
         """
         file = read_weights(path)
         picked = pick_device(device)
@@ -141,25 +141,25 @@ class Detector:
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
     ) -> Detector:
-        """Build the model of a configuration and fill it from a file that was read.
+        """Build the model of a configuration and load weights that were read from a file.
 
         Args:
             file: the weights.
-            cfg: a configuration of the model; it gets what follows from the weights (`WeightFile.prepare`).
-            device: where to compute.
+            cfg: configuration of the model, which is adjusted to the weights (`WeightFile.prepare`).
+            device: device of the model.
             input_size: as for `from_checkpoint`.
             use_amp: as for `from_checkpoint`.
 
         Raises:
             CheckpointError: if the weights do not fit the configuration.
-            ConfigError: for a size that does not fit.
+            ConfigError: if the model cannot use the input size.
         """
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
             logger.warning(
-                "input size %d x %d in place of %d x %d (height x width), which the model was trained for: "
-                "expect another quality",
+                "input size %d x %d instead of %d x %d (height x width), which the model was trained for: "
+                "accuracy may differ",
                 *input_size,
                 *preprocessing.input_size,
             )
@@ -174,23 +174,30 @@ class Detector:
 
     @classmethod
     def from_onnx(
-        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Detector:
-        """Load what `tools/deployment/export_onnx.py` wrote into ONNX Runtime.
+        """Load a model exported by `tools/deployment/export_onnx.py` into ONNX Runtime.
 
         Arguments and errors are those of `OnnxEngine`.
 
         Raises:
-            CheckpointError: if the model says nothing about its classes and preprocessing, in its file or in
-                NAME.json beside it.
+            CheckpointError: if neither the file nor NAME.json beside it has the classes and preprocessing.
         """
         return cls._from_export(OnnxEngine(path, device, threads=threads), path)
 
     @classmethod
     def from_openvino(
-        cls, path: str | Path, *, device: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Detector:
-        """Load an exported `.onnx` or an `.xml` made of it into OpenVINO.
+        """Load an exported `.onnx` file, or an `.xml` file converted from it, into OpenVINO.
 
         Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
         """
@@ -198,7 +205,7 @@ class Detector:
 
     @classmethod
     def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
-        """Load an engine built of an exported model, with NAME.json beside it.
+        """Load a TensorRT engine built from an exported model, with NAME.json beside it.
 
         Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
         """
@@ -229,21 +236,21 @@ class Detector:
         nms: float | None = None,
         tiling: Tiling | None = None,
     ) -> Prediction | list[Prediction]:
-        """Find objects.
+        """Detect objects.
 
         Args:
-            images: one image, or any number of them; a 4-dimensional array or tensor is a number of them.
+            images: one image, or several as an iterable or a 4-dimensional array or tensor.
             threshold: as in `PredictionSettings`.
             batch_size: as in `PredictionSettings`.
             nms: as in `PredictionSettings`.
             tiling: as in `PredictionSettings`.
 
         Returns:
-            What was found, for one image or for each of them.
+            The prediction for a single image, or a list with the prediction for each image.
 
         Raises:
             DataError: if an image cannot be read.
-            ConfigError: if something is not an image.
+            ConfigError: if an object is not an image.
             NumericsError: if the model gives NaN or infinity.
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
@@ -258,16 +265,16 @@ class Detector:
         *,
         unreadable: list[ImageError] | None = None,
     ) -> Iterator[ImagePrediction]:
-        """Find objects in images one after the other, holding a few of them in memory.
+        """Detect objects in a stream of images, keeping only a few images in memory.
 
         Args:
             images: any number of images.
-            settings: how objects are found.
-            unreadable: collects the errors of images that cannot be read, which are left out; None raises
-                them.
+            settings: settings of the prediction.
+            unreadable: list to which the errors of unreadable images are appended; these images are skipped.
+                None raises the first error.
 
         Raises:
-            ConfigError: at once, for a value out of its range.
+            ConfigError: immediately, if a setting is out of range.
         """
         size = self.engine.batch_size or settings.batch_size
         if size < 1:
@@ -287,7 +294,10 @@ class Detector:
         unreadable: list[ImageError] | None,
     ) -> Iterator[ImagePrediction]:
         reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
-        while chunk := list(islice(reading, 1 if tiling else size)):
+        while True:
+            chunk = list(islice(reading, 1 if tiling else size))
+            if not chunk:
+                return
             batch = [image for image, _ in chunk]
             try:
                 found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
@@ -300,7 +310,10 @@ class Detector:
                 yield ImagePrediction(image, replace(prediction, source=source))
 
     def _predict_batch(
-        self, images: Sequence[Tensor], threshold: float | None, nms: float | None
+        self,
+        images: Sequence[Tensor],
+        threshold: float | None,
+        nms: float | None,
     ) -> list[Prediction]:
         labels, boxes, scores = (
             part.float().numpy() if part.is_floating_point() else part.numpy()
@@ -325,39 +338,38 @@ class Detector:
 
 
 def _as_several(images: Readable | Iterable[Readable]) -> tuple[Iterable[Readable], bool]:
-    """Return images to iterate over, and whether they are a single one."""
+    """Return an iterable of images, and whether a single image was given."""
     if isinstance(images, (str, Path, Image.Image, LabelledFile)):
         return [images], True
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4:
         return [images], True
-    return cast(
-        "Iterable[Readable]", images
-    ), False  # an array or tensor gives its images when it is iterated over
+    # iterating over an array or tensor gives its images
+    return cast("Iterable[Readable]", images), False
 
 
 def _checked_threshold(value: Any) -> float:
-    """Return a threshold that a file names.
+    """Return the threshold of a file after checking it.
 
     Raises:
         CheckpointError: if it is not a number from 0 to 1.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise CheckpointError(f"the file names the threshold {value!r}, expected a number from 0 to 1")
+        raise CheckpointError(f"the threshold in the file is {value!r}, expected a number from 0 to 1")
     return value
 
 
 @cache
 def _warn_of_several_frames(folder: Path) -> None:
-    """Warn, once for each folder, that only the first frame of an image file is looked at."""
-    logger.warning("images in %s have several frames or pages, of which only the first is looked at", folder)
+    """Warn, once for each folder, that only the first frame of an image file is used."""
+    logger.warning("images in %s have several frames or pages, of which only the first is used", folder)
 
 
 def read_image(image: Readable) -> tuple[Tensor, str | None]:
-    """Return an image as `[3, H, W]` uint8, RGB, and its file if it is one.
+    """Return an image as `[3, H, W]` uint8, RGB, and its file name if it came from a file.
 
     Raises:
         ImageError: if a file cannot be read.
-        ConfigError: if it is no image, or an array of another shape or type.
+        ConfigError: if it is not an image, or an array with a wrong shape or type.
     """
     if isinstance(image, LabelledFile | str | Path):
         path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
@@ -369,7 +381,8 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
-            f"a {type(image).__name__} is no image; give a file, a PIL image, an array [H, W, 3] or a tensor "
+            f"a {type(image).__name__} is not an image; pass a file, a PIL image, an array [H, W, 3] or a "
+            "tensor "
             "[3, H, W]"
         )
     pixels = (
@@ -387,9 +400,12 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
 
 
 def _read_ahead(
-    images: Iterable[Readable], unreadable: list[ImageError] | None, *, ahead: int
+    images: Iterable[Readable],
+    unreadable: list[ImageError] | None,
+    *,
+    ahead: int,
 ) -> Iterator[tuple[Tensor, str | None]]:
-    """Read images in threads, a few ahead, and give them in order."""
+    """Read images in threads, up to `ahead` at a time, and yield them in order."""
     source = iter(images)
     waiting: deque[Future[tuple[Tensor, str | None]]] = deque()
     with ThreadPoolExecutor(READING_THREADS) as readers:
@@ -410,7 +426,7 @@ def _read_ahead(
 def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:
     from torchvision.ops import batched_nms
 
-    boxes, scores, labels = (
-        torch.from_numpy(getattr(prediction, key)) for key in ("boxes", "scores", "labels")
-    )
+    boxes = torch.from_numpy(prediction.boxes)
+    scores = torch.from_numpy(prediction.scores)
+    labels = torch.from_numpy(prediction.labels)
     return batched_nms(boxes, scores, labels, iou).numpy()

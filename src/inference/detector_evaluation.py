@@ -1,4 +1,4 @@
-"""A detector compared with labels: the numbers of an evaluation, and what they are made of."""
+"""Evaluate a detector on labelled images: metrics and the matches behind them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from .prediction_settings import PredictionSettings
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was found in a labelled data set. Categories are labels of the detector."""
+    """Metrics and detections of a detector on a labelled data set. Categories are labels of the detector."""
 
     dataset: CocoDetection
     names: dict[int, str]
     """Class names by label."""
     metrics: dict[str, Any]
-    """As of `CocoEvaluator.summarize`."""
+    """Metrics from `CocoEvaluator.summarize`."""
     objects: Objects
     detections: dict[int, np.ndarray]
-    """By image id, `[R, 6]`, best first: x, y, w, h, score, label."""
+    """Detections by image id, `[R, 6]`, best first: x, y, w, h, score, label."""
 
     @cached_property
     def matches(self) -> Matches:
-        """Detections of all images, each with the object that it found."""
+        """Detections of all images, each with its matched object."""
         return match(self.objects, self.detections)
 
     def detections_above(self, image_id: int, threshold: float) -> np.ndarray:
@@ -46,19 +46,21 @@ class Evaluation:
 
 
 def open_labelled_images(
-    detector: Detector, images: Path | None = None, annotations: Path | None = None
+    detector: Detector,
+    images: Path | None = None,
+    annotations: Path | None = None,
 ) -> CocoDetection:
-    """Open the data to evaluate on, with the labels that the detector has for its categories.
+    """Open the evaluation data, with the detector's labels for its categories.
 
     Args:
-        detector: knows classes by name, and the validation data of its training.
-        images: folder; None for that data.
-        annotations: COCO file.
+        detector: detector with class names and, if known, the paths of its validation data.
+        images: folder of images; None uses the validation data of the training.
+        annotations: COCO file of the images.
 
     Raises:
-        ConfigError: if only one of both is given, or the configuration names no data.
+        ConfigError: if only one of both is given, or the configuration has no validation data.
         DataError: for faults in the file or missing images.
-        CheckpointError: if the data has classes that the detector does not know.
+        CheckpointError: if the data has classes that the detector does not have.
     """
     if (images is None) != (annotations is None):
         raise ConfigError(
@@ -74,7 +76,9 @@ def open_labelled_images(
         raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
     try:
         dataset = CocoDetection(
-            str(images), str(annotations), follow_links=bool(settings.get("follow_links"))
+            str(images),
+            str(annotations),
+            follow_links=bool(settings.get("follow_links")),
         )
     except ConfigError as error:
         raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
@@ -86,9 +90,9 @@ def open_labelled_images(
 
 
 def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
-    """Find objects in all images of a data set and score them.
+    """Detect objects in all images of a data set and compute the metrics.
 
-    The numbers are those of `train.py --test-only`.
+    The metrics are those of `train.py --test-only`.
     """
     evaluator = CocoEvaluator(dataset.ground_truth())
     detections: dict[int, np.ndarray] = {}
@@ -114,21 +118,25 @@ def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size:
         ).astype(float)
     evaluator.synchronize()
     return Evaluation(
-        dataset, dataset.label_names, evaluator.summarize(), objects_of(evaluator.coco_gt), detections
+        dataset,
+        dataset.label_names,
+        evaluator.summarize(),
+        objects_of(evaluator.coco_gt),
+        detections,
     )
 
 
 def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
-    """Count which class was seen as which.
+    """Return the confusion matrix of the classes.
 
     Args:
-        evaluation: of K classes, in the order of their labels.
-        threshold: least score that counts.
+        evaluation: evaluation of K classes.
+        threshold: minimum score of detections.
 
     Returns:
-        `[K + 1, K + 1]`: rows are true classes, columns seen ones; the last row is "nothing there", the last
-        column "missed". Objects are given to detections of their own class first, then to what else lies on
-        them.
+        `[K + 1, K + 1]` counts: rows are true classes, columns predicted ones, in the order of their labels.
+        The last row is background, the last column missed objects. Objects are matched with detections of
+        their own class first, then with overlapping detections of other classes.
     """
     position = {label: number for number, label in enumerate(sorted(evaluation.names))}
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
@@ -152,7 +160,7 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
 
 
 def count_errors(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
-    """Return how many objects of an image were missed and how many detections are wrong."""
+    """Return the number of missed objects and of false detections in an image."""
     rows = evaluation.detections_above(image_id, threshold)
     objects = evaluation.objects.get(image_id)
     found = match_image(rows, objects)

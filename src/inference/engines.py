@@ -1,4 +1,4 @@
-"""Engines compute detections from prepared images; here is the one in torch."""
+"""The interface of engines, which compute detections from preprocessed images, and the PyTorch engine."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ first, on the CPU."""
 
 
 class Engine(Protocol):
-    """Computes detections."""
+    """Interface of engines that compute detections."""
 
     batch_size: int | None
-    """The one number of images that it takes at once; None for any."""
+    """Fixed batch size; None accepts any size."""
 
     def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects.
 
         Args:
-            images: `[B, 3, H, W]` float32, as `Preprocessing` gives them.
+            images: `[B, 3, H, W]` float32, from `Preprocessing`.
             sizes: `[B, 2]` int64, (width, height) of the original images in pixels.
         """
 
 
 class TorchEngine:
-    """A deployed detector and post-processor on a device."""
+    """A deployed PyTorch detector and post-processor on a device."""
 
     batch_size: int | None = None
 
     def __init__(
-        self, model: nn.Module, postprocessor: nn.Module, device: torch.device, *, use_amp: bool = False
+        self,
+        model: nn.Module,
+        postprocessor: nn.Module,
+        device: torch.device,
+        *,
+        use_amp: bool = False,
     ) -> None:
-        """Move both to the device; `use_amp` computes the model in bf16, or fp16 without it, on CUDA."""
+        """Move both to the device; on CUDA, `use_amp` runs the model in bf16, or fp16 without bf16."""
         self.model = model.to(device).eval()
         self.postprocessor = postprocessor.to(device).eval()
         self.device = device

@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation, readable without a network."""
+"""Write an evaluation as a single HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -30,28 +30,32 @@ from .detector_evaluation import Evaluation, confusion_matrix, count_errors
 TEMPLATE = Path(__file__).with_name("evaluation_report.html.jinja")
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
-"""COCO's sizes: name, least and largest area in pixels."""
+"""COCO's size classes: name, minimum and maximum area in square pixels."""
 
 MAX_MATRIX_CLASSES = 40
-"""Classes that a confusion matrix is drawn for; of more, only the commonest confusions are listed."""
+"""Maximum number of classes of a confusion matrix; for more, only the most frequent confusions are listed."""
 
 MAX_CONFUSIONS = 20
 MAX_PICTURE_SIDE = 640
-"""Pixels to which pictures in the page are shrunk."""
+"""Maximum side of pictures in the page, in pixels."""
 
 
 def write_report(
-    evaluation: Evaluation, detector: Detector, path: Path, *, threshold: float | None = None, worst: int = 12
+    evaluation: Evaluation,
+    detector: Detector,
+    path: Path,
+    *,
+    threshold: float | None = None,
+    worst: int = 12,
 ) -> Path:
-    """Write the page.
+    """Write the report of an evaluation.
 
     Args:
-        evaluation: what it is about.
-        detector: whose notes stand in it.
-        path: an .html file.
-        threshold: least score for everything that needs one; None for that with the highest F1 on these
-            images.
-        worst: images shown, those with the most errors.
+        evaluation: evaluation to report.
+        detector: evaluated detector, whose metadata is shown.
+        path: path of the .html file.
+        threshold: minimum score of detections; None uses the threshold with the best F1 on these images.
+        worst: number of images to show, those with the most errors.
 
     Returns:
         `path`.
@@ -73,9 +77,12 @@ def write_report(
 
 
 def _page_content(
-    evaluation: Evaluation, detector: Detector, threshold: float, worst: int
+    evaluation: Evaluation,
+    detector: Detector,
+    threshold: float,
+    worst: int,
 ) -> dict[str, object]:
-    """Return everything that the template shows."""
+    """Return the values for the template."""
     matches = evaluation.matches
     dataset = evaluation.dataset
     points = operating_points(matches)
@@ -129,7 +136,7 @@ def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, 
 
 
 def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
-    """Count objects and how many of them were found, by their labelled area."""
+    """Count all and detected objects by size class, using their labelled area."""
     areas_of_images = []
     found_of_images = []
     for image_id, objects in evaluation.objects.items():
@@ -204,7 +211,7 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
 
 
 def _line(name: str, x: np.ndarray | float | None, y: np.ndarray | float | None) -> Line:
-    """Return a line through operating points, whose fields are arrays where there are several points."""
+    """Return a line through operating points, given as arrays or single numbers."""
     return Line(name, np.asarray(x), np.asarray(y))
 
 

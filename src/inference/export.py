@@ -1,6 +1,6 @@
-"""A detector as an ONNX file.
+"""Export a detector to an ONNX file.
 
-Why torch's exporters are used as they are here stands in docs/decisions/0016.
+See docs/decisions/0016-onnx-export.md for the reasons behind the use of torch's exporters.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 Exporter = Literal["dynamo", "torchscript"]
 
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
-"""The lowest opset of each exporter, which is its default: the most runtimes read it. From 17 on
-LayerNormalization is one op."""
+"""Lowest and default opset of each exporter, which most runtimes can read. From opset 17 on,
+LayerNormalization is a single op."""
 
 UNCHECKED = ".unchecked.onnx"
-"""How the name of a file ends whose check came to no end."""
+"""End of the name of a file whose check did not finish."""
 
 DISAGREES = ".disagrees.onnx"
-"""End of the name of a file that was found to disagree with its model."""
+"""End of the name of a file whose predictions differ from those of its model."""
 
 BATCH = "N"
-"""Name of the batch dimension where it is free."""
+"""Name of a dynamic batch dimension."""
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
-"""Ops that a graph must not have, and all whose names begin with Sequence."""
+"""Ops that a graph must not contain, besides those whose names begin with Sequence."""
 
 
 class Deployed(nn.Module):
-    """Detector and post-processor in one, with the frozen interface of exports."""
+    """Detector and post-processor in one module, with the fixed interface of exported models."""
 
     def __init__(self, model: nn.Module, postprocessor: nn.Module) -> None:
         super().__init__()
@@ -82,21 +82,21 @@ def export_onnx(
     """Write a detector as an ONNX file, and its metadata as NAME.json beside it.
 
     Args:
-        detector: from a checkpoint, on the CPU.
-        path: `.onnx`; it appears when it is complete.
-        batch_size: images at once; None for any number.
-        opset: version of ONNX's operators; None for the lowest that the exporter has.
+        detector: detector loaded from a checkpoint, on the CPU.
+        path: path of the `.onnx` file, which is created when it is complete.
+        batch_size: fixed batch size; None exports a dynamic batch dimension.
+        opset: version of the ONNX operator set; None uses the lowest of the exporter.
         exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that
             need opset 17.
         simplify: pass the graph through onnxslim or onnxsim.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ConfigError: for an engine other than torch's, a device other than the CPU, a wrong opset, batch or
-            name, or a missing package.
-        ExportError: if the graph is not as it must be.
+        ConfigError: for an engine other than PyTorch's, a device other than the CPU, a wrong opset, batch
+            size or file name, or a missing package.
+        ExportError: if the exported graph fails a check.
     """
     path = Path(path)
     opset = _checked_opset(opset, exporter, batch_size)
@@ -111,7 +111,7 @@ def export_onnx(
     simplifier = _import_simplifier() if simplify else None
     if opset > onnx.defs.onnx_opset_version():
         raise ConfigError(
-            f"opset {opset} was asked for, but onnx {onnx.__version__} knows up to "
+            f"opset {opset} was requested, but onnx {onnx.__version__} knows up to "
             f"{onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
@@ -121,9 +121,12 @@ def export_onnx(
     )
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
     with torch.no_grad(), _without_exporter_messages():
-        deployed(*example)  # tables that are made at the first use are numbers then, not a part of the graph
+        deployed(*example)  # computes cached tables, which would otherwise become part of the graph
         proto = (_export_with_dynamo if exporter == "dynamo" else _export_with_torchscript)(
-            deployed, example, opset, free_batch=batch_size is None
+            deployed,
+            example,
+            opset,
+            free_batch=batch_size is None,
         )
         proto = proto if simplifier is None else simplifier(proto)
     _remove_debug_notes(proto)
@@ -152,20 +155,19 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
         raise ConfigError(f"the batch is {batch_size}, expected at least 1")
     if exporter == "torchscript" and batch_size is None:
         raise ConfigError(
-            "the torchscript exporter writes the example's batch size into the graph here; give --batch N, "
+            "the torchscript exporter writes a fixed batch size into the graph; give --batch N, "
             "or use --exporter dynamo"
         )
     opset = OPSETS[exporter] if opset is None else opset
     least = min(OPSETS.values())
     if opset < least:
         raise ConfigError(
-            f"opset {opset} was asked for, expected at least {least}, the first in which LayerNormalization "
-            "is one operation: taken apart it "
-            f"overflows in fp16"
+            f"opset {opset} was requested, expected at least {least}, the first in which LayerNormalization "
+            "is a single op: decomposed, it overflows in fp16"
         )
     if opset < OPSETS[exporter]:
         raise ConfigError(
-            f"opset {opset} was asked for, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
+            f"opset {opset} was requested, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
             f"for {opset} use --exporter "
             f"torchscript --batch N"
         )
@@ -179,7 +181,11 @@ def _import_onnx(exporter: str) -> ModuleType:
 
 
 def _export_with_dynamo(
-    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+    deployed: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    *,
+    free_batch: bool,
 ) -> onnx.ModelProto:
     batch = torch.export.Dim(BATCH)
     shapes = {name: {0: batch} for name in INPUTS} if free_batch else None
@@ -198,7 +204,11 @@ def _export_with_dynamo(
 
 
 def _export_with_torchscript(
-    deployed: nn.Module, example: tuple[Tensor, ...], opset: int, *, free_batch: bool
+    deployed: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    *,
+    free_batch: bool,
 ) -> onnx.ModelProto:
     import onnx
 
@@ -218,7 +228,7 @@ def _export_with_torchscript(
 
 @contextmanager
 def _without_exporter_messages() -> Iterator[None]:
-    """Silence remarks of the exporters: `_check_graph` and the check of results report what matters."""
+    """Suppress the exporters' messages; `_check_graph` and the comparison of results report real problems."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
@@ -233,7 +243,7 @@ def _without_exporter_messages() -> Iterator[None]:
 
 
 def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
-    """Return a function from a graph to a simpler one."""
+    """Return a function that simplifies a graph."""
     try:
         import onnxslim
 
@@ -244,16 +254,16 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         result, fits = onnxsim.simplify(proto)
         if not fits:
-            raise ExportError("onnxsim says itself that its result differs; export without --simplify")
+            raise ExportError("onnxsim reports that its result differs; export without --simplify")
         return result
 
     return simplified
 
 
 def _remove_debug_notes(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter notes for debugging.
+    """Remove the exporter's debugging information.
 
-    These are source lines and paths of this machine; they take half the space of a small model.
+    It contains source lines and local paths, and is as large as a small model.
     """
     proto.doc_string = ""
     del proto.metadata_props[:], proto.graph.metadata_props[:]
@@ -270,7 +280,7 @@ def _remove_debug_notes(proto: onnx.ModelProto) -> None:
 
 
 def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
-    """Refuse graphs that runtimes are known to choke on, and such whose interface is not the frozen one."""
+    """Refuse graphs that some runtimes cannot run, or that do not have the fixed interface."""
     ops = {node.op_type for node in proto.graph.node}
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})

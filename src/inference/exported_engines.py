@@ -28,21 +28,21 @@ INPUTS = ("images", "orig_target_sizes")
 OUTPUTS = ("labels", "boxes", "scores")
 
 LONGEST_REASON = 300
-"""Characters of a runtime's error that a message repeats."""
+"""Maximum characters of a runtime's error in a message."""
 
 VERSIONS_WITH_WRONG_FP16 = ("8.5", "10.3", "10.4")
 """Versions of TensorRT whose fp16 engines users report to be wrong for these models (docs/deployment.md)."""
 
 
 class ExportedEngine(ABC):
-    """Common part of the engines: batches of any size are cut and padded to the size that the model takes."""
+    """Base class of the engines: splits and pads batches to the size that the model accepts."""
 
     batch_size: int | None = None
-    """The one number of images that it takes at once; None for any."""
+    """Fixed batch size; None accepts any size."""
     largest: int | None = None
-    """Most images at once, where there is a limit."""
+    """Maximum batch size; None if there is no limit."""
     metadata: str | None = None
-    """Metadata from within the file, JSON; None if there is none."""
+    """Metadata in the file, as JSON; None if the file has none."""
 
     def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
         """Detect objects (`Engine`)."""
@@ -52,7 +52,7 @@ class ExportedEngine(ABC):
             batch = images[start : start + step]
             batch_sizes = sizes[start : start + step]
             missing = self.batch_size - len(batch) if self.batch_size else 0
-            if missing:  # the last image fills the batch; what is found in the copies is dropped
+            if missing:  # copies of the last image fill the batch; their detections are dropped
                 batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
                 batch_sizes = torch.cat([batch_sizes, batch_sizes[-1:].expand(missing, 2)])
             parts.append([part[: len(part) - missing] for part in self._compute(batch, batch_sizes)])
@@ -72,8 +72,8 @@ class OnnxEngine(ExportedEngine):
 
         Args:
             path: `.onnx`.
-            device: cpu, cuda or cuda:N; None for CUDA if ONNX Runtime has it, else the CPU.
-            threads: of one operation on the CPU; None for torch's number.
+            device: cpu, cuda or cuda:N; None uses CUDA if ONNX Runtime supports it, else the CPU.
+            threads: number of threads per operation on the CPU; None uses torch's number.
 
         Raises:
             ConfigError: if ONNX Runtime is not installed or cannot use the device.
@@ -87,7 +87,7 @@ class OnnxEngine(ExportedEngine):
         providers = _execution_providers(device, ort.get_available_providers())
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises a class for each of its codes, without a common base
+        except Exception as error:  # the exceptions of ONNX Runtime have no common base class
             raise CheckpointError(
                 f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: "
                 f"{first_line(error)[:LONGEST_REASON]}"
@@ -109,15 +109,15 @@ class OnnxEngine(ExportedEngine):
 
 
 class OpenVinoEngine(ExportedEngine):
-    """An ONNX file or OpenVINO's own `.xml` in OpenVINO."""
+    """An ONNX file or an OpenVINO `.xml` file in OpenVINO."""
 
     def __init__(self, path: str | Path, device: str | None = None, *, threads: int | None = None) -> None:
         """Read and compile the model, in float32.
 
         Args:
             path: `.onnx`, or `.xml` with its `.bin`.
-            device: OpenVINO's name: CPU, GPU, NPU, AUTO ...; None for CPU.
-            threads: on the CPU; None for torch's number.
+            device: name of the device in OpenVINO: CPU, GPU, NPU, AUTO ...; None uses the CPU.
+            threads: number of threads on the CPU; None uses torch's number.
 
         Raises:
             ConfigError: if OpenVINO is not installed or does not know the device.
@@ -131,11 +131,11 @@ class OpenVinoEngine(ExportedEngine):
             known.split(".")[0] for known in core.available_devices
         }:
             raise ConfigError(
-                f"device {device} was asked for, OpenVINO {openvino.__version__} sees "
+                f"device {device} was requested, OpenVINO {openvino.__version__} sees "
                 f"{', '.join(core.available_devices)}"
             )
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
-        if device == "CPU":  # where the CPU has bf16, OpenVINO would round to it unasked
+        if device == "CPU":  # by default OpenVINO uses bf16 on CPUs that support it
             settings |= {
                 "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
                 "INFERENCE_PRECISION_HINT": "f32",
@@ -166,20 +166,20 @@ class TensorRtEngine(ExportedEngine):
     """A TensorRT engine (API of version 10), with torch's memory on the device as its buffers."""
 
     def __init__(self, path: str | Path, device: str | None = None) -> None:
-        """Load the engine; it fits the GPU and the version of TensorRT that built it.
+        """Load the engine, which runs only on the kind of GPU and version of TensorRT that built it.
 
         Args:
-            path: what `trtexec --saveEngine` wrote.
-            device: cuda or cuda:N; None for the first.
+            path: file written by `trtexec --saveEngine`.
+            device: cuda or cuda:N; None uses the first CUDA device.
 
         Raises:
-            ConfigError: if TensorRT is not installed, is older than 10, or there is no such device.
+            ConfigError: if TensorRT is not installed or older than 10, or the device does not exist.
             CheckpointError: if the file is missing, damaged, built elsewhere or has another interface.
         """
         path = checked_path(path)
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
-            raise ConfigError(f"TensorRT runs on CUDA devices alone, but {self.device} was asked for")
+            raise ConfigError(f"TensorRT runs only on CUDA devices, but {self.device} was requested")
         trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
             raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
@@ -190,9 +190,9 @@ class TensorRtEngine(ExportedEngine):
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise CheckpointError(
-                f"{path} is no engine that TensorRT {trt.__version__} can use on "
-                f"{torch.cuda.get_device_name(self.device)}: engines fit "
-                f"the version and the GPU that built them; build it here (docs/deployment.md)"
+                f"{path} is not an engine that TensorRT {trt.__version__} can use on "
+                f"{torch.cuda.get_device_name(self.device)}: engines run only on the version and GPU that "
+                "built them; build it here (docs/deployment.md)"
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -224,7 +224,9 @@ class TensorRtEngine(ExportedEngine):
                 self._context.set_input_shape(name, tuple(value.shape))
             for name in OUTPUTS:
                 buffers[name] = torch.empty(
-                    tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device=self.device
+                    tuple(self._context.get_tensor_shape(name)),
+                    dtype=self._types[name],
+                    device=self.device,
                 )
             for name, value in buffers.items():
                 self._context.set_tensor_address(name, value.data_ptr())
@@ -233,16 +235,15 @@ class TensorRtEngine(ExportedEngine):
                     f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what "
                     "it logs"
                 )
-            return [buffers[name].cpu() for name in OUTPUTS]  # waits for this stream
+            return [buffers[name].cpu() for name in OUTPUTS]  # synchronizes with this stream
 
 
 def warn_of_wrong_fp16(version: str) -> None:
-    """Warn of versions of TensorRT whose fp16 engines are reported to be wrong."""
+    """Log a warning for versions of TensorRT whose fp16 engines are reported to give wrong results."""
     if ".".join(version.split(".")[:2]) in VERSIONS_WITH_WRONG_FP16:
         logger.warning(
-            "TensorRT %s: users report wrong fp16 engines of these models with %s, right ones from 10.6 on; "
-            "compare with torch before you "
-            "rely on it (docs/deployment.md)",
+            "TensorRT %s: users report wrong results of fp16 engines of these models with %s, correct ones "
+            "from 10.6 on; compare with torch before you rely on the engine (docs/deployment.md)",
             version,
             ", ".join(VERSIONS_WITH_WRONG_FP16),
         )
@@ -258,7 +259,7 @@ def _execution_providers(device: str | None, available: list[str]) -> list[str |
     )
     if wanted.type == "cuda" and not cuda:
         raise ConfigError(
-            f"device {device} was asked for, but this ONNX Runtime has {', '.join(available)}; pip install "
+            f"device {device} was requested, but this ONNX Runtime has {', '.join(available)}; pip install "
             "onnxruntime-gpu in its place"
         )
     return (
@@ -278,13 +279,13 @@ def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
 
 
 def _openvino_name(port: Any) -> str:
-    """Return the name of an input or output that the interface has; without one, all of its names."""
+    """Return the name of a port in the interface; if no name matches, all names of the port."""
     names = sorted(port.get_names())
     return next((name for name in names if name in INPUTS + OUTPUTS), ", ".join(names))
 
 
 def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the weights of an ONNX file by name; nothing without the onnx package."""
+    """Yield the weights of an ONNX file by name; without the onnx package, yield nothing."""
     try:
         import onnx
         from onnx import numpy_helper
@@ -295,10 +296,10 @@ def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Make sure that no weight is NaN or infinite.
+    """Check that all weights are finite.
 
-    Runtimes rank such scores as they like, and nothing shows in their outputs. Tables of the graph may hold
-    infinity on purpose, as anchors outside the valid range do.
+    Runtimes order scores that are not finite arbitrarily, so outputs do not show the problem. Constant tables
+    may contain infinity by design, such as anchors outside the valid range.
 
     Raises:
         NumericsError: with the first weight that is not finite.
@@ -309,21 +310,17 @@ def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]
         is_weight = name.rpartition(".")[2] in ("weight", "bias")
         if np.isnan(values).any() or (is_weight and np.isinf(values).any()):
             raise NumericsError(
-                f"{path}: weight {name} holds values that are not finite; export the model again"
+                f"{path}: weight {name} contains values that are not finite; export the model again"
             )
 
 
 def _onnx_metadata(path: Path) -> str | None:
-    """Read the metadata of an ONNX file; None without the onnx package: then NAME.json beside it serves."""
+    """Read the metadata of an ONNX file; None without the onnx package, so that NAME.json is used."""
     try:
         import onnx
     except ImportError:
         return None
-    return next(
-        (
-            entry.value
-            for entry in onnx.load(str(path), load_external_data=False).metadata_props
-            if entry.key == METADATA_KEY
-        ),
-        None,
-    )
+    for entry in onnx.load(str(path), load_external_data=False).metadata_props:
+        if entry.key == METADATA_KEY:
+            return entry.value
+    return None

@@ -1,4 +1,4 @@
-"""An evaluation as a data set of FiftyOne, an app for looking through images."""
+"""Export an evaluation to a data set of FiftyOne, an app for browsing images."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from .detector_evaluation import Evaluation
 
 
 def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
-    """Store images, truth and detections as a persistent data set.
+    """Store images, ground truth and detections as a persistent data set.
 
     Args:
-        evaluation: what to store; images are referred to, not copied.
-        name: of the data set; one of this name is replaced.
-        threshold: least score of detections that are stored.
+        evaluation: evaluation to store; images are referenced, not copied.
+        name: name of the data set; an existing one of this name is replaced.
+        threshold: minimum score of stored detections.
 
     Returns:
         The `fiftyone.Dataset`.
 
     Raises:
-        ConfigError: if FiftyOne is not installed or has no database.
+        ConfigError: if FiftyOne is not installed or cannot open its database.
     """
     fo = import_optional("fiftyone")
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
-    except (
-        Exception
-    ) as error:  # FiftyOne has its own errors for a database that is missing, too old or locked
+    except Exception as error:  # FiftyOne has its own errors for a missing, outdated or locked database
         raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
     data_set.add_samples(fiftyone_samples(evaluation, threshold))
     logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
@@ -42,7 +40,7 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
 def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
     """Return a `fiftyone.Sample` for each image.
 
-    It has `ground_truth`, `predictions`, and the counts `missed` and `false`. Detections carry `confidence`
+    It has `ground_truth`, `predictions`, and the counts `missed` and `false`. Detections have `confidence`
     and `eval`: "tp", "fp", or "crowd" within a crowd region.
     """
     fo = import_optional("fiftyone")

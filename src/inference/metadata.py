@@ -1,7 +1,7 @@
-"""Metadata of an exported model: all that `Detector` needs besides the graph, as one JSON text.
+"""Metadata of an exported model: everything that `Detector` needs besides the graph, as one JSON text.
 
-It stands in the ONNX file under `METADATA_KEY` and beside it as NAME.json, since TensorRT engines and
-OpenVINO's IR do not carry it on.
+The metadata is stored in the ONNX file under `METADATA_KEY`, and beside it as NAME.json, because TensorRT
+engines and OpenVINO's IR do not contain it.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
 
 FORMAT = 1
-"""Raised when older readers would misunderstand what is written."""
+"""Version of the format, incremented when older readers would misread the content."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Use and origin of an exported model."""
+    """Usage and origin of an exported model."""
 
     preprocessing: list[dict[str, Any]]
     """`Preprocessing.ops`."""
     classes: list[dict[str, Any]]
     """`{"id": ..., "name": ...}` of each label in order."""
     threshold: float
-    """Least score that counts by default."""
+    """Default minimum score."""
     input_size: list[int]
     """(height, width)."""
     batch_size: int | None
-    """Images at once; None for any number."""
+    """Fixed batch size; None accepts any size."""
     licences: list[str] = field(default_factory=list)
-    """One note for each origin of the weights."""
+    """Licence note of each source of the weights."""
     commit: str | None = None
-    """Of the code that trained it."""
+    """Commit of the code that trained the model."""
     checkpoint: str | None = None
-    """Name of the file that was exported."""
+    """File name of the exported checkpoint."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -49,10 +49,10 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Metadata:
-        """Read what `to_json` wrote; entries of later versions are ignored.
+        """Read the output of `to_json`; entries of later versions are ignored.
 
         Raises:
-            CheckpointError: if it is damaged, lacks something, or has a later format.
+            CheckpointError: if the text is damaged or incomplete, or has a later format.
         """
         try:
             content = json.loads(text)
@@ -73,19 +73,19 @@ class Metadata:
 
 
 def metadata_for(path: Path, text: str | None) -> Metadata:
-    """Return a model's metadata: `text` from within its file, else NAME.json beside it.
+    """Return a model's metadata, from `text` (stored in the file) or else from NAME.json beside it.
 
     Raises:
-        CheckpointError: if there is neither.
+        CheckpointError: if neither exists.
     """
     if text is not None:
         return Metadata.from_json(text, path)
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise CheckpointError(
-            f"{path} does not say how images are prepared and what its classes are: it has no metadata and "
-            f"there is no {beside.name} "
-            f"beside it; tools/deployment/export_onnx.py writes both, keep them together"
+            f"{path} has no metadata about preprocessing and classes, and {beside.name} does not exist "
+            "beside "
+            "it; tools/deployment/export_onnx.py writes both files, keep them together"
         )
     return Metadata.from_json(_read_metadata_text(beside), beside)
 

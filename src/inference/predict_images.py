@@ -1,4 +1,4 @@
-"""Predictions for image files, written as pictures and as COCO results."""
+"""Write predictions for image files as pictures and as COCO results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ from .sources import image_files
 
 
 class ImageJob:
-    """The images of a folder or of an annotation file, and what will be written about them."""
+    """A prediction job for the images of a folder or of an annotation file."""
 
     def __init__(
-        self, source: Path, folder: Path, annotations: Path | None, draw: bool, frames: int | None
+        self,
+        source: Path,
+        folder: Path,
+        annotations: Path | None,
+        draw: bool,
+        frames: int | None,
     ) -> None:
-        """List the images and check the places of all results."""
+        """List the images and check the paths of all results."""
         self.folder = folder
         self.draw = draw
         self.root = source.parent if source.is_file() else source
@@ -50,14 +55,14 @@ class ImageJob:
         refuse_foreign(results, ADVICE)
 
     def run(self, detector: Detector, settings: PredictionSettings) -> Path:
-        """Find objects and write the results.
+        """Detect objects and write the results.
 
         Returns:
-            The file of the predictions.
+            Path of the predictions.
 
         Raises:
-            DataError: after all others were written, if images are missing.
-            ConfigError: for a setting out of its range.
+            DataError: if images could not be read, after all other results were written.
+            ConfigError: if a setting is out of range.
         """
         unreadable: list[ImageError] = []
         bar = tqdm(self.files, desc="images", disable=None, leave=False)
@@ -73,11 +78,10 @@ class ImageJob:
         if unreadable:
             raise DataError(
                 f"{len(unreadable)} of {len(self.files)} images could not be read (first: {unreadable[0]}); "
-                "the results "
-                f"of the others are in {self.folder}"
+                f"the results of the others are in {self.folder}"
             )
         if missing:
-            raise DataError(f"{missing} of {len(self.files)} images were not looked at; this is a bug")
+            raise DataError(f"{missing} of {len(self.files)} images were not processed; this is a bug")
         return results.path
 
     def _write_picture(self, file: Path, seen: ImagePrediction) -> None:
@@ -92,20 +96,20 @@ class ImageJob:
 
 
 def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path, int], list[Readable]]:
-    """Return image files by number, from 1, and as they are to be read; earlier results are none of them."""
+    """Return image files with numbers from 1, and the list of images to read, without earlier results."""
     own = output.resolve()
-    found = [
-        file
-        for file in image_files(source)
-        if source.is_file() or own == root.resolve() or own not in file.resolve().parents or not is_ours(file)
-    ]
+    includes_all = source.is_file() or own == root.resolve()
+    found = []
+    for file in image_files(source):
+        if includes_all or own not in file.resolve().parents or not is_ours(file):
+            found.append(file)
     if not found:
         raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
     return {file: number for number, file in enumerate(found, start=1)}, list(found)
 
 
 def _listed_images(root: Path, images: CocoImages) -> tuple[dict[Path, int], list[Readable]]:
-    """Return the files of a COCO file's images with their ids, and as they are to be read."""
+    """Return the image files of a COCO file with their ids, and the list of images to read."""
     ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
     files: list[Readable] = [
         LabelledFile(root / name, size) for name, size in zip(images.names, images.sizes)

@@ -1,4 +1,4 @@
-"""Predictions for whatever a user names as input: an image, a folder, a video, a camera or a stream."""
+"""Predictions for any input: an image, a folder, a video, a camera or a stream."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def predict_source(
     draw: bool = True,
     frames: int | None = None,
 ) -> Path:
-    """Find objects in all images of a source; write pictures or a video, and `predictions.json`.
+    """Detect objects in all images of a source; write pictures or a video, and `predictions.json`.
 
     Args:
-        detector: finds them.
+        detector: detector to use.
         source: as for `open_job`.
         output: as for `open_job`.
-        settings: how objects are found.
+        settings: settings of the prediction.
         annotations: as for `open_job`.
         draw: as for `open_job`.
         frames: as for `open_job`.
 
     Returns:
-        The file of the predictions, a list of COCO result entries with `file_name` added.
+        Path of the predictions, a list of COCO result entries with `file_name` added.
 
     Raises:
-        DataError: if there is nothing to read; or, after all others were written, if images or frames are
-            missing.
-        ConfigError: as `open_job` and `Detector.stream` do.
+        DataError: if there is nothing to read; or if images or frames could not be read, after all other
+            results were written.
+        ConfigError: as for `open_job` and `Detector.stream`.
     """
     job = open_job(source, output, annotations=annotations, draw=draw, frames=frames)
     return job.run(detector, settings)
@@ -54,16 +54,15 @@ def open_job(
     draw: bool = True,
     frames: int | None = None,
 ) -> ImageJob | VideoJob:
-    """Check everything that can be wrong about a job before a model is loaded for it.
+    """Check the input and the output of a job before a model is loaded for it.
 
     Args:
         source: an image, a folder, a video, the address of a video stream, or `camera:N`.
         output: folder for the results.
-        annotations: COCO file whose images are looked at, under its image ids, within the folder `source`;
-            boxes are not needed. Without it images are numbered from 1 in the order of their names, frames in
-            their order.
+        annotations: COCO file that selects images in the folder `source` and provides their ids; it needs no
+            boxes. Without it, images are numbered from 1 in the order of their names, and frames in theirs.
         draw: write pictures, or a video.
-        frames: stop after so many images.
+        frames: maximum number of images or frames.
 
     Raises:
         DataError: if there is nothing to read.
@@ -75,7 +74,7 @@ def open_job(
     opened = open_source(source)
     if opened.is_video:
         if annotations is not None:
-            raise ConfigError("--annotations names image files; it has no meaning for a video")
+            raise ConfigError("--annotations selects image files; it cannot be used with a video")
         return VideoJob(opened, prepare_output_dir(output), draw, frames)
     assert isinstance(opened.place, Path)  # streams and cameras are videos
     return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)

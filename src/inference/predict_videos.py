@@ -1,4 +1,4 @@
-"""Predictions for the frames of a video, a camera or a stream, written as a video and as COCO results."""
+"""Write predictions for the frames of a video, a camera or a stream as a video and as COCO results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .sources import Source, Video
 
 
 class VideoJob:
-    """A video, a camera or a stream, and what will be written about it."""
+    """A prediction job for a video, a camera or a stream."""
 
     def __init__(self, source: Source, folder: Path, draw: bool, frames: int | None) -> None:
-        """Open the video and check the places of all results."""
+        """Open the video and check the paths of all results."""
         self.folder = folder
         self.draw = draw
         self.frames = frames
@@ -35,14 +35,14 @@ class VideoJob:
         self.video = Video(source)
 
     def run(self, detector: Detector, settings: PredictionSettings) -> Path:
-        """Find objects and write the results.
+        """Detect objects and write the results.
 
         Returns:
-            The file of the predictions.
+            Path of the predictions.
 
         Raises:
-            DataError: after all others were written, if frames are missing.
-            ConfigError: for a setting out of its range.
+            DataError: if frames could not be read, after all other results were written.
+            ConfigError: if a setting is out of range.
         """
         video = self.video
         writer = VideoWriter(self.path, video.rate)
@@ -64,10 +64,10 @@ class VideoJob:
 
 
 class VideoWriter:
-    """Writes frames to an .mp4 file, which appears under its name when it is complete."""
+    """Writes frames to an .mp4 file, which is created under its name when it is complete."""
 
     def __init__(self, path: Path, rate: float) -> None:
-        """Store where to and how many frames a second; the first frame sets the size."""
+        """Store the path and the frames per second; the first frame sets the size."""
         self.path = path
         self.rate = rate
         self._temporary = temporary_path(path, path.suffix)
@@ -86,7 +86,10 @@ class VideoWriter:
             self._size = (frame.shape[1], frame.shape[0])
             self._temporary.touch(exist_ok=False)
             self._writer = cv2.VideoWriter(
-                str(self._temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size
+                str(self._temporary),
+                cv2.VideoWriter_fourcc(*"mp4v"),
+                self.rate,
+                self._size,
             )
             if not self._writer.isOpened():
                 self._temporary.unlink()
@@ -97,11 +100,11 @@ class VideoWriter:
         self._frames += 1
 
     def close(self) -> None:
-        """Finish the file; without a frame there is none.
+        """Finish the file; without frames, no file is created.
 
         Raises:
-            ResourceError: if it does not hold the frames that were written, as on a full disk, of which
-                OpenCV says nothing.
+            ResourceError: if frames are missing in the file, for example because the disk is full, which
+                OpenCV does not report.
         """
         if self._writer is None:
             return

@@ -1,4 +1,4 @@
-"""Objects found in one image."""
+"""The detections in one image."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ from ..detection.drawing import draw_boxes
 
 @dataclass(frozen=True)
 class Prediction:
-    """Objects found in one image, best first; R of them."""
+    """R detections in one image, sorted by descending score."""
 
     boxes: np.ndarray
-    """`[R, 4]` float32, xyxy in pixels of the image; sides may lie a little outside of it, see `clipped`."""
+    """`[R, 4]` float32, xyxy in pixels of the image; boxes may extend slightly beyond it, see `clipped`."""
     scores: np.ndarray
     """`[R]` float32, 0..1."""
     labels: np.ndarray
     """`[R]` int64, rows of the class head."""
     category_ids: np.ndarray
-    """`[R]` int64, the ids that the training data's annotation file gives the classes."""
+    """`[R]` int64, category ids of the training data's annotation file."""
     names: list[str]
     """R class names."""
     size: tuple[int, int]
     """(width, height) of the image."""
     source: str | None = None
-    """The image's file, if it came from one."""
+    """Path of the image file; None if the image did not come from a file."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, rows: np.ndarray) -> Prediction:
-        """Return the objects under a mask, or in the order of row numbers."""
+        """Return the detections selected by a boolean mask or by row numbers, in their order.
+
+        Example:
+            >>> boxes = np.array([[10, 20, 40, 60], [0, 0, 5, 5]], np.float32)
+            >>> scores = np.array([0.9, 0.2], np.float32)
+            >>> labels = np.array([0, 1])
+            >>> found = Prediction(boxes, scores, labels, labels + 1, ["cat", "dog"], (64, 64))
+            >>> found.select(found.scores >= 0.5).names
+            ['cat']
+        """
         names = np.array(self.names, object)[rows].tolist()
         return replace(
             self,
@@ -48,11 +57,18 @@ class Prediction:
         )
 
     def clipped(self) -> Prediction:
-        """Return the same with boxes cut at the image's border, for cropping."""
+        """Return the same detections with boxes clipped to the image, for cropping."""
         return replace(self, boxes=self.boxes.clip(0, np.tile(np.array(self.size, np.float32), 2)))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return entries of a COCO result file: `image_id`, `category_id`, `bbox` (xywh) and `score`."""
+        """Return the detections as entries of a COCO result file, with `bbox` as xywh in pixels.
+
+        Example:
+            >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
+            >>> found = Prediction(boxes, np.array([0.5]), np.array([0]), np.array([1]), ["cat"], (64, 64))
+            >>> found.to_coco(image_id=7)
+            [{'image_id': 7, 'category_id': 1, 'bbox': [10.0, 20.0, 30.0, 40.0], 'score': 0.5}]
+        """
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1).astype(float)
         return [
             {
@@ -65,7 +81,7 @@ class Prediction:
         ]
 
     def draw(self, image: Tensor | np.ndarray | Image.Image | None = None) -> Image.Image:
-        """Return a picture with boxes, names and scores.
+        """Draw boxes, names and scores on the image.
 
         Args:
             image: `[3, H, W]` tensor or `[H, W, 3]` array, uint8, RGB, or a PIL image; None reads the file
@@ -76,7 +92,7 @@ class Prediction:
         """
         if image is None:
             if self.source is None:
-                raise ConfigError("this image came from no file; give it to draw()")
+                raise ConfigError("this image did not come from a file; pass it to draw()")
             image = load_image(Path(self.source))
         elif isinstance(image, Image.Image):
             image = image_from_pil(image)

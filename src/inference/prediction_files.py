@@ -1,4 +1,4 @@
-"""Common part of jobs on images and on videos: the file of predictions, and checks of their outputs."""
+"""Common parts of jobs for images and videos: the file of predictions, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ..runtime.log import logger
 PREDICTIONS = "predictions.json"
 
 ADVICE = "choose another --output"
-"""End of messages about results that would replace something else."""
+"""End of messages about results that would replace other files."""
 
 
 class PredictionFile:
-    """`predictions.json`, written entry by entry; whatever ends the job, what was found until then is kept.
+    """A context manager that writes `predictions.json` entry by entry.
 
-    A context manager: the file appears under its name when the block ends.
+    The file is created under its name when the block ends. If the job ends early for any reason, the
+    predictions so far are kept.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Store the place; the folder must exist when the block begins."""
+        """Store the path; the folder must exist when the block begins."""
         self.path = folder / PREDICTIONS
         self.num_images = 0
         self.num_entries = 0
@@ -38,7 +39,7 @@ class PredictionFile:
         return self
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Write the entries of one image, as `Prediction.to_coco` gives them."""
+        """Write the entries of one image, from `Prediction.to_coco`."""
         assert self._file is not None, "used outside of its block"
         self.num_images += 1
         for entry in entries:
@@ -46,7 +47,10 @@ class PredictionFile:
             self.num_entries += 1
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._file is not None
         try:
@@ -65,15 +69,12 @@ class PredictionFile:
             return
         self._temporary.replace(self.path)
         if kind is not None:
-            logger.info("the job ended early; what was found until then is written")
+            logger.info("the job ended early; the predictions so far were written")
         logger.info("%d images, %d detections: %s", self.num_images, self.num_entries, self.path)
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return a key that is the same for all names and mounts that lead to one file or folder.
-
-    None if there is no such file.
-    """
+    """Return a key that is the same for all names and mounts of a path; None if the path does not exist."""
     try:
         state = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Settings of a prediction as one value, for code that passes them on."""
+"""Settings of a prediction as one object."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class PredictionSettings:
     """Settings of a prediction; `Detector.stream` checks the values."""
 
     threshold: float | None = None
-    """Minimum score, 0..1; None for the checkpoint's own, at which F1 was best on the validation data."""
+    """Minimum score, 0..1; None uses the checkpoint's, which had the best F1 on the validation data."""
     batch_size: int = 8
-    """Images that are computed at once; an engine with a fixed batch takes its own."""
+    """Images per batch; an engine with a fixed batch size uses that instead."""
     nms: float | None = None
-    """Drop boxes that overlap a better one of the same class by more than this IoU, 0..1; None keeps all,
-    since the model has learned to find each object once."""
+    """IoU threshold, 0..1, of non-maximum suppression per class; None disables it, because the model is
+    trained to detect each object once."""
     tiling: Tiling | None = None
-    """Look at large images in tiles, too; None looks at each image as a whole."""
+    """Detect objects in tiles of large images, too; None uses only the whole image."""
 
 
 DEFAULT_SETTINGS = PredictionSettings()

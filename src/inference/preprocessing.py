@@ -1,7 +1,7 @@
-"""From an image to what a model takes: the transforms of the validation data.
+"""Preprocess images for a model with the transforms of the validation data.
 
-Checkpoints and exports carry them. Training evaluates with the same classes and the same arithmetic
-(`data/transforms/sample.py`), so that no tool can differ.
+Checkpoints and exported models contain these transforms. Training evaluates with the same classes and
+arithmetic (`data/transforms/sample.py`), so all tools give the same results.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ DETERMINISTIC_TRANSFORMS = (
     "SanitizeBoundingBoxes",
     "EmptyTransform",
 )
-"""Transforms without randomness that show the whole image on the whole input, so that boxes need nothing but
-scaling."""
+"""Transforms without randomness that map the whole image to the whole input, so boxes only need scaling."""
 
 
 class Preprocessing:
-    """Stretches an RGB image to the input size and scales its values, as evaluation does."""
+    """Resizes an RGB image to the input size, without keeping its aspect ratio, and scales its values."""
 
     def __init__(self, ops: Sequence[Mapping[str, Any]]) -> None:
         """Build the transforms.
@@ -41,14 +40,14 @@ class Preprocessing:
             ops: `{type: name, argument: value ...}` in order, as in `val_dataloader.dataset.transforms.ops`.
 
         Raises:
-            ConfigError: if one is random or cuts or pads the image, or none says to which size.
+            ConfigError: if a transform is random or crops or pads the image, or there is no Resize.
         """
         self.ops = [dict(op) for op in ops]
         foreign = [str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS]
         if foreign:
             raise ConfigError(
                 f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared "
-                f"with {', '.join(DETERMINISTIC_TRANSFORMS)} alone"
+                f"only with {', '.join(DETERMINISTIC_TRANSFORMS)}"
             )
         self._transforms = Compose([create(op) for op in self.ops])
         size = self._transforms.output_size
@@ -60,22 +59,22 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, cfg: YAMLConfig) -> Preprocessing:
-        """Take the transforms of the validation data."""
+        """Build the transforms of the validation data."""
         return cls(cfg.evaluation_transforms)
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) that images are stretched to."""
+        """(height, width) in pixels to which images are resized."""
         return self._input_size
 
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
-        """Return the same for another (height, width)."""
+        """Return the same preprocessing for another (height, width)."""
         return Preprocessing(
             [{**op, "size": list(input_size)} if op["type"] == "Resize" else op for op in self.ops]
         )
 
     def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Prepare a batch.
+        """Preprocess a batch of images.
 
         Args:
             images: `[3, h, w]` uint8 each, RGB, of any sizes.
@@ -91,7 +90,8 @@ class Preprocessing:
         return batch, torch.tensor([[image.shape[2], image.shape[1]] for image in images])
 
     def __repr__(self) -> str:
-        steps = [
-            f"{op['type']}({', '.join(f'{k}={v}' for k, v in op.items() if k != 'type')})" for op in self.ops
-        ]
-        return f"RGB -> {' -> '.join(steps)}"
+        steps = ["RGB"]
+        for op in self.ops:
+            arguments = ", ".join(f"{key}={value}" for key, value in op.items() if key != "type")
+            steps.append(f"{op['type']}({arguments})")
+        return " -> ".join(steps)

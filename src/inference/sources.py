@@ -1,4 +1,4 @@
-"""Sources of images: a file, a folder, a video, a camera or a stream of the network."""
+"""Sources of images: a file, a folder, a video, a camera or a network stream."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ VIDEO_SUFFIXES = (
 )
 
 FORMATS_WITHOUT_COUNT = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
-"""Formats without a number of frames: what is reported as one is computed from the bytes that are there."""
+"""Formats that do not store the number of frames; OpenCV estimates it from the size of the file."""
 
 DEFAULT_FRAME_RATE = 25.0
-"""Frames a second of a video or camera that does not give it."""
+"""Frames per second if a video or camera does not report them."""
 
 TOLERATED_MISSING_FRACTION = 0.02
-"""A video may have this fraction of frames less than its header says, which may be an estimate, except in
-formats that count."""
+"""Fraction of the frames in the header, which may be an estimate, that may be missing in a video. It does not
+apply to `FORMATS_WITH_EXACT_COUNT`."""
 
 FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
@@ -51,33 +51,37 @@ _STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE
 
 
 class Source(NamedTuple):
-    """A place that images are read from."""
+    """A source of images."""
 
     place: Path | str | int
-    """A file or folder; the address of a stream; the number of a camera."""
+    """Path of a file or folder, URL of a stream, or number of a camera."""
     is_video: bool
 
     @property
     def name(self) -> str:
-        """Name in messages; passwords in addresses are left out."""
+        """Name in messages, without passwords in URLs."""
         if isinstance(self.place, int):
             return f"camera {self.place}"
         return re.sub(r"//[^/@]*@", "//", str(self.place))
 
     @property
     def is_live(self) -> bool:
-        """True for a camera or a stream, which has no end of its own."""
+        """True for a camera or a stream, which does not end by itself."""
         return not isinstance(self.place, Path)
 
 
 def open_source(text: str) -> Source:
-    """Read what a user gives as input; nothing is opened yet.
+    """Parse the input that a user has given, without opening it.
 
     Args:
-        text: a path, the address of a video stream, `camera:N`, N or `/dev/videoN`.
+        text: a path, the URL of a video stream, `camera:N`, N or `/dev/videoN`.
 
     Raises:
-        DataError: if there is no such file or folder.
+        DataError: if the file or folder does not exist.
+
+    Example:
+        >>> open_source("camera:0")
+        Source(place=0, is_video=True)
     """
     kind, _, number = text.rpartition(":")
     if number.isdecimal() and kind in ("camera", ""):
@@ -94,12 +98,12 @@ def open_source(text: str) -> Source:
 
 
 def image_files(path: Path) -> list[Path]:
-    """Return a file, or all image files in a folder and below it, by name; links to folders are not followed.
+    """Return a file, or all image files in and below a folder, by name; links to folders are not followed.
 
-    Files that are images by their content count whatever their suffix. What is left out is logged.
+    Image files are recognized by their content, whatever their suffix. Files left out are logged.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are no image files.
     """
     if path.is_file():
         return [path]
@@ -114,10 +118,10 @@ def image_files(path: Path) -> list[Path]:
 
 
 class Video:
-    """A video file, a camera or a stream, read once."""
+    """A video file, a camera or a stream, which can be read once."""
 
     def __init__(self, source: Source) -> None:
-        """Open it.
+        """Open the video.
 
         Raises:
             DataError: if it cannot be opened.
@@ -130,7 +134,7 @@ class Video:
         place = source.place
         self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
         if not self._capture.isOpened():
-            hint = "; check that the address answers, for example with ffplay" if _is_address(place) else ""
+            hint = "; check that the URL works, for example with ffplay" if _is_address(place) else ""
             raise DataError(f"{source.name} cannot be opened as a video{hint}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -143,15 +147,16 @@ class Video:
             else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
         )
         if self.count is None and not source.is_live:
-            logger.warning("%s does not say how many frames it has: a cut would not be noticed", source.name)
+            logger.warning("%s has no number of frames: a truncated file cannot be detected", source.name)
         elif suffix in FORMATS_WITHOUT_COUNT:
             logger.warning(
-                "%s has a format without a number of frames: a cut would not be noticed", source.name
+                "%s has a format without a number of frames: a truncated file cannot be detected",
+                source.name,
             )
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Give frames, `[3, H, W]` uint8, RGB."""
-        self.was_stopped = True  # unless the loop comes to its end
+        """Yield frames, `[3, H, W]` uint8, RGB."""
+        self.was_stopped = True  # unless the loop reaches the end of the video
         try:
             while True:
                 was_read, frame = self._capture.read()
@@ -165,7 +170,7 @@ class Video:
 
     @property
     def fault(self) -> str | None:
-        """After all frames were read: what is missing, or None. A camera or stream never ends by itself."""
+        """Description of missing frames after reading, or None. The end of a camera or stream is a fault."""
         if self.was_stopped:
             return None
         if self.source.is_live:
@@ -175,8 +180,7 @@ class Video:
         if self.count and self.frames_read < self.count - self._tolerance:
             return (
                 f"{self.source.name} could be read up to frame {self.frames_read} of {self.count}: the file "
-                "is cut "
-                "or damaged"
+                "is truncated or damaged"
             )
         return None
 

@@ -1,4 +1,4 @@
-"""Images far larger than the input: found in overlapping tiles and in the whole, then merged."""
+"""Detect objects in images much larger than the input: in overlapping tiles and in the whole, then merge."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..core.errors import ConfigError
 from .prediction import Prediction
 
 CUT_MARGIN_PX = 2.0
-"""Pixels from an inner side of a tile within which an object counts as cut."""
+"""Distance in pixels from an inner side of a tile within which an object is treated as cut."""
 
 DUPLICATE_IOU = 0.5
-"""Minimum overlap at which two boxes of a class from different views are one object."""
+"""Minimum IoU at which two boxes of a class from different views are treated as one object."""
 
 CONTAINED_FRACTION = 0.5
 """Minimum fraction of a cut box inside an uncut one at which it is treated as a part of it."""
@@ -29,26 +29,30 @@ class Tiling(NamedTuple):
     size: int
     """Side of a tile in pixels of the image."""
     overlap: float = 0.2
-    """Share of a side that neighbours have in common; objects up to that size are whole in some tile."""
+    """Overlap of neighbouring tiles as a fraction of the side; objects of this size are whole in some tile."""
 
     def windows(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """Return the whole image, and tiles if it is larger than one, xyxy.
+        """Return the windows (xyxy in pixels): the whole image, and tiles if it is larger than a tile.
 
         Raises:
-            ConfigError: for a tile without pixels, or an overlap outside 0 to 0.9.
+            ConfigError: if the size is below 1, or the overlap is not from 0 to 0.9.
+
+        Example:
+            >>> Tiling(size=640, overlap=0.0).windows(1280, 640)
+            [(0, 0, 1280, 640), (0, 0, 640, 640), (640, 0, 1280, 640)]
         """
         if self.size < 1 or not 0 <= self.overlap <= 0.9:
             raise ConfigError(
-                f"a tile of {self.size} pixels and an overlap of {self.overlap:g} were asked for, expected "
-                "at least 1 and from 0 to 0.9"
+                f"the tile size is {self.size} pixels and the overlap is {self.overlap:g}, expected at least "
+                "1 "
+                "and from 0 to 0.9"
             )
-        whole = (0, 0, width, height)
-        columns, rows = self._spans(width), self._spans(height)
-        return (
-            [whole]
-            if len(columns) * len(rows) == 1
-            else [whole] + [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
-        )
+        windows = [(0, 0, width, height)]
+        columns = self._spans(width)
+        rows = self._spans(height)
+        if len(columns) * len(rows) > 1:
+            windows += [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
+        return windows
 
     def _spans(self, length: int) -> list[tuple[int, int]]:
         if length <= self.size:
@@ -60,15 +64,18 @@ class Tiling(NamedTuple):
 
 
 def predict_tiled(
-    image: Tensor, tiling: Tiling, predict: Callable[[Sequence[Tensor]], list[Prediction]], batch_size: int
+    image: Tensor,
+    tiling: Tiling,
+    predict: Callable[[Sequence[Tensor]], list[Prediction]],
+    batch_size: int,
 ) -> Prediction:
-    """Find objects in an image by its tiles.
+    """Detect objects in an image and its tiles.
 
     Args:
         image: `[3, H, W]` uint8.
-        tiling: how it is cut.
-        predict: finds objects in up to `batch_size` images.
-        batch_size: tiles at once.
+        tiling: size and overlap of the tiles.
+        predict: function that detects objects in up to `batch_size` images.
+        batch_size: number of tiles per batch.
     """
     size = (image.shape[2], image.shape[1])
     windows = tiling.windows(*size)
@@ -99,9 +106,10 @@ def predict_tiled(
 
 
 def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return whether each box, in pixels of its window, ends at a side that is not a side of the image."""
+    """Return whether each box, in pixels of its window, touches a side that is not a side of the image."""
     x0, y0, x1, y1 = window
-    width, height = x1 - x0, y1 - y0
+    width = x1 - x0
+    height = y1 - y0
     inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
     near = np.column_stack(
         [
@@ -115,9 +123,9 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
 
 
 def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
-    """Return the rows to keep, best first: whole objects once each, and parts of objects that no view has
-    whole."""
-    whole, parts = torch.nonzero(~cut)[:, 0], torch.nonzero(cut)[:, 0]
+    """Return the rows to keep, best first: each whole object once, and parts of objects without a whole box."""
+    whole = torch.nonzero(~cut)[:, 0]
+    parts = torch.nonzero(cut)[:, 0]
     whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])

@@ -1,4 +1,4 @@
-"""Layers and backbones: images in, feature maps out; and what keeps a pretrained one from drifting."""
+"""Backbones that map images to feature maps, LoRA, and Gram anchoring."""
 
 from . import backbone, gram_anchoring
 

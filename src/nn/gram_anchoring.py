@@ -1,8 +1,7 @@
-"""Gram anchoring (DINOv3, Siméoni et al., 2025): a ViT that is tuned keeps the similarities between its
-patches.
+"""Gram anchoring (DINOv3, Siméoni et al., 2025): preserve patch similarities while a ViT is fine-tuned.
 
-A frozen copy of the published ViT is the teacher. It belongs to the training, not to the detector: neither
-parameters, checkpoints nor averages of the model know of it.
+The teacher is a frozen copy of the published ViT. It is part of the training and not of the detector, so it
+is not in the model's parameters, checkpoints or EMA weights.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:  # timm takes long to import
 
 @register()
 class GramAnchoring:
-    """A loss for the DINOv3 backbone of a detector, computed from what the model's last forward pass gave.
+    """A loss for the DINOv3 backbone of a detector, computed from the model's last forward pass.
 
     `attach` once, then call after each forward pass; `set_epoch` moves the weight along its schedule.
     """
@@ -46,15 +45,15 @@ class GramAnchoring:
         all_taps: bool = False,
         checkpoint_path: str | None = None,
     ) -> None:
-        """Store; `load_teacher` reads the weights.
+        """Store the settings; `load_teacher` reads the weights.
 
         Args:
             model: the unwrapped detector.
-            weight: of the loss; or pairs of an epoch and the weight in it, such as [[0, 100], ["50 %", 0]],
-                with straight lines between.
-            num_tokens: as many patches are drawn for each step, the same in all images; None for all.
-            all_taps: compare all blocks that the adapter reads, and not the last one alone.
-            checkpoint_path: DINOv3's weights for the teacher; None for what the backbone starts from.
+            weight: weight of the loss; or pairs of an epoch and its weight, such as [[0, 100], ["50 %", 0]],
+                with linear interpolation between them.
+            num_tokens: number of random patches per step, the same in all images; None uses all patches.
+            all_taps: compare all blocks that the adapter reads instead of only the last one.
+            checkpoint_path: DINOv3 weights for the teacher; None uses the initial weights of the backbone.
 
         Raises:
             ConfigError: if the model has no DINOv3 backbone or one that is never trained, or a value is out
@@ -77,11 +76,10 @@ class GramAnchoring:
         self._hook: RemovableHandle | None = None
 
     def load_teacher(self) -> None:
-        """Make the teacher: the backbone's ViT with published weights, whatever the backbone itself starts
-        from.
+        """Create the teacher: the backbone's ViT with published weights, independent of the model's weights.
 
         Raises:
-            CheckpointError: if there is neither a file nor a network, or the weights do not fit.
+            CheckpointError: if neither a file nor a network is available, or the weights do not fit.
         """
         vit = copy.deepcopy(self._backbone.vit)
         for layer in list(vit.modules()):
@@ -99,7 +97,7 @@ class GramAnchoring:
         self.teacher = vit.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> GramAnchoring:
-        """Move the teacher."""
+        """Move the teacher to a device."""
         self._loaded_teacher().to(device)
         return self
 
@@ -108,12 +106,12 @@ class GramAnchoring:
         return self.teacher
 
     def attach(self) -> None:
-        """Begin to watch the model; a copy of it that is made later is not watched."""
+        """Start recording forward passes of the model, but not of later copies of it."""
         self.detach()
         self._hook = self._backbone.adapter.register_forward_pre_hook(self._recorder)
 
     def detach(self) -> None:
-        """Stop watching the model, and forget what was seen."""
+        """Stop recording and discard the last forward pass."""
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
@@ -124,7 +122,7 @@ class GramAnchoring:
         self.weight = float(np.interp(epoch, self._epochs, self._weights))
 
     def __call__(self) -> Tensor | None:
-        """Return the weighted loss of the last forward pass, a float32 scalar, and forget that pass.
+        """Return the weighted loss of the last forward pass, a float32 scalar, and discard that pass.
 
         None if no gradient reaches the ViT (frozen, evaluation), if the weight is zero or nothing was seen.
         """
@@ -147,15 +145,15 @@ class GramAnchoring:
 
 
 def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
-    """Compare the cosine similarities between patches: mean over images and pairs of (X_S X_S^T - X_G
-    X_G^T)^2, in float32.
+    """Return the mean of (X_S X_S^T - X_G X_G^T)^2 over images and pairs of patches, in float32.
 
-    This is L_Gram (equation 2) with, as in its authors' code, the mean in place of the sum.
+    This is L_Gram (equation 2) with the mean instead of the sum, as in the authors' code. The products are
+    cosine similarities between patches.
 
     Args:
         student: features `[B, D, h, w]`.
         teacher: features `[B, D', h, w]`.
-        drawn: indices `[P]` of the patches to compare, row by row 0..h*w-1; None for all.
+        drawn: indices `[P]` of the patches to compare, 0..h*w-1 in row-major order; None compares all.
     """
     with torch.autocast(student.device.type, enabled=False):
         return F.mse_loss(_gram_matrix(student, drawn), _gram_matrix(teacher, drawn))
@@ -179,8 +177,7 @@ class _Seen:
 
 
 class _Recorder:
-    """A hook before the adapter. It keeps the inputs of its last pass if a gradient will flow to the last
-    tap."""
+    """A hook before the adapter that keeps its last inputs if the last tap requires a gradient."""
 
     def __init__(self) -> None:
         self.seen: _Seen | None = None
@@ -199,7 +196,7 @@ class _Recorder:
 
 
 def _record_nothing(adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
-    """Stand in for the hook in copies of a model."""
+    """Replace the hook in copies of a model by one without effect."""
 
 
 def _backbone_of(model: nn.Module) -> DINOv3Backbone:
@@ -213,7 +210,7 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
 
 
 def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
-    """Return epochs, ascending, and the weights that hold there."""
+    """Return epochs in ascending order and their weights."""
     pairs: list[Any] = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
     if not pairs or not all(
         isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0

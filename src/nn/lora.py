@@ -1,8 +1,7 @@
-"""Low-rank adaptation (LoRA, Hu et al., 2021): a pretrained ViT stays as it is, small factors beside its
-matrices are trained.
+"""Low-rank adaptation (LoRA, Hu et al., 2021): train small factors beside the frozen matrices of a ViT.
 
-Separate from the backbone, since it is about linear layers: where they sit in timm's ViT is all it knows of
-it.
+This module is separate from the backbone because it depends only on the places of linear layers in timm's
+ViT.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ _LAYERS = {
     "fc1": ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
     "fc2": ("mlp.fc2",),
 }
-"""Target -> the layers of a block that it may mean; fused and separate projections, plain and gated
+"""Layers of a block for each target, for fused and separate projections and for plain and gated
 feed-forward."""
 
 _GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer and a trained low-rank change: W x + b + alpha / rank * B A x (equation 3 of the
-    paper).
+    """A frozen linear layer with a trained low-rank update: W x + b + alpha / rank * B A x (equation 3).
 
-    `weight` and `bias` keep their names, so weights of a plain model load: they mean "no change". A is
-    `lora_down` `[rank, in]`, drawn as in the paper's code, B is `lora_up` `[out, rank]` and starts at zero.
+    `weight` and `bias` keep their names, so weights of a plain model can be loaded; the update is then zero.
+    A is `lora_down` `[rank, in]`, initialized as in the paper's code, and B is `lora_up` `[out, rank]`,
+    initialized with zeros.
     """
 
     def __init__(
@@ -51,14 +50,14 @@ class LoRALinear(nn.Linear):
         alpha: float,
         **factory: Any,
     ) -> None:
-        """Build a layer without change.
+        """Build a layer whose update is zero.
 
         Args:
             in_features: length of an input.
             out_features: length of an output.
-            bias: the frozen layer has one.
-            rank: of the change, from 1 to the lesser of both lengths.
-            alpha: the change is scaled by alpha / rank.
+            bias: whether the frozen layer has a bias.
+            rank: rank of the update, from 1 to the smaller of both lengths.
+            alpha: numerator of the scale alpha / rank of the update.
             factory: device and dtype.
         """
         super().__init__(in_features, out_features, bias, **factory)
@@ -94,13 +93,13 @@ class LoRALinear(nn.Linear):
         return torch.addmm(self.weight, self.lora_up, self.lora_down, alpha=self.scale)
 
     def convert_to_deploy(self) -> None:
-        """Become a plain linear layer with the merged weight."""
+        """Convert to a plain linear layer with the merged weight, in place."""
         self.weight.data = self.merged_weight()
         del self.lora_down, self.lora_up, self.scale
         self.__class__ = nn.Linear  # type: ignore[assignment]  # on purpose: what remains is a plain layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
-        """Weights of a plain layer bring no factors: the change becomes zero."""
+        """Load a state dict; if it has no factors, as for a plain layer, set the update to zero."""
         factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
         if prefix + "weight" in state_dict and not any(key in state_dict for key in factors):
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
@@ -109,12 +108,12 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
-    """Put `LoRALinear` in the place of layers of every block of timm's ViT.
+    """Replace linear layers in every block of timm's ViT by `LoRALinear`.
 
     Args:
         vit: timm's Eva, changed in place.
-        rank: of each change.
-        alpha: each change is scaled by alpha / rank; None for `rank`.
+        rank: rank of each update.
+        alpha: numerator of the scale alpha / rank; None uses `rank`.
         targets: "attention" (qkv, proj), "mlp" (fc1, fc2; both halves of a gated fc1), or any of these four
             names.
 
@@ -162,6 +161,7 @@ def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, 
         for path in paths:
             part, _, name = path.partition(".")
             owner = getattr(block, part)
-            if isinstance(linear := getattr(owner, name, None), nn.Linear):
+            linear = getattr(owner, name, None)
+            if isinstance(linear, nn.Linear):
                 found.append((owner, name, linear))
     return found

@@ -18,6 +18,10 @@ def build_activation(name: str | None) -> nn.Module:
 
     Raises:
         ValueError: if the name is not known.
+
+    Example:
+        >>> build_activation("silu")
+        SiLU()
     """
     if name is None:
         return nn.Identity()
@@ -27,6 +31,11 @@ def build_activation(name: str | None) -> nn.Module:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Return ln(x / (1 - x)) with x clipped to 0..1 and both terms kept at or above `eps`."""
+    """Return ln(x / (1 - x)) with x clipped to 0..1 and both terms kept at or above `eps`.
+
+    Example:
+        >>> inverse_sigmoid(torch.tensor([0.5, 0.75]))
+        tensor([0.0000, 1.0986])
+    """
     x = x.clamp(0.0, 1.0)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

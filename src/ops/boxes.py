@@ -1,4 +1,4 @@
-"""Box arithmetic. Boxes are `[..., 4]`; cxcywh and xyxy as named, in any unit that all arguments share."""
+"""Box arithmetic. Boxes are `[..., 4]`, cxcywh or xyxy as named, in the same unit for all arguments."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert centre and size to corners; negative sizes count as zero."""
-    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    """Convert centre and size to corners; negative sizes are treated as zero.
+
+    Example:
+        >>> cxcywh_to_xyxy(torch.tensor([[20.0, 30.0, 10.0, 20.0]]))
+        tensor([[15., 20., 25., 40.]])
+    """
+    centre = boxes[..., :2]
+    half = boxes[..., 2:].clamp(min=0) / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Convert corners to centre and size."""
-    low, high = boxes[..., :2], boxes[..., 2:]
+    """Convert corners to centre and size.
+
+    Example:
+        >>> xyxy_to_cxcywh(torch.tensor([[15.0, 20.0, 25.0, 40.0]]))
+        tensor([[20., 30., 10., 20.]])
+    """
+    low = boxes[..., :2]
+    high = boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """Return the areas, shape `[...]`."""
+    """Return the areas, shape `[...]`.
+
+    Example:
+        >>> box_area(torch.tensor([[15.0, 20.0, 25.0, 40.0]]))
+        tensor([200.])
+    """
     size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return size[..., 0] * size[..., 1]
 
@@ -36,11 +53,19 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
         IoU in 0..1 and GIoU in -1..1, each with the broadcast shape without its last axis.
 
     Source: Rezatofighi et al., Generalized Intersection over Union, 2019, algorithm 1.
+
+    Example:
+        >>> a = torch.tensor([0.0, 0.0, 2.0, 1.0])
+        >>> b = torch.tensor([1.0, 0.0, 4.0, 1.0])
+        >>> iou_and_giou(a, b)
+        (tensor(0.2500), tensor(0.2500))
     """
-    overlap = (
-        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    ).clamp(min=0)
-    hull = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    a_low = a_xyxy[..., :2]
+    a_high = a_xyxy[..., 2:]
+    b_low = b_xyxy[..., :2]
+    b_high = b_xyxy[..., 2:]
+    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0)
+    hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
     intersection = overlap[..., 0] * overlap[..., 1]
     hull_area = hull[..., 0] * hull[..., 1]
     union = box_area(a_xyxy) + box_area(b_xyxy) - intersection
@@ -49,10 +74,15 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the IoU of broadcast pairs of boxes, 0..1; see `iou_and_giou` for the shapes."""
-    overlap = (
-        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    ).clamp(min=0)
+    """Return the IoU of broadcast pairs of boxes, 0..1; see `iou_and_giou` for the shapes.
+
+    Example:
+        >>> box_iou(torch.tensor([0.0, 0.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 4.0, 1.0]))
+        tensor(0.2500)
+    """
+    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = (high - low).clamp(min=0)
     intersection = overlap[..., 0] * overlap[..., 1]
     return intersection / (box_area(a_xyxy) + box_area(b_xyxy) - intersection)
 
@@ -60,8 +90,13 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
     """Return the L1 distance and the GIoU of all pairs: `[n, A, 4]` and `[n, B, 4]` give two `[n, A, B]`.
 
-    The same numbers as `iou_and_giou`, coordinate by coordinate over contiguous rows and in place: for many
-    pairs without a gradient.
+    It computes the same numbers as `iou_and_giou`, but coordinate by coordinate on contiguous rows and in
+    place. Use it for many pairs without gradients.
+
+    Example:
+        >>> boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0]]])
+        >>> pairwise_l1_and_giou(boxes, boxes)
+        (tensor([[[0.]]]), tensor([[[1.]]]))
     """
 
     def planes(boxes_a: Tensor, boxes_b: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -74,7 +109,8 @@ def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Te
         return overlap, torch.maximum(*high).sub_(torch.minimum(*low))
 
     l1 = sum(((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh)), start=a_cxcywh.new_zeros(()))
-    a_xyxy, b_xyxy = cxcywh_to_xyxy(a_cxcywh), cxcywh_to_xyxy(b_cxcywh)
+    a_xyxy = cxcywh_to_xyxy(a_cxcywh)
+    b_xyxy = cxcywh_to_xyxy(b_cxcywh)
     left, top, right, bottom = planes(a_xyxy, b_xyxy)
     intersection, hull = span(left, right)
     height, hull_height = span(top, bottom)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def sample_bilinear(value: Tensor, locations: Tensor) -> Tensor:
-    """Sample one level between its pixels; points outside the map read zeros.
+    """Sample one level with bilinear interpolation; values outside the map are zero.
 
     Args:
         value: `[B*heads, c, h, w]`.
@@ -16,12 +16,23 @@ def sample_bilinear(value: Tensor, locations: Tensor) -> Tensor:
 
     Returns:
         `[B*heads, c, Q, P]`.
+
+    Example:
+        >>> value = torch.tensor([[[[0.0, 2.0]]]])
+        >>> sample_bilinear(value, torch.tensor([[[[0.5, 0.5]]]]))
+        tensor([[[[1.]]]])
     """
     return F.grid_sample(value, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
-    """Sample one level at the nearest pixel, clamped to the map; same shapes as `sample_bilinear`."""
+    """Sample one level at the nearest pixel, clamped to the map; same shapes as `sample_bilinear`.
+
+    Example:
+        >>> value = torch.tensor([[[[0.0, 2.0]]]])
+        >>> sample_nearest_pixel(value, torch.tensor([[[[0.8, 0.5]]]]))
+        tensor([[[[2.]]]])
+    """
     n, channels, height, width = value.shape
     size = torch.tensor([width, height], device=value.device)
     index = (locations * size + 0.5).long().clamp(min=0)
@@ -31,28 +42,37 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
 
 
 def deformable_attention(
-    values: list[Tensor], locations: Tensor, weights: Tensor, num_points: list[int], *, discrete: bool = False
+    values: list[Tensor],
+    locations: Tensor,
+    weights: Tensor,
+    num_points: list[int],
+    *,
+    discrete: bool = False,
 ) -> Tensor:
-    """Sum samples of several levels by attention weight.
+    """Return the sum of samples of several levels, weighted by attention.
 
     Args:
-        values: a map per level, `[B*heads, c, h, w]`.
+        values: one map per level, `[B*heads, c, h, w]`.
         locations: `[B, Q, heads, S, 2]` in 0..1, the points of level 0 first; S = sum of `num_points`.
         weights: `[B, Q, heads, S]`, softmax over S.
         num_points: points of each level.
-        discrete: read the nearest pixel in place of bilinear interpolation.
+        discrete: use the nearest pixel instead of bilinear interpolation.
 
     Returns:
         `[B, Q, heads * c]`.
+
+    Example:
+        >>> values = [torch.ones(1, 2, 4, 4), torch.ones(1, 2, 2, 2)]
+        >>> locations = torch.full((1, 1, 1, 2, 2), 0.5)
+        >>> deformable_attention(values, locations, torch.full((1, 1, 1, 2), 0.5), [1, 1])
+        tensor([[[1., 1.]]])
     """
     batch, queries, heads, _, _ = locations.shape
     sample = sample_nearest_pixel if discrete else sample_bilinear
-    per_level = (
-        locations.permute(0, 2, 1, 3, 4).flatten(0, 1).split(num_points, dim=2)
-    )  # each [B*heads, Q, P, 2]
-    samples = torch.cat(
-        [sample(value, points) for value, points in zip(values, per_level)], dim=-1
-    )  # [B*heads, c, Q, S]
+    by_head = locations.permute(0, 2, 1, 3, 4).flatten(0, 1)  # [B*heads, Q, S, 2]
+    per_level = by_head.split(num_points, dim=2)  # each [B*heads, Q, P, 2]
+    sampled = [sample(value, points) for value, points in zip(values, per_level)]
+    samples = torch.cat(sampled, dim=-1)  # [B*heads, c, Q, S]
     weights = weights.permute(0, 2, 1, 3).flatten(0, 1)[:, None]  # [B*heads, 1, Q, S]
     summed = (samples * weights).sum(-1)  # [B*heads, c, Q]
     return summed.view(batch, -1, queries).transpose(1, 2)

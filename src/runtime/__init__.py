@@ -1,1 +1,1 @@
-"""Services of the process: ranks, logging, weight files."""
+"""Services for the process: ranks, logging, files and weight files."""

@@ -1,4 +1,7 @@
-"""Devices that fail, and what NCCL's flight recorder knows of the collectives before: written on a timeout, read by torch's `torchfrtrace`."""
+"""Recognize failed devices, and record collectives with NCCL's flight recorder.
+
+The recorder writes its files on a timeout; torch's `torchfrtrace` reads them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ RECORDED_COLLECTIVES = 20_000
 
 _SIZE_NAMES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
 _FILE_NAMES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
-"""The present names of torch's variables and their earlier ones."""
+"""Current and earlier names of torch's environment variables."""
 
 _HARDWARE = (
     "ECC error",
@@ -20,44 +23,49 @@ _HARDWARE = (
     "unspecified launch failure",
     "is/are busy or unavailable",
 )
-"""What CUDA says when a device itself has failed; other errors of CUDA may be faults of a program."""
+"""Parts of CUDA error messages about a failed device; other CUDA errors may be bugs of a program."""
 
 
 def record_collectives(folder: Path, rank: int) -> None:
-    """Before the group is joined: let NCCL remember its last collectives and write them if one times out. What a user has set counts."""
+    """Make NCCL record its last collectives and write them if one times out.
+
+    Call this before joining the group. Environment variables set by the user take precedence.
+    """
     if not any(name in os.environ for name in _SIZE_NAMES):
         os.environ[_SIZE_NAMES[0]] = str(RECORDED_COLLECTIVES)
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not any(name in os.environ for name in _FILE_NAMES):
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[_FILE_NAMES[0]] = str(folder.absolute() / "flight_recorder.rank")
-    Path(f"{_prefix()}{rank}").unlink(missing_ok=True)  # of an earlier run
+    Path(f"{_prefix()}{rank}").unlink(missing_ok=True)  # file of an earlier run
 
 
 def recorded_files() -> list[str]:
-    """Return what the flight recorders of the ranks have written, as far as it can be seen from here."""
-    return sorted(glob(f"{escape(prefix)}[0-9]*")) if (prefix := _prefix()) else []
+    """Return the flight recorder files of all ranks that this machine can see."""
+    prefix = _prefix()
+    return sorted(glob(f"{escape(prefix)}[0-9]*")) if prefix else []
 
 
 def describe_recordings() -> str:
-    """Return the end of a message that names what was recorded; empty if nothing was."""
+    """Return the end of a message that names the recorded files; "" if there are none."""
     files = recorded_files()
     return f"; flight recorder (torchfrtrace reads it): {', '.join(files)}" if files else ""
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Return whether an error of torch or NCCL says that a device has failed."""
+    """Return whether an error of torch or NCCL reports a failed device."""
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _HARDWARE)
 
 
 def explain_device_fault(error: BaseException) -> str | None:
-    """Say what to do about a device that has failed; None for any other error."""
+    """Return a message about a failed device and what to do; None for any other error."""
     if not is_device_fault(error):
         return None
     reason = next(line for line in str(error).splitlines() if any(part in line for part in _HARDWARE))
     return (
-        f"a device failed: {reason.strip()}; nvidia-smi -q and the system's log (Xid) say more; reset it or leave it out "
-        f"(CUDA_VISIBLE_DEVICES), then go on with -r auto{describe_recordings()}"
+        f"a device failed: {reason.strip()}; see nvidia-smi -q and the system log (Xid) for details; reset "
+        "the "
+        f"device or exclude it (CUDA_VISIBLE_DEVICES), then resume with -r auto{describe_recordings()}"
     )
 
 

@@ -1,4 +1,7 @@
-"""Ranks: who am I, how do we meet, how do we exchange values. Every function works in a single process too."""
+"""Ranks of a distributed run: joining the group and exchanging values.
+
+Every function also works in a single process.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from .log import logger
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
 _store: dist.Store | None = None
-"""Where ranks leave notes for each other; outlives a rank that has ended."""
+"""Key-value store for short notes between ranks; it outlives a rank that has ended."""
 
 _LOST = (
     "Connection closed by peer",
@@ -34,29 +37,32 @@ _LOST = (
     "ProcessGroup",
     "gloo",
 )
-"""Parts of what torch says when another rank does not answer."""
+"""Parts of torch's error messages when another rank does not respond."""
 
 
-_GRACE, _ANSWER = 2.0, 2.0
-"""Seconds in which ranks that wait for the same one tell so, and in which a store answers that is there."""
+_GRACE = 2.0
+"""Seconds within which all ranks that wait for the same rank have left a note."""
+
+_ANSWER = 2.0
+"""Seconds within which a store that is alive responds."""
 
 
 class LostRank(RankError):
-    """Another rank ended or does not answer."""
+    """Another rank ended or does not respond."""
 
     def __init__(self, message: str, first_code: int | None = None) -> None:
         super().__init__(message)
         self.first_code = first_code
-        """Exit code of the rank that ended first, if it told."""
+        """Exit code of the rank that ended first, if it left a note."""
 
 
 def is_distributed() -> bool:
-    """True once several processes have joined into one group."""
+    """Return whether this process has joined a group of several processes."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0..world_size - 1."""
+    """Return the number of this process, 0..world_size - 1."""
     return dist.get_rank() if is_distributed() else 0
 
 
@@ -66,12 +72,12 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True on the one rank that writes files and speaks."""
+    """Return True on the single rank that writes files and logs."""
     return rank() == 0
 
 
 def machine() -> str:
-    """Return a key of this machine: the random id that the system made when it started."""
+    """Return a key of this machine: the random id that the system generates at boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -79,7 +85,7 @@ def machine() -> str:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device of this process: `name`, else CUDA by local rank if there is one, else the CPU.
+    """Return the device of this process: `name`, else CUDA by local rank if available, else the CPU.
 
     Raises:
         ConfigError: if the named device does not exist here.
@@ -94,12 +100,15 @@ def pick_device(name: str | None) -> torch.device:
         return device
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"device '{name}' was asked for, but torch {torch.__version__} sees no CUDA device here; use -d cpu"
+            f"device '{name}' was requested, but torch {torch.__version__} finds no CUDA device here; use -d "
+            "cpu"
         )
     index = device.index if device.index is not None else local_rank
     if index >= torch.cuda.device_count():
         raise ConfigError(
-            f"device cuda:{index} was asked for, but there are {torch.cuda.device_count()}; start fewer processes a machine"
+            f"device cuda:{index} was requested, but there are {torch.cuda.device_count()} CUDA devices; "
+            "start "
+            "fewer processes per machine"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
@@ -107,21 +116,23 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def join_group(
-    device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT, records: Path | None = None
+    device: torch.device,
+    timeout: timedelta = DEFAULT_TIMEOUT,
+    records: Path | None = None,
 ) -> None:
     """Join the other ranks if a launcher such as torchrun started several, else do nothing.
 
-    Each restart by torchrun meets under its own prefix: its store outlives the workers, and addresses of dead
-    peers would be found there otherwise. Several torchruns count their restarts apart, so they have to make a new store for each,
-    which they do with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    Each restart by torchrun uses its own key prefix, because torchrun's store outlives the workers and still
+    contains the addresses of dead peers. Several torchrun processes count their restarts independently, so
+    they need a new store for each restart, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives them.
 
     Args:
-        device: of this rank.
-        timeout: how long ranks wait for each other.
-        records: folder for what NCCL remembers of its collectives when one fails; None keeps nothing.
+        device: device of this rank.
+        timeout: maximum time that ranks wait for each other.
+        records: folder for the files of NCCL's flight recorder; None disables it.
 
     Raises:
-        RankError: if the ranks do not find each other. A process never goes on alone.
+        RankError: if the ranks cannot connect. A process never continues alone.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count <= 1:
@@ -132,25 +143,29 @@ def join_group(
             f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun"
         )
     global _store
-    own_rank, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own_rank = int(os.environ["RANK"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if (
-        hosted_by_agent
-        and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
-        and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    ):
+    has_several_agents = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    if hosted_by_agent and has_several_agents and may_restart:
         logger.warning(
-            "several torchruns share one store, in which ranks do not find each other after a restart; start them with "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)"
+            "several torchrun processes share one store, through which ranks cannot connect after a restart; "
+            "start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/cluster.md)"
         )
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address = os.environ["MASTER_ADDR"]
+    port = int(os.environ["MASTER_PORT"])
     if records is not None and device.type == "cuda":
         record_collectives(records, own_rank)
     try:
         store: dist.Store = dist.TCPStore(
-            address, port, count, is_master=own_rank == 0 and not hosted_by_agent, timeout=timeout
+            address,
+            port,
+            count,
+            is_master=own_rank == 0 and not hosted_by_agent,
+            timeout=timeout,
         )
-        if hosted_by_agent:  # else the store is as new as this attempt
+        if hosted_by_agent:  # otherwise the store is new in each attempt
             store = dist.PrefixStore(f"attempt{attempt}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -164,12 +179,12 @@ def join_group(
     except (RuntimeError, ValueError, OSError) as error:
         reason = first_line(error)
         raise RankError(
-            f"rank {own_rank} of {count} cannot join the others at {address}:{port}: {reason}"
+            f"rank {own_rank} of {count} cannot connect to the other ranks at {address}:{port}: {reason}"
         ) from error
 
 
 def leave_group() -> None:
-    """Leave the group of ranks, if there is one."""
+    """Leave the group of ranks, if this process has joined one."""
     global _store
     _store = None
     if is_distributed():
@@ -177,12 +192,12 @@ def leave_group() -> None:
 
 
 def tell_step(step: int) -> None:
-    """Leave a note of the step that this rank begins."""
+    """Leave a note about the step that this rank begins."""
     _note(f"step{rank()}", str(step))
 
 
 def tell_stacks(path: Path) -> None:
-    """Leave a note of where this rank writes its stack if a step takes too long."""
+    """Leave a note about the file to which this rank writes its stack if a step takes too long."""
     _note(f"stacks{rank()}", str(path.absolute()))
 
 
@@ -191,11 +206,11 @@ def _note(key: str, value: str) -> None:
         if _store is not None:
             _store.set(key, value)
     except RuntimeError:
-        pass  # the store is gone with its host, and so are those who could read
+        pass  # the rank that hosts the store has ended, and with it all readers
 
 
 def tell_error(code: int, message: str) -> None:
-    """Leave a note of why this rank ends, before it does; the first one counts."""
+    """Leave a note about the reason why this rank ends; only the first note of all ranks is kept."""
     if _read_note("error") is None:
         _note("error", f"{code} {message} (rank {rank()})")
 
@@ -208,68 +223,74 @@ def _read_note(key: str) -> str | None:
 
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
-    """Return why another rank does not answer, if that is what an error is about."""
-    if not (
-        is_distributed() and isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)
-    ) or is_device_fault(error):
+    """Return an error that explains why another rank does not respond, or None for any other error."""
+    if not is_distributed() or not isinstance(error, RuntimeError) or is_device_fault(error):
+        return None
+    if not any(part in str(error) for part in _LOST):
         return None
     found: list[LostRank] = []
     asking = threading.Thread(target=lambda: found.append(_ask_for_lost_rank()), daemon=True)
     asking.start()
-    asking.join(_GRACE + _ANSWER)  # a store does not answer if the rank that hosts it is the silent one
+    asking.join(_GRACE + _ANSWER)  # the store itself does not respond if its host is the silent rank
     if found:
         return found[0]
     return LostRank(
-        "another rank ended or does not answer, likely rank 0, which keeps the notes of all; its own output says why"
-        + describe_recordings()
+        "another rank ended or does not respond, probably rank 0, which hosts the store; see its output for "
+        "the "
+        f"reason{describe_recordings()}"
     )
 
 
 def _ask_for_lost_rank() -> LostRank:
-    """Look through the notes for the rank that ended or is silent."""
+    """Find the rank that ended or does not respond in the notes."""
     _note(f"waiting{rank()}", "")
-    if told := _read_note("error"):
-        code, _, message = told.partition(" ")
+    note = _read_note("error")
+    if note:
+        code, _, message = note.partition(" ")
         return LostRank(f"another rank ended first: error[{code}]: {message}", int(code))
-    time.sleep(_GRACE)  # the others find out at about the same time
-    silent = [
-        number
-        for number in range(world_size())
-        if number != rank() and _read_note(f"waiting{number}") is None
-    ]
+    time.sleep(_GRACE)  # the other ranks notice at about the same time
+    silent = []
+    for number in range(world_size()):
+        if number != rank() and _read_note(f"waiting{number}") is None:
+            silent.append(number)
     if not silent or _store is None:
         return LostRank(
-            "another rank ended or does not answer; its own output says why" + describe_recordings()
+            f"another rank ended or does not respond; see its output for the reason{describe_recordings()}"
         )
     return LostRank(
-        f"{', '.join(map(_absence, silent))}; it ended or does not answer; {_stacks_written()}{describe_recordings()}"
+        f"{', '.join(map(_absence, silent))}; it ended or does not respond; {_stacks_written()}"
+        f"{describe_recordings()}"
     )
 
 
 def _absence(number: int) -> str:
-    """Return a text about a rank that is missed: "rank 1 did not reach step 123 (last seen 122)"."""
-    seen, here = _read_note(f"step{number}"), _read_note(f"step{rank()}")
-    if seen is None or here is None:
-        return f"rank {number} did not reach step {here or 0} ({'never seen at one' if seen is None else f'last seen {seen}'})"
-    return f"rank {number} did not {'reach' if int(seen) < int(here) else 'finish'} step {here} (last seen {seen})"
+    """Return a text about a missing rank: "rank 1 did not reach step 123 (last seen at step 122)"."""
+    seen = _read_note(f"step{number}")
+    here = _read_note(f"step{rank()}")
+    if seen is None:
+        return f"rank {number} did not reach step {here or 0} (never seen at a step)"
+    verb = "finish" if here is not None and int(seen) >= int(here) else "reach"
+    return f"rank {number} did not {verb} step {here or 0} (last seen at step {seen})"
 
 
 def _stacks_written() -> str:
-    """Return a text about the ranks that have written where they stand, with the files."""
-    files = {number: path for number in range(world_size()) if (path := _read_note(f"stacks{number}"))}
-    written = {
-        number: path for number, path in files.items() if Path(path).is_file() and Path(path).stat().st_size
-    }
+    """Return a text that lists the stack files of ranks whose step took too long."""
+    written = []
+    without = []
+    for number in range(world_size()):
+        path = _read_note(f"stacks{number}")
+        if path and Path(path).is_file() and Path(path).stat().st_size:
+            written.append(path)
+        else:
+            without.append(str(number))
     if not written:
-        return "no rank took so long that it wrote its stack"
-    without = [number for number in range(world_size()) if number not in written]
-    return f"stacks: {', '.join(written.values())}" + (
-        f" (rank {', '.join(map(str, without))} wrote none)" if without else ""
-    )
+        return "no rank has written its stack, which a rank does when a step takes too long"
+    others = f" (none from rank {', '.join(without)})" if without else ""
+    return f"stacks: {', '.join(written)}{others}"
 
 
 def barrier() -> None:
-    """Wait until every rank is here; over gloo, so that no device is involved."""
+    """Wait until every rank has reached this point; uses gloo, so no device is involved."""
     if is_distributed():
         dist.all_reduce(torch.zeros(1))
 
@@ -289,7 +310,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def bits_over_ranks(values: Tensor) -> Tensor:
-    """Return the bit-wise or over ranks of whole numbers on the CPU; the argument is not changed."""
+    """Return the bitwise or over ranks of an integer tensor on the CPU; the argument is not changed."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -298,7 +319,7 @@ def bits_over_ranks(values: Tensor) -> Tensor:
 
 
 def everywhere(conditions: Tensor) -> list[bool]:
-    """Return which conditions (`[n]` bool, on any device) hold on every rank."""
+    """Return for each condition (`[n]` bool, on any device) whether it is true on every rank."""
     if world_size() > 1:
         conditions = conditions.to(torch.int32)
         dist.all_reduce(conditions, op=dist.ReduceOp.MIN)
@@ -315,17 +336,20 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def check_ranks_agree(known: dict[str, Any]) -> None:
-    """Compare what all ranks must have alike.
+    """Compare values that must be the same on all ranks.
 
     Raises:
-        RankError: with the first thing that differs, and on which ranks.
+        RankError: with the first value that differs, and the ranks.
     """
     everyone = gather_objects(known)
     for name, value in everyone[0].items():
-        if others := [number for number, theirs in enumerate(everyone) if theirs[name] != value]:
+        others = [number for number, theirs in enumerate(everyone) if theirs[name] != value]
+        if others:
             shown = "" if name == "configuration" else f": {everyone[others[0]][name]} and {value}"
             raise RankError(
-                f"rank(s) {', '.join(map(str, others))} and rank 0 have another {name}{shown}; start all ranks with the same command and files"
+                f"rank(s) {', '.join(map(str, others))} and rank 0 differ in the {name}{shown}; start all "
+                "ranks "
+                "with the same command and files"
             )
 
 
@@ -339,7 +363,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def broadcast_tensors(tensors: list[Tensor]) -> None:
-    """Overwrite the tensors of every rank, in place, by those of rank 0."""
+    """Overwrite the tensors of every rank, in place, with those of rank 0."""
     if world_size() == 1:
         return
     for tensor in tensors:
@@ -348,7 +372,7 @@ def broadcast_tensors(tensors: list[Tensor]) -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run the body on rank 0 first, then on the others: for files that one rank fetches and all read."""
+    """Run the body on rank 0 first, then on the other ranks, for files that rank 0 writes and all read."""
     if not is_main():
         barrier()
     try:

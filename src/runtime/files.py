@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
+"""Atomic file writes: a file is written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 LOCK = ".dfine.lock"
-"""Name of the file that one run at a time holds in its folder."""
+"""Name of the lock file in a folder, held by one run at a time."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when a disk, a quota or a limit is reached."""
+"""Error numbers for a full disk and for a reached quota or file size limit."""
 
 LONGEST_NAME = 200
-"""Bytes of a name that a temporary name keeps; file systems allow 255 in all."""
+"""Maximum bytes of a name that a temporary name keeps; file systems allow 255 bytes in all."""
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.dfine-tmp(\.\w+)?")
-"""Names that `temporary_path` gives, and nobody else."""
+"""Pattern of the names that `temporary_path` returns."""
 
 
 def temporary_path(path: Path, suffix: str = "") -> Path:
-    """Return a name for a file that becomes `path` when it is complete: beside it, hidden, with this process's id.
+    """Return a hidden temporary name in the same folder, with the id of this process.
 
     Args:
-        path: what the file will be called.
-        suffix: what the temporary name must end with, for libraries that choose a format by it.
+        path: final path of the file.
+        suffix: end of the temporary name, for libraries that choose a format by it.
     """
     name = path.name
     while len(os.fsencode(name)) > LONGEST_NAME:
@@ -49,24 +49,24 @@ def temporary_path(path: Path, suffix: str = "") -> Path:
 
 @contextmanager
 def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) -> Iterator[BinaryIO]:
-    """Give a file for binary writing that becomes `path` when the block ends without an error.
+    """Open a file for binary writing that replaces `path` when the block ends without an error.
 
-    Whatever happens, `path` holds the old content or the new. The temporary file is created by this process alone
-    (symbolic links are not followed) and locked while it is written, which tells it from a leftover.
+    In every case, `path` has either the old or the new content. The temporary file is created exclusively
+    (symbolic links are not followed) and locked while it is written, which distinguishes it from a leftover.
 
     Args:
-        path: the file.
-        keep_previous: another name under which the old content stays.
+        path: path of the file.
+        keep_previous: another path that keeps the old content; None drops it.
 
     Raises:
-        ResourceError: if it cannot be written.
+        ResourceError: if the file cannot be written.
     """
     path = Path(path)
     temporary = temporary_path(path)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o666), "wb") as file:
-            with suppress(OSError):  # a file system without locks
+            with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
@@ -86,39 +86,51 @@ def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) ->
 
 
 def _remove(path: Path) -> int:
-    """Remove a file if that is possible, and return the size that it had."""
+    """Remove a file if possible, and return its size before."""
     size = 0
-    with suppress(OSError):  # a file system that has become read-only
+    with suppress(OSError):  # the file system may have become read-only
         size = path.stat().st_size
         path.unlink()
     return size
 
 
 class DiskFullError(ResourceError):
-    """A disk, a quota or a limit of file size is reached."""
+    """A disk is full, or a quota or file size limit is reached."""
 
     def __init__(self, path: Path, written: int, needed: int | None = None) -> None:
-        """Describe it; `written` and `needed` are bytes of the file `path`."""
-        self.path, self.written = path, written
+        """Make the message.
+
+        Args:
+            path: path of the file.
+            written: bytes that were written.
+            needed: bytes of the whole file, if known.
+        """
+        self.path = path
+        self.written = written
         need = "" if needed is None else f"need {needed / 1e6:.1f} MB, "
         free = shutil.disk_usage(path.parent).free
         super().__init__(
-            f"disk full writing {path}: {need}free {free / 1e6:.1f} MB, {written / 1e6:.1f} MB written when it ended"
+            f"disk full writing {path}: {need}free {free / 1e6:.1f} MB, {written / 1e6:.1f} MB written "
+            "before "
+            "the error"
         )
 
 
 def write_atomically(
-    path: str | Path, write: Callable[[BinaryIO], object], *, keep_previous: str | Path | None = None
+    path: str | Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    keep_previous: str | Path | None = None,
 ) -> None:
-    """Replace `path` by what `write` puts into a file; whatever happens, `path` holds the old content or the new.
+    """Replace the content of `path` atomically by what `write` writes.
 
     Args:
-        path: the file.
-        write: gets a file opened for binary writing.
-        keep_previous: another name under which the old content stays.
+        path: path of the file.
+        write: function that is called with a file opened for binary writing.
+        keep_previous: as for `atomic_file`.
 
     Raises:
-        ResourceError: if the disk is full or a limit is reached, with what is needed and what is free.
+        ResourceError: if the disk is full or a limit is reached, with the needed and the free space.
     """
     try:
         with atomic_file(path, keep_previous=keep_previous) as file:
@@ -128,7 +140,7 @@ def write_atomically(
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
-    """Return JSON as UTF-8; what UTF-8 cannot hold, as in file names of another encoding, is written as \\udcXX."""
+    r"""Return JSON as UTF-8. Characters that UTF-8 cannot encode are written as \udcXX."""
     try:
         return json.dumps(content, ensure_ascii=False, indent=indent).encode()
     except UnicodeEncodeError:
@@ -141,7 +153,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a file and bring it to disk; a symbolic link is not followed.
+    """Append a line to a file and flush it to disk; a symbolic link is not followed.
 
     Raises:
         ResourceError: if it cannot be written.
@@ -157,20 +169,20 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def refuse_replacing(path: str | Path) -> None:
-    """Make sure that a result replaces nothing: what has its name may be somebody's only copy.
+    """Check that a result does not replace an existing file, which may be a user's only copy.
 
     Raises:
-        ConfigError: if there is a file or a folder of this name.
+        ConfigError: if a file or a folder of this name exists.
     """
     if os.path.lexists(path):
-        raise ConfigError(f"{path} is there already and would be replaced; remove it or name another place")
+        raise ConfigError(f"{path} already exists and would be replaced; remove it or choose another path")
 
 
 def prepare_output_dir(path: str | Path) -> Path:
-    """Create a folder for results and make sure that it can be written to.
+    """Create a folder for results and check that files can be written to it.
 
     Raises:
-        ConfigError: if it cannot.
+        ConfigError: if the folder cannot be written to.
     """
     path = Path(path)
     try:
@@ -184,7 +196,7 @@ def prepare_output_dir(path: str | Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete half-written files of our own that no process is writing any more; return their names."""
+    """Delete this project's incomplete files that no process is writing any more; return their names."""
     names = []
     for leftover in folder.iterdir():
         if _TEMPORARY.fullmatch(leftover.name) and _is_abandoned(leftover):
@@ -194,7 +206,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Return True for a regular file that nobody holds the lock of."""
+    """Return whether a path is a regular file that no process has locked."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -207,10 +219,13 @@ def _is_abandoned(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run at a time; the lock goes with the process, however it ends, also if its children live on.
+    """Lock a folder for one run at a time.
+
+    The lock is released when the process ends for any reason, even if its child processes live on.
 
     Raises:
-        ConfigError: if another process holds it, with its number; or if the file of this name is somebody else's.
+        ConfigError: if another process has locked the folder, with its process id; or if the lock file was
+            not written by this project.
     """
     path = folder / LOCK
     try:
@@ -237,9 +252,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        os.register_at_fork(
-            after_in_child=file.close
-        )  # a loader's worker would hold the folder after a run that was killed
+        # otherwise a worker of a data loader would keep the lock after the run was killed
+        os.register_at_fork(after_in_child=file.close)
         try:
             yield
         finally:
@@ -247,11 +261,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 _held: set[Path] = set()
-"""Locks that this process holds."""
+"""Locks held by this process."""
 
 
 def is_in_use(folder: Path) -> bool:
-    """Return whether another process holds a folder (`locked`)."""
+    """Return whether another process has locked a folder (`locked`)."""
     path = folder / LOCK
     if path.resolve() in _held:
         return False
@@ -266,14 +280,14 @@ def is_in_use(folder: Path) -> bool:
 
 
 def _size_of(write: Callable[[BinaryIO], object]) -> int:
-    """Return how many bytes would be written, and write none."""
+    """Return the number of bytes that `write` would write."""
     counter = _Counter()
     write(counter)
     return counter.size
 
 
 class _Counter(io.BytesIO):
-    """A file to write to that knows its size alone: it keeps no content."""
+    """A writable file that counts bytes without keeping them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,33 +295,34 @@ class _Counter(io.BytesIO):
         self.position = 0
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self.position
 
     def write(self, block: ReadableBuffer, /) -> int:
-        """Count a block."""
+        """Count the bytes of a block."""
         length = memoryview(block).nbytes
         self.position += length
         self.size = max(self.size, self.position)
         return length
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place, as in any file."""
-        self.position = offset + (0, self.position, self.size)[whence]
+        """Set the position, as in any file."""
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}
+        self.position = starts[whence] + offset
         return self.position
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name; it keeps the first all the while."""
+    """Give a file a second name, without removing the first at any time."""
     link = temporary_path(name)
     try:
         try:
             os.link(path, link)
-        except OSError:  # a file system without links
+        except OSError:  # some file systems have no hard links
             shutil.copyfile(path, link)
         os.replace(link, name)
     finally:
-        link.unlink(missing_ok=True)  # still there if both names were the same file already
+        link.unlink(missing_ok=True)  # it still exists if both names were the same file already
 
 
 def _flush_folder(folder: Path) -> None:

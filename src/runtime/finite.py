@@ -1,4 +1,4 @@
-"""Looking for NaN and infinity: in states that are saved or read, and in what a model finds."""
+"""Checks for NaN and infinity in saved or loaded states, and in the outputs of a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from ..core.errors import NumericsError
 
 _USUAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types that torch computes norms of."""
+"""Data types for which torch can compute norms."""
 
 COMPUTED_KEYS = ("decoder.anchors", "decoder.valid_mask")
-"""Tables that a model computes for its input size: anchors outside the valid range are infinite on purpose."""
+"""Tables that a model computes for its input size; anchors outside the valid range are infinite by design."""
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor in nested mappings and lists with its place, such as "optimizer.state.3.exp_avg"."""
+    """Yield tensors in nested mappings and lists with their paths, such as "optimizer.state.3.exp_avg"."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -32,7 +32,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def first_non_finite(content: Any) -> str | None:
-    """Return the place of the first tensor with NaN or infinity, or None; each device is read once."""
+    """Return the path of the first tensor with NaN or infinity, or None; synchronizes once per device."""
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in tensors_in(content):
         if tensor.is_floating_point() and tensor.numel() and not name.endswith(COMPUTED_KEYS):
@@ -47,19 +47,23 @@ def first_non_finite(content: Any) -> str | None:
 
 
 def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -> None:
-    """Make sure that what a model finds in a batch of images are numbers.
+    """Check that the outputs of a model for a batch of images are finite.
 
-    Logits are looked at besides scores, because the sigmoid of an infinite logit is a number. The device is read once.
+    Logits are checked besides scores, because the sigmoid of an infinite logit is finite. The check
+    synchronizes with the device once.
 
     Args:
-        found: outputs or detections of a batch: tensors or arrays `[B, ...]` under `pred_logits`, `pred_boxes`, `scores` or
-            `boxes`.
+        found: outputs or detections of a batch: tensors or arrays `[B, ...]` under `pred_logits`,
+            `pred_boxes`, `scores` or `boxes`.
         images: names of the B images.
 
     Raises:
         NumericsError: if a value is NaN or infinite, with the first image that has one.
     """
-    values = {key: torch.as_tensor(found[key]) for key in _OUTPUTS if key in found}
+    values = {}
+    for key in _OUTPUTS:
+        if key in found:
+            values[key] = torch.as_tensor(found[key])
     if not values:
         return
     finite = torch.stack([torch.isfinite(value).flatten(1).all(1) for value in values.values()])
@@ -67,10 +71,11 @@ def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -
         if not all(fine):
             key = list(values)[fine.index(False)]
             raise NumericsError(
-                f"the model gives {_OUTPUTS[key]} that are not finite for {image}: its weights have diverged, or they "
-                "overflow in this precision (float32 does not)"
+                f"the model gives {_OUTPUTS[key]} that are not finite for {image}: its weights have "
+                "diverged, "
+                "or values overflow in this precision (float32 does not)"
             )
 
 
 _OUTPUTS = {"pred_logits": "logits", "pred_boxes": "boxes", "scores": "scores", "boxes": "boxes"}
-"""Outputs and detections that must be finite, and what messages call them."""
+"""Outputs and detections that must be finite, with their names in messages."""

@@ -1,4 +1,4 @@
-"""The one logger, set up once a process."""
+"""The logger of this project, set up once per process."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from contextlib import suppress
 logger = logging.getLogger("dfine")
 
 LONGEST_LINE = 20_000
-"""Characters; a name in a file can be a megabyte long."""
+"""Maximum characters of a message; a name in a file can be a megabyte long."""
 
 
 def say(text: str) -> None:
-    """Write a line to the terminal; when nobody reads any more (`| head`), the work continues without output."""
+    """Write a line to standard output; if its reader has ended (`| head`), work continues without output."""
     try:
-        print(printable(text), flush=True)  # noqa: T201  the one place
+        print(printable(text), flush=True)  # noqa: T201  the only place that prints
     except BrokenPipeError:
         silence()
 
 
 def silence() -> None:
-    """Let everything that is still written to the standard output go nowhere."""
-    with suppress(OSError, ValueError):  # a stream without a file, as in tests
+    """Discard everything that is written to standard output from now on."""
+    with suppress(OSError, ValueError):  # the stream may have no file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
 class _Terminal(logging.StreamHandler):
-    """Writes to the standard output, and falls silent when nobody reads any more."""
+    """A handler for standard output that goes silent when the reader has ended."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        """Take note of a pipe that is closed; report any other error as usual."""
+        """Go silent on a closed pipe; report any other error as usual."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             silence()
         else:
@@ -41,16 +41,14 @@ class _Terminal(logging.StreamHandler):
 
 
 def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
-    """Send messages to the terminal; a rank that does not speak shows errors alone.
+    r"""Send messages to standard output; characters outside the terminal's encoding are written as \uXXXX.
 
     Args:
-        speaks: True on the rank that reports for all.
-        debug: show debug messages too.
+        speaks: True on the rank that logs for all; the other ranks log only errors.
+        debug: also show debug messages.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # names that a terminal's encoding does not have are written as \\uXXXX
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handler = _Terminal(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -61,15 +59,16 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """Keep a message on one line of bounded length; names from files must not move the cursor."""
+    """Return a message as one line of bounded length, without control characters from names in files."""
     cut = f" ... ({len(text) - LONGEST_LINE} more characters)" if len(text) > LONGEST_LINE else ""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE]) + cut
 
 
 class _OneLine(logging.Filter):
-    """Marks warnings and keeps each message on its line."""
+    """Prefix warnings and keep each message on one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = printable(record.getMessage())
-        record.msg, record.args = (f"warning: {text}" if record.levelno == logging.WARNING else text), ()
+        record.msg = f"warning: {text}" if record.levelno == logging.WARNING else text
+        record.args = ()
         return True

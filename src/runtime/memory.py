@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _KEEP_UP_TO = 1 << 30
 
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Make glibc keep large freed blocks for the next allocation; return whether it did so.
+    """Make glibc keep large freed blocks for the next allocation; return whether that succeeded.
 
-    A batch of images is larger than glibc's threshold for handing memory back to the system, so each new one would be
-    faulted in page by page: a quarter of the time of loading it. Other C libraries are left as they are.
+    A batch of images is larger than glibc's threshold for returning memory to the system, so the pages of
+    each new batch would cause page faults, which take a quarter of the loading time. Other C libraries are
+    not changed.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, and one sentence if they are not installed."""
+"""Import optional packages where they are used, with a clear message if they are not installed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import ModuleType
 from ..core.errors import ConfigError
 
 TOOLS = "pip install -r tools/requirements.txt"
-"""Installs what single tools need beyond the project itself."""
+"""Command that installs the packages that only some tools need."""
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-"""ONNX Runtime 1.32 and later report how they are used to Microsoft, from a thread of their own, unless this
-is set before the import. Nothing that a user does here is reported to anybody unless they ask for it."""
+"""Disables the telemetry of ONNX Runtime 1.32 and later, which otherwise reports its usage to Microsoft. It
+must be set before the import. This project sends no usage data anywhere unless the user asks for it."""
 
 
 ADVICE = {
@@ -27,7 +27,7 @@ ADVICE = {
     "tensorrt": "TensorRT is not installed: pip install tensorrt (10.6 or later)",
     "wandb": "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
 }
-"""For each optional module, the message for a user who has not installed it."""
+"""Message for each optional module that is not installed."""
 
 
 def import_optional(name: str, advice: str | None = None) -> ModuleType:
@@ -35,11 +35,10 @@ def import_optional(name: str, advice: str | None = None) -> ModuleType:
 
     Args:
         name: name of the module.
-        advice: message if it is not installed, with the command that installs it; None takes that of
-            `ADVICE`.
+        advice: message if the module is not installed, with the command that installs it; None uses `ADVICE`.
 
     Raises:
-        ConfigError: if it is not installed, or needs a package that is not.
+        ConfigError: if the module, or a package that it needs, is not installed.
     """
     try:
         return importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""Files that this project wrote are recognized by their content; files of others are never replaced.
+"""Recognize files written by this project by their content; other files are never replaced.
 
-Every writer puts a mark into what it writes, and whoever is about to replace a file looks for it first. Results of
-versions before the mark are recognized by their form where that is unmistakable.
+Every writer adds a mark to its file, which is checked before a file is replaced. Results of versions without
+the mark are recognized by their structure where that is unambiguous.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from .files import prepare_output_dir, write_atomically, write_json
 from .weight_files import is_marked_tensor_file
 
 WRITER = "dfine_dinov3"
-"""The mark; in JSON objects the value of `MARK`."""
+"""The mark; in JSON objects, the value of `MARK`."""
 
 MARK = "written_by"
 
 DATA_IMAGE = f"{WRITER} data"
-"""The mark of images that are part of a data set."""
+"""The mark of images in data sets."""
 
 YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 
 LARGEST_READ = 1 << 20
-"""Bytes of a file that are read at most to recognize it."""
+"""Maximum bytes of a file that are read to recognize it."""
 
 _COCO_MARK = re.compile(rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
-"""How COCO files with the mark begin."""
+"""Start of COCO files with the mark."""
 
 _REPORT_MARK = re.compile(rf'\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
-"""How reports begin."""
+"""Start of reports."""
 
 _MP4_BOX = len(WRITER.encode()) + 8
-"""Length of the box that is appended to videos: size, type "free", the mark (ISO/IEC 14496-12, section 8.1.2)."""
+"""Length of the box appended to videos: size, type "free", the mark (ISO/IEC 14496-12, section 8.1.2)."""
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a file was written by this project. Symbolic links, folders and unknown kinds of files are not."""
+    """Return whether this project wrote a file; False for symbolic links, folders and unknown suffixes."""
     if path.is_symlink() or not path.is_file():
         return False
     recognize = _RECOGNIZE.get(path.suffix.lower())
@@ -58,56 +58,60 @@ def is_ours(path: Path) -> bool:
 
 
 def is_our_coco_file(path: Path) -> bool:
-    """Return whether this project wrote a COCO file. For `is_ours` it is foreign: no other result may replace labels."""
+    """Return whether this project wrote a COCO file.
+
+    `is_ours` does not recognize these files, because no other result may replace labels.
+    """
     return path.is_file() and not path.is_symlink() and _COCO_MARK.match(_head(path)) is not None
 
 
 def refuse_foreign(
-    paths: Iterable[Path], advice: str, *, recognize: Callable[[Path], bool] = is_ours
+    paths: Iterable[Path],
+    advice: str,
+    *,
+    recognize: Callable[[Path], bool] = is_ours,
 ) -> None:
-    """Make sure that results replace nothing but earlier results of this project.
+    """Check that results replace only earlier results of this project.
 
     Args:
-        paths: where results will be written.
-        advice: what to do, such as "choose another --output-dir".
-        recognize: tells results of this project.
+        paths: paths of the results.
+        advice: advice for the user, such as "choose another --output-dir".
+        recognize: function that returns whether a file is an earlier result.
 
     Raises:
-        ConfigError: with the files that somebody else wrote.
+        ConfigError: with the files that this project did not write.
     """
     foreign = [str(path) for path in paths if os.path.lexists(path) and not recognize(path)]
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-        raise ConfigError(
-            f"{shown} would be replaced, but this project did not write {'it' if len(foreign) == 1 else 'them'}; "
-            f"{advice}"
-        )
+        which = "it" if len(foreign) == 1 else "them"
+        raise ConfigError(f"{shown} would be replaced, but this project did not write {which}; {advice}")
 
 
 def prepare_report(path: Path, flag: str) -> None:
-    """Make sure, before any work, that a report can be written and replaces nothing but an earlier one.
+    """Check, before any work, that a report can be written and replaces at most an earlier report.
 
     Args:
-        path: the report; its folder is created.
-        flag: names it in messages, such as "--report".
+        path: path of the report; its folder is created.
+        flag: command-line option of the report, used in messages, such as "--report".
 
     Raises:
-        ConfigError: if it cannot.
+        ConfigError: if the report cannot be written.
     """
     prepare_output_dir(path.parent)
     refuse_foreign([path], f"name another file with {flag}", recognize=is_our_report)
 
 
 def is_our_report(path: Path) -> bool:
-    """Return whether a file is a report of this project: other results are not replaced by one."""
+    """Return whether a file is a report of this project; a report replaces no other kind of result."""
     return path.is_file() and not path.is_symlink() and _REPORT_MARK.match(_head(path)) is not None
 
 
 def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
-    """Make sure that no symbolic link below a folder of results carries a result out of it.
+    """Check that no symbolic link below a folder of results leads out of the folder.
 
     Raises:
-        ConfigError: with the first result that would lie elsewhere.
+        ConfigError: with the first folder that is elsewhere.
     """
     root = folder.resolve()
     for parent in dict.fromkeys(path.parent for path in paths):
@@ -116,19 +120,19 @@ def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object that begins with the mark, atomically."""
+    """Write a JSON object with the mark as its first entry, atomically."""
     write_json(path, {MARK: WRITER, **content})
 
 
 def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]) -> None:
-    """Make sure that a result does not replace a file that the command reads, whatever name or link leads there.
+    """Check that no result replaces a file that the command reads, under any name or link.
 
     Args:
-        outputs: where results will be written.
-        inputs: files that are read, by the flag or setting that names them.
+        outputs: paths of the results.
+        inputs: input files by the option or setting that names them.
 
     Raises:
-        ConfigError: with the flag, the file and the result.
+        ConfigError: with the option, the file and the result.
     """
     there = [path for path in outputs if path.exists()]
     for flag, name in inputs.items():
@@ -137,18 +141,18 @@ def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | 
         for path in there:
             if path.samefile(name):
                 raise ConfigError(
-                    f"{flag} names {name}, which this command would replace by its own {path}; "
+                    f"{flag} names {name}, which this command would replace by its result {path}; "
                     "choose another place for the results"
                 )
 
 
 def write_picture(path: Path, picture: Image.Image, quality: int = 92, *, mark: str = WRITER) -> None:
-    """Write a JPEG file with a mark, atomically."""
+    """Write a JPEG file with the mark, atomically."""
     write_atomically(path, lambda file: picture.save(file, "JPEG", quality=quality, comment=mark.encode()))
 
 
 def is_our_data_image(path: Path) -> bool:
-    """Return whether this project wrote an image of a data set. For `is_ours` it is foreign, as COCO files are."""
+    """Return whether this project wrote an image of a data set, which `is_ours` does not recognize."""
     try:
         return path.is_file() and not path.is_symlink() and _comment(path) == DATA_IMAGE.encode()
     except OSError:
@@ -156,21 +160,20 @@ def is_our_data_image(path: Path) -> bool:
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Return the names of pictures of images, below a folder of results: with `.jpg`, and never two of one name.
+    """Return unique file names, ending with `.jpg`, for the pictures of images in a folder of results.
 
     Args:
         names: file names of the images, with their folders.
     """
     stems = Counter(os.path.splitext(name)[0].casefold() for name in names)
-    folders = {str(folder).casefold() for name in names for folder in PurePosixPath(name).parents}
     taken: set[str] = set()
+    for name in names:
+        taken.update(str(folder).casefold() for folder in PurePosixPath(name).parents)
     result = []
     for name in names:
         stem = os.path.splitext(name)[0]
         picture = f"{name if stems[stem.casefold()] > 1 else stem}.jpg"
-        while (
-            picture.casefold() in taken or picture.casefold() in folders
-        ):  # a.jpg.jpg beside a.jpg and a.png
+        while picture.casefold() in taken:  # an image a.jpg.jpg beside a.jpg and a.png
             picture = f"{picture}.jpg"
         taken.add(picture.casefold())
         result.append(picture)
@@ -183,7 +186,7 @@ def marked_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def marked_coco(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a COCO file with the mark in `info`, which stands first: such a file may be large."""
+    """Return the content of a COCO file with the mark in `info`, which comes first as files may be large."""
     others = {key: value for key, value in content.items() if key != "info"}
     info = content.get("info")
     return {"info": {MARK: WRITER, **(info if isinstance(info, dict) else {})}, **others}
@@ -197,11 +200,10 @@ def mark_video(path: Path) -> None:
 
 def _is_our_json(path: Path) -> bool:
     head = _head(path)
-    if (
-        head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
-    ):  # predictions, a list without room for a mark
+    is_prediction_list = head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    if is_prediction_list:  # a list has no place for a mark
         return True
-    if len(head) == LARGEST_READ:  # reports can be so large, and begin with the mark
+    if len(head) == LARGEST_READ:  # only reports are so large, and they begin with the mark
         return _REPORT_MARK.match(head) is not None
     content = json.loads(head)
     if not isinstance(content, dict):
@@ -255,7 +257,7 @@ def _is_our_video(path: Path) -> bool:
 
 
 def _is_our_graph(path: Path) -> bool:
-    """ONNX files end with their metadata: `metadata_props` is a late field, and its key is ours."""
+    """Return whether an ONNX file has this project's key in its metadata, near the end of the file."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - LARGEST_READ))
         return b"\n\x05dfine" in file.read()
@@ -277,4 +279,4 @@ _RECOGNIZE: dict[str, Callable[[Path], bool]] = {
     ".mp4": _is_our_video,
     ".onnx": _is_our_graph,
 }
-"""For each kind of result, what recognizes it."""
+"""Function that recognizes each kind of result, by suffix."""

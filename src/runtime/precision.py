@@ -1,4 +1,4 @@
-"""The number format that mixed precision computes in, by what a device can do."""
+"""Choose the data type of mixed precision by the abilities of the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """Return the type for `torch.autocast`: bf16, or fp16 on a CUDA device that has bf16 only by emulation.
+    """Return the data type for `torch.autocast`: bf16, or fp16 on CUDA devices that only emulate bf16.
 
     bf16 has the range of float32, so training in it needs no loss scaling; fp16 does.
 

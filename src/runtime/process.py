@@ -1,4 +1,4 @@
-"""The end of a command: one line and an exit code for faults that a user can fix, a traceback only for bugs."""
+"""End a command with one line and an exit code for errors that a user can fix, and a traceback for bugs."""
 
 from __future__ import annotations
 
@@ -34,23 +34,28 @@ _PATH_FAULTS = (
     errno.EROFS,
     errno.EXDEV,
 )
-"""What the system says when a path cannot be used as it is."""
+"""Error numbers for paths that cannot be used."""
 
 
 def run_command(
-    command: Callable[[], None], *, debug: bool = False, status_dir: Callable[[], Path | None] = lambda: None
+    command: Callable[[], None],
+    *,
+    debug: bool = False,
+    status_dir: Callable[[], Path | None] = lambda: None,
 ) -> None:
     """Run a command and end the process with its exit code.
 
     Args:
-        command: what to do; expected errors are `RunError`s.
+        command: function to run; expected errors are `RunError`s.
         debug: show tracebacks.
-        status_dir: where `run_status.json` goes, for launchers that swallow exit codes; asked at the end; None writes none.
+        status_dir: function, called at the end, that returns the folder for `run_status.json`, for launchers
+            that hide exit codes; None writes no status.
     """
     true_code = 0
     try:
         command()
-        code, message = 0, "done"
+        code = 0
+        message = "done"
     except BrokenPipeError as error:
         code, message = _explain_closed_pipe(error)
     except BaseException as error:
@@ -71,36 +76,35 @@ def run_command(
     sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)
-    if not code:  # else leaving in good order would wait for ranks that wait for us
+    if not code:  # after an error, leaving the group would wait for ranks that wait for this one
         leave_group()
-    os._exit(
-        code
-    )  # threads of the group may outlive it, and then the interpreter's own end now and then aborts
+    # threads of the group may still run, with which a normal exit of the interpreter sometimes aborts
+    os._exit(code)
 
 
 def _explain_closed_pipe(error: BrokenPipeError) -> tuple[int, str]:
-    """Return code and line for a pipe that nobody reads any more: no fault if it is the standard output's (`| head`)."""
+    """Return exit code and message for a closed pipe; for standard output (`| head`) it is not an error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         silence()
-        return 128 + signal.SIGPIPE, "nobody reads the output any more"
+        return 128 + signal.SIGPIPE, "the reader of the output has ended"
     code, message = explain(error)
     sys.stderr.write(f"error[{code}]: {printable(message)}\n")
     return code, message
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal other than Ctrl-C's ends the command."""
+    """A signal other than SIGINT (Ctrl-C) ends the command."""
 
     def __init__(self, number: int) -> None:
-        """Store which one."""
+        """Store the signal."""
         self.signal = signal.Signals(number)
         super().__init__(self.signal.name)
 
 
 def end_in_order() -> None:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: what was found until then is written."""
+    """Make SIGTERM and SIGHUP end the command as Ctrl-C does, so that results so far are written."""
 
     def end(number: int, frame: object) -> None:
         raise Terminated(number)
@@ -111,22 +115,26 @@ def end_in_order() -> None:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the line for a user."""
+    """Return the exit code and the one-line message for a user."""
     if isinstance(error, RunError):
         return error.exit_code, _own_words(error)
     if isinstance(error, MemoryError):
         return (
             ResourceError.exit_code,
-            f"out of memory: {str(error) or 'the system gave no more'}; reduce total_batch_size or num_workers",
+            f"out of memory: {str(error) or 'allocation failed'}; reduce total_batch_size or num_workers",
         )
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (
-            f"out of memory: {first_line(error, without_text='the device gave no more')}; reduce total_batch_size and raise "
-            f"grad_accum_steps by as much, or switch on DINOv3Backbone.gradient_checkpointing; last.pth is as it was saved last"
+            f"out of memory: {first_line(error, without_text='allocation failed')}; reduce total_batch_size "
+            "and "
+            "raise grad_accum_steps by the same factor, or enable DINOv3Backbone.gradient_checkpointing; "
+            "last.pth is unchanged since the last save"
         )
-    if fault := explain_device_fault(error):
+    fault = explain_device_fault(error)
+    if fault:
         return (RankError if is_distributed() else ResourceError).exit_code, fault
-    if limit := explain_limit(error):
+    limit = explain_limit(error)
+    if limit:
         return ResourceError.exit_code, limit
     if isinstance(error, OSError) and error.errno in _PATH_FAULTS and error.filename is not None:
         return ConfigError.exit_code, f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
@@ -136,34 +144,37 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
-    return (
-        1,
-        f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report what it prints",
+    return 1, (
+        f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report the "
+        "output"
     )
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch got no memory: a device has an error of its own, the CPU's allocator only its words."""
+    """Return whether a torch allocation failed; on the CPU, only the message identifies such an error."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
 
 
 def _own_words(error: RunError) -> str:
-    """Return what an error says; one from a loader's worker comes with the traceback of that process before it."""
-    text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
-    return text.rpartition(f"\n{name}")[2].rstrip() if "Original Traceback" in text else text
+    """Return the message of an error, without the traceback that torch adds to errors of loader workers."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return text.rpartition(f"\n{name}")[2].rstrip()
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:
     try:
-        if (
-            folder is None or not folder.is_dir() or is_in_use(folder)
-        ):  # of a run that has a status of its own
+        if folder is None or not folder.is_dir():
+            return
+        if is_in_use(folder):  # by another run, which writes its own status
             return
         path = folder / STATUS_FILE
         if os.path.lexists(path) and not is_ours(path):
-            logger.warning("%s is not a file of this project and is left as it is", path)
+            logger.warning("%s was not written by this project and is not changed", path)
             return
         status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
         write_json(path, {"status": status, "exit_code": code, "message": message})

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it ends the step, saves, and exits. A second one ends the process at once."""
+"""Handle signals that stop a run: it finishes the step, saves and exits. A second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from types import FrameType
 from .log import logger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""From a launcher or a cluster, from the keyboard, from Slurm ahead of a time limit, from a launcher or terminal that is gone."""
+"""Sent by a launcher, a cluster or Ctrl-C; by Slurm before a time limit; when a launcher or terminal ends."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Takes note of the first signal; the loop asks when it can stop."""
+    """Records the first signal; the training loop checks it where it can stop."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -27,7 +27,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note while the body runs, in this process; its children end by such a signal as usual."""
+        """Record signals to this process while the body runs; child processes end by a signal as usual."""
         self._process = os.getpid()
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
@@ -38,36 +38,36 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """True once a signal has come."""
+        """True if a signal was received."""
         return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process or (
-            self.asked and number != signal.SIGHUP
-        ):  # a dying launcher may send it several times
+        is_child = os.getpid() != self._process
+        is_repeated = self.asked and number != signal.SIGHUP  # a launcher may send SIGHUP several times
+        if is_child or is_repeated:
             os._exit(128 + number)
         if self.asked:
             return
         self.signal = signal.Signals(number)
-        os.write(
-            2, f"{self.signal.name}: ending this step, then saving; once more ends at once\n".encode()
-        )  # loggers may be busy
+        text = f"{self.signal.name}: finishing this step, then saving; a second signal ends the run at once\n"
+        os.write(2, text.encode())  # a signal handler must not use loggers
 
 
 def end_with_launcher() -> None:
-    """Ask the system to send SIGHUP to this process when the launcher that started it is gone: no orphans go on training."""
+    """Request SIGHUP for this process when its launcher ends, so that no orphan continues to train."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
     except (OSError, AttributeError):
         logger.warning(
-            "this system cannot tie a process to its launcher; if torchrun is killed, end its workers by hand"
+            "this system cannot end a process with its launcher; if torchrun is killed, end its workers "
+            "manually"
         )
 
 
 def warn_of_unheard_signal() -> None:
-    """On Slurm, log a warning if torchrun would die of SIGUSR1 instead of handing it on."""
+    """Log a warning on Slurm if torchrun would end on SIGUSR1 instead of forwarding it."""
     if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     try:
@@ -76,6 +76,7 @@ def warn_of_unheard_signal() -> None:
         return
     if "SIGUSR1" not in launcher:
         logger.warning(
-            "torchrun ends at SIGUSR1, which Slurm sends ahead of a time limit, and leaves its workers behind; start it with "
-            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)"
+            "torchrun ends on SIGUSR1, which Slurm sends before a time limit, without ending its workers; "
+            "start "
+            "it with --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)"
         )

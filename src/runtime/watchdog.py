@@ -1,4 +1,4 @@
-"""Progress of ranks: each notes its step, and writes its stack if a step takes too long, so that a hang can be explained."""
+"""Explain hangs: each rank notes its step, and writes its stack to a file if a step takes too long."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from .distributed import rank, tell_stacks, tell_step, world_size
 
 
 class Watchdog:
-    """Watches over the steps of one rank of several; alone, it does nothing."""
+    """Watches the steps of one rank of several; in a single process it does nothing."""
 
     def __init__(self, folder: Path, timeout: float) -> None:
-        """Store.
+        """Store the settings.
 
         Args:
-            folder: for `stacks.rankN.txt`, which stays only if something was written.
-            timeout: seconds after which a step is too long.
+            folder: folder for `stacks.rankN.txt`, which is kept only if a stack was written.
+            timeout: maximum seconds of a step.
         """
-        self.timeout, self.path = timeout, folder / f"stacks.rank{rank()}.txt"
+        self.timeout = timeout
+        self.path = folder / f"stacks.rank{rank()}.txt"
         self._file: TextIO | None = None
 
     def beat(self, step: int) -> None:
-        """Note that a step begins."""
+        """Record that a step begins."""
         if world_size() == 1:
             return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = open(os.open(self.path, flags, 0o666), "w", encoding="utf-8")  # noqa: SIM115  see rest
+            descriptor = os.open(self.path, flags, 0o666)
+            self._file = open(descriptor, "w", encoding="utf-8")  # noqa: SIM115  closed by `rest`
             tell_stacks(self.path)
         tell_step(step)
         faulthandler.dump_traceback_later(self.timeout, file=self._file)

@@ -1,8 +1,8 @@
-"""Tensor files: written with a digest of their content, read without running anything that they contain.
+"""Write tensor files with a digest of their content, and read them without running code from the file.
 
-Only `torch.load(weights_only=True)` and safetensors are used, and the archive is looked at before it is read. The
-digest stands in the comment field of the zip archive that torch writes, so that any torch can read the file. A mark
-within the content says that there must be one: a file that was damaged at its end, where the digest is, is noticed too.
+Files are read only with `torch.load(weights_only=True)` and safetensors, after a check of the archive. The
+digest is in the comment field of torch's zip archive, so any version of torch can read the file. A mark in
+the content shows that there must be a digest, so damage at the end of the file, where it is, is also found.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from ..core.paths import did_you_mean_file
 from .files import write_atomically
 
 EXPANSION_LIMIT = 1.1
-"""An archive may unpack to this many times its own size; torch writes its records uncompressed."""
+"""Maximum ratio of unpacked to packed size of an archive; torch writes its records uncompressed."""
 
 
 _ALWAYS_ALLOWED = 1 << 20
-"""Bytes of a tensor in a file of any size: one that was expanded from a single number is common and harmless."""
+"""Bytes that a tensor may have in a file of any size; small tensors expanded from one number are common."""
 
-MARK, WRITER = "written_by", "dfine_dinov3 with a digest"
-"""First entry of the content of our own files; files written before version 0.2 have none."""
+MARK = "written_by"
+WRITER = "dfine_dinov3 with a digest"
+"""Key and value of the first entry in this project's files; files written before version 0.2 lack it."""
 
 _HEAD = 1 << 16
-"""Bytes at the start of a file that hold the mark."""
+"""Bytes at the start of a file that contain the mark."""
 
 _DIGEST_PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_DIGEST_PREFIX) + 64
 
 
 def write_tensor_file(
-    path: str | Path, content: dict[str, Any], *, keep_previous: str | Path | None = None
+    path: str | Path,
+    content: dict[str, Any],
+    *,
+    keep_previous: str | Path | None = None,
 ) -> None:
-    """Write tensors and plain containers atomically, with our mark and their digest.
+    """Write tensors and plain containers atomically, with the mark and a digest.
 
     Raises:
         ResourceError: if the disk is full.
@@ -50,8 +54,8 @@ def write_tensor_file(
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
-            torch.save({MARK: WRITER, **content}, cast(BinaryIO, hashing))  # it calls write and flush alone
-        except RuntimeError as error:  # torch's writer hides what the file said
+            torch.save({MARK: WRITER, **content}, cast(BinaryIO, hashing))  # calls only write and flush
+        except RuntimeError as error:  # torch's writer hides the error of the file
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
         file.seek(-2, 2)  # the archive ends with the length of its comment
@@ -61,7 +65,7 @@ def write_tensor_file(
 
 
 def verify_digest(path: Path) -> bool | None:
-    """Compare a file with the digest inside it: None if it carries none, else whether they agree."""
+    """Return whether a file matches the digest inside it; None if there is no digest."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         if size < _COMMENT_LENGTH + 2:
@@ -77,17 +81,18 @@ def verify_digest(path: Path) -> bool | None:
 
 
 def is_marked_tensor_file(path: Path) -> bool:
-    """Return whether a file was written by `write_tensor_file`, although it may be damaged by now."""
+    """Return whether `write_tensor_file` wrote a file, even if it has been damaged since."""
     with open(path, "rb") as file:
         head = file.read(_HEAD)
     return (MARK.encode() in head and WRITER.encode() in head) or verify_digest(path) is not None
 
 
 class _HashingFile:
-    """Passes writes on and digests them; remembers why one failed."""
+    """A file that forwards writes, computes their digest and stores the error of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
+        self.file = file
+        self.sha256 = hashlib.sha256()
         self.failure: OSError | None = None
 
     def write(self, block: bytes) -> int:
@@ -106,10 +111,11 @@ def read_tensor_file(path: str | Path) -> Any:
     """Read a .pth/.pt file or a safetensors file, on the CPU.
 
     Returns:
-        What the file holds, without our mark: tensors and plain containers (for safetensors a flat dict of tensors).
+        The content without the mark: tensors and plain containers (for safetensors, a flat dict of tensors).
 
     Raises:
-        CheckpointError: if the file is missing, truncated, compressed beyond reason, or holds anything but data.
+        CheckpointError: if the file is missing, truncated, excessively compressed, or contains anything but
+            data.
     """
     path = checked_path(path)
     if path.suffix == ".safetensors":
@@ -118,31 +124,33 @@ def read_tensor_file(path: str | Path) -> Any:
     digest_fits = verify_digest(path)
     if digest_fits is False:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
+            f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside "
+            "it"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch guesses at what is odd; below is one line that says it
+            warnings.simplefilter("ignore")  # torch's guesses at the cause; the messages below are clearer
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
-            r"(?:global|class) ([\w.]+)", str(error)
-        )
-        what = f"it refers to {found[1]}" if found else "its pickle is damaged or holds more than tensors"
+        text = str(error)
+        found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:global|class) ([\w.]+)", text)
+        what = f"it refers to {found[1]}" if found else "its pickle is damaged or contains more than tensors"
         raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
-    except Exception as error:  # torch's readers raise whatever they stumble over: KeyError, AssertionError, struct.error ...
-        if "weights_only" in str(error):  # torch would advise to load it all the same
+    except Exception as error:  # torch's readers raise KeyError, AssertionError, struct.error and others
+        if "weights_only" in str(error):  # torch's message advises to load the file nevertheless
             raise CheckpointError(
-                f"{path} is a TorchScript archive or a tar file, which may hold code; it was not loaded"
+                f"{path} is a TorchScript archive or a tar file, which may contain code; it was not loaded"
             ) from None
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or no torch file: {first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a torch file: {first_line(error)}"
         ) from None
-    _refuse_hollow(path, content)
-    if isinstance(content, dict) and content.pop(MARK, None) == WRITER and digest_fits is None:
+    _refuse_tensors_without_data(path, content)
+    has_mark = isinstance(content, dict) and content.pop(MARK, None) == WRITER
+    if has_mark and digest_fits is None:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged: the digest at its end is missing or cut; if another "
-            f"program saved this content again, let it leave out the entry '{MARK}'"
+            f"{path} ({path.stat().st_size} bytes) is damaged: the digest at its end is missing or "
+            "truncated; if "
+            f"another program saved this content again, it must leave out the entry '{MARK}'"
         )
     return content
 
@@ -165,14 +173,17 @@ def checked_path(path: str | Path) -> Path:
 
 
 def refuse_address(path: str | Path) -> str:
-    """Return a path as text; made a `Path` before, an address would lose a slash and look like a file that is missing.
+    """Return a path as text after checking that it is not a URL.
+
+    Call this before making a `Path`, which would remove a slash from the URL.
 
     Raises:
         CheckpointError: for a URL.
     """
-    if re.match(r"[a-z][a-z0-9+.-]*://", text := str(path)):
+    text = str(path)
+    if re.match(r"[a-z][a-z0-9+.-]*://", text):
         raise CheckpointError(
-            f"{text} is an address; download the file yourself, check it, and give its local path"
+            f"{text} is a URL; download the file yourself, check it, and give its local path"
         )
     return text
 
@@ -184,9 +195,12 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _digest(file: BinaryIO, length: int) -> hashlib._Hash:
-    """Digest the next `length` bytes, piece by piece."""
+    """Return the digest of the next `length` bytes, read in blocks."""
     sha256 = hashlib.sha256()
-    while block := file.read(min(length, 1 << 20)):
+    while length > 0:
+        block = file.read(min(length, 1 << 20))
+        if not block:
+            break
         sha256.update(block)
         length -= len(block)
     return sha256
@@ -200,7 +214,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or no safetensors file: {first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a safetensors file: {first_line(error)}"
         ) from None
 
 
@@ -214,24 +228,28 @@ def _refuse_zip_bomb(path: Path) -> None:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged: {first_line(error)}"
         ) from None
-    unpacked, packed = sum(record.file_size for record in records), path.stat().st_size
-    if (
-        any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        and unpacked > EXPANSION_LIMIT * packed
-    ):
+    unpacked = sum(record.file_size for record in records)
+    packed = path.stat().st_size
+    if unpacked <= EXPANSION_LIMIT * packed:
+        return
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError(
-            f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it was not loaded"
+            f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it "
+            "was "
+            "not loaded"
         )
-    if unpacked > EXPANSION_LIMIT * packed:
-        raise CheckpointError(
-            f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded"
-        )
+    raise CheckpointError(f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded")
 
 
-def _refuse_hollow(path: Path, content: Any) -> None:
-    """Make sure that tensors are plain numbers that the file holds: a few bytes can stand for terabytes, by strides of 0, without data, or sparsely."""
-    size, found, seen = path.stat().st_size, [content], set()
-    while found:  # not by recursion, and each thing once: a file may nest deep and repeat itself
+def _refuse_tensors_without_data(path: Path, content: Any) -> None:
+    """Check that tensors are dense and that the file contains their data.
+
+    Strides of 0, meta tensors and sparse tensors can make a few bytes in the file stand for terabytes.
+    """
+    size = path.stat().st_size
+    found = [content]
+    seen = set()
+    while found:  # iterative, visiting each object once, because content may be deeply nested and repeated
         value = found.pop()
         if id(value) in seen:
             continue
@@ -243,9 +261,12 @@ def _refuse_hollow(path: Path, content: Any) -> None:
         elif isinstance(value, torch.Tensor):
             if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
                 raise CheckpointError(
-                    f"{path} holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded"
+                    f"{path} contains a tensor that is sparse, quantized or without data, expected dense "
+                    "tensors; "
+                    "it was not loaded"
                 )
-            if value.numel() * value.element_size() > max(EXPANSION_LIMIT * size, _ALWAYS_ALLOWED):
+            num_bytes = value.numel() * value.element_size()
+            if num_bytes > max(EXPANSION_LIMIT * size, _ALWAYS_ALLOWED):
                 raise CheckpointError(
-                    f"{path} has {size} bytes but holds a tensor of {value.numel() * value.element_size()}; it was not loaded"
+                    f"{path} has {size} bytes but contains a tensor of {num_bytes} bytes; it was not loaded"
                 )

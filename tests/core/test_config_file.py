@@ -109,14 +109,14 @@ def test_circle_of_includes_shows_the_chain(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config_tree(path)
     chain = " -> ".join(str(tmp_path / name) for name in ("a.yml", "b.yml", "c.yml", "a.yml"))
-    assert str(caught.value) == f"configuration files include each other in a circle: {chain}"
+    assert str(caught.value) == f"configuration files include each other circularly: {chain}"
 
 
 def test_file_that_includes_itself_is_a_circle(tmp_path):
     path = tmp_path / "config.yml"
     assert (
         refused(tmp_path, "__include__: [config.yml]\n")
-        == f"configuration files include each other in a circle: {path} -> {path}"
+        == f"configuration files include each other circularly: {path} -> {path}"
     )
 
 
@@ -176,7 +176,7 @@ def test_oversized_file_is_refused_with_both_sizes(tmp_path):
     message = refused(tmp_path, "#" * (MAX_FILE_BYTES + 1))
     assert (
         message
-        == f"{tmp_path / 'config.yml'} has {MAX_FILE_BYTES + 1} bytes; a configuration has at most {MAX_FILE_BYTES}"
+        == f"{tmp_path / 'config.yml'} has {MAX_FILE_BYTES + 1} bytes; a configuration may have at most {MAX_FILE_BYTES}"
     )
 
 
@@ -264,12 +264,12 @@ def test_numbers_with_exponents_are_numbers_and_look_alikes_words(text, value):
 def test_duplicate_key_is_refused_with_both_lines(tmp_path):
     assert (
         refused(tmp_path, "epochs: 1\nseed: 2\nepochs: 3\n")
-        == f"{tmp_path / 'config.yml'}:3 sets epochs again; line 1 has it already"
+        == f"{tmp_path / 'config.yml'}:3 sets epochs again; line 1 sets it already"
     )
 
 
 def test_duplicate_key_deep_inside_is_refused_with_its_path(tmp_path):
-    assert "config.yml:4 sets a.ops[1].p again; line 4 has it already" in refused(
+    assert "config.yml:4 sets a.ops[1].p again; line 4 sets it already" in refused(
         tmp_path, "a:\n  ops:\n    - {p: 1}\n    - {p: 1, p: 2}\n"
     )
 
@@ -278,11 +278,13 @@ def test_duplicate_key_deep_inside_is_refused_with_its_path(tmp_path):
     ("text", "key"), [("5: x", "5"), ("~: x", "~"), ("a: {true: x}", "true"), ("a: [{1.5: x}]", "1.5")]
 )
 def test_key_that_is_no_word_is_refused(tmp_path, text, key):
-    assert refused(tmp_path, text) == f"{tmp_path / 'config.yml'}:1 has a key that is not a word: {key}"
+    assert refused(tmp_path, text) == f"{tmp_path / 'config.yml'}:1 has a key that is not a string: {key}"
 
 
 def test_list_as_key_is_refused(tmp_path):
-    assert refused(tmp_path, "? [a, b]\n: 1\n") == f"{tmp_path / 'config.yml'}:1 has a key that is not a word"
+    assert (
+        refused(tmp_path, "? [a, b]\n: 1\n") == f"{tmp_path / 'config.yml'}:1 has a key that is not a string"
+    )
 
 
 @pytest.mark.parametrize(
@@ -444,7 +446,7 @@ def test_reference_to_nothing_is_refused_with_its_place(tmp_path, reference):
 )
 def test_reference_to_a_reference_is_refused(values):
     with pytest.raises(
-        ConfigError, match=r"^a refers to \$\{\w\}, which is or holds a reference itself \(test\)$"
+        ConfigError, match=r"^a refers to \$\{\w\}, which is or contains a reference itself \(test\)$"
     ):
         resolved(values)
 

@@ -107,7 +107,7 @@ def test_a_class_that_lacks_members_is_refused_with_what_they_return():
     with pytest.raises(ConfigError) as caught:
         refuse_incomplete_class(Short)
     assert str(caught.value) == (
-        "Short cannot be used as a data set: it lacks __getitem__ (returns an image `[3, H, W]` as the model gets it, float in 0..1, "
+        "Short cannot be used as a data set: it lacks __getitem__ (returns the model's input, an image `[3, H, W]`, float in 0..1, "
         "and its `Target`), objects (returns the `Objects` of an image, without reading the image); see 'A data set of your own' in "
         "docs/data.md"
     )
@@ -129,6 +129,6 @@ def test_a_class_that_does_not_derive_from_the_base_is_told_to():
         __len__ = __getitem__ = None
 
     with pytest.raises(
-        ConfigError, match="it lacks the defaults of DetectionData, which it has to derive from; see"
+        ConfigError, match="it lacks the defaults of DetectionData, from which it must derive; see"
     ):
         require_detection_data(Foreign())

@@ -68,7 +68,7 @@ def test_a_share_that_floats_make_a_little_less_is_not_rounded_to_the_epoch_befo
 def test_what_is_no_length_is_refused_with_what_is_one(duration):
     with pytest.raises(
         ConfigError,
-        match=r"^ema.warmups is .*, expected a whole number of steps, a share of the run from 0.0 to 1.0, or a text such as",
+        match=r"^ema.warmups is .*, expected an integer number of steps, a fraction of the run from 0.0 to 1.0, or a text such as",
     ):
         read_duration(duration, "ema.warmups", "steps")
 
@@ -112,5 +112,5 @@ def test_points_that_do_not_ascend_are_refused(points, epochs):
         check_ascending(points, "policy.epoch")
     assert (
         str(caught.value)
-        == f"policy.epoch is {points}, which are the epochs {epochs}; none may come before the one on its left"
+        == f"policy.epoch is {points}, which are the epochs {epochs}; they must be in ascending order"
     )

@@ -139,7 +139,7 @@ def test_a_length_that_depends_on_the_run_is_not_built_without_one(parts):
         create({"type": "Part", "plan": [[0.5, 1]]})
     assert (
         str(caught.value)
-        == "Part.plan is 0.5, which depends on the length of the run; the class takes a whole number of epochs"
+        == "Part.plan is 0.5, which depends on the length of the run; expected an integer number of epochs"
     )
 
 
@@ -162,16 +162,16 @@ def test_written_and_whole_number_stand_side_by_side(parts):
     [
         (
             "ema: {type: ModelEMA, start: soon}\n",
-            "ema.start is 'soon', expected a whole number of steps, a share of the run",
+            "ema.start is 'soon', expected an integer number of steps, a fraction of the run",
         ),
         (
             "lr_scheduler: {type: MultiStepLR, milestones: [3, 1.5]}\n",
-            "lr_scheduler.milestones[1] is 1.5, expected a whole number of epochs",
+            "lr_scheduler.milestones[1] is 1.5, expected an integer number of epochs",
         ),
         (
             "BatchImageCollateFunction: {stop_epoch: 500 steps}\n",
             "BatchImageCollateFunction.stop_epoch is '500 steps', but the data are built before the number of steps is known; "
-            "give it in epochs or as a share of the run (config.yml:1)",
+            "give it in epochs or as a fraction of the run (config.yml:1)",
         ),
     ],
 )

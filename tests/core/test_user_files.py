@@ -43,7 +43,7 @@ def test_a_file_of_another_folder_replaces_one_of_the_same_name(file, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("json.py", r"but there is another module json; rename the file$"),
+        ("json.py", r"but another module is called json; rename the file$"),
         ("data.txt", r"__import__ names data.txt, expected a Python file such as my_data.py$"),
         ("my-data.py", r"__import__ names my-data.py, expected a Python file"),
     ],

@@ -87,7 +87,7 @@ def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, 
 
 def test_all_faults_are_listed_at_once(tmp_path):
     assert faults(tmp_path, "epochs: abc\nfoo: 1\nuse_amp: 3\n") == (
-        "the configuration has 3 faults: epochs is 'abc', expected a whole number (config.yml:1); unknown key 'foo' (config.yml:2); "
+        "the configuration has 3 faults: epochs is 'abc', expected an integer (config.yml:1); unknown key 'foo' (config.yml:2); "
         "use_amp is 3, expected true or false (config.yml:3)"
     )
 
@@ -98,27 +98,27 @@ def test_all_faults_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("epochs: abc\n", "epochs is 'abc', expected a whole number (config.yml:1)"),
-        ("epochs: 2.5\n", "epochs is 2.5, expected a whole number (config.yml:1)"),
-        ("epochs: True\n", "epochs is True, expected a whole number (config.yml:1)"),
-        ("epochs: ~\n", "epochs is None, expected a whole number (config.yml:1)"),
-        ("epochs: [3]\n", "epochs is [3], expected a whole number (config.yml:1)"),
+        ("epochs: abc\n", "epochs is 'abc', expected an integer (config.yml:1)"),
+        ("epochs: 2.5\n", "epochs is 2.5, expected an integer (config.yml:1)"),
+        ("epochs: True\n", "epochs is True, expected an integer (config.yml:1)"),
+        ("epochs: ~\n", "epochs is None, expected an integer (config.yml:1)"),
+        ("epochs: [3]\n", "epochs is [3], expected an integer (config.yml:1)"),
         ("use_amp: 1\n", "use_amp is 1, expected true or false (config.yml:1)"),
         ("use_amp: 'yes'\n", "use_amp is 'yes', expected true or false (config.yml:1)"),
-        ("seed: x\n", "seed is 'x', expected a whole number or null (config.yml:1)"),
+        ("seed: x\n", "seed is 'x', expected an integer or null (config.yml:1)"),
         ("clip_max_norm: much\n", "clip_max_norm is 'much', expected a number (config.yml:1)"),
         ("output_dir: 3\n", "output_dir is 3, expected a string (config.yml:1)"),
         ("task: segmentation\n", "task is 'segmentation', expected one of 'detection' (config.yml:1)"),
-        ("num_classes: abc\n", "num_classes is 'abc', DFINECriterion expects a whole number (config.yml:1)"),
+        ("num_classes: abc\n", "num_classes is 'abc', DFINECriterion expects an integer (config.yml:1)"),
         (
             "eval_spatial_size: 640\n",
-            "eval_spatial_size is 640, DFINETransformer expects a list of whole numbers or null (config.yml:1)",
+            "eval_spatial_size is 640, DFINETransformer expects a list of integers or null (config.yml:1)",
         ),
         ("HybridEncoder:\n  act: 5\n", "HybridEncoder.act is 5, expected a string (config.yml:2)"),
         ("HybridEncoder: 5\n", "HybridEncoder is 5, expected a mapping of its settings (config.yml:1)"),
         (
             "DFINETransformer:\n  num_points: [3, x, 3]\n",
-            "DFINETransformer.num_points is [3, 'x', 3], expected a whole number or a list of whole numbers (config.yml:2)",
+            "DFINETransformer.num_points is [3, 'x', 3], expected an integer or a list of integers (config.yml:2)",
         ),
         (
             "HGNetv2: {name: B9}\n",
@@ -210,7 +210,7 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
         ),
         (
             DATASET + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
-            "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of whole numbers (config.yml:9)",
+            "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of integers (config.yml:9)",
         ),
         (
             DATASET + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",
@@ -295,15 +295,15 @@ def test_injected_null_is_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (int, "a whole number"),
+        (int, "an integer"),
         (float, "a number"),
         (bool, "true or false"),
         (str, "a string"),
-        (int | None, "a whole number or null"),
-        (list[int], "a list of whole numbers"),
+        (int | None, "an integer or null"),
+        (list[int], "a list of integers"),
         (Sequence[float], "a list of numbers"),
-        (Iterable[int], "a list of whole numbers"),
-        (tuple[int, ...], "a list of whole numbers"),
+        (Iterable[int], "a list of integers"),
+        (tuple[int, ...], "a list of integers"),
         (list, "a list"),
         (dict[str, Any], "a mapping"),
         (list[dict[str, Any]] | None, "a list of mappings or null"),
@@ -313,8 +313,8 @@ def test_injected_null_is_accepted(tmp_path):
         (Tensor, "Tensor"),
         (Sequence[EpochLength], "a list of lengths"),
         (EpochLength | None, "a length or null"),
-        (Sequence[tuple[EpochLength, int]], "a list of pairs of a length and a whole number"),
-        (Sequence[int | str], "a list, each item a whole number or a string"),
+        (Sequence[tuple[EpochLength, int]], "a list of pairs of a length and an integer"),
+        (Sequence[int | str], "a list, each item an integer or a string"),
     ],
 )
 def test_types_are_described_in_a_users_words(annotation, words):

@@ -132,7 +132,7 @@ def test_a_checkpoint_with_a_data_set_that_is_not_imported_can_be_used(tmp_path)
 
 def test_a_checkpoint_cannot_run_python_files():
     with pytest.raises(
-        ConfigError, match="^best.pth has __import__, which only configuration files may have"
+        ConfigError, match="^best.pth contains __import__, which is allowed only in configuration files"
     ):
         YAMLConfig.from_text("__import__: [my_data.py]\n", "best.pth")
 

@@ -290,7 +290,7 @@ def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transf
         ),
         (
             {"copyblend_epochs": [40, 4]},
-            "copyblend_epochs is [40, 4], which are the epochs 40, 4; none may come before the one on its left",
+            "copyblend_epochs is [40, 4], which are the epochs 40, 4; they must be in ascending order",
         ),
         ({"copyblend_type": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
         ({"num_objects": 0}, "num_objects is 0, expected at least 1"),

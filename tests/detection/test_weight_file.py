@@ -50,7 +50,7 @@ def test_what_is_no_checkpoint_is_told_so(path, content):
     torch.save(content, path)
     with pytest.raises(
         CheckpointError,
-        match="expected a checkpoint with 'model' or 'ema'|none of the keys 'model' and 'ema'",
+        match="expected a checkpoint with 'model' or 'ema'|neither weights nor the keys 'model' or 'ema'",
     ):
         read_weights(path)
 
@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(path):
     weights["decoder.dec_score_head.0.weight"][0, 0] = float("nan")
     torch.save({"model": weights}, path)
     with pytest.raises(
-        NumericsError, match=r"tensor decoder\.dec_score_head\.0\.weight holds values that are not finite"
+        NumericsError, match=r"tensor decoder\.dec_score_head\.0\.weight contains values that are not finite"
     ):
         read_weights(path)
 
@@ -82,10 +82,10 @@ def test_a_file_that_says_nothing_about_itself_has_numbered_classes():
     file = WeightFile(Path("plain.pth"), {HEAD: torch.zeros(2)}, {})
     assert (file.classes, file.config_text, file.threshold, file.input_size) == (None, None, None, None)
     assert [entry["name"] for entry in file.named_classes] == ["class 0", "class 1"]
-    with pytest.raises(CheckpointError, match="plain.pth holds no configuration"):
+    with pytest.raises(CheckpointError, match="plain.pth contains no configuration"):
         file.configuration()
 
 
 def test_without_a_class_head_there_are_no_names():
-    with pytest.raises(CheckpointError, match="it has no class head"):
+    with pytest.raises(CheckpointError, match="no class head found"):
         _ = WeightFile(Path("vit.pth"), {"w": torch.ones(3)}, {}).named_classes

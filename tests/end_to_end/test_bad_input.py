@@ -49,7 +49,7 @@ CONFIG_FAULTS = {
     ),
     "a wrong type": (
         ["DFINETransformer.num_layers=three"],
-        "DFINETransformer.num_layers is 'three', expected a whole number",
+        "DFINETransformer.num_layers is 'three', expected an integer",
     ),
     "channels that do not fit": (
         ["HybridEncoder.in_channels=[512, 1024, 2048]"],

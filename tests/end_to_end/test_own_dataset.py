@@ -181,7 +181,7 @@ def test_finished_images_and_their_truth_train_and_evaluate(tmp_path):
 
 def test_classes_in_another_order_than_a_model_has_are_refused_where_labels_cannot_change():
     with pytest.raises(
-        ConfigError, match="^Finished has the classes cat, dog, which the run knows by the labels"
+        ConfigError, match="^Finished has the classes cat, dog, for which the run uses the labels"
     ):
         Finished().use_labels([1, 0])
 

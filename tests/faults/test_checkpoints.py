@@ -338,7 +338,7 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, f
     def write(*arguments, **keywords) -> None:
         if next(full, False):
             raise ResourceError(
-                "disk full writing last.pth: need 0.2 MB, free 0.0 MB, 0.1 MB written when it ended"
+                "disk full writing last.pth: need 0.2 MB, free 0.0 MB, 0.1 MB written before the error"
             )
         write_tensor_file(*arguments, **keywords)
 

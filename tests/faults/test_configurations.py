@@ -50,7 +50,7 @@ def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(refused, text
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("epochs: abc\n", "epochs is 'abc', expected a whole number"),
+        ("epochs: abc\n", "epochs is 'abc', expected an integer"),
         ("epochs: -3\n", "epochs is -3"),
         ("epochs: 0\n", "epochs is 0"),
         ("clip_max_norm: .nan\n", "clip_max_norm is not a finite number"),
@@ -82,13 +82,13 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("epochs: 3\nepochs: 4\n", "changed.yml:3 sets epochs again; line 2 has it already"),
+        ("epochs: 3\nepochs: 4\n", "changed.yml:3 sets epochs again; line 2 sets it already"),
         (
             "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
             + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in zip("abcdef", "bcdefg")),
             "aliases",
         ),
-        ("#" * (1 << 20), "a configuration has at most 1048576"),
+        ("#" * (1 << 20), "a configuration may have at most 1048576"),
         ("optimizer:\n\tlr: 1\n", "changed.yml:3 cannot be read as YAML"),
         ("optimizer: [1\n", "cannot be read as YAML"),
     ],
@@ -140,11 +140,11 @@ def test_f73_code_in_yaml_does_not_run(refused, tmp_path, tag):
     ],
 )
 def test_f75_an_address_in_place_of_weights_is_refused(refused, flag, address):
-    assert f"{address} is an address" in refused("", flag, address, code=4)
+    assert f"{address} is a URL" in refused("", flag, address, code=4)
 
 
 def test_f75_an_address_in_place_of_a_backbones_weights_is_refused(refused):
     message = refused(
         "DINOv3Backbone: {pretrained: True, checkpoint_path: 'https://example.com/vit.pth'}\n", code=4
     )
-    assert "https://example.com/vit.pth is an address" in message
+    assert "https://example.com/vit.pth is a URL" in message

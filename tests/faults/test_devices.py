@@ -53,7 +53,7 @@ def collective_fails(tmp_path, monkeypatch):
     [
         (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; nvidia-smi -q"),
         (IN_A_COLLECTIVE, "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected"),
-        (TIMEOUT, "another rank ended or does not answer"),
+        (TIMEOUT, "another rank ended or does not respond"),
     ],
     ids=["ECC", "NVLink", "timeout"],
 )

@@ -102,7 +102,7 @@ def test_the_weights_that_a_run_starts_from_are_not_replaced_by_its_own(config, 
         config,
         "-t",
         given,
-        text=f"-t names {given}, which this command would replace by its own {best}",
+        text=f"-t names {given}, which this command would replace by its result {best}",
     )
     assert best.read_bytes() == TRAINED.read_bytes()
 

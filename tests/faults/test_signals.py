@@ -118,7 +118,7 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_d
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
         training.wait_for(r"epoch 2 \[[2-9]/")
         training.send(signal.SIGTERM)
-        training.wait_for("SIGTERM: ending this step")
+        training.wait_for("SIGTERM: finishing this step")
         training.send(signal.SIGTERM)
         assert training.end() in (143, 75)  # 75 if it was faster
     assert saved_step(tmp_path / "run") >= 6
@@ -163,8 +163,8 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         said = errors_of(training)[0]
         training.send(signal.SIGKILL, hung)
     assert (
-        re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen \d+\)", said)
-        and "does not answer" in said
+        re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)", said)
+        and "does not respond" in said
     )
     assert f"stacks: {tmp_path}/run/stacks.rank0.txt (rank 1 wrote none)" in said  # a stopped process cannot
     assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
@@ -201,7 +201,7 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
     assert (
         said
-        == f"rank 1 did not reach step 123 (last seen 122); it ended or does not answer; stacks: {stacks[0]}, {stacks[1]}"
+        == f"rank 1 did not reach step 123 (last seen at step 122); it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
     )
     assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
 
@@ -228,7 +228,7 @@ def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_pat
     assert (
         on_ranks(2, known)
         == [
-            "rank(s) 1 and rank 0 have another configuration; start all ranks with the same command and files"
+            "rank(s) 1 and rank 0 differ in the configuration; start all ranks with the same command and files"
         ]
         * 2
     )

@@ -470,7 +470,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
     faults = {
         "error": (fail, 15, "broken on purpose in step"),
-        "silence": (stop, RANK_TIMEOUT + 5, "does not answer"),
+        "silence": (stop, RANK_TIMEOUT + 5, "does not respond"),
     }
     for kind, (fault, limit, told) in faults.items():
         good, seconds = [], []

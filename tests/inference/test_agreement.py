@@ -57,7 +57,7 @@ def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
     assert exported.sizes[:3] == [1, 2, 5]
     assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
     for size in (1, 2, 5):
-        with pytest.raises(ExportError, match="does not find what its model finds"):
+        with pytest.raises(ExportError, match="gives other predictions than its model"):
             check_agreement(detector, FailsAt(detector, size), images, list(map(str, images)))
 
 
@@ -67,7 +67,7 @@ def test_the_check_names_the_worst_image_of_a_file_that_differs(detector, export
     names = [path.name for path in val_images]
     with pytest.raises(
         ExportError,
-        match=r"does not find what its model finds: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
+        match=r"gives other predictions than its model: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
     ):
         check_agreement(detector, other, val_images, names)
 
@@ -107,7 +107,7 @@ def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_draw
     drawn, names = images_for_check(
         detector, None, 3
     )  # the data that the checkpoint was trained on is not kept
-    assert [image.shape for image in drawn] == [(64, 64, 3)] * 3 and names[2] == "drawn image 3"
+    assert [image.shape for image in drawn] == [(64, 64, 3)] * 3 and names[2] == "synthetic image 3"
     own = Detector(detector.engine, detector.preprocessing, detector.classes, cfg=tiny_config(tiny_data))
     files, _ = images_for_check(own, None, 100)
     assert len(files) == 8 and all(path.parent == tiny_data.folder / "images" for path in files)

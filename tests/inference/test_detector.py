@@ -132,7 +132,7 @@ def test_grey_arrays_are_read_as_grey_pictures(detector, val_images):
     ids=["floats", "four channels", "no pixels", "channels last", "a number"],
 )
 def test_what_is_no_image_is_refused_with_what_was_expected(detector, image):
-    with pytest.raises(ConfigError, match="expected|is no image"):
+    with pytest.raises(ConfigError, match="expected|is not an image"):
         detector.predict([image])
 
 
@@ -160,7 +160,7 @@ def test_suppression_removes_doubles_of_a_class_only_if_asked_for(detector, val_
 def test_another_input_size_works_with_a_warning(val_images, caplog):
     with caplog.at_level(logging.WARNING, "dfine"):
         detector = Detector.from_checkpoint(TRAINED, device="cpu", input_size=(96, 128))
-    assert "96 x 128 in place of 64 x 64" in caplog.text
+    assert "96 x 128 instead of 64 x 64" in caplog.text
     assert detector.predict(val_images[0], threshold=0).boxes.shape == (20, 4)
 
 
@@ -171,7 +171,7 @@ def test_an_input_size_that_does_not_fit_is_refused():
 
 def test_a_file_without_configuration_asks_for_one(tmp_path):
     path = rewritten(tmp_path, lambda content: content.pop("meta"))
-    with pytest.raises(CheckpointError, match="holds no configuration"):
+    with pytest.raises(CheckpointError, match="contains no configuration"):
         Detector.from_checkpoint(path, device="cpu")
 
 
@@ -233,7 +233,9 @@ def test_settings_that_make_no_sense_are_refused(detector, val_images, settings)
 @pytest.mark.parametrize("value", [float("nan"), 2.0, "high", True])
 def test_a_threshold_in_a_checkpoint_that_is_none_is_refused(tmp_path, value):
     path = rewritten(tmp_path, lambda content: content["meta"].update(threshold=value))
-    with pytest.raises(CheckpointError, match="names the threshold .*, expected a number from 0 to 1"):
+    with pytest.raises(
+        CheckpointError, match="the threshold in the file is .*, expected a number from 0 to 1"
+    ):
         Detector.from_checkpoint(path, device="cpu")
 
 

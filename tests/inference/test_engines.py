@@ -81,7 +81,7 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(load, ex
     proto = onnx.load(exported)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
-    with pytest.raises(CheckpointError, match="there is no bare.json beside it"):
+    with pytest.raises(CheckpointError, match="bare.json does not exist beside it"):
         load(tmp_path / "bare.onnx")
     shutil.copy(exported.with_suffix(".json"), tmp_path / "bare.json")
     assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
@@ -144,7 +144,7 @@ def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (overflow_scores, "weight .*dec_score_head.* holds values that are not finite"),
+        (overflow_scores, "weight .*dec_score_head.* contains values that are not finite"),
         (give_nan, "scores that are not finite for image 1 .*val_00000.jpg"),
     ],
 )
@@ -171,25 +171,25 @@ def test_a_threshold_that_is_none_is_refused(exported, tmp_path, value):
 
 def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ConfigError, match="device 'cuda:77' was asked for|device cuda:77 was asked for"):
+    with pytest.raises(ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"):
         OnnxEngine(exported, "cuda:77")
     pytest.importorskip("openvino")
-    with pytest.raises(ConfigError, match="device TPU was asked for, OpenVINO"):
+    with pytest.raises(ConfigError, match="device TPU was requested, OpenVINO"):
         OpenVinoEngine(exported, "tpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_tensorrt_needs_cuda(exported):
-    with pytest.raises(ConfigError, match="sees no CUDA device"):
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
         TensorRtEngine(exported)
-    with pytest.raises(ConfigError, match="TensorRT runs on CUDA devices alone"):
+    with pytest.raises(ConfigError, match="TensorRT runs only on CUDA devices"):
         TensorRtEngine(exported, "cpu")
 
 
 def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
     for version in ("10.3.0", "10.4.0.26", "8.5.1"):
         warn_of_wrong_fp16(version)
-    assert caplog.text.count("users report wrong fp16 engines") == 3
+    assert caplog.text.count("users report wrong results of fp16 engines") == 3
     caplog.clear()
     warn_of_wrong_fp16("10.6.0")
     warn_of_wrong_fp16("10.13.3")

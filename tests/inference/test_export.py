@@ -76,7 +76,7 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"opset": 16}, "opset 16 was asked for, expected at least 17"),
+        ({"opset": 16}, "opset 16 was requested, expected at least 17"),
         ({"opset": 17}, "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N"),
         ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
         ({"exporter": "other"}, "exporter is 'other', expected one of dynamo, torchscript"),
@@ -128,7 +128,7 @@ def test_metadata_is_in_the_file_and_beside_it(exported, detector):
 
 def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_path):
     content = json.loads(exported.with_suffix(".json").read_text())
-    with pytest.raises(CheckpointError, match="there is no a.json beside it"):
+    with pytest.raises(CheckpointError, match="a.json does not exist beside it"):
         metadata_for(tmp_path / "a.engine", None)
     for text, message in (
         ("{", "damaged metadata"),

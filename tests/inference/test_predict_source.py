@@ -12,5 +12,5 @@ def test_no_images_are_never_asked_for(detector, val_images, tmp_path):
 
 
 def test_a_list_of_images_has_no_meaning_for_a_camera(tmp_path):
-    with pytest.raises(ConfigError, match="--annotations names image files"):
+    with pytest.raises(ConfigError, match="--annotations selects image files"):
         open_job("camera:0", tmp_path, annotations=tmp_path / "labels.json")

@@ -50,7 +50,7 @@ def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(detector, 
     content = write_avi(tmp_path / "clip.avi", frames=40).read_bytes()
     (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        DataError, match="of 40: the file is cut or damaged; the results of .* frames are in"
+        DataError, match="of 40: the file is truncated or damaged; the results of .* frames are in"
     ) as error:
         predict_source(
             detector,

@@ -54,7 +54,7 @@ def test_it_is_drawn_on_the_file_that_it_came_from(tmp_path):
 
 
 def test_without_a_file_the_image_must_be_given():
-    with pytest.raises(ConfigError, match="came from no file"):
+    with pytest.raises(ConfigError, match="did not come from a file"):
         prediction().draw()
 
 

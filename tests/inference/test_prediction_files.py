@@ -75,7 +75,7 @@ def test_an_error_in_the_middle_keeps_what_was_found_before(
             detector, str(val_images[0].parent), tmp_path, settings=PredictionSettings(threshold=0.0)
         )
     assert {entry["image_id"] for entry in entries(tmp_path)} == {1}
-    assert "the job ended early; what was found until then is written" in caplog.text
+    assert "the job ended early; the predictions so far were written" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}])

@@ -37,7 +37,7 @@ def test_a_mean_is_taken_off():
 
 @pytest.mark.parametrize("name", ["RandomHorizontalFlip", "PadToSize", "Unknown"])
 def test_transforms_with_chance_or_padding_are_refused(name):
-    with pytest.raises(ConfigError, match=f"has {name}, but single images are prepared with Resize"):
+    with pytest.raises(ConfigError, match=f"has {name}, but single images are prepared only with Resize"):
         Preprocessing([{"type": name}, *OPS])
 
 

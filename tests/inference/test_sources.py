@@ -141,7 +141,7 @@ def test_a_video_that_is_cut_says_how_many_frames_are_missing(tmp_path):
     assert 0 < frames < 30
     assert (
         fault
-        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: the file is cut or damaged"
+        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: the file is truncated or damaged"
     )
 
 
@@ -163,7 +163,7 @@ def test_a_stream_that_ends_says_so(tmp_path):
 @needs_opencv
 def test_a_stream_that_does_not_answer_is_refused_without_its_password():
     with pytest.raises(
-        DataError, match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the address"
+        DataError, match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the URL"
     ):
         Video(open_source("tcp://user:secret@127.0.0.1:9/live"))
 
@@ -188,4 +188,4 @@ def test_one_missing_frame_of_a_format_that_counts_them_is_a_fault(tmp_path):
 def test_a_format_without_a_number_of_frames_is_told(tmp_path, caplog):
     write_avi(tmp_path / "a.avi", frames=10).rename(tmp_path / "a.ts")
     Video(open_source(str(tmp_path / "a.ts")))
-    assert "has a format without a number of frames: a cut would not be noticed" in caplog.text
+    assert "has a format without a number of frames: a truncated file cannot be detected" in caplog.text

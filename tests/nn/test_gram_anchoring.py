@@ -452,7 +452,7 @@ def test_weights_that_are_none_are_told(weight):
 
 def test_lengths_that_are_none_are_told():
     with pytest.raises(
-        ConfigError, match="GramAnchoring.weight is 'half', expected a whole number of epochs"
+        ConfigError, match="GramAnchoring.weight is 'half', expected an integer number of epochs"
     ):
         weights([["half", 1]])
 

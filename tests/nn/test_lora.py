@@ -411,8 +411,8 @@ def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(load, dete
     with pytest.raises(CheckpointError) as caught:
         load(plain, file)
     assert str(caught.value) == (
-        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), this model has none; take that run's best.pth, "
-        f"whose weights are plain, or set DINOv3Backbone.lora_rank=4"
+        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), but this model has no LoRA; use that run's best.pth, "
+        f"whose weights are merged, or set DINOv3Backbone.lora_rank=4"
     )
 
 

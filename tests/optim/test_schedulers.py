@@ -182,7 +182,7 @@ def test_cosine_scales_all_groups_alike():
             "the flat part ends in epoch 18, the cosine in epoch 10,",
         ),
         ({"lr_gamma": 1.5}, "lr_gamma is 1.5, expected 0 to 1"),
-        ({"flat_epochs": -1}, "flat_epochs is -1, expected a whole number of epochs"),
+        ({"flat_epochs": -1}, "flat_epochs is -1, expected an integer number of epochs"),
     ],
 )
 def test_a_cosine_that_makes_no_sense_is_refused(settings, message):

@@ -28,7 +28,7 @@ def test_duration_of_one_step_warms_up_nothing():
 
 def test_negative_duration_is_refused():
     with pytest.raises(
-        ConfigError, match="^LinearWarmup.warmup_duration is -1, expected a whole number of steps"
+        ConfigError, match="^LinearWarmup.warmup_duration is -1, expected an integer number of steps"
     ):
         create({"type": "LinearWarmup", "warmup_duration": -1})
 

@@ -103,7 +103,7 @@ class TestWithoutGpu:
     def test_gpu_that_was_asked_for_is_missed(self):
         with pytest.raises(
             ConfigError,
-            match=r"^device 'cuda' was asked for, but torch .* sees no CUDA device here; use -d cpu$",
+            match=r"^device 'cuda' was requested, but torch .* finds no CUDA device here; use -d cpu$",
         ):
             pick_device("cuda")
 
@@ -128,13 +128,13 @@ class TestWithTwoGpus:
     def test_gpu_that_is_not_there_is_missed(self, two_gpus):
         with pytest.raises(
             ConfigError,
-            match="^device cuda:2 was asked for, but there are 2; start fewer processes a machine$",
+            match="^device cuda:2 was requested, but there are 2 CUDA devices; start fewer processes per machine$",
         ):
             pick_device("cuda:2")
 
     def test_more_processes_than_gpus_are_refused(self, two_gpus, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "5")
-        with pytest.raises(ConfigError, match="^device cuda:5 was asked for, but there are 2"):
+        with pytest.raises(ConfigError, match="^device cuda:5 was requested, but there are 2"):
             pick_device(None)
 
 
@@ -191,7 +191,8 @@ def test_port_in_use_is_told(launched):
         port = other.getsockname()[1]
         launched(MASTER_PORT=str(port))
         with pytest.raises(
-            RankError, match=rf"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:{port}: .*EADDRINUSE"
+            RankError,
+            match=rf"^rank 0 of 2 cannot connect to the other ranks at 127\.0\.0\.1:{port}: .*EADDRINUSE",
         ):
             join_group(CPU, timedelta(seconds=5))
     assert not is_distributed()
@@ -199,14 +200,18 @@ def test_port_in_use_is_told(launched):
 
 def test_rank_that_finds_nobody_gives_up(launched):
     launched(RANK="1")
-    with pytest.raises(RankError, match=r"^rank 1 of 2 cannot join the others at 127\.0\.0\.1:\d+: "):
+    with pytest.raises(
+        RankError, match=r"^rank 1 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: "
+    ):
         join_group(CPU, timedelta(seconds=1))
     assert not is_distributed()
 
 
 def test_main_rank_that_nobody_joins_gives_up(launched):
     launched()
-    with pytest.raises(RankError, match=r"^rank 0 of 2 cannot join the others at 127\.0\.0\.1:\d+: "):
+    with pytest.raises(
+        RankError, match=r"^rank 0 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: "
+    ):
         join_group(CPU, timedelta(seconds=1))
     assert not is_distributed()
 
@@ -391,6 +396,6 @@ def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others()
             os.kill(pids[0], signal.SIGCONT)
 
     assert on_ranks(2, explain)[1] == (
-        "another rank ended or does not answer, likely rank 0, which keeps the notes of all; "
-        "its own output says why"
+        "another rank ended or does not respond, probably rank 0, which hosts the store; "
+        "see its output for the reason"
     )

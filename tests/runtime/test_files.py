@@ -138,7 +138,7 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
         ):
             write_atomically(path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)])
 
@@ -338,7 +338,7 @@ def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
     refuse_replacing(tmp_path / "free.json")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (path, tmp_path / "link"):
-        with pytest.raises(ConfigError, match="is there already and would be replaced"):
+        with pytest.raises(ConfigError, match="already exists and would be replaced"):
             refuse_replacing(taken)
 
 

@@ -46,7 +46,7 @@ def test_bug_ends_with_1_and_asks_for_a_report(tmp_path):
     assert ended == (
         1,
         "",
-        "error[1]: unexpected KeyError: 'x'; this is a bug: run again with --debug and report what it prints\n",
+        "error[1]: unexpected KeyError: 'x'; this is a bug: run again with --debug and report the output\n",
     )
 
 
@@ -63,7 +63,7 @@ def test_lack_of_memory_ends_with_6_and_advice(tmp_path):
     assert ended == (
         6,
         "",
-        "error[6]: out of memory: the system gave no more; reduce total_batch_size or num_workers\n",
+        "error[6]: out of memory: allocation failed; reduce total_batch_size or num_workers\n",
     )
 
 
@@ -167,7 +167,7 @@ def test_exit_code_reaches_the_shell(tmp_path):
             OSError(28, "No space left on device", "log.txt"),
             (
                 6,
-                "disk full writing log.txt: No space left on device; make room, then start the command again (a training run with -r auto)",
+                "disk full writing log.txt: No space left on device; free some space, then start the command again (a training run with -r auto)",
             ),
         ),
     ],

@@ -125,7 +125,7 @@ def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written when it ended$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
         ):
             write_tensor_file(path, {"big": torch.zeros(1 << 19)})
 
@@ -229,7 +229,7 @@ def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest
 
 def test_content_that_another_program_saved_again_is_refused_with_what_helps(path):
     torch.save(torch.load(path, weights_only=True), path)
-    with pytest.raises(CheckpointError, match="let it leave out the entry 'written_by'"):
+    with pytest.raises(CheckpointError, match="it must leave out the entry 'written_by'"):
         read_tensor_file(path)
 
 
@@ -292,14 +292,14 @@ def test_folder_is_refused(tmp_path):
 def test_damaged_safetensors_are_refused(tmp_path, raw):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(raw)
-    assert refused(path).startswith(f"FILE ({len(raw)} bytes) is damaged or no safetensors file: ")
+    assert refused(path).startswith(f"FILE ({len(raw)} bytes) is damaged or not a safetensors file: ")
 
 
 def test_truncated_safetensors_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.zeros(100)}, path)
     path.write_bytes(path.read_bytes()[:-7])
-    assert "is damaged or no safetensors file" in refused(path)
+    assert "is damaged or not a safetensors file" in refused(path)
 
 
 # ---- hostile files ----
@@ -365,7 +365,7 @@ def test_code_behind_a_first_error_is_not_executed_by_a_second_attempt(tmp_path)
 
 def test_pickle_under_the_name_of_safetensors_is_not_executed(tmp_path):
     (tmp_path / "evil.safetensors").write_bytes(pickle.dumps(_Executes(tmp_path / "canary")))
-    assert "is damaged or no safetensors file" in refused(tmp_path / "evil.safetensors")
+    assert "is damaged or not a safetensors file" in refused(tmp_path / "evil.safetensors")
     assert not (tmp_path / "canary").exists()
 
 
@@ -402,15 +402,15 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
     [
         (
             lambda: torch.ones(1).expand(100_000_000_000),
-            "bytes but holds a tensor of 400000000000; it was not loaded",
+            "bytes but contains a tensor of 400000000000 bytes; it was not loaded",
         ),
         (
             lambda: torch.ones(1 << 40, device="meta"),
-            "holds a tensor that is sparse, quantized or without data, expected plain ones; it was not loaded",
+            "contains a tensor that is sparse, quantized or without data, expected dense tensors; it was not loaded",
         ),
         (
             lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)),
-            "holds a tensor that is sparse, quantized or without data",
+            "contains a tensor that is sparse, quantized or without data",
         ),
     ],
     ids=["stride of 0", "meta", "sparse"],
@@ -434,7 +434,7 @@ def test_script_is_refused_and_unsafe_loading_never_advised(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
     assert (
         refused(tmp_path / "script.pth")
-        == "FILE is a TorchScript archive or a tar file, which may hold code; it was not loaded"
+        == "FILE is a TorchScript archive or a tar file, which may contain code; it was not loaded"
     )
 
 
@@ -452,7 +452,7 @@ def test_address_is_refused(address):
         read_tensor_file(address)
     assert (
         str(caught.value)
-        == f"{address} is an address; download the file yourself, check it, and give its local path"
+        == f"{address} is a URL; download the file yourself, check it, and give its local path"
     )
 
 

@@ -82,7 +82,7 @@ def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(tmp_path, export
     "arguments, code, message",
     [
         (["-r", "none.pth"], 4, "none.pth does not exist"),
-        (["-r", TRAINED, "--opset", "13"], 2, "opset 13 was asked for, expected at least 17"),
+        (["-r", TRAINED, "--opset", "13"], 2, "opset 13 was requested, expected at least 17"),
         (["-r", TRAINED, "--check", "--images", "nowhere"], 3, "nowhere does not exist"),
         (["-r", TRAINED, "--input-size", "60", "64"], 2, "not a multiple of 32"),
     ],
@@ -141,7 +141,7 @@ def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
         ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path, "--infer_dir", ROOT / "docs/images"],
     ):
         ended = run_here(*command)
-        assert ended.code == 2 and "sees no CUDA device here" in ended.err
+        assert ended.code == 2 and "finds no CUDA device here" in ended.err
 
 
 def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tmp_path):

@@ -198,14 +198,17 @@ class DINOv3Backbone(nn.Module):
         self.set_trainable_blocks(phases[0].blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images `[B, 3, H, W]` in 0..1, RGB, to `[B, C, H/s, W/s]` for each stride s, of
-        `out_channels`."""
+        """Map images `[B, 3, H, W]` in 0..1, RGB, to one map `[B, C, H/s, W/s]` for each stride s."""
         images = (images - self.image_mean) / self.image_std
         return self.adapter(self.taps_of(self.vit, images), images)
 
     def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
-        """Return the maps `[B, D, H/16, W/16]` that the adapter reads from normalised images, of `self.vit`
-        or one like it."""
+        """Return the maps `[B, D, H/16, W/16]` for the adapter.
+
+        Args:
+            vit: `self.vit` or a ViT of the same kind.
+            images: normalised images.
+        """
         with self._precision(images):
             taps = vit.forward_intermediates(
                 images,
@@ -219,7 +222,7 @@ class DINOv3Backbone(nn.Module):
 
     @staticmethod
     def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-        """Let the later of two phases count if a run is so short that they begin in the same epoch."""
+        """Keep only the later of two phases that begin in the same epoch because the run is short."""
         plan = settings.get("unfreeze_plan") or []
         if any(len(phase) != 2 for phase in plan):
             return {}  # the constructor refuses it
@@ -236,16 +239,15 @@ class DINOv3Backbone(nn.Module):
         return self.plan.ever_learns
 
     def set_epoch(self, epoch: int) -> None:
-        """Train the blocks that are due in an epoch (from 0)."""
+        """Freeze and unfreeze blocks as planned for an epoch (from 0)."""
         blocks = self.plan.blocks_in(epoch)
         if blocks != self.trainable_blocks:
             self.set_trainable_blocks(blocks)
 
     def learning_plan(self) -> dict[str, Learning]:
-        """Return for each parameter of the ViT that is ever trained when that begins and the factor on its
-        rate.
+        """Return first epoch and rate factor of every parameter of the ViT that is trained at any time.
 
-        Names are those in this module. Nothing changes.
+        Names are relative to this module. The method changes nothing.
         """
         learning = {name: self.plan.learning(name) for name, _ in self.vit.named_parameters()}
         return {f"vit.{name}": value for name, value in learning.items() if value is not None}

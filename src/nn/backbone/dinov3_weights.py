@@ -127,7 +127,10 @@ def load_published_weights(
 
 
 def load_dinov3_weights(
-    vit: nn.Module, path: str | Path, model_name: str, sha256: str | None = None
+    vit: nn.Module,
+    path: str | Path,
+    model_name: str,
+    sha256: str | None = None,
 ) -> LoadReport:
     """Fill a timm ViT from a DINOv3 file, strictly.
 
@@ -198,7 +201,10 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def fit_biases(
-    state: dict[str, Tensor], vit: nn.Module, path: Path, model_name: str
+    state: dict[str, Tensor],
+    vit: nn.Module,
+    path: Path,
+    model_name: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Match the biases of a file to a model: with live ones they must have a place, without any they become
     zeros.
@@ -209,7 +215,8 @@ def fit_biases(
     remarks, wanted = [], vit.state_dict()
     result = {key: value for key, value in state.items() if not key.endswith(("q_bias", "k_bias", "v_bias"))}
     live = [key for key, value in state.items() if key not in result and not bool((value == 0).all())]
-    if dead_key := next((key for key in live if key.endswith("k_bias")), None):
+    dead_key = next((key for key in live if key.endswith("k_bias")), None)
+    if dead_key:
         raise CheckpointError(
             f"{path} has a key bias that is not zero ({dead_key}); DINOv3 has none, so this is another model"
         )
@@ -286,7 +293,8 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name in state for name in names):
             result[f"{prefix}.attn.qkv.weight"] = torch.cat([state[name] for name in names])
         for part in "qkv":
-            if (bias := state.get(f"{prefix}.attention.{part}_proj.bias")) is not None:
+            bias = state.get(f"{prefix}.attention.{part}_proj.bias")
+            if bias is not None:
                 result[f"{prefix}.attn.{part}_bias"] = bias
     return result
 

@@ -40,7 +40,13 @@ class ConvBNAct(nn.Module):
         super().__init__()
         padding = (kernel_size - 1) // 2 if padding is None else padding
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            groups=groups,
+            bias=False,
         )
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU() if use_act else nn.Identity()
@@ -55,7 +61,12 @@ class LightConvBNAct(nn.Module):
     """A 1x1 convolution without activation, then a depthwise one with."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, use_lab: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        use_lab: bool = False,
     ) -> None:
         super().__init__()
         self.conv1 = ConvBNAct(in_channels, out_channels, 1, use_act=False)
@@ -70,7 +81,12 @@ class Stem(nn.Module):
     """Stride 4 by two paths: convolutions with even kernels, and max pooling."""
 
     def __init__(
-        self, in_channels: int, mid_channels: int, out_channels: int, *, use_lab: bool = False
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        *,
+        use_lab: bool = False,
     ) -> None:
         super().__init__()
         self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, use_lab=use_lab)

@@ -19,7 +19,7 @@ PATCH = 16
 """Stride of the taps."""
 
 STRIDES = (8, 16, 32)
-"""Strides that the adapter can give."""
+"""Strides that the adapter supports."""
 
 POSITION_GRID = 40
 """Rows and columns of the learned position code; 640 pixels have as many patches."""
@@ -134,7 +134,9 @@ def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
 
 
 def _project_details(
-    detail: DetailBranch, strides: Sequence[int], out_channels: Sequence[int]
+    detail: DetailBranch,
+    strides: Sequence[int],
+    out_channels: Sequence[int],
 ) -> nn.ModuleList:
     return nn.ModuleList(
         nn.Conv2d(detail.out_channels[stride], channels, 1, bias=False)
@@ -159,7 +161,7 @@ def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> 
 
 
 class DetailBranch(nn.Module):
-    """Convolutions of stride 2 on the image: edges and small objects that patches of 16 pixels blur."""
+    """Stride-2 convolutions on the image, for edges and small objects that patches of 16 pixels blur."""
 
     def __init__(self, width: int, deepest: int) -> None:
         super().__init__()
@@ -172,7 +174,9 @@ class DetailBranch(nn.Module):
                 break
             self.layers.append(
                 nn.Sequential(
-                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU()
+                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
+                    nn.BatchNorm2d(channels),
+                    nn.GELU(),
                 )
             )
             previous = channels

@@ -22,8 +22,7 @@ class ThawPhase(NamedTuple):
 
 @dataclass(frozen=True)
 class ThawPlan:
-    """The phases of a run and the learning rates in them. It only answers questions: it does not know a
-    model."""
+    """The phases of a run and their learning rates, independent of a model."""
 
     depth: int
     """Number of blocks of the ViT."""

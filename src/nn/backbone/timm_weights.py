@@ -1,4 +1,4 @@
-"""Fetching of timm's ungated start weights: from the local cache of huggingface_hub, or over the network."""
+"""Download of timm's ungated pretrained weights, or loading from the local cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"timm publishes no weights for {model_name}")
     repository = repository + model_name if repository.endswith("/") else repository
     cached = try_to_load_from_cache(repository, "model.safetensors")
-    if not isinstance(cached, str) and (reason := _why_unreachable(constants.ENDPOINT)):
+    reason = None if isinstance(cached, str) else _why_unreachable(constants.ENDPOINT)
+    if reason:
         raise CheckpointError(
             f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})"
         )

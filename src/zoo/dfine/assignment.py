@@ -19,11 +19,11 @@ class Pairs(NamedTuple):
     image: np.ndarray
     query: np.ndarray
     target: np.ndarray
-    """Position in the targets of the whole batch laid end to end."""
+    """Position in the concatenated targets of the whole batch."""
 
 
 def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
-    """Match queries to targets at least total cost, for every head and image.
+    """Match queries to targets with minimum total cost, for every head and image.
 
     Args:
         costs: `[heads, B, T, Q]`, finite; T is padded.
@@ -54,7 +54,8 @@ def unite_heads(pairs: Pairs) -> Pairs:
     """
     queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
     owners, votes = np.unique(
-        (pairs.image * queries + pairs.query) * targets + pairs.target, return_counts=True
+        (pairs.image * queries + pairs.query) * targets + pairs.target,
+        return_counts=True,
     )
     owner, target = owners // targets, owners % targets  # an owner is a query of an image
     order = np.lexsort((target, -votes, owner))

@@ -27,7 +27,13 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            (kernel_size - 1) // 2,
+            groups=groups,
+            bias=False,
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = build_activation(act)
@@ -63,7 +69,7 @@ class VGGBlock(nn.Module):
         return self.act(self.conv1(x) + self.conv2(x))
 
     def convert_to_deploy(self) -> None:
-        """Replace both branches by their sum, the 1x1 kernel standing in the middle of the 3x3."""
+        """Replace both branches by their sum, with the 1x1 kernel in the middle of the 3x3 kernel."""
         if self.conv is None:
             self.conv1.convert_to_deploy()
             self.conv2.convert_to_deploy()

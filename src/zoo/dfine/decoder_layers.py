@@ -87,7 +87,12 @@ class DecoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(
-        self, x: Tensor, reference: Tensor, values: list[Tensor], position: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        reference: Tensor,
+        values: list[Tensor],
+        position: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         """Refine queries.
 

@@ -13,7 +13,7 @@ from ...core.errors import ConfigError
 from ...ops.deformable import deformable_attention
 
 OFFSET_SCALE = 0.5
-"""A point's offset of `num_points` reaches half the size of the box."""
+"""Scale of offsets: an offset of `num_points` is half the size of the box."""
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -22,7 +22,12 @@ class MultiScaleDeformableAttention(nn.Module):
     num_points_scale: Tensor
 
     def __init__(
-        self, width: int, num_heads: int, num_points: Sequence[int], *, discrete: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        num_points: Sequence[int],
+        *,
+        discrete: bool = False,
     ) -> None:
         super().__init__()
         if width % num_heads:
@@ -37,7 +42,7 @@ class MultiScaleDeformableAttention(nn.Module):
             self.sampling_offsets.requires_grad_(False)
 
     def _reset_parameters(self) -> None:
-        """Points of each head start on a ray from the centre, one direction a head."""
+        """Initialize the points of each head on a ray from the centre, with one direction per head."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         rays = torch.stack([angles.cos(), angles.sin()], -1)
         rays = rays / rays.abs().max(-1, keepdim=True).values

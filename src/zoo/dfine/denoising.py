@@ -63,7 +63,9 @@ def make_denoising_queries(
     groups = max(1, num_denoising // most) if most else 0
     length = 2 * groups * most
     labels = pad_sequence(
-        [t["labels"].int() for t in targets], batch_first=True, padding_value=num_classes
+        [t["labels"].int() for t in targets],
+        batch_first=True,
+        padding_value=num_classes,
     ).tile(1, 2 * groups)
     boxes = (
         pad_sequence([t["boxes"] for t in targets], batch_first=True)
@@ -89,7 +91,9 @@ def make_denoising_queries(
 
 
 def _limit_objects(
-    targets: list[dict[str, Tensor]], most: int, device: torch.device
+    targets: list[dict[str, Tensor]],
+    most: int,
+    device: torch.device,
 ) -> tuple[list[dict[str, Tensor]], list[Tensor | None]]:
     """Return targets with at most `most` random objects an image, and which these are; None for all of an
     image."""

@@ -1,4 +1,4 @@
-"""The detector: backbone, encoder and decoder in a row."""
+"""The detector: backbone, encoder and decoder in sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...core.registry import register
 
 @register()
 class DFINE(nn.Module):
-    """Images in, boxes and classes out."""
+    """D-FINE detector, which maps images to boxes and class logits."""
 
     __inject__ = ["backbone", "encoder", "decoder"]
 
@@ -26,7 +26,8 @@ class DFINE(nn.Module):
                 decoder's `eval_spatial_size` is not a multiple of 32.
         """
         super().__init__()
-        if size := getattr(decoder, "eval_spatial_size", None):
+        size = getattr(decoder, "eval_spatial_size", None)
+        if size:
             check_image_size(*size, name="eval_spatial_size")
         _check_joint(backbone, encoder, "in_channels")
         _check_joint(encoder, decoder, "feat_channels")

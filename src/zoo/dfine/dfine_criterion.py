@@ -1,4 +1,4 @@
-"""D-FINE's training loss: which heads enter which term, over which pairs, divided by what."""
+"""D-FINE's training loss: the heads, matched pairs and normalizers of each term."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ class DFINECriterion(nn.Module):
         super().__init__()
         emitted = {name for loss in losses for name in TERMS[loss]}
         self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
-        if idle := set(self.weights) - emitted:
+        idle = set(self.weights) - emitted
+        if idle:
             raise ConfigError(
                 f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses "
                 f"{list(losses)} computes"
@@ -174,7 +175,10 @@ class DFINECriterion(nn.Module):
         return len(batch.labels), len(unite_heads(pairs).query)
 
     def window_normalizers(
-        self, counts: Sequence[tuple[int, int]], images: Sequence[int], device: torch.device
+        self,
+        counts: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        device: torch.device,
     ) -> list[Normalizers]:
         """Return what each batch of an accumulation window is normalised by, so that the losses of all add up
         to those of one batch.
@@ -192,7 +196,10 @@ class DFINECriterion(nn.Module):
     # ---- step 1: match ----
 
     def _match(
-        self, outputs: dict[str, Any], batch: _Batch, normalizers: Normalizers | None
+        self,
+        outputs: dict[str, Any],
+        batch: _Batch,
+        normalizers: Normalizers | None,
     ) -> tuple[list[_Supervision], float]:
         """Assign objects to the queries of all heads, denoising heads last; return also the distillation's
         share."""
@@ -243,7 +250,11 @@ class DFINECriterion(nn.Module):
     # ---- step 3: terms about where objects are ----
 
     def _box_terms(
-        self, supervision: _Supervision, batch: _Batch, outputs: dict[str, Any], share: float
+        self,
+        supervision: _Supervision,
+        batch: _Batch,
+        outputs: dict[str, Any],
+        share: float,
     ) -> Iterator[tuple[str, Tensor]]:
         stack, pairs = supervision.stack, supervision.box_pairs
         targets = batch.boxes[pairs.target]
@@ -255,7 +266,12 @@ class DFINECriterion(nn.Module):
             return
         if "loss_fgl" in self.weights:
             sums = self._localization_sums(
-                stack.corners, stack.reference, pairs, targets, losses.iou, outputs
+                stack.corners,
+                stack.reference,
+                pairs,
+                targets,
+                losses.iou,
+                outputs,
             )
             yield from self._named_terms("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
@@ -309,7 +325,10 @@ def _join_targets(targets: list[dict[str, Tensor]]) -> _Batch:
 
 
 def _distillation_sums(
-    supervision: _Supervision, corners: Tensor, teacher_corners: Tensor, iou: Tensor
+    supervision: _Supervision,
+    corners: Tensor,
+    teacher_corners: Tensor,
+    iou: Tensor,
 ) -> Tensor:
     """Return the distillation loss of each head but the last, which is the teacher."""
     stack, pairs = supervision.stack, supervision.box_pairs

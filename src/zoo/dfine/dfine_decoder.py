@@ -24,7 +24,7 @@ from .distribution import distance_to_box, expected_distances, weighting_sequenc
 from .query_selection import SelectMethod, gather_tokens, make_anchors, select_tokens
 
 PRIOR_PROBABILITY = 0.01
-"""Score that every class starts with."""
+"""Initial score of every class."""
 
 POSITION_LIMIT = 10.0
 
@@ -129,7 +129,7 @@ class TransformerDecoder(nn.Module):
         return weighting_sequence(self.reg_max, self.up, self.reg_scale)
 
     def convert_to_deploy(self) -> None:
-        """Drop what only training needs; compute the weighting sequence once."""
+        """Drop layers that only training needs, and compute the weighting sequence once."""
         self.project = weighting_sequence(self.reg_max, self.up.double(), self.reg_scale.double()).float()
         self.layers = self.layers[: self.eval_idx + 1]
         self.lqe_layers = nn.ModuleList(
@@ -138,7 +138,7 @@ class TransformerDecoder(nn.Module):
 
 
 class _Heads(NamedTuple):
-    """Heads that `DFINETransformer` lends to its decoder."""
+    """Heads that `DFINETransformer` passes to its decoder."""
 
     box: nn.ModuleList
     score: nn.ModuleList
@@ -247,7 +247,8 @@ class DFINETransformer(nn.Module):
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         self.reg_scale = nn.Parameter(
-            torch.tensor([reg_scale]), requires_grad=False
+            torch.tensor([reg_scale]),
+            requires_grad=False,
         )  # int64 for a whole number
         if self.eval_spatial_size:
             anchors, valid = make_anchors(self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu"))
@@ -255,7 +256,12 @@ class DFINETransformer(nn.Module):
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
         self.decoder, widths = self._build_layers(
-            points, dim_feedforward, dropout, activation, cross_attn_method == "discrete", layer_scale
+            points,
+            dim_feedforward,
+            dropout,
+            activation,
+            cross_attn_method == "discrete",
+            layer_scale,
         )
         self._build_heads(widths)
 
@@ -314,7 +320,13 @@ class DFINETransformer(nn.Module):
             for i in range(self.num_layers)
         ]
         return TransformerDecoder(
-            layers, widths, self.nhead, self.reg_max, self.up, self.reg_scale, self.eval_idx
+            layers,
+            widths,
+            self.nhead,
+            self.reg_max,
+            self.up,
+            self.reg_scale,
+            self.eval_idx,
         ), widths
 
     def _build_heads(self, widths: list[int]) -> None:
@@ -337,7 +349,7 @@ class DFINETransformer(nn.Module):
         self._initialize_heads()
 
     def _initialize_heads(self) -> None:
-        """Let all classes start at the prior probability and all boxes at their references."""
+        """Initialize all classes with the prior probability and all boxes with their references."""
         for linear in self.query_pos_head.linears:
             nn.init.xavier_uniform_(linear.weight)
         for score_head in (self.enc_score_head, *self.dec_score_head):
@@ -403,7 +415,9 @@ class DFINETransformer(nn.Module):
         return torch.cat([flatten_map(x) for x in levels], 2).transpose(1, 2), shapes
 
     def _select_queries(
-        self, memory: Tensor, shapes: list[tuple[int, int]]
+        self,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the
         encoder's own predictions for these tokens."""
@@ -413,7 +427,8 @@ class DFINETransformer(nn.Module):
         chosen = select_tokens(logits.detach(), self.num_queries, self.query_select_method)
         tokens, logits = gather_tokens(tokens, chosen), gather_tokens(logits, chosen)
         boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(
-            anchors.expand(memory.shape[0], -1, -1), chosen
+            anchors.expand(memory.shape[0], -1, -1),
+            chosen,
         )
         content = tokens.detach()
         if self.learn_query_content:
@@ -432,7 +447,10 @@ class DFINETransformer(nn.Module):
         return tuple((math.ceil(image_hw[0] / s), math.ceil(image_hw[1] / s)) for s in self.feat_strides)
 
     def _training_outputs(
-        self, layers: Layers, first: dict[str, Tensor], denoising: DenoisingQueries | None
+        self,
+        layers: Layers,
+        first: dict[str, Tensor],
+        denoising: DenoisingQueries | None,
     ) -> dict[str, Any]:
         split = [denoising.reference_unact.shape[1] if denoising else 0, first["pred_logits"].shape[1]]
         rows, pre = _outputs_of_part(layers, split, 1)
@@ -458,7 +476,9 @@ class DFINETransformer(nn.Module):
 
 
 def _outputs_of_part(
-    layers: Layers, split: list[int], which: int
+    layers: Layers,
+    split: list[int],
+    which: int,
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """Return the predictions of each layer and those of the pre head, for a part of the queries.
 
@@ -489,7 +509,10 @@ def _outputs_of_part(
 
 
 def _check_levels(
-    feat_channels: Sequence[int], feat_strides: Sequence[int], num_levels: int, points: list[int]
+    feat_channels: Sequence[int],
+    feat_strides: Sequence[int],
+    num_levels: int,
+    points: list[int],
 ) -> None:
     message = None
     if len(feat_channels) != len(feat_strides):

@@ -66,7 +66,10 @@ class BinTargets(NamedTuple):
 
 
 def box_to_bins(
-    reference_cxcywh: Tensor, boxes_xyxy: Tensor, weights: Tensor, reg_scale: Tensor | float
+    reference_cxcywh: Tensor,
+    boxes_xyxy: Tensor,
+    weights: Tensor,
+    reg_scale: Tensor | float,
 ) -> BinTargets:
     """Return the bins between which the edges of target boxes fall, seen from reference boxes.
 

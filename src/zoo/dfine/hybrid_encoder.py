@@ -85,11 +85,15 @@ class HybridEncoder(nn.Module):
             self._make_position_tables(*eval_spatial_size)
 
     def _make_position_tables(self, height: int, width: int) -> None:
-        """Compute the position tables for images of a size ahead; they are cached."""
+        """Precompute the position tables for images of a size; they are cached."""
         for level in self.use_encoder_idx:
             stride = self.feat_strides[level]
             position_table(
-                height // stride, width // stride, self.hidden_dim, self.pe_temperature, torch.device("cpu")
+                height // stride,
+                width // stride,
+                self.hidden_dim,
+                self.pe_temperature,
+                torch.device("cpu"),
             )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -133,7 +137,13 @@ class TransformerEncoder(nn.Module):
     """A stack of attention layers without a final norm."""
 
     def __init__(
-        self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str, num_layers: int
+        self,
+        width: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        act: str,
+        num_layers: int,
     ) -> None:
         super().__init__()
         first = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
@@ -194,7 +204,9 @@ def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
 
 
 def _check_levels(
-    in_channels: Sequence[int], feat_strides: Sequence[int], use_encoder_idx: Sequence[int]
+    in_channels: Sequence[int],
+    feat_strides: Sequence[int],
+    use_encoder_idx: Sequence[int],
 ) -> None:
     levels = len(in_channels)
     if len(feat_strides) != levels:

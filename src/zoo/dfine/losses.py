@@ -26,11 +26,16 @@ class Matched(NamedTuple):
     image: Tensor
     query: Tensor
     target: Tensor
-    """Position in the targets of the whole batch laid end to end."""
+    """Position in the concatenated targets of the whole batch."""
 
 
 def varifocal_loss(
-    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+    logits: Tensor,
+    pairs: Matched,
+    labels: Tensor,
+    quality: Tensor,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """Return the varifocal loss of each head, summed over queries and classes.
 
@@ -46,12 +51,22 @@ def varifocal_loss(
     """
     quality = quality.detach()
     return _QualityFocal.apply(
-        logits, (pairs.head, pairs.image, pairs.query, labels), quality, quality, alpha, gamma
+        logits,
+        (pairs.head, pairs.image, pairs.query, labels),
+        quality,
+        quality,
+        alpha,
+        gamma,
     )
 
 
 def matchability_aware_loss(
-    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+    logits: Tensor,
+    pairs: Matched,
+    labels: Tensor,
+    quality: Tensor,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """Return the matchability-aware loss of each head; arguments as in `varifocal_loss`.
 
@@ -60,7 +75,12 @@ def matchability_aware_loss(
     """
     target = quality.detach() ** gamma
     return _QualityFocal.apply(
-        logits, (pairs.head, pairs.image, pairs.query, labels), target, torch.ones_like(target), alpha, gamma
+        logits,
+        (pairs.head, pairs.image, pairs.query, labels),
+        target,
+        torch.ones_like(target),
+        alpha,
+        gamma,
     )
 
 
@@ -99,7 +119,12 @@ class _QualityFocal(torch.autograd.Function):
 
 
 def focal_loss(
-    logits: Tensor, pairs: Matched, labels: Tensor, quality: Tensor, alpha: float, gamma: float
+    logits: Tensor,
+    pairs: Matched,
+    labels: Tensor,
+    quality: Tensor,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """Return the sigmoid focal loss of each head; arguments as in `varifocal_loss`, `quality` is not used.
 
@@ -163,7 +188,11 @@ class Balance(NamedTuple):
 
 
 def decoupled_distillation_loss(
-    corners: Tensor, teacher_corners: Tensor, trust: Tensor, positive: Tensor, balance: Balance
+    corners: Tensor,
+    teacher_corners: Tensor,
+    trust: Tensor,
+    positive: Tensor,
+    balance: Balance,
 ) -> Tensor:
     """Return the DDF loss of each head: the last layer teaches the distributions of the others.
 

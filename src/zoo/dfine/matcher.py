@@ -63,11 +63,13 @@ class HungarianMatcher(nn.Module):
         self.late = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, 0-based: the late cost may begin."""
+        """Set the epoch, 0-based, from which the late cost may be used."""
         self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
 
     def forward(
-        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
     ) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Match one head.
 
@@ -99,7 +101,11 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def match(
-        self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor, counts: list[int]
+        self,
+        heads: list[tuple[Tensor, Tensor]],
+        labels: Tensor,
+        boxes: Tensor,
+        counts: list[int],
     ) -> Pairs:
         """Match several heads with one transfer to the host.
 
@@ -177,7 +183,10 @@ class HungarianMatcher(nn.Module):
         return {"cost_class": class_cost, "cost_bbox": l1, "cost_giou": giou.neg_()}
 
     def _describe_non_finite_cost(
-        self, heads: list[tuple[Tensor, Tensor]], labels: Tensor, boxes: Tensor
+        self,
+        heads: list[tuple[Tensor, Tensor]],
+        labels: Tensor,
+        boxes: Tensor,
     ) -> str:
         for logits, predicted in heads:
             for row_logits, row_boxes in zip(logits.float(), predicted.float()):

@@ -1,4 +1,4 @@
-"""From model outputs to detections in pixels."""
+"""Convert model outputs to detections in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...ops.boxes import cxcywh_to_xyxy
 
 @register()
 class DFINEPostProcessor(nn.Module):
-    """Takes the best (query, class) pairs of each image; no suppression, no threshold."""
+    """Selects the best (query, class) pairs of each image, without suppression or threshold."""
 
     __share__ = ["num_classes", "use_focal_loss", "num_top_queries", "remap_mscoco_category"]
 
@@ -51,7 +51,9 @@ class DFINEPostProcessor(nn.Module):
         self.deploy_mode = False
 
     def forward(
-        self, outputs: Predictions, orig_target_sizes: Tensor
+        self,
+        outputs: Predictions,
+        orig_target_sizes: Tensor,
     ) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
         """Pick and scale detections.
 
@@ -87,7 +89,7 @@ class DFINEPostProcessor(nn.Module):
         ]
 
     def deploy(self) -> DFINEPostProcessor:
-        """Return a copy that gives batched tensors, as exports need."""
+        """Return a copy that returns batched tensors, as exported models need."""
         processor = copy.deepcopy(self).eval()
         processor.deploy_mode = True
         return processor

@@ -1,4 +1,4 @@
-"""Stacks what the decoder's heads predicted, so that the loss treats all heads of one kind in one pass."""
+"""Stack the predictions of the decoder's heads, so that the loss handles all heads of a kind in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anchors over the feature maps, and the choice of the tokens that become queries."""
+"""Anchors for the feature maps, and the selection of tokens as queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ SelectMethod = Literal["default", "one2many", "agnostic"]
 
 @lru_cache(maxsize=64)
 def make_anchors(
-    shapes: tuple[tuple[int, int], ...], margin: float, device: torch.device
+    shapes: tuple[tuple[int, int], ...],
+    margin: float,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Return one anchor a token, before the sigmoid, and which of them lie inside the image.
 
@@ -63,5 +65,5 @@ def select_tokens(logits: Tensor, num_queries: int, method: SelectMethod) -> Ten
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Pick tokens `[B, Q]` out of `[B, S, D]`: `[B, Q, D]`."""
+    """Select the tokens with indices `[B, Q]` from `[B, S, D]`; returns `[B, Q, D]`."""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -79,7 +79,7 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     )
     assert (
         ended.code == 2
-        and f"{tmp_path / 'clean/train.json'} is there already and would be replaced" in ended.err
+        and f"{tmp_path / 'clean/train.json'} already exists and would be replaced" in ended.err
     )
     ended = tool_here(
         "dataset.check",

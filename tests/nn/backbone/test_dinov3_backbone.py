@@ -446,9 +446,7 @@ def test_missing_file_of_ones_own_is_named(no_network, tmp_path):
 
 
 def test_an_address_is_not_fetched(no_network):
-    with pytest.raises(
-        CheckpointError, match="https://host/dinov3.pth is an address; download the file yourself"
-    ):
+    with pytest.raises(CheckpointError, match="https://host/dinov3.pth is a URL; download the file yourself"):
         small_backbone(pretrained=True, checkpoint_path="https://host/dinov3.pth").load_pretrained()
 
 

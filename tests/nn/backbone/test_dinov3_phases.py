@@ -164,7 +164,10 @@ def test_gated_mlps_thaw_too():
             {"unfreeze_plan": [[5, 1], [5, 2]]},
             r"phases begin in epochs \[0, 5, 5\] \(from 0\), expected each after the one before",
         ),
-        ({"freeze_backbone_epochs": 1.5}, "freeze_backbone_epochs is 1.5, expected a whole number of epochs"),
+        (
+            {"freeze_backbone_epochs": 1.5},
+            "freeze_backbone_epochs is 1.5, expected an integer number of epochs",
+        ),
         ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
         (
             {"unfreeze_plan": [[5, 1], [0.2, 2]]},
