@@ -29,7 +29,7 @@ class Tiling(NamedTuple):
     size: int
     """Side of a tile in pixels of the image."""
     overlap: float = 0.2
-    """Overlap of neighbouring tiles as a fraction of the side; objects of this size are whole in some tile."""
+    """Overlap of neighbouring tiles as a fraction of the side; such objects are whole in some tile."""
 
     def windows(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
         """Return the windows (xyxy in pixels): the whole image, and tiles if it is larger than a tile.
@@ -123,7 +123,7 @@ def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[in
 
 
 def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
-    """Return the rows to keep, best first: each whole object once, and parts of objects without a whole box."""
+    """Return the rows to keep, best first: each whole object once, and parts of other objects."""
     whole = torch.nonzero(~cut)[:, 0]
     parts = torch.nonzero(cut)[:, 0]
     whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]

@@ -126,7 +126,8 @@ class GramAnchoring:
 
         None if no gradient reaches the ViT (frozen, evaluation), if the weight is zero or nothing was seen.
         """
-        seen, self._recorder.seen = self._recorder.seen, None
+        seen = self._recorder.seen
+        self._recorder.seen = None
         if seen is None or not self.weight:
             return None
         device = seen.images.device

@@ -79,7 +79,8 @@ class LoRALinear(nn.Linear):
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
-        layer.weight, layer.bias = linear.requires_grad_(False).weight, linear.bias
+        layer.weight = linear.requires_grad_(False).weight
+        layer.bias = linear.bias
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:

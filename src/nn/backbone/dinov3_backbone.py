@@ -143,7 +143,8 @@ class DINOv3Backbone(nn.Module):
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
         self.pretrained = pretrained
-        self.checkpoint_path, self.checkpoint_sha256 = checkpoint_path, checkpoint_sha256
+        self.checkpoint_path = checkpoint_path
+        self.checkpoint_sha256 = checkpoint_sha256
         self.licence_note: str | None = None
         self.vit = _build_vit(
             self.model_name,
@@ -167,7 +168,8 @@ class DINOv3Backbone(nn.Module):
             layer_norm=tap_norm == "own",
             position_encoding=position_encoding,
         )
-        self.out_channels, self.out_strides = self.adapter.out_channels, list(feat_strides)
+        self.out_channels = self.adapter.out_channels
+        self.out_strides = list(feat_strides)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
         if gradient_checkpointing:

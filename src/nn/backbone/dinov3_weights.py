@@ -212,7 +212,8 @@ def fit_biases(
     Raises:
         CheckpointError: if values would be lost.
     """
-    remarks, wanted = [], vit.state_dict()
+    remarks = []
+    wanted = vit.state_dict()
     result = {key: value for key, value in state.items() if not key.endswith(("q_bias", "k_bias", "v_bias"))}
     live = [key for key, value in state.items() if key not in result and not bool((value == 0).all())]
     dead_key = next((key for key in live if key.endswith("k_bias")), None)
@@ -307,10 +308,12 @@ def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, m
     """
     wanted = merged_state_dict(vit)
     of_other_shape = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
-    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    missing = sorted(set(wanted) - set(state))
+    unexpected = sorted(set(state) - set(wanted))
     if not (of_other_shape or missing or unexpected):
         return
-    ours, theirs = _size_of(wanted), _size_of(state)
+    ours = _size_of(wanted)
+    theirs = _size_of(state)
     if ours != theirs:
         raise CheckpointError(f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}")
     details = [

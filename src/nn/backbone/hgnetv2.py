@@ -94,7 +94,8 @@ class HGNetv2(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1 to `[B, C_l, H/s, W/s]` for the strides of `return_idx`."""
-        x, maps = self.stem(images), []
+        x = self.stem(images)
+        maps = []
         for index, stage in enumerate(self.stages[: max(self.return_idx) + 1]):
             x = stage(x)
             if index in self.return_idx:
@@ -111,12 +112,14 @@ class HGNetv2(nn.Module):
             return
         path = Path(self.local_model_dir) / f"PPHGNetV2_{self.name}_stage1.pth"
         if path.exists():
-            weights, source = read_tensor_file(path), str(path)
+            weights = read_tensor_file(path)
+            source = str(path)
         else:
             timm_name = VARIANTS[self.name].timm_name
             try:
                 with main_first():
-                    weights, source = timm_state_dict(timm_name), f"timm {timm_name}"
+                    weights = timm_state_dict(timm_name)
+                    source = f"timm {timm_name}"
             except CheckpointError as error:
                 raise CheckpointError(
                     f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put "

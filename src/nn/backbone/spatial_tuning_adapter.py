@@ -58,7 +58,8 @@ class SpatialTuningAdapter(nn.Module):
                 f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
                 f"{list(STRIDES)}"
             )
-        self.strides, self.upsample_mode = tuple(strides), upsample_mode
+        self.strides = tuple(strides)
+        self.upsample_mode = upsample_mode
         self.out_channels = _one_for_each(out_channels, strides)
         self.tap_norms = (
             nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
@@ -183,8 +184,10 @@ class DetailBranch(nn.Module):
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """Map images `[B, 3, H, W]` to a map by stride."""
-        maps, stride = {}, 1
+        maps = {}
+        stride = 1
         for layer in self.layers:
-            images, stride = layer(images), stride * 2
+            images = layer(images)
+            stride = stride * 2
             maps[stride] = images
         return maps

@@ -52,14 +52,17 @@ def unite_heads(pairs: Pairs) -> Pairs:
     Equal counts go to the target that comes first, whatever the sort (D-FINE's "GO" union;
     docs/decisions/0004). A target may keep several queries.
     """
-    queries, targets = int(pairs.query.max(initial=0)) + 1, int(pairs.target.max(initial=0)) + 1
+    queries = int(pairs.query.max(initial=0)) + 1
+    targets = int(pairs.target.max(initial=0)) + 1
     owners, votes = np.unique(
         (pairs.image * queries + pairs.query) * targets + pairs.target,
         return_counts=True,
     )
     owner, target = owners // targets, owners % targets  # an owner is a query of an image
     order = np.lexsort((target, -votes, owner))
-    owner, target = owner[order], target[order]
+    owner = owner[order]
+    target = target[order]
     first = np.diff(owner, prepend=-1) != 0
-    owner, target = owner[first], target[first]
+    owner = owner[first]
+    target = target[first]
     return Pairs(np.zeros_like(owner), owner // queries, owner % queries, target)

@@ -73,7 +73,8 @@ class VGGBlock(nn.Module):
         if self.conv is None:
             self.conv1.convert_to_deploy()
             self.conv2.convert_to_deploy()
-            conv, point = self.conv1.conv_bn_fused, self.conv2.conv_bn_fused
+            conv = self.conv1.conv_bn_fused
+            point = self.conv2.conv_bn_fused
             assert conv is not None and conv.bias is not None  # the two lines above made them
             assert point is not None and point.bias is not None
             conv.weight.data[:, :, 1:2, 1:2] += point.weight.data

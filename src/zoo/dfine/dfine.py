@@ -69,7 +69,8 @@ def check_image_size(height: int, width: int, multiple: int = 32, *, name: str =
     """
     for axis, side in (("height", height), ("width", width)):
         if side % multiple or side < multiple:
-            below, above = max(side // multiple, 1) * multiple, (side // multiple + 1) * multiple
+            below = max(side // multiple, 1) * multiple
+            above = (side // multiple + 1) * multiple
             nearest = f"{below} or {above}" if below < side else str(below)
             raise ConfigError(
                 f"{name} {axis} {side} is not a multiple of {multiple}; the nearest valid sizes are {nearest}"
@@ -79,7 +80,8 @@ def check_image_size(height: int, width: int, multiple: int = 32, *, name: str =
 def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
     """Compare what one part gives with what the next expects; parts of a user's own may not say."""
     for given_key, wanted_key in (("out_channels", taker_key), ("out_strides", "feat_strides")):
-        given, wanted = getattr(giver, given_key, None), getattr(taker, wanted_key, None)
+        given = getattr(giver, given_key, None)
+        wanted = getattr(taker, wanted_key, None)
         if given is None or wanted is None:
             continue
         may_add_levels = (taker_key, wanted_key) == (

@@ -237,7 +237,8 @@ class DFINECriterion(nn.Module):
     # ---- step 2: class terms ----
 
     def _class_terms(self, supervision: _Supervision, batch: _Batch) -> Iterator[tuple[str, Tensor]]:
-        stack, pairs = supervision.stack, supervision.class_pairs
+        stack = supervision.stack
+        pairs = supervision.class_pairs
         predicted = stack.boxes.detach()[pairs.head, pairs.image, pairs.query]
         iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target]))
         quality = giou if self.boxes_weight_format == "giou" else iou
@@ -256,7 +257,8 @@ class DFINECriterion(nn.Module):
         outputs: dict[str, Any],
         share: float,
     ) -> Iterator[tuple[str, Tensor]]:
-        stack, pairs = supervision.stack, supervision.box_pairs
+        stack = supervision.stack
+        pairs = supervision.box_pairs
         targets = batch.boxes[pairs.target]
         losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
@@ -331,7 +333,8 @@ def _distillation_sums(
     iou: Tensor,
 ) -> Tensor:
     """Return the distillation loss of each head but the last, which is the teacher."""
-    stack, pairs = supervision.stack, supervision.box_pairs
+    stack = supervision.stack
+    pairs = supervision.box_pairs
     students = len(corners) - 1
     assert stack.teacher_logits is not None  # a teacher has both
     trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
@@ -352,7 +355,8 @@ def _denoising_pairs(counts: list[int], meta: dict[str, Any] | None) -> Pairs:
     """
     if not meta or not meta["dn_num_group"]:
         return Pairs(*[np.zeros(0, np.int64)] * 4)
-    num_groups, chosen = meta["dn_num_group"], meta.get("dn_chosen")
+    num_groups = meta["dn_num_group"]
+    chosen = meta.get("dn_chosen")
     starts = np.cumsum(counts) - counts
     objects = [
         start + (np.arange(n) if few is None else few.numpy())

@@ -64,7 +64,8 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.lqe_layers = nn.ModuleList(LQE() for _ in layers)
         self.widths, self.num_heads, self.reg_max, self.eval_idx = widths, num_heads, reg_max, eval_idx
-        self.up, self.reg_scale = up, reg_scale
+        self.up = up
+        self.reg_scale = reg_scale
         self.project: Tensor | None = None
 
     def forward(
@@ -313,7 +314,8 @@ class DFINETransformer(nn.Module):
                 discrete=discrete,
             )
 
-        regular, wide = layer(1), layer(layer_scale)
+        regular = layer(1)
+        wide = layer(layer_scale)
         layers = [copy.deepcopy(regular if i <= self.eval_idx else wide) for i in range(self.num_layers)]
         widths = [
             self.hidden_dim if i <= self.eval_idx else round(layer_scale * self.hidden_dim)
@@ -425,7 +427,8 @@ class DFINETransformer(nn.Module):
         tokens = self.enc_output(torch.where(valid, memory, 0.0))
         logits = self.enc_score_head(tokens)
         chosen = select_tokens(logits.detach(), self.num_queries, self.query_select_method)
-        tokens, logits = gather_tokens(tokens, chosen), gather_tokens(logits, chosen)
+        tokens = gather_tokens(tokens, chosen)
+        logits = gather_tokens(logits, chosen)
         boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(
             anchors.expand(memory.shape[0], -1, -1),
             chosen,

@@ -50,7 +50,8 @@ def distance_to_box(reference_cxcywh: Tensor, distances: Tensor, reg_scale: Tens
         `[..., 4]` cxcywh, not clamped.
     """
     scale = reg_scale.abs() if isinstance(reg_scale, Tensor) else abs(reg_scale)
-    centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / scale
+    centre = reference_cxcywh[..., :2]
+    unit = reference_cxcywh[..., 2:] / scale
     low = centre - (0.5 * scale + distances[..., :2]) * unit
     high = centre + (0.5 * scale + distances[..., 2:]) * unit
     return xyxy_to_cxcywh(torch.cat([low, high], -1))
@@ -82,7 +83,8 @@ def box_to_bins(
     Source: D-FINE, equation 6; distances outside W count as its end.
     """
     scale = reg_scale.abs() if isinstance(reg_scale, Tensor) else abs(reg_scale)
-    centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / scale + 1e-16
+    centre = reference_cxcywh[..., :2]
+    unit = reference_cxcywh[..., 2:] / scale + 1e-16
     distances = (
         torch.cat([centre - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centre], -1)
         / torch.cat([unit, unit], -1)
@@ -91,7 +93,8 @@ def box_to_bins(
     last = weights.numel() - 1
     below = torch.searchsorted(weights, distances.contiguous(), right=True) - 1
     inside = below.clamp(0, last - 1)
-    to_left, to_right = (distances - weights[inside]).abs(), (weights[inside + 1] - distances).abs()
+    to_left = (distances - weights[inside]).abs()
+    to_right = (weights[inside + 1] - distances).abs()
     right = to_left / (to_left + to_right)
     right = torch.where(below < 0, 0.0, torch.where(below >= last, 1.0, right))
     return BinTargets(inside, 1 - right, right)

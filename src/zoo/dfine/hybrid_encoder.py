@@ -62,12 +62,15 @@ class HybridEncoder(nn.Module):
         levels = len(in_channels)
         _check_levels(in_channels, feat_strides, use_encoder_idx)
         _check_width(hidden_dim, nhead)
-        self.in_channels, self.feat_strides = list(in_channels), list(feat_strides)
+        self.in_channels = list(in_channels)
+        self.feat_strides = list(feat_strides)
         self.hidden_dim = hidden_dim
         self.use_encoder_idx = list(use_encoder_idx)
         self.pe_temperature = pe_temperature
-        self.out_channels, self.out_strides = [hidden_dim] * levels, list(feat_strides)
-        inner, blocks = round(expansion * hidden_dim // 2), round(3 * depth_mult)
+        self.out_channels = [hidden_dim] * levels
+        self.out_strides = list(feat_strides)
+        inner = round(expansion * hidden_dim // 2)
+        blocks = round(3 * depth_mult)
 
         def fusion() -> RepNCSPELAN4:
             return RepNCSPELAN4(2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act)
@@ -168,7 +171,8 @@ class TransformerEncoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(width, nhead, dropout, batch_first=True)
         self.linear1 = nn.Linear(width, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.activation = build_activation(act)
 

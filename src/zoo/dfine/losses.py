@@ -98,7 +98,8 @@ class _QualityFocal(torch.autograd.Function):
         alpha: float,
         gamma: float,
     ) -> Tensor:
-        gradient, totals = torch.empty_like(logits), []
+        gradient = torch.empty_like(logits)
+        totals = []
         for heads in _pieces(logits):
             p = torch.sigmoid(logits[heads], out=gradient[heads])
             weight = p.pow(gamma).mul_(alpha)
@@ -223,7 +224,8 @@ class _Distillation(torch.autograd.Function):
         log_teacher = F.log_softmax(teacher_corners / TEMPERATURE, dim=-1)
         p_teacher = log_teacher.exp()
         negative_entropy = log_teacher.mul_(p_teacher).sum((-2, -1))  # [B, Q]
-        gradient, totals = torch.empty_like(corners), []
+        gradient = torch.empty_like(corners)
+        totals = []
         for heads in _pieces(corners):
             log_student = F.log_softmax(corners[heads] / TEMPERATURE, dim=-1)
             torch.exp(log_student, out=gradient[heads]).sub_(p_teacher).mul_(

@@ -59,7 +59,8 @@ class HungarianMatcher(nn.Module):
             )
         self.weights = {name: float(weight_dict[name]) for name in COSTS}
         self.use_focal_loss, self.alpha, self.gamma = use_focal_loss, alpha, gamma
-        self.matcher_change_epoch, self.iou_order_alpha = matcher_change_epoch, iou_order_alpha
+        self.matcher_change_epoch = matcher_change_epoch
+        self.iou_order_alpha = iou_order_alpha
         self.late = False
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,7 +88,8 @@ class HungarianMatcher(nn.Module):
             torch.cat([t["boxes"] for t in targets]),
             counts,
         )
-        indices, start = [], 0
+        indices = []
+        start = 0
         for image, count in enumerate(counts):
             of_image = pairs.image == image
             query, target = (
@@ -137,7 +139,8 @@ class HungarianMatcher(nn.Module):
         Works through (head, image) pairs in pieces: as large as a cache on the host, in one go on a device.
         """
         heads, batch, queries, _ = logits.shape
-        logits, predicted = logits.flatten(0, 1).float(), predicted.flatten(0, 1).float()
+        logits = logits.flatten(0, 1).float()
+        predicted = predicted.flatten(0, 1).float()
         image = torch.arange(heads * batch, device=logits.device) % batch
         piece = max(1, _COSTS_AT_ONCE[logits.device.type == "cpu"] // (queries * labels.shape[1]))
         pieces = [

@@ -66,14 +66,16 @@ class DFINEPostProcessor(nn.Module):
             tuple of batched tensors (labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`), labels always
             0..C-1.
         """
-        logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+        logits = outputs["pred_logits"].float()
+        boxes = outputs["pred_boxes"].float()
         boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(boxes)
         if self.use_focal_loss:
             classes = logits.shape[-1]
             scores, index = (
                 logits.sigmoid().flatten(1).topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
             )
-            labels, query = index % classes, index // classes
+            labels = index % classes
+            query = index // classes
         else:
             best, best_labels = logits.softmax(-1)[..., :-1].max(-1)
             scores, query = best.topk(min(self.num_top_queries, best.shape[1]), dim=-1)
