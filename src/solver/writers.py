@@ -50,7 +50,7 @@ class ConsoleWriter:
         """Log the line of an epoch."""
         score = _score(record["best_score"])
         best = f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
-        memory = f"  memory {record['peak_memory_mb'] / 1024:.1f} GB" if record["peak_memory_mb"] else ""
+        memory = f"  memory {record['peak_memory_mb'] / 1000:.1f} GB" if record["peak_memory_mb"] else ""
         logger.info(
             "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f "
             "%%%s  left %s",

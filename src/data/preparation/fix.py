@@ -568,7 +568,7 @@ _FIXERS: dict[tuple[str, str], _Fixer] = {
     ("annotations", Kind.REPEATED_ANNOTATION): _new_annotation_id,
     ("annotations", Kind.BAD_IGNORE): _ignore,
     ("annotations", Kind.BOX_COMPUTED): _box_from_segmentation,
-    ("annotations", Kind.REPEATED_BOX): _dropped("the same box is there twice"),
+    ("annotations", Kind.REPEATED_BOX): _dropped("duplicate box"),
     ("annotations", Kind.FLAT): _flat,
     ("annotations", Kind.OUTSIDE): _outside,
     ("annotations", Kind.BEYOND): _clip,

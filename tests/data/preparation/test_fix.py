@@ -296,7 +296,7 @@ def test_a_box_that_is_there_twice_is_kept_once(folder):
     content = sound_coco()
     content["annotations"].append({**content["annotations"][0], "id": 99})
     changes, copy = fixed(folder, content)
-    assert changes == {"boxes dropped: the same box is there twice": 1}
+    assert changes == {"boxes dropped: duplicate box": 1}
     assert copy["annotations"] == sound_coco()["annotations"]
 
 
