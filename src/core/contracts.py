@@ -499,7 +499,7 @@ class Learning(NamedTuple):
     thaw_epoch: int
     """First epoch, from 0, in which the parameter is trained (unfrozen)."""
     factor: float
-    """Factor on the learning rate of the parameter's group."""
+    """Multiplies the configured `lr` of the parameter's group (`optim/param_groups.py`)."""
 
 
 @runtime_checkable

@@ -85,6 +85,6 @@ def describe_limit(limit: int) -> str:
             f" ({SHARED_MEMORY} has {usage.total / 1e6:.0f} MB, of which {usage.free / 1e6:.0f} are free now)"
         )
     return (
-        f"shared memory, through which workers pass batches, is full{size}; start the container with "
+        f"shared memory is full{size}, and workers pass batches through it; start the container with "
         "--shm-size=8g, or reduce num_workers, prefetch_factor or total_batch_size"
     )

@@ -89,7 +89,7 @@ def build_run(
     plan = make_plan(settings, data.train_loader, thaws)
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
-    amp_dtype = autocast_type(settings.use_amp, device, named=settings.device is not None)
+    amp_dtype = amp_dtype_of_run(settings.use_amp, device, named=settings.device is not None)
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
@@ -214,7 +214,7 @@ def build_model(
     return model, origin
 
 
-def autocast_type(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
+def amp_dtype_of_run(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
     """Return the dtype for autocast, or None for float32.
 
     Args:

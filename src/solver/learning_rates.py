@@ -1,4 +1,8 @@
-"""Compute the learning rate of each parameter group at each step."""
+"""Compute the learning rate of each parameter group at each step.
+
+A rate is the group's configured `lr` (`optimizer.params`), times the factor of its block (`nn/backbone/thaw_plan.py`,
+applied in `optim/param_groups.py`), times the batch scale (`scale_to_batch`), times the schedule and the warm-up.
+"""
 
 from __future__ import annotations
 

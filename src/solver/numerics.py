@@ -1,4 +1,4 @@
-"""Skip and log steps with values that are not finite; too many skipped steps end the run."""
+"""Count and log skipped steps; too many of them end the run. `training_step.py` decides which step is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Resume a run: compare its configuration with the present one, and build the command that resumes it."""
+"""Resume a run: compare its configuration with the present one, and build the command that resumes it.
+
+`start_weights.py` decides what -r and -t mean.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ CONFIG_FAULTS = {
         "could not determine a constructor",
     ),
     "too few classes": (["num_classes=2"], "num_classes is 2, but"),
-    "a batch that ranks cannot share": (["train_dataloader.total_batch_size=0"], "total_batch_size 0"),
+    "a batch that ranks cannot share": (["train_dataloader.total_batch_size=0"], "total_batch_size is 0"),
     "more images a batch than there are": (
         ["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
         "0 steps per epoch: 24 images do not fill one batch of 64",

@@ -286,7 +286,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(tiny_da
     torch.save(content, tmp_path / "other.pth")
     for flag, told in (
         ("resume", "holds weights but no training state"),
-        ("tuning", "expected|none of the keys|no class head"),
+        ("tuning", "expected|neither weights|no class head"),
     ):
         code, message = ended(
             tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "other.pth")}
@@ -307,7 +307,7 @@ def test_f10_weights_that_are_not_finite_are_refused_with_their_name(tiny_data, 
     ):
         code, message = ended(tiny_data, output, **flags)
         assert code == 5
-        assert "encoder.input_proj.0.conv.weight holds values that are not finite" in message
+        assert "encoder.input_proj.0.conv.weight contains values that are not finite" in message
 
 
 # ---- disks and folders ----

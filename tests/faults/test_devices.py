@@ -51,7 +51,7 @@ def collective_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; nvidia-smi -q"),
+        (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; see nvidia-smi -q"),
         (IN_A_COLLECTIVE, "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected"),
         (TIMEOUT, "another rank ended or does not respond"),
     ],

@@ -202,7 +202,7 @@ def test_f42_worker_killed_by_sigbus_points_to_shared_memory(own_data, tmp_path,
         ),
         (
             OSError(28, "No space left on device"),
-            "a disk is full, or shared memory is: No space left on device",
+            "a disk or shared memory is full: No space left on device",
         ),
         (OSError(28, "No space left on device", "log.txt"), "disk full writing log.txt"),
     ],

@@ -128,7 +128,7 @@ def test_an_evaluation_replaces_the_one_before(config, folder):
 def test_a_status_file_of_somebody_else_is_left_as_it_is(config, folder):
     (folder / "run_status.json").write_text('{"mine": 1}')
     ended = train_here("-c", config, "--test-only", "-r", TRAINED)
-    assert ended.code == 0 and "run_status.json is not a file of this project" in ended.out + ended.err
+    assert ended.code == 0 and "run_status.json was not written by this project" in ended.out + ended.err
     assert (folder / "run_status.json").read_text() == '{"mine": 1}'
 
 

@@ -88,7 +88,7 @@ def test_the_score_of_another_metric_is_forgotten(half):
 def test_a_resumed_run_keeps_its_seed(half):
     config, folder = half
     ended = resume(config, folder, "-r", "auto", "--seed=77")
-    assert ended.code == 2 and "seed was 1, is 77: a run that is resumed keeps its seed" in ended.err
+    assert ended.code == 2 and "seed was 1, is 77: a resumed run keeps its random seed" in ended.err
 
 
 def test_a_misspelled_file_is_named_and_none_is_taken_in_its_place(half):

@@ -166,7 +166,7 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)", said)
         and "does not respond" in said
     )
-    assert f"stacks: {tmp_path}/run/stacks.rank0.txt (rank 1 wrote none)" in said  # a stopped process cannot
+    assert f"stacks: {tmp_path}/run/stacks.rank0.txt (none from rank 1)" in said  # a stopped process cannot
     assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
 
 
@@ -242,7 +242,7 @@ def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named()
             return str(error)
         return ""
 
-    assert "another number of images: 8 and 7" in on_ranks(2, known)[0]
+    assert "differ in the number of images: 8 and 7" in on_ranks(2, known)[0]
 
 
 @pytest.mark.slow

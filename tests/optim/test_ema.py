@@ -102,8 +102,8 @@ def test_first_updates_are_left_out_when_asked_for(net):
     [
         ({"decay": 1.5}, "decay is 1.5, expected 0 to 1"),
         ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
-        ({"warmups": -1}, "warmups is -1, expected a whole"),
-        ({"start": -1}, "start is -1, expected a whole"),
+        ({"warmups": -1}, "warmups is -1, expected an integer"),
+        ({"start": -1}, "start is -1, expected an integer"),
     ],
 )
 def test_setting_out_of_range_is_refused(net, settings, text):

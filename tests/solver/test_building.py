@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.core.yaml_config import RunSettings
-from src.solver.building import autocast_type, choose_seed
+from src.solver.building import amp_dtype_of_run, choose_seed
 from src.solver.start_weights import Start
 from tests.fixtures.states import small_state
 
@@ -34,10 +34,10 @@ def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
     [(False, True, None), (True, False, None), (True, True, torch.bfloat16)],
 )
 def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(use_amp, named, expected):
-    assert autocast_type(use_amp, CPU, named=named) == expected
+    assert amp_dtype_of_run(use_amp, CPU, named=named) == expected
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_without_bf16_computes_in_fp16(monkeypatch, has_bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert autocast_type(True, torch.device("cuda"), named=False) == expected
+    assert amp_dtype_of_run(True, torch.device("cuda"), named=False) == expected

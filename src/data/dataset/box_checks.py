@@ -1,4 +1,8 @@
-"""Checks of all boxes of an annotation file as arrays: which boxes are used, clipped, dropped or ignored."""
+"""Checks of all boxes of an annotation file as arrays: which boxes are used, clipped, dropped or ignored.
+
+Malformed records are refused in `coco_records.py`, references to unknown images or categories in `coco_format.py`.
+Boxes that are too small at the training size are dropped by `SanitizeBoundingBoxes`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""D-FINE's training loss: the heads, matched pairs and normalizers of each term."""
+"""D-FINE's training loss: the heads, matched pairs, normalizers and weights (`_weighted_terms`) of each term."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class DFINECriterion(nn.Module):
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
                 sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
-                yield from self._named_terms(term, stack.suffixes, sums / supervision.class_normalizer)
+                yield from self._weighted_terms(term, stack.suffixes, sums / supervision.class_normalizer)
 
     # ---- step 3: terms about where objects are ----
 
@@ -263,7 +263,7 @@ class DFINECriterion(nn.Module):
         losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
             if term in self.weights:
-                yield from self._named_terms(term, stack.suffixes, sums / supervision.box_normalizer)
+                yield from self._weighted_terms(term, stack.suffixes, sums / supervision.box_normalizer)
         if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
@@ -275,10 +275,10 @@ class DFINECriterion(nn.Module):
                 losses.iou,
                 outputs,
             )
-            yield from self._named_terms("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
+            yield from self._weighted_terms("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
             sums = _distillation_sums(supervision, stack.corners, stack.teacher_corners, losses.iou)
-            yield from self._named_terms("loss_ddf", stack.suffixes, sums * share)
+            yield from self._weighted_terms("loss_ddf", stack.suffixes, sums * share)
 
     def _localization_sums(
         self,
@@ -304,7 +304,7 @@ class DFINECriterion(nn.Module):
         if outputs.get("dn_meta") and "loss_ddf" in self.weights and stack.corners is not None:
             yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
 
-    def _named_terms(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _weighted_terms(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
         for suffix, value in zip(suffixes, (values * self.weights[term]).unbind()):
             yield term + suffix, value
 
