@@ -147,7 +147,7 @@ class CheckpointFolder:
             place = first_non_finite(state)
             if place:
                 raise NumericsError(
-                    f"{candidate}: tensor {place} holds values that are not finite{_advice(candidate)}"
+                    f"{candidate}: tensor {place} contains values that are not finite{_advice(candidate)}"
                 )
             if reasons:
                 logger.warning(
@@ -180,7 +180,7 @@ class CheckpointFolder:
         place = first_non_finite(state)
         if place:
             raise NumericsError(
-                f"{self.folder / name} was not written: {place} holds values that are not finite; the "
+                f"{self.folder / name} was not written: {place} contains values that are not finite; the "
                 f"existing file is unchanged: resume with -r {self.folder / LAST} and a lower learning "
                 "rate, or bf16 or float32 instead of fp16"
             )

@@ -166,7 +166,7 @@ def test_a_state_with_a_number_that_is_not_finite_does_not_replace_a_good_one(tm
     before = (tmp_path / "last.pth").read_bytes()
     bad = {**STATE, place: {"state": [{"exp_avg": torch.tensor([1.0, value])}]}}
     code, message = _outcome(lambda: folder.save_last(bad))
-    assert code == 5 and f"{place}.state.0.exp_avg holds values that are not finite" in message
+    assert code == 5 and f"{place}.state.0.exp_avg contains values that are not finite" in message
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
@@ -179,7 +179,7 @@ def test_a_state_that_was_poisoned_on_disk_is_refused_with_the_file_to_take_in_i
         {**STATE, "optimizer": {"state": {0: {"exp_avg": torch.tensor([float("nan")])}}, "param_groups": []}},
     )
     code, message = _outcome(lambda: folder.load_last(tmp_path / "last.pth"))
-    assert code == 5 and "tensor optimizer.state.0.exp_avg holds values that are not finite" in message
+    assert code == 5 and "tensor optimizer.state.0.exp_avg contains values that are not finite" in message
     assert f"resume with -r {tmp_path / 'last.previous.pth'}" in message
     folder.load_last(tmp_path / "last.previous.pth")
 
