@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -205,7 +206,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
                 "nothing can be scored"
             )
         ids = self.detection_ids
-        image_ids = [self.image_id(index) for index in range(len(self))]
+        image_ids = [int(self.image_id(index)) for index in range(len(self))]
         records: list[dict[str, Any]] = []
         for index, image_id in enumerate(image_ids):
             for row in coco_rows(self.objects(index)):
@@ -238,7 +239,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         return {
             "names": torch.tensor(names, dtype=torch.int64),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "classes": [[category, name] for category, name in zip(self.category_ids, self.class_names)],
+            "classes": [[int(category), name] for category, name in zip(self.category_ids, self.class_names)],
         }
 
     # ---- optional information about images ----
@@ -266,7 +267,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
     def _check_ids_and_names(self) -> list[str]:
         ids = [call(self, self.image_id, index) for index in range(len(self))]
-        wrong = next((value for value in ids if not isinstance(value, int)), None)
+        wrong = next((value for value in ids if not isinstance(value, Integral)), None)
         if wrong is not None:
             raise DataError(
                 f"{type(self).__name__}.image_id returned {wrong!r}, expected an integer; see {DATA_GUIDE}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -74,7 +75,7 @@ def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
         ConfigError: if it does not.
     """
     found = list(ids)
-    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in found)
+    whole = all(isinstance(value, Integral) and not isinstance(value, bool) for value in found)
     if not whole or len(found) != len(names) or len(set(found)) != len(found):
         raise ConfigError(
             f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, one for "
@@ -89,7 +90,7 @@ def check_length(data: Any) -> None:
         DataError: if `__len__` returns something else than an integer above 0.
     """
     count = data.__len__()
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, Integral) or count < 1:
         raise DataError(
             f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; see {DATA_GUIDE}"
         )

@@ -2,6 +2,7 @@
 
 import errno
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,6 +109,16 @@ def test_ids_and_names_of_images_are_checked():
             DataError, match=f"Shapes.__len__ returned {count}, expected the number of images"
         ):
             require_detection_data(shapes(__len__=lambda self, count=count: count))
+
+
+def test_integers_of_numpy_are_integers_too():
+    """Tables read by numpy or pandas give them; a checkpoint must not hold them."""
+    data = shapes(category_ids=np.array([3, 7]), image_id=lambda self, index: np.int64(index + 5))
+    require_detection_data(data)
+    assert data.check() == []
+    truth = data.ground_truth()
+    values = [truth["images"][0]["id"], *(value for value, _ in data.identity()["classes"])]
+    assert values == [5, 3, 7] and all(type(value) is int for value in values)
 
 
 def test_an_exception_is_named_with_the_call_that_raised_it():

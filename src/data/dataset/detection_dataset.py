@@ -84,7 +84,7 @@ class DetectionDataset(DetectionData):
             "iscrowd": np.zeros(np.count_nonzero(kept), np.int64),
         }
         info = {
-            "image_id": torch.tensor([self.image_id(index)]),
+            "image_id": torch.tensor([int(self.image_id(index))]),
             "orig_size": torch.tensor([image.shape[2], image.shape[1]]),
             "idx": torch.tensor([index]),
             "image_path": str(self.image_path(index)),
