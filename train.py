@@ -28,9 +28,13 @@ FLAGS = (
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
+    parser.add_argument(
+        "-c", "--config", required=True, help="configuration file, .yml"
+    )
     parser.add_argument(
         "-r",
         "--resume",
@@ -52,9 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("-t", "--tuning", help="start a new run from these weights")
     parser.add_argument(
-        "-d", "--device", help="cpu, cuda or cuda:N; default: the GPU of the local rank if CUDA is available"
+        "-d",
+        "--device",
+        help="cpu, cuda or cuda:N; default: the GPU of the local rank if CUDA is available",
     )
-    parser.add_argument("--seed", type=int, help="random seed; default: a random one, which is logged")
+    parser.add_argument(
+        "--seed", type=int, help="random seed; default: a random one, which is logged"
+    )
     parser.add_argument(
         "--use-amp",
         action="store_true",
@@ -68,9 +76,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
     parser.add_argument(
-        "--summary-dir", help="folder for TensorBoard; default: summary/ in the output folder"
+        "--summary-dir",
+        help="folder for TensorBoard; default: summary/ in the output folder",
     )
-    parser.add_argument("--test-only", action="store_true", default=None, help="evaluate and stop")
+    parser.add_argument(
+        "--test-only", action="store_true", default=None, help="evaluate and stop"
+    )
     parser.add_argument(
         "-u",
         "--update",
@@ -85,7 +96,9 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.resume and arguments.tuning and arguments.resume != "auto":
         parser.error("-r resumes a run and -t starts a new one: pass only one of them")
     if arguments.opt_level == "O0" and arguments.use_amp:
-        parser.error("--opt-level O0 means float32, which contradicts --use-amp: pass only one of them")
+        parser.error(
+            "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
+        )
     if arguments.opt_level:
         arguments.use_amp = arguments.opt_level != "O0"
     return arguments
@@ -116,7 +129,9 @@ def main() -> None:
 
     def command() -> None:
         nonlocal status_dir
-        set_up_logging(speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug)
+        set_up_logging(
+            speaks=int(os.environ.get("RANK", 0)) == 0, debug=arguments.debug
+        )
         flags = given_settings(arguments)
         if arguments.resume and arguments.resume != "auto":
             flags["tuning"] = None  # overrides start weights of the configuration
@@ -126,13 +141,21 @@ def main() -> None:
             logger.info(
                 "--opt-level %s means %s: this trainer uses torch's mixed precision instead of Apex",
                 arguments.opt_level,
-                "--use-amp" if arguments.use_amp else "no mixed precision (use_amp=False)",
+                "--use-amp"
+                if arguments.use_amp
+                else "no mixed precision (use_amp=False)",
             )
         end_with_launcher()
         warn_of_unheard_signal()
-        cfg = YAMLConfig(arguments.config, **(parse_overrides(arguments.update) | flags))
+        cfg = YAMLConfig(
+            arguments.config, **(parse_overrides(arguments.update) | flags)
+        )
         device = pick_device(cfg.settings.device)
-        join_group(device, timedelta(seconds=cfg.settings.rank_timeout), Path(cfg.settings.output_dir))
+        join_group(
+            device,
+            timedelta(seconds=cfg.settings.rank_timeout),
+            Path(cfg.settings.output_dir),
+        )
         status_dir = Path(cfg.settings.output_dir) if is_main() else None
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)

@@ -42,7 +42,9 @@ def convert(file: str) -> Path:
     path = read.path.with_stem(f"{read.path.stem}_converted")
     refuse_foreign([path], "move it away")
     weights = folded(read)
-    write_tensor_file(path, {"model": weights, **({"meta": read.meta} if read.meta else {})})
+    write_tensor_file(
+        path, {"model": weights, **({"meta": read.meta} if read.meta else {})}
+    )
     logger.info(
         "%s: %d tensors, %.1f of %.1f MB",
         path,

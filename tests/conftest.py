@@ -18,7 +18,8 @@ def pytest_runtest_makereport(item, call):
     """Escape what UTF-8 cannot hold, such as other names of files in captured output: pytest-xdist sends reports as UTF-8."""
     report = (yield).get_result()
     report.sections = [
-        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+        (name, text.encode(errors="backslashreplace").decode())
+        for name, text in report.sections
     ]
 
 
@@ -39,12 +40,16 @@ def tiny_data(tmp_path_factory) -> SyntheticData:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Path:
     """The trained checkpoint as an ONNX file for batches of any size; its metadata lies beside it."""
-    pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed (tools/requirements.txt)")
+    pytest.importorskip(
+        "onnxscript",
+        reason="onnx and onnxscript are not installed (tools/requirements.txt)",
+    )
     from src.inference import Detector
     from src.inference.export import export_onnx
 
     return export_onnx(
-        Detector.from_checkpoint(TRAINED, device="cpu"), tmp_path_factory.mktemp("exported") / "tiny.onnx"
+        Detector.from_checkpoint(TRAINED, device="cpu"),
+        tmp_path_factory.mktemp("exported") / "tiny.onnx",
     )
 
 

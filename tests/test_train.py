@@ -19,7 +19,9 @@ def parse(monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize(("level", "use_amp"), [("O0", False), ("O1", True), ("O2", True)])
+@pytest.mark.parametrize(
+    ("level", "use_amp"), [("O0", False), ("O1", True), ("O2", True)]
+)
 def test_apex_levels_become_mixed_precision_or_none(parse, level, use_amp):
     assert parse("--opt-level", level).use_amp is use_amp
 
@@ -29,8 +31,12 @@ def test_without_a_level_the_configuration_decides_about_mixed_precision(parse):
     assert parse("--use-amp").use_amp is True
 
 
-@pytest.mark.parametrize("arguments", [("--opt-level", "O3"), ("--opt-level", "O0", "--use-amp")])
-def test_levels_that_mean_nothing_here_or_contradict_are_refused(parse, arguments, capsys):
+@pytest.mark.parametrize(
+    "arguments", [("--opt-level", "O3"), ("--opt-level", "O0", "--use-amp")]
+)
+def test_levels_that_mean_nothing_here_or_contradict_are_refused(
+    parse, arguments, capsys
+):
     with pytest.raises(SystemExit) as end:
         parse(*arguments)
     assert end.value.code == 2

@@ -19,7 +19,9 @@ def user_path(text: str) -> Path:
 def parser_for(doc: str) -> argparse.ArgumentParser:
     """Return a parser with a module's docstring as help and `--debug`."""
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -28,7 +30,11 @@ def parser_for(doc: str) -> argparse.ArgumentParser:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `detector_from` needs."""
     parser.add_argument(
-        "-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's"
+        "-r",
+        "--resume",
+        required=True,
+        metavar="FILE",
+        help="best.pth, last.pth or a file of D-FINE's",
     )
     parser.add_argument(
         "-c",
@@ -36,7 +42,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="configuration, only for checkpoints that hold none, as D-FINE's own",
     )
-    parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
+    parser.add_argument(
+        "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if there is one"
+    )
     parser.add_argument(
         "--input-size",
         type=int,
@@ -45,7 +53,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="in place of the size that the model was trained for",
     )
     parser.add_argument(
-        "--use-amp", action="store_true", help="compute in bf16, or fp16 without it; CUDA only"
+        "--use-amp",
+        action="store_true",
+        help="compute in bf16, or fp16 without it; CUDA only",
     )
 
 
@@ -69,8 +79,12 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         help="folder of images; default: the validation data that the checkpoint names",
     )
-    parser.add_argument("--annotations", type=user_path, metavar="FILE", help="their COCO file")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
+    parser.add_argument(
+        "--annotations", type=user_path, metavar="FILE", help="their COCO file"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="images at once; default: 8"
+    )
 
 
 def add_prediction_arguments(
@@ -107,7 +121,9 @@ def add_prediction_arguments(
         help="COCO file: look at its images within the folder --input, under its image ids; boxes are not "
         "needed",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="images at once; default: 8")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="images at once; default: 8"
+    )
     parser.add_argument(
         "--nms",
         type=float,
@@ -115,7 +131,10 @@ def add_prediction_arguments(
         help="drop boxes that overlap a better one of their class by more; default: keep all",
     )
     parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="look at large images in tiles of this side too"
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="look at large images in tiles of this side too",
     )
     parser.add_argument(
         "--overlap",
@@ -123,8 +142,12 @@ def add_prediction_arguments(
         default=0.2,
         help="share that neighbouring tiles have in common; default: 0.2",
     )
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after so many images or frames")
-    parser.add_argument("--no-draw", action="store_true", help="write predictions.json alone")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="stop after so many images or frames"
+    )
+    parser.add_argument(
+        "--no-draw", action="store_true", help="write predictions.json alone"
+    )
 
 
 def add_threads_argument(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +176,9 @@ def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) ->
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         nms=arguments.nms,
-        tiling=Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None,
+        tiling=Tiling(arguments.tile, arguments.overlap)
+        if arguments.tile is not None
+        else None,
     )
     job.run(load(), settings)
 

@@ -12,7 +12,11 @@ from .registry import Component, find, names
 from .validate import did_you_mean
 
 
-def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
+def create(
+    spec: str | Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    **runtime: Any,
+) -> Any:
     """Build a registered component and all the components injected into it.
 
     Lengths must not depend on the length of the run; `core.lengths` converts those to integers first.
@@ -51,7 +55,9 @@ def create(spec: str | Mapping[str, Any], config: Mapping[str, Any] | None = Non
         RuntimeError,
         AssertionError,
     ) as error:  # the last two are torch's
-        if "shared memory" in str(error):  # a system limit, which `runtime.process.explain` reports
+        if "shared memory" in str(
+            error
+        ):  # a system limit, which `runtime.process.explain` reports
             raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
@@ -69,7 +75,9 @@ def _name_and_settings(
     return spec["type"], {key: value for key, value in spec.items() if key != "type"}
 
 
-def _shared(component: Component, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(
+    component: Component, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the values that the top level sets for all components; a component must not contradict them."""
     shared = {key: config[key] for key in component.share if key in config}
     for key, value in shared.items():

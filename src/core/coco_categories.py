@@ -197,10 +197,14 @@ def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[s
     differences = []
     for i in sorted(set(ours) | set(theirs)):
         if ours.get(i) != theirs.get(i):
-            differences.append(f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}")
+            differences.append(
+                f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}"
+            )
     return differences
 
 
 def same_names(ours: dict[int, str], theirs: dict[int, str]) -> bool:
     """Return whether two tables (names by id) have the same names, without duplicates."""
-    return sorted(ours.values()) == sorted(theirs.values()) and len(set(ours.values())) == len(ours)
+    return sorted(ours.values()) == sorted(theirs.values()) and len(
+        set(ours.values())
+    ) == len(ours)

@@ -97,7 +97,10 @@ class ConfigTree:
             match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
             if match:
                 container[key] = lookup(match, path)
-                target = tuple(int(part) if part.isdigit() else part for part in match[1].split("."))
+                target = tuple(
+                    int(part) if part.isdigit() else part
+                    for part in match[1].split(".")
+                )
                 self.origins[path] = (
                     f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
                 )
@@ -187,13 +190,18 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        mark = getattr(error, "problem_mark", None) or getattr(
+            error, "context_mark", None
+        )
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
-    except (ValueError, TypeError) as error:  # e.g. a date that does not exist, a list as a key
+    except (
+        ValueError,
+        TypeError,
+    ) as error:  # e.g. a date that does not exist, a list as a key
         raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
 
 
@@ -206,7 +214,9 @@ def dotted(path: KeyPath) -> str:
     """Return a key path as text: ("a", "ops", 0, "p") becomes "a.ops[0].p"."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        text += (
+            f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        )
     return text
 
 
@@ -245,7 +255,10 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
                 f"{origin}: __import__ names {file}, but {first} has the same name; rename one of them"
             )
         import_file(file, origin)
-    tree.merge({key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)}, places)
+    tree.merge(
+        {key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)},
+        places,
+    )
 
 
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
@@ -259,10 +272,14 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} has {size} bytes; a configuration may have at most {MAX_FILE_BYTES}")
+            raise ConfigError(
+                f"{path} has {size} bytes; a configuration may have at most {MAX_FILE_BYTES}"
+            )
         text = read_text(path)
     except FileNotFoundError:
-        raise ConfigError(f"configuration file not found: {shown}{did_you_mean_file(path)}") from None
+        raise ConfigError(
+            f"configuration file not found: {shown}{did_you_mean_file(path)}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown} cannot be read: {error}") from None
     return _mapping_in(text, str(path))
@@ -273,7 +290,9 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds a {type(values).__name__}, not a mapping of settings")
+        raise ConfigError(
+            f"{name} holds a {type(values).__name__}, not a mapping of settings"
+        )
     return values, places
 
 
@@ -291,7 +310,9 @@ def _inspect(
     """
     budget[0] -= 1
     if budget[0] < 0:
-        raise ConfigError(f"{name} has more than {MAX_NODES} values once its aliases are expanded")
+        raise ConfigError(
+            f"{name} has more than {MAX_NODES} values once its aliases are expanded"
+        )
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -299,7 +320,9 @@ def _inspect(
             line = key_node.start_mark.line + 1
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 shown = f": {key}" if isinstance(key, str) else ""
-                raise ConfigError(f"{name}:{line} has a key that is not a string{shown}")
+                raise ConfigError(
+                    f"{name}:{line} has a key that is not a string{shown}"
+                )
             if key in seen:
                 raise ConfigError(
                     f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} sets it already"
@@ -332,7 +355,9 @@ def _merge(
         if isinstance(places, str):
             origins[here] = places
         else:
-            origins.update({p: place for p, place in places.items() if p[: len(here)] == here})
+            origins.update(
+                {p: place for p, place in places.items() if p[: len(here)] == here}
+            )
 
 
 def _same_type(old: dict, new: dict) -> bool:
@@ -345,7 +370,9 @@ def _same_type(old: dict, new: dict) -> bool:
 
 def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
     """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
-    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+    for key, value in (
+        container.items() if isinstance(container, dict) else enumerate(container)
+    ):
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):
             yield from _leaves(value, (*path, key))

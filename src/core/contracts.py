@@ -127,7 +127,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             DataError: if `objects` returns something else than the contract says, or raises an exception.
         """
         objects = call(self, self.objects, index)
-        check_objects(place(self, "objects", index), objects, Objects, len(self.class_names))
+        check_objects(
+            place(self, "objects", index), objects, Objects, len(self.class_names)
+        )
         return objects
 
     # ---- names and ids ----
@@ -185,7 +187,11 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     @property
     def detection_ids(self) -> list[int]:
         """Id of each class in detections: category ids with `remap_mscoco_category`, else labels."""
-        return list(self.category_ids) if self.remap_mscoco_category else self.label_of_category.tolist()
+        return (
+            list(self.category_ids)
+            if self.remap_mscoco_category
+            else self.label_of_category.tolist()
+        )
 
     @property
     def detection_names(self) -> dict[int, str]:
@@ -211,11 +217,21 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         for index, image_id in enumerate(image_ids):
             for row in coco_rows(self.objects(index)):
                 category = ids[row["category_id"]]
-                records.append({**row, "id": len(records) + 1, "image_id": image_id, "category_id": category})
+                records.append(
+                    {
+                        **row,
+                        "id": len(records) + 1,
+                        "image_id": image_id,
+                        "category_id": category,
+                    }
+                )
         return {
             "images": [{"id": image_id} for image_id in image_ids],
             "annotations": records,
-            "categories": [{"id": i, "name": name} for i, name in sorted(self.detection_names.items())],
+            "categories": [
+                {"id": i, "name": name}
+                for i, name in sorted(self.detection_names.items())
+            ],
         }
 
     def boxes_per_image(self) -> Tensor:
@@ -234,12 +250,18 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             `names` and `labels`: `[N]` int64, hashes of each image's name and objects. `classes`: pairs of
             category id and name, in order.
         """
-        names = [hash64(self.image_name(index).encode(errors="surrogatepass")) for index in range(len(self))]
+        names = [
+            hash64(self.image_name(index).encode(errors="surrogatepass"))
+            for index in range(len(self))
+        ]
         labels = [hash64(_bytes_of(self.objects(index))) for index in range(len(self))]
         return {
             "names": torch.tensor(names, dtype=torch.int64),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "classes": [[int(category), name] for category, name in zip(self.category_ids, self.class_names)],
+            "classes": [
+                [int(category), name]
+                for category, name in zip(self.category_ids, self.class_names)
+            ],
         }
 
     # ---- optional information about images ----
@@ -322,7 +344,11 @@ def refuse_incomplete_class(cls: Any) -> None:
     Raises:
         ConfigError: with the class, what is missing, and what each missing member returns.
     """
-    if isinstance(cls, type) and issubclass(cls, DetectionData) and inspect.isabstract(cls):
+    if (
+        isinstance(cls, type)
+        and issubclass(cls, DetectionData)
+        and inspect.isabstract(cls)
+    ):
         raise ConfigError(_missing_text(cls, sorted(cls.__abstractmethods__)))
 
 
@@ -363,8 +389,14 @@ def coco_rows(objects: Objects) -> Iterator[dict[str, Any]]:
     """
     boxes = objects.boxes.reshape(-1, 4).tolist()
     areas = objects.areas.tolist() if objects.areas is not None else [None] * len(boxes)
-    ignored = objects.ignored.tolist() if objects.ignored is not None else [False] * len(boxes)
-    for (x0, y0, x1, y1), label, area, is_ignored in zip(boxes, objects.labels.tolist(), areas, ignored):
+    ignored = (
+        objects.ignored.tolist()
+        if objects.ignored is not None
+        else [False] * len(boxes)
+    )
+    for (x0, y0, x1, y1), label, area, is_ignored in zip(
+        boxes, objects.labels.tolist(), areas, ignored
+    ):
         width = x1 - x0
         height = y1 - y0
         yield {
@@ -376,12 +408,16 @@ def coco_rows(objects: Objects) -> Iterator[dict[str, Any]]:
 
 
 def _count_usable(objects: Objects) -> int:
-    return len(objects.boxes) - (0 if objects.ignored is None else int(objects.ignored.sum()))
+    return len(objects.boxes) - (
+        0 if objects.ignored is None else int(objects.ignored.sum())
+    )
 
 
 def _bytes_of(objects: Objects) -> bytes:
     """Return objects as bytes; equal objects give equal bytes."""
-    return repr([None if part is None else part.double().tolist() for part in objects]).encode()
+    return repr(
+        [None if part is None else part.double().tolist() for part in objects]
+    ).encode()
 
 
 class Collate(Protocol):
@@ -626,5 +662,7 @@ class CountsObjects(Protocol):
     def count(self, outputs: dict[str, Any], targets: list[Target]) -> Any:
         """Return the number of objects by which the loss of a batch is normalized."""
 
-    def window_normalizers(self, counts: list[Any], images: list[int], device: torch.device) -> list[Any]:
+    def window_normalizers(
+        self, counts: list[Any], images: list[int], device: torch.device
+    ) -> list[Any]:
         """Return the normalizer of the loss for each batch of an accumulation window."""

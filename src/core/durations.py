@@ -74,7 +74,9 @@ class RunLength:
             StepsUnknownError: if the number of steps in an epoch is not known.
         """
         if self.steps_per_epoch is None:
-            raise StepsUnknownError("the number of steps in the run is known only after the data are read")
+            raise StepsUnknownError(
+                "the number of steps in the run is known only after the data are read"
+            )
         return self.epochs * self.steps_per_epoch
 
     def in_epochs(self, duration: Duration, name: str) -> int:
@@ -100,7 +102,11 @@ class RunLength:
         if given == unit or not number:
             exact = number
         elif unit == "steps":
-            exact = number * (self.steps if given == "share" else self._steps_per_epoch(duration, name))
+            exact = number * (
+                self.steps
+                if given == "share"
+                else self._steps_per_epoch(duration, name)
+            )
         elif given == "share":
             exact = number * self.epochs
         else:
@@ -120,7 +126,9 @@ def length_unit(annotation: Any) -> LengthUnit | None:
     """Return the unit of a type such as `EpochLength` or `EpochLength | None`; None if it is not a length."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is Annotated:
-        return next((extra for extra in arguments if isinstance(extra, LengthUnit)), None)
+        return next(
+            (extra for extra in arguments if isinstance(extra, LengthUnit)), None
+        )
     others = [argument for argument in arguments if argument is not type(None)]
     return length_unit(others[0]) if len(others) == 1 < len(arguments) else None
 

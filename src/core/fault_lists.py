@@ -29,5 +29,7 @@ def listed(
         shown: maximum number of items in the list.
         before_more: text between the last item and "... and 3 more".
     """
-    more = f"{before_more}... and {len(items) - shown} more" if len(items) > shown else ""
+    more = (
+        f"{before_more}... and {len(items) - shown} more" if len(items) > shown else ""
+    )
     return separator.join(map(str, items[:shown])) + more

@@ -7,4 +7,6 @@ import hashlib
 
 def hash64(content: bytes) -> int:
     """Return the 64-bit BLAKE2b hash of some bytes as a signed integer."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True
+    )

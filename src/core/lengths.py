@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config_file import KeyPath, dotted
-from .durations import LengthUnit, RunLength, StepsUnknownError, Unit, length_unit, read_duration
+from .durations import (
+    LengthUnit,
+    RunLength,
+    StepsUnknownError,
+    Unit,
+    length_unit,
+    read_duration,
+)
 from .errors import ConfigError
 from .registry import REQUIRED, Argument, Component, find
 
@@ -35,7 +42,9 @@ class ResolvedLength:
     def __str__(self) -> str:
         counted = str(self.value)
         if self.unit is not None:
-            counted += f" {self.unit if self.value != 1 else self.unit.removesuffix('s')}"
+            counted += (
+                f" {self.unit if self.value != 1 else self.unit.removesuffix('s')}"
+            )
         return f"{dotted(self.path)}: {'~' if self.written is None else self.written} -> {counted}"
 
 
@@ -64,12 +73,16 @@ def resolve_lengths(
     return found
 
 
-def resolve_specification(specification: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+def resolve_specification(
+    specification: Mapping[str, Any], run: RunLength
+) -> dict[str, Any]:
     """Return a copy of `{type: Class, ...}` in which every length is an integer."""
     return with_lengths(specification, _in_specification(specification, {}, run, ()))
 
 
-def with_lengths(values: Mapping[str, Any], lengths: Iterable[ResolvedLength]) -> dict[str, Any]:
+def with_lengths(
+    values: Mapping[str, Any], lengths: Iterable[ResolvedLength]
+) -> dict[str, Any]:
     """Return a copy of a configuration in which the given lengths are replaced by their values."""
     resolved = copy.deepcopy(dict(values))
     for length in lengths:
@@ -83,7 +96,9 @@ def with_lengths(values: Mapping[str, Any], lengths: Iterable[ResolvedLength]) -
     return resolved
 
 
-def with_whole_numbers(component: Component, settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_whole_numbers(
+    component: Component, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the settings of a component with integers for all lengths, none of which may depend on the run.
 
     Raises:
@@ -92,12 +107,20 @@ def with_whole_numbers(component: Component, settings: Mapping[str, Any]) -> dic
     found = []
     for key, argument in component.arguments.items():
         if key in settings and key not in component.inject:
-            for path, value, unit in lengths_of(settings[key], argument.annotation, (key,)):
-                found.append(ResolvedLength(path, value, _own_number(value, unit, component.name, path)))
+            for path, value, unit in lengths_of(
+                settings[key], argument.annotation, (key,)
+            ):
+                found.append(
+                    ResolvedLength(
+                        path, value, _own_number(value, unit, component.name, path)
+                    )
+                )
     return with_lengths(settings, found) if found else dict(settings)
 
 
-def lengths_of(value: Any, annotation: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any, LengthUnit]]:
+def lengths_of(
+    value: Any, annotation: Any, path: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Any, LengthUnit]]:
     """Yield the lengths in a value, found by its type annotation.
 
     Args:
@@ -112,11 +135,17 @@ def lengths_of(value: Any, annotation: Any, path: KeyPath = ()) -> Iterator[tupl
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         unit = length_unit(annotation)
-        if unit is not None and value is not None and not isinstance(value, (list, tuple, Mapping)):
+        if (
+            unit is not None
+            and value is not None
+            and not isinstance(value, (list, tuple, Mapping))
+        ):
             yield path, value, unit
     elif typing.is_typeddict(annotation):
         if isinstance(value, Mapping):
-            for key, inner in typing.get_type_hints(annotation, include_extras=True).items():
+            for key, inner in typing.get_type_hints(
+                annotation, include_extras=True
+            ).items():
                 yield from lengths_of(value.get(key), inner, (*path, key))
     elif origin in _LISTS:
         if isinstance(value, (list, tuple)):
@@ -151,11 +180,17 @@ def _in_specification(
         return found
     if isinstance(specification, str):  # its settings are in their own section
         component = find(specification) if specification not in values else None
-        return _in_settings(component, {}, values, run, (specification,)) if component else []
+        return (
+            _in_settings(component, {}, values, run, (specification,))
+            if component
+            else []
+        )
     if not isinstance(specification, Mapping):
         return []
     component = find(specification.get("type", ""))
-    return _in_settings(component, specification, values, run, path) if component else []
+    return (
+        _in_settings(component, specification, values, run, path) if component else []
+    )
 
 
 def _in_settings(
@@ -170,12 +205,16 @@ def _in_settings(
         if key in component.inject:
             found += _in_specification(settings.get(key), values, run, (*path, key))
         else:
-            found += _in_argument(component, key, argument, settings.get(key), run, path)
+            found += _in_argument(
+                component, key, argument, settings.get(key), run, path
+            )
     for key, value in _resolved_by_class(component, settings, run).items():
         here = (*path, key)
         found = [length for length in found if length.path[: len(here)] != here]
         unit = length_unit(component.arguments[key].annotation)
-        found.append(ResolvedLength(here, settings.get(key), value, unit.unit if unit else None))
+        found.append(
+            ResolvedLength(here, settings.get(key), value, unit.unit if unit else None)
+        )
     return found
 
 
@@ -193,7 +232,9 @@ def _in_argument(
     found = []
     for inner, written, counted in lengths_of(value, argument.annotation, (key,)):
         try:
-            number = run.resolve(written, counted.unit, f"{component.name}.{dotted(_named(inner))}")
+            number = run.resolve(
+                written, counted.unit, f"{component.name}.{dotted(_named(inner))}"
+            )
         except StepsUnknownError as error:
             default = value if argument.default is REQUIRED else argument.default
             return [ResolvedLength((*path, key), value, default, unknown=str(error))]
@@ -202,7 +243,9 @@ def _in_argument(
     return found
 
 
-def _resolved_by_class(component: Component, settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+def _resolved_by_class(
+    component: Component, settings: Mapping[str, Any], run: RunLength
+) -> dict[str, Any]:
     """Return the result of a class's `__resolve_lengths__`; {} if it needs the unknown number of steps."""
     if component.resolve_lengths is None:
         return {}

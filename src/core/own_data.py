@@ -65,7 +65,9 @@ def check_class_names(data: object, names: Any) -> None:
         )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ConfigError(f"{who} has {listed(repeated, ', ')} more than once; names tell classes apart")
+        raise ConfigError(
+            f"{who} has {listed(repeated, ', ')} more than once; names tell classes apart"
+        )
 
 
 def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
@@ -75,7 +77,9 @@ def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
         ConfigError: if it does not.
     """
     found = list(ids)
-    whole = all(isinstance(value, Integral) and not isinstance(value, bool) for value in found)
+    whole = all(
+        isinstance(value, Integral) and not isinstance(value, bool) for value in found
+    )
     if not whole or len(found) != len(names) or len(set(found)) != len(found):
         raise ConfigError(
             f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, one for "
@@ -112,11 +116,17 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
         _refuse(where, f"a {type(objects).__name__}", "Objects(boxes, labels)")
     parts = {"boxes": objects.boxes, "labels": objects.labels}
     parts |= {
-        name: getattr(objects, name) for name in ("ignored", "areas") if getattr(objects, name) is not None
+        name: getattr(objects, name)
+        for name in ("ignored", "areas")
+        if getattr(objects, name) is not None
     }
     for name, value in parts.items():
         if not isinstance(value, Tensor):
-            _refuse(where, f"{name} as a {type(value).__name__}", f"{name} as a torch.Tensor")
+            _refuse(
+                where,
+                f"{name} as a {type(value).__name__}",
+                f"{name} as a torch.Tensor",
+            )
     count = len(objects.boxes)
     if objects.boxes.ndim != 2 or objects.boxes.shape[1] != 4:
         _refuse(
@@ -127,7 +137,11 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
     for name in ("labels", "ignored", "areas"):
         value = parts.get(name)
         if value is not None and value.shape != (count,):
-            _refuse(where, f"{name} of shape {list(value.shape)} for {count} boxes", f"[{count}]")
+            _refuse(
+                where,
+                f"{name} of shape {list(value.shape)} for {count} boxes",
+                f"[{count}]",
+            )
     _check_types(where, parts)
     _check_values(where, objects, num_classes)
 
@@ -135,7 +149,11 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
 def _check_types(where: str, parts: dict[str, Tensor]) -> None:
     labels, ignored = parts["labels"], parts.get("ignored")
     if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
-        _refuse(where, f"labels of type {labels.dtype}", "integers, positions in class_names")
+        _refuse(
+            where,
+            f"labels of type {labels.dtype}",
+            "integers, positions in class_names",
+        )
     if ignored is not None and ignored.dtype != torch.bool:
         _refuse(where, f"ignored of type {ignored.dtype}", "torch.bool")
 
@@ -174,9 +192,15 @@ def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> No
     if not len(boxes):
         return
     values = boxes.detach().double()
-    if float(values.abs().max()) <= 1.01 and min(width, height) > 4 and bool((values % 1 != 0).any()):
+    if (
+        float(values.abs().max()) <= 1.01
+        and min(width, height) > 4
+        and bool((values % 1 != 0).any())
+    ):
         _refuse(
-            where, f"boxes with numbers from 0 to 1, such as {values[0].tolist()}", "pixels of the image file"
+            where,
+            f"boxes with numbers from 0 to 1, such as {values[0].tolist()}",
+            "pixels of the image file",
         )
     size = torch.tensor([width, height], dtype=torch.float64)
     over = torch.maximum(-values[:, :2], values[:, 2:] - size)
@@ -215,7 +239,11 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
         DataError: with what was found and what was expected.
     """
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], dict):
-        _refuse(where, f"a {type(item).__name__}", "an image and its target, a dict with boxes and labels")
+        _refuse(
+            where,
+            f"a {type(item).__name__}",
+            "an image and its target, a dict with boxes and labels",
+        )
     image, target = item
     expected = "a torch.Tensor [3, H, W] of floats from 0 to 1"
     if not isinstance(image, Tensor):
@@ -224,20 +252,36 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
         _refuse(where, f"an image {list(image.shape)} of type {image.dtype}", expected)
     if float(image.max()) > 32:
         _refuse(where, f"an image with values up to {float(image.max()):g}", expected)
-    needed = ("boxes", "labels") if training else ("boxes", "labels", "image_id", "orig_size")
+    needed = (
+        ("boxes", "labels")
+        if training
+        else ("boxes", "labels", "image_id", "orig_size")
+    )
     for key in needed:
         if not isinstance(target.get(key), Tensor):
             _refuse(
-                where, f"a target whose {key} is {type(target.get(key)).__name__}", f"a torch.Tensor {key}"
+                where,
+                f"a target whose {key} is {type(target.get(key)).__name__}",
+                f"a torch.Tensor {key}",
             )
     boxes, labels = target["boxes"], target["labels"]
     if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
-        _refuse(where, f"boxes {list(boxes.shape)} and labels {list(labels.shape)}", "[T, 4] and [T]")
+        _refuse(
+            where,
+            f"boxes {list(boxes.shape)} and labels {list(labels.shape)}",
+            "[T, 4] and [T]",
+        )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        _refuse(where, f"labels from {int(labels.min())} to {int(labels.max())}", f"0 to {num_classes - 1}")
+        _refuse(
+            where,
+            f"labels from {int(labels.min())} to {int(labels.max())}",
+            f"0 to {num_classes - 1}",
+        )
     if training and len(boxes) and float(boxes.max()) > 2:
         _refuse(
-            where, f"the box {boxes[0].tolist()}", "center x, center y, width, height in 0..1 of the image"
+            where,
+            f"the box {boxes[0].tolist()}",
+            "center x, center y, width, height in 0..1 of the image",
         )
 
 

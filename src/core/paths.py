@@ -108,4 +108,8 @@ def close_names(name: str, names: Iterable[str]) -> list[str]:
 def folded_name(name: str) -> str:
     """Normalize a name for comparison: slashes, Unicode form NFC, case folded, percent signs decoded."""
     text = unquote(name) if "%" in name else name
-    return unicodedata.normalize("NFC", text.replace("\\", "/")).casefold().removeprefix("./")
+    return (
+        unicodedata.normalize("NFC", text.replace("\\", "/"))
+        .casefold()
+        .removeprefix("./")
+    )

@@ -37,12 +37,16 @@ class Component:
     share: tuple[str, ...]
     load: str | None
     extra_arguments: Callable[[], dict[str, Argument]] | None = None
-    resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = None
+    resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = (
+        None
+    )
 
     @property
     def arguments(self) -> dict[str, Argument]:
         """The arguments that YAML may set, including those listed in `__extra_arguments__`."""
-        return arguments_of(self.factory) | (self.extra_arguments() if self.extra_arguments else {})
+        return arguments_of(self.factory) | (
+            self.extra_arguments() if self.extra_arguments else {}
+        )
 
     @property
     def accepts_anything(self) -> bool:
@@ -103,7 +107,9 @@ def register(
         parameters = inspect.signature(factory).parameters
         for shared in component.share:
             if shared not in parameters or parameters[shared].default is REQUIRED:
-                raise ConfigError(f"{key}.{shared} is in __share__, so it needs a default in the constructor")
+                raise ConfigError(
+                    f"{key}.{shared} is in __share__, so it needs a default in the constructor"
+                )
         _COMPONENTS[key] = component
         return factory
 
@@ -124,7 +130,10 @@ def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Arg
     types = _type_hints(factory)
     arguments = {}
     for parameter in inspect.signature(factory).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name == skip:
+        if (
+            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            or parameter.name == skip
+        ):
             continue
         annotation = types.get(parameter.name, Any)
         default = parameter.default
@@ -167,11 +176,17 @@ def _origin(factory: Callable) -> str:
 def _type_hints(factory: Callable) -> dict[str, Any]:
     """Return the annotations that can be resolved and leave out the others."""
     target = factory.__init__ if inspect.isclass(factory) else factory
-    scope = {**vars(typing), **vars(collections.abc), **getattr(inspect.unwrap(target), "__globals__", {})}
+    scope = {
+        **vars(typing),
+        **vars(collections.abc),
+        **getattr(inspect.unwrap(target), "__globals__", {}),
+    }
     hints = {}
     for name, annotation in getattr(target, "__annotations__", {}).items():
         try:
-            resolved = typing.get_type_hints(_Annotated(name, annotation), scope, include_extras=True)
+            resolved = typing.get_type_hints(
+                _Annotated(name, annotation), scope, include_extras=True
+            )
         except (NameError, TypeError, AttributeError, SyntaxError):
             continue
         hints[name] = resolved[name]

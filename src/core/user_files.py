@@ -30,10 +30,16 @@ def import_file(path: Path, origin: str) -> None:
             f"{origin}: __import__ names {path.name}, expected a Python file such as my_data.py"
         )
     if not path.is_file():
-        raise ConfigError(f"{origin}: __import__ names {path}, which does not exist{did_you_mean_file(path)}")
-    if _imported.get(name) == path or getattr(sys.modules.get(name), "__file__", None) == str(path):
+        raise ConfigError(
+            f"{origin}: __import__ names {path}, which does not exist{did_you_mean_file(path)}"
+        )
+    if _imported.get(name) == path or getattr(
+        sys.modules.get(name), "__file__", None
+    ) == str(path):
         return
-    if name not in _imported and (name in sys.modules or importlib.util.find_spec(name) is not None):
+    if name not in _imported and (
+        name in sys.modules or importlib.util.find_spec(name) is not None
+    ):
         raise ConfigError(
             f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
         )
@@ -50,5 +56,7 @@ def import_file(path: Path, origin: str) -> None:
         del sys.modules[name]
         if isinstance(error, RunError):
             raise
-        raise ConfigError(f"{origin}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{origin}: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     _imported[name] = path

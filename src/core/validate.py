@@ -13,10 +13,20 @@ from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
 from .fault_lists import count_faults, listed
 from .lengths import lengths_of
-from .registry import REQUIRED, Argument, Component, components, find, names, shared_names
+from .registry import (
+    REQUIRED,
+    Argument,
+    Component,
+    components,
+    find,
+    names,
+    shared_names,
+)
 
 
-def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]) -> None:
+def validate(
+    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+) -> None:
     """Check every key, type and reference of `tree`.
 
     Args:
@@ -33,7 +43,9 @@ def validate(tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str,
         faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
     if faults:
         number = "a fault" if len(faults) == 1 else count_faults(len(faults))
-        raise ConfigError(f"the configuration has {number}: {listed(faults, '; ', shown=len(faults))}")
+        raise ConfigError(
+            f"the configuration has {number}: {listed(faults, '; ', shown=len(faults))}"
+        )
 
 
 _NOT_IN_STEPS = (
@@ -62,7 +74,9 @@ def type_name(annotation: Any) -> str:
         return "a length" if length_unit(annotation) else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
         # types that YAML cannot express, such as tensors, are left out
-        writable = [a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)]
+        writable = [
+            a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
+        ]
         return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
@@ -73,7 +87,9 @@ def type_name(annotation: Any) -> str:
             return f"a pair of {inner[0]} and {inner[1]}"
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
-        first, _, rest = inner[0].removeprefix("a ").removeprefix("an ").partition(" of ")
+        first, _, rest = (
+            inner[0].removeprefix("a ").removeprefix("an ").partition(" of ")
+        )
         return f"a list of {first}s" + (f" of {rest}" if rest else "")
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
@@ -85,7 +101,11 @@ def matches(value: Any, annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _matches_length(value, annotation) if length_unit(annotation) else matches(value, arguments[0])
+        return (
+            _matches_length(value, annotation)
+            if length_unit(annotation)
+            else matches(value, arguments[0])
+        )
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, a) for a in arguments)
     if origin is typing.Literal:
@@ -99,7 +119,9 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
     if base in (dict, Mapping):
         inner = arguments[1] if len(arguments) == 2 else Any
-        return isinstance(value, dict) and all(matches(v, inner) for v in value.values())
+        return isinstance(value, dict) and all(
+            matches(v, inner) for v in value.values()
+        )
     return isinstance(value, base) if isinstance(base, type) else True
 
 
@@ -115,14 +137,18 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:
         by_lower_case = {name.lower(): name for name in known}
-        lower_case = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.6)
+        lower_case = difflib.get_close_matches(
+            word.lower(), list(by_lower_case), n=1, cutoff=0.6
+        )
         close = [by_lower_case[name] for name in lower_case]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
     if base is tuple and arguments and Ellipsis not in arguments:
-        return len(value) == len(arguments) and all(matches(v, a) for v, a in zip(value, arguments))
+        return len(value) == len(arguments) and all(
+            matches(v, a) for v, a in zip(value, arguments)
+        )
     return not arguments or all(matches(v, arguments[0]) for v in value)
 
 
@@ -148,7 +174,9 @@ def _top_level_faults(
             if not isinstance(value, dict):
                 yield f"{key} is {value!r}, expected a mapping of its settings ({tree.origin(path)})"
             else:
-                yield from _component_faults(tree, path, component, value, (), check_missing=False)
+                yield from _component_faults(
+                    tree, path, component, value, (), check_missing=False
+                )
         elif key not in shared_names():
             yield f"unknown key '{key}' ({tree.origin(path)}){did_you_mean(key, known)}"
     for name, owner, argument in _shared_arguments():
@@ -208,7 +236,9 @@ def _typed_faults(
     yield from _component_faults(tree, path, component, settings, supplied)
 
 
-def _circle(tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+def _circle(
+    tree: ConfigTree, spec: Any, chain: tuple[str, ...] = ()
+) -> tuple[str, ...] | None:
     """Return the chain of names on which a component is injected into itself, or None."""
     name: Any = None
     settings: Any = None
@@ -255,7 +285,9 @@ def _component_faults(
             if value is not None:
                 for item_path, item in _injected(here, value):
                     yield from _typed_faults(tree, item_path, item)
-        elif value != arguments[key].default and not matches(value, arguments[key].annotation):
+        elif value != arguments[key].default and not matches(
+            value, arguments[key].annotation
+        ):
             yield (
                 f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} "
                 f"({tree.origin(here)})"
@@ -272,7 +304,9 @@ def _component_faults(
         yield from _missing_faults(tree, path, component, settings, supplied)
 
 
-def _length_faults(tree: ConfigTree, path: KeyPath, value: Any, argument: Argument) -> Iterator[str]:
+def _length_faults(
+    tree: ConfigTree, path: KeyPath, value: Any, argument: Argument
+) -> Iterator[str]:
     """Yield the faults of lengths with the right type: numbers out of range, texts that are not lengths."""
     for here, written, unit in lengths_of(value, argument.annotation, path):
         try:

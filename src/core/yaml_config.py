@@ -20,7 +20,9 @@ from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
 
-_logger = logging.getLogger("dfine")  # the logger of runtime.log, which this package may not import
+_logger = logging.getLogger(
+    "dfine"
+)  # the logger of runtime.log, which this package may not import
 
 
 @dataclass
@@ -119,7 +121,9 @@ class YAMLConfig:
         """
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
-            _logger.debug("task has no effect, every run is a detection (%s)", self.origin("task"))
+            _logger.debug(
+                "task has no effect, every run is a detection (%s)", self.origin("task")
+            )
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -146,7 +150,9 @@ class YAMLConfig:
         config._load(tree, name, overrides)
         return config
 
-    def _load(self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]) -> None:
+    def _load(
+        self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
+    ) -> None:
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -158,10 +164,16 @@ class YAMLConfig:
         self._lengths: list[ResolvedLength] | None = None
         try:
             self.settings = RunSettings(
-                **{name: tree.values[name] for name in _top_level() if name in tree.values}
+                **{
+                    name: tree.values[name]
+                    for name in _top_level()
+                    if name in tree.values
+                }
             )
         except ConfigError as error:  # its text begins with the key
-            raise ConfigError(f"{error} ({tree.origin((str(error).partition(' ')[0],))})") from None
+            raise ConfigError(
+                f"{error} ({tree.origin((str(error).partition(' ')[0],))})"
+            ) from None
 
     @property
     def yaml_cfg(self) -> dict[str, Any]:
@@ -196,7 +208,9 @@ class YAMLConfig:
     def lengths(self) -> list[ResolvedLength]:
         """All lengths that are not written as integers of their own unit."""
         if self._lengths is None:
-            self._lengths = resolve_lengths(self.yaml_cfg, RunLength(self.settings.epochs), BLOCKS)
+            self._lengths = resolve_lengths(
+                self.yaml_cfg, RunLength(self.settings.epochs), BLOCKS
+            )
         return self._lengths
 
     @property
@@ -212,7 +226,11 @@ class YAMLConfig:
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
-        loader = self.yaml_cfg.get("val_dataloader") or self._unknown_data.get("val_dataloader") or {}
+        loader = (
+            self.yaml_cfg.get("val_dataloader")
+            or self._unknown_data.get("val_dataloader")
+            or {}
+        )
         transforms = loader.get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
@@ -220,11 +238,15 @@ class YAMLConfig:
         """Disable pretrained weights of backbones, because a checkpoint will fill the whole model."""
         for component in components():
             if component.name in self.yaml_cfg and "pretrained" in component.arguments:
-                self.set(component.name, {"pretrained": False}, "a checkpoint was given")
+                self.set(
+                    component.name, {"pretrained": False}, "a checkpoint was given"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as one YAML file; a comment at its top lists the lengths as integers."""
-        Path(path).write_text(self.describe_lengths() + self.to_yaml(), encoding="utf-8")
+        Path(path).write_text(
+            self.describe_lengths() + self.to_yaml(), encoding="utf-8"
+        )
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text, with lengths as they were written."""
@@ -273,7 +295,11 @@ class YAMLConfig:
     @cached_property
     def ema(self) -> Any:
         """The exponential moving average (EMA) of `model`, or None if `use_ema` is off."""
-        return self._create_block("ema", model=self.model) if self.settings.use_ema else None
+        return (
+            self._create_block("ema", model=self.model)
+            if self.settings.use_ema
+            else None
+        )
 
     @cached_property
     def gram_anchoring(self) -> Any:
@@ -291,18 +317,26 @@ class YAMLConfig:
     def _create_loader(self, key: str) -> DetectionLoader:
         loader = self._create_block(key)
         if loader is None:
-            raise ConfigError(f"{self.path} has no '{key}', a loader such as DataLoader with a dataset")
+            raise ConfigError(
+                f"{self.path} has no '{key}', a loader such as DataLoader with a dataset"
+            )
         require_detection_data(getattr(loader, "dataset", None))
         return loader
 
     def _create_named(self, key: str) -> Any:
         name = self.yaml_cfg.get(key)
         if not name:
-            raise ConfigError(f"{self.path} names no '{key}'; set it to a registered class such as DFINE")
+            raise ConfigError(
+                f"{self.path} names no '{key}'; set it to a registered class such as DFINE"
+            )
         return create(name, self.resolved_cfg)
 
     def _create_block(self, key: str, **runtime: Any) -> Any:
-        unknown = [length.unknown for length in self.lengths if length.unknown and length.path[0] == key]
+        unknown = [
+            length.unknown
+            for length in self.lengths
+            if length.unknown and length.path[0] == key
+        ]
         if unknown:
             raise ConfigError(unknown[0])
         config = self.resolved_cfg
@@ -319,4 +353,7 @@ def _has_unknown_data(loader: Any) -> bool:
 
 def _top_level() -> dict[str, Argument]:
     types = typing.get_type_hints(RunSettings)
-    return {f.name: Argument(f.default, types[f.name]) for f in dataclasses.fields(RunSettings)}
+    return {
+        f.name: Argument(f.default, types[f.name])
+        for f in dataclasses.fields(RunSettings)
+    }

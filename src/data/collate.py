@@ -81,17 +81,26 @@ class BatchImageCollateFunction:
             raise ConfigError(
                 f"BatchImageCollateFunction.base_size is {base_size}, expected a multiple of {STRIDE}"
             )
-        for name, probability in (("mixup_prob", mixup_prob), ("copyblend_prob", copyblend_prob)):
+        for name, probability in (
+            ("mixup_prob", mixup_prob),
+            ("copyblend_prob", copyblend_prob),
+        ):
             if not 0 <= probability <= 1:
-                raise ConfigError(f"BatchImageCollateFunction.{name} is {probability}, expected 0 to 1")
+                raise ConfigError(
+                    f"BatchImageCollateFunction.{name} is {probability}, expected 0 to 1"
+                )
         self.stop_epoch = stop_epoch
         self.mixup_epochs = _span("mixup_epochs", mixup_epochs, stop_epoch)
         self.copyblend_epochs = _span("copyblend_epochs", copyblend_epochs, stop_epoch)
         self.mixup_prob = mixup_prob
         self.copyblend_prob = copyblend_prob
-        self.copy_blend = CopyBlend(copyblend_type, area_threshold, num_objects, with_expand, expand_ratios)
+        self.copy_blend = CopyBlend(
+            copyblend_type, area_threshold, num_objects, with_expand, expand_ratios
+        )
         if ema_restart_decay is not None and not 0 <= ema_restart_decay <= 1:
-            raise ConfigError(f"collate_fn.ema_restart_decay is {ema_restart_decay}, expected 0 to 1, or ~")
+            raise ConfigError(
+                f"collate_fn.ema_restart_decay is {ema_restart_decay}, expected 0 to 1, or ~"
+            )
         self.ema_restart_decay = ema_restart_decay
         self.base_size = base_size
         self.scales: list[int] | None = None
@@ -160,12 +169,22 @@ class BatchImageCollateFunction:
         return images, targets
 
     def _mix(
-        self, images: Tensor, targets: list[Target], fields: tuple[str, ...], rng: np.random.Generator
+        self,
+        images: Tensor,
+        targets: list[Target],
+        fields: tuple[str, ...],
+        rng: np.random.Generator,
     ) -> list[Target]:
         """Mix images in place, with the random generator of the first image, and return their targets."""
-        if is_between(self.epoch, *self.mixup_epochs) and rng.random() < self.mixup_prob:
+        if (
+            is_between(self.epoch, *self.mixup_epochs)
+            and rng.random() < self.mixup_prob
+        ):
             return mixup(images, targets, fields, rng)
-        if is_between(self.epoch, *self.copyblend_epochs) and rng.random() < self.copyblend_prob:
+        if (
+            is_between(self.epoch, *self.copyblend_epochs)
+            and rng.random() < self.copyblend_prob
+        ):
             return self.copy_blend(images, targets, fields, rng)
         return targets
 
@@ -181,7 +200,9 @@ class BatchImageCollateFunction:
         strides = round(drawn * width / height / STRIDE)
         return drawn, max(STRIDE, strides * STRIDE)
 
-    def _draw_size(self, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    def _draw_size(
+        self, size_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
         """Draw a height from the list with the random generator of the first image, and scale the width
         alike.
         """

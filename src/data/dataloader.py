@@ -9,7 +9,13 @@ from typing import cast
 import torch
 from torch.utils import data
 
-from ..core.contracts import Batch, Collate, DetectionData, FollowsEpochs, require_detection_data
+from ..core.contracts import (
+    Batch,
+    Collate,
+    DetectionData,
+    FollowsEpochs,
+    require_detection_data,
+)
 from ..core.errors import ConfigError
 from ..core.registry import register
 from ..runtime.distributed import rank, world_size
@@ -27,7 +33,9 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
     the same number of steps.
     """
 
-    def __init__(self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
+    def __init__(
+        self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool
+    ) -> None:
         """Store the settings; `batch_size` is the number of images per rank."""
         self.length = length
         self.batch_size = batch_size
@@ -143,7 +151,9 @@ class DataLoader(data.DataLoader):
         keep_freed_memory()
         self.shuffle = shuffle
         self.data_timeout = data_timeout
-        sampler = GlobalBatchSampler(len(dataset), images, shuffle=shuffle, drop_last=drop_last)
+        sampler = GlobalBatchSampler(
+            len(dataset), images, shuffle=shuffle, drop_last=drop_last
+        )
         super().__init__(
             dataset,
             batch_sampler=sampler,
@@ -152,7 +162,9 @@ class DataLoader(data.DataLoader):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
             worker_init_fn=end_if_not_handed_over if num_workers else None,
-            timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS) if num_workers else 0,
+            timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS)
+            if num_workers
+            else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
@@ -194,7 +206,9 @@ class DataLoader(data.DataLoader):
         return self.batch_sampler.batch_size * self.batch_sampler.world_size
 
 
-def _images_per_rank(batch_size: int | None, total_batch_size: int | None, ranks: int) -> int:
+def _images_per_rank(
+    batch_size: int | None, total_batch_size: int | None, ranks: int
+) -> int:
     """Return the batch size per rank, from whichever of the two settings is given."""
     if batch_size is not None and total_batch_size is None:
         return batch_size
@@ -207,5 +221,7 @@ def _images_per_rank(batch_size: int | None, total_batch_size: int | None, ranks
         raise ConfigError(f"{fault}; the minimum is {ranks}")
     below = total_batch_size // ranks * ranks
     if total_batch_size != below:
-        raise ConfigError(f"{fault}; the nearest valid sizes are {below} and {below + ranks}")
+        raise ConfigError(
+            f"{fault}; the nearest valid sizes are {below} and {below + ranks}"
+        )
     return total_batch_size // ranks

@@ -61,7 +61,9 @@ def end_if_not_handed_over(worker: int) -> None:
 
 
 def watched(
-    start: Callable[[], WorkerBatches], timeout_seconds: float, last_image: Callable[[int], str]
+    start: Callable[[], WorkerBatches],
+    timeout_seconds: float,
+    last_image: Callable[[int], str],
 ) -> Iterator[Any]:
     """Yield the batches of a loader with workers.
 
@@ -86,7 +88,9 @@ def watched(
         yield batch
 
 
-def _next_batch(batches: WorkerBatches, timeout_seconds: float, last_image: Callable[[int], str]) -> Any:
+def _next_batch(
+    batches: WorkerBatches, timeout_seconds: float, last_image: Callable[[int], str]
+) -> Any:
     began = time.monotonic()
     while True:
         try:
@@ -117,7 +121,9 @@ def _raise_if_dead(
         code = worker.exitcode or 0
         if code > _LIMIT_REACHED:
             limit = describe_limit(code - _LIMIT_REACHED)
-            raise ResourceError(f"loader worker {number} could not hand over a batch: {limit}") from cause
+            raise ResourceError(
+                f"loader worker {number} could not hand over a batch: {limit}"
+            ) from cause
         if code:
             raise ResourceError(
                 f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: "

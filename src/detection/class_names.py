@@ -13,7 +13,9 @@ MAX_LISTED_CLASSES = 20
 """Maximum number of classes in a message."""
 
 
-def named_classes(classes: Sequence[dict[str, Any]] | None, count: int) -> list[dict[str, Any]]:
+def named_classes(
+    classes: Sequence[dict[str, Any]] | None, count: int
+) -> list[dict[str, Any]]:
     """Return id and name for each label of a class head.
 
     Args:
@@ -26,10 +28,14 @@ def named_classes(classes: Sequence[dict[str, Any]] | None, count: int) -> list[
         `classes` leaves out are called "(unused N)" and have the id -1.
     """
     if classes is None and count == len(COCO_NAMES):
-        classes = [{"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)]
+        classes = [
+            {"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)
+        ]
     if classes is None:
         return [{"id": label, "name": f"class {label}"} for label in range(count)]
-    unused = [{"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)]
+    unused = [
+        {"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)
+    ]
     return [*classes, *unused]
 
 
@@ -56,9 +62,17 @@ def find_labels(
     Raises:
         CheckpointError: with the categories that the checkpoint does not have.
     """
-    by_name = {entry["name"]: label for label, entry in reversed(list(enumerate(classes)))}
-    by_both = {(entry["id"], entry["name"]): label for label, entry in enumerate(classes)}
-    unknown = [f"{name} (id {category})" for category, name in categories if name not in by_name]
+    by_name = {
+        entry["name"]: label for label, entry in reversed(list(enumerate(classes)))
+    }
+    by_both = {
+        (entry["id"], entry["name"]): label for label, entry in enumerate(classes)
+    }
+    unknown = [
+        f"{name} (id {category})"
+        for category, name in categories
+        if name not in by_name
+    ]
     if unknown:
         known = [entry["name"] for entry in classes[:MAX_LISTED_CLASSES]]
         raise CheckpointError(
@@ -67,4 +81,6 @@ def find_labels(
             "a "
             "new run from its weights"
         )
-    return [by_both.get((category, name), by_name[name]) for category, name in categories]
+    return [
+        by_both.get((category, name), by_name[name]) for category, name in categories
+    ]

@@ -42,7 +42,9 @@ class DrawnObjects(NamedTuple):
     """`[T]` in 0..1, shown after the names; None shows no scores."""
 
     @classmethod
-    def of_labels(cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+    def of_labels(
+        cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]
+    ) -> DrawnObjects:
         """Return ground-truth objects from boxes `[T, 4]` in pixels of the image and labels `[T]` int64."""
         return cls(torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names)
 
@@ -96,7 +98,9 @@ def draw_boxes(
     )
 
 
-def draw_pair(image: Tensor, truth: DrawnObjects, found: DrawnObjects) -> tuple[Tensor, Tensor]:
+def draw_pair(
+    image: Tensor, truth: DrawnObjects, found: DrawnObjects
+) -> tuple[Tensor, Tensor]:
     """Draw the ground truth and the predictions of one image on two pictures of equal size.
 
     Args:

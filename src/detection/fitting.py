@@ -53,7 +53,10 @@ def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     """
     factors = [key for key in file.weights if is_lora_factor(key)]
     if factors and not any(is_lora_factor(key) for key in own):
-        rank = next((len(file.weights[key]) for key in factors if key.endswith("lora_down")), "?")
+        rank = next(
+            (len(file.weights[key]) for key in factors if key.endswith("lora_down")),
+            "?",
+        )
         raise CheckpointError(
             f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), but this "
             "model has no LoRA; use that run's best.pth, whose weights are merged, or set "
@@ -108,5 +111,7 @@ def describe_misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     for kind, keys in kinds.items():
         if keys:
             more = ", ..." if len(keys) > MAX_LISTED_KEYS else ""
-            parts.append(f"{len(keys)} {kind} ({', '.join(keys[:MAX_LISTED_KEYS])}{more})")
+            parts.append(
+                f"{len(keys)} {kind} ({', '.join(keys[:MAX_LISTED_KEYS])}{more})"
+            )
     return ", ".join(parts)

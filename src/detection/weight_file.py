@@ -46,7 +46,9 @@ class WeightFile:
             CheckpointError: if there is no class head.
         """
         if self.num_classes is None:
-            raise CheckpointError(f"{self.path} is not a D-FINE checkpoint: no class head found")
+            raise CheckpointError(
+                f"{self.path} is not a D-FINE checkpoint: no class head found"
+            )
         return named_classes(self.classes, self.num_classes)
 
     @property
@@ -76,7 +78,9 @@ class WeightFile:
             ConfigError: for faults in the configuration.
         """
         if self.config_text is not None:
-            cfg = YAMLConfig.from_text(self.config_text, f"the configuration in {self.path}")
+            cfg = YAMLConfig.from_text(
+                self.config_text, f"the configuration in {self.path}"
+            )
         elif config is not None:
             cfg = YAMLConfig(config)
         else:
@@ -116,7 +120,9 @@ def read_weights(path: str | Path) -> WeightFile:
     weights = ema.get("module") if isinstance(ema, dict) else None
     weights = weights or content.get("model") or content
     has_weights = isinstance(weights, dict) and len(weights) > 0
-    if not has_weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not has_weights or not all(
+        isinstance(value, Tensor) for value in weights.values()
+    ):
         raise CheckpointError(
             f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has "
             f"{', '.join(map(str, list(content)[:8]))}"

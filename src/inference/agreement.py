@@ -84,7 +84,9 @@ def check_agreement(
     expected = _repeated_to_fill_batches(_predict_all(reference, images, batch_size=8))
     differences = [
         compare_predictions(one, other, reference.threshold, name)
-        for one, other, name in zip(expected, found, _repeated_to_fill_batches(names), strict=True)
+        for one, other, name in zip(
+            expected, found, _repeated_to_fill_batches(names), strict=True
+        )
     ]
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative > 1:
@@ -108,7 +110,9 @@ def check_agreement(
     return differences
 
 
-def _predict_all(detector: Detector, images: Sequence[Readable], batch_size: int) -> list[Prediction]:
+def _predict_all(
+    detector: Detector, images: Sequence[Readable], batch_size: int
+) -> list[Prediction]:
     """Return all detections in each image, with any score."""
     found = detector.predict(images, threshold=0.0, batch_size=batch_size)
     return found if isinstance(found, list) else [found]
@@ -169,7 +173,9 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
     best_first = np.argsort(-one.scores, kind="stable")
     count = max(int((one.scores >= threshold).sum()), min(MIN_COMPARED, len(one)))
     rows = best_first[:count]
-    box_px = np.abs(one.boxes[rows][:, None] - other.boxes[None]).max(-1, initial=0.0)  # [n, R]
+    box_px = np.abs(one.boxes[rows][:, None] - other.boxes[None]).max(
+        -1, initial=0.0
+    )  # [n, R]
     score = np.abs(one.scores[rows][:, None] - other.scores[None])
     is_other_class = one.labels[rows][:, None] != other.labels[None]
     in_tolerances = np.maximum(box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE)
@@ -177,11 +183,15 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
     matched, partners = linear_sum_assignment(cost)
     differences = np.column_stack([box_px[matched, partners], score[matched, partners]])
     result = np.full((count, 2), np.inf)
-    result[matched] = np.where(is_other_class[matched, partners][:, None], np.inf, differences)
+    result[matched] = np.where(
+        is_other_class[matched, partners][:, None], np.inf, differences
+    )
     return result
 
 
-def images_for_check(detector: Detector, folder: Path | None, count: int) -> tuple[list[Readable], list[str]]:
+def images_for_check(
+    detector: Detector, folder: Path | None, count: int
+) -> tuple[list[Readable], list[str]]:
     """Choose images for the comparison of two engines.
 
     They come from a folder, else from the checkpoint's validation data, else they are synthetic.
@@ -218,7 +228,9 @@ def images_for_check(detector: Detector, folder: Path | None, count: int) -> tup
     )
     rng = np.random.default_rng(0)
     side = max(detector.preprocessing.input_size)
-    scenes: list[Readable] = [draw_scene(rng, side, empty_share=0).image for _ in range(count)]
+    scenes: list[Readable] = [
+        draw_scene(rng, side, empty_share=0).image for _ in range(count)
+    ]
     return scenes, [f"synthetic image {number}" for number in range(1, count + 1)]
 
 
@@ -228,4 +240,7 @@ def _validation_files(detector: Detector) -> list[Path]:
         dataset = open_labelled_images(detector)
     except (ConfigError, DataError):
         return []
-    return [Path(dataset.img_folder) / dataset.labels.file_name(i) for i in range(len(dataset))]
+    return [
+        Path(dataset.img_folder) / dataset.labels.file_name(i)
+        for i in range(len(dataset))
+    ]

@@ -81,7 +81,9 @@ def line_chart(
     ]
     if mark is not None:
         x = LEFT + mark * across
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>')
+        parts.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + down}"/>'
+        )
     for number, line in enumerate(lines):
         parts.append(
             f'<polyline fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.8" '

@@ -12,7 +12,12 @@ from ..data.dataset.coco_dataset import CocoDetection
 from ..detection.drawing import DrawnObjects, draw_pair, side_by_side
 from ..runtime.files import prepare_output_dir
 from ..runtime.log import logger
-from ..runtime.own_files import picture_names, refuse_foreign, refuse_leaving, write_picture
+from ..runtime.own_files import (
+    picture_names,
+    refuse_foreign,
+    refuse_leaving,
+    write_picture,
+)
 from .detector import Detector, LabelledFile
 from .prediction_settings import PredictionSettings
 
@@ -46,7 +51,12 @@ def draw_comparisons(
         NumericsError: if the model gives NaN or infinity.
     """
     dataset.check_images_exist()
-    indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
+    indices = (
+        torch.linspace(0, len(dataset) - 1, min(count, len(dataset)))
+        .round()
+        .int()
+        .tolist()
+    )
     names = [dataset.labels.file_name(index) for index in indices]
     folder = prepare_output_dir(folder)
     written = [folder / name for name in picture_names(names)]
@@ -58,7 +68,9 @@ def draw_comparisons(
         sample = dataset.raw_sample(index)
         pair = draw_pair(
             sample.image,
-            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], dataset.label_names),
+            DrawnObjects.of_labels(
+                sample.boxes, sample.fields["labels"], dataset.label_names
+            ),
             DrawnObjects(
                 torch.from_numpy(prediction.boxes),
                 torch.from_numpy(prediction.labels),
@@ -67,7 +79,9 @@ def draw_comparisons(
             ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(path, Image.fromarray(side_by_side(pair).permute(1, 2, 0).numpy()))
+        write_picture(
+            path, Image.fromarray(side_by_side(pair).permute(1, 2, 0).numpy())
+        )
     logger.info(
         "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
         len(written),

@@ -98,7 +98,9 @@ class Detector:
         self.classes = list(classes)
         self.meta = meta or {}
         self.cfg = cfg
-        self.threshold = DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
+        self.threshold = (
+            DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
+        )
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
 
@@ -129,7 +131,9 @@ class Detector:
         file = read_weights(path)
         picked = pick_device(device)
         cfg = file.configuration(config)
-        return cls.from_weights(file, cfg, picked, input_size=input_size, use_amp=use_amp)
+        return cls.from_weights(
+            file, cfg, picked, input_size=input_size, use_amp=use_amp
+        )
 
     @classmethod
     def from_weights(
@@ -167,10 +171,14 @@ class Detector:
         cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
         model = cfg.model
         load_strictly(model, file)
-        engine = TorchEngine(model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp)
+        engine = TorchEngine(
+            model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp
+        )
         notes = {key: value for key, value in file.meta.items() if key != "config"}
         notes["file"] = str(file.path)
-        return cls(engine, preprocessing, file.named_classes, file.threshold, notes, cfg)
+        return cls(
+            engine, preprocessing, file.named_classes, file.threshold, notes, cfg
+        )
 
     @classmethod
     def from_onnx(
@@ -282,7 +290,9 @@ class Detector:
         for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
-        predict = partial(self._predict_batch, threshold=settings.threshold, nms=settings.nms)
+        predict = partial(
+            self._predict_batch, threshold=settings.threshold, nms=settings.nms
+        )
         return self._stream(images, predict, size, settings.tiling, unreadable)
 
     def _stream(
@@ -300,11 +310,19 @@ class Detector:
                 return
             batch = [image for image, _ in chunk]
             try:
-                found = [predict_tiled(batch[0], tiling, predict, size)] if tiling else predict(batch)
+                found = (
+                    [predict_tiled(batch[0], tiling, predict, size)]
+                    if tiling
+                    else predict(batch)
+                )
             except NumericsError as error:
                 files = [str(source) for _, source in chunk if source is not None]
                 more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-                batch_files = f"; files of the batch: {', '.join(files[:8])}{more}" if files else ""
+                batch_files = (
+                    f"; files of the batch: {', '.join(files[:8])}{more}"
+                    if files
+                    else ""
+                )
                 raise NumericsError(f"{error}{batch_files}") from None
             for (image, source), prediction in zip(chunk, found):
                 yield ImagePrediction(image, replace(prediction, source=source))
@@ -321,7 +339,9 @@ class Detector:
         )
         minimum = self.threshold if threshold is None else threshold
         result = []
-        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, batch_image_names(len(images)))
+        refuse_non_finite_outputs(
+            {"scores": scores, "boxes": boxes}, batch_image_names(len(images))
+        )
         for image, label, box, score in zip(images, labels, boxes, scores):
             kept = score >= minimum
             label = label[kept].astype(np.int64)
@@ -333,11 +353,17 @@ class Detector:
                 self._names[label].tolist(),
                 (image.shape[2], image.shape[1]),
             )
-            result.append(prediction if nms is None else prediction.select(_rows_after_nms(prediction, nms)))
+            result.append(
+                prediction
+                if nms is None
+                else prediction.select(_rows_after_nms(prediction, nms))
+            )
         return result
 
 
-def _as_several(images: Readable | Iterable[Readable]) -> tuple[Iterable[Readable], bool]:
+def _as_several(
+    images: Readable | Iterable[Readable],
+) -> tuple[Iterable[Readable], bool]:
     """Return an iterable of images, and whether a single image was given."""
     if isinstance(images, (str, Path, Image.Image, LabelledFile)):
         return [images], True
@@ -353,15 +379,24 @@ def _checked_threshold(value: Any) -> float:
     Raises:
         CheckpointError: if it is not a number from 0 to 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise CheckpointError(f"the threshold in the file is {value!r}, expected a number from 0 to 1")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value <= 1
+    ):
+        raise CheckpointError(
+            f"the threshold in the file is {value!r}, expected a number from 0 to 1"
+        )
     return value
 
 
 @cache
 def _warn_of_several_frames(folder: Path) -> None:
     """Warn, once for each folder, that only the first frame of an image file is used."""
-    logger.warning("images in %s have several frames or pages, of which only the first is used", folder)
+    logger.warning(
+        "images in %s have several frames or pages, of which only the first is used",
+        folder,
+    )
 
 
 def read_image(image: Readable) -> tuple[Tensor, str | None]:
@@ -386,13 +421,24 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
             "[3, H, W]"
         )
     pixels = (
-        image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
+        image
+        if isinstance(image, Tensor)
+        else torch.from_numpy(np.require(image, requirements=["C", "W"]))
     )
     if isinstance(image, np.ndarray):
         pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
-        wanted = "[3, H, W] uint8" if isinstance(image, Tensor) else "[H, W, 3] (RGB) or [H, W] (grey), uint8"
+    if (
+        pixels.dtype != torch.uint8
+        or pixels.ndim != 3
+        or pixels.shape[0] != 3
+        or 0 in pixels.shape
+    ):
+        wanted = (
+            "[3, H, W] uint8"
+            if isinstance(image, Tensor)
+            else "[H, W, 3] (RGB) or [H, W] (grey), uint8"
+        )
         raise ConfigError(
             f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}"
         )
@@ -411,7 +457,8 @@ def _read_ahead(
     with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
             waiting.extend(
-                readers.submit(read_image, image) for image in islice(source, ahead - len(waiting))
+                readers.submit(read_image, image)
+                for image in islice(source, ahead - len(waiting))
             )
             if not waiting:
                 return

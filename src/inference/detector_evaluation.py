@@ -15,7 +15,15 @@ from ..core.contracts import Detections
 from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
-from ..data.evaluation.true_positives import CROWD, MISSED, Matches, Objects, match, match_image, objects_of
+from ..data.evaluation.true_positives import (
+    CROWD,
+    MISSED,
+    Matches,
+    Objects,
+    match,
+    match_image,
+    objects_of,
+)
 from ..detection.class_names import find_labels
 from .detector import Detector
 from .prediction_settings import PredictionSettings
@@ -67,13 +75,15 @@ def open_labelled_images(
             "give --images and --annotations together, or neither for the validation data that the "
             "checkpoint names"
         )
-    settings = ((detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}).get(
-        "dataset"
-    ) or {}
+    settings = (
+        (detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}
+    ).get("dataset") or {}
     images = images or settings.get("img_folder")
     annotations = annotations or settings.get("ann_file")
     if images is None or annotations is None:
-        raise ConfigError("the checkpoint names no validation data; give --images and --annotations")
+        raise ConfigError(
+            "the checkpoint names no validation data; give --images and --annotations"
+        )
     try:
         dataset = CocoDetection(
             str(images),
@@ -81,15 +91,23 @@ def open_labelled_images(
             follow_links=bool(settings.get("follow_links")),
         )
     except ConfigError as error:
-        raise ConfigError(f"{error}; if the data has moved, give --images and --annotations") from None
+        raise ConfigError(
+            f"{error}; if the data has moved, give --images and --annotations"
+        ) from None
     categories = list(zip(dataset.labels.category_ids, dataset.class_names))
     weights = Path(detector.meta.get("file", "the checkpoint"))
-    dataset.use_labels(find_labels(categories, detector.classes, ann_file=dataset.ann_file, weights=weights))
+    dataset.use_labels(
+        find_labels(
+            categories, detector.classes, ann_file=dataset.ann_file, weights=weights
+        )
+    )
     dataset.check_images_exist()
     return dataset
 
 
-def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size: int = 8) -> Evaluation:
+def evaluate_detector(
+    detector: Detector, dataset: CocoDetection, *, batch_size: int = 8
+) -> Evaluation:
     """Detect objects in all images of a data set and compute the metrics.
 
     The metrics are those of `train.py --test-only`.
@@ -114,7 +132,12 @@ def evaluate_detector(detector: Detector, dataset: CocoDetection, *, batch_size:
             }
         )
         detections[image_id] = np.column_stack(
-            [found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2], found.scores, found.labels]
+            [
+                found.boxes[:, :2],
+                found.boxes[:, 2:] - found.boxes[:, :2],
+                found.scores,
+                found.labels,
+            ]
         ).astype(float)
     evaluator.synchronize()
     return Evaluation(
@@ -159,7 +182,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     return counts
 
 
-def count_errors(evaluation: Evaluation, image_id: int, threshold: float) -> tuple[int, int]:
+def count_errors(
+    evaluation: Evaluation, image_id: int, threshold: float
+) -> tuple[int, int]:
     """Return the number of missed objects and of false detections in an image."""
     rows = evaluation.detections_above(image_id, threshold)
     objects = evaluation.objects.get(image_id)

@@ -48,7 +48,9 @@ class TorchEngine:
         self.model = model.to(device).eval()
         self.postprocessor = postprocessor.to(device).eval()
         self.device = device
-        self.amp_dtype = autocast_dtype(device) if use_amp and device.type == "cuda" else None
+        self.amp_dtype = (
+            autocast_dtype(device) if use_amp and device.type == "cuda" else None
+        )
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
@@ -59,7 +61,11 @@ class TorchEngine:
         """
         images = images.to(self.device, non_blocking=True)
         sizes = sizes.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext():
+        with (
+            torch.autocast(self.device.type, self.amp_dtype)
+            if self.amp_dtype
+            else nullcontext()
+        ):
             outputs = self.model(images)
         refuse_non_finite_outputs(outputs, batch_image_names(len(images)))
         labels, boxes, scores = self.postprocessor(outputs, sizes)

@@ -29,7 +29,11 @@ from .detector_evaluation import Evaluation, confusion_matrix, count_errors
 
 TEMPLATE = Path(__file__).with_name("evaluation_report.html.jinja")
 
-SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
+SIZES = (
+    ("small", 0.0, 32.0**2),
+    ("medium", 32.0**2, 96.0**2),
+    ("large", 96.0**2, float("inf")),
+)
 """COCO's size classes: name, minimum and maximum area in square pixels."""
 
 MAX_MATRIX_CLASSES = 40
@@ -67,11 +71,13 @@ def write_report(
     if threshold is None:
         best = best_operating_point(evaluation.matches)
         threshold = detector.threshold if best is None else best.threshold
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(_page_content(evaluation, detector, threshold, worst))
-    write_atomically(path, lambda file: file.write(page.encode(errors="backslashreplace")))
+    write_atomically(
+        path, lambda file: file.write(page.encode(errors="backslashreplace"))
+    )
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
@@ -99,12 +105,17 @@ def _page_content(
         "ann_file": dataset.ann_file,
         "images": len(dataset),
         "objects": sum(matches.objects.values()),
-        "metrics": {name: evaluation.metrics[name] for name in CocoEvaluator.metric_names},
+        "metrics": {
+            name: evaluation.metrics[name] for name in CocoEvaluator.metric_names
+        },
         "threshold": threshold,
         "at": operating_point_at(matches, threshold),
         "f1_chart": points
         and line_chart(
-            [_line(name, points.threshold, getattr(points, name)) for name in ("precision", "recall", "f1")],
+            [
+                _line(name, points.threshold, getattr(points, name))
+                for name in ("precision", "recall", "f1")
+            ],
             "score threshold",
             "share",
             mark=threshold,
@@ -118,7 +129,9 @@ def _page_content(
     }
 
 
-def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
+def _class_rows(
+    evaluation: Evaluation, threshold: float
+) -> Iterator[dict[str, object]]:
     matches = evaluation.matches
     for label, name in sorted(evaluation.names.items()):
         class_matches = matches.of_category(label)
@@ -131,7 +144,11 @@ def _class_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, 
             "at": operating_point_at(class_matches, threshold) if count else None,
             "best": best_operating_point(class_matches),
             "curve": points
-            and sparkline(_line(f"precision over recall of {name}", points.recall, points.precision)),
+            and sparkline(
+                _line(
+                    f"precision over recall of {name}", points.recall, points.precision
+                )
+            ),
         }
 
 
@@ -187,18 +204,26 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, object]:
     }
 
 
-def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Iterator[dict[str, object]]:
+def _worst_images(
+    evaluation: Evaluation, threshold: float, count: int
+) -> Iterator[dict[str, object]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
     errors = [count_errors(evaluation, image_id, threshold) for image_id in ids]
-    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[: max(count, 0)]:
+    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[
+        : max(count, 0)
+    ]:
         missed, false = errors[index]
         if not missed + false:
             return
         sample = evaluation.dataset.raw_sample(index)
         truth, prediction = draw_pair(
             sample.image,
-            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], evaluation.names),
-            DrawnObjects.of_rows(evaluation.detections_above(ids[index], threshold), evaluation.names),
+            DrawnObjects.of_labels(
+                sample.boxes, sample.fields["labels"], evaluation.names
+            ),
+            DrawnObjects.of_rows(
+                evaluation.detections_above(ids[index], threshold), evaluation.names
+            ),
         )
         yield {
             "name": evaluation.dataset.labels.file_name(index),
@@ -210,7 +235,9 @@ def _worst_images(evaluation: Evaluation, threshold: float, count: int) -> Itera
         }
 
 
-def _line(name: str, x: np.ndarray | float | None, y: np.ndarray | float | None) -> Line:
+def _line(
+    name: str, x: np.ndarray | float | None, y: np.ndarray | float | None
+) -> Line:
     """Return a line through operating points, given as arrays or single numbers."""
     return Line(name, np.asarray(x), np.asarray(y))
 

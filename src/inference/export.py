@@ -57,7 +57,9 @@ class Deployed(nn.Module):
         self.model = model
         self.postprocessor = postprocessor
 
-    def forward(self, images: Tensor, orig_target_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, orig_target_sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Detect objects.
 
         Args:
@@ -101,10 +103,14 @@ def export_onnx(
     path = Path(path)
     opset = _checked_opset(opset, exporter, batch_size)
     if path.suffix != ".onnx":
-        raise ConfigError(f"the file is called {path.name}, expected a name that ends with .onnx")
+        raise ConfigError(
+            f"the file is called {path.name}, expected a name that ends with .onnx"
+        )
     engine = detector.engine
     if not isinstance(engine, TorchEngine) or engine.device.type != "cpu":
-        raise ConfigError("only a detector from a checkpoint, loaded with device='cpu', can be exported")
+        raise ConfigError(
+            "only a detector from a checkpoint, loaded with device='cpu', can be exported"
+        )
     results = (path, path.with_suffix(".json"), path.with_suffix(DISAGREES))
     refuse_foreign(results, "choose another --output")
     onnx = _import_onnx(exporter)
@@ -117,12 +123,19 @@ def export_onnx(
     prepare_output_dir(path.parent)
     deployed = Deployed(engine.model, engine.postprocessor).eval()
     images = torch.rand(
-        batch_size or 2, 3, *detector.preprocessing.input_size, generator=torch.Generator().manual_seed(0)
+        batch_size or 2,
+        3,
+        *detector.preprocessing.input_size,
+        generator=torch.Generator().manual_seed(0),
     )
     example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
     with torch.no_grad(), _without_exporter_messages():
-        deployed(*example)  # computes cached tables, which would otherwise become part of the graph
-        proto = (_export_with_dynamo if exporter == "dynamo" else _export_with_torchscript)(
+        deployed(
+            *example
+        )  # computes cached tables, which would otherwise become part of the graph
+        proto = (
+            _export_with_dynamo if exporter == "dynamo" else _export_with_torchscript
+        )(
             deployed,
             example,
             opset,
@@ -135,7 +148,9 @@ def export_onnx(
     onnx.checker.check_model(proto)
     _check_graph(proto, opset, path)
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(metadata.to_json().encode()))
+    write_atomically(
+        path.with_suffix(".json"), lambda file: file.write(metadata.to_json().encode())
+    )
     logger.info(
         "%s: opset %d, %s, %d operations, %.1f MB; %s beside it holds the same metadata",
         path,
@@ -150,7 +165,9 @@ def export_onnx(
 
 def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
     if exporter not in OPSETS:
-        raise ConfigError(f"exporter is '{exporter}', expected one of {', '.join(OPSETS)}")
+        raise ConfigError(
+            f"exporter is '{exporter}', expected one of {', '.join(OPSETS)}"
+        )
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"the batch is {batch_size}, expected at least 1")
     if exporter == "torchscript" and batch_size is None:
@@ -229,7 +246,9 @@ def _export_with_torchscript(
 @contextmanager
 def _without_exporter_messages() -> Iterator[None]:
     """Suppress the exporters' messages; `_check_graph` and the comparison of results report real problems."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")
+    ]
     levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -254,7 +273,9 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         result, fits = onnxsim.simplify(proto)
         if not fits:
-            raise ExportError("onnxsim reports that its result differs; export without --simplify")
+            raise ExportError(
+                "onnxsim reports that its result differs; export without --simplify"
+            )
         return result
 
     return simplified
@@ -282,9 +303,13 @@ def _remove_debug_notes(proto: onnx.ModelProto) -> None:
 def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
     """Refuse graphs that some runtimes cannot run, or that do not have the fixed interface."""
     ops = {node.op_type for node in proto.graph.node}
-    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    written = next(
+        entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")
+    )
     foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
-    branching = sorted(op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence"))
+    branching = sorted(
+        op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence")
+    )
     faults = [
         (bool(branching), f"it has control flow ({', '.join(branching)})"),
         ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),

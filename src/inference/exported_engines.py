@@ -52,10 +52,19 @@ class ExportedEngine(ABC):
             batch = images[start : start + step]
             batch_sizes = sizes[start : start + step]
             missing = self.batch_size - len(batch) if self.batch_size else 0
-            if missing:  # copies of the last image fill the batch; their detections are dropped
+            if (
+                missing
+            ):  # copies of the last image fill the batch; their detections are dropped
                 batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
-                batch_sizes = torch.cat([batch_sizes, batch_sizes[-1:].expand(missing, 2)])
-            parts.append([part[: len(part) - missing] for part in self._compute(batch, batch_sizes)])
+                batch_sizes = torch.cat(
+                    [batch_sizes, batch_sizes[-1:].expand(missing, 2)]
+                )
+            parts.append(
+                [
+                    part[: len(part) - missing]
+                    for part in self._compute(batch, batch_sizes)
+                ]
+            )
         labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
         return labels.long(), boxes.float(), scores.float()
 
@@ -67,7 +76,9 @@ class ExportedEngine(ABC):
 class OnnxEngine(ExportedEngine):
     """An ONNX file in ONNX Runtime."""
 
-    def __init__(self, path: str | Path, device: str | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+    ) -> None:
         """Load the file.
 
         Args:
@@ -86,8 +97,12 @@ class OnnxEngine(ExportedEngine):
         options.log_severity_level = 3
         providers = _execution_providers(device, ort.get_available_providers())
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # the exceptions of ONNX Runtime have no common base class
+            self._session = ort.InferenceSession(
+                str(path), options, providers=providers
+            )
+        except (
+            Exception
+        ) as error:  # the exceptions of ONNX Runtime have no common base class
             raise CheckpointError(
                 f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: "
                 f"{first_line(error)[:LONGEST_REASON]}"
@@ -98,20 +113,31 @@ class OnnxEngine(ExportedEngine):
             [entry.name for entry in self._session.get_inputs()],
             [entry.name for entry in self._session.get_outputs()],
         )
-        first = next(entry.shape[0] for entry in self._session.get_inputs() if entry.name == INPUTS[0])
+        first = next(
+            entry.shape[0]
+            for entry in self._session.get_inputs()
+            if entry.name == INPUTS[0]
+        )
         self.batch_size = first if isinstance(first, int) else None
-        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(
+            METADATA_KEY
+        )
         _refuse_bad_constants(path, _onnx_constants(path))
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         values = (images.contiguous().numpy(), sizes.contiguous().numpy())
-        return map(torch.from_numpy, self._session.run(list(OUTPUTS), dict(zip(INPUTS, values))))
+        return map(
+            torch.from_numpy,
+            self._session.run(list(OUTPUTS), dict(zip(INPUTS, values))),
+        )
 
 
 class OpenVinoEngine(ExportedEngine):
     """An ONNX file or an OpenVINO `.xml` file in OpenVINO."""
 
-    def __init__(self, path: str | Path, device: str | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+    ) -> None:
         """Read and compile the model, in float32.
 
         Args:
@@ -151,14 +177,18 @@ class OpenVinoEngine(ExportedEngine):
             ) from None
         _check_interface(path, inputs, outputs)
         constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
-        _refuse_bad_constants(path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants))
+        _refuse_bad_constants(
+            path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants)
+        )
         self._model = core.compile_model(model, device, settings)
         first = model.input(INPUTS[0]).partial_shape[0]
         self.batch_size = None if first.is_dynamic else first.get_length()
         self.metadata = _onnx_metadata(path) if path.suffix == ".onnx" else None
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
-        found = self._model(dict(zip(INPUTS, (images.contiguous().numpy(), sizes.contiguous().numpy()))))
+        found = self._model(
+            dict(zip(INPUTS, (images.contiguous().numpy(), sizes.contiguous().numpy())))
+        )
         return [torch.from_numpy(np.array(found[name])) for name in OUTPUTS]
 
 
@@ -179,13 +209,21 @@ class TensorRtEngine(ExportedEngine):
         path = checked_path(path)
         self.device = pick_device(device or "cuda")
         if self.device.type != "cuda":
-            raise ConfigError(f"TensorRT runs only on CUDA devices, but {self.device} was requested")
+            raise ConfigError(
+                f"TensorRT runs only on CUDA devices, but {self.device} was requested"
+            )
         trt = import_optional("tensorrt")
         if int(trt.__version__.split(".")[0]) < 10:
-            raise ConfigError(f"TensorRT {trt.__version__} is installed, expected 10 or later")
+            raise ConfigError(
+                f"TensorRT {trt.__version__} is installed, expected 10 or later"
+            )
         warn_of_wrong_fp16(trt.__version__)
         self._runtime = trt.Runtime(
-            trt.Logger(trt.Logger.DEBUG if logger.isEnabledFor(logging.DEBUG) else trt.Logger.ERROR)
+            trt.Logger(
+                trt.Logger.DEBUG
+                if logger.isEnabledFor(logging.DEBUG)
+                else trt.Logger.ERROR
+            )
         )
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -194,8 +232,14 @@ class TensorRtEngine(ExportedEngine):
                 f"{torch.cuda.get_device_name(self.device)}: engines run only on the version and GPU that "
                 "built them; build it here (docs/deployment.md)"
             )
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        names = [
+            self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)
+        ]
+        inputs = [
+            name
+            for name in names
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        ]
         _check_interface(path, inputs, [name for name in names if name not in inputs])
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream(self.device)
@@ -205,9 +249,14 @@ class TensorRtEngine(ExportedEngine):
             trt.int32: torch.int32,
             trt.int64: torch.int64,
         }
-        self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
+        self._types = {
+            name: types[self._engine.get_tensor_dtype(name)] for name in names
+        }
         if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
-            least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0))
+            least, _, most = (
+                shape[0]
+                for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0)
+            )
             self.batch_size = most if least == most else None
             self.largest = most
         else:
@@ -217,7 +266,9 @@ class TensorRtEngine(ExportedEngine):
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             buffers = {
-                name: value.to(self.device, self._types[name], non_blocking=True).contiguous()
+                name: value.to(
+                    self.device, self._types[name], non_blocking=True
+                ).contiguous()
                 for name, value in zip(INPUTS, (images, sizes))
             }
             for name, value in buffers.items():
@@ -235,7 +286,9 @@ class TensorRtEngine(ExportedEngine):
                     f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what "
                     "it logs"
                 )
-            return [buffers[name].cpu() for name in OUTPUTS]  # synchronizes with this stream
+            return [
+                buffers[name].cpu() for name in OUTPUTS
+            ]  # synchronizes with this stream
 
 
 def warn_of_wrong_fp16(version: str) -> None:
@@ -249,7 +302,9 @@ def warn_of_wrong_fp16(version: str) -> None:
         )
 
 
-def _execution_providers(device: str | None, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+def _execution_providers(
+    device: str | None, available: list[str]
+) -> list[str | tuple[str, dict[str, int]]]:
     """Return ONNX Runtime's execution providers for a device."""
     cuda = "CUDAExecutionProvider" in available
     wanted = (
@@ -263,7 +318,10 @@ def _execution_providers(device: str | None, available: list[str]) -> list[str |
             "onnxruntime-gpu in its place"
         )
     return (
-        [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
+        [
+            ("CUDAExecutionProvider", {"device_id": wanted.index or 0}),
+            "CPUExecutionProvider",
+        ]
         if wanted.type == "cuda"
         else ["CPUExecutionProvider"]
     )
@@ -295,7 +353,9 @@ def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield weight.name, numpy_helper.to_array(weight, str(path.parent))
 
 
-def _refuse_bad_constants(path: Path, constants: Iterable[tuple[str, np.ndarray]]) -> None:
+def _refuse_bad_constants(
+    path: Path, constants: Iterable[tuple[str, np.ndarray]]
+) -> None:
     """Check that all weights are finite.
 
     Runtimes order scores that are not finite arbitrarily, so outputs do not show the problem. Constant tables

@@ -51,7 +51,10 @@ def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
         rows = evaluation.detections_above(image_id, threshold)
         objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
-        verdicts = ["crowd" if target == CROWD else "tp" if target >= 0 else "fp" for target in found]
+        verdicts = [
+            "crowd" if target == CROWD else "tp" if target >= 0 else "fp"
+            for target in found
+        ]
         truth = [
             fo.Detection(
                 label=evaluation.names[int(row[4])],

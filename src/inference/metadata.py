@@ -61,7 +61,11 @@ class Metadata:
                     f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; "
                     "export it again or update"
                 )
-            known = {key: value for key, value in content.items() if key in cls.__dataclass_fields__}
+            known = {
+                key: value
+                for key, value in content.items()
+                if key in cls.__dataclass_fields__
+            }
             metadata = cls(**known)
             if not all(set(entry) >= {"id", "name"} for entry in metadata.classes):
                 raise TypeError("a class without id or name")
@@ -69,7 +73,9 @@ class Metadata:
                 raise ValueError(f"threshold {metadata.threshold}, expected 0 to 1")
             return metadata
         except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where} has damaged metadata ({error}); export the model again") from None
+            raise CheckpointError(
+                f"{where} has damaged metadata ({error}); export the model again"
+            ) from None
 
 
 def metadata_for(path: Path, text: str | None) -> Metadata:
@@ -94,4 +100,6 @@ def _read_metadata_text(path: Path) -> str:
     try:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; export the model again") from None
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; export the model again"
+        ) from None

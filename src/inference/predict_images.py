@@ -11,7 +11,13 @@ from tqdm import tqdm
 from ..core.errors import ConfigError, DataError
 from ..data.dataset.coco_images import CocoImages, load_coco_images
 from ..data.dataset.decoding import ImageError
-from ..runtime.own_files import is_ours, picture_names, refuse_foreign, refuse_leaving, write_picture
+from ..runtime.own_files import (
+    is_ours,
+    picture_names,
+    refuse_foreign,
+    refuse_leaving,
+    write_picture,
+)
 from .detector import Detector, ImagePrediction, LabelledFile, Readable
 from .prediction import Prediction
 from .prediction_files import ADVICE, PREDICTIONS, PredictionFile, file_identity
@@ -41,7 +47,9 @@ class ImageJob:
         self.ids = dict(islice(ids.items(), frames))
         self.files = files[:frames]
         names = [file.relative_to(self.root).as_posix() for file in self.ids]
-        self.pictures = dict(zip(self.ids, (folder / name for name in picture_names(names))))
+        self.pictures = dict(
+            zip(self.ids, (folder / name for name in picture_names(names)))
+        )
         results = [folder / PREDICTIONS, *(self.pictures.values() if draw else ())]
         inputs = {file_identity(file) for file in self.ids} - {None}
         for path in results:
@@ -49,8 +57,12 @@ class ImageJob:
                 raise ConfigError(
                     f"{path} is among the images and would be replaced by its own picture; {ADVICE}"
                 )
-        if draw and file_identity(folder) in {file_identity(file.parent) for file in self.ids}:
-            raise ConfigError(f"the pictures would be written among the images in {folder}; {ADVICE}")
+        if draw and file_identity(folder) in {
+            file_identity(file.parent) for file in self.ids
+        }:
+            raise ConfigError(
+                f"the pictures would be written among the images in {folder}; {ADVICE}"
+            )
         refuse_leaving(folder, results)
         refuse_foreign(results, ADVICE)
 
@@ -81,7 +93,9 @@ class ImageJob:
                 f"the results of the others are in {self.folder}"
             )
         if missing:
-            raise DataError(f"{missing} of {len(self.files)} images were not processed; this is a bug")
+            raise DataError(
+                f"{missing} of {len(self.files)} images were not processed; this is a bug"
+            )
         return results.path
 
     def _write_picture(self, file: Path, seen: ImagePrediction) -> None:
@@ -92,10 +106,14 @@ class ImageJob:
     def _entries(self, file: Path, prediction: Prediction) -> list[dict[str, Any]]:
         """Return the COCO result entries of an image, with its file name relative to the input."""
         name = str(file.relative_to(self.root))
-        return [{**entry, "file_name": name} for entry in prediction.to_coco(self.ids[file])]
+        return [
+            {**entry, "file_name": name} for entry in prediction.to_coco(self.ids[file])
+        ]
 
 
-def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path, int], list[Readable]]:
+def _numbered_images(
+    source: Path, root: Path, output: Path
+) -> tuple[dict[Path, int], list[Readable]]:
     """Return image files with numbers from 1, and the list of images to read, without earlier results."""
     own = output.resolve()
     includes_all = source.is_file() or own == root.resolve()
@@ -104,14 +122,19 @@ def _numbered_images(source: Path, root: Path, output: Path) -> tuple[dict[Path,
         if includes_all or own not in file.resolve().parents or not is_ours(file):
             found.append(file)
     if not found:
-        raise DataError(f"{source} has no image files but those in {output}, which are earlier results")
+        raise DataError(
+            f"{source} has no image files but those in {output}, which are earlier results"
+        )
     return {file: number for number, file in enumerate(found, start=1)}, list(found)
 
 
-def _listed_images(root: Path, images: CocoImages) -> tuple[dict[Path, int], list[Readable]]:
+def _listed_images(
+    root: Path, images: CocoImages
+) -> tuple[dict[Path, int], list[Readable]]:
     """Return the image files of a COCO file with their ids, and the list of images to read."""
     ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
     files: list[Readable] = [
-        LabelledFile(root / name, size) for name, size in zip(images.names, images.sizes)
+        LabelledFile(root / name, size)
+        for name, size in zip(images.names, images.sizes)
     ]
     return ids, files

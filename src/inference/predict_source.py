@@ -74,7 +74,9 @@ def open_job(
     opened = open_source(source)
     if opened.is_video:
         if annotations is not None:
-            raise ConfigError("--annotations selects image files; it cannot be used with a video")
+            raise ConfigError(
+                "--annotations selects image files; it cannot be used with a video"
+            )
         return VideoJob(opened, prepare_output_dir(output), draw, frames)
     assert isinstance(opened.place, Path)  # streams and cameras are videos
     return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)

@@ -22,14 +22,20 @@ from .sources import Source, Video
 class VideoJob:
     """A prediction job for a video, a camera or a stream."""
 
-    def __init__(self, source: Source, folder: Path, draw: bool, frames: int | None) -> None:
+    def __init__(
+        self, source: Source, folder: Path, draw: bool, frames: int | None
+    ) -> None:
         """Open the video and check the paths of all results."""
         self.folder = folder
         self.draw = draw
         self.frames = frames
         stem = source.place.stem if isinstance(source.place, Path) else "camera"
         self.path = folder / f"{stem}.mp4"
-        if isinstance(source.place, Path) and self.path.exists() and self.path.samefile(source.place):
+        if (
+            isinstance(source.place, Path)
+            and self.path.exists()
+            and self.path.samefile(source.place)
+        ):
             raise ConfigError(f"the drawn video would replace {source.place}; {ADVICE}")
         refuse_foreign([folder / PREDICTIONS, *([self.path] if draw else [])], ADVICE)
         self.video = Video(source)
@@ -47,7 +53,13 @@ class VideoJob:
         video = self.video
         writer = VideoWriter(self.path, video.rate)
         total = min(filter(None, (video.count, self.frames)), default=None)
-        bar = tqdm(islice(video, self.frames), desc="frames", total=total, disable=None, leave=False)
+        bar = tqdm(
+            islice(video, self.frames),
+            desc="frames",
+            total=total,
+            disable=None,
+            leave=False,
+        )
         stream = detector.stream(bar, settings)
         try:
             with PredictionFile(self.folder) as results:
@@ -55,11 +67,15 @@ class VideoJob:
                     if self.draw:
                         writer.write(np.asarray(seen.prediction.draw(seen.image)))
                     entries = seen.prediction.to_coco(number)
-                    results.add([{**entry, "file_name": f"frame {number}"} for entry in entries])
+                    results.add(
+                        [{**entry, "file_name": f"frame {number}"} for entry in entries]
+                    )
         finally:
             writer.close()
         if video.fault is not None:
-            raise DataError(f"{video.fault}; the results of {results.num_images} frames are in {self.folder}")
+            raise DataError(
+                f"{video.fault}; the results of {results.num_images} frames are in {self.folder}"
+            )
         return results.path
 
 

@@ -53,12 +53,17 @@ class Prediction:
         return replace(
             self,
             names=names,
-            **{key: getattr(self, key)[rows] for key in ("boxes", "scores", "labels", "category_ids")},
+            **{
+                key: getattr(self, key)[rows]
+                for key in ("boxes", "scores", "labels", "category_ids")
+            },
         )
 
     def clipped(self) -> Prediction:
         """Return the same detections with boxes clipped to the image, for cropping."""
-        return replace(self, boxes=self.boxes.clip(0, np.tile(np.array(self.size, np.float32), 2)))
+        return replace(
+            self, boxes=self.boxes.clip(0, np.tile(np.array(self.size, np.float32), 2))
+        )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return the detections as entries of a COCO result file, with `bbox` as xywh in pixels.
@@ -69,7 +74,9 @@ class Prediction:
             >>> found.to_coco(image_id=7)
             [{'image_id': 7, 'category_id': 1, 'bbox': [10.0, 20.0, 30.0, 40.0], 'score': 0.5}]
         """
-        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1).astype(float)
+        xywh = np.concatenate(
+            [self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1
+        ).astype(float)
         return [
             {
                 "image_id": image_id,
@@ -77,10 +84,14 @@ class Prediction:
                 "bbox": [round(v, 3) for v in box],
                 "score": round(score, 6),
             }
-            for category, box, score in zip(self.category_ids.tolist(), xywh.tolist(), self.scores.tolist())
+            for category, box, score in zip(
+                self.category_ids.tolist(), xywh.tolist(), self.scores.tolist()
+            )
         ]
 
-    def draw(self, image: Tensor | np.ndarray | Image.Image | None = None) -> Image.Image:
+    def draw(
+        self, image: Tensor | np.ndarray | Image.Image | None = None
+    ) -> Image.Image:
         """Draw boxes, names and scores on the image.
 
         Args:
@@ -92,7 +103,9 @@ class Prediction:
         """
         if image is None:
             if self.source is None:
-                raise ConfigError("this image did not come from a file; pass it to draw()")
+                raise ConfigError(
+                    "this image did not come from a file; pass it to draw()"
+                )
             image = load_image(Path(self.source))
         elif isinstance(image, Image.Image):
             image = image_from_pil(image)

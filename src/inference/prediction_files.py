@@ -70,7 +70,9 @@ class PredictionFile:
         self._temporary.replace(self.path)
         if kind is not None:
             logger.info("the job ended early; the predictions so far were written")
-        logger.info("%d images, %d detections: %s", self.num_images, self.num_entries, self.path)
+        logger.info(
+            "%d images, %d detections: %s", self.num_images, self.num_entries, self.path
+        )
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:

@@ -43,7 +43,11 @@ class Preprocessing:
             ConfigError: if a transform is random or crops or pads the image, or there is no Resize.
         """
         self.ops = [dict(op) for op in ops]
-        foreign = [str(op.get("type")) for op in self.ops if op.get("type") not in DETERMINISTIC_TRANSFORMS]
+        foreign = [
+            str(op.get("type"))
+            for op in self.ops
+            if op.get("type") not in DETERMINISTIC_TRANSFORMS
+        ]
         if foreign:
             raise ConfigError(
                 f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared "
@@ -70,7 +74,10 @@ class Preprocessing:
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
         """Return the same preprocessing for another (height, width)."""
         return Preprocessing(
-            [{**op, "size": list(input_size)} if op["type"] == "Resize" else op for op in self.ops]
+            [
+                {**op, "size": list(input_size)} if op["type"] == "Resize" else op
+                for op in self.ops
+            ]
         )
 
     def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -87,11 +94,15 @@ class Preprocessing:
         for image, out in zip(images, batch):
             sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
             self._transforms(sample).render(out=out)
-        return batch, torch.tensor([[image.shape[2], image.shape[1]] for image in images])
+        return batch, torch.tensor(
+            [[image.shape[2], image.shape[1]] for image in images]
+        )
 
     def __repr__(self) -> str:
         steps = ["RGB"]
         for op in self.ops:
-            arguments = ", ".join(f"{key}={value}" for key, value in op.items() if key != "type")
+            arguments = ", ".join(
+                f"{key}={value}" for key, value in op.items() if key != "type"
+            )
             steps.append(f"{op['type']}({arguments})")
         return " -> ".join(steps)

@@ -93,8 +93,12 @@ def open_source(text: str) -> Source:
         return Source(int(device[1]), is_video=True)
     path = user_path(text)
     if not path.exists():
-        raise DataError(f"{text} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}")
-    return Source(path, is_video=path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES)
+        raise DataError(
+            f"{text} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}"
+        )
+    return Source(
+        path, is_video=path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+    )
 
 
 def image_files(path: Path) -> list[Path]:
@@ -108,12 +112,16 @@ def image_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}")
+        raise DataError(
+            f"{path} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}"
+        )
     found = find_image_files(path)
     if not found.images:
         raise DataError(f"{path} has no image files{found.describe_others()}")
     if found.others:
-        logger.info("%s: %d image files%s", path, len(found.images), found.describe_others())
+        logger.info(
+            "%s: %d image files%s", path, len(found.images), found.describe_others()
+        )
     return [path / name for name in found.images]
 
 
@@ -132,9 +140,15 @@ class Video:
         self.frames_read = 0
         self.was_stopped = False
         place = source.place
-        self._capture = cv2.VideoCapture(str(place) if isinstance(place, Path) else place)
+        self._capture = cv2.VideoCapture(
+            str(place) if isinstance(place, Path) else place
+        )
         if not self._capture.isOpened():
-            hint = "; check that the URL works, for example with ffplay" if _is_address(place) else ""
+            hint = (
+                "; check that the URL works, for example with ffplay"
+                if _is_address(place)
+                else ""
+            )
             raise DataError(f"{source.name} cannot be opened as a video{hint}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -147,7 +161,10 @@ class Video:
             else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
         )
         if self.count is None and not source.is_live:
-            logger.warning("%s has no number of frames: a truncated file cannot be detected", source.name)
+            logger.warning(
+                "%s has no number of frames: a truncated file cannot be detected",
+                source.name,
+            )
         elif suffix in FORMATS_WITHOUT_COUNT:
             logger.warning(
                 "%s has a format without a number of frames: a truncated file cannot be detected",
@@ -163,7 +180,9 @@ class Video:
                 if not was_read:
                     break
                 self.frames_read += 1
-                yield torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(2, 0, 1)
+                yield torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(
+                    2, 0, 1
+                )
             self.was_stopped = False
         finally:
             self._capture.release()

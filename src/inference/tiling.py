@@ -81,12 +81,20 @@ def predict_tiled(
     windows = tiling.windows(*size)
     found: list[Prediction] = []
     for start in range(0, len(windows), batch_size):
-        found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows[start : start + batch_size]])
+        found += predict(
+            [
+                image[:, y0:y1, x0:x1]
+                for x0, y0, x1, y1 in windows[start : start + batch_size]
+            ]
+        )
     if len(windows) == 1:
         return found[0]
-    cut = np.concatenate([_is_cut(part.boxes, window, size) for part, window in zip(found, windows)])
+    cut = np.concatenate(
+        [_is_cut(part.boxes, window, size) for part, window in zip(found, windows)]
+    )
     moved = [
-        part.boxes + np.array([x0, y0, x0, y0], np.float32) for part, (x0, y0, _, _) in zip(found, windows)
+        part.boxes + np.array([x0, y0, x0, y0], np.float32)
+        for part, (x0, y0, _, _) in zip(found, windows)
     ]
     together = Prediction(
         boxes=np.concatenate(moved),
@@ -105,7 +113,9 @@ def predict_tiled(
     return together.select(rows.numpy())
 
 
-def _is_cut(boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+def _is_cut(
+    boxes: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]
+) -> np.ndarray:
     """Return whether each box, in pixels of its window, touches a side that is not a side of the image."""
     x0, y0, x1, y1 = window
     width = x1 - x0
@@ -126,7 +136,9 @@ def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tenso
     """Return the rows to keep, best first: each whole object once, and parts of other objects."""
     whole = torch.nonzero(~cut)[:, 0]
     parts = torch.nonzero(cut)[:, 0]
-    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)]
+    whole = whole[
+        batched_nms(boxes[whole], scores[whole], labels[whole], DUPLICATE_IOU)
+    ]
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])
     own = (boxes[parts, 2:] - boxes[parts, :2]).clamp(min=0).prod(1, keepdim=True)
@@ -134,6 +146,8 @@ def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tenso
         labels[parts, None] == labels[None, whole]
     )
     parts = parts[~covered.any(1)]
-    parts = parts[batched_nms(boxes[parts], scores[parts], labels[parts], DUPLICATE_IOU)]
+    parts = parts[
+        batched_nms(boxes[parts], scores[parts], labels[parts], DUPLICATE_IOU)
+    ]
     kept = torch.cat([whole, parts])
     return kept[scores[kept].argsort(descending=True, stable=True)]

@@ -60,7 +60,9 @@ class GramAnchoring:
                 of range.
         """
         if num_tokens is not None and num_tokens < 1:
-            raise ConfigError(f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1")
+            raise ConfigError(
+                f"GramAnchoring.num_tokens is {num_tokens}, expected at least 1"
+            )
         self._backbone = _backbone_of(model)
         if not self._backbone.ever_learns:
             raise ConfigError(
@@ -68,7 +70,11 @@ class GramAnchoring:
                 "(DINOv3Backbone.freeze_backbone, "
                 "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
             )
-        self.num_tokens, self.all_taps, self.checkpoint_path = num_tokens, all_taps, checkpoint_path
+        self.num_tokens, self.all_taps, self.checkpoint_path = (
+            num_tokens,
+            all_taps,
+            checkpoint_path,
+        )
         self.teacher: Eva | None = None
         self._epochs, self._weights = _read_schedule(weight)
         self.set_epoch(0)
@@ -131,7 +137,10 @@ class GramAnchoring:
         if seen is None or not self.weight:
             return None
         device = seen.images.device
-        with torch.no_grad(), torch.autocast(device.type, seen.autocast_dtype, seen.autocast):
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, seen.autocast_dtype, seen.autocast),
+        ):
             references = self._backbone.taps_of(self._loaded_teacher(), seen.images)
         first = 0 if self.all_taps else -1
         num_patches = references[-1].shape[-2:].numel()
@@ -145,7 +154,9 @@ class GramAnchoring:
         return self.weight * torch.stack(losses).mean()
 
 
-def gram_distance(student: Tensor, teacher: Tensor, drawn: Tensor | None = None) -> Tensor:
+def gram_distance(
+    student: Tensor, teacher: Tensor, drawn: Tensor | None = None
+) -> Tensor:
     """Return the mean of (X_S X_S^T - X_G X_G^T)^2 over images and pairs of patches, in float32.
 
     This is L_Gram (equation 2) with the mean instead of the sum, as in the authors' code. The products are
@@ -183,11 +194,18 @@ class _Recorder:
     def __init__(self) -> None:
         self.seen: _Seen | None = None
 
-    def __call__(self, adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
+    def __call__(
+        self, adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]
+    ) -> None:
         taps, images = arguments
         kind = images.device.type
         self.seen = (
-            _Seen(taps, images, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            _Seen(
+                taps,
+                images,
+                torch.is_autocast_enabled(kind),
+                torch.get_autocast_dtype(kind),
+            )
             if taps[-1].requires_grad
             else None
         )
@@ -212,9 +230,14 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
 
 def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
     """Return epochs in ascending order and their weights."""
-    pairs: list[Any] = [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
+    pairs: list[Any] = (
+        [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
+    )
     if not pairs or not all(
-        isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], (int, float)) and pair[1] >= 0
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and isinstance(pair[1], (int, float))
+        and pair[1] >= 0
         for pair in pairs
     ):
         raise ConfigError(
@@ -224,5 +247,7 @@ def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
         )
     epochs = [epoch for epoch, _ in pairs]
     if epochs != sorted(epochs):
-        raise ConfigError(f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend")
+        raise ConfigError(
+            f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend"
+        )
     return epochs, [float(value) for _, value in pairs]

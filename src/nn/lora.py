@@ -99,16 +99,22 @@ class LoRALinear(nn.Linear):
         del self.lora_down, self.lora_up, self.scale
         self.__class__ = nn.Linear  # type: ignore[assignment]  # on purpose: what remains is a plain layer
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
         """Load a state dict; if it has no factors, as for a plain layer, set the update to zero."""
         factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
-        if prefix + "weight" in state_dict and not any(key in state_dict for key in factors):
+        if prefix + "weight" in state_dict and not any(
+            key in state_dict for key in factors
+        ):
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
             state_dict = {**state_dict, **factors}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
+def add_lora(
+    vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[str]
+) -> None:
     """Replace linear layers in every block of timm's ViT by `LoRALinear`.
 
     Args:
@@ -137,14 +143,18 @@ def add_lora(vit: nn.Module, rank: int, alpha: float | None, targets: Sequence[s
         # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add
         # them after it
         attention = cast("EvaAttention", block.attn)
-        attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(attention.qkv, LoRALinear)
+        attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(
+            attention.qkv, LoRALinear
+        )
 
 
 def _blocks_of(vit: nn.Module) -> Iterable[EvaBlock]:
     return cast("Iterable[EvaBlock]", vit.blocks)
 
 
-def _layers_of(vit: nn.Module, targets: Sequence[str]) -> list[tuple[nn.Module, str, nn.Linear]]:
+def _layers_of(
+    vit: nn.Module, targets: Sequence[str]
+) -> list[tuple[nn.Module, str, nn.Linear]]:
     """Return (owner, attribute, layer) of all blocks, each layer once."""
     unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]
     if unknown or not targets:

@@ -26,7 +26,9 @@ def build_activation(name: str | None) -> nn.Module:
     if name is None:
         return nn.Identity()
     if name not in _ACTIVATIONS:
-        raise ValueError(f"activation '{name}' is not known; known are {', '.join(_ACTIVATIONS)}")
+        raise ValueError(
+            f"activation '{name}' is not known; known are {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]()
 
 

@@ -103,12 +103,17 @@ def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Te
         rows = boxes_b.transpose(1, 2).contiguous()
         return [(boxes_a[..., None, i], rows[:, None, i]) for i in range(4)]
 
-    def span(low: tuple[Tensor, Tensor], high: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def span(
+        low: tuple[Tensor, Tensor], high: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return overlap (0 if apart) and hull along one axis."""
         overlap = torch.minimum(*high).sub_(torch.maximum(*low)).clamp_(min=0)
         return overlap, torch.maximum(*high).sub_(torch.minimum(*low))
 
-    l1 = sum(((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh)), start=a_cxcywh.new_zeros(()))
+    l1 = sum(
+        ((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh)),
+        start=a_cxcywh.new_zeros(()),
+    )
     a_xyxy = cxcywh_to_xyxy(a_cxcywh)
     b_xyxy = cxcywh_to_xyxy(b_cxcywh)
     left, top, right, bottom = planes(a_xyxy, b_xyxy)

@@ -22,7 +22,13 @@ def sample_bilinear(value: Tensor, locations: Tensor) -> Tensor:
         >>> sample_bilinear(value, torch.tensor([[[[0.5, 0.5]]]]))
         tensor([[[[1.]]]])
     """
-    return F.grid_sample(value, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(
+        value,
+        2 * locations - 1,
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
 
 
 def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
@@ -36,7 +42,9 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
     n, channels, height, width = value.shape
     size = torch.tensor([width, height], device=value.device)
     index = (locations * size + 0.5).long().clamp(min=0)
-    flat = index[..., 1].clamp(max=height - 1) * width + index[..., 0].clamp(max=width - 1)  # [n, Q, P]
+    flat = index[..., 1].clamp(max=height - 1) * width + index[..., 0].clamp(
+        max=width - 1
+    )  # [n, Q, P]
     points = flat.flatten(1)[:, None].expand(n, channels, -1)
     return value.flatten(2).gather(2, points).view(n, channels, *flat.shape[1:])
 

@@ -69,15 +69,22 @@ class ModelEMA:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = self.configured_decay = decay
         self.start = start
-        self.warmups = round(min(self.horizon, LONGEST_HORIZON)) if warmups is None else warmups
+        self.warmups = (
+            round(min(self.horizon, LONGEST_HORIZON)) if warmups is None else warmups
+        )
         self.updates = 0
         self.skipped = 0
         self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
 
     @staticmethod
-    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+    def __resolve_lengths__(
+        settings: Mapping[str, Any], run: RunLength
+    ) -> dict[str, Any]:
         """Derive horizon and ramp from the length of the run if neither horizon nor decay is set."""
-        if settings.get("decay", 0.9999) is not None or settings.get("horizon") is not None:
+        if (
+            settings.get("decay", 0.9999) is not None
+            or settings.get("horizon") is not None
+        ):
             return {}
         steps = round(HORIZON_SHARE * run.steps)
         horizon = min(max(steps, SHORTEST_HORIZON), LONGEST_HORIZON)
@@ -145,7 +152,10 @@ class ModelEMA:
 
     def _pair_tensors(self, model: nn.Module) -> tuple[_Pairs, _Pairs]:
         """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor occurs once."""
-        key = (id(model), *(parameter.requires_grad for parameter in model.parameters()))
+        key = (
+            id(model),
+            *(parameter.requires_grad for parameter in model.parameters()),
+        )
         if self._pairs is None or self._pairs[0] != key:
             moving = _moving_tensors(model)
             ours = self.module.state_dict(keep_vars=True)
@@ -161,7 +171,9 @@ class ModelEMA:
 
 def _moving_tensors(model: nn.Module) -> set[int]:
     """Return the ids of trainable parameters and batch norm statistics."""
-    moving = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    moving = {
+        id(parameter) for parameter in model.parameters() if parameter.requires_grad
+    }
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             moving.update(map(id, module.buffers(recurse=False)))
@@ -170,7 +182,9 @@ def _moving_tensors(model: nn.Module) -> set[int]:
 
 def _decay_of(horizon: int | None) -> float:
     if horizon is None:
-        raise ConfigError("ModelEMA has neither a decay nor a horizon, expected one of them")
+        raise ConfigError(
+            "ModelEMA has neither a decay nor a horizon, expected one of them"
+        )
     if horizon < 1:
         raise ConfigError(f"ModelEMA.horizon is {horizon!r}, expected at least 1 step")
     return 1 - 1 / horizon

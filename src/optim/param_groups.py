@@ -15,7 +15,12 @@ from ..core.registry import Argument, arguments_of, register
 from ..core.validate import did_you_mean, matches, require, type_name
 from .freezing import FROM_THE_START, learning_plan
 
-_MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention)
+_MATRIX_OWNERS = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.Embedding,
+    nn.MultiheadAttention,
+)
 """Modules whose weights get weight decay with `decay_matrices_only`."""
 
 
@@ -47,7 +52,9 @@ def build_param_groups(
         ConfigError: if a parameter matches two expressions, or an expression is invalid.
     """
     plan = learning_plan(model)
-    named = {name: parameter for name, parameter in model.named_parameters() if name in plan}
+    named = {
+        name: parameter for name, parameter in model.named_parameters() if name in plan
+    }
     patterns = [_compile_pattern(group) for group in groups or []]
     owner = {name: _matching_group(name, patterns) for name in named}
     exempt = _not_decayed(model) if decay_matrices_only else set()
@@ -63,7 +70,9 @@ def build_param_groups(
                 members.append(name)
         result += _split_by_learning(decayed, plan, named, settings, label, lr)
         settings = settings | {"weight_decay": 0.0}
-        result += _split_by_learning(not_decayed, plan, named, settings, label + ", not decayed", lr)
+        result += _split_by_learning(
+            not_decayed, plan, named, settings, label + ", not decayed", lr
+        )
     return result
 
 
@@ -72,7 +81,9 @@ def _matching_group(name: str, patterns: Sequence[re.Pattern[str]]) -> int:
     matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
     if len(matching) > 1:
         first, second = (patterns[index].pattern for index in matching[:2])
-        raise ConfigError(f"optimizer.params: {name} matches both '{first}' and '{second}'")
+        raise ConfigError(
+            f"optimizer.params: {name} matches both '{first}' and '{second}'"
+        )
     return matching[0] if matching else len(patterns)
 
 
@@ -91,7 +102,12 @@ def _split_by_learning(
     groups = []
     for learning in sorted(parameters, key=_order):
         own, remark = _learning_overrides(learning, settings.get("lr", lr))
-        group = {"params": parameters[learning], **settings, **own, "name": label + remark}
+        group = {
+            "params": parameters[learning],
+            **settings,
+            **own,
+            "name": label + remark,
+        }
         groups.append(group)
     return groups
 
@@ -122,19 +138,27 @@ def _compile_pattern(group: dict[str, Any]) -> re.Pattern:
     try:
         return re.compile(text)
     except re.error as error:
-        raise ConfigError(f"optimizer.params: '{text}' is not a regular expression: {error}") from None
+        raise ConfigError(
+            f"optimizer.params: '{text}' is not a regular expression: {error}"
+        ) from None
 
 
 def _not_decayed(model: nn.Module) -> set[str]:
     exempt = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if not isinstance(module, _MATRIX_OWNERS) or parameter.ndim < 2 or name.endswith("bias"):
+            if (
+                not isinstance(module, _MATRIX_OWNERS)
+                or parameter.ndim < 2
+                or name.endswith("bias")
+            ):
                 exempt.add(name)
     return exempt
 
 
-def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argument]) -> None:
+def _check_settings(
+    groups: Sequence[dict[str, Any]], accepted: dict[str, Argument]
+) -> None:
     """Raise if a group has settings that the optimizer does not accept."""
     for index, group in enumerate(groups):
         for key, value in group.items():
@@ -142,9 +166,14 @@ def _check_settings(groups: Sequence[dict[str, Any]], accepted: dict[str, Argume
             if key == "params":
                 continue
             if key not in accepted:
-                raise ConfigError(f"unknown key '{place}'{did_you_mean(key, list(accepted))}")
+                raise ConfigError(
+                    f"unknown key '{place}'{did_you_mean(key, list(accepted))}"
+                )
             expected = accepted[key].annotation
-            require(matches(value, expected), f"{place} is {value!r}, expected {type_name(expected)}")
+            require(
+                matches(value, expected),
+                f"{place} is {value!r}, expected {type_name(expected)}",
+            )
             if key in ("lr", "weight_decay"):
                 require(value >= 0, f"{place} is {value}, expected at least 0")
 
@@ -162,7 +191,9 @@ def _register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
         settings.setdefault("fused", not settings.get("foreach"))
         _check_settings(params or [], accepted)
         lr = settings.get("lr", accepted["lr"].default)
-        groups = build_param_groups(model, params, lr=lr, decay_matrices_only=decay_matrices_only)
+        groups = build_param_groups(
+            model, params, lr=lr, decay_matrices_only=decay_matrices_only
+        )
         return optimizer(groups, **settings)
 
     accepted = arguments_of(optimizer, skip="params")

@@ -9,7 +9,10 @@ import torch
 from ..core.registry import arguments_of, register
 
 
-@register("GradScaler", extra_arguments=lambda: arguments_of(torch.amp.GradScaler, skip="device"))
+@register(
+    "GradScaler",
+    extra_arguments=lambda: arguments_of(torch.amp.GradScaler, skip="device"),
+)
 def build_grad_scaler(device: str, **settings: Any) -> torch.amp.GradScaler:
     """Return torch's gradient scaler for a device type; YAML sets its other arguments."""
     return torch.amp.GradScaler(device, **settings)

@@ -34,7 +34,10 @@ class EpochSchedule:
     """
 
     def __init__(
-        self, scheduler: type[lr_scheduler.LRScheduler], optimizer: torch.optim.Optimizer, **settings: Any
+        self,
+        scheduler: type[lr_scheduler.LRScheduler],
+        optimizer: torch.optim.Optimizer,
+        **settings: Any,
     ) -> None:
         self._name = scheduler.__name__
         self._initial = _initial_rates(optimizer)
@@ -46,7 +49,9 @@ class EpochSchedule:
         try:
             self._running = scheduler(self._shadow, **settings)
         except (ValueError, TypeError, ArithmeticError) as error:
-            raise ConfigError(f"{scheduler.__name__} cannot be built: {error}") from error
+            raise ConfigError(
+                f"{scheduler.__name__} cannot be built: {error}"
+            ) from error
         self._remember_rates()
 
     def rates(self, epoch: int, share: float = 0.0) -> list[float]:
@@ -126,7 +131,9 @@ _LENGTHS: dict[str, Any] = {
 
 
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    return [
+        group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups
+    ]
 
 
 def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
@@ -144,16 +151,24 @@ def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> N
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
         if isinstance(settings.get("max_lr"), int | float):
-            _refuse_one_rate_for_many(scheduler.__name__, settings["max_lr"], _initial_rates(optimizer))
+            _refuse_one_rate_for_many(
+                scheduler.__name__, settings["max_lr"], _initial_rates(optimizer)
+            )
         return EpochSchedule(scheduler, optimizer, **settings)
 
     arguments = arguments_of(scheduler, skip="optimizer")
     del arguments["last_epoch"]  # the run knows its epoch
     accepted: dict[str, Argument] = {}
     for name, argument in arguments.items():
-        accepted[name] = Argument(argument.default, _LENGTHS.get(name, argument.annotation))
+        accepted[name] = Argument(
+            argument.default, _LENGTHS.get(name, argument.annotation)
+        )
     register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 
-for _scheduler in (lr_scheduler.MultiStepLR, lr_scheduler.CosineAnnealingLR, lr_scheduler.OneCycleLR):
+for _scheduler in (
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.OneCycleLR,
+):
     _register_scheduler(_scheduler)

@@ -24,13 +24,19 @@ class LinearWarmup:
         self.warmup_duration = warmup_duration
 
     @staticmethod
-    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+    def __resolve_lengths__(
+        settings: Mapping[str, Any], run: RunLength
+    ) -> dict[str, Any]:
         """Limit the duration to a tenth of the run's steps."""
         wanted = run.in_steps(settings["warmup_duration"], "warmup_duration")
         longest = int(run.steps * LARGEST_SHARE)
         if wanted <= longest:
             return {}
-        logger.info("warm-up is limited to %d steps, a tenth of the run, instead of %d", longest, wanted)
+        logger.info(
+            "warm-up is limited to %d steps, a tenth of the run, instead of %d",
+            longest,
+            wanted,
+        )
         return {"warmup_duration": longest}
 
     def factor(self, step: int) -> float:

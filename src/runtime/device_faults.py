@@ -49,19 +49,29 @@ def recorded_files() -> list[str]:
 def describe_recordings() -> str:
     """Return the end of a message that names the recorded files; "" if there are none."""
     files = recorded_files()
-    return f"; flight recorder (torchfrtrace reads it): {', '.join(files)}" if files else ""
+    return (
+        f"; flight recorder (torchfrtrace reads it): {', '.join(files)}"
+        if files
+        else ""
+    )
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Return whether an error of torch or NCCL reports a failed device."""
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _HARDWARE)
+    return isinstance(error, RuntimeError) and any(
+        part in str(error) for part in _HARDWARE
+    )
 
 
 def explain_device_fault(error: BaseException) -> str | None:
     """Return a message about a failed device and what to do; None for any other error."""
     if not is_device_fault(error):
         return None
-    reason = next(line for line in str(error).splitlines() if any(part in line for part in _HARDWARE))
+    reason = next(
+        line
+        for line in str(error).splitlines()
+        if any(part in line for part in _HARDWARE)
+    )
     return (
         f"a device failed: {reason.strip()}; see nvidia-smi -q and the system log (Xid) for details; reset "
         "the "

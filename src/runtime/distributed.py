@@ -95,7 +95,9 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device '{name}' is not a device; use cpu, cuda or cuda:N") from None
+        raise ConfigError(
+            f"device '{name}' is not a device; use cpu, cuda or cuda:N"
+        ) from None
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
@@ -137,7 +139,11 @@ def join_group(
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count <= 1:
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [
+        name
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
     if missing:
         raise RankError(
             f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun"
@@ -217,21 +223,33 @@ def tell_error(code: int, message: str) -> None:
 
 def _read_note(key: str) -> str | None:
     try:
-        return _store.get(key).decode() if _store is not None and _store.check([key]) else None
+        return (
+            _store.get(key).decode()
+            if _store is not None and _store.check([key])
+            else None
+        )
     except RuntimeError:
         return None
 
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return an error that explains why another rank does not respond, or None for any other error."""
-    if not is_distributed() or not isinstance(error, RuntimeError) or is_device_fault(error):
+    if (
+        not is_distributed()
+        or not isinstance(error, RuntimeError)
+        or is_device_fault(error)
+    ):
         return None
     if not any(part in str(error) for part in _LOST):
         return None
     found: list[LostRank] = []
-    asking = threading.Thread(target=lambda: found.append(_ask_for_lost_rank()), daemon=True)
+    asking = threading.Thread(
+        target=lambda: found.append(_ask_for_lost_rank()), daemon=True
+    )
     asking.start()
-    asking.join(_GRACE + _ANSWER)  # the store itself does not respond if its host is the silent rank
+    asking.join(
+        _GRACE + _ANSWER
+    )  # the store itself does not respond if its host is the silent rank
     if found:
         return found[0]
     return LostRank(
@@ -247,7 +265,9 @@ def _ask_for_lost_rank() -> LostRank:
     note = _read_note("error")
     if note:
         code, _, message = note.partition(" ")
-        return LostRank(f"another rank ended first: error[{code}]: {message}", int(code))
+        return LostRank(
+            f"another rank ended first: error[{code}]: {message}", int(code)
+        )
     time.sleep(_GRACE)  # the other ranks notice at about the same time
     silent = []
     for number in range(world_size()):
@@ -343,9 +363,15 @@ def check_ranks_agree(known: dict[str, Any]) -> None:
     """
     everyone = gather_objects(known)
     for name, value in everyone[0].items():
-        others = [number for number, theirs in enumerate(everyone) if theirs[name] != value]
+        others = [
+            number for number, theirs in enumerate(everyone) if theirs[name] != value
+        ]
         if others:
-            shown = "" if name == "configuration" else f": {everyone[others[0]][name]} and {value}"
+            shown = (
+                ""
+                if name == "configuration"
+                else f": {everyone[others[0]][name]} and {value}"
+            )
             raise RankError(
                 f"rank(s) {', '.join(map(str, others))} and rank 0 differ in the {name}{shown}; start all "
                 "ranks "

@@ -44,11 +44,15 @@ def temporary_path(path: Path, suffix: str = "") -> Path:
     name = path.name
     while len(os.fsencode(name)) > LONGEST_NAME:
         name = name[:-1]
-    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}")
+    return path.with_name(
+        f".{name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}"
+    )
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: str | Path, *, keep_previous: str | Path | None = None
+) -> Iterator[BinaryIO]:
     """Open a file for binary writing that replaces `path` when the block ends without an error.
 
     In every case, `path` has either the old or the new content. The temporary file is created exclusively
@@ -79,7 +83,9 @@ def atomic_file(path: str | Path, *, keep_previous: str | Path | None = None) ->
         written = _remove(temporary)
         if error.errno in DISK_FULL:
             raise DiskFullError(path, written) from error
-        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror or error}"
+        ) from error
     except BaseException:
         _remove(temporary)
         raise
@@ -136,7 +142,9 @@ def write_atomically(
         with atomic_file(path, keep_previous=keep_previous) as file:
             write(file)
     except DiskFullError as error:
-        raise DiskFullError(error.path, error.written, _size_of(write)) from error.__cause__
+        raise DiskFullError(
+            error.path, error.written, _size_of(write)
+        ) from error.__cause__
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
@@ -165,7 +173,9 @@ def append_line(path: Path, line: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def refuse_replacing(path: str | Path) -> None:
@@ -175,7 +185,9 @@ def refuse_replacing(path: str | Path) -> None:
         ConfigError: if a file or a folder of this name exists.
     """
     if os.path.lexists(path):
-        raise ConfigError(f"{path} already exists and would be replaced; remove it or choose another path")
+        raise ConfigError(
+            f"{path} already exists and would be replaced; remove it or choose another path"
+        )
 
 
 def prepare_output_dir(path: str | Path) -> Path:
@@ -191,7 +203,9 @@ def prepare_output_dir(path: str | Path) -> Path:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output_dir {path} cannot be written to: {error.strerror or error}") from None
+        raise ConfigError(
+            f"output_dir {path} cannot be written to: {error.strerror or error}"
+        ) from None
     return path
 
 
@@ -208,7 +222,10 @@ def remove_leftovers(folder: Path) -> list[str]:
 def _is_abandoned(path: Path) -> bool:
     """Return whether a path is a regular file that no process has locked."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(
+            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
+            "rb",
+        ) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,15 +249,21 @@ def locked(folder: Path) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        reason = "it is a symbolic link" if path.is_symlink() else error.strerror or error
-        raise ConfigError(f"{path} cannot be used as a lock: {reason}; choose another --output-dir") from None
+        reason = (
+            "it is a symbolic link" if path.is_symlink() else error.strerror or error
+        )
+        raise ConfigError(
+            f"{path} cannot be used as a lock: {reason}; choose another --output-dir"
+        ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ConfigError(f"{path} is not a regular file; choose another --output-dir")
     with open(descriptor, "r+", errors="replace") as file:
         holder = file.read(32).strip()
         if holder and not holder.isdecimal():
-            raise ConfigError(f"{path} is not a lock of this project; choose another --output-dir")
+            raise ConfigError(
+                f"{path} is not a lock of this project; choose another --output-dir"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -270,7 +293,10 @@ def is_in_use(folder: Path) -> bool:
     if path.resolve() in _held:
         return False
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(
+            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
+            "rb",
+        ) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -322,7 +348,9 @@ def _keep(path: Path, name: Path) -> None:
             shutil.copyfile(path, link)
         os.replace(link, name)
     finally:
-        link.unlink(missing_ok=True)  # it still exists if both names were the same file already
+        link.unlink(
+            missing_ok=True
+        )  # it still exists if both names were the same file already
 
 
 def _flush_folder(folder: Path) -> None:

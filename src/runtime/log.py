@@ -55,13 +55,22 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
     handler.addFilter(_OneLine())
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(
+        logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO
+    )
 
 
 def printable(text: str) -> str:
     """Return a message as one line of bounded length, without control characters from names in files."""
-    cut = f" ... ({len(text) - LONGEST_LINE} more characters)" if len(text) > LONGEST_LINE else ""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE]) + cut
+    cut = (
+        f" ... ({len(text) - LONGEST_LINE} more characters)"
+        if len(text) > LONGEST_LINE
+        else ""
+    )
+    return (
+        "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE])
+        + cut
+    )
 
 
 class _OneLine(logging.Filter):

@@ -22,4 +22,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO), mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO)])
+    return all(
+        [
+            mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO),
+            mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO),
+        ]
+    )

@@ -53,7 +53,15 @@ def is_ours(path: Path) -> bool:
     recognize = _RECOGNIZE.get(path.suffix.lower())
     try:
         return recognize is not None and recognize(path)
-    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return False
 
 
@@ -62,7 +70,11 @@ def is_our_coco_file(path: Path) -> bool:
 
     `is_ours` does not recognize these files, because no other result may replace labels.
     """
-    return path.is_file() and not path.is_symlink() and _COCO_MARK.match(_head(path)) is not None
+    return (
+        path.is_file()
+        and not path.is_symlink()
+        and _COCO_MARK.match(_head(path)) is not None
+    )
 
 
 def refuse_foreign(
@@ -81,11 +93,17 @@ def refuse_foreign(
     Raises:
         ConfigError: with the files that this project did not write.
     """
-    foreign = [str(path) for path in paths if os.path.lexists(path) and not recognize(path)]
+    foreign = [
+        str(path) for path in paths if os.path.lexists(path) and not recognize(path)
+    ]
     if foreign:
-        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        shown = ", ".join(foreign[:5]) + (
+            f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        )
         which = "it" if len(foreign) == 1 else "them"
-        raise ConfigError(f"{shown} would be replaced, but this project did not write {which}; {advice}")
+        raise ConfigError(
+            f"{shown} would be replaced, but this project did not write {which}; {advice}"
+        )
 
 
 def prepare_report(path: Path, flag: str) -> None:
@@ -104,7 +122,11 @@ def prepare_report(path: Path, flag: str) -> None:
 
 def is_our_report(path: Path) -> bool:
     """Return whether a file is a report of this project; a report replaces no other kind of result."""
-    return path.is_file() and not path.is_symlink() and _REPORT_MARK.match(_head(path)) is not None
+    return (
+        path.is_file()
+        and not path.is_symlink()
+        and _REPORT_MARK.match(_head(path)) is not None
+    )
 
 
 def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
@@ -116,7 +138,9 @@ def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
     root = folder.resolve()
     for parent in dict.fromkeys(path.parent for path in paths):
         if not parent.resolve().is_relative_to(root):
-            raise ConfigError(f"{parent} leads out of {folder} by a symbolic link; choose another --output")
+            raise ConfigError(
+                f"{parent} leads out of {folder} by a symbolic link; choose another --output"
+            )
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
@@ -124,7 +148,9 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, {MARK: WRITER, **content})
 
 
-def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]) -> None:
+def refuse_replacing_inputs(
+    outputs: Iterable[Path], inputs: Mapping[str, str | Path | None]
+) -> None:
     """Check that no result replaces a file that the command reads, under any name or link.
 
     Args:
@@ -146,15 +172,24 @@ def refuse_replacing_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | 
                 )
 
 
-def write_picture(path: Path, picture: Image.Image, quality: int = 92, *, mark: str = WRITER) -> None:
+def write_picture(
+    path: Path, picture: Image.Image, quality: int = 92, *, mark: str = WRITER
+) -> None:
     """Write a JPEG file with the mark, atomically."""
-    write_atomically(path, lambda file: picture.save(file, "JPEG", quality=quality, comment=mark.encode()))
+    write_atomically(
+        path,
+        lambda file: picture.save(file, "JPEG", quality=quality, comment=mark.encode()),
+    )
 
 
 def is_our_data_image(path: Path) -> bool:
     """Return whether this project wrote an image of a data set, which `is_ours` does not recognize."""
     try:
-        return path.is_file() and not path.is_symlink() and _comment(path) == DATA_IMAGE.encode()
+        return (
+            path.is_file()
+            and not path.is_symlink()
+            and _comment(path) == DATA_IMAGE.encode()
+        )
     except OSError:
         return False
 
@@ -189,7 +224,10 @@ def marked_coco(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a COCO file with the mark in `info`, which comes first as files may be large."""
     others = {key: value for key, value in content.items() if key != "info"}
     info = content.get("info")
-    return {"info": {MARK: WRITER, **(info if isinstance(info, dict) else {})}, **others}
+    return {
+        "info": {MARK: WRITER, **(info if isinstance(info, dict) else {})},
+        **others,
+    }
 
 
 def mark_video(path: Path) -> None:
@@ -203,7 +241,9 @@ def _is_our_json(path: Path) -> bool:
     is_prediction_list = head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
     if is_prediction_list:  # a list has no place for a mark
         return True
-    if len(head) == LARGEST_READ:  # only reports are so large, and they begin with the mark
+    if (
+        len(head) == LARGEST_READ
+    ):  # only reports are so large, and they begin with the mark
         return _REPORT_MARK.match(head) is not None
     content = json.loads(head)
     if not isinstance(content, dict):
@@ -214,7 +254,15 @@ def _is_our_json(path: Path) -> bool:
     return (
         keys == {"status", "exit_code", "message"}
         or keys >= {"weights", "AP", "AP50", "AR100", "F1"}
-        or keys >= {"preprocessing", "classes", "threshold", "input_size", "batch_size", "format"}
+        or keys
+        >= {
+            "preprocessing",
+            "classes",
+            "threshold",
+            "input_size",
+            "batch_size",
+            "format",
+        }
     )
 
 

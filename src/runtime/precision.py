@@ -16,6 +16,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     Returns:
         `torch.bfloat16` or `torch.float16`.
     """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    ):
         return torch.float16
     return torch.bfloat16

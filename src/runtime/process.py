@@ -12,9 +12,22 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import ConfigError, Preempted, RankError, ResourceError, RunError, first_line
+from ..core.errors import (
+    ConfigError,
+    Preempted,
+    RankError,
+    ResourceError,
+    RunError,
+    first_line,
+)
 from .device_faults import explain_device_fault
-from .distributed import explain_lost_rank, is_distributed, leave_group, rank, tell_error
+from .distributed import (
+    explain_lost_rank,
+    is_distributed,
+    leave_group,
+    rank,
+    tell_error,
+)
 from .files import is_in_use, write_json
 from .limits import explain_limit
 from .log import logger, printable, silence
@@ -76,7 +89,9 @@ def run_command(
     sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)
-    if not code:  # after an error, leaving the group would wait for ranks that wait for this one
+    if (
+        not code
+    ):  # after an error, leaving the group would wait for ranks that wait for this one
         leave_group()
     # threads of the group may still run, with which a normal exit of the interpreter sometimes aborts
     os._exit(code)
@@ -136,8 +151,15 @@ def explain(error: BaseException) -> tuple[int, str]:
     limit = explain_limit(error)
     if limit:
         return ResourceError.exit_code, limit
-    if isinstance(error, OSError) and error.errno in _PATH_FAULTS and error.filename is not None:
-        return ConfigError.exit_code, f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
+    if (
+        isinstance(error, OSError)
+        and error.errno in _PATH_FAULTS
+        and error.filename is not None
+    ):
+        return (
+            ConfigError.exit_code,
+            f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}",
+        )
     if isinstance(error, Terminated):
         return 128 + error.signal, f"stopped by {error.signal.name}"
     if isinstance(error, KeyboardInterrupt):
@@ -153,7 +175,8 @@ def explain(error: BaseException) -> tuple[int, str]:
 def _is_torch_out_of_memory(error: BaseException) -> bool:
     """Return whether a torch allocation failed; on the CPU, only the message identifies such an error."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError)
+        and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
 
 
@@ -174,7 +197,9 @@ def _write_status(folder: Path | None, code: int, message: str) -> None:
             return
         path = folder / STATUS_FILE
         if os.path.lexists(path) and not is_ours(path):
-            logger.warning("%s was not written by this project and is not changed", path)
+            logger.warning(
+                "%s was not written by this project and is not changed", path
+            )
             return
         status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
         write_json(path, {"status": status, "exit_code": code, "message": message})

@@ -43,7 +43,9 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_child = os.getpid() != self._process
-        is_repeated = self.asked and number != signal.SIGHUP  # a launcher may send SIGHUP several times
+        is_repeated = (
+            self.asked and number != signal.SIGHUP
+        )  # a launcher may send SIGHUP several times
         if is_child or is_repeated:
             os._exit(128 + number)
         if self.asked:
@@ -71,7 +73,9 @@ def warn_of_unheard_signal() -> None:
     if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     try:
-        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+        launcher = (
+            Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+        )
     except OSError:
         return
     if "SIGUSR1" not in launcher:

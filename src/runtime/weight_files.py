@@ -54,7 +54,9 @@ def write_tensor_file(
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
         try:
-            torch.save({MARK: WRITER, **content}, cast(BinaryIO, hashing))  # calls only write and flush
+            torch.save(
+                {MARK: WRITER, **content}, cast(BinaryIO, hashing)
+            )  # calls only write and flush
         except RuntimeError as error:  # torch's writer hides the error of the file
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
@@ -72,7 +74,9 @@ def verify_digest(path: Path) -> bool | None:
             return None
         file.seek(size - _COMMENT_LENGTH - 2)
         tail = file.read()
-        if tail[:2] != _COMMENT_LENGTH.to_bytes(2, "little") or not tail[2:].startswith(_DIGEST_PREFIX):
+        if tail[:2] != _COMMENT_LENGTH.to_bytes(2, "little") or not tail[2:].startswith(
+            _DIGEST_PREFIX
+        ):
             return None
         file.seek(0)
         sha256 = _digest(file, size - len(tail))
@@ -84,7 +88,9 @@ def is_marked_tensor_file(path: Path) -> bool:
     """Return whether `write_tensor_file` wrote a file, even if it has been damaged since."""
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    return (MARK.encode() in head and WRITER.encode() in head) or verify_digest(path) is not None
+    return (MARK.encode() in head and WRITER.encode() in head) or verify_digest(
+        path
+    ) is not None
 
 
 class _HashingFile:
@@ -129,15 +135,27 @@ def read_tensor_file(path: str | Path) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses at the cause; the messages below are clearer
+            warnings.simplefilter(
+                "ignore"
+            )  # torch's guesses at the cause; the messages below are clearer
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:global|class) ([\w.]+)", text)
-        what = f"it refers to {found[1]}" if found else "its pickle is damaged or contains more than tensors"
-        raise CheckpointError(f"{path} is not a file of plain tensors: {what}; it was not loaded") from None
+        found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(
+            r"(?:global|class) ([\w.]+)", text
+        )
+        what = (
+            f"it refers to {found[1]}"
+            if found
+            else "its pickle is damaged or contains more than tensors"
+        )
+        raise CheckpointError(
+            f"{path} is not a file of plain tensors: {what}; it was not loaded"
+        ) from None
     except Exception as error:  # torch's readers raise KeyError, AssertionError, struct.error and others
-        if "weights_only" in str(error):  # torch's message advises to load the file nevertheless
+        if "weights_only" in str(
+            error
+        ):  # torch's message advises to load the file nevertheless
             raise CheckpointError(
                 f"{path} is a TorchScript archive or a tar file, which may contain code; it was not loaded"
             ) from None
@@ -224,7 +242,13 @@ def _refuse_zip_bomb(path: Path) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        OverflowError,
+        UnicodeDecodeError,
+        NotImplementedError,
+    ) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged: {first_line(error)}"
         ) from None
@@ -238,7 +262,9 @@ def _refuse_zip_bomb(path: Path) -> None:
             "was "
             "not loaded"
         )
-    raise CheckpointError(f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded")
+    raise CheckpointError(
+        f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded"
+    )
 
 
 def _refuse_tensors_without_data(path: Path, content: Any) -> None:
@@ -259,7 +285,12 @@ def _refuse_tensors_without_data(path: Path, content: Any) -> None:
         elif isinstance(value, list | tuple | set):
             found += value
         elif isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            if (
+                value.layout != torch.strided
+                or value.is_meta
+                or value.is_quantized
+                or value.is_nested
+            ):
                 raise CheckpointError(
                     f"{path} contains a tensor that is sparse, quantized or without data, expected dense "
                     "tensors; "

@@ -15,7 +15,12 @@ from ..core.durations import RunLength
 from ..core.errors import CheckpointError
 from ..core.yaml_config import RunSettings, YAMLConfig
 from ..detection.fitting import load_strictly
-from ..runtime.distributed import broadcast_object, broadcast_tensors, is_main, world_size
+from ..runtime.distributed import (
+    broadcast_object,
+    broadcast_tensors,
+    is_main,
+    world_size,
+)
 from ..runtime.log import logger
 from ..runtime.precision import autocast_dtype
 from .checkpoint import BEST, CheckpointFolder
@@ -89,7 +94,9 @@ def build_run(
     plan = make_plan(settings, data.train_loader, thaws)
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
-    amp_dtype = amp_dtype_of_run(settings.use_amp, device, named=settings.device is not None)
+    amp_dtype = amp_dtype_of_run(
+        settings.use_amp, device, named=settings.device is not None
+    )
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
@@ -210,11 +217,15 @@ def build_model(
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
-    broadcast_tensors(list(model.state_dict().values()))  # before the EMA copies the weights
+    broadcast_tensors(
+        list(model.state_dict().values())
+    )  # before the EMA copies the weights
     return model, origin
 
 
-def amp_dtype_of_run(use_amp: bool, device: torch.device, *, named: bool) -> torch.dtype | None:
+def amp_dtype_of_run(
+    use_amp: bool, device: torch.device, *, named: bool
+) -> torch.dtype | None:
     """Return the dtype for autocast, or None for float32.
 
     Args:
@@ -227,14 +238,20 @@ def amp_dtype_of_run(use_amp: bool, device: torch.device, *, named: bool) -> tor
     return autocast_dtype(device)
 
 
-def _build_rates(cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan) -> LearningRates:
+def _build_rates(
+    cfg: YAMLConfig, optimizer: torch.optim.Optimizer, plan: TrainingPlan
+) -> LearningRates:
     base = cfg.settings.lr_base_batch_size
     if base:
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
         scale_to_batch(optimizer, base, plan.batch_size, schedule)
     if cfg.lr_scheduler is not None:
-        cfg.lr_scheduler.rates(plan.epochs - 1)  # raises now if the schedule ends before the run
-    return LearningRates(optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch)
+        cfg.lr_scheduler.rates(
+            plan.epochs - 1
+        )  # raises now if the schedule ends before the run
+    return LearningRates(
+        optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch
+    )
 
 
 def _gather_facts(
@@ -273,7 +290,9 @@ def _resume(
         if is_main():
             checkpoints.set_best_aside()
     elif state.best.epoch is not None:
-        found = checkpoints.has_best(state.best.epoch, start.path) if is_main() else None
+        found = (
+            checkpoints.has_best(state.best.epoch, start.path) if is_main() else None
+        )
         if not broadcast_object(found):
             _continue_without_best(state, plan, checkpoints.folder, start.path)
     logger.info(
@@ -286,7 +305,9 @@ def _resume(
     )
 
 
-def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, last: Path) -> None:
+def _continue_without_best(
+    state: RunState, plan: TrainingPlan, folder: Path, last: Path
+) -> None:
     """Reset the best score because its weights are missing; raise if the run is already complete."""
     best_epoch = state.best.epoch or 0
     missing = f"the best weights, of epoch {best_epoch + 1}, are not in"
@@ -295,5 +316,7 @@ def _continue_without_best(state: RunState, plan: TrainingPlan, folder: Path, la
             f"this run is complete, but {missing} {folder / BEST}; last.pth holds the weights of the last "
             f"epoch: evaluate them with --test-only -r {last}"
         )
-    logger.warning("%s %s: the next evaluation counts as the best", missing, folder / BEST)
+    logger.warning(
+        "%s %s: the next evaluation counts as the best", missing, folder / BEST
+    )
     state.best.forget_score()

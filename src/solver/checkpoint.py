@@ -50,7 +50,9 @@ class CheckpointFolder:
         names = remove_leftovers(self.folder)
         if names:
             logger.info(
-                "removed %d half-written files of an earlier run: %s", len(names), ", ".join(names[:3])
+                "removed %d half-written files of an earlier run: %s",
+                len(names),
+                ", ".join(names[:3]),
             )
 
     def save_last(self, state: dict[str, Any]) -> bool:
@@ -170,7 +172,9 @@ class CheckpointFolder:
             if self._save(name, self._waiting[name]):
                 del self._waiting[name]
 
-    def _save(self, name: str, state: dict[str, Any], previous: str | None = None) -> bool:
+    def _save(
+        self, name: str, state: dict[str, Any], previous: str | None = None
+    ) -> bool:
         """Write a file; a failed write is only logged at first, since disk space may be freed later.
 
         Raises:
@@ -191,8 +195,12 @@ class CheckpointFolder:
             self._failures[name] += 1
             self._reasons[name] = str(error)
             if self._failures[name] >= SAVE_ATTEMPTS:
-                raise ResourceError(f"{error}; given up after {SAVE_ATTEMPTS} attempts") from None
-            logger.warning("%s; training continues and tries again at the next save", error)
+                raise ResourceError(
+                    f"{error}; given up after {SAVE_ATTEMPTS} attempts"
+                ) from None
+            logger.warning(
+                "%s; training continues and tries again at the next save", error
+            )
             return False
         del self._failures[name]
         self._reasons.pop(name, None)

@@ -16,7 +16,11 @@ LISTED = 20
 
 
 def settle_classes(
-    cfg: YAMLConfig, data_sets: Sequence[Any], file: WeightFile | None, *, same_classes: bool
+    cfg: YAMLConfig,
+    data_sets: Sequence[Any],
+    file: WeightFile | None,
+    *,
+    same_classes: bool,
 ) -> None:
     """Set the number of classes and the label of each category.
 
@@ -36,7 +40,11 @@ def settle_classes(
     if file is not None and file.classes and same_classes:
         for data in data_sets:
             categories = list(zip(data.category_ids, data.class_names))
-            data.use_labels(find_labels(categories, file.classes, ann_file=data.ann_file, weights=file.path))
+            data.use_labels(
+                find_labels(
+                    categories, file.classes, ann_file=data.ann_file, weights=file.path
+                )
+            )
         if count is None:
             cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         return
@@ -49,7 +57,11 @@ def settle_classes(
             "out"
         )
     elif count > needed:
-        logger.info("num_classes is %d, the data has %d categories; the others are unused", count, needed)
+        logger.info(
+            "num_classes is %d, the data has %d categories; the others are unused",
+            count,
+            needed,
+        )
         highest = max(max(data.category_ids) for data in data_sets)
         if (
             file is not None
@@ -85,7 +97,9 @@ def _use_labels_by_name(train: Any, other: Any) -> None:
 def class_table(dataset: Any) -> list[dict[str, Any]]:
     """Return the id and name of each label of a data set, for the checkpoint."""
     entries = {}
-    for label, category, name in zip(dataset.label_of_category, dataset.category_ids, dataset.class_names):
+    for label, category, name in zip(
+        dataset.label_of_category, dataset.category_ids, dataset.class_names
+    ):
         entries[int(label)] = {"id": int(category), "name": name}
     table = []
     for label in range(max(entries) + 1):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.contracts import DetectionData, DetectionLoader, Evaluator, ListsMetrics, MixesImages
+from ..core.contracts import (
+    DetectionData,
+    DetectionLoader,
+    Evaluator,
+    ListsMetrics,
+    MixesImages,
+)
 from ..core.errors import ConfigError, DataError
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
@@ -28,7 +34,9 @@ def check_images(cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path) 
     for name, data in zip(parts, data_sets):
         if is_main():
             _compare_sizes(cfg, data)
-        warnings += data.check(strict=cfg.settings.strict, cache=folder / f"images.{name}.npz")
+        warnings += data.check(
+            strict=cfg.settings.strict, cache=folder / f"images.{name}.npz"
+        )
     if is_main():
         warnings += data_sets[0].describe_duplicates(*data_sets[1:])
         _report(warnings, strict=cfg.settings.strict)
@@ -61,7 +69,9 @@ def _compare_sizes(cfg: YAMLConfig, data: DetectionData) -> None:
         )
 
 
-def check_best_metric(metric: str, evaluator: Evaluator, dataset: DetectionData) -> None:
+def check_best_metric(
+    metric: str, evaluator: Evaluator, dataset: DetectionData
+) -> None:
     """Check that the validation data define the metric that selects the best model.
 
     Raises:

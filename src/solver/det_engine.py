@@ -40,7 +40,9 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def with_progress(batches: Iterable, description: str, total: int, start: int = 0) -> tqdm:
+def with_progress(
+    batches: Iterable, description: str, total: int, start: int = 0
+) -> tqdm:
     """Return a progress bar, which is shown on rank 0 if standard error is a terminal."""
     return tqdm(
         batches,

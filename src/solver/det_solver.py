@@ -25,13 +25,22 @@ from .run_log import RunLog, open_run_log
 from .run_state import plain
 from .saving import Saver
 from .start_weights import read_start, resumes_in
-from .training_loop import begin_epoch, end_epoch, evaluate_run, log_run, rehearse, train_epoch
+from .training_loop import (
+    begin_epoch,
+    end_epoch,
+    evaluate_run,
+    log_run,
+    rehearse,
+    train_epoch,
+)
 
 
 class DetSolver:
     """Train and evaluate the model that a configuration describes."""
 
-    def __init__(self, cfg: YAMLConfig, device: torch.device, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self, cfg: YAMLConfig, device: torch.device, stop: StopRequest | None = None
+    ) -> None:
         """Store the arguments; `fit` and `val` build the parts they need.
 
         Args:
@@ -67,7 +76,9 @@ class DetSolver:
             watchdog = Watchdog(run.folder, self.settings.rank_timeout)
             stack.callback(watchdog.rest)
             log = self._open_log(run)
-            saver = Saver(checkpoints, run.facts, run.state, run.plan, self.settings, self.stop)
+            saver = Saver(
+                checkpoints, run.facts, run.state, run.plan, self.settings, self.stop
+            )
             log_run(run)
             rehearse(run)
             while not run.plan.is_over(run.state.progress):
@@ -93,7 +104,9 @@ class DetSolver:
         data = open_evaluation_data(self.cfg, start, seed, self.output_dir)
         model, _ = build_model(self.cfg, start, data.classes, seed, self.device)
         if start.path is None:
-            logger.warning("no -r was given: evaluating the weights that training would start from")
+            logger.warning(
+                "no -r was given: evaluating the weights that training would start from"
+            )
         metrics = evaluate(
             model,
             self.cfg.postprocessor.eval(),
@@ -105,15 +118,22 @@ class DetSolver:
         data.val_loader.report_images()
         if is_main():
             weights = None if start.path is None or start.tunes else str(start.path)
-            write_json(self.output_dir / EVALUATION, marked_json({"weights": weights, **plain(metrics)}))
+            write_json(
+                self.output_dir / EVALUATION,
+                marked_json({"weights": weights, **plain(metrics)}),
+            )
         for name, value in metrics.items():
             if not isinstance(value, dict):
-                logger.info("%-10s %s", name, "n/a" if value is None else f"{value:.4f}")
+                logger.info(
+                    "%-10s %s", name, "n/a" if value is None else f"{value:.4f}"
+                )
         return metrics
 
     def _open_log(self, run: Run) -> RunLog:
         """Open the log; results of an earlier run that is not resumed are moved to `earlier/` first."""
         if is_main() and not resumes_in(self.output_dir, self.settings.resume):
-            set_aside_earlier_run(self.output_dir, [self.settings.tuning, self.settings.resume])
+            set_aside_earlier_run(
+                self.output_dir, [self.settings.tuning, self.settings.resume]
+            )
         first_epoch = run.state.progress.epoch
         return open_run_log(self.cfg, run.plan, first_epoch, run.facts.config_text)

@@ -41,7 +41,9 @@ _CURVES = "summary/events.out.tfevents.*"
 """TensorBoard event files; left in place, they would show the curves of both runs as one."""
 
 
-def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Path | None:
+def set_aside_earlier_run(
+    folder: Path, inputs: Sequence[str | None] = ()
+) -> Path | None:
     """Move the results of an earlier run to `earlier/1`, `earlier/2` and so on in the same folder.
 
     Files that this project did not write are not moved. The results of a run without a checkpoint and without
@@ -59,7 +61,9 @@ def set_aside_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> Pa
     for path in _results(folder):
         if not any(path.samefile(other) for other in stay):
             results.append(path)
-    worth_keeping = [path for path in results if path.suffix == ".pth" or path.name == LOG_FILE]
+    worth_keeping = [
+        path for path in results if path.suffix == ".pth" or path.name == LOG_FILE
+    ]
     if not any(path.stat().st_size for path in worth_keeping):
         return None
     number = 1

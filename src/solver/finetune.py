@@ -23,7 +23,9 @@ ClassMap = list[int | None]
 """For each label of the model, the row to copy from the file's class layers, or None to re-initialize it."""
 
 
-def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[str] | None) -> None:
+def load_for_tuning(
+    model: nn.Module, file: WeightFile, class_names: Sequence[str] | None
+) -> None:
     """Load a checkpoint whose classes may differ from those of the model.
 
     Args:
@@ -41,7 +43,9 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
     theirs = class_count(weights)
     ours = class_count(own)
     if ours is None:
-        raise CheckpointError("-t needs a model with a class head, decoder.dec_score_head; this one has none")
+        raise CheckpointError(
+            "-t needs a model with a class head, decoder.dec_score_head; this one has none"
+        )
     if theirs is None:
         first_keys = ", ".join(list(weights)[:5])
         raise CheckpointError(
@@ -54,7 +58,9 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
         weights[key] = _mapped_rows(weights.get(key), own[key], mapping, theirs)
     for key in list(filter(_CLASS_LAYERS.match, weights)):
         if key not in own:
-            del weights[key]  # for example the denoising embedding, if the model has no denoising
+            del weights[
+                key
+            ]  # for example the denoising embedding, if the model has no denoising
     faults = describe_misfits(weights, own)
     if faults:
         raise CheckpointError(
@@ -69,7 +75,9 @@ def load_for_tuning(model: nn.Module, file: WeightFile, class_names: Sequence[st
             f"; re-initialised: {ours - kept} of {ours} classes in {len(layers)} class tensors "
             f"({', '.join(layers[:3])}, ...)"
         )
-    logger.info("tuning from %s: loaded %d of %d tensors%s", file.path, loaded, len(own), reset)
+    logger.info(
+        "tuning from %s: loaded %d of %d tensors%s", file.path, loaded, len(own), reset
+    )
 
 
 def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
@@ -110,7 +118,9 @@ def map_classes(
             exact.setdefault(name, index)
             any_case.setdefault(name.casefold(), index)
         row = any_case | exact
-        mapping: ClassMap = [row.get(name, row.get(name.casefold())) for name in our_names]
+        mapping: ClassMap = [
+            row.get(name, row.get(name.casefold())) for name in our_names
+        ]
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
         return [index + 1 for index in COCO_TO_OBJECTS365]
@@ -122,7 +132,9 @@ def map_classes(
     return list(range(ours)) if theirs == ours else [None] * ours
 
 
-def _mapped_rows(source: Tensor | None, fresh: Tensor, mapping: ClassMap, their_classes: int) -> Tensor:
+def _mapped_rows(
+    source: Tensor | None, fresh: Tensor, mapping: ClassMap, their_classes: int
+) -> Tensor:
     """Copy rows by `mapping`. An embedding has one more row, for padding, which stays the last one."""
     result = fresh.clone()
     if source is None or source.shape[1:] != fresh.shape[1:]:

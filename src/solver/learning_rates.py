@@ -42,7 +42,10 @@ class LearningRates:
     def scheduled(self, progress: Progress) -> list[float]:
         """Return the rate of each group before warm-up."""
         if self.schedule is None:
-            return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+            return [
+                group.setdefault("initial_lr", group["lr"])
+                for group in self.optimizer.param_groups
+            ]
         return self.schedule.rates(progress.epoch, progress.step / self.steps_per_epoch)
 
     def set(self, progress: Progress) -> None:
@@ -67,7 +70,9 @@ class LearningRates:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
 
-def scale_to_batch(optimizer: torch.optim.Optimizer, base: int, batch: int, scheduler: str | None) -> None:
+def scale_to_batch(
+    optimizer: torch.optim.Optimizer, base: int, batch: int, scheduler: str | None
+) -> None:
     """Scale learning rates linearly with the batch size (Goyal et al., 2017, section 2.1).
 
     Args:
@@ -87,5 +92,8 @@ def scale_to_batch(optimizer: torch.optim.Optimizer, base: int, batch: int, sche
     for group in optimizer.param_groups:
         group["lr"] *= batch / base
     logger.info(
-        "learning rates are scaled by %.3g: chosen for a batch of %d, used with %d", batch / base, base, batch
+        "learning rates are scaled by %.3g: chosen for a batch of %d, used with %d",
+        batch / base,
+        base,
+        batch,
     )

@@ -103,7 +103,9 @@ def rehearse_largest_step(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states
     of_all = f" of {total / 1e9:.1f}" if total else ""
-    logger.info("the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all)
+    logger.info(
+        "the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all
+    )
     if total and peak > total:
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown} takes {peak / 1e9:.1f} GB with the "

@@ -40,7 +40,9 @@ class BestModel:
         score = metrics[self.metric]
         if score is not None and not math.isfinite(score):
             score = None
-        if self.epoch is not None and (score is None or (self.score is not None and score <= self.score)):
+        if self.epoch is not None and (
+            score is None or (self.score is not None and score <= self.score)
+        ):
             return False
         self.score = score
         self.epoch = epoch

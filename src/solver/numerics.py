@@ -78,13 +78,19 @@ class NumericsGuard:
             if not why:
                 continue
             failed_ranks.append(number)
-            shown = ", ".join(paths[:IMAGES_NAMED]) + (" ..." if len(paths) > IMAGES_NAMED else "")
-            logger.warning("step %d skipped: %s on rank %d; images: %s", step, why, number, shown)
+            shown = ", ".join(paths[:IMAGES_NAMED]) + (
+                " ..." if len(paths) > IMAGES_NAMED else ""
+            )
+            logger.warning(
+                "step %d skipped: %s on rank %d; images: %s", step, why, number, shown
+            )
         tolerated = max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch)
         if self.in_a_row < IN_A_ROW and self.in_epoch <= tolerated:
             return
         writer = failed_ranks[0] if failed_ranks else 0
-        saved = f"the batch of rank {writer} is in {(self.folder or Path()) / BAD_BATCH}"
+        saved = (
+            f"the batch of rank {writer} is in {(self.folder or Path()) / BAD_BATCH}"
+        )
         if rank() == writer:
             saved = keep_batch(self.folder, step, reason, batches, losses)
         barrier()  # the first rank to exit ends the others: let the file be written before

@@ -53,7 +53,9 @@ def prepare_for_evaluation(folder: Path) -> None:
     """
     if is_main():
         prepare_output_dir(folder)
-        refuse_foreign([folder / name for name in (EVALUATION, BAD_BATCH, HEADERS["val"])], ADVICE)
+        refuse_foreign(
+            [folder / name for name in (EVALUATION, BAD_BATCH, HEADERS["val"])], ADVICE
+        )
 
 
 def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
@@ -72,7 +74,9 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
     for name in (NUMBERED, PICTURES, EARLIER):
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise ConfigError(f"{path} is not a folder, and this run would write into it; {ADVICE}")
+            raise ConfigError(
+                f"{path} is not a folder, and this run would write into it; {ADVICE}"
+            )
     inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
     refuse_replacing_inputs(checkpoints, inputs)
 
@@ -80,7 +84,10 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
 def _other_results(folder: Path) -> list[Path]:
     """Return the files that a run writes in addition to checkpoints."""
     stacks = [f"stacks.rank{number}.txt" for number in range(world_size())]
-    return [folder / name for name in (CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values(), *stacks)]
+    return [
+        folder / name
+        for name in (CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values(), *stacks)
+    ]
 
 
 def _is_of_a_version_without_marks(folder: Path) -> bool:

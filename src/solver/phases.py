@@ -17,7 +17,9 @@ from .training_step import TrainStep
 class Phases:
     """Freeze and unfreeze parts of a model by epoch, without a restart on one rank or several."""
 
-    def __init__(self, step: TrainStep, *, find_unused_parameters: bool = False) -> None:
+    def __init__(
+        self, step: TrainStep, *, find_unused_parameters: bool = False
+    ) -> None:
         """Store the arguments; the first call of `begin` builds the DDP wrapper.
 
         Args:
@@ -27,7 +29,9 @@ class Phases:
         """
         self.step = step
         self.find_unused_parameters = find_unused_parameters
-        self._phased = [module for module in step.model.modules() if isinstance(module, Phased)]
+        self._phased = [
+            module for module in step.model.modules() if isinstance(module, Phased)
+        ]
         self._begun = False
 
     def apply(self, epoch: int) -> None:
@@ -78,7 +82,10 @@ def log_trainable_parameters(
         if parameter.requires_grad:
             trainable += parameter.numel()
     logger.info(
-        "epoch %d: %.2f M of %.2f M parameters are trainable", epoch + 1, trainable / 1e6, total / 1e6
+        "epoch %d: %.2f M of %.2f M parameters are trainable",
+        epoch + 1,
+        trainable / 1e6,
+        total / 1e6,
     )
     for group, rate in zip(optimizer.param_groups, rates):
         if group.get("thaw_epoch", 0) <= epoch:

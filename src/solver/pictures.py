@@ -30,7 +30,9 @@ def has_pictures(epoch: int, epochs: int) -> bool:
     return epoch % max(1, epochs // PICTURE_EPOCHS) == 0 or epoch == epochs - 1
 
 
-def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str]) -> Tensor:
+def training_grid(
+    images: Tensor, targets: list[Target], names: Mapping[int, str]
+) -> Tensor:
     """Draw the first images of a batch with their boxes.
 
     Args:
@@ -51,7 +53,9 @@ def training_grid(images: Tensor, targets: list[Target], names: Mapping[int, str
         pixels = ((image - low) / (high - low) * 255).round().to(torch.uint8)
         centre, size = target["boxes"].cpu().float().chunk(2, 1)
         xyxy = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
-        pictures.append(_fitted(draw_boxes(pixels, xyxy, target["labels"].cpu(), names)))
+        pictures.append(
+            _fitted(draw_boxes(pixels, xyxy, target["labels"].cpu(), names))
+        )
     return _grid(pictures, columns=3)
 
 
@@ -80,7 +84,9 @@ def validation_grid(
             continue
         shown = rows[rows[:, 4] >= threshold]
         truth = DrawnObjects(picture.boxes, picture.labels, dataset.label_names)
-        pair = draw_pair(picture.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names))
+        pair = draw_pair(
+            picture.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names)
+        )
         pictures.append(side_by_side([_fitted(drawn) for drawn in pair]))
     return _grid(pictures, columns=2) if pictures else None
 
@@ -88,7 +94,9 @@ def validation_grid(
 def _fitted(picture: Tensor) -> Tensor:
     """Resize a picture to the width of a grid column."""
     height = max(1, round(picture.shape[1] * WIDTH / picture.shape[2]))
-    return F.interpolate(picture[None], (height, WIDTH), mode="bilinear", antialias=True)[0]
+    return F.interpolate(
+        picture[None], (height, WIDTH), mode="bilinear", antialias=True
+    )[0]
 
 
 def _grid(pictures: list[Tensor], columns: int) -> Tensor:

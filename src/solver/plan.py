@@ -109,7 +109,9 @@ def steps_per_epoch(loader: DetectionLoader, grad_accum_steps: int) -> int:
     return -(-len(loader) // grad_accum_steps)
 
 
-def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[int]) -> TrainingPlan:
+def make_plan(
+    settings: RunSettings, loader: DetectionLoader, thaws: Iterable[int]
+) -> TrainingPlan:
     """Plan a run.
 
     Args:
@@ -132,7 +134,9 @@ def make_plan(settings: RunSettings, loader: DetectionLoader, thaws: Iterable[in
     )
 
 
-def continued_progress(saved: Progress, saved_batch_size: int, batch_size: int) -> Progress:
+def continued_progress(
+    saved: Progress, saved_batch_size: int, batch_size: int
+) -> Progress:
     """Return the position at which a run continues if the effective batch size has changed.
 
     Completed epochs stay completed. Within an epoch, the run continues at the last full step of the new size,

@@ -61,5 +61,7 @@ def code_version(root: Path = ROOT) -> str:
 def _git(root: Path, *arguments: str) -> str:
     """Run git in a folder and return what it prints."""
     command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=True
+    )
     return done.stdout.strip()

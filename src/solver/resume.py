@@ -139,7 +139,9 @@ def _differences(
         after = new.get(key, _UNSET)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, here)
-        elif before != after and not (before in (None, _UNSET) and after in (None, _UNSET)):
+        elif before != after and not (
+            before in (None, _UNSET) and after in (None, _UNSET)
+        ):
             yield here, before, after
 
 

@@ -67,10 +67,14 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> Run
     if not train.usable_boxes():
         raise DataError(f"{train.ann_file} has no usable box to learn from")
     evaluator = _build_evaluator(cfg, val_loader.dataset)
-    return RunData(val_loader, evaluator, class_table(train), identity, train_loader, changed)
+    return RunData(
+        val_loader, evaluator, class_table(train), identity, train_loader, changed
+    )
 
 
-def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> EvaluationData:
+def open_evaluation_data(
+    cfg: YAMLConfig, start: Start, seed: int, folder: Path
+) -> EvaluationData:
     """Do the same as `open_run_data` for an evaluation, which has no training data."""
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
@@ -78,7 +82,9 @@ def open_evaluation_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path)
     check_first_items(parts)
     identity = _check_data(cfg, start, seed, folder, parts)
     evaluator = _build_evaluator(cfg, val_loader.dataset)
-    return EvaluationData(val_loader, evaluator, class_table(val_loader.dataset), identity)
+    return EvaluationData(
+        val_loader, evaluator, class_table(val_loader.dataset), identity
+    )
 
 
 def check_first_items(parts: Mapping[str, DetectionData]) -> None:
@@ -93,11 +99,20 @@ def check_first_items(parts: Mapping[str, DetectionData]) -> None:
     for part, data in parts.items():
         if len(data) and not data.has_checked_labels:
             item = call(data, data.__getitem__, 0)
-            check_item(place(data, "__getitem__", 0), item, data.num_classes, training=part == "train")
+            check_item(
+                place(data, "__getitem__", 0),
+                item,
+                data.num_classes,
+                training=part == "train",
+            )
 
 
 def _check_data(
-    cfg: YAMLConfig, start: Start, seed: int, folder: Path, parts: dict[str, DetectionData]
+    cfg: YAMLConfig,
+    start: Start,
+    seed: int,
+    folder: Path,
+    parts: dict[str, DetectionData],
 ) -> dict[str, Identity]:
     """Check image files and classes, check that all ranks agree, and return the data's identity."""
     data_sets = list(parts.values())
@@ -105,7 +120,9 @@ def _check_data(
     check_images(cfg, data_sets, folder)
     settle_classes(cfg, data_sets, start.file, same_classes=start.keeps_classes)
     identity = data_identity(parts)
-    check_ranks_agree({"data": digest(identity), "configuration": cfg.to_yaml(), "seed": seed})
+    check_ranks_agree(
+        {"data": digest(identity), "configuration": cfg.to_yaml(), "seed": seed}
+    )
     return identity
 
 
@@ -122,7 +139,9 @@ def _open_train_loader(cfg: YAMLConfig, seed: int) -> DetectionLoader:
     return loader
 
 
-def _check_resumed(cfg: YAMLConfig, start: Start, parts: dict[str, DetectionData]) -> bool:
+def _check_resumed(
+    cfg: YAMLConfig, start: Start, parts: dict[str, DetectionData]
+) -> bool:
     """Compare configuration and data with those of the resumed run; return whether the data has changed."""
     if start.state is None:
         return False

@@ -35,7 +35,10 @@ def digest(identities: Mapping[str, Identity]) -> str:
 
 
 def check_same_data(
-    saved: Mapping[str, Identity] | None, data_sets: Mapping[str, Any], *, override: bool
+    saved: Mapping[str, Identity] | None,
+    data_sets: Mapping[str, Any],
+    *,
+    override: bool,
 ) -> bool:
     """Compare the data of a resumed run with the data it started with.
 
@@ -109,4 +112,6 @@ def _shown(names: Sequence[int], index_of: Mapping[int, int], data: Any) -> str:
 
 
 def _listed(classes: Sequence[Sequence[Any]]) -> str:
-    return ", ".join(f"{name} ({category})" for category, name in classes[:20]) or "none"
+    return (
+        ", ".join(f"{name} ({category})" for category, name in classes[:20]) or "none"
+    )

@@ -45,7 +45,9 @@ MOSTLY_LOST = 0.5
 class RunLog:
     """Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb; only rank 0 writes."""
 
-    def __init__(self, writers: Sequence[Writer], plan: TrainingPlan, *, pictures: bool = True) -> None:
+    def __init__(
+        self, writers: Sequence[Writer], plan: TrainingPlan, *, pictures: bool = True
+    ) -> None:
         """Store the arguments.
 
         Args:
@@ -57,7 +59,9 @@ class RunLog:
         self.plan = plan
         self.pictures = pictures
 
-    def step(self, total_steps: int, losses: Mapping[str, float], rates: Sequence[float]) -> None:
+    def step(
+        self, total_steps: int, losses: Mapping[str, float], rates: Sequence[float]
+    ) -> None:
         """Write the curves of a step.
 
         Args:
@@ -78,11 +82,17 @@ class RunLog:
             writer.write_epoch(record["epoch"], record)
 
     def show_training(
-        self, epoch: int, images: Tensor, targets: list[Target], names: Mapping[int, str]
+        self,
+        epoch: int,
+        images: Tensor,
+        targets: list[Target],
+        names: Mapping[int, str],
     ) -> None:
         """Draw the images of a training batch with their boxes, in some epochs."""
         if self._shows(epoch):
-            self._write_picture(epoch, "training", training_grid(images, targets, names))
+            self._write_picture(
+                epoch, "training", training_grid(images, targets, names)
+            )
 
     def show_validation(
         self,
@@ -103,14 +113,20 @@ class RunLog:
             writer.close()
 
     def _shows(self, epoch: int) -> bool:
-        return self.pictures and bool(self.writers) and has_pictures(epoch, self.plan.epochs)
+        return (
+            self.pictures
+            and bool(self.writers)
+            and has_pictures(epoch, self.plan.epochs)
+        )
 
     def _write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         for writer in self.writers:
             writer.write_picture(epoch, name, picture)
 
 
-def open_run_log(cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_text: str) -> RunLog:
+def open_run_log(
+    cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_text: str
+) -> RunLog:
     """Write `config.yml` and open all writers of a run; ranks other than 0 get no writers.
 
     Args:
@@ -125,12 +141,20 @@ def open_run_log(cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_t
     folder = Path(settings.output_dir)
     content = (YAML_HEADER + cfg.describe_lengths() + config_text).encode()
     write_atomically(folder / CONFIG, lambda file: file.write(content))
-    writers: list[Writer] = [ConsoleWriter(), JsonLinesWriter(folder, first_epoch), PictureFolder(folder)]
-    board = open_tensorboard(Path(settings.summary_dir or folder / "summary"), config_text)
+    writers: list[Writer] = [
+        ConsoleWriter(),
+        JsonLinesWriter(folder, first_epoch),
+        PictureFolder(folder),
+    ]
+    board = open_tensorboard(
+        Path(settings.summary_dir or folder / "summary"), config_text
+    )
     if board is not None:
         writers.append(board)
     if settings.use_wandb:
-        writers.append(WandbWriter(settings.project_name, settings.exp_name, cfg.yaml_cfg, folder))
+        writers.append(
+            WandbWriter(settings.project_name, settings.exp_name, cfg.yaml_cfg, folder)
+        )
     return RunLog(writers, plan, pictures=settings.pictures)
 
 
@@ -152,7 +176,10 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         if plan.epochs > 1:
             advice = "set train_dataloader.collate_fn.stop_epoch=0.9"
         logger.warning(
-            "stage 2 never starts: stop_epoch is %d but the run has %d epochs; %s", stop, plan.epochs, advice
+            "stage 2 never starts: stop_epoch is %d but the run has %d epochs; %s",
+            stop,
+            plan.epochs,
+            advice,
         )
     if plan.unreached_thaws:
         logger.warning(
@@ -170,7 +197,11 @@ def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, 
         return
     yield "EMA horizon", horizon
     restart = plan.ema_restart_decay
-    if restart is None or plan.stop_epoch is None or not 0 < plan.stop_epoch < plan.epochs:
+    if (
+        restart is None
+        or plan.stop_epoch is None
+        or not 0 < plan.stop_epoch < plan.epochs
+    ):
         return
     restarted = 1 / (1 - restart) if restart < 1 else math.inf
     if not math.isclose(restarted, horizon, rel_tol=1e-6):
@@ -206,7 +237,11 @@ def log_data(
     """
     boxes = train_data.boxes_per_image()
     most = int(boxes.max())
-    accumulated = f" ({plan.window} x {plan.batch_size // plan.window})" if plan.window > 1 else ""
+    accumulated = (
+        f" ({plan.window} x {plan.batch_size // plan.window})"
+        if plan.window > 1
+        else ""
+    )
     logger.info(
         "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
         "%d%s, %d steps per epoch, %d epochs",
@@ -291,11 +326,19 @@ def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, An
     if total > MOSTLY_LOST * read:
         by_count = sorted(lost.items(), key=lambda item: -item[1])
         dropped = ", ".join(f"{name} dropped {count}" for name, count in by_count)
-        logger.warning("epoch %d: %d of %d boxes did not reach the loss: %s", epoch + 1, total, read, dropped)
+        logger.warning(
+            "epoch %d: %d of %d boxes did not reach the loss: %s",
+            epoch + 1,
+            total,
+            read,
+            dropped,
+        )
     return {"boxes_read": read, "boxes_lost": dict(lost)}
 
 
-def log_step(progress: Progress, plan: TrainingPlan, loss: float, rate: float, meter: EpochMeter) -> None:
+def log_step(
+    progress: Progress, plan: TrainingPlan, loss: float, rate: float, meter: EpochMeter
+) -> None:
     """Log a line for a step, for terminals without a progress bar."""
     left = meter.seconds / meter.steps * (plan.steps_per_epoch - progress.step)
     logger.info(

@@ -86,13 +86,19 @@ class RunState:
             "explained": self.explained,
             "unreadable": self.train_data.unreadable_images(),
             "data": facts.identity,
-            "meta": {"classes": facts.classes, "config": facts.config_text, **facts.provenance},
+            "meta": {
+                "classes": facts.classes,
+                "config": facts.config_text,
+                **facts.provenance,
+            },
             "world_size": world_size(),
             "effective_batch_size": facts.batch_size,
             "meter": self.meter.state_dict() if self.meter else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], facts: RunFacts, source: Path) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], facts: RunFacts, source: Path
+    ) -> None:
         """Restore the state from `state_dict`.
 
         Args:
@@ -115,7 +121,9 @@ class RunState:
         self.explained = state.get("explained", False)
         _remember_unreadable(self.train_data, state.get("unreadable") or [])
         saved_batch_size = state.get("effective_batch_size", facts.batch_size)
-        self.progress = continued_progress(Progress(**state["progress"]), saved_batch_size, facts.batch_size)
+        self.progress = continued_progress(
+            Progress(**state["progress"]), saved_batch_size, facts.batch_size
+        )
         if state["world_size"] != world_size():
             logger.warning(
                 "resuming with %d rank(s), the run started with %d: each step has the same images, but "
@@ -124,7 +132,11 @@ class RunState:
                 state["world_size"],
             )
         device = next(self.model.parameters()).device
-        self.meter = EpochMeter.from_state(state["meter"], device) if state.get("meter") else None
+        self.meter = (
+            EpochMeter.from_state(state["meter"], device)
+            if state.get("meter")
+            else None
+        )
 
     def restart_epoch(self) -> None:
         """Restart the epoch and reset the best score, because the data has changed."""
@@ -135,12 +147,23 @@ class RunState:
     def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
         """Complete an epoch; return whether its score is the best so far."""
         epoch = self.progress.epoch
-        improved = self.best.consider(epoch, metrics, self.scored.state_dict(), plan.stage(epoch))
+        improved = self.best.consider(
+            epoch, metrics, self.scored.state_dict(), plan.stage(epoch)
+        )
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:
-            consequence = "the run ends early" if plan.is_over(self.progress) else "stage 2 begins early"
-            logger.info("no better %s for %d epochs: %s", self.best.metric, plan.patience, consequence)
+            consequence = (
+                "the run ends early"
+                if plan.is_over(self.progress)
+                else "stage 2 begins early"
+            )
+            logger.info(
+                "no better %s for %d epochs: %s",
+                self.best.metric,
+                plan.patience,
+                consequence,
+            )
         return improved
 
     def _load_average(self, state: Mapping[str, Any] | None) -> None:
@@ -201,7 +224,9 @@ def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
         data.remember_unreadable(known)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: Path) -> None:
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: Path
+) -> None:
     """Restore the moments; group settings stay as configured, since --override may change them."""
     configured_groups = []
     parameters = []

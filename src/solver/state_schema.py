@@ -29,13 +29,19 @@ def check_state(path: Path, state: Mapping[str, Any]) -> None:
                 f"{path}: the training state has no {key}; the file is damaged or incomplete"
             )
         if not is_right(state[key]):
-            raise CheckpointError(f"{path}: {key} of the training state is damaged: {_shown(state[key])}")
+            raise CheckpointError(
+                f"{path}: {key} of the training state is damaged: {_shown(state[key])}"
+            )
     for key, is_right in _OPTIONAL_PARTS.items():
         if state.get(key) is not None and not is_right(state[key]):
-            raise CheckpointError(f"{path}: {key} of the training state is damaged: {_shown(state[key])}")
+            raise CheckpointError(
+                f"{path}: {key} of the training state is damaged: {_shown(state[key])}"
+            )
 
 
-def check_optimizer_state(path: str | Path, state: Mapping[str, Any], parameters: list[Tensor]) -> None:
+def check_optimizer_state(
+    path: str | Path, state: Mapping[str, Any], parameters: list[Tensor]
+) -> None:
     """Check that optimizer tensors have the shapes of their parameters, which fused kernels do not check.
 
     Args:
@@ -51,7 +57,11 @@ def check_optimizer_state(path: str | Path, state: Mapping[str, Any], parameters
         ids += group["params"]
     for number, parameter in zip(ids, parameters):
         for name, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            if (
+                isinstance(value, Tensor)
+                and value.ndim
+                and value.shape != parameter.shape
+            ):
                 raise CheckpointError(
                     f"{path}: {name} of the optimizer's parameter {number} has the shape "
                     f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "
@@ -70,7 +80,9 @@ def _is_progress(value: Any) -> bool:
 
 
 def _are_weights(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(tensor, Tensor) for tensor in value.values()
+    )
 
 
 def _is_average(value: Any) -> bool:
@@ -101,10 +113,15 @@ def _is_guard(value: Any) -> bool:
 
 
 def _is_best(value: Any) -> bool:
-    if not isinstance(value, dict) or not {"score", "epoch", "stage_one_weights"} <= value.keys():
+    if (
+        not isinstance(value, dict)
+        or not {"score", "epoch", "stage_one_weights"} <= value.keys()
+    ):
         return False
     score = value["score"]
-    if score is not None and not (isinstance(score, int | float) and math.isfinite(score)):
+    if score is not None and not (
+        isinstance(score, int | float) and math.isfinite(score)
+    ):
         return False
     epoch = value["epoch"]
     if epoch is not None and not _is_count(epoch):
@@ -115,7 +132,9 @@ def _is_best(value: Any) -> bool:
 def _is_meta(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return isinstance(value.get("config"), str) and isinstance(value.get("classes"), list)
+    return isinstance(value.get("config"), str) and isinstance(
+        value.get("classes"), list
+    )
 
 
 def _is_data(value: Any) -> bool:
@@ -129,7 +148,9 @@ def _is_identity(value: Any) -> bool:
     labels = value.get("labels")
     if not _are_digests(names) or not _are_digests(labels):
         return False
-    return names.shape == labels.shape and isinstance(value.get("classes"), list | tuple)
+    return names.shape == labels.shape and isinstance(
+        value.get("classes"), list | tuple
+    )
 
 
 def _are_digests(value: Any) -> TypeGuard[Tensor]:

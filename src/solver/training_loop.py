@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.contracts import Batch, FollowsEpochs, HasHorizon, HasQueries, KeepsDetections, MultiScaleCollate
+from ..core.contracts import (
+    Batch,
+    FollowsEpochs,
+    HasHorizon,
+    HasQueries,
+    KeepsDetections,
+    MultiScaleCollate,
+)
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
@@ -27,11 +34,30 @@ from .saving import Saver
 def log_run(run: Run) -> None:
     """Log a summary of the run before it starts."""
     model = run.state.model
-    precision = "float32" if run.step.amp_dtype is None else str(run.step.amp_dtype).removeprefix("torch.")
-    logger.info("%s on %s, %d rank(s), %s", type(model).__name__, run.device, world_size(), precision)
-    queries = next((part.num_queries for part in model.modules() if isinstance(part, HasQueries)), None)
+    precision = (
+        "float32"
+        if run.step.amp_dtype is None
+        else str(run.step.amp_dtype).removeprefix("torch.")
+    )
+    logger.info(
+        "%s on %s, %d rank(s), %s",
+        type(model).__name__,
+        run.device,
+        world_size(),
+        precision,
+    )
+    queries = next(
+        (part.num_queries for part in model.modules() if isinstance(part, HasQueries)),
+        None,
+    )
     train_data = run.data.train_loader.dataset
-    log_data(train_data, run.data.val_loader.dataset, len(run.data.classes), run.plan, queries)
+    log_data(
+        train_data,
+        run.data.val_loader.dataset,
+        len(run.data.classes),
+        run.plan,
+        queries,
+    )
     average = run.state.ema
     log_plan(run.plan, average.horizon if isinstance(average, HasHorizon) else None)
 
@@ -61,12 +87,16 @@ def rehearse(run: Run) -> None:
 def begin_epoch(run: Run, epoch: int) -> None:
     """Prepare an epoch; a run that resumes within the epoch skips what happens only at its first step."""
     progress = run.state.progress
-    run.data.train_loader.set_epoch(epoch, progress.step * run.settings.grad_accum_steps)
+    run.data.train_loader.set_epoch(
+        epoch, progress.step * run.settings.grad_accum_steps
+    )
     for part in (run.step.criterion, run.step.anchoring):
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
     if run.phases.begin(epoch):
-        log_trainable_parameters(epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress))
+        log_trainable_parameters(
+            epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress)
+        )
     if progress.step:
         return
     run.state.guard.start_epoch()
@@ -77,7 +107,9 @@ def begin_epoch(run: Run, epoch: int) -> None:
 def load_best_weights(run: Run) -> None:
     """Start stage 2 from the best weights of stage 1, of which every rank has a copy."""
     best = run.state.best
-    weights = completed(best.stage_one_weights, run.state.model)  # the input size may have changed
+    weights = completed(
+        best.stage_one_weights, run.state.model
+    )  # the input size may have changed
     best.stage_one_weights = {}
     run.state.model.load_state_dict(weights)
     if run.state.ema is not None:
@@ -85,7 +117,10 @@ def load_best_weights(run: Run) -> None:
     score = "not scored again yet"
     if best.epoch is not None and best.score is not None:
         score = f"epoch {best.epoch + 1}, {best.metric} {best.score:.3f}"
-    logger.info("stage 2 begins: no strong augmentation, from the best weights of stage 1 (%s)", score)
+    logger.info(
+        "stage 2 begins: no strong augmentation, from the best weights of stage 1 (%s)",
+        score,
+    )
 
 
 def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> EpochMeter:
@@ -123,7 +158,9 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
     return meter
 
 
-def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Tensor] | None:
+def take_step(
+    run: Run, window: list[Batch], watchdog: Watchdog
+) -> dict[str, Tensor] | None:
     """Run one step and count it; return its losses, or None if it was skipped."""
     progress = run.state.progress
     seed_step(run.facts.seed, 1 + progress.total_steps)
@@ -135,7 +172,9 @@ def take_step(run: Run, window: list[Batch], watchdog: Watchdog) -> dict[str, Te
     return losses
 
 
-def report_step(run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any) -> None:
+def report_step(
+    run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any
+) -> None:
     """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
     values = {name: value.item() for name, value in losses.items()}
     total = sum(values.values())
@@ -164,7 +203,12 @@ def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
 
 
 def end_epoch(
-    run: Run, log: RunLog, saver: Saver, epoch: int, meter: EpochMeter, metrics: dict[str, Any]
+    run: Run,
+    log: RunLog,
+    saver: Saver,
+    epoch: int,
+    meter: EpochMeter,
+    metrics: dict[str, Any],
 ) -> None:
     """Log and save an epoch. The log comes first: a run that is killed in between repeats both."""
     state = run.state
@@ -172,8 +216,12 @@ def end_epoch(
     losses = meter.means()
     explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
     evaluator = run.data.evaluator
-    detections = evaluator.detections if isinstance(evaluator, KeepsDetections) else None
-    log.show_validation(epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold"))
+    detections = (
+        evaluator.detections if isinstance(evaluator, KeepsDetections) else None
+    )
+    log.show_validation(
+        epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold")
+    )
     improved = state.close_epoch(metrics, run.plan)
     run.data.train_loader.report_images()
     run.data.val_loader.report_images()

@@ -114,22 +114,33 @@ class TrainStep:
     def _normalizers(self, window: Sequence[Batch], sizes: list[int]) -> list[Any]:
         """Return the normalizers of the criterion for each batch; None lets a batch use its own counts."""
         criterion = self.criterion
-        if len(window) == 1 or not self.exact or not isinstance(criterion, CountsObjects):
+        if (
+            len(window) == 1
+            or not self.exact
+            or not isinstance(criterion, CountsObjects)
+        ):
             return [None] * len(window)
         counts = []
-        with self._isolated_rng(), torch.no_grad():  # the loss draws the same random numbers again
+        with (
+            self._isolated_rng(),
+            torch.no_grad(),
+        ):  # the loss draws the same random numbers again
             for batch in window:
                 images, targets = self._to_device(batch)
                 try:
                     outputs = self._forward(self.model, images, targets)
                     counts.append(criterion.count(outputs, targets))
-                except NumericsError:  # raised again, and reported, when the loss is computed
+                except (
+                    NumericsError
+                ):  # raised again, and reported, when the loss is computed
                     objects = sum(len(target["labels"]) for target in targets)
                     counts.append((objects, 0))
         self.statistics.restore()
         return criterion.window_normalizers(counts, sizes, self.device)
 
-    def _forward_backward(self, batch: Batch, normalizers: Any, fraction: float) -> Part:
+    def _forward_backward(
+        self, batch: Batch, normalizers: Any, fraction: float
+    ) -> Part:
         """Add the gradients of a batch.
 
         Args:
@@ -147,7 +158,9 @@ class TrainStep:
             else:
                 losses = _scaled(self.criterion(outputs, targets), fraction)
             if self.anchoring:
-                with self._isolated_rng():  # `_normalizers` runs without it and must draw the same numbers
+                with (
+                    self._isolated_rng()
+                ):  # `_normalizers` runs without it and must draw the same numbers
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * fraction
@@ -161,13 +174,19 @@ class TrainStep:
         detached = {name: value.detach() for name, value in losses.items()}
         return Part(detached, outputs, failure)
 
-    def _forward(self, module: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Any]:
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+    def _forward(
+        self, module: nn.Module, images: Tensor, targets: list[Target]
+    ) -> dict[str, Any]:
+        with torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+        ):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:
         """Isolate the random state: draws inside do not affect draws after."""
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+        return torch.random.fork_rng(
+            [self.device] if self.device.type == "cuda" else []
+        )
 
     def _to_device(self, batch: Batch) -> Batch:
         """Copy images, boxes and labels to the device."""
@@ -199,14 +218,22 @@ class TrainStep:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameters.append(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_max_norm or float("inf"))
-        finite = [torch.as_tensor(part.is_finite(), device=norm.device) for part in parts]
+        norm = torch.nn.utils.clip_grad_norm_(
+            parameters, self.clip_max_norm or float("inf")
+        )
+        finite = [
+            torch.as_tensor(part.is_finite(), device=norm.device) for part in parts
+        ]
         continues = torch.tensor(not self.is_stop_asked(), device=norm.device)
-        checks = torch.stack([torch.stack(finite).all(), torch.isfinite(norm), continues])
+        checks = torch.stack(
+            [torch.stack(finite).all(), torch.isfinite(norm), continues]
+        )
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
         if self.scaler:
-            self.scaler.step(self.optimizer)  # skips the update if a gradient overflowed
+            self.scaler.step(
+                self.optimizer
+            )  # skips the update if a gradient overflowed
             self.scaler.update()
         elif finite_loss and finite_gradient:
             self.optimizer.step()
@@ -223,7 +250,9 @@ class TrainStep:
                 break
         part = parts[bad]
         images, _ = window[bad]
-        reason = part.failure or first_bad_tensor(images, part.outputs, part.losses, self.model)
+        reason = part.failure or first_bad_tensor(
+            images, part.outputs, part.losses, self.model
+        )
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
         losses = [part.losses for part in parts[reported]]

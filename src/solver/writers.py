@@ -49,8 +49,14 @@ class ConsoleWriter:
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Log the line of an epoch."""
         score = _score(record["best_score"])
-        best = f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
-        memory = f"  memory {record['peak_memory_mb'] / 1000:.1f} GB" if record["peak_memory_mb"] else ""
+        best = (
+            f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
+        )
+        memory = (
+            f"  memory {record['peak_memory_mb'] / 1000:.1f} GB"
+            if record["peak_memory_mb"]
+            else ""
+        )
         logger.info(
             "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f "
             "%%%s  left %s",
@@ -118,9 +124,13 @@ class PictureFolder:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}_epoch{epoch + 1:04}.jpg"
         if os.path.lexists(path) and not is_ours(path):
-            logger.warning("%s was not written by this project and is not replaced", path)
+            logger.warning(
+                "%s was not written by this project and is not replaced", path
+            )
             return
-        write_picture(path, Image.fromarray(picture.permute(1, 2, 0).numpy()), quality=90)
+        write_picture(
+            path, Image.fromarray(picture.permute(1, 2, 0).numpy()), quality=90
+        )
 
     def close(self) -> None:
         """Do nothing."""
@@ -191,9 +201,13 @@ def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
 class WandbWriter:
     """Send curves and pictures to Weights & Biases (`use_wandb`)."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, project: str, name: str, config: Mapping[str, Any], folder: Path
+    ) -> None:
         wandb = import_optional("wandb")
-        self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
+        self._run = wandb.init(
+            project=project, name=name, config=dict(config), dir=str(folder)
+        )
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Send the values of a step."""

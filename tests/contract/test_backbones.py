@@ -11,7 +11,13 @@ from tests.fixtures.tiny import tiny_config
 
 SMALL = {
     "HGNetv2": {"name": "B0", "freeze_at": -1, "freeze_norm": False},
-    "DINOv3Backbone": {"embed_dim": 32, "depth": 3, "num_heads": 2, "out_channels": 16, "detail_channels": 4},
+    "DINOv3Backbone": {
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 2,
+        "out_channels": 16,
+        "detail_channels": 4,
+    },
 }
 """Settings that make a backbone small; one that is not here is built with its defaults."""
 
@@ -23,7 +29,9 @@ class PlainBackbone(nn.Module):
     def __init__(self, width=8):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 8, 8)
-        self.down = nn.ModuleList([nn.Conv2d(width, width, 2, 2), nn.Conv2d(width, width, 2, 2)])
+        self.down = nn.ModuleList(
+            [nn.Conv2d(width, width, 2, 2), nn.Conv2d(width, width, 2, 2)]
+        )
 
     def forward(self, x):
         maps = [self.stem(x)]
@@ -54,7 +62,9 @@ def backbone(request) -> nn.Module:
 
 def test_forward_gives_a_list_with_a_map_for_each_stride(backbone):
     maps = backbone(torch.rand(2, 3, 64, 64))
-    assert isinstance(maps, list) and len(maps) == len(backbone.out_channels) == len(backbone.out_strides)
+    assert isinstance(maps, list) and len(maps) == len(backbone.out_channels) == len(
+        backbone.out_strides
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 128)])
@@ -67,7 +77,10 @@ def test_maps_have_the_channels_and_strides_that_the_attributes_say(backbone, si
 
 
 def test_strides_go_from_fine_to_coarse_and_double(backbone):
-    assert all(coarser == 2 * finer for finer, coarser in zip(backbone.out_strides, backbone.out_strides[1:]))
+    assert all(
+        coarser == 2 * finer
+        for finer, coarser in zip(backbone.out_strides, backbone.out_strides[1:])
+    )
 
 
 def test_gradients_reach_every_trainable_parameter(backbone):
@@ -85,7 +98,11 @@ def test_state_dict_loads_into_a_second_one(backbone):
         type(backbone).__name__,
         {
             type(backbone).__name__: SMALL.get(type(backbone).__name__, {})
-            | ({"pretrained": False} if "pretrained" in find(type(backbone).__name__).arguments else {})
+            | (
+                {"pretrained": False}
+                if "pretrained" in find(type(backbone).__name__).arguments
+                else {}
+            )
         },
     )
     other.load_state_dict(backbone.state_dict())
@@ -95,7 +112,9 @@ def test_state_dict_loads_into_a_second_one(backbone):
 
 @pytest.mark.parametrize("name", ["PlainBackbone", "TellingBackbone"])
 def test_a_users_backbone_works_in_a_detector_by_its_name(name):
-    model = tiny_config(DFINE={"backbone": name}, HybridEncoder={"in_channels": [8, 8, 8]}).model.eval()
+    model = tiny_config(
+        DFINE={"backbone": name}, HybridEncoder={"in_channels": [8, 8, 8]}
+    ).model.eval()
     assert model(torch.rand(1, 3, 64, 96))["pred_boxes"].shape == (1, 20, 4)
 
 

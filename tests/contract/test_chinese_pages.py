@@ -71,23 +71,31 @@ def test_the_chinese_readme_has_the_headings_of_the_english_one():
 
 
 def test_the_chinese_readme_has_the_commands_of_the_english_one():
-    chinese, english = (parse(without_file_tree(read(name))) for name in ("README_cn.md", "README.md"))
+    chinese, english = (
+        parse(without_file_tree(read(name))) for name in ("README_cn.md", "README.md")
+    )
     assert chinese.code == english.code
 
 
 def test_the_chinese_readme_has_the_tables_of_the_english_one():
     chinese, english = (parse(read(name)) for name in ("README_cn.md", "README.md"))
-    assert [len(table) for table in chinese.tables] == [len(table) for table in english.tables]
+    assert [len(table) for table in chinese.tables] == [
+        len(table) for table in english.tables
+    ]
     assert numbers(chinese.tables) == numbers(english.tables)
 
 
 @pytest.mark.parametrize(("chinese", "english"), SECTIONS_OF_TRAINING.items())
-def test_a_translated_section_on_training_has_the_structure_of_the_english_one(chinese, english):
+def test_a_translated_section_on_training_has_the_structure_of_the_english_one(
+    chinese, english
+):
     ours = parse(sections(read("docs/training_cn.md"))[chinese])
     theirs = parse(sections(read("docs/training.md"))[english])
     assert ours.levels == theirs.levels
     assert ours.code == theirs.code
-    assert [len(table) for table in ours.tables] == [len(table) for table in theirs.tables]
+    assert [len(table) for table in ours.tables] == [
+        len(table) for table in theirs.tables
+    ]
     assert numbers(ours.tables) == numbers(theirs.tables)
 
 

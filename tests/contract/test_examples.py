@@ -32,4 +32,6 @@ def test_examples_give_the_output_that_they_show(name, capsys):
 
 
 def test_packages_with_examples_are_found():
-    assert {"src.ops.boxes", "src.core.registry", "src.inference.tiling"} <= set(modules_with_examples())
+    assert {"src.ops.boxes", "src.core.registry", "src.inference.tiling"} <= set(
+        modules_with_examples()
+    )

@@ -23,7 +23,9 @@ WRITTEN_BY_THEMSELVES = {
 }
 """Modules that open files for writing."""
 
-MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
+MODULES = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py")
+)
 
 
 def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
@@ -37,9 +39,16 @@ def opened(module: str) -> set[str]:
     """Return the modes in which a module opens files."""
     modes = set()
     for name, call in calls(module):
-        if name == "open" or (name.endswith(".open") and name.split(".")[0] not in ("Image", "os", "self")):
-            values = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
-            modes.update(value.value for value in values if isinstance(value, ast.Constant))
+        if name == "open" or (
+            name.endswith(".open") and name.split(".")[0] not in ("Image", "os", "self")
+        ):
+            values = [
+                *call.args[1:2],
+                *(word.value for word in call.keywords if word.arg == "mode"),
+            ]
+            modes.update(
+                value.value for value in values if isinstance(value, ast.Constant)
+            )
             if not values:
                 modes.add("r")
     return modes
@@ -53,18 +62,28 @@ def test_text_of_users_is_read_where_byte_order_marks_and_encodings_are_known(mo
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_files_are_written_where_half_written_files_and_files_of_others_are_known(module):
+def test_files_are_written_where_half_written_files_and_files_of_others_are_known(
+    module,
+):
     writes = {mode for mode in opened(module) if set(mode) & set("wax+")}
-    writes |= {name for name, _ in calls(module) if name.rpartition(".")[2] in ("write_text", "write_bytes")}
+    writes |= {
+        name
+        for name, _ in calls(module)
+        if name.rpartition(".")[2] in ("write_text", "write_bytes")
+    }
     writes |= (
-        {name for name, _ in calls(module) if name == "torch.save"} if "weight_files" not in module else set()
+        {name for name, _ in calls(module) if name == "torch.save"}
+        if "weight_files" not in module
+        else set()
     )
     assert not writes or module in WRITTEN_BY_THEMSELVES
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_yaml_of_users_is_read_by_one_loader_that_keeps_names_as_they_are(module):
-    loads = {name for name, _ in calls(module) if name.startswith("yaml.") and "load" in name}
+    loads = {
+        name for name, _ in calls(module) if name.startswith("yaml.") and "load" in name
+    }
     allowed = {
         "src/core/config_file.py": {"yaml.load"},
         "src/data/preparation/yolo.py": {"yaml.load"},

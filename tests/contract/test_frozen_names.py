@@ -209,30 +209,48 @@ def test_component_keeps_its_name_and_arguments(name):
         ("DFINETransformer", "", "num_classes eval_spatial_size"),
         ("DFINECriterion", "matcher", "num_classes"),
         ("HungarianMatcher", "", "use_focal_loss"),
-        ("DFINEPostProcessor", "", "num_classes use_focal_loss num_top_queries remap_mscoco_category"),
+        (
+            "DFINEPostProcessor",
+            "",
+            "num_classes use_focal_loss num_top_queries remap_mscoco_category",
+        ),
         ("CocoDetection", "transforms", "remap_mscoco_category"),
         ("DataLoader", "dataset collate_fn", ""),
     ],
 )
 def test_component_injects_and_shares_what_it_does_in_dfine(name, inject, share):
-    assert (find(name).inject, find(name).share) == (tuple(inject.split()), tuple(share.split()))
+    assert (find(name).inject, find(name).share) == (
+        tuple(inject.split()),
+        tuple(share.split()),
+    )
 
 
 @pytest.mark.parametrize("key", TOP_LEVEL_KEYS)
 def test_top_level_key_is_known(key):
-    assert key in {*RunSettings.__dataclass_fields__, *BLOCKS, *names(), *shared_names()}
+    assert key in {
+        *RunSettings.__dataclass_fields__,
+        *BLOCKS,
+        *names(),
+        *shared_names(),
+    }
 
 
 def test_train_keeps_its_flags():
     text = subprocess.run(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "train.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert TRAIN_FLAGS - set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text)) == set()
 
 
 def test_importing_the_configuration_alone_registers_every_class():
     code = f"from src.core import register, create, YAMLConfig; from src.core.registry import names; print(*(set({list(COMPONENTS)}) - set(names())))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
 
 
@@ -240,10 +258,16 @@ def test_importing_the_configuration_alone_registers_every_class():
 def test_checkpoint_keeps_the_attribute_names_of_dfine(size):
     keys = list(coco_config(size).model.state_dict())
     assert [
-        prefix for prefix in CHECKPOINT_PREFIXES[size] if not any(key.startswith(prefix) for key in keys)
+        prefix
+        for prefix in CHECKPOINT_PREFIXES[size]
+        if not any(key.startswith(prefix) for key in keys)
     ] == []
 
 
 def test_checkpoint_keeps_the_attribute_names_of_the_dinov3_backbone():
     keys = list(tiny_config().model.state_dict())
-    assert [prefix for prefix in DINOV3_PREFIXES if not any(key.startswith(prefix) for key in keys)] == []
+    assert [
+        prefix
+        for prefix in DINOV3_PREFIXES
+        if not any(key.startswith(prefix) for key in keys)
+    ] == []

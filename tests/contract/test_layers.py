@@ -56,7 +56,11 @@ COMMANDS = [
     *sorted((ROOT / "reference").glob("*.py")),
     *sorted((ROOT / "tests/harness").glob("*.py")),
 ]
-SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if path != ROOT / "src/__init__.py"]
+SOURCES = [
+    path
+    for path in sorted((ROOT / "src").rglob("*.py"))
+    if path != ROOT / "src/__init__.py"
+]
 
 
 def name_of(path: Path) -> str:
@@ -72,7 +76,9 @@ def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, s
             base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             if node.module is None or base == ["src"]:  # from . import a, b
-                yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+                yield from (
+                    (node.lineno, ".".join([*base, alias.name])) for alias in node.names
+                )
             else:
                 yield node.lineno, ".".join(base)
 
@@ -94,7 +100,9 @@ def layer_faults(file: str, text: str) -> list[str]:
             fits = top not in ("tools", "tests", "train")
             allowed = ["installed packages"]
         if not fits:
-            faults.append(f"{file}:{line} imports {module}; src/{own} may import {', '.join(allowed)}")
+            faults.append(
+                f"{file}:{line} imports {module}; src/{own} may import {', '.join(allowed)}"
+            )
     return faults
 
 
@@ -128,32 +136,46 @@ def test_every_package_of_src_has_a_floor():
     assert {path.relative_to(ROOT / "src").parts[0] for path in SOURCES} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *COMMANDS, ROOT / "src/__init__.py"], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *COMMANDS, ROOT / "src/__init__.py"], ids=name_of
+)
 def test_no_star_imports(path):
     stars = [
         f"{name_of(path)}:{node.lineno}"
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+        if isinstance(node, ast.ImportFrom)
+        and any(alias.name == "*" for alias in node.names)
     ]
     assert stars == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("__init__.py")), ids=name_of)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "src").rglob("__init__.py")), ids=name_of
+)
 def test_package_init_lists_names_and_holds_no_logic(path):
     def is_plain(node: ast.stmt) -> bool:
-        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        is_all = isinstance(node, ast.Assign) and [target.id for target in node.targets] == ["__all__"]
+        is_docstring = isinstance(node, ast.Expr) and isinstance(
+            node.value, ast.Constant
+        )
+        is_all = isinstance(node, ast.Assign) and [
+            target.id for target in node.targets
+        ] == ["__all__"]
         return is_docstring or is_all or isinstance(node, (ast.Import, ast.ImportFrom))
 
     assert [
-        f"{name_of(path)}:{node.lineno}" for node in ast.parse(path.read_text()).body if not is_plain(node)
+        f"{name_of(path)}:{node.lineno}"
+        for node in ast.parse(path.read_text()).body
+        if not is_plain(node)
     ] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_heavy_packages_are_imported_where_they_are_used(path):
     tree = ast.parse(path.read_text())
-    at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+    at_import = ast.Module(
+        [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))],
+        [],
+    )
     package = name_of(path).split("/")[:-1]
     assert [
         f"{name_of(path)}:{line} imports {module}"
@@ -165,7 +187,11 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
 @pytest.mark.parametrize("path", COMMANDS, ids=name_of)
 def test_commands_parse_their_arguments_before_they_import_src_or_torch(path):
     at_import = ast.Module(
-        [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))],
+        [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ],
         [],
     )
     early = [
@@ -178,7 +204,9 @@ def test_commands_parse_their_arguments_before_they_import_src_or_torch(path):
 
 def test_modules_do_not_import_each_other_in_a_circle():
     modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
         for path in SOURCES
     }
     needs = {}
@@ -202,7 +230,14 @@ def test_modules_do_not_import_each_other_in_a_circle():
             return (*chain[chain.index(name) :], name)
         if name in done:
             return ()
-        found = next((c for module in sorted(needs[name]) if (c := circle(module, (*chain, name)))), ())
+        found = next(
+            (
+                c
+                for module in sorted(needs[name])
+                if (c := circle(module, (*chain, name)))
+            ),
+            (),
+        )
         done.add(name)
         return found
 
@@ -224,15 +259,20 @@ def import_graph(sources: dict[str, tuple[list[str], str]]) -> dict[str, set[str
     graph = {}
     for module, (package, text) in sources.items():
         imported = {name for _, name in imported_modules(ast.parse(text), package)}
-        graph[module] = {name for name in imported if name in sources and name != module}
+        graph[module] = {
+            name for name in imported if name in sources and name != module
+        }
     return graph
 
 
 def test_no_module_imports_itself_in_a_circle_not_even_for_types():
     sources = {
-        module_of(path): (list(path.relative_to(ROOT).parts[:-1]), path.read_text()) for path in SOURCES
+        module_of(path): (list(path.relative_to(ROOT).parts[:-1]), path.read_text())
+        for path in SOURCES
     }
-    list(TopologicalSorter(import_graph(sources)).static_order())  # CycleError names the modules of a circle
+    list(
+        TopologicalSorter(import_graph(sources)).static_order()
+    )  # CycleError names the modules of a circle
 
 
 def test_a_circle_for_types_alone_is_found():

@@ -38,7 +38,12 @@ def size(request) -> Size:
     parts = {"encoder": model.encoder, "decoder": model.decoder}
     if backbone == "DINOv3Backbone":
         parts |= {"ViT": model.backbone.vit, "adapter": model.backbone.adapter}
-    return Size(request.param, comment, count(model), {name: count(part) for name, part in parts.items()})
+    return Size(
+        request.param,
+        comment,
+        count(model),
+        {name: count(part) for name, part in parts.items()},
+    )
 
 
 def top_comment(file: str) -> str:
@@ -63,15 +68,22 @@ def test_no_model_configuration_is_overlooked():
 
 def test_the_count_in_the_top_comment_is_what_is_built(size):
     claim = re.search(r"([\d.]+) M parameters \(\d+ class", size.comment)
-    assert claim, f"{size.file}: no '12.3 M parameters (80 classes)' in {size.comment!r}"
+    assert claim, (
+        f"{size.file}: no '12.3 M parameters (80 classes)' in {size.comment!r}"
+    )
     assert millions(size.total, claim[1]) == claim[1]
 
 
 def test_the_parts_in_the_top_comment_are_what_is_built(size):
     claims = {
-        part: number for number, part in re.findall(r"([\d.]+) M (ViT|adapter|encoder|decoder)", size.comment)
+        part: number
+        for number, part in re.findall(
+            r"([\d.]+) M (ViT|adapter|encoder|decoder)", size.comment
+        )
     }
-    assert claims == {name: millions(size.parts[name], number) for name, number in claims.items()}
+    assert claims == {
+        name: millions(size.parts[name], number) for name, number in claims.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,11 @@ def test_the_parts_in_the_top_comment_are_what_is_built(size):
     ],
 )
 def test_the_top_comment_of_a_dinov3_size_names_its_parts(file):
-    assert set(re.findall(r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}"))) == {
+    assert set(
+        re.findall(
+            r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}")
+        )
+    ) == {
         "ViT",
         "adapter",
         "encoder",
@@ -101,10 +117,15 @@ def test_the_command_in_the_top_comment_names_the_file_itself(file):
     assert f"train.py -c {file} " in top_comment(file)
 
 
-@pytest.fixture(scope="module", params=["dfine_dinov3_s_coco.yml", "dfine_dinov3_s_finetune_coco.yml"])
+@pytest.fixture(
+    scope="module",
+    params=["dfine_dinov3_s_coco.yml", "dfine_dinov3_s_finetune_coco.yml"],
+)
 def small(request) -> YAMLConfig:
     """Size S in phases, and its twin that is fine-tuned whole."""
-    return YAMLConfig(ROOT / "configs/dfine" / request.param, DINOv3Backbone={"pretrained": False})
+    return YAMLConfig(
+        ROOT / "configs/dfine" / request.param, DINOv3Backbone={"pretrained": False}
+    )
 
 
 def trained(cfg: YAMLConfig) -> dict[str, nn.Parameter]:
@@ -122,26 +143,39 @@ def test_dinov3_s_has_a_whole_vit_of_size_s(small):
 
 
 def test_dinov3_s_learns_the_vit_at_1e_5_and_the_rest_at_25e_5(small):
-    rates = {id(p): group["lr"] for group in small.optimizer.param_groups for p in group["params"]}
+    rates = {
+        id(p): group["lr"]
+        for group in small.optimizer.param_groups
+        for p in group["params"]
+    }
     expected = {
-        id(p): 1e-5 if name.startswith("backbone.vit.") else 2.5e-4 for name, p in trained(small).items()
+        id(p): 1e-5 if name.startswith("backbone.vit.") else 2.5e-4
+        for name, p in trained(small).items()
     }
     assert rates == pytest.approx(expected)
 
 
 def test_dinov3_s_decays_matrices_but_no_norms_biases_layer_scales_or_tokens(small):
-    decays = {id(p): group["weight_decay"] for group in small.optimizer.param_groups for p in group["params"]}
+    decays = {
+        id(p): group["weight_decay"]
+        for group in small.optimizer.param_groups
+        for p in group["params"]
+    }
     tokens = ("cls_token", "reg_token", "tap_mix")
     wrong = [
         name
         for name, p in trained(small).items()
-        if decays[id(p)] != (0.0 if p.ndim < 2 or name.endswith((*tokens, "bias")) else 1.25e-4)
+        if decays[id(p)]
+        != (0.0 if p.ndim < 2 or name.endswith((*tokens, "bias")) else 1.25e-4)
     ]
     assert wrong == []
 
 
 def test_dinov3_s_thaws_the_last_four_blocks_and_the_final_norm_after_ten_epochs():
-    cfg = YAMLConfig(ROOT / "configs/dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False})
+    cfg = YAMLConfig(
+        ROOT / "configs/dfine/dfine_dinov3_s_coco.yml",
+        DINOv3Backbone={"pretrained": False},
+    )
     thawing = {
         name.split("vit.")[1]
         for group in cfg.optimizer.param_groups
@@ -149,7 +183,9 @@ def test_dinov3_s_thaws_the_last_four_blocks_and_the_final_norm_after_ten_epochs
         for name, p in cfg.model.named_parameters()
         if any(p is q for q in group["params"])
     }
-    assert {name.split(".")[1] if name.startswith("blocks.") else name for name in thawing} == {
+    assert {
+        name.split(".")[1] if name.startswith("blocks.") else name for name in thawing
+    } == {
         "8",
         "9",
         "10",
@@ -161,9 +197,12 @@ def test_dinov3_s_thaws_the_last_four_blocks_and_the_final_norm_after_ten_epochs
 
 def test_the_twin_of_dinov3_s_trains_the_whole_vit_from_the_start():
     cfg = YAMLConfig(
-        ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml", DINOv3Backbone={"pretrained": False}
+        ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml",
+        DINOv3Backbone={"pretrained": False},
     )
-    assert {name for name, _ in cfg.model.named_parameters() if name.startswith("backbone.vit.")} <= trained(
-        cfg
-    ).keys()
+    assert {
+        name
+        for name, _ in cfg.model.named_parameters()
+        if name.startswith("backbone.vit.")
+    } <= trained(cfg).keys()
     assert not any("thaw_epoch" in group for group in cfg.optimizer.param_groups)

@@ -85,7 +85,9 @@ def docstring_starts(path: Path) -> list[tuple[int, str]]:
         return []
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(
+            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        ):
             text = ast.get_docstring(node)
             if text:
                 found.append((node.body[0].lineno, text.splitlines()[0]))
@@ -103,7 +105,9 @@ def findings_in(path: Path) -> list[str]:
                 found.append(f"line {number}: {match[0]!r}; write {replacement}")
     for number, line in docstring_starts(path):
         if BAD_START.match(line):
-            found.append(f"line {number}: the docstring begins with {line.split()[0]!r}; write a sentence")
+            found.append(
+                f"line {number}: the docstring begins with {line.split()[0]!r}; write a sentence"
+            )
     return found
 
 
@@ -127,7 +131,9 @@ def test_every_checked_name_has_files():
 def test_no_file_uses_an_expression_that_readers_stumble_over():
     faults = []
     for file in checked_files():
-        faults += [f"{file.relative_to(ROOT)}: {finding}" for finding in findings_in(file)]
+        faults += [
+            f"{file.relative_to(ROOT)}: {finding}" for finding in findings_in(file)
+        ]
     assert not faults, "\n".join(faults)
 
 

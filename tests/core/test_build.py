@@ -55,16 +55,21 @@ class TestPart:
         assert create("Part") is not create("Part")
 
     def test_unknown_name_is_refused_with_the_nearest(self):
-        with pytest.raises(ConfigError, match="^'Prt' is not registered; did you mean 'Part'\\?$"):
+        with pytest.raises(
+            ConfigError, match="^'Prt' is not registered; did you mean 'Part'\\?$"
+        ):
             create("Prt")
 
     def test_mapping_without_a_type_is_refused(self):
-        with pytest.raises(ConfigError, match="^{'width': 2} has no 'type' that names a class$"):
+        with pytest.raises(
+            ConfigError, match="^{'width': 2} has no 'type' that names a class$"
+        ):
             create({"width": 2})
 
     def test_unknown_argument_is_refused(self):
         with pytest.raises(
-            ConfigError, match="^Part cannot be built: .*unexpected keyword argument 'height'$"
+            ConfigError,
+            match="^Part cannot be built: .*unexpected keyword argument 'height'$",
         ):
             create({"type": "Part", "height": 2})
 
@@ -72,14 +77,28 @@ class TestPart:
 @pytest.mark.usefixtures("whole")
 class TestInjection:
     def test_name_is_replaced_by_the_part_that_it_names(self):
-        assert create("Whole", {"Whole": {"part": "Part"}, "Part": {"width": 5}}).part.width == 5
+        assert (
+            create(
+                "Whole", {"Whole": {"part": "Part"}, "Part": {"width": 5}}
+            ).part.width
+            == 5
+        )
 
     def test_mapping_is_replaced_by_the_part_that_it_describes(self):
-        assert create("Whole", {"Whole": {"part": {"type": "Part", "width": 4}}}).part.width == 4
+        assert (
+            create(
+                "Whole", {"Whole": {"part": {"type": "Part", "width": 4}}}
+            ).part.width
+            == 4
+        )
 
     def test_list_is_replaced_by_a_list_of_parts(self):
         parts = create(
-            "Whole", {"Whole": {"parts": ["Part", {"type": "Part", "width": 4}]}, "Part": {"width": 5}}
+            "Whole",
+            {
+                "Whole": {"parts": ["Part", {"type": "Part", "width": 4}]},
+                "Part": {"width": 5},
+            },
         ).parts
         assert [p.width for p in parts] == [5, 4]
 
@@ -95,7 +114,10 @@ class TestInjection:
 
     def test_parts_are_injected_at_every_depth(self):
         nested = create(
-            {"type": "Whole", "part": {"type": "Whole", "parts": [{"type": "Whole", "part": "Part"}]}},
+            {
+                "type": "Whole",
+                "part": {"type": "Whole", "parts": [{"type": "Whole", "part": "Part"}]},
+            },
             {"Part": {"depth": 9}},
         )
         assert nested.part.parts[0].part.depth == 9
@@ -122,7 +144,8 @@ class TestSharing:
 
     def test_contradiction_is_refused_with_both_values(self):
         with pytest.raises(
-            ConfigError, match="^Sharing.width is 3 but the top level says width: 8; keep one of them$"
+            ConfigError,
+            match="^Sharing.width is 3 but the top level says width: 8; keep one of them$",
         ):
             create("Sharing", {"width": 8, "Sharing": {"width": 3}})
 
@@ -174,5 +197,7 @@ def test_size_that_cannot_be_is_a_fault_of_the_configuration():
     def build_layer(width: int):
         return torch.nn.Linear(width, 1)
 
-    with pytest.raises(ConfigError, match="^build_layer cannot be built: .*negative dimension -3"):
+    with pytest.raises(
+        ConfigError, match="^build_layer cannot be built: .*negative dimension -3"
+    ):
         create({"type": "build_layer", "width": -3})

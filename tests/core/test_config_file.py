@@ -27,7 +27,10 @@ def refused(folder, text: str) -> str:
 
 def test_later_include_wins_over_earlier_and_the_file_itself_over_both(tmp_path):
     path = write_configs(
-        tmp_path, one="a: 1\nb: 1\nc: 1\n", two="b: 2\nc: 2\n", main="__include__: [one.yml, two.yml]\nc: 3\n"
+        tmp_path,
+        one="a: 1\nb: 1\nc: 1\n",
+        two="b: 2\nc: 2\n",
+        main="__include__: [one.yml, two.yml]\nc: 3\n",
     )
     assert load_config_tree(path).values == {"a": 1, "b": 2, "c": 3}
 
@@ -45,22 +48,24 @@ def test_includes_are_read_depth_first(tmp_path):
 def test_include_is_relative_to_the_including_file(tmp_path):
     (tmp_path / "parts").mkdir()
     write_configs(tmp_path / "parts", a="__include__: [b.yml]\n", b="found: True\n")
-    assert load_config_tree(write_configs(tmp_path, main="__include__: [parts/a.yml]\n")).values == {
-        "found": True
-    }
+    assert load_config_tree(
+        write_configs(tmp_path, main="__include__: [parts/a.yml]\n")
+    ).values == {"found": True}
 
 
 def test_include_may_be_absolute(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     part = write_configs(tmp_path / "elsewhere", part="found: True\n")
-    assert load_config_tree(write_configs(tmp_path, main=f"__include__: ['{part}']\n")).values == {
-        "found": True
-    }
+    assert load_config_tree(
+        write_configs(tmp_path, main=f"__include__: ['{part}']\n")
+    ).values == {"found": True}
 
 
 def test_mappings_merge_at_every_depth(tmp_path):
     path = write_configs(
-        tmp_path, base="a: {b: {c: 1, d: 1}, e: 1}\n", main="__include__: [base.yml]\na: {b: {d: 2}}\n"
+        tmp_path,
+        base="a: {b: {c: 1, d: 1}, e: 1}\n",
+        main="__include__: [base.yml]\na: {b: {d: 2}}\n",
     )
     assert load_config_tree(path).values == {"a": {"b": {"c": 1, "d": 2}, "e": 1}}
 
@@ -68,9 +73,13 @@ def test_mappings_merge_at_every_depth(tmp_path):
 @pytest.mark.parametrize("new", ["[9]", "~", "5", "word"])
 def test_list_is_replaced_whole(tmp_path, new):
     path = write_configs(
-        tmp_path, base="a: {b: [1, 2, {c: 3}]}\n", main=f"__include__: [base.yml]\na: {{b: {new}}}\n"
+        tmp_path,
+        base="a: {b: [1, 2, {c: 3}]}\n",
+        main=f"__include__: [base.yml]\na: {{b: {new}}}\n",
     )
-    assert load_config_tree(path).values == {"a": {"b": {"[9]": [9], "~": None, "5": 5, "word": "word"}[new]}}
+    assert load_config_tree(path).values == {
+        "a": {"b": {"[9]": [9], "~": None, "5": 5, "word": "word"}[new]}
+    }
 
 
 def test_block_with_another_type_replaces_the_old_block(tmp_path):
@@ -79,7 +88,9 @@ def test_block_with_another_type_replaces_the_old_block(tmp_path):
         base="optimizer: {type: AdamW, betas: [0.9, 0.999], lr: 1}\n",
         main="__include__: [base.yml]\noptimizer: {type: SGD, momentum: 0.9}\n",
     )
-    assert load_config_tree(path).values == {"optimizer": {"type": "SGD", "momentum": 0.9}}
+    assert load_config_tree(path).values == {
+        "optimizer": {"type": "SGD", "momentum": 0.9}
+    }
 
 
 def test_block_that_repeats_its_type_merges(tmp_path):
@@ -88,7 +99,9 @@ def test_block_that_repeats_its_type_merges(tmp_path):
         base="optimizer: {type: AdamW, lr: 1}\n",
         main="__include__: [base.yml]\noptimizer: {type: AdamW, eps: 2}\n",
     )
-    assert load_config_tree(path).values == {"optimizer": {"type": "AdamW", "lr": 1, "eps": 2}}
+    assert load_config_tree(path).values == {
+        "optimizer": {"type": "AdamW", "lr": 1, "eps": 2}
+    }
 
 
 def test_same_file_may_be_included_twice_on_different_branches(tmp_path):
@@ -104,12 +117,20 @@ def test_same_file_may_be_included_twice_on_different_branches(tmp_path):
 
 def test_circle_of_includes_shows_the_chain(tmp_path):
     path = write_configs(
-        tmp_path, b="__include__: [c.yml]\n", c="__include__: [a.yml]\n", a="__include__: [b.yml]\n"
+        tmp_path,
+        b="__include__: [c.yml]\n",
+        c="__include__: [a.yml]\n",
+        a="__include__: [b.yml]\n",
     )
     with pytest.raises(ConfigError) as caught:
         load_config_tree(path)
-    chain = " -> ".join(str(tmp_path / name) for name in ("a.yml", "b.yml", "c.yml", "a.yml"))
-    assert str(caught.value) == f"configuration files include each other circularly: {chain}"
+    chain = " -> ".join(
+        str(tmp_path / name) for name in ("a.yml", "b.yml", "c.yml", "a.yml")
+    )
+    assert (
+        str(caught.value)
+        == f"configuration files include each other circularly: {chain}"
+    )
 
 
 def test_file_that_includes_itself_is_a_circle(tmp_path):
@@ -122,11 +143,15 @@ def test_file_that_includes_itself_is_a_circle(tmp_path):
 
 def test_missing_include_is_named_with_the_file_that_wants_it(tmp_path):
     message = refused(tmp_path, "__include__: [absent.yml]\n")
-    assert message == f"configuration file not found: {tmp_path / 'config.yml'} -> {tmp_path / 'absent.yml'}"
+    assert (
+        message
+        == f"configuration file not found: {tmp_path / 'config.yml'} -> {tmp_path / 'absent.yml'}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("base.yml", "'base.yml'"), ("[1]", "[1]"), ("{a: b}", "{'a': 'b'}")]
+    ("value", "shown"),
+    [("base.yml", "'base.yml'"), ("[1]", "[1]"), ("{a: b}", "{'a': 'b'}")],
 )
 def test_include_that_is_no_list_of_names_is_refused(tmp_path, value, shown):
     assert (
@@ -136,7 +161,9 @@ def test_include_that_is_no_list_of_names_is_refused(tmp_path, value, shown):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="configuration file not found: .*/absent.yml"):
+    with pytest.raises(
+        ConfigError, match="configuration file not found: .*/absent.yml"
+    ):
         load_config_tree(tmp_path / "absent.yml")
 
 
@@ -152,9 +179,14 @@ def test_other_suffix_is_refused(tmp_path):
         load_config_tree(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- 1\n- 2\n", "list"), ("word\n", "str"), ("3\n", "int")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- 1\n- 2\n", "list"), ("word\n", "str"), ("3\n", "int")]
+)
 def test_file_that_holds_no_mapping_is_refused(tmp_path, text, kind):
-    assert refused(tmp_path, text) == f"{tmp_path / 'config.yml'} holds a {kind}, not a mapping of settings"
+    assert (
+        refused(tmp_path, text)
+        == f"{tmp_path / 'config.yml'} holds a {kind}, not a mapping of settings"
+    )
 
 
 def test_empty_file_sets_nothing(tmp_path):
@@ -168,7 +200,9 @@ def test_byte_order_mark_is_accepted(tmp_path):
 
 def test_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "config.yml").write_bytes(b"name: \xff\xfe\n")
-    with pytest.raises(ConfigError, match="config.yml cannot be read: 'utf-8' codec can't decode"):
+    with pytest.raises(
+        ConfigError, match="config.yml cannot be read: 'utf-8' codec can't decode"
+    ):
         load_config_tree(tmp_path / "config.yml")
 
 
@@ -202,14 +236,21 @@ def test_merged_values_are_copies(tmp_path):
 
 def test_origin_is_the_file_and_line_that_set_a_key_last(tmp_path):
     path = write_configs(
-        tmp_path, base="x: 0\na:\n  b: 1\n  c: 1\n", main="__include__: [base.yml]\na:\n  c: 2\n"
+        tmp_path,
+        base="x: 0\na:\n  b: 1\n  c: 1\n",
+        main="__include__: [base.yml]\na:\n  c: 2\n",
     )
     tree = load_config_tree(path)
-    assert (tree.origin(("a", "b")), tree.origin(("a", "c"))) == (f"{tmp_path / 'base.yml'}:3", f"{path}:3")
+    assert (tree.origin(("a", "b")), tree.origin(("a", "c"))) == (
+        f"{tmp_path / 'base.yml'}:3",
+        f"{path}:3",
+    )
 
 
 def test_origin_of_a_list_item_is_its_line(tmp_path):
-    path = write_configs(tmp_path, config="ops:\n  - {type: A}\n  - {type: B,\n     p: 1}\n")
+    path = write_configs(
+        tmp_path, config="ops:\n  - {type: A}\n  - {type: B,\n     p: 1}\n"
+    )
     assert load_config_tree(path).origin(("ops", 1, "p")) == f"{path}:4"
 
 
@@ -275,15 +316,20 @@ def test_duplicate_key_deep_inside_is_refused_with_its_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "key"), [("5: x", "5"), ("~: x", "~"), ("a: {true: x}", "true"), ("a: [{1.5: x}]", "1.5")]
+    ("text", "key"),
+    [("5: x", "5"), ("~: x", "~"), ("a: {true: x}", "true"), ("a: [{1.5: x}]", "1.5")],
 )
 def test_key_that_is_no_word_is_refused(tmp_path, text, key):
-    assert refused(tmp_path, text) == f"{tmp_path / 'config.yml'}:1 has a key that is not a string: {key}"
+    assert (
+        refused(tmp_path, text)
+        == f"{tmp_path / 'config.yml'}:1 has a key that is not a string: {key}"
+    )
 
 
 def test_list_as_key_is_refused(tmp_path):
     assert (
-        refused(tmp_path, "? [a, b]\n: 1\n") == f"{tmp_path / 'config.yml'}:1 has a key that is not a string"
+        refused(tmp_path, "? [a, b]\n: 1\n")
+        == f"{tmp_path / 'config.yml'}:1 has a key that is not a string"
     )
 
 
@@ -321,7 +367,10 @@ def test_aliases_that_explode_are_refused(tmp_path):
 
 
 def test_alias_of_its_own_container_is_refused(tmp_path):
-    assert refused(tmp_path, "a: &a [*a]\n") == f"{tmp_path / 'config.yml'} is nested too deeply"
+    assert (
+        refused(tmp_path, "a: &a [*a]\n")
+        == f"{tmp_path / 'config.yml'} is nested too deeply"
+    )
 
 
 def test_deep_nesting_is_refused(tmp_path):
@@ -332,7 +381,10 @@ def test_deep_nesting_is_refused(tmp_path):
 
 
 def test_modest_aliases_are_expanded():
-    assert parse_yaml("a: &x {b: 1}\nc: *x\n", "test")[0] == {"a": {"b": 1}, "c": {"b": 1}}
+    assert parse_yaml("a: &x {b: 1}\nc: *x\n", "test")[0] == {
+        "a": {"b": 1},
+        "c": {"b": 1},
+    }
 
 
 @pytest.mark.parametrize(
@@ -347,7 +399,9 @@ def test_modest_aliases_are_expanded():
     ],
 )
 def test_malformed_yaml_is_refused_with_its_line(tmp_path, text, line):
-    assert refused(tmp_path, text).startswith(f"{tmp_path / 'config.yml'}:{line} cannot be read as YAML: ")
+    assert refused(tmp_path, text).startswith(
+        f"{tmp_path / 'config.yml'}:{line} cannot be read as YAML: "
+    )
 
 
 def test_date_that_does_not_exist_is_refused(tmp_path):
@@ -395,7 +449,8 @@ def test_override_that_is_no_yaml_is_refused_with_its_key():
 def test_code_in_an_override_is_refused_and_not_executed(tmp_path):
     canary = tmp_path / "canary"
     with pytest.raises(
-        ConfigError, match="^-u a:1 cannot be read as YAML: could not determine a constructor for the tag"
+        ConfigError,
+        match="^-u a:1 cannot be read as YAML: could not determine a constructor for the tag",
     ):
         parse_overrides([f"a=!!python/object/apply:os.system ['touch {canary}']"])
     assert not canary.exists()
@@ -412,10 +467,13 @@ def resolved(values):
 
 
 @pytest.mark.parametrize(
-    ("reference", "value"), [("${size}", [64, 96]), ("${size.0}", 64), ("${a.b}", 7), ("${a}", {"b": 7})]
+    ("reference", "value"),
+    [("${size}", [64, 96]), ("${size.0}", 64), ("${a.b}", 7), ("${a}", {"b": 7})],
 )
 def test_reference_takes_the_value_that_it_names(reference, value):
-    assert resolved({"size": [64, 96], "a": {"b": 7}, "x": {"y": [reference]}})["x"] == {"y": [value]}
+    assert resolved({"size": [64, 96], "a": {"b": 7}, "x": {"y": [reference]}})[
+        "x"
+    ] == {"y": [value]}
 
 
 def test_referred_list_is_a_copy():
@@ -431,22 +489,35 @@ def test_reference_sees_an_override(tmp_path):
     assert tree.values["x"] == 128
 
 
-@pytest.mark.parametrize("reference", ["${nowhere}", "${a.z}", "${size.2}", "${size.x}", "${a.b.c}"])
+@pytest.mark.parametrize(
+    "reference", ["${nowhere}", "${a.z}", "${size.2}", "${size.x}", "${a.b.c}"]
+)
 def test_reference_to_nothing_is_refused_with_its_place(tmp_path, reference):
     tree = load_config_tree(
-        write_configs(tmp_path, config=f"size: [1, 2]\na: {{b: 1}}\nx:\n  y: {reference}\n")
+        write_configs(
+            tmp_path, config=f"size: [1, 2]\na: {{b: 1}}\nx:\n  y: {reference}\n"
+        )
     )
     with pytest.raises(ConfigError) as caught:
         tree.resolve_references()
-    assert str(caught.value) == f"x.y refers to {reference}, which is not set ({tmp_path / 'config.yml'}:4)"
+    assert (
+        str(caught.value)
+        == f"x.y refers to {reference}, which is not set ({tmp_path / 'config.yml'}:4)"
+    )
 
 
 @pytest.mark.parametrize(
-    "values", [{"a": "${b}", "b": "${c}", "c": 1}, {"a": "${a}"}, {"a": "${b}", "b": {"d": "${c}"}, "c": 1}]
+    "values",
+    [
+        {"a": "${b}", "b": "${c}", "c": 1},
+        {"a": "${a}"},
+        {"a": "${b}", "b": {"d": "${c}"}, "c": 1},
+    ],
 )
 def test_reference_to_a_reference_is_refused(values):
     with pytest.raises(
-        ConfigError, match=r"^a refers to \$\{\w\}, which is or contains a reference itself \(test\)$"
+        ConfigError,
+        match=r"^a refers to \$\{\w\}, which is or contains a reference itself \(test\)$",
     ):
         resolved(values)
 
@@ -486,14 +557,24 @@ def test_written_settings_read_back_equal(value):
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [(("a",), "a"), (("a", "b"), "a.b"), (("a", "ops", 0, "p"), "a.ops[0].p"), (("a", 1, 2), "a[1][2]")],
+    [
+        (("a",), "a"),
+        (("a", "b"), "a.b"),
+        (("a", "ops", 0, "p"), "a.ops[0].p"),
+        (("a", 1, 2), "a[1][2]"),
+    ],
 )
 def test_key_paths_are_written_as_people_do(path, text):
     assert dotted(path) == text
 
 
 def test_value_that_was_referred_to_is_said_to_come_from_where_it_is_set(tmp_path):
-    tree = load_config_tree(write_configs(tmp_path, config="size: [64, wide]\nx:\n  y: ${size.1}\n"))
+    tree = load_config_tree(
+        write_configs(tmp_path, config="size: [64, wide]\nx:\n  y: ${size.1}\n")
+    )
     tree.resolve_references()
     config = tmp_path / "config.yml"
-    assert tree.origin(("x", "y")) == f"{config}:3, which takes it from size[1] at {config}:1"
+    assert (
+        tree.origin(("x", "y"))
+        == f"{config}:3, which takes it from size[1] at {config}:1"
+    )

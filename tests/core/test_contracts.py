@@ -17,7 +17,9 @@ class TwoImages(DetectionData):
     class_names = ("cat", "dog")
     found = (
         Objects(
-            torch.tensor([[1.0, 2, 5, 4], [0, 0, 2, 2]]), torch.tensor([1, 0]), torch.tensor([False, True])
+            torch.tensor([[1.0, 2, 5, 4], [0, 0, 2, 2]]),
+            torch.tensor([1, 0]),
+            torch.tensor([False, True]),
         ),
         Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
     )
@@ -36,15 +38,31 @@ def test_truth_is_a_coco_dictionary_with_positions_as_ids():
     assert TwoImages().ground_truth() == {
         "images": [{"id": 0}, {"id": 1}],
         "annotations": [
-            {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 4, 2], "area": 8, "iscrowd": 0},
-            {"id": 2, "image_id": 0, "category_id": 0, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 1},
+            {
+                "id": 1,
+                "image_id": 0,
+                "category_id": 1,
+                "bbox": [1, 2, 4, 2],
+                "area": 8,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": 0,
+                "category_id": 0,
+                "bbox": [0, 0, 2, 2],
+                "area": 4,
+                "iscrowd": 1,
+            },
         ],
         "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
     }
 
 
 def test_areas_of_a_data_set_count_if_it_has_them():
-    objects = Objects(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([0]), areas=torch.tensor([3.0]))
+    objects = Objects(
+        torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([0]), areas=torch.tensor([3.0])
+    )
     assert [row["area"] for row in coco_rows(objects)] == [3]
 
 
@@ -57,7 +75,8 @@ def test_data_without_a_usable_box_has_no_truth():
     data = TwoImages()
     data.found = (TwoImages.found[1],) * 2
     with pytest.raises(
-        DataError, match="^TwoImages has no ground truth: none of its 2 images has a usable box"
+        DataError,
+        match="^TwoImages has no ground truth: none of its 2 images has a usable box",
     ):
         data.ground_truth()
 
@@ -115,10 +134,15 @@ def test_a_class_that_lacks_members_is_refused_with_what_they_return():
 
 def test_a_data_set_without_class_names_is_refused():
     data = object.__new__(
-        type("Bare", (DetectionData,), dict.fromkeys(["__len__", "__getitem__", "objects"]))
+        type(
+            "Bare",
+            (DetectionData,),
+            dict.fromkeys(["__len__", "__getitem__", "objects"]),
+        )
     )
     with pytest.raises(
-        ConfigError, match=r"^Bare cannot be used as a data set: it lacks class_names \(a list with"
+        ConfigError,
+        match=r"^Bare cannot be used as a data set: it lacks class_names \(a list with",
     ):
         require_detection_data(data)
 
@@ -129,6 +153,7 @@ def test_a_class_that_does_not_derive_from_the_base_is_told_to():
         __len__ = __getitem__ = None
 
     with pytest.raises(
-        ConfigError, match="it lacks the defaults of DetectionData, from which it must derive; see"
+        ConfigError,
+        match="it lacks the defaults of DetectionData, from which it must derive; see",
     ):
         require_detection_data(Foreign())

@@ -59,12 +59,14 @@ def test_what_is_more_than_nothing_is_one_epoch_at_least(duration):
 
 
 def test_a_share_that_floats_make_a_little_less_is_not_rounded_to_the_epoch_before():
-    assert [RunLength(10, 1).in_epochs(share / 10, "stop_epoch") for share in range(1, 11)] == list(
-        range(1, 11)
-    )
+    assert [
+        RunLength(10, 1).in_epochs(share / 10, "stop_epoch") for share in range(1, 11)
+    ] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("duration", [-1, 2.5, -0.1, True, "soon", "120 %", "5 epoches", None, [3]])
+@pytest.mark.parametrize(
+    "duration", [-1, 2.5, -0.1, True, "soon", "120 %", "5 epoches", None, [3]]
+)
 def test_what_is_no_length_is_refused_with_what_is_one(duration):
     with pytest.raises(
         ConfigError,
@@ -75,13 +77,18 @@ def test_what_is_no_length_is_refused_with_what_is_one(duration):
 
 @pytest.mark.parametrize("duration", [5, "5 epochs", 0, 0.0, 0.9, "10 %"])
 def test_epochs_need_no_number_of_steps(duration):
-    assert RunLength(72).in_epochs(duration, "stop_epoch") == RUN.in_epochs(duration, "stop_epoch")
+    assert RunLength(72).in_epochs(duration, "stop_epoch") == RUN.in_epochs(
+        duration, "stop_epoch"
+    )
 
 
 @pytest.mark.parametrize(
-    ("unit", "duration"), [("epochs", "500 steps"), ("steps", 0.1), ("steps", "5 epochs")]
+    ("unit", "duration"),
+    [("epochs", "500 steps"), ("steps", 0.1), ("steps", "5 epochs")],
 )
-def test_what_needs_the_number_of_steps_is_refused_as_long_as_it_is_not_known(unit, duration):
+def test_what_needs_the_number_of_steps_is_refused_as_long_as_it_is_not_known(
+    unit, duration
+):
     with pytest.raises(StepsUnknownError, match="known only after the data are read"):
         RunLength(72).resolve(duration, unit, "length")
 
@@ -101,12 +108,16 @@ def test_unit_of_a_length_is_read_from_its_type(annotation, unit):
     assert length_unit(annotation) == unit
 
 
-@pytest.mark.parametrize("points", [[4, 34, 60], [5, 5], [0, None, None], [None, 3], []])
+@pytest.mark.parametrize(
+    "points", [[4, 34, 60], [5, 5], [0, None, None], [None, 3], []]
+)
 def test_points_that_ascend_are_accepted(points):
     check_ascending(points, "policy.epoch")
 
 
-@pytest.mark.parametrize(("points", "epochs"), [([5, 4], "5, 4"), ([5, None, 4], "5, 4")])
+@pytest.mark.parametrize(
+    ("points", "epochs"), [([5, 4], "5, 4"), ([5, None, 4], "5, 4")]
+)
 def test_points_that_do_not_ascend_are_refused(points, epochs):
     with pytest.raises(ConfigError) as caught:
         check_ascending(points, "policy.epoch")

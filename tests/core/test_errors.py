@@ -24,7 +24,9 @@ def test_error_has_the_exit_code_of_its_kind(name, code):
 
 def test_no_two_kinds_share_an_exit_code():
     kinds = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RunError)
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RunError)
     ]
     assert len({kind.exit_code for kind in kinds}) == len(kinds) == 9
 
@@ -43,5 +45,10 @@ def test_first_line_of_an_error_is_its_text_or_the_name_of_its_class(error, line
 
 
 def test_first_line_of_an_error_without_text_can_be_named():
-    assert errors.first_line(RuntimeError(), without_text="out of memory") == "out of memory"
-    assert errors.first_line(RuntimeError("cuda"), without_text="out of memory") == "cuda"
+    assert (
+        errors.first_line(RuntimeError(), without_text="out of memory")
+        == "out of memory"
+    )
+    assert (
+        errors.first_line(RuntimeError("cuda"), without_text="out of memory") == "cuda"
+    )

@@ -8,9 +8,20 @@ from typing import Annotated, Any, TypedDict
 import pytest
 
 from src.core.build import create
-from src.core.durations import EpochLength, LengthUnit, LoaderEpochLength, RunLength, StepLength
+from src.core.durations import (
+    EpochLength,
+    LengthUnit,
+    LoaderEpochLength,
+    RunLength,
+    StepLength,
+)
 from src.core.errors import ConfigError
-from src.core.lengths import lengths_of, resolve_lengths, resolve_specification, with_lengths
+from src.core.lengths import (
+    lengths_of,
+    resolve_lengths,
+    resolve_specification,
+    with_lengths,
+)
 from src.core.registry import register
 from tests.fixtures.config_files import config_from
 
@@ -37,17 +48,31 @@ def parts(own_registry):
             when: When | None = None,
             width: float = 1.0,
         ) -> None:
-            self.settings = {"stop": stop, "ramp": ramp, "half": half, "plan": plan, "when": when}
+            self.settings = {
+                "stop": stop,
+                "ramp": ramp,
+                "half": half,
+                "plan": plan,
+                "when": when,
+            }
             self.width = width
 
     @register()
     class Limited:
-        def __init__(self, ramp: StepLength, end: Annotated[int, LengthUnit("epochs", default=1.0)]) -> None:
+        def __init__(
+            self,
+            ramp: StepLength,
+            end: Annotated[int, LengthUnit("epochs", default=1.0)],
+        ) -> None:
             self.ramp, self.end = ramp, end
 
         @staticmethod
-        def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
-            return {"ramp": min(run.in_steps(settings["ramp"], "ramp"), run.steps // 10)}
+        def __resolve_lengths__(
+            settings: Mapping[str, Any], run: RunLength
+        ) -> dict[str, Any]:
+            return {
+                "ramp": min(run.in_steps(settings["ramp"], "ramp"), run.steps // 10)
+            }
 
     @register()
     class Whole:
@@ -63,16 +88,26 @@ def parts(own_registry):
         (0.5, EpochLength, [((), 0.5)]),
         (None, EpochLength | None, []),
         ([0.1, None, 3], Sequence[EpochLength | None], [((0,), 0.1), ((2,), 3)]),
-        ([[0.1, 4], ["5 %", 6]], Sequence[tuple[EpochLength, int]], [((0, 0), 0.1), ((1, 0), "5 %")]),
+        (
+            [[0.1, 4], ["5 %", 6]],
+            Sequence[tuple[EpochLength, int]],
+            [((0, 0), 0.1), ((1, 0), "5 %")],
+        ),
         (100.0, float | Sequence[tuple[EpochLength, float]], []),
         ({"name": "a", "epoch": 0.9}, When, [(("epoch",), 0.9)]),
-        ({"epoch": [1, None, 0.9]}, When | None, [(("epoch", 0), 1), (("epoch", 2), 0.9)]),
+        (
+            {"epoch": [1, None, 0.9]},
+            When | None,
+            [(("epoch", 0), 1), (("epoch", 2), 0.9)],
+        ),
         (0.5, float, []),
         ([0.5], list[float], []),
     ],
 )
 def test_lengths_are_found_by_type_wherever_they_stand(value, annotation, found):
-    assert [(path, length) for path, length, _ in lengths_of(value, annotation)] == found
+    assert [
+        (path, length) for path, length, _ in lengths_of(value, annotation)
+    ] == found
 
 
 def test_every_length_of_a_component_becomes_a_whole_number(parts):
@@ -104,7 +139,10 @@ def test_lengths_of_injected_parts_are_found_in_their_sections_and_in_place(part
         "block": {"type": "Limited", "ramp": 0.05},
     }
     resolved = with_lengths(values, resolve_lengths(values, RUN, ["block"]))
-    assert (resolved["Part"]["stop"], resolved["Whole"]["others"][0]["stop"]) == (18, 10)
+    assert (resolved["Part"]["stop"], resolved["Whole"]["others"][0]["stop"]) == (
+        18,
+        10,
+    )
     assert resolved["block"] == {"type": "Limited", "ramp": 100, "end": 20}
 
 
@@ -119,16 +157,27 @@ def test_a_class_may_state_rules_about_its_lengths(parts):
 
 @pytest.mark.parametrize("end", [None, 1.0, "20 epochs"])
 def test_null_stands_for_the_fraction_of_the_run_that_the_type_names(parts, end):
-    assert resolve_specification({"type": "Limited", "ramp": 3, "end": end}, RUN)["end"] == 20
+    assert (
+        resolve_specification({"type": "Limited", "ramp": 3, "end": end}, RUN)["end"]
+        == 20
+    )
 
 
-def test_without_a_number_of_steps_a_length_that_needs_it_keeps_the_default_and_says_why(parts):
+def test_without_a_number_of_steps_a_length_that_needs_it_keeps_the_default_and_says_why(
+    parts,
+):
     (length,) = [
         found
-        for found in resolve_lengths({"Part": {"stop": "500 steps", "half": 3}}, RunLength(20))
+        for found in resolve_lengths(
+            {"Part": {"stop": "500 steps", "half": 3}}, RunLength(20)
+        )
         if found.unknown
     ]
-    assert (length.path, length.written, length.value) == (("Part", "stop"), "500 steps", None)
+    assert (length.path, length.written, length.value) == (
+        ("Part", "stop"),
+        "500 steps",
+        None,
+    )
     assert length.unknown == (
         "Part.stop is '500 steps', but the number of steps in an epoch is known only after the data are read"
     )
@@ -148,7 +197,10 @@ def test_a_text_in_the_unit_of_the_argument_needs_no_run(parts):
 
 
 def test_written_and_whole_number_stand_side_by_side(parts):
-    values = {"Part": {"stop": 0.9, "ramp": 3, "half": "1 epoch"}, "block": {"type": "Limited", "ramp": 1000}}
+    values = {
+        "Part": {"stop": 0.9, "ramp": 3, "half": "1 epoch"},
+        "block": {"type": "Limited", "ramp": 1000},
+    }
     assert [str(length) for length in resolve_lengths(values, RUN, ["block"])] == [
         "Part.stop: 0.9 -> 18 epochs",
         "Part.half: 1 epoch -> 1 epoch",

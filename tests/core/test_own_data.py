@@ -52,17 +52,28 @@ def test_a_sound_data_set_passes():
         (Objects(torch.tensor([]), torch.tensor([])), r"boxes of shape \[0\]"),
         (Objects(BOX, torch.tensor([0, 1])), r"labels of shape \[2\] for 1 boxes"),
         (Objects(BOX, torch.tensor([[0]])), r"labels of shape \[1, 1\]"),
-        (Objects(BOX, torch.tensor([0.0])), "labels of type torch.float32, expected integers"),
+        (
+            Objects(BOX, torch.tensor([0.0])),
+            "labels of type torch.float32, expected integers",
+        ),
         (Objects(BOX, torch.tensor([2])), "labels from 2 to 2, expected 0 to 1"),
         (Objects(BOX, torch.tensor([-1])), "labels from -1 to -1, expected 0 to 1"),
-        (Objects(BOX, LABEL, ignored=torch.tensor([0])), "ignored of type torch.int64, expected torch.bool"),
+        (
+            Objects(BOX, LABEL, ignored=torch.tensor([0])),
+            "ignored of type torch.int64, expected torch.bool",
+        ),
         (Objects(BOX, LABEL, areas=torch.rand(3)), r"areas of shape \[3\]"),
         (Objects(BOX * float("nan"), LABEL), "boxes with NaN or infinity"),
-        (Objects(torch.tensor([[5.0, 5.0, 3.0, 9.0]]), LABEL), "are these x, y, width, height"),
+        (
+            Objects(torch.tensor([[5.0, 5.0, 3.0, 9.0]]), LABEL),
+            "are these x, y, width, height",
+        ),
     ],
 )
 def test_wrong_objects_are_refused_with_what_is_expected(returned, found):
-    with pytest.raises(DataError, match=rf"^Shapes.objects\(0\) returned .*{found}.*docs/data.md"):
+    with pytest.raises(
+        DataError, match=rf"^Shapes.objects\(0\) returned .*{found}.*docs/data.md"
+    ):
         shapes(returned=returned).check()
 
 
@@ -91,33 +102,47 @@ def test_class_names_are_a_list_of_different_texts(names, found):
 
 @pytest.mark.parametrize("ids", [[1], [1, 1], ["1", "2"], [1, 2, 3]])
 def test_category_ids_are_an_integer_for_each_name(ids):
-    with pytest.raises(ConfigError, match="expected 2 different integers, one for each name"):
+    with pytest.raises(
+        ConfigError, match="expected 2 different integers, one for each name"
+    ):
         require_detection_data(shapes(category_ids=ids))
 
 
 def test_ids_and_names_of_images_are_checked():
-    with pytest.raises(DataError, match="2 images have the id 7; image_id must return another number"):
+    with pytest.raises(
+        DataError, match="2 images have the id 7; image_id must return another number"
+    ):
         shapes(image_id=lambda self, index: 7).check()
-    with pytest.raises(DataError, match="Shapes.image_id returned 'a', expected an integer"):
+    with pytest.raises(
+        DataError, match="Shapes.image_id returned 'a', expected an integer"
+    ):
         shapes(image_id=lambda self, index: "a").check()
-    with pytest.raises(DataError, match="Shapes.image_name returned a int, expected a text"):
+    with pytest.raises(
+        DataError, match="Shapes.image_name returned a int, expected a text"
+    ):
         shapes(image_name=lambda self, index: index).check()
     (warning,) = shapes(image_name=lambda self, index: "same").check()
     assert "1 images have the name of another" in warning
     for count in (0, 3.0):
         with pytest.raises(
-            DataError, match=f"Shapes.__len__ returned {count}, expected the number of images"
+            DataError,
+            match=f"Shapes.__len__ returned {count}, expected the number of images",
         ):
             require_detection_data(shapes(__len__=lambda self, count=count: count))
 
 
 def test_integers_of_numpy_are_integers_too():
     """Tables read by numpy or pandas give them; a checkpoint must not hold them."""
-    data = shapes(category_ids=np.array([3, 7]), image_id=lambda self, index: np.int64(index + 5))
+    data = shapes(
+        category_ids=np.array([3, 7]), image_id=lambda self, index: np.int64(index + 5)
+    )
     require_detection_data(data)
     assert data.check() == []
     truth = data.ground_truth()
-    values = [truth["images"][0]["id"], *(value for value, _ in data.identity()["classes"])]
+    values = [
+        truth["images"][0]["id"],
+        *(value for value, _ in data.identity()["classes"]),
+    ]
     assert values == [5, 3, 7] and all(type(value) is int for value in values)
 
 
@@ -125,7 +150,9 @@ def test_an_exception_is_named_with_the_call_that_raised_it():
     def objects(self, index):
         raise KeyError("train_00.png")
 
-    with pytest.raises(DataError, match=r"Shapes.objects\(0\) raised KeyError: 'train_00.png'"):
+    with pytest.raises(
+        DataError, match=r"Shapes.objects\(0\) raised KeyError: 'train_00.png'"
+    ):
         shapes(objects=objects).check()
 
 
@@ -141,7 +168,10 @@ def test_limits_of_the_machine_are_not_taken_for_faults_of_the_data():
     ("box", "found"),
     [
         ([0.1, 0.2, 0.5, 0.6], "boxes with numbers from 0 to 1"),
-        ([10.0, 10.0, 300.0, 50.0], "the box .* expected x1, y1, x2, y2 within the image of 100 x 80"),
+        (
+            [10.0, 10.0, 300.0, 50.0],
+            "the box .* expected x1, y1, x2, y2 within the image of 100 x 80",
+        ),
         ([-40.0, 10.0, 50.0, 50.0], "the box"),
     ],
 )
@@ -151,7 +181,9 @@ def test_boxes_that_cannot_belong_to_their_image_are_refused(box, found):
 
 
 def test_boxes_a_little_outside_their_image_are_accepted():
-    check_boxes_inside("Shapes.objects(3)", torch.tensor([[-2.0, 0.0, 101.0, 80.5]]), 100, 80)
+    check_boxes_inside(
+        "Shapes.objects(3)", torch.tensor([[-2.0, 0.0, 101.0, 80.5]]), 100, 80
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,12 +197,18 @@ def test_boxes_a_little_outside_their_image_are_accepted():
 )
 def test_other_images_than_rgb_bytes_are_refused(image):
     with pytest.raises(
-        DataError, match=r"^Shapes.load_image\(3\) returned a .*expected a torch.Tensor \[3, H, W\] uint8"
+        DataError,
+        match=r"^Shapes.load_image\(3\) returned a .*expected a torch.Tensor \[3, H, W\] uint8",
     ):
         check_image("Shapes.load_image(3)", image)
 
 
-GOOD = {"boxes": BOX / 8, "labels": LABEL, "image_id": torch.tensor([1]), "orig_size": torch.tensor([8, 8])}
+GOOD = {
+    "boxes": BOX / 8,
+    "labels": LABEL,
+    "image_id": torch.tensor([1]),
+    "orig_size": torch.tensor([8, 8]),
+}
 
 
 @pytest.mark.parametrize(
@@ -180,17 +218,35 @@ GOOD = {"boxes": BOX / 8, "labels": LABEL, "image_id": torch.tensor([1]), "orig_
         ((torch.rand(8, 8, 3), GOOD), r"an image \[8, 8, 3\]"),
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), GOOD), "of type torch.uint8"),
         ((torch.rand(3, 8, 8) * 255, GOOD), "an image with values up to"),
-        ((torch.rand(3, 8, 8), GOOD | {"boxes": BOX}), "expected center x, center y, width, height in 0..1"),
-        ((torch.rand(3, 8, 8), GOOD | {"labels": torch.tensor([5])}), "labels from 5 to 5"),
+        (
+            (torch.rand(3, 8, 8), GOOD | {"boxes": BOX}),
+            "expected center x, center y, width, height in 0..1",
+        ),
+        (
+            (torch.rand(3, 8, 8), GOOD | {"labels": torch.tensor([5])}),
+            "labels from 5 to 5",
+        ),
         ((torch.rand(3, 8, 8), {"labels": LABEL}), "a target whose boxes is NoneType"),
     ],
 )
 def test_items_that_cannot_be_put_into_a_batch_are_refused(item, found):
-    with pytest.raises(DataError, match=rf"^Shapes.__getitem__\(0\) returned .*{found}"):
+    with pytest.raises(
+        DataError, match=rf"^Shapes.__getitem__\(0\) returned .*{found}"
+    ):
         check_item("Shapes.__getitem__(0)", item, 2, training=True)
 
 
 def test_evaluation_needs_the_id_and_the_size_of_an_image():
-    check_item("Shapes.__getitem__(0)", (torch.rand(3, 8, 8), GOOD | {"boxes": BOX}), 2, training=False)
+    check_item(
+        "Shapes.__getitem__(0)",
+        (torch.rand(3, 8, 8), GOOD | {"boxes": BOX}),
+        2,
+        training=False,
+    )
     with pytest.raises(DataError, match="a target whose image_id is NoneType"):
-        check_item("x", (torch.rand(3, 8, 8), {"boxes": BOX, "labels": LABEL}), 2, training=False)
+        check_item(
+            "x",
+            (torch.rand(3, 8, 8), {"boxes": BOX, "labels": LABEL}),
+            2,
+            training=False,
+        )

@@ -14,7 +14,9 @@ def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch):
     assert user_path("data/~x") == Path("data/~x")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
+)
 def test_text_is_read_whatever_byte_order_mark_it_has(tmp_path, encoding):
     mark = b"\xff\xfe" if encoding == "utf-16-le" else b""
     (tmp_path / "a.txt").write_bytes(mark + "猫 café".encode(encoding))
@@ -25,7 +27,10 @@ def test_bytes_that_are_not_utf8_are_read_as_asked(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UnicodeDecodeError):
         read_text(tmp_path / "a.txt")
-    assert os.fsencode(read_text(tmp_path / "a.txt", errors="surrogateescape")) == b"caf\xe9"
+    assert (
+        os.fsencode(read_text(tmp_path / "a.txt", errors="surrogateescape"))
+        == b"caf\xe9"
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,10 +51,14 @@ def test_a_file_that_was_meant_is_named(tmp_path, monkeypatch, asked, meant):
         (tmp_path / "data" / name).touch()
     monkeypatch.chdir(tmp_path)
     assert did_you_mean_file(asked) == f"; did you mean '{meant}'?"
-    assert did_you_mean_file(tmp_path / asked) == f"; did you mean '{tmp_path / meant}'?"
+    assert (
+        did_you_mean_file(tmp_path / asked) == f"; did you mean '{tmp_path / meant}'?"
+    )
 
 
-@pytest.mark.parametrize("asked", ["data/other.bin", "nowhere/train.json", "data/train_002.json"])
+@pytest.mark.parametrize(
+    "asked", ["data/other.bin", "nowhere/train.json", "data/train_002.json"]
+)
 def test_nothing_is_named_where_nothing_is_near(tmp_path, monkeypatch, asked):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "train_001.json"):

@@ -6,7 +6,14 @@ import pytest
 
 from src.core import register
 from src.core.errors import ConfigError
-from src.core.registry import REQUIRED, Argument, arguments_of, find, names, shared_names
+from src.core.registry import (
+    REQUIRED,
+    Argument,
+    arguments_of,
+    find,
+    names,
+    shared_names,
+)
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -86,7 +93,9 @@ def test_name_may_be_taken_over_by_force():
 
 def test_same_class_may_be_registered_again_as_by_a_reloaded_module():
     register("Shiny")(type("Same", (), {"__module__": "m", "__qualname__": "Same"}))
-    again = register("Shiny")(type("Same", (), {"__module__": "m", "__qualname__": "Same"}))
+    again = register("Shiny")(
+        type("Same", (), {"__module__": "m", "__qualname__": "Same"})
+    )
     assert find("Shiny").factory is again
 
 
@@ -94,7 +103,13 @@ def test_arguments_carry_defaults_and_types():
     @register()
     class Shiny:
         def __init__(
-            self, width: int, kind: Literal["a", "b"] = "a", other=None, *args, key: float = 1.0, **kwargs
+            self,
+            width: int,
+            kind: Literal["a", "b"] = "a",
+            other=None,
+            *args,
+            key: float = 1.0,
+            **kwargs,
         ) -> None:
             pass
 
@@ -111,7 +126,10 @@ def test_annotation_that_cannot_be_resolved_counts_as_anything():
         pass
 
     arguments = arguments_of(build)
-    assert (arguments["width"].annotation.__name__, arguments["height"].annotation) == ("Any", int)
+    assert (arguments["width"].annotation.__name__, arguments["height"].annotation) == (
+        "Any",
+        int,
+    )
 
 
 def test_extra_arguments_are_listed():
@@ -120,7 +138,10 @@ def test_extra_arguments_are_listed():
 
     build.__extra_arguments__ = lambda: {"depth": Argument(2, int)}
     register()(build)
-    assert (set(find("build").arguments), find("build").accepts_anything) == ({"width", "depth"}, False)
+    assert (set(find("build").arguments), find("build").accepts_anything) == (
+        {"width", "depth"},
+        False,
+    )
 
 
 def test_constructor_with_open_keywords_accepts_anything():
@@ -150,9 +171,13 @@ def test_shared_argument_is_known_at_the_top_level():
 @pytest.mark.parametrize("signature", ["brightness", "width=1"])
 def test_shared_argument_without_a_default_is_refused(signature):
     scope = {}
-    exec(f"class Shiny:\n    __share__ = ['brightness']\n    def __init__(self, {signature}): pass", scope)
+    exec(
+        f"class Shiny:\n    __share__ = ['brightness']\n    def __init__(self, {signature}): pass",
+        scope,
+    )
     with pytest.raises(
-        ConfigError, match="^Shiny.brightness is in __share__, so it needs a default in the constructor$"
+        ConfigError,
+        match="^Shiny.brightness is in __share__, so it needs a default in the constructor$",
     ):
         register()(scope["Shiny"])
 

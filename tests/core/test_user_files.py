@@ -44,7 +44,10 @@ def test_a_file_of_another_folder_replaces_one_of_the_same_name(file, tmp_path):
     ("name", "expected"),
     [
         ("json.py", r"but another module is called json; rename the file$"),
-        ("data.txt", r"__import__ names data.txt, expected a Python file such as my_data.py$"),
+        (
+            "data.txt",
+            r"__import__ names data.txt, expected a Python file such as my_data.py$",
+        ),
         ("my-data.py", r"__import__ names my-data.py, expected a Python file"),
     ],
 )
@@ -54,16 +57,25 @@ def test_names_that_cannot_be_imported_are_refused(file, name, expected):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"^a.yml:1: __import__ names .*/my_data.py, which does not exist"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^a.yml:1: __import__ names .*/my_data.py, which does not exist",
+    ):
         import_file(tmp_path / "my_data.py", "a.yml:1")
 
 
 def test_an_error_in_the_file_is_shown(file):
-    with pytest.raises(ConfigError, match=r"own_part_of_a_test.py cannot be imported: ZeroDivisionError"):
+    with pytest.raises(
+        ConfigError,
+        match=r"own_part_of_a_test.py cannot be imported: ZeroDivisionError",
+    ):
         import_file(file("1 / 0"), "a.yml:1")
     assert "own_part_of_a_test" not in sys.modules
 
 
 def test_an_error_of_this_project_keeps_its_kind(file):
     with pytest.raises(DataError, match="^no table$"):
-        import_file(file("from src.core import DataError\nraise DataError('no table')"), "a.yml:1")
+        import_file(
+            file("from src.core import DataError\nraise DataError('no table')"),
+            "a.yml:1",
+        )

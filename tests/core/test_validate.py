@@ -28,14 +28,23 @@ def faults(folder, text: str, **overrides) -> str:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("seed: 1\nepoches: 3\n", "unknown key 'epoches' (config.yml:2); did you mean 'epochs'?"),
+        (
+            "seed: 1\nepoches: 3\n",
+            "unknown key 'epoches' (config.yml:2); did you mean 'epochs'?",
+        ),
         (
             "hybridencoder: {act: silu}\n",
             "unknown key 'hybridencoder' (config.yml:1); did you mean 'HybridEncoder'?",
         ),
-        ("numclasses: 3\n", "unknown key 'numclasses' (config.yml:1); did you mean 'num_classes'?"),
+        (
+            "numclasses: 3\n",
+            "unknown key 'numclasses' (config.yml:1); did you mean 'num_classes'?",
+        ),
         ("qwertyuiop: 3\n", "unknown key 'qwertyuiop' (config.yml:1)"),
-        ("HGNetv2:\n  nme: B0\n", "unknown key 'HGNetv2.nme' (config.yml:2); did you mean 'name'?"),
+        (
+            "HGNetv2:\n  nme: B0\n",
+            "unknown key 'HGNetv2.nme' (config.yml:2); did you mean 'name'?",
+        ),
         (
             "DFINE: {backbone: {type: HGNetv2, name: B0, uselab: True}}\n",
             "unknown key 'DFINE.backbone.uselab' (config.yml:1); did you mean 'use_lab'?",
@@ -63,7 +72,9 @@ def faults(folder, text: str, **overrides) -> str:
         ),
     ],
 )
-def test_unknown_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path, text, fault):
+def test_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
+    tmp_path, text, fault
+):
     assert faults(tmp_path, text) == f"the configuration has a fault: {fault}"
 
 
@@ -82,7 +93,9 @@ def test_unknown_key_from_an_include_names_that_file(tmp_path):
 
 @pytest.mark.parametrize("key", ["path", "self", "cfg"])
 def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, key):
-    assert f"unknown key '{key}' (command line)" in faults(tmp_path, "epochs: 3\n", **{key: 1})
+    assert f"unknown key '{key}' (command line)" in faults(
+        tmp_path, "epochs: 3\n", **{key: 1}
+    )
 
 
 def test_all_faults_are_listed_at_once(tmp_path):
@@ -106,16 +119,31 @@ def test_all_faults_are_listed_at_once(tmp_path):
         ("use_amp: 1\n", "use_amp is 1, expected true or false (config.yml:1)"),
         ("use_amp: 'yes'\n", "use_amp is 'yes', expected true or false (config.yml:1)"),
         ("seed: x\n", "seed is 'x', expected an integer or null (config.yml:1)"),
-        ("clip_max_norm: much\n", "clip_max_norm is 'much', expected a number (config.yml:1)"),
+        (
+            "clip_max_norm: much\n",
+            "clip_max_norm is 'much', expected a number (config.yml:1)",
+        ),
         ("output_dir: 3\n", "output_dir is 3, expected a string (config.yml:1)"),
-        ("task: segmentation\n", "task is 'segmentation', expected one of 'detection' (config.yml:1)"),
-        ("num_classes: abc\n", "num_classes is 'abc', DFINECriterion expects an integer (config.yml:1)"),
+        (
+            "task: segmentation\n",
+            "task is 'segmentation', expected one of 'detection' (config.yml:1)",
+        ),
+        (
+            "num_classes: abc\n",
+            "num_classes is 'abc', DFINECriterion expects an integer (config.yml:1)",
+        ),
         (
             "eval_spatial_size: 640\n",
             "eval_spatial_size is 640, DFINETransformer expects a list of integers or null (config.yml:1)",
         ),
-        ("HybridEncoder:\n  act: 5\n", "HybridEncoder.act is 5, expected a string (config.yml:2)"),
-        ("HybridEncoder: 5\n", "HybridEncoder is 5, expected a mapping of its settings (config.yml:1)"),
+        (
+            "HybridEncoder:\n  act: 5\n",
+            "HybridEncoder.act is 5, expected a string (config.yml:2)",
+        ),
+        (
+            "HybridEncoder: 5\n",
+            "HybridEncoder is 5, expected a mapping of its settings (config.yml:1)",
+        ),
         (
             "DFINETransformer:\n  num_points: [3, x, 3]\n",
             "DFINETransformer.num_points is [3, 'x', 3], expected an integer or a list of integers (config.yml:2)",
@@ -124,7 +152,10 @@ def test_all_faults_are_listed_at_once(tmp_path):
             "HGNetv2: {name: B9}\n",
             "HGNetv2.name is 'B9', expected one of 'B0', 'B1', 'B2', 'B3', 'B4', 'B5', 'B6' (config.yml:1)",
         ),
-        ("optimizer: {type: AdamW, lr: fast}\n", "optimizer.lr is 'fast', expected a number (config.yml:1)"),
+        (
+            "optimizer: {type: AdamW, lr: fast}\n",
+            "optimizer.lr is 'fast', expected a number (config.yml:1)",
+        ),
         (
             "optimizer: {type: AdamW, betas: [0.9]}\n",
             "optimizer.betas is [0.9], expected a list of numbers (config.yml:1)",
@@ -189,9 +220,18 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
             "optimizer: {type: AdamQ}\n",
             "optimizer.type is 'AdamQ', which is not registered (config.yml:1); did you mean 'Adam'?",
         ),
-        ("optimizer: {lr: 1}\n", "optimizer has no 'type' that names a class (config.yml:1)"),
-        ("optimizer: {type: [AdamW]}\n", "optimizer has no 'type' that names a class (config.yml:1)"),
-        ("ema: 5\n", "ema is 5, expected a registered name or a mapping with 'type' (config.yml:1)"),
+        (
+            "optimizer: {lr: 1}\n",
+            "optimizer has no 'type' that names a class (config.yml:1)",
+        ),
+        (
+            "optimizer: {type: [AdamW]}\n",
+            "optimizer has no 'type' that names a class (config.yml:1)",
+        ),
+        (
+            "ema: 5\n",
+            "ema is 5, expected a registered name or a mapping with 'type' (config.yml:1)",
+        ),
         (
             "DFINE: {backbone: HGNetv3}\n",
             "DFINE.backbone names 'HGNetv3', which is not registered (config.yml:1); did you mean 'HGNetv2'?",
@@ -213,7 +253,8 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
             "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of integers (config.yml:9)",
         ),
         (
-            DATASET + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",
+            DATASET
+            + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",
             "train_dataloader.dataset.transforms.ops[0].type is 'Resze', which is not registered (config.yml:10); did you mean 'Resize'?",
         ),
     ],
@@ -226,7 +267,10 @@ def test_component_that_cannot_be_built_is_named(tmp_path, text, fault):
     ("text", "key"),
     [
         ("optimizer: {type: AdamW, model: x}\n", "optimizer.model"),
-        ("lr_scheduler: {type: MultiStepLR, milestones: [1], optimizer: x}\n", "lr_scheduler.optimizer"),
+        (
+            "lr_scheduler: {type: MultiStepLR, milestones: [1], optimizer: x}\n",
+            "lr_scheduler.optimizer",
+        ),
         ("evaluator: {type: CocoEvaluator, coco_gt: x}\n", "evaluator.coco_gt"),
         ("ema: {type: ModelEMA, model: x}\n", "ema.model"),
     ],
@@ -239,7 +283,9 @@ def test_argument_that_the_program_supplies_is_refused(tmp_path, text, key):
 
 
 def test_shared_value_that_contradicts_a_components_own_names_both_places(tmp_path):
-    assert faults(tmp_path, "num_classes: 3\nDFINETransformer:\n  num_classes: 4\n") == (
+    assert faults(
+        tmp_path, "num_classes: 3\nDFINETransformer:\n  num_classes: 4\n"
+    ) == (
         "the configuration has a fault: DFINETransformer.num_classes is 4 (config.yml:3) but the top level says num_classes: 3 (config.yml:1); "
         "keep one of them"
     )
@@ -247,7 +293,9 @@ def test_shared_value_that_contradicts_a_components_own_names_both_places(tmp_pa
 
 def test_shared_value_that_repeats_a_components_own_is_accepted(tmp_path):
     assert (
-        config_from(tmp_path, "num_classes: 3\nDFINETransformer: {num_classes: 3}\n").yaml_cfg["num_classes"]
+        config_from(
+            tmp_path, "num_classes: 3\nDFINETransformer: {num_classes: 3}\n"
+        ).yaml_cfg["num_classes"]
         == 3
     )
 
@@ -255,7 +303,9 @@ def test_shared_value_that_repeats_a_components_own_is_accepted(tmp_path):
 def test_shared_value_of_null_counts_as_not_set(tmp_path):
     assert (
         "num_classes"
-        not in config_from(tmp_path, "num_classes: ~\nDFINETransformer: {num_classes: 4}\n").yaml_cfg
+        not in config_from(
+            tmp_path, "num_classes: ~\nDFINETransformer: {num_classes: 4}\n"
+        ).yaml_cfg
     )
 
 
@@ -276,15 +326,17 @@ def test_block_of_null_switches_a_part_off():
         ),
     ],
 )
-def test_component_that_is_injected_into_itself_is_refused_with_the_chain(tmp_path, text, fault):
+def test_component_that_is_injected_into_itself_is_refused_with_the_chain(
+    tmp_path, text, fault
+):
     assert fault in faults(tmp_path, text)
 
 
 def test_injected_null_is_accepted(tmp_path):
     assert (
-        config_from(tmp_path, DATASET + "    transforms: ~\n").yaml_cfg["train_dataloader"]["dataset"][
-            "transforms"
-        ]
+        config_from(tmp_path, DATASET + "    transforms: ~\n").yaml_cfg[
+            "train_dataloader"
+        ]["dataset"]["transforms"]
         is None
     )
 
@@ -313,7 +365,10 @@ def test_injected_null_is_accepted(tmp_path):
         (Tensor, "Tensor"),
         (Sequence[EpochLength], "a list of lengths"),
         (EpochLength | None, "a length or null"),
-        (Sequence[tuple[EpochLength, int]], "a list of pairs of a length and an integer"),
+        (
+            Sequence[tuple[EpochLength, int]],
+            "a list of pairs of a length and an integer",
+        ),
         (Sequence[int | str], "a list, each item an integer or a string"),
     ],
 )
@@ -372,7 +427,11 @@ def test_value_of_another_type_does_not_match(value, annotation):
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("epoches", "; did you mean 'epochs'?"), ("EPOCHS", "; did you mean 'epochs'?"), ("zzz", "")],
+    [
+        ("epoches", "; did you mean 'epochs'?"),
+        ("EPOCHS", "; did you mean 'epochs'?"),
+        ("zzz", ""),
+    ],
 )
 def test_nearest_known_word_is_proposed(word, hint):
     assert did_you_mean(word, ["epochs", "seed"]) == hint

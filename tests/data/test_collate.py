@@ -23,7 +23,10 @@ def batch(count: int = 3, seed: int = 0, transforms: Compose = TO_64):
 
 def sizes(collate, draws: int = 300, transforms: Compose = TO_64) -> Counter:
     """Return how often each (height, width) came out."""
-    return Counter(tuple(collate(batch(1, seed, transforms))[0].shape[-2:]) for seed in range(draws))
+    return Counter(
+        tuple(collate(batch(1, seed, transforms))[0].shape[-2:])
+        for seed in range(draws)
+    )
 
 
 # ---- the list of sizes ----
@@ -48,7 +51,11 @@ def test_sizes_run_from_three_to_five_quarters_of_the_base(base, repeat, scales)
 
 def test_images_are_stacked_and_targets_listed():
     images, targets = BatchImageCollateFunction()(batch())
-    assert (tuple(images.shape), images.dtype, len(targets)) == ((3, 3, 64, 64), torch.float32, 3)
+    assert (tuple(images.shape), images.dtype, len(targets)) == (
+        (3, 3, 64, 64),
+        torch.float32,
+        3,
+    )
 
 
 def test_batch_holds_what_each_sample_alone_would_give():
@@ -60,7 +67,9 @@ def test_batch_holds_what_each_sample_alone_would_give():
 
 
 def test_images_in_8_bits_stay_so():
-    images, _ = BatchImageCollateFunction()(batch(transforms=Compose([Resize([64, 64])])))
+    images, _ = BatchImageCollateFunction()(
+        batch(transforms=Compose([Resize([64, 64])]))
+    )
     assert images.dtype == torch.uint8
 
 
@@ -70,7 +79,9 @@ def test_without_a_repeat_all_batches_have_the_size_of_the_canvas():
 
 def test_sizes_are_drawn_evenly_from_the_list():
     transforms = Compose([Resize([128, 128])])
-    drawn_sizes = sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=3), 600, transforms)
+    drawn_sizes = sizes(
+        BatchImageCollateFunction(base_size=128, base_size_repeat=3), 600, transforms
+    )
     assert generate_scales(128, 3) == [96, 128, 128, 128, 160]
     assert set(drawn_sizes) == {(96, 96), (128, 128), (160, 160)}
     assert abs(drawn_sizes[128, 128] - 360) < 4 * (600 * 0.6 * 0.4) ** 0.5
@@ -96,7 +107,11 @@ def test_same_chance_gives_the_same_size():
 
 def test_width_follows_the_height_in_proportion():
     transforms = Compose([Resize([128, 256])])
-    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {
+    assert set(
+        sizes(
+            BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms
+        )
+    ) == {
         (96, 192),
         (128, 256),
         (160, 320),
@@ -105,14 +120,20 @@ def test_width_follows_the_height_in_proportion():
 
 def test_width_is_rounded_to_the_stride():
     transforms = Compose([Resize([128, 160])])
-    assert set(sizes(BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms)) == {
+    assert set(
+        sizes(
+            BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms
+        )
+    ) == {
         (96, 128),
         (128, 160),
         (160, 192),
     }
 
 
-@pytest.mark.parametrize(("epoch", "several"), [(0, True), (4, True), (5, False), (9, False)])
+@pytest.mark.parametrize(
+    ("epoch", "several"), [(0, True), (4, True), (5, False), (9, False)]
+)
 def test_clean_stage_has_the_base_size_alone(epoch, several):
     collate = BatchImageCollateFunction(stop_epoch=5, base_size=64, base_size_repeat=1)
     collate.set_epoch(epoch)
@@ -125,7 +146,12 @@ def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
 
 
 def test_clean_stage_may_begin_at_a_share_of_the_run():
-    assert built_for(RunLength(72), {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}).stop_epoch == 64
+    assert (
+        built_for(
+            RunLength(72), {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}
+        ).stop_epoch
+        == 64
+    )
 
 
 # ---- finished images, as a data set of a user's own gives them ----
@@ -156,7 +182,10 @@ def test_finished_images_are_resized_to_the_drawn_size():
     items = finished()
     images, _ = BatchImageCollateFunction(base_size=128, base_size_repeat=0)(items)
     assert torch.equal(
-        images, F.interpolate(torch.stack([image for image, _ in items]), tuple(images.shape[-2:]))
+        images,
+        F.interpolate(
+            torch.stack([image for image, _ in items]), tuple(images.shape[-2:])
+        ),
     )
     assert images.shape[-1] in (96, 160)
 
@@ -203,24 +232,34 @@ def test_batch_is_mixed_as_it_is_set(settings, grown):
 
 def test_mixup_and_copies_have_their_share_of_the_batches():
     """Copies come where mixup did not: 0.5 and (1 - 0.5) * 0.4."""
-    grown = Counter(counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300))
+    grown = Counter(
+        counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300)
+    )
     assert set(grown) == {0, OWN, 9}
     for value, share in ((OWN, 0.5), (9, 0.2)):
         assert abs(grown[value] - 300 * share) < 4 * (300 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize(("epoch", "grown"), [(3, 0), (4, OWN), (33, OWN), (34, 9), (59, 9), (60, 0)])
-@pytest.mark.parametrize("ends", [(34, 60), (0.34, 0.6), ("34 epochs", "60 %")], ids=str)
+@pytest.mark.parametrize(
+    ("epoch", "grown"), [(3, 0), (4, OWN), (33, OWN), (34, 9), (59, 9), (60, 0)]
+)
+@pytest.mark.parametrize(
+    "ends", [(34, 60), (0.34, 0.6), ("34 epochs", "60 %")], ids=str
+)
 def test_mixup_and_copies_act_in_their_epochs(ends, epoch, grown):
     epochs = {"mixup_epochs": [4, ends[0]], "copyblend_epochs": ["4 epochs", ends[1]]}
     chances = {"mixup_prob": 1, "copyblend_prob": 1}
-    collate = built_for(RunLength(100), {"type": "BatchImageCollateFunction", **epochs, **chances})
+    collate = built_for(
+        RunLength(100), {"type": "BatchImageCollateFunction", **epochs, **chances}
+    )
     assert counts(collate, epoch) == [grown]
 
 
 @pytest.mark.parametrize(("epoch", "grown"), [(0, OWN), (4, OWN), (5, 0)])
 def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(epoch, grown):
-    assert counts(BatchImageCollateFunction(stop_epoch=5, mixup_prob=1), epoch) == [grown]
+    assert counts(BatchImageCollateFunction(stop_epoch=5, mixup_prob=1), epoch) == [
+        grown
+    ]
 
 
 @pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
@@ -243,10 +282,14 @@ def test_batch_that_chance_leaves_unmixed_is_what_it_would_be():
 
 
 def test_same_chance_mixes_alike():
-    collate = BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.5, with_expand=True)
+    collate = BatchImageCollateFunction(
+        mixup_prob=0.5, copyblend_prob=0.5, with_expand=True
+    )
     for seed in range(8):
         (a, s), (b, t) = collate(batch(seed=seed)), collate(batch(seed=seed))
-        assert torch.equal(a, b) and all(torch.equal(p["boxes"], q["boxes"]) for p, q in zip(s, t))
+        assert torch.equal(a, b) and all(
+            torch.equal(p["boxes"], q["boxes"]) for p, q in zip(s, t)
+        )
 
 
 @pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
@@ -258,9 +301,14 @@ def test_all_fields_grow_with_the_boxes(chance):
 @pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
 def test_finished_images_are_mixed_too(chance):
     items = finished()
-    images, targets = BatchImageCollateFunction(area_threshold=1e-3, num_objects=1, **{chance: 1})(items)
+    images, targets = BatchImageCollateFunction(
+        area_threshold=1e-3, num_objects=1, **{chance: 1}
+    )(items)
     assert not torch.equal(images, torch.stack([image for image, _ in items]))
-    assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [(2, 2, 1), (2, 2, 1)]
+    assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [
+        (2, 2, 1),
+        (2, 2, 1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +324,9 @@ def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transf
         ConfigError,
         match="^mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got torch.",
     ):
-        BatchImageCollateFunction(mixup_prob=0.1, mixup_epochs=[4, 5])(batch(transforms=transforms))
+        BatchImageCollateFunction(mixup_prob=0.1, mixup_epochs=[4, 5])(
+            batch(transforms=transforms)
+        )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +342,10 @@ def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transf
             {"copyblend_epochs": [40, 4]},
             "copyblend_epochs is [40, 4], which are the epochs 40, 4; they must be in ascending order",
         ),
-        ({"copyblend_type": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
+        (
+            {"copyblend_type": "cut"},
+            "copyblend_type is 'cut', expected 'blend' or 'paste'",
+        ),
         ({"num_objects": 0}, "num_objects is 0, expected at least 1"),
     ],
 )
@@ -317,7 +370,8 @@ def test_mixing_may_go_on_to_the_end():
 @pytest.mark.parametrize("size", [100, 0, -32, 16])
 def test_base_size_that_is_no_multiple_of_the_stride_is_refused(size):
     with pytest.raises(
-        ConfigError, match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$"
+        ConfigError,
+        match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$",
     ):
         create({"type": "BatchImageCollateFunction", "base_size": size})
 

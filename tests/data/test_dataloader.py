@@ -59,7 +59,9 @@ def shares(ranks):
         batches = []
         for number in range(count):
             ranks(number, count)
-            sampler = GlobalBatchSampler(length, total // count, shuffle=shuffle, drop_last=drop_last)
+            sampler = GlobalBatchSampler(
+                length, total // count, shuffle=shuffle, drop_last=drop_last
+            )
             sampler.epoch, sampler.seed, sampler.start = epoch, seed, start
             if equal is not None:
                 sampler.equal_shares = equal
@@ -80,12 +82,19 @@ def together(batches) -> list[set[int]]:
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_global_batches_are_the_same_for_any_number_of_ranks(shares, count, shuffle):
-    assert together(shares(32, count, 8, shuffle=shuffle)) == together(shares(32, 1, 8, shuffle=shuffle))
+    assert together(shares(32, count, 8, shuffle=shuffle)) == together(
+        shares(32, 1, 8, shuffle=shuffle)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_image_comes_once_in_an_epoch(shares, count):
-    seen = [index for batches in shares(32, count, 8) for batch in batches for index in batch]
+    seen = [
+        index
+        for batches in shares(32, count, 8)
+        for batch in batches
+        for index in batch
+    ]
     assert sorted(seen) == list(range(32))
 
 
@@ -100,7 +109,12 @@ def test_training_gives_every_rank_equally_many_steps_and_images(shares, length,
 @pytest.mark.parametrize("length", [1, 3, 7, 31])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_training_repeats_only_as_many_images_as_fill_the_ranks(shares, length, count):
-    seen = [index for batches in shares(length, count, 2 * count) for batch in batches for index in batch]
+    seen = [
+        index
+        for batches in shares(length, count, 2 * count)
+        for batch in batches
+        for index in batch
+    ]
     assert (set(seen), len(seen)) == (set(range(length)), length + -length % count)
 
 
@@ -158,7 +172,9 @@ def test_order_does_not_depend_on_torchs_own_chance(shares):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_epoch_can_be_taken_up_in_the_middle(shares, count):
-    assert [batches[2:] for batches in shares(31, count, 8)] == shares(31, count, 8, start=2)
+    assert [batches[2:] for batches in shares(31, count, 8)] == shares(
+        31, count, 8, start=2
+    )
 
 
 def test_largest_seeds_and_epochs_will_do(shares):
@@ -195,10 +211,16 @@ def data_folder(tmp_path_factory):
 def loader(data_folder):
     def make(**settings) -> DataLoader:
         collate = BatchImageCollateFunction(
-            base_size=64, base_size_repeat=1, mixup_prob=0.4, copyblend_prob=0.5, area_threshold=20
+            base_size=64,
+            base_size_repeat=1,
+            mixup_prob=0.4,
+            copyblend_prob=0.5,
+            area_threshold=20,
         )
         return DataLoader(
-            images(data_folder), collate, **{"total_batch_size": 4, "shuffle": True, **settings}
+            images(data_folder),
+            collate,
+            **{"total_batch_size": 4, "shuffle": True, **settings},
         )
 
     return make
@@ -210,7 +232,13 @@ def epoch_of(loader: DataLoader, epoch: int = 0, seed: int = 0, start: int = 0) 
     return [
         (
             batch.clone(),
-            [{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets],
+            [
+                {
+                    k: v.clone() if isinstance(v, torch.Tensor) else v
+                    for k, v in t.items()
+                }
+                for t in targets
+            ],
         )
         for batch, targets in loader
     ]
@@ -222,7 +250,12 @@ def equal(a: list, b: list) -> bool:
         and len(s) == len(t)
         and all(
             p.keys() == q.keys()
-            and all(torch.equal(p[k], q[k]) if isinstance(p[k], torch.Tensor) else p[k] == q[k] for k in p)
+            and all(
+                torch.equal(p[k], q[k])
+                if isinstance(p[k], torch.Tensor)
+                else p[k] == q[k]
+                for k in p
+            )
             for p, q in zip(s, t)
         )
         for (x, s), (y, t) in zip(a, b)
@@ -258,10 +291,16 @@ def test_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(loader, work
 def test_epoch_reaches_data_set_and_collate_function(loader):
     one = loader()
     one.set_epoch(7)
-    assert (one.dataset.epoch, one.collate_fn.epoch, one.batch_sampler.epoch) == (7, 7, 7)
+    assert (one.dataset.epoch, one.collate_fn.epoch, one.batch_sampler.epoch) == (
+        7,
+        7,
+        7,
+    )
 
 
-def test_lengths_of_transforms_and_collate_function_follow_the_epochs_of_the_run(data_folder):
+def test_lengths_of_transforms_and_collate_function_follow_the_epochs_of_the_run(
+    data_folder,
+):
     policy = {"name": "stop_epoch", "epoch": 0.9, "ops": ["RandomZoomOut"]}
     dataset = {
         "type": "CocoDetection",
@@ -270,7 +309,12 @@ def test_lengths_of_transforms_and_collate_function_follow_the_epochs_of_the_run
         "transforms": {"type": "Compose", "policy": policy},
     }
     collate = {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}
-    specification = {"type": "DataLoader", "dataset": dataset, "collate_fn": collate, "batch_size": 2}
+    specification = {
+        "type": "DataLoader",
+        "dataset": dataset,
+        "collate_fn": collate,
+        "batch_size": 2,
+    }
     one = built_for(RunLength(20), specification)
     assert (one.dataset.transforms.stop, one.collate_fn.stop_epoch) == (18, 18)
 
@@ -283,7 +327,9 @@ def test_seed_reaches_data_set_and_sampler(loader):
 
 def test_two_ranks_together_load_what_one_loads(data_folder, loader):
     def work():
-        return [[int(t["image_id"]) for t in targets] for _, targets in epoch_of(loader())]
+        return [
+            [int(t["image_id"]) for t in targets] for _, targets in epoch_of(loader())
+        ]
 
     parts, alone = on_ranks(2, work), work()
     assert [sorted(a + b) for a, b in zip(*parts)] == [sorted(batch) for batch in alone]
@@ -316,7 +362,8 @@ def test_data_set_that_lacks_a_member_is_refused():
             return 4
 
     with pytest.raises(
-        ConfigError, match=r"^Plain cannot be used as a data set: it lacks class_names \(a list"
+        ConfigError,
+        match=r"^Plain cannot be used as a data set: it lacks class_names \(a list",
     ):
         DataLoader(Plain(), batch_size=2)
 
@@ -345,7 +392,9 @@ def test_faulty_image_is_named_in_one_line_wherever_it_was_met(tmp_path, workers
         ({"total_batch_size": 6}, 1, 6, 6),
     ],
 )
-def test_batch_size_is_that_of_a_rank_or_of_all(ranks, loader, settings, count, size, total):
+def test_batch_size_is_that_of_a_rank_or_of_all(
+    ranks, loader, settings, count, size, total
+):
     ranks(0, count)
     made = loader(**{"total_batch_size": None, **settings})
     assert (made.batch_sampler.batch_size, made.total_batch_size) == (size, total)
@@ -364,9 +413,21 @@ def test_batch_size_is_that_of_a_rank_or_of_all(ranks, loader, settings, count, 
             33,
             "total_batch_size is 33, which cannot be divided among 8 ranks; the nearest valid sizes are 32 and 40",
         ),
-        (4, 3, "total_batch_size is 3, which cannot be divided among 4 ranks; the minimum is 4"),
-        (1, 0, "total_batch_size is 0, which cannot be divided among 1 ranks; the minimum is 1"),
-        (2, -4, "total_batch_size is -4, which cannot be divided among 2 ranks; the minimum is 2"),
+        (
+            4,
+            3,
+            "total_batch_size is 3, which cannot be divided among 4 ranks; the minimum is 4",
+        ),
+        (
+            1,
+            0,
+            "total_batch_size is 0, which cannot be divided among 1 ranks; the minimum is 1",
+        ),
+        (
+            2,
+            -4,
+            "total_batch_size is -4, which cannot be divided among 2 ranks; the minimum is 2",
+        ),
     ],
 )
 def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
@@ -400,9 +461,15 @@ def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"batch_size": 0, "total_batch_size": None}, "batch_size is 0, expected at least 1"),
+        (
+            {"batch_size": 0, "total_batch_size": None},
+            "batch_size is 0, expected at least 1",
+        ),
         ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
-        ({"data_timeout": -1}, "data_timeout is -1, expected seconds, or 0 for no limit"),
+        (
+            {"data_timeout": -1},
+            "data_timeout is -1, expected seconds, or 0 for no limit",
+        ),
         (
             {"persistent_workers": True},
             "persistent_workers is true, which is not supported: workers are restarted every epoch; set it to false",
@@ -419,7 +486,10 @@ def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(data_folder)
         ConfigError,
         match="^DataLoader cannot be built: prefetch_factor option could only be specified in multiprocessing",
     ):
-        create({"type": "DataLoader", "batch_size": 2, "prefetch_factor": 4}, dataset=images(data_folder))
+        create(
+            {"type": "DataLoader", "batch_size": 2, "prefetch_factor": 4},
+            dataset=images(data_folder),
+        )
 
 
 def test_loader_is_built_from_a_configuration(data_folder):
@@ -432,11 +502,18 @@ def test_loader_is_built_from_a_configuration(data_folder):
                 "type": "CocoDetection",
                 "img_folder": str(data_folder),
                 "ann_file": str(data_folder / "labels.json"),
-                "transforms": {"type": "Compose", "ops": [{"type": "Resize", "size": [64, 64]}]},
+                "transforms": {
+                    "type": "Compose",
+                    "ops": [{"type": "Resize", "size": [64, 64]}],
+                },
             },
         }
     )
-    assert [tuple(batch.shape) for batch, _ in made] == [(5, 3, 64, 64), (5, 3, 64, 64), (2, 3, 64, 64)]
+    assert [tuple(batch.shape) for batch, _ in made] == [
+        (5, 3, 64, 64),
+        (5, 3, 64, 64),
+        (2, 3, 64, 64),
+    ]
 
 
 def test_chance_of_numpy_and_torch_is_left_alone(loader):

@@ -50,7 +50,9 @@ class Numbers(DetectionData):
 def loaded(happen, **settings) -> list[list[int]]:
     return list(
         DataLoader(
-            Numbers(happen), list, **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings}
+            Numbers(happen),
+            list,
+            **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings},
         )
     )
 
@@ -65,8 +67,14 @@ def fault(happen, **settings) -> str:
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (signal.SIGKILL, "was killed by SIGKILL, likely because memory ran out; its last image: number 5;"),
-        (signal.SIGBUS, "was killed by SIGBUS, likely because shared memory is full (/dev/shm has "),
+        (
+            signal.SIGKILL,
+            "was killed by SIGKILL, likely because memory ran out; its last image: number 5;",
+        ),
+        (
+            signal.SIGBUS,
+            "was killed by SIGBUS, likely because shared memory is full (/dev/shm has ",
+        ),
         (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
     ],
 )
@@ -94,10 +102,16 @@ def test_death_is_told_by_the_next_batch_and_not_in_between(monkeypatch):
             time.sleep(0.02)
         os._exit(1)
 
-    batches = iter(DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False))
+    batches = iter(
+        DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False)
+    )
     seen = [next(batches)]
     worker = inner[0]._workers[0]
-    wait_until(lambda: not inner[0]._worker_result_queue.empty(), worker.pid, lambda: "no second batch")
+    wait_until(
+        lambda: not inner[0]._worker_result_queue.empty(),
+        worker.pid,
+        lambda: "no second batch",
+    )
     received.fill_(1)
     wait_until(lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on")
     seen.append(next(batches))
@@ -114,7 +128,9 @@ def test_data_set_that_does_not_know_its_last_image_is_watched_too(monkeypatch):
 def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
     """Time passes once the worker hangs: how long a busy machine took until then does not matter."""
     seconds = count(1)
-    clock = SimpleNamespace(monotonic=lambda: next(seconds) if int(Numbers.last.max()) == 5 else 0)
+    clock = SimpleNamespace(
+        monotonic=lambda: next(seconds) if int(Numbers.last.max()) == 5 else 0
+    )
     monkeypatch.setattr(worker_watch, "time", clock)
     Numbers.last.fill_(-1)
     assert fault(signal.pause, data_timeout=0.6).startswith(
@@ -124,7 +140,12 @@ def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
 
 @pytest.mark.parametrize("timeout", [0, 60])
 def test_slow_batch_within_the_timeout_is_waited_for(timeout):
-    assert loaded(lambda: time.sleep(1), data_timeout=timeout) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert loaded(lambda: time.sleep(1), data_timeout=timeout) == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
 
 
 def test_fault_of_the_data_stays_what_it_is():
@@ -136,7 +157,9 @@ def test_fault_of_the_data_stays_what_it_is():
 
 
 def test_error_of_a_worker_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process 0"):
+    with pytest.raises(
+        RuntimeError, match="Caught RuntimeError in DataLoader worker process 0"
+    ):
         loaded(lambda: torch.zeros(2) @ torch.zeros(3))
 
 

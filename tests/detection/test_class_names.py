@@ -13,7 +13,12 @@ def known(*classes: tuple[int, str]) -> list[dict]:
 
 
 def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]:
-    return find_labels(list(categories.items()), classes, ann_file="labels.json", weights=Path("best.pth"))
+    return find_labels(
+        list(categories.items()),
+        classes,
+        ann_file="labels.json",
+        weights=Path("best.pth"),
+    )
 
 
 def test_classes_that_a_checkpoint_does_not_know_are_named():
@@ -25,12 +30,18 @@ def test_classes_that_a_checkpoint_does_not_know_are_named():
 
 
 def test_names_that_repeat_are_told_apart_by_id():
-    assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [0, 1]
+    assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [
+        0,
+        1,
+    ]
 
 
 def test_eighty_unnamed_classes_are_cocos():
     classes = named_classes(None, 80)
-    assert classes[0] == {"id": 1, "name": "person"} and classes[79] == {"id": 90, "name": "toothbrush"}
+    assert classes[0] == {"id": 1, "name": "person"} and classes[79] == {
+        "id": 90,
+        "name": "toothbrush",
+    }
 
 
 def test_rows_of_the_head_beyond_the_classes_have_a_name_too():

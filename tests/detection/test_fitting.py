@@ -16,7 +16,9 @@ class Model(nn.Module):
         super().__init__()
         self.decoder = nn.Module()
         self.decoder.dec_score_head = nn.ModuleList([nn.Linear(2, classes)])
-        self.decoder.register_buffer("anchors", torch.full((1, tokens, 4), float("inf")))
+        self.decoder.register_buffer(
+            "anchors", torch.full((1, tokens, 4), float("inf"))
+        )
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def test_strict_loading_lists_missing_and_unexpected_keys(path):
     weights["extra"] = weights.pop("decoder.dec_score_head.0.weight")
     torch.save({"model": weights}, path)
     with pytest.raises(
-        CheckpointError, match=r"1 missing \(decoder\.dec_score_head\.0\.weight\), 1 unexpected \(extra\)"
+        CheckpointError,
+        match=r"1 missing \(decoder\.dec_score_head\.0\.weight\), 1 unexpected \(extra\)",
     ):
         load_strictly(Model(), read_weights(path))
 

@@ -9,8 +9,13 @@ from src.nn.lora import LoRALinear
 
 
 def test_factors_are_known_by_the_end_of_their_key():
-    assert all(is_lora_factor(f"blocks.0.attn.qkv.{name}") and is_lora_factor(name) for name in LORA_FACTORS)
-    assert not is_lora_factor("blocks.0.attn.qkv.weight") and not is_lora_factor("lora_down.weight")
+    assert all(
+        is_lora_factor(f"blocks.0.attn.qkv.{name}") and is_lora_factor(name)
+        for name in LORA_FACTORS
+    )
+    assert not is_lora_factor("blocks.0.attn.qkv.weight") and not is_lora_factor(
+        "lora_down.weight"
+    )
 
 
 def test_a_layer_alone_is_merged_as_within_a_model():

@@ -14,7 +14,10 @@ HEAD = "decoder.dec_score_head.0.bias"
 
 
 def weights_of_head(classes: int = 3) -> dict[str, torch.Tensor]:
-    return {"decoder.dec_score_head.0.weight": torch.rand(classes, 2), HEAD: torch.rand(classes)}
+    return {
+        "decoder.dec_score_head.0.weight": torch.rand(classes, 2),
+        HEAD: torch.rand(classes),
+    }
 
 
 @pytest.fixture
@@ -35,7 +38,14 @@ def path(tmp_path):
         lambda w: {"ema": {"module": {f"module.{k}": v for k, v in w.items()}}},
         lambda w: {"ema": None, "model": w},
     ],
-    ids=["model", "bare", "module prefix", "ema over model", "ema with prefix", "no ema"],
+    ids=[
+        "model",
+        "bare",
+        "module prefix",
+        "ema over model",
+        "ema with prefix",
+        "no ema",
+    ],
 )
 def test_every_form_of_official_checkpoint_is_read(path, wrap):
     weights = weights_of_head()
@@ -45,7 +55,9 @@ def test_every_form_of_official_checkpoint_is_read(path, wrap):
     assert all(torch.equal(read[k], weights[k]) for k in weights)
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"foo": 1}, {"model": {}}, {"model": {"w": "text"}}])
+@pytest.mark.parametrize(
+    "content", [{}, [1, 2], {"foo": 1}, {"model": {}}, {"model": {"w": "text"}}]
+)
 def test_what_is_no_checkpoint_is_told_so(path, content):
     torch.save(content, path)
     with pytest.raises(
@@ -60,7 +72,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(path):
     weights["decoder.dec_score_head.0.weight"][0, 0] = float("nan")
     torch.save({"model": weights}, path)
     with pytest.raises(
-        NumericsError, match=r"tensor decoder\.dec_score_head\.0\.weight contains values that are not finite"
+        NumericsError,
+        match=r"tensor decoder\.dec_score_head\.0\.weight contains values that are not finite",
     ):
         read_weights(path)
 
@@ -80,7 +93,12 @@ def test_a_checkpoint_knows_its_classes_configuration_and_input_size():
 
 def test_a_file_that_says_nothing_about_itself_has_numbered_classes():
     file = WeightFile(Path("plain.pth"), {HEAD: torch.zeros(2)}, {})
-    assert (file.classes, file.config_text, file.threshold, file.input_size) == (None, None, None, None)
+    assert (file.classes, file.config_text, file.threshold, file.input_size) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert [entry["name"] for entry in file.named_classes] == ["class 0", "class 1"]
     with pytest.raises(CheckpointError, match="plain.pth contains no configuration"):
         file.configuration()

@@ -27,9 +27,15 @@ def main(config: str, output: str) -> None:
     join_group(torch.device("cpu"))
     cfg = YAMLConfig(config, num_classes=4)
     torch.manual_seed(0)
-    model, criterion, loader = cfg.model.train(), cfg.criterion.train(), cfg.train_dataloader
+    model, criterion, loader = (
+        cfg.model.train(),
+        cfg.criterion.train(),
+        cfg.train_dataloader,
+    )
     freeze_batch_norms(model)
-    for parameter in model.decoder.parameters():  # zero-initialised heads would hide differences
+    for (
+        parameter
+    ) in model.decoder.parameters():  # zero-initialised heads would hide differences
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     loader.set_seed(0)
@@ -37,7 +43,13 @@ def main(config: str, output: str) -> None:
     wrapped = DistributedDataParallel(model) if world_size() > 1 else model
     steps = []
     for number, (images, targets) in enumerate(loader):
-        steps.append([i for ids in gather_objects([int(t["image_id"]) for t in targets]) for i in ids])
+        steps.append(
+            [
+                i
+                for ids in gather_objects([int(t["image_id"]) for t in targets])
+                for i in ids
+            ]
+        )
         if number == 0:
             loss = sum(criterion(wrapped(images, targets=targets), targets).values())
             loss.backward()
@@ -47,7 +59,9 @@ def main(config: str, output: str) -> None:
             {
                 "images": steps,
                 "loss": loss,
-                "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+                "gradients": {
+                    n: p.grad for n, p in model.named_parameters() if p.grad is not None
+                },
             },
             output,
         )

@@ -42,7 +42,10 @@ def changed_labels(tiny_data, tmp_path):
 
 
 CONFIG_FAULTS = {
-    "an unknown key": (["epoch=3"], "unknown key 'epoch' (command line); did you mean 'epochs'?"),
+    "an unknown key": (
+        ["epoch=3"],
+        "unknown key 'epoch' (command line); did you mean 'epochs'?",
+    ),
     "an unknown key of a class": (
         ["HybridEncoder.hiden_dim=3"],
         "unknown key 'HybridEncoder.hiden_dim' (command line); did you mean 'hidden_dim'?",
@@ -61,18 +64,25 @@ CONFIG_FAULTS = {
         "could not determine a constructor",
     ),
     "too few classes": (["num_classes=2"], "num_classes is 2, but"),
-    "a batch that ranks cannot share": (["train_dataloader.total_batch_size=0"], "total_batch_size is 0"),
+    "a batch that ranks cannot share": (
+        ["train_dataloader.total_batch_size=0"],
+        "total_batch_size is 0",
+    ),
     "more images a batch than there are": (
         ["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
         "0 steps per epoch: 24 images do not fill one batch of 64",
     ),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
     "a rate policy that torch refuses": (
-        ["lr_scheduler={type: OneCycleLR, max_lr: 0.1, total_steps: 1.0, pct_start: 5.0}"],
+        [
+            "lr_scheduler={type: OneCycleLR, max_lr: 0.1, total_steps: 1.0, pct_start: 5.0}"
+        ],
         "OneCycleLR cannot be built",
     ),
     "mixing in evaluation": (
-        ["val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"],
+        [
+            "val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"
+        ],
         "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them",
     ),
     "a mosaic in evaluation": (
@@ -87,8 +97,12 @@ CONFIG_FAULTS = {
 
 
 @pytest.mark.parametrize(("update", "text"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS)
-def test_a_fault_of_the_configuration_is_exit_code_2(run_train, tiny_data, tmp_path, update, text):
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", *update)
+def test_a_fault_of_the_configuration_is_exit_code_2(
+    run_train, tiny_data, tmp_path, update, text
+):
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "-u", *update
+    )
     assert text in message
     assert message.startswith("error[2]: ") and message.count("\n") == 1
     assert code == 2
@@ -97,29 +111,50 @@ def test_a_fault_of_the_configuration_is_exit_code_2(run_train, tiny_data, tmp_p
 def test_sizes_that_are_not_multiples_of_32_are_refused_with_the_nearest_valid_ones(
     run_train, tiny_data, tmp_path
 ):
-    _, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", "eval_spatial_size=[500, 640]")
-    assert "500 is not a multiple of 32; the nearest valid sizes are 480 or 512" in message
+    _, message = run_train(
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        "eval_spatial_size=[500, 640]",
+    )
+    assert (
+        "500 is not a multiple of 32; the nearest valid sizes are 480 or 512" in message
+    )
 
 
 def test_a_configuration_that_is_not_there_is_named(run_train, tmp_path):
     code, message = run_train("-c", tmp_path / "none.yml")
-    assert (code, message) == (2, f"error[2]: configuration file not found: {tmp_path / 'none.yml'}\n")
+    assert (code, message) == (
+        2,
+        f"error[2]: configuration file not found: {tmp_path / 'none.yml'}\n",
+    )
 
 
-def test_an_unknown_category_id_names_the_annotation(run_train, changed_labels, tiny_data, tmp_path):
+def test_an_unknown_category_id_names_the_annotation(
+    run_train, changed_labels, tiny_data, tmp_path
+):
     def change(labels):
         labels["annotations"][3]["category_id"] = 99
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+    )
     assert code == 3
-    assert "annotations[3] (id 4): category_id 99 is unknown; known ids: 1, 3, 7, 8" in message
+    assert (
+        "annotations[3] (id 4): category_id 99 is unknown; known ids: 1, 3, 7, 8"
+        in message
+    )
 
 
-def test_a_missing_image_is_named_before_training(run_train, changed_labels, tiny_data, tmp_path):
+def test_a_missing_image_is_named_before_training(
+    run_train, changed_labels, tiny_data, tmp_path
+):
     def change(labels):
         labels["images"][5]["file_name"] = "lost.jpg"
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+    )
     assert code == 3
     assert "1 of 24 images of" in message and "lost.jpg" in message
 
@@ -130,12 +165,16 @@ def test_categories_that_differ_between_training_and_validation_are_listed(
     def change(labels):
         labels["categories"][0]["name"] = "disk"
 
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change))
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+    )
     assert code == 3
     assert "id 1: disk / disc" in message
 
 
-def test_labels_without_a_usable_box_are_refused(run_train, changed_labels, tiny_data, tmp_path):
+def test_labels_without_a_usable_box_are_refused(
+    run_train, changed_labels, tiny_data, tmp_path
+):
     code, message = run_train(
         "-c",
         write_tiny_config(tmp_path, tiny_data),
@@ -156,12 +195,19 @@ def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
     )
     ended = train_here("-c", config, "--seed=0")
     assert ended.code == 0, ended.err
-    assert "an image has 3 objects, but at most 2 can be detected in one image (num_queries)" in ended.out
+    assert (
+        "an image has 3 objects, but at most 2 can be detected in one image (num_queries)"
+        in ended.out
+    )
 
 
 def test_a_missing_checkpoint_is_exit_code_4(run_train, tiny_data, tmp_path):
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "--test-only", "-r", tmp_path / "none.pth"
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "--test-only",
+        "-r",
+        tmp_path / "none.pth",
     )
     assert code == 4
     assert f"{tmp_path / 'none.pth'} does not exist" in message
@@ -182,23 +228,33 @@ def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(
         )
     ]
     code, message = run_train(
-        "-c", train.__file__.replace("train.py", config), "-u", *updates, f"output_dir={tmp_path}"
+        "-c",
+        train.__file__.replace("train.py", config),
+        "-u",
+        *updates,
+        f"output_dir={tmp_path}",
     )
     assert code == 4
     assert (
-        "there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth" in message
+        "there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"
+        in message
         and "-u DINOv3Backbone.pretrained=False" in message
     )
 
 
 def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_path):
     code, message = run_train("-c", "x.yml", "-r", "a.pth", "-t", "b.pth")
-    assert code == 2 and "-r resumes a run and -t starts a new one: pass only one of them" in message
+    assert (
+        code == 2
+        and "-r resumes a run and -t starts a new one: pass only one of them" in message
+    )
 
 
 def test_an_output_folder_that_is_a_file_is_reported_before_the_model_is_built(
     run_train, tiny_data, tmp_path
 ):
     (tmp_path / "file").write_text("")
-    code, message = run_train("-c", write_tiny_config(tmp_path, tiny_data), "--output-dir", tmp_path / "file")
+    code, message = run_train(
+        "-c", write_tiny_config(tmp_path, tiny_data), "--output-dir", tmp_path / "file"
+    )
     assert code == 2 and "output_dir" in message and "cannot be written to" in message

@@ -8,12 +8,19 @@ from tests.fixtures.commands import run_python
 
 
 def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
-    result = run_python("-W", "ignore", "tests/harness/soak.py", "--kills=2", "--bits=3", "--cuts=2")
+    result = run_python(
+        "-W", "ignore", "tests/harness/soak.py", "--kills=2", "--bits=3", "--cuts=2"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("2 kills in ")
     assert "end equal to the bit: 1 of 1\n" in result.stdout
-    assert "flipped bits of last.pth noticed, last.previous.pth taken: 3 of 3\n" in result.stdout
-    assert "cuts of last.pth noticed, last.previous.pth taken: 2 of 2\n" in result.stdout
+    assert (
+        "flipped bits of last.pth noticed, last.previous.pth taken: 3 of 3\n"
+        in result.stdout
+    )
+    assert (
+        "cuts of last.pth noticed, last.previous.pth taken: 2 of 2\n" in result.stdout
+    )
 
 
 def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
@@ -29,12 +36,17 @@ def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
     assert result.returncode == 0, result.stdout + result.stderr
     rows = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| 0 \|", result.stdout)
     assert [row[0] for row in rows] == ["labels", "configs", "checkpoints", "images"]
-    assert all(int(n) == int(refused) + int(right) and int(refused) > 0 for _, n, refused, right in rows)
+    assert all(
+        int(n) == int(refused) + int(right) and int(refused) > 0
+        for _, n, refused, right in rows
+    )
 
 
 @pytest.mark.slow
 def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
-    result = run_python("-W", "ignore", "tests/harness/soak.py", "--minutes=0.03", "--wait", "1", "1")
+    result = run_python(
+        "-W", "ignore", "tests/harness/soak.py", "--minutes=0.03", "--wait", "1", "1"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
         r"^\d+ kills in 0\.03 min, \d+ steps\ncheckpoints that can be read after a kill: (\d+) of \1\n",
@@ -45,7 +57,9 @@ def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
 
 @pytest.mark.slow
 def test_a_series_of_faults_is_counted():
-    result = run_python("-W", "ignore", "tests/harness/fault_series.py", "numbers", "--repeat=2")
+    result = run_python(
+        "-W", "ignore", "tests/harness/fault_series.py", "numbers", "--repeat=2"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
 

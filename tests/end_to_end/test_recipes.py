@@ -23,7 +23,9 @@ def succeed(*arguments, ranks: int = 1) -> str:
 
 
 def evaluated(config, weights, folder, **options) -> dict:
-    succeed("-c", config, "--test-only", "-r", weights, "--output-dir", folder, **options)
+    succeed(
+        "-c", config, "--test-only", "-r", weights, "--output-dir", folder, **options
+    )
     return json.loads((folder / "eval.json").read_text())
 
 
@@ -58,7 +60,10 @@ def test_the_log_tells_of_each_phase_and_stage(phased):
         "epoch 2: 0.12 M of 0.16 M parameters are trainable" in phased[2]
         and "x 0.1, from epoch 2" in phased[2]
     )
-    assert "stage 2 begins" in phased[2] and "batch 8 (2 x 4), 3 steps per epoch" in phased[2]
+    assert (
+        "stage 2 begins" in phased[2]
+        and "batch 8 (2 x 4), 3 steps per epoch" in phased[2]
+    )
 
 
 def test_the_record_of_an_epoch_says_how_many_parameters_trained(phased):
@@ -70,16 +75,36 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     config, run, _ = phased
     logged = max(read_log(run), key=lambda record: record["AP"])
     assert logged["AP"] > 0.1
-    assert evaluated(config, run / "best.pth", tmp_path, ranks=2)["AP"] == pytest.approx(
-        logged["AP"], abs=1e-6
-    )
+    assert evaluated(config, run / "best.pth", tmp_path, ranks=2)[
+        "AP"
+    ] == pytest.approx(logged["AP"], abs=1e-6)
 
 
 @pytest.mark.parametrize("epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tmp_path, epochs_done):
+def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(
+    phased, tmp_path, epochs_done
+):
     config, run, _ = phased
-    succeed("-c", config, "--seed=1", "--output-dir", tmp_path, "-u", f"epochs={epochs_done}", ranks=2)
-    succeed("-c", config, "-r", tmp_path / "last.pth", "--output-dir", tmp_path, "--override", ranks=2)
+    succeed(
+        "-c",
+        config,
+        "--seed=1",
+        "--output-dir",
+        tmp_path,
+        "-u",
+        f"epochs={epochs_done}",
+        ranks=2,
+    )
+    succeed(
+        "-c",
+        config,
+        "-r",
+        tmp_path / "last.pth",
+        "--output-dir",
+        tmp_path,
+        "--override",
+        ranks=2,
+    )
     ours, theirs = weights_of(tmp_path / "last.pth"), weights_of(run / "last.pth")
     assert ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
@@ -87,30 +112,39 @@ def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(phased, tm
 
 
 def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, DINOv3Backbone={"lora_rank": 2}, optimizer={"lr": 2e-4})
+    config = write_tiny_config(
+        tmp_path, tiny_data, DINOv3Backbone={"lora_rank": 2}, optimizer={"lr": 2e-4}
+    )
     out = succeed("-c", config, "-t", TRAINED, "--seed=1")
     plain = tiny_config(tiny_data, num_classes=4).model.state_dict()
     best = read_tensor_file(tmp_path / "run/best.pth")["model"]
     assert {name: value.shape for name, value in best.items()} == {
         name: value.shape for name, value in plain.items()
     }
-    assert any(".lora_up" in name for name in read_tensor_file(tmp_path / "run/last.pth")["model"])
+    assert any(
+        ".lora_up" in name
+        for name in read_tensor_file(tmp_path / "run/last.pth")["model"]
+    )
     logged = max(read_log(tmp_path / "run"), key=lambda record: record["AP"])
     assert logged["AP50"] > 0.1
-    assert evaluated(config, tmp_path / "run/best.pth", tmp_path / "with")["AP50"] == pytest.approx(
-        logged["AP50"], abs=1e-4
-    )
+    assert evaluated(config, tmp_path / "run/best.pth", tmp_path / "with")[
+        "AP50"
+    ] == pytest.approx(logged["AP50"], abs=1e-4)
     without = write_tiny_config(tmp_path, tiny_data)
-    assert evaluated(without, tmp_path / "run/best.pth", tmp_path / "without")["AP50"] == pytest.approx(
-        logged["AP50"], abs=1e-4
-    )
+    assert evaluated(without, tmp_path / "run/best.pth", tmp_path / "without")[
+        "AP50"
+    ] == pytest.approx(logged["AP50"], abs=1e-4)
     assert "parameters are trainable" in out
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(tiny_data, tmp_path, ranks):
+def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(
+    tiny_data, tmp_path, ranks
+):
     torch.save(
-        official_layout(tiny_config(num_classes=4).model.backbone.vit, live_biases=False),
+        official_layout(
+            tiny_config(num_classes=4).model.backbone.vit, live_biases=False
+        ),
         tmp_path / "dinov3.pth",
     )
     settings = {"pretrained": True, "checkpoint_path": str(tmp_path / "dinov3.pth")}
@@ -125,11 +159,15 @@ def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(tiny_
     assert all(record["train_loss_gram"] > 0 for record in records)
     last = read_tensor_file(tmp_path / "run/last.pth")
     assert not [
-        name for name in (*last["model"], *last["ema"]["module"]) if "teacher" in name or "gram" in name
+        name
+        for name in (*last["model"], *last["ema"]["module"])
+        if "teacher" in name or "gram" in name
     ]
 
 
-def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(tiny_data, tmp_path):
+def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -142,31 +180,57 @@ def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(tiny_
     out = succeed("-c", config, "--seed=1")
     records = read_log(tmp_path / "run")
     assert [record["stage"] for record in records].count(2) == 2
-    assert [record["epoch"] for record in records][-2:] == [15, 16] and len(records) < 10
+    assert [record["epoch"] for record in records][-2:] == [15, 16] and len(
+        records
+    ) < 10
     assert (
         "no better AR100 for 2 epochs: stage 2 begins early" in out
         and "no better AR100 for 2 epochs: the run ends early" in out
     )
     assert read_tensor_file(tmp_path / "run/best.pth")["meta"]["metric"] == "AR100"
-    assert "this run is complete" in succeed("-c", config, "-r", tmp_path / "run/last.pth")
+    assert "this run is complete" in succeed(
+        "-c", config, "-r", tmp_path / "run/last.pth"
+    )
 
 
-def test_a_metric_that_the_evaluator_does_not_give_is_named_before_anything_is_built(tiny_data, tmp_path):
-    result = run_python("train.py", "-c", write_tiny_config(tmp_path, tiny_data), "-u", "best_metric=AP5")
+def test_a_metric_that_the_evaluator_does_not_give_is_named_before_anything_is_built(
+    tiny_data, tmp_path
+):
+    result = run_python(
+        "train.py",
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        "best_metric=AP5",
+    )
     assert result.returncode == 2
-    assert "best_metric is 'AP5', but the evaluator gives AP, AP50, AP75" in result.stderr + result.stdout
+    assert (
+        "best_metric is 'AP5', but the evaluator gives AP, AP50, AP75"
+        in result.stderr + result.stdout
+    )
 
 
-def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_told(tiny_data, tmp_path):
+def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_told(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
-        tmp_path, tiny_data, epochs=1, lr_base_batch_size=16, grad_accum_steps=2, optimizer={"lr": 0.008}
+        tmp_path,
+        tiny_data,
+        epochs=1,
+        lr_base_batch_size=16,
+        grad_accum_steps=2,
+        optimizer={"lr": 0.008},
     )
     out = succeed("-c", config)
-    assert "learning rates are scaled by 0.5: chosen for a batch of 16, used with 8" in out
+    assert (
+        "learning rates are scaled by 0.5: chosen for a batch of 16, used with 8" in out
+    )
     assert "lr 0.004" in out
 
 
-def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportion(tiny_data, tmp_path):
+def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportion(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -182,7 +246,9 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
 
 
 @pytest.mark.parametrize("backbone", ["dinov3", "hgnetv2"])
-def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone, tiny_data, tmp_path):
+def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(
+    backbone, tiny_data, tmp_path
+):
     size = "dinov3_tiny" if backbone == "dinov3" else "hgnetv2_n"
     folder = ROOT / "configs"
     parts = [
@@ -217,24 +283,34 @@ def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(backbone
         },
     )
     (tmp_path / "deim.yml").write_text(
-        yaml.safe_dump({"__include__": [str(folder / part) for part in parts], **settings})
+        yaml.safe_dump(
+            {"__include__": [str(folder / part) for part in parts], **settings}
+        )
     )
     succeed("-c", tmp_path / "deim.yml", "--seed=1")
     records = read_log(tmp_path / "run")
     assert [record["stage"] for record in records] == [1, 1, 1, 2]
-    assert all(record["train_loss_mal"] > 0 and "train_loss_vfl" not in record for record in records)
+    assert all(
+        record["train_loss_mal"] > 0 and "train_loss_vfl" not in record
+        for record in records
+    )
 
 
 def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_path):
-    config = write_tiny_config(tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100)
+    config = write_tiny_config(
+        tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100
+    )
     out = succeed("-c", config)
     assert (
-        "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24" in out
+        "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24"
+        in out
         and "batch 24 (6 x 4), 1 steps per epoch" in out
     )
 
 
-def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wait_for_it(tiny_data, tmp_path):
+def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wait_for_it(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -246,7 +322,8 @@ def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wai
     )
     out = succeed("-c", config, "--seed=1")
     assert (
-        "parameters that are unfrozen in epoch 11 stay frozen: the run has 5 epochs" in out
+        "parameters that are unfrozen in epoch 11 stay frozen: the run has 5 epochs"
+        in out
         and "the run ends early" in out
     )
 
@@ -255,7 +332,9 @@ def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_
     tiny_data, tmp_path
 ):
     config = write_tiny_config(
-        tmp_path, tiny_data, DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1}
+        tmp_path,
+        tiny_data,
+        DINOv3Backbone={"freeze_backbone_epochs": 0.5, "unfreeze_blocks": 1},
     )
     succeed("-c", config, "--seed=1")
     last = tmp_path / "run/last.pth"
@@ -270,6 +349,9 @@ def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_
         "epochs=6",
         "DINOv3Backbone.unfreeze_blocks=2",
     )
-    assert refused.returncode == 4 and "was written with other parameter groups" in refused.stderr
+    assert (
+        refused.returncode == 4
+        and "was written with other parameter groups" in refused.stderr
+    )
     out = succeed("-c", config, "-r", last, "--override", "-u", "epochs=6")
     assert "from epoch 4" in out and "from epoch 2" not in out

@@ -19,15 +19,22 @@ def trained(tiny_data, tmp_path_factory):
     config = write_tiny_config(folder, tiny_data, pictures=True, optimizer={"lr": 2e-4})
     result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
     assert result.returncode == 0, result.stderr + result.stdout
-    assert all(record["AP"] > 0.1 for record in read_log(folder / "run")), "scores of 0 would prove nothing"
+    assert all(record["AP"] > 0.1 for record in read_log(folder / "run")), (
+        "scores of 0 would prove nothing"
+    )
     return config, folder / "run", result.stdout
 
 
 def test_a_run_leaves_what_its_users_need(trained):
     _, run, _ = trained
-    assert {"best.pth", "last.pth", "log.txt", "config.yml", "summary", "run_status.json"} <= {
-        path.name for path in run.iterdir()
-    }
+    assert {
+        "best.pth",
+        "last.pth",
+        "log.txt",
+        "config.yml",
+        "summary",
+        "run_status.json",
+    } <= {path.name for path in run.iterdir()}
     assert json.loads((run / "run_status.json").read_text()) == {
         "status": "done",
         "exit_code": 0,
@@ -58,11 +65,17 @@ def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained)
 
 
 def test_the_terminal_has_one_line_an_epoch(trained):
-    assert sum(" left 0:" in line and "AP50" in line for line in trained[2].splitlines()) == 2
+    assert (
+        sum(" left 0:" in line and "AP50" in line for line in trained[2].splitlines())
+        == 2
+    )
 
 
 def test_the_stage_switch_is_logged(trained):
-    assert "stage 2 begins: no strong augmentation, from the best weights of stage 1 (epoch 1" in trained[2]
+    assert (
+        "stage 2 begins: no strong augmentation, from the best weights of stage 1 (epoch 1"
+        in trained[2]
+    )
 
 
 def test_the_resolved_configuration_trains_again(trained):
@@ -70,24 +83,43 @@ def test_the_resolved_configuration_trains_again(trained):
     assert settings["epochs"] == 2 and settings["num_classes"] == 4
 
 
-def test_the_configuration_of_a_run_shows_what_its_lengths_became_and_keeps_what_was_written(trained):
+def test_the_configuration_of_a_run_shows_what_its_lengths_became_and_keeps_what_was_written(
+    trained,
+):
     text = (trained[1] / "config.yml").read_text()
     assert text.splitlines()[1] == "# Lengths in this run:"
-    assert "\n#   ema.horizon: ~ -> 50 steps\n" in text and "\n#   ema.warmups: ~ -> 50 steps\n" in text
-    assert yaml.safe_load(text)["ema"].get("horizon") is yaml.safe_load(text)["ema"]["decay"] is None
+    assert (
+        "\n#   ema.horizon: ~ -> 50 steps\n" in text
+        and "\n#   ema.warmups: ~ -> 50 steps\n" in text
+    )
+    assert (
+        yaml.safe_load(text)["ema"].get("horizon")
+        is yaml.safe_load(text)["ema"]["decay"]
+        is None
+    )
 
 
 def test_best_pth_knows_its_classes_and_score(trained):
     content = read_tensor_file(trained[1] / "best.pth")
-    assert [c["name"] for c in content["meta"]["classes"]] == ["disc", "square", "triangle", "ring"]
+    assert [c["name"] for c in content["meta"]["classes"]] == [
+        "disc",
+        "square",
+        "triangle",
+        "ring",
+    ]
     assert [c["id"] for c in content["meta"]["classes"]] == [1, 3, 7, 8]
-    assert content["meta"]["score"] == max(record["AP"] for record in read_log(trained[1]))
+    assert content["meta"]["score"] == max(
+        record["AP"] for record in read_log(trained[1])
+    )
 
 
 def test_best_pth_is_enough_to_find_objects(trained, tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     detector = Detector.from_checkpoint(trained[1] / "best.pth", device="cpu")
-    assert len(detector.predict(tiny_data.folder / "images/val_00000.jpg", threshold=0.0)) == 20
+    assert (
+        len(detector.predict(tiny_data.folder / "images/val_00000.jpg", threshold=0.0))
+        == 20
+    )
     meta = detector.meta
     assert (
         meta["input_size"] == [64, 64]
@@ -98,7 +130,9 @@ def test_best_pth_is_enough_to_find_objects(trained, tiny_data, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 3), (2, 4)])
-def test_evaluating_best_pth_gives_the_score_of_the_log(trained, tmp_path, ranks, batch):
+def test_evaluating_best_pth_gives_the_score_of_the_log(
+    trained, tmp_path, ranks, batch
+):
     config, run, _ = trained
     result = run_python(
         "train.py",
@@ -120,7 +154,9 @@ def test_evaluating_best_pth_gives_the_score_of_the_log(trained, tmp_path, ranks
         assert evaluated[name] == pytest.approx(logged[name], abs=1e-3)
 
 
-def test_evaluation_knows_classes_by_name_whatever_their_ids(trained, tiny_data, tmp_path):
+def test_evaluation_knows_classes_by_name_whatever_their_ids(
+    trained, tiny_data, tmp_path
+):
     config, run, _ = trained
     labels = json.loads((tiny_data.folder / "val.json").read_text())
     for record, key in [(c, "id") for c in labels["categories"]] + [
@@ -154,11 +190,22 @@ def test_what_the_command_line_names_counts_and_not_the_start_weights_of_the_con
     config = run / "config.yml"
     assert yaml.safe_load(config.read_text())["tuning"] == str(TRAINED)
     result = run_python(
-        "train.py", "-c", config, "--test-only", "-r", run / "best.pth", "--output-dir", tmp_path
+        "train.py",
+        "-c",
+        config,
+        "--test-only",
+        "-r",
+        run / "best.pth",
+        "--output-dir",
+        tmp_path,
     )
     assert result.returncode == 0 and f"from {run / 'best.pth'}" in result.stdout
-    assert json.loads((tmp_path / "eval.json").read_text())["weights"] == str(run / "best.pth")
-    config = write_tiny_config(tmp_path, tiny_data, epochs=1, resume=str(run / "last.pth"))
+    assert json.loads((tmp_path / "eval.json").read_text())["weights"] == str(
+        run / "best.pth"
+    )
+    config = write_tiny_config(
+        tmp_path, tiny_data, epochs=1, resume=str(run / "last.pth")
+    )
     result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
     assert result.returncode == 0 and "resumed from" not in result.stdout
 
@@ -166,7 +213,15 @@ def test_what_the_command_line_names_counts_and_not_the_start_weights_of_the_con
 def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
     config, run, _ = trained
     result = run_python(
-        "train.py", "-c", config, "-t", run / "best.pth", "--output-dir", tmp_path / "tuned", "-u", "epochs=1"
+        "train.py",
+        "-c",
+        config,
+        "-t",
+        run / "best.pth",
+        "--output-dir",
+        tmp_path / "tuned",
+        "-u",
+        "epochs=1",
     )
     assert result.returncode == 0, result.stderr
     assert "loaded" in result.stdout and "re-initialised" not in result.stdout
@@ -193,7 +248,9 @@ def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
 def test_a_complete_run_is_left_alone(trained):
     config, run, _ = trained
     before = {
-        path: path.stat().st_mtime_ns for path in run.glob("*") if path.name not in ("run_status.json", LOCK)
+        path: path.stat().st_mtime_ns
+        for path in run.glob("*")
+        if path.name not in ("run_status.json", LOCK)
     }
     result = run_python("train.py", "-c", config, "-r", run / "last.pth")
     assert result.returncode == 0, result.stderr
@@ -225,24 +282,40 @@ def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
     assert result.returncode == 0, result.stderr
     assert "21 without objects, used as negatives" in result.stdout
-    assert "dropped" not in result.stdout and read_log(tmp_path / "run")[0]["train_loss_bbox"] > 0
+    assert (
+        "dropped" not in result.stdout
+        and read_log(tmp_path / "run")[0]["train_loss_bbox"] > 0
+    )
 
 
 @pytest.mark.slow
 def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_path):
     config = write_tiny_config(
-        tmp_path, tiny_data, train_dataloader={"total_batch_size": 8}, val_dataloader={"total_batch_size": 8}
+        tmp_path,
+        tiny_data,
+        train_dataloader={"total_batch_size": 8},
+        val_dataloader={"total_batch_size": 8},
     )
     result = run_python("train.py", "-c", config, "--seed=1", ranks=8)
     assert result.returncode == 0, result.stderr
     assert "8 rank(s)" in result.stdout and "stage 2 begins" in result.stdout
-    evaluation = run_python("train.py", "-c", config, "--test-only", "-r", tmp_path / "run/best.pth", ranks=8)
+    evaluation = run_python(
+        "train.py",
+        "-c",
+        config,
+        "--test-only",
+        "-r",
+        tmp_path / "run/best.pth",
+        ranks=8,
+    )
     assert evaluation.returncode == 0, evaluation.stderr
 
 
 def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
-    result = run_python("train.py", "-c", config, "--use-amp", "-d", "cpu", "-u", "epochs=1")
+    result = run_python(
+        "train.py", "-c", config, "--use-amp", "-d", "cpu", "-u", "epochs=1"
+    )
     assert result.returncode == 0, result.stderr
     assert "bfloat16" in result.stdout
     assert read_log(tmp_path / "run")[0]["train_loss"] > 0
@@ -260,7 +333,10 @@ def test_the_model_learns_eight_pictures_by_heart(tiny_data, tmp_path):
         optimizer={"lr": 0.003},
         lr_scheduler={"milestones": [50]},
         lr_warmup_scheduler={"warmup_duration": 10},
-        train_dataloader={"dataset": {"ann_file": labels}, "collate_fn": {"stop_epoch": None}},
+        train_dataloader={
+            "dataset": {"ann_file": labels},
+            "collate_fn": {"stop_epoch": None},
+        },
     )
     result = run_python("train.py", "-c", config, "--seed=1")
     assert result.returncode == 0, result.stderr

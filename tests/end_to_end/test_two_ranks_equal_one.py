@@ -38,7 +38,10 @@ def test_every_gradient_agrees(gradients):
     assert one.keys() == two.keys() and len(one) > 100
     floor = 1e-3 * max(g.norm() for g in one.values())
     apart = {
-        name: ((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item() for name in one
+        name: (
+            (one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)
+        ).item()
+        for name in one
     }
     assert max(apart.values()) <= 1e-4
 

@@ -14,12 +14,17 @@ from tests.fixtures.train_here import change_labels, private_copy, train_here
 from tests.fixtures.trained_tiny import TRAINED
 
 
-def test_a_metric_that_the_validation_data_does_not_define_is_refused_before_training(tiny_data, tmp_path):
+def test_a_metric_that_the_validation_data_does_not_define_is_refused_before_training(
+    tiny_data, tmp_path
+):
     """The images are 64 pixels wide and high: no object is larger than 96 x 96."""
     config = write_tiny_config(tmp_path, tiny_data)
     ended = train_here("-c", config, "-u", "best_metric=AP_large")
     assert ended.code == 2
-    assert "best_metric is 'AP_large', which" in ended.err and "val.json does not define" in ended.err
+    assert (
+        "best_metric is 'AP_large', which" in ended.err
+        and "val.json does not define" in ended.err
+    )
     assert "set best_metric to one of AP, AP50" in ended.err
     assert not (tmp_path / "run/log.txt").exists()
 
@@ -29,10 +34,14 @@ def test_metrics_without_a_meaning_are_never_written_as_numbers(tiny_data, tmp_p
     assert train_here("-c", config).code == 0
     (record,) = read_log(tmp_path / "run")
     assert record["AP_large"] is None and record["AP"] is not None
-    assert record["test_coco_eval_bbox"][5] == -1  # D-FINE's list, whose readers expect numbers
+    assert (
+        record["test_coco_eval_bbox"][5] == -1
+    )  # D-FINE's list, whose readers expect numbers
 
 
-def test_validation_categories_may_have_the_same_names_under_other_ids(tiny_data, tmp_path):
+def test_validation_categories_may_have_the_same_names_under_other_ids(
+    tiny_data, tmp_path
+):
     def other_ids(labels):
         for category in labels["categories"]:
             category["id"] += 100
@@ -51,8 +60,12 @@ def test_validation_categories_may_have_the_same_names_under_other_ids(tiny_data
     assert scores[0] == scores[1] > 0.1
 
 
-@pytest.mark.parametrize("name", ["my data #1", "a: b", "- x", "[y]", "null", "données", "~home"])
-def test_paths_of_any_kind_are_given_on_the_command_line(tiny_data, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    "name", ["my data #1", "a: b", "- x", "[y]", "null", "données", "~home"]
+)
+def test_paths_of_any_kind_are_given_on_the_command_line(
+    tiny_data, tmp_path, monkeypatch, name
+):
     data = private_copy(tiny_data, tmp_path / name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -72,7 +85,9 @@ def test_paths_of_any_kind_are_given_on_the_command_line(tiny_data, tmp_path, mo
     assert (data.folder / "run/best.pth").exists()
 
 
-def test_the_command_that_a_stop_prints_resumes_the_run(tiny_data, tmp_path, monkeypatch):
+def test_the_command_that_a_stop_prints_resumes_the_run(
+    tiny_data, tmp_path, monkeypatch
+):
     config, questions = write_tiny_config(tmp_path, tiny_data, epochs=2), count()
 
     def asked(request):
@@ -83,7 +98,9 @@ def test_the_command_that_a_stop_prints_resumes_the_run(tiny_data, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "asked", property(asked))
         output = tmp_path / "out put #1"
-        ended = train_here("-c", config, f"--output-dir={output}", "--seed=3", "-u", "print_freq=1")
+        ended = train_here(
+            "-c", config, f"--output-dir={output}", "--seed=3", "-u", "print_freq=1"
+        )
     assert ended.code == 75, ended.err
     command = shlex.split(ended.err.rpartition("resume with: ")[2])
     assert command[:2] == ["python", "train.py"]

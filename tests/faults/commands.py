@@ -63,7 +63,13 @@ class Training:
         self.text = output.with_suffix(f".{text}")
         with open(self.text, "w") as out:
             self.process = subprocess.Popen(
-                [*command, "train.py", *map(str, arguments), "--output-dir", str(output)],
+                [
+                    *command,
+                    "train.py",
+                    *map(str, arguments),
+                    "--output-dir",
+                    str(output),
+                ],
                 cwd=ROOT,
                 env=env,
                 stdout=out,
@@ -74,7 +80,12 @@ class Training:
     def __enter__(self) -> Training:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         pids = [*self.workers(), self.process.pid]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -105,7 +116,8 @@ class Training:
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
                 environment = dict(
-                    item.partition("=")[::2] for item in (stat.parent / "environ").read_text().split("\0")
+                    item.partition("=")[::2]
+                    for item in (stat.parent / "environ").read_text().split("\0")
                 )
             except (OSError, ValueError):
                 continue
@@ -126,7 +138,10 @@ def wait_for_any(trainings: tuple[Training, ...], pattern: str) -> Training:
     """Wait until one of several has a line that matches, and return it."""
 
     def first() -> Training | None:
-        return next((training for training in trainings if re.search(pattern, training.said())), None)
+        return next(
+            (training for training in trainings if re.search(pattern, training.said())),
+            None,
+        )
 
     wait_until(
         lambda: first() is not None,
@@ -141,7 +156,10 @@ def wait_until_gone(pid: int, describe: Callable[[], str]) -> None:
 
     def is_gone() -> bool:
         try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            return (
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                == "Z"
+            )
         except OSError:
             return True
 

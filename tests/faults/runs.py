@@ -33,7 +33,12 @@ RUN: dict[str, Any] = {
     "DINOv3Backbone": {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1},
     "lr_warmup_scheduler": {"warmup_duration": "1 epoch"},
     "train_dataloader": {
-        "collate_fn": {"stop_epoch": 2, "mixup_prob": 0.5, "base_size": 64, "base_size_repeat": 1}
+        "collate_fn": {
+            "stop_epoch": 2,
+            "mixup_prob": 0.5,
+            "base_size": 64,
+            "base_size_repeat": 1,
+        }
     },
 }
 """Nine steps of two batches: phase A, phase B, the clean stage. They start from weights that find objects, so that scores are not 0."""
@@ -113,13 +118,22 @@ def run(
 def final_state(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a `last.pth` that training depends on, by name."""
     state = read_tensor_file(folder / "last.pth")
-    return dict(_flatten({key: state[key] for key in ("model", "ema", "optimizer", "progress", "best")}))
+    return dict(
+        _flatten(
+            {
+                key: state[key]
+                for key in ("model", "ema", "optimizer", "progress", "best")
+            }
+        )
+    )
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     """Return whether two states are equal bit for bit."""
     return one.keys() == two.keys() and all(
-        torch.equal(value, two[name]) if isinstance(value, Tensor) else value == two[name]
+        torch.equal(value, two[name])
+        if isinstance(value, Tensor)
+        else value == two[name]
         for name, value in one.items()
     )
 

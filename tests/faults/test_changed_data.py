@@ -18,7 +18,11 @@ from tests.faults.runs import run
 from tests.fixtures.tiny import SyntheticData
 from tests.fixtures.train_here import change_labels, private_copy
 
-SHORT = {"epochs": 3, "grad_accum_steps": 1, "train_dataloader": {"collate_fn": {"stop_epoch": None}}}
+SHORT = {
+    "epochs": 3,
+    "grad_accum_steps": 1,
+    "train_dataloader": {"collate_fn": {"stop_epoch": None}},
+}
 STOPPED_AFTER = 9
 """Steps: in the second epoch of six steps each."""
 
@@ -50,7 +54,9 @@ def resume(data: SyntheticData, folder: Path, **overrides: Any) -> tuple[int, st
 
 
 def more_images(labels: Labels) -> None:
-    labels["images"].append({"id": 900, "file_name": "val_00000.jpg", "width": 64, "height": 64})
+    labels["images"].append(
+        {"id": 900, "file_name": "val_00000.jpg", "width": 64, "height": 64}
+    )
 
 
 def other_image(labels: Labels) -> None:
@@ -92,14 +98,29 @@ CHANGES: dict[str, tuple[dict[str, Callable[[Labels], Any]], str]] = {
         },
         "labels or size of 1 image changed",
     ),
-    "a box moved by a pixel": ({"train": first(bbox=[1, 2, 20, 20])}, "labels or size of 1 image changed"),
-    "a box of another class": ({"train": first(category_id=8)}, "labels or size of 1 image changed"),
-    "a box made a crowd": ({"train": first(iscrowd=1)}, "labels or size of 1 image changed"),
-    "a box to be ignored": ({"train": first(ignore=1)}, "labels or size of 1 image changed"),
+    "a box moved by a pixel": (
+        {"train": first(bbox=[1, 2, 20, 20])},
+        "labels or size of 1 image changed",
+    ),
+    "a box of another class": (
+        {"train": first(category_id=8)},
+        "labels or size of 1 image changed",
+    ),
+    "a box made a crowd": (
+        {"train": first(iscrowd=1)},
+        "labels or size of 1 image changed",
+    ),
+    "a box to be ignored": (
+        {"train": first(ignore=1)},
+        "labels or size of 1 image changed",
+    ),
     "images added": ({"train": more_images}, "1 image added (val_00000.jpg)"),
     "images removed": ({"train": without_image}, "1 image removed"),
     "another image": ({"train": other_image}, "1 image added (val_00003.jpg); "),
-    "images in another order": ({"train": other_order}, "the order of the images has changed"),
+    "images in another order": (
+        {"train": other_order},
+        "the order of the images has changed",
+    ),
     "boxes of all images": (
         {"train": lambda x: [a.update(bbox=[3, 3, 20, 20]) for a in x["annotations"]]},
         "changed (train_",
@@ -158,21 +179,32 @@ def test_data_may_move_to_another_folder(own, tmp_path):
     assert resume(moved, folder) == (0, "done")
 
 
-def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_score(own, caplog):
+def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_score(
+    own, caplog
+):
     data, folder = own
     caplog.set_level("INFO", "dfine")
     old_best = (folder / "best.pth").read_bytes()
     change(data, "a box removed")
     assert not run(data, folder, stop_after=STOPPED_AFTER, override=True, **SHORT)
     assert (
-        "resuming with changed data: " in caplog.text and "labels or size of 1 image changed" in caplog.text
+        "resuming with changed data: " in caplog.text
+        and "labels or size of 1 image changed" in caplog.text
     )
-    assert "resumed from" in caplog.text and "epoch 2, step 0 of it, best AP None" in caplog.text
+    assert (
+        "resumed from" in caplog.text
+        and "epoch 2, step 0 of it, best AP None" in caplog.text
+    )
     state = read_tensor_file(folder / "last.pth")
     assert (state["progress"]["step"], state["progress"]["total_steps"]) == (3, 9)
     assert state["best"]["score"] is None
-    assert (folder / f"{SET_ASIDE}.pth").read_bytes() == old_best and not (folder / "best.pth").exists()
-    assert resume(data, folder) == (0, "done")  # the changed data is that of the run from now on
+    assert (folder / f"{SET_ASIDE}.pth").read_bytes() == old_best and not (
+        folder / "best.pth"
+    ).exists()
+    assert resume(data, folder) == (
+        0,
+        "done",
+    )  # the changed data is that of the run from now on
     assert read_tensor_file(folder / "best.pth")["meta"]["epoch"] >= 1
 
 
@@ -190,7 +222,11 @@ def test_a_state_of_before_data_were_noted_is_resumed_with_a_warning(own, caplog
 def test_what_decides_about_later_epochs_is_part_of_the_state(own):
     data, folder = own
     state = read_tensor_file(folder / "last.pth")
-    assert state["first_loss"] > 0 and state["explained"] is False and state["unreadable"] == []
+    assert (
+        state["first_loss"] > 0
+        and state["explained"] is False
+        and state["unreadable"] == []
+    )
     state["explained"], state["first_loss"], state["unreadable"] = True, 123.0, [5]
     write_tensor_file(folder / "last.pth", state)
     code, message = resume(data, folder)
@@ -203,13 +239,23 @@ def test_another_input_size_is_resumed_if_it_is_asked_for(own):
     data, folder = own
     code, message = resume(data, folder, eval_spatial_size=[96, 96])
     assert code == 2 and "eval_spatial_size" in message
-    assert resume(data, folder, eval_spatial_size=[96, 96], override=True) == (0, "done")
+    assert resume(data, folder, eval_spatial_size=[96, 96], override=True) == (
+        0,
+        "done",
+    )
     anchors = read_tensor_file(folder / "last.pth")["model"]["decoder.anchors"]
-    assert anchors.shape[1] == 12 * 12 + 6 * 6 + 3 * 3 and not torch.isnan(anchors).any()
+    assert (
+        anchors.shape[1] == 12 * 12 + 6 * 6 + 3 * 3 and not torch.isnan(anchors).any()
+    )
 
 
 def test_a_resumed_run_has_the_licences_of_the_run_and_no_others(own):
     data, folder = own
     assert resume(data, folder) == (0, "done")
     assert read_tensor_file(folder / "last.pth")["meta"]["licences"] == []
-    assert json.loads(json.dumps(read_tensor_file(folder / "best.pth")["meta"]["licences"])) == []
+    assert (
+        json.loads(
+            json.dumps(read_tensor_file(folder / "best.pth")["meta"]["licences"])
+        )
+        == []
+    )

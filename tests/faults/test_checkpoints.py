@@ -132,7 +132,9 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
     straight, tiny_data, folder, caplog
 ):
     def crashing() -> None:
-        os.fsync = lambda _: os._exit(KILLED)  # what was written is in the temporary file alone
+        os.fsync = lambda _: os._exit(
+            KILLED
+        )  # what was written is in the temporary file alone
         run(tiny_data, folder, **SHORT)
 
     before = (folder / "last.pth").read_bytes()
@@ -148,7 +150,9 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
 # ---- damage ----
 
 
-@pytest.mark.parametrize("share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"])
+@pytest.mark.parametrize(
+    "share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"]
+)
 def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     straight, tiny_data, folder, caplog, share
 ):
@@ -157,7 +161,8 @@ def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     assert run(tiny_data, folder, **SHORT)
     assert (
         "last.pth" in caplog.text
-        and f"resuming from {folder / 'last.previous.pth'} (epoch 2, step 0)" in caplog.text
+        and f"resuming from {folder / 'last.previous.pth'} (epoch 2, step 0)"
+        in caplog.text
     )
     assert same(final_state(folder), final_state(straight))
 
@@ -175,7 +180,11 @@ def test_f03_without_any_whole_file_each_is_named_with_its_reason(tiny_data, fol
 
 def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
     rng, path = random.Random(0), folder / "last.pth"
-    raw, detected, folder_of_run = path.read_bytes(), 0, checkpoint.CheckpointFolder(folder)
+    raw, detected, folder_of_run = (
+        path.read_bytes(),
+        0,
+        checkpoint.CheckpointFolder(folder),
+    )
     whole = final_state(folder)
     for _ in range(20):
         damaged = bytearray(raw)
@@ -183,7 +192,9 @@ def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
             8
         )  # the rest is the digest itself: tests/runtime/test_weight_files.py
         path.write_bytes(damaged)
-        detected += folder_of_run.load_last(path)[0]["progress"]["step"] == 0  # that of the file before
+        detected += (
+            folder_of_run.load_last(path)[0]["progress"]["step"] == 0
+        )  # that of the file before
     assert detected == 20
     path.write_bytes(raw)
     assert same(final_state(folder), whole)
@@ -197,7 +208,9 @@ def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, f
     torch.save({"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth")
     with (
         zipfile.ZipFile(tmp_path / "honest.pth") as honest,
-        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bomb,
+        zipfile.ZipFile(
+            tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as bomb,
     ):
         for record in honest.infolist():
             bomb.writestr(record.filename, honest.read(record))
@@ -205,7 +218,9 @@ def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, f
     def opened() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         code, message = ended(
-            tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "bomb.pth")}
+            tiny_data,
+            tmp_path / "run",
+            **{"resume": None, flag: str(tmp_path / "bomb.pth")},
         )
         assert code == 4 and "unpacks to" in message, message
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
@@ -228,11 +243,18 @@ class _Touches:
     [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))],
     ids=["archive", "bare pickle"],
 )
-def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(tiny_data, tmp_path, flag, save):
+def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(
+    tiny_data, tmp_path, flag, save
+):
     save(
-        {"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")}, tmp_path / "evil.pth"
+        {"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")},
+        tmp_path / "evil.pth",
     )
-    code, message = ended(tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "evil.pth")})
+    code, message = ended(
+        tiny_data,
+        tmp_path / "run",
+        **{"resume": None, flag: str(tmp_path / "evil.pth")},
+    )
     assert code == 4
     assert (
         "is not a file of plain tensors" in message
@@ -250,7 +272,9 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
 ):
     code, message = ended(other_classes, folder)
     assert code == 4
-    assert "anvil" in message and "use -t to start a new run from its weights" in message
+    assert (
+        "anvil" in message and "use -t to start a new run from its weights" in message
+    )
     code, message = ended(tiny_data, folder, num_classes=9, override=True)
     assert code == 4
     assert "has 4 classes, the configuration has 9; use -t" in message
@@ -269,12 +293,16 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
             **SHORT,
         )
     assert "re-initialised: 1 of 5 classes" in caplog.text
-    old, new = (read_tensor_file(folder / "best.pth") for folder in (stopped, tmp_path / "new"))
+    old, new = (
+        read_tensor_file(folder / "best.pth") for folder in (stopped, tmp_path / "new")
+    )
     key = "decoder.enc_score_head.bias"
     rows = {entry["name"]: row for row, entry in enumerate(old["meta"]["classes"])}
     for row, entry in enumerate(new["meta"]["classes"]):
         if entry["name"] in rows:
-            assert torch.equal(new["model"][key][row], old["model"][key][rows[entry["name"]]]), entry
+            assert torch.equal(
+                new["model"][key][row], old["model"][key][rows[entry["name"]]]
+            ), entry
 
 
 @pytest.mark.parametrize(
@@ -282,21 +310,27 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
     [{}, [1, 2], {"foo": 1}, {"conv.weight": torch.zeros(3, 3)}],
     ids=["empty", "list", "other keys", "another model"],
 )
-def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(tiny_data, tmp_path, content):
+def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
+    tiny_data, tmp_path, content
+):
     torch.save(content, tmp_path / "other.pth")
     for flag, told in (
         ("resume", "holds weights but no training state"),
         ("tuning", "expected|neither weights|no class head"),
     ):
         code, message = ended(
-            tiny_data, tmp_path / "run", **{"resume": None, flag: str(tmp_path / "other.pth")}
+            tiny_data,
+            tmp_path / "run",
+            **{"resume": None, flag: str(tmp_path / "other.pth")},
         )
         assert code == 4
         assert any(part in message for part in told.split("|")), message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_f10_weights_that_are_not_finite_are_refused_with_their_name(tiny_data, folder, value):
+def test_f10_weights_that_are_not_finite_are_refused_with_their_name(
+    tiny_data, folder, value
+):
     state = read_tensor_file(folder / "last.pth")
     state["model"]["encoder.input_proj.0.conv.weight"].view(-1)[3] = value
     state["ema"]["module"] = dict(state["model"])
@@ -307,13 +341,18 @@ def test_f10_weights_that_are_not_finite_are_refused_with_their_name(tiny_data, 
     ):
         code, message = ended(tiny_data, output, **flags)
         assert code == 5
-        assert "encoder.input_proj.0.conv.weight contains values that are not finite" in message
+        assert (
+            "encoder.input_proj.0.conv.weight contains values that are not finite"
+            in message
+        )
 
 
 # ---- disks and folders ----
 
 
-def test_f14_a_full_disk_is_reported_three_times_and_what_was_saved_stays(tiny_data, folder):
+def test_f14_a_full_disk_is_reported_three_times_and_what_was_saved_stays(
+    tiny_data, folder
+):
     before = (folder / "last.pth").read_bytes()
 
     def on_a_small_disk() -> None:
@@ -332,7 +371,9 @@ def test_f14_a_full_disk_is_reported_three_times_and_what_was_saved_stays(tiny_d
     assert not list(folder.glob(".*.dfine-tmp"))
 
 
-def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(straight, tiny_data, folder, monkeypatch, caplog):
+def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(
+    straight, tiny_data, folder, monkeypatch, caplog
+):
     full = iter([True, True])
 
     def write(*arguments, **keywords) -> None:
@@ -362,7 +403,9 @@ def test_f15_an_output_folder_that_is_a_file_is_reported_before_the_model_is_bui
     assert "output_dir" in message and "cannot be written to" in message
 
 
-def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(tiny_data, tmp_path):
+def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
+    tiny_data, tmp_path
+):
     with tempfile.TemporaryDirectory() as name:  # under /tmp: others may go through it
         os.chmod(name, 0o555)
         solver = DetSolver(tiny_config(tiny_data, Path(name)), torch.device("cpu"))
@@ -373,7 +416,10 @@ def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(tin
             YAMLConfig.model = property(no_model)
             with pytest.raises(RunError) as caught:
                 solver.fit()
-            assert explain(caught.value) == (2, f"output_dir {name} cannot be written to: Permission denied")
+            assert explain(caught.value) == (
+                2,
+                f"output_dir {name} cannot be written to: Permission denied",
+            )
 
         child = run_forked(without_rights, tmp_path)
     assert child.code == 0, child.err
@@ -397,11 +443,15 @@ def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_numb
         os.waitpid(first, 0)
     assert code == 2
     assert f"{folder} is in use by process {first}" in message
-    assert run(tiny_data, folder, **SHORT), "the lock goes with the process, however it ends"
+    assert run(tiny_data, folder, **SHORT), (
+        "the lock goes with the process, however it ends"
+    )
     assert same(final_state(folder), final_state(straight))
 
 
-def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data, folder):
+def test_f18_a_crash_in_the_last_evaluation_costs_no_result(
+    straight, tiny_data, folder
+):
     """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
 
     def crashing() -> None:
@@ -411,21 +461,30 @@ def test_f18_a_crash_in_the_last_evaluation_costs_no_result(straight, tiny_data,
     assert run_forked(crashing, folder.parent).code == KILLED
     assert run(tiny_data, folder, **SHORT)
     assert same(final_state(folder), final_state(straight))
-    assert [json.loads(line)["epoch"] for line in (folder / "log.txt").read_text().splitlines()] == [0, 1]
+    assert [
+        json.loads(line)["epoch"]
+        for line in (folder / "log.txt").read_text().splitlines()
+    ] == [0, 1]
 
 
 # ---- start weights ----
 
 
 @pytest.mark.parametrize("digest", ["0123456789abcdef" * 4, "01234567"])
-def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(tiny_data, tmp_path, digest):
+def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(
+    tiny_data, tmp_path, digest
+):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"something else")
     code, message = ended(
         tiny_data,
         tmp_path / "run",
         tuning=None,
-        DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path), "checkpoint_sha256": digest},
+        DINOv3Backbone={
+            "pretrained": True,
+            "checkpoint_path": str(path),
+            "checkpoint_sha256": digest,
+        },
     )
     assert code == 4
     assert message.startswith(
@@ -439,8 +498,13 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
         "checkpoint_path": str(tmp_path / "none.pth"),
         "checkpoint_sha256": "01234567",
     }
-    code, message = ended(tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings)
-    assert code == 4 and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
+    code, message = ended(
+        tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings
+    )
+    assert (
+        code == 4
+        and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,11 +515,15 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
         ("dinov3_vits16-00000000.pth", b"7 bytes", "its sha256 begins with"),
     ],
 )
-def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(tiny_data, tmp_path, name, content, told):
+def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
+    tiny_data, tmp_path, name, content, told
+):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     settings = {"pretrained": True, "checkpoint_path": str(tmp_path / name)}
-    code, message = ended(tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings)
+    code, message = ended(
+        tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings
+    )
     assert code == 4
     assert told in message
     assert not (tmp_path / "run/last.pth").exists()

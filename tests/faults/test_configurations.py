@@ -18,10 +18,16 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
 
     def run(text: str = "", *arguments: str, code: int = 2) -> str:
         (tmp_path / "changed.yml").write_text(f"__include__: [{config}]\n{text}")
-        monkeypatch.setattr(sys, "argv", ["train.py", "-c", str(tmp_path / "changed.yml"), *arguments])
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", "-c", str(tmp_path / "changed.yml"), *arguments]
+        )
         with pytest.raises(SystemExit) as end:
             train.main()
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error[")]
+        said = [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if line.startswith("error[")
+        ]
         assert end.value.code == code, said
         assert len(said) == 1
         return said[0]
@@ -39,7 +45,10 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
             "DFINETransformer:\n  num_layer: 3\n",
             "unknown key 'DFINETransformer.num_layer'|did you mean 'num_layers'?|changed.yml:3",
         ),
-        ("train_dataloader: {dataset: {transforms: {ops: [{type: Rezise}]}}}\n", "Rezise|changed.yml:2"),
+        (
+            "train_dataloader: {dataset: {transforms: {ops: [{type: Rezise}]}}}\n",
+            "Rezise|changed.yml:2",
+        ),
     ],
 )
 def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(refused, text, told):
@@ -82,10 +91,16 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("epochs: 3\nepochs: 4\n", "changed.yml:3 sets epochs again; line 2 sets it already"),
+        (
+            "epochs: 3\nepochs: 4\n",
+            "changed.yml:3 sets epochs again; line 2 sets it already",
+        ),
         (
             "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
-            + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in zip("abcdef", "bcdefg")),
+            + "".join(
+                f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n"
+                for m, n in zip("abcdef", "bcdefg")
+            ),
             "aliases",
         ),
         ("#" * (1 << 20), "a configuration may have at most 1048576"),
@@ -145,6 +160,7 @@ def test_f75_an_address_in_place_of_weights_is_refused(refused, flag, address):
 
 def test_f75_an_address_in_place_of_a_backbones_weights_is_refused(refused):
     message = refused(
-        "DINOv3Backbone: {pretrained: True, checkpoint_path: 'https://example.com/vit.pth'}\n", code=4
+        "DINOv3Backbone: {pretrained: True, checkpoint_path: 'https://example.com/vit.pth'}\n",
+        code=4,
     )
     assert "https://example.com/vit.pth is a URL" in message

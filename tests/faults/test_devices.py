@@ -36,14 +36,18 @@ def collective_fails(tmp_path, monkeypatch):
 
             def all_reduce(*_, **__):
                 if recorded:
-                    Path(f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}0").write_bytes(b"...")
+                    Path(f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}0").write_bytes(
+                        b"..."
+                    )
                 raise dist.DistBackendError(words)
 
             monkeypatch.setattr(dist, "all_reduce", all_reduce)
             record_collectives(tmp_path / "run", rank())
             sum_over_ranks(torch.zeros(1))
 
-        return run_forked(lambda: run_command(command, status_dir=lambda: tmp_path), tmp_path)
+        return run_forked(
+            lambda: run_command(command, status_dir=lambda: tmp_path), tmp_path
+        )
 
     return run
 
@@ -51,8 +55,14 @@ def collective_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (ECC, "a device failed: CUDA error: uncorrectable ECC error encountered; see nvidia-smi -q"),
-        (IN_A_COLLECTIVE, "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected"),
+        (
+            ECC,
+            "a device failed: CUDA error: uncorrectable ECC error encountered; see nvidia-smi -q",
+        ),
+        (
+            IN_A_COLLECTIVE,
+            "a device failed: Last error: Cuda failure 'uncorrectable NVLink error detected",
+        ),
         (TIMEOUT, "another rank ended or does not respond"),
     ],
     ids=["ECC", "NVLink", "timeout"],
@@ -63,7 +73,10 @@ def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
     ended = collective_fails(words)
     assert ended.code == 7
     assert ended.err.startswith(f"error[7]: {told}") and ended.err.count("\n") == 1
-    assert f"flight recorder (torchfrtrace reads it): {tmp_path}/run/flight_recorder.rank0" in ended.err
+    assert (
+        f"flight recorder (torchfrtrace reads it): {tmp_path}/run/flight_recorder.rank0"
+        in ended.err
+    )
 
 
 def test_f34_without_a_recording_none_is_named(collective_fails):
@@ -72,26 +85,46 @@ def test_f34_without_a_recording_none_is_named(collective_fails):
 
 def test_f34_device_of_a_single_process_is_a_resource_and_a_kernels_own_fault_is_not():
     assert explain(torch.AcceleratorError(ECC))[0] == 6
-    assert explain(torch.AcceleratorError("CUDA error: device-side assert triggered"))[0] == 1
+    assert (
+        explain(torch.AcceleratorError("CUDA error: device-side assert triggered"))[0]
+        == 1
+    )
 
 
-def test_f34_recording_leaves_what_a_user_has_set_and_removes_what_an_earlier_run_left(tmp_path, monkeypatch):
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_TEMP_FILE"):
+def test_f34_recording_leaves_what_a_user_has_set_and_removes_what_an_earlier_run_left(
+    tmp_path, monkeypatch
+):
+    for name in (
+        "TORCH_FR_BUFFER_SIZE",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT",
+        "TORCH_FR_DUMP_TEMP_FILE",
+    ):
         monkeypatch.setenv(name, "1")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "7")
     monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", f"{tmp_path}/mine")
     (tmp_path / "mine3").touch()
     record_collectives(tmp_path, 3)
-    assert "TORCH_FR_BUFFER_SIZE" not in os.environ and "TORCH_FR_DUMP_TEMP_FILE" not in os.environ
-    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1" and not (tmp_path / "mine3").exists()
+    assert (
+        "TORCH_FR_BUFFER_SIZE" not in os.environ
+        and "TORCH_FR_DUMP_TEMP_FILE" not in os.environ
+    )
+    assert (
+        os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+        and not (tmp_path / "mine3").exists()
+    )
 
 
 def test_f34_nothing_is_recorded_without_a_device(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "src.runtime.distributed.record_collectives", lambda *_: pytest.fail("NCCL is not there")
+        "src.runtime.distributed.record_collectives",
+        lambda *_: pytest.fail("NCCL is not there"),
     )
-    monkeypatch.setattr(dist, "TCPStore", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("far enough")))
+    monkeypatch.setattr(
+        dist,
+        "TCPStore",
+        lambda *_, **__: (_ for _ in ()).throw(RuntimeError("far enough")),
+    )
     for name, value in {
         "RANK": "0",
         "WORLD_SIZE": "2",

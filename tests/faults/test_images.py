@@ -17,7 +17,12 @@ from src.runtime.process import explain
 from src.solver import det_solver
 from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.tiny import SyntheticData, tiny_config
-from tests.fixtures.train_here import change_labels, image_path, private_copy, train_here
+from tests.fixtures.train_here import (
+    change_labels,
+    image_path,
+    private_copy,
+    train_here,
+)
 
 SMOOTH = np.stack(
     [
@@ -61,7 +66,9 @@ def grey_levels(data: SyntheticData) -> np.ndarray:
     return image.permute(1, 2, 0).numpy() * 255
 
 
-def saved(data: SyntheticData, image: Image.Image, form: str = "PNG", **settings) -> Path:
+def saved(
+    data: SyntheticData, image: Image.Image, form: str = "PNG", **settings
+) -> Path:
     """Put an image in place of the first evaluation image; its suffix stays."""
     path = image_path(data, 0, "val")
     image.save(path, form, **settings)
@@ -88,7 +95,8 @@ def test_f43_missing_images_are_counted_and_named_before_training(own_data, fit)
     assert ended.code == 3
     assert (
         "2 of 24 images of" in ended.err
-        and f"do not exist in {own_data.folder / 'images'}: images[3] (id 4) 'train_00003.jpg'; " in ended.err
+        and f"do not exist in {own_data.folder / 'images'}: images[3] (id 4) 'train_00003.jpg'; "
+        in ended.err
         and "'train_00009.jpg'" in ended.err
     )
 
@@ -112,15 +120,22 @@ REASONS = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_f44_unreadable_image_ends_a_small_run_with_its_path_and_reason(own_data, fit, kind):
+def test_f44_unreadable_image_ends_a_small_run_with_its_path_and_reason(
+    own_data, fit, kind
+):
     UNREADABLE[kind](image_path(own_data, 3))
     ended = fit()
     assert ended.code == 3
-    assert "1 of 24 images of" in ended.err and "more than bad_images allows (0.1 %)" in ended.err
+    assert (
+        "1 of 24 images of" in ended.err
+        and "more than bad_images allows (0.1 %)" in ended.err
+    )
     assert f"image {image_path(own_data, 3)} {REASONS[kind]}" in ended.err
 
 
-def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(own_data, fit, tmp_path):
+def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(
+    own_data, fit, tmp_path
+):
     for index, kind in enumerate(UNREADABLE):
         UNREADABLE[kind](image_path(own_data, index))
     ended = fit(bad_images=0.2)
@@ -134,7 +149,9 @@ def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(ow
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_f45_truncated_image_of_the_evaluation_is_named_and_ends_the_run(own_data, fit, form):
+def test_f45_truncated_image_of_the_evaluation_is_named_and_ends_the_run(
+    own_data, fit, form
+):
     path = saved(own_data, Image.fromarray(SMOOTH), form)
     cut_in_half(path)
     ended = fit(bad_images=0.9)
@@ -148,7 +165,9 @@ def test_f45_truncated_image_of_the_evaluation_is_named_and_ends_the_run(own_dat
 def test_f46_cmyk_images_keep_their_colours_and_are_counted(own_data, caplog):
     saved(own_data, Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95)
     assert abs(grey_levels(own_data) - SMOOTH).max() <= 3
-    assert "CMYK images, converted to RGB: 1 (first: val_00000.jpg)" in marks_told(own_data, caplog)
+    assert "CMYK images, converted to RGB: 1 (first: val_00000.jpg)" in marks_told(
+        own_data, caplog
+    )
 
 
 def test_f47_sixteen_bit_images_keep_their_brightness(own_data):
@@ -157,21 +176,25 @@ def test_f47_sixteen_bit_images_keep_their_brightness(own_data):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(own_data, orientation, caplog):
+def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(
+    own_data, orientation, caplog
+):
     exif = Image.Exif()
     exif[0x0112] = orientation
     saved(own_data, Image.fromarray(SMOOTH[:48]), exif=exif)
     upright = SMOOTH[:48] if orientation < 5 else SMOOTH[:48].swapaxes(0, 1)
     change_labels(
         own_data,
-        lambda labels: labels["images"][0].update(height=upright.shape[0], width=upright.shape[1]),
+        lambda labels: labels["images"][0].update(
+            height=upright.shape[0], width=upright.shape[1]
+        ),
         "val",
     )
     image = tiny_config(own_data).val_dataloader.dataset.raw_sample(0).image
     assert tuple(image.shape[1:]) == upright.shape[:2]
-    assert ("images rotated according to their EXIF tag: 1" in marks_told(own_data, caplog)) is (
-        orientation > 1
-    )
+    assert (
+        "images rotated according to their EXIF tag: 1" in marks_told(own_data, caplog)
+    ) is (orientation > 1)
 
 
 def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fit):
@@ -185,8 +208,12 @@ def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fi
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
-def test_f49_of_several_frames_the_first_is_used_with_one_warning(own_data, caplog, form):
-    frames = [Image.new("RGB", (64, 64), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+def test_f49_of_several_frames_the_first_is_used_with_one_warning(
+    own_data, caplog, form
+):
+    frames = [
+        Image.new("RGB", (64, 64), colour) for colour in ((255, 0, 0), (0, 255, 0))
+    ]
     saved(
         own_data,
         frames[0],
@@ -212,7 +239,9 @@ DOUBTFUL = {
         save_all=True,
         append_images=[Image.new("RGB", (64, 64), (9, 9, 9))],
     ),
-    "the content of another": lambda data: shutil.copy(image_path(data, 1), image_path(data, 5)),
+    "the content of another": lambda data: shutil.copy(
+        image_path(data, 1), image_path(data, 5)
+    ),
     "boxes without area, dropped": lambda data: change_labels(
         data, lambda labels: labels["annotations"][0].update(bbox=[1, 1, 0, 5])
     ),
@@ -223,25 +252,36 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("doubt", DOUBTFUL)
-def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(own_data, tmp_path, doubt):
+def test_f49_with_strict_what_would_be_a_warning_about_the_data_ends_the_run(
+    own_data, tmp_path, doubt
+):
     DOUBTFUL[doubt](own_data)
     ended = train_here("-c", write_tiny_config(tmp_path, own_data), "--strict")
     assert ended.code == 3
     assert (
-        ended.err.startswith("error[3]: strict treats data warnings as errors, and there are 1: ")
+        ended.err.startswith(
+            "error[3]: strict treats data warnings as errors, and there are 1: "
+        )
         and doubt in ended.err
     )
 
 
-def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(own_data, tmp_path):
+def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(
+    own_data, tmp_path
+):
     image_path(own_data, 3).write_bytes(b"")
     ended = train_here(
         "-c",
-        write_tiny_config(tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}),
+        write_tiny_config(
+            tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}
+        ),
         "--seed=0",
         "--strict",
     )
-    assert (ended.code, ended.err) == (3, f"error[3]: image {image_path(own_data, 3)} is empty (0 bytes)\n")
+    assert (ended.code, ended.err) == (
+        3,
+        f"error[3]: image {image_path(own_data, 3)} is empty (0 bytes)\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +294,9 @@ def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(own_da
         ("I", (128,) * 3),
     ],
 )
-def test_f50_every_mode_with_a_defined_range_is_read_transparency_over_white(own_data, mode, seen):
+def test_f50_every_mode_with_a_defined_range_is_read_transparency_over_white(
+    own_data, mode, seen
+):
     image = {
         "RGBA": lambda: Image.new("RGBA", (64, 64), (255, 0, 0, 128)),
         "LA": lambda: Image.new("LA", (64, 64), (76, 128)),
@@ -271,29 +313,43 @@ def test_f50_values_without_a_defined_range_end_the_run(own_data, fit):
     Image.fromarray(SMOOTH[..., 0].astype(np.float32)).save(path, "TIFF")
     ended = fit()
     assert ended.code == 3
-    assert f"image {path} has floating-point values without a defined range" in ended.err
+    assert (
+        f"image {path} has floating-point values without a defined range" in ended.err
+    )
 
 
 # ---- sizes ----
 
 
-def test_f51_decompression_bomb_is_refused_without_being_decoded(own_data, fit, monkeypatch):
+def test_f51_decompression_bomb_is_refused_without_being_decoded(
+    own_data, fit, monkeypatch
+):
     path = saved(own_data, Image.fromarray(SMOOTH))
     raw = bytearray(path.read_bytes())
     raw[16:24] = struct.pack(">II", 10_000, 10_000)
     raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
     path.write_bytes(raw)
-    change_labels(own_data, lambda labels: labels["images"][0].update(width=10_000, height=10_000), "val")
-    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("the image was decoded"))
+    change_labels(
+        own_data,
+        lambda labels: labels["images"][0].update(width=10_000, height=10_000),
+        "val",
+    )
+    monkeypatch.setattr(
+        Image.Image, "load", lambda _: pytest.fail("the image was decoded")
+    )
     ended = fit()
     assert ended.code == 3
-    assert f"image {path} has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded" in ended.err
+    assert (
+        f"image {path} has 10000 x 10000 pixels, more than {MAX_PIXELS}; it was not decoded"
+        in ended.err
+    )
 
 
 def test_f52_tiny_and_narrow_images_train(own_data, fit, tmp_path):
     sizes = [(1, 1), (1, 50), (50, 1), (20_000, 20)]
     images = [
-        {"id": i, "file_name": f"train_{i:05}.jpg", "width": w, "height": h} for i, (w, h) in enumerate(sizes)
+        {"id": i, "file_name": f"train_{i:05}.jpg", "width": w, "height": h}
+        for i, (w, h) in enumerate(sizes)
     ]
     boxes = [
         {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, w, h], "iscrowd": 0}
@@ -301,10 +357,14 @@ def test_f52_tiny_and_narrow_images_train(own_data, fit, tmp_path):
     ]
     for index, size in enumerate(sizes):
         Image.new("RGB", size, (200, 20, 20)).save(image_path(own_data, index))
-    change_labels(own_data, lambda labels: labels.update(images=images, annotations=boxes))
+    change_labels(
+        own_data, lambda labels: labels.update(images=images, annotations=boxes)
+    )
     ended = fit()
     assert (ended.code, ended.err) == (0, "")
-    assert "dropped" not in ended.out and np.isfinite(read_log(tmp_path / "run")[0]["train_loss"])
+    assert "dropped" not in ended.out and np.isfinite(
+        read_log(tmp_path / "run")[0]["train_loss"]
+    )
 
 
 # ---- images and the set they belong to ----
@@ -324,7 +384,9 @@ def test_f53_image_that_changes_its_size_between_epochs_is_named(own_data):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("change", ["other bytes", "same bytes"])
-def test_f53_image_that_changes_during_the_run_ends_it_by_name(own_data, fit, monkeypatch, change, workers):
+def test_f53_image_that_changes_during_the_run_ends_it_by_name(
+    own_data, fit, monkeypatch, change, workers
+):
     path, ordinary = image_path(own_data, 3), det_solver.begin_epoch
 
     def rewrite_then_begin(run, epoch):
@@ -334,8 +396,13 @@ def test_f53_image_that_changes_during_the_run_ends_it_by_name(own_data, fit, mo
     monkeypatch.setattr(det_solver, "begin_epoch", rewrite_then_begin)
     ended = fit(num_workers=workers, bad_images=0.9)
     assert ended.code == 3
-    assert f"image {path} has changed since the run began (" in ended.err and "-r auto" in ended.err
-    assert ("bytes, but written again" if change == "same bytes" else "bytes then, ") in ended.err
+    assert (
+        f"image {path} has changed since the run began (" in ended.err
+        and "-r auto" in ended.err
+    )
+    assert (
+        "bytes, but written again" if change == "same bytes" else "bytes then, "
+    ) in ended.err
 
 
 def saved_as_png(path: Path) -> None:
@@ -347,12 +414,17 @@ def test_f53_without_watching_files_may_be_rewritten(own_data, fit, monkeypatch)
     monkeypatch.setattr(
         det_solver,
         "begin_epoch",
-        lambda run, epoch: (os.utime(image_path(own_data, 3), (1, 1)), ordinary(run, epoch)),
+        lambda run, epoch: (
+            os.utime(image_path(own_data, 3), (1, 1)),
+            ordinary(run, epoch),
+        ),
     )
     assert fit(watch_files=False).code == 0
 
 
-def test_f54_images_with_the_content_of_another_are_counted_within_and_across_data_sets(own_data, fit):
+def test_f54_images_with_the_content_of_another_are_counted_within_and_across_data_sets(
+    own_data, fit
+):
     for part, index in (("train", 5), ("train", 9), ("val", 2)):
         shutil.copy(image_path(own_data, 1), image_path(own_data, index, part))
     ended = fit()
@@ -366,13 +438,18 @@ def test_f54_images_with_the_content_of_another_are_counted_within_and_across_da
     )
 
 
-def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_data, fit):
+def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(
+    own_data, fit
+):
     labels = json.loads((own_data.folder / "val.json").read_text())
     labels["images"][1]["file_name"] = labels["images"][0]["file_name"]
     (own_data.folder / "train.json").write_text(json.dumps(labels))
     ended = fit()
     assert ended.code == 0
-    assert "files listed more than once: 1 (first: images[1] (id 2) val_00000.jpg)" in ended.out
+    assert (
+        "files listed more than once: 1 (first: images[1] (id 2) val_00000.jpg)"
+        in ended.out
+    )
     assert (
         f"7 images are used for training and for evaluation (first: {image_path(own_data, 0, 'val')})"
         in ended.out
@@ -386,13 +463,16 @@ def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(own_d
 def test_f44_replacement_follows_from_seed_epoch_and_index(own_data, workers):
     image_path(own_data, 3).write_bytes(b"")
     loader = tiny_config(
-        own_data, train_dataloader={"num_workers": workers, "dataset": {"bad_images": 0.1}}
+        own_data,
+        train_dataloader={"num_workers": workers, "dataset": {"bad_images": 0.1}},
     ).train_dataloader
     runs = []
     for seed in (0, 0, 1):
         loader.set_seed(seed)
         loader.set_epoch(0)
-        runs.append([(int(t["image_id"]), t["boxes"]) for _, targets in loader for t in targets])
+        runs.append(
+            [(int(t["image_id"]), t["boxes"]) for _, targets in loader for t in targets]
+        )
     assert len(runs[0]) == 24 and 4 not in [image_id for image_id, _ in runs[0]]
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(runs[0], runs[1]))
     assert sorted(a for a, _ in runs[0]) != sorted(a for a, _ in runs[2])

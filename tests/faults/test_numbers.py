@@ -53,7 +53,9 @@ def bad_loss(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
     patch.setattr(
         step.criterion,
         "forward",
-        lambda *a, **k: {name: value * float("nan") for name, value in ordinary(*a, **k).items()},
+        lambda *a, **k: {
+            name: value * float("nan") for name, value in ordinary(*a, **k).items()
+        },
     )
 
 
@@ -67,7 +69,9 @@ def bad_gradient(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
     patch.setattr(nn.utils, "clip_grad_norm_", clip)
 
 
-@pytest.mark.parametrize(("fault", "told"), [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")])
+@pytest.mark.parametrize(
+    ("fault", "told"), [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")]
+)
 @pytest.mark.parametrize("steps", [{3}, {0, 5, 11}])
 def test_f35_f36_a_step_with_a_bad_number_is_skipped_logged_with_its_images_and_changes_nothing(
     tiny_data, tmp_path, faulty, caplog, fault, told, steps
@@ -77,7 +81,10 @@ def test_f35_f36_a_step_with_a_bad_number_is_skipped_logged_with_its_images_and_
     assert set(met) == steps
     lines = [line for line in caplog.messages if "skipped" in line]
     assert len(lines) == len(steps)
-    assert all(told in line and "on rank 0; images: " in line and ".jpg" in line for line in lines), lines
+    assert all(
+        told in line and "on rank 0; images: " in line and ".jpg" in line
+        for line in lines
+    ), lines
     assert all(
         bool(torch.isfinite(value).all())
         for name, value in final_state(tmp_path).items()
@@ -93,9 +100,14 @@ def test_f35_f37_ten_bad_steps_in_a_row_end_the_run_and_the_last_good_state_and_
         run(tiny_data, tmp_path, **SHORT)
     code, message = explain(caught.value)
     assert (
-        code == 5 and message.startswith("diverged at step 11: 10 steps in a row") and "last.pth" in message
+        code == 5
+        and message.startswith("diverged at step 11: 10 steps in a row")
+        and "last.pth" in message
     )
-    assert f"its batch is saved in {tmp_path}/bad_batch.pth; try a lower learning rate" in message
+    assert (
+        f"its batch is saved in {tmp_path}/bad_batch.pth; try a lower learning rate"
+        in message
+    )
     assert all(
         bool(torch.isfinite(value).all())
         for value in read_tensor_file(tmp_path / "last.pth")["model"].values()
@@ -104,7 +116,9 @@ def test_f35_f37_ten_bad_steps_in_a_row_end_the_run_and_the_last_good_state_and_
     kept = torch.load(tmp_path / "bad_batch.pth", weights_only=True)
     (batch,) = kept["batches"]
     target = batch["targets"][0]
-    assert (kept["step"], kept["rank"]) == (11, 0) and kept["reason"].endswith("is not finite")
+    assert (kept["step"], kept["rank"]) == (11, 0) and kept["reason"].endswith(
+        "is not finite"
+    )
     assert batch["images"].shape == (4, 3, 64, 64) and len(batch["targets"]) == 4
     assert (
         target["boxes"].shape[1] == 4
@@ -155,11 +169,17 @@ def test_f37_of_several_ranks_the_one_to_blame_keeps_its_batch(tmp_path):
         f"the batch of rank 1 is in {tmp_path}/bad_batch.pth" in ours
         and f"its batch is saved in {tmp_path}/bad_batch.pth" in theirs
     )
-    assert read_tensor_file(tmp_path / "bad_batch.pth")["batches"][0]["targets"] == [{"image_path": "1.jpg"}]
+    assert read_tensor_file(tmp_path / "bad_batch.pth")["batches"][0]["targets"] == [
+        {"image_path": "1.jpg"}
+    ]
 
 
-def test_f37_a_disk_without_room_for_the_batch_changes_nothing_but_the_message(tmp_path):
-    assert keep_batch(tmp_path / "none", 1, "", []).startswith("the batch could not be saved (")
+def test_f37_a_disk_without_room_for_the_batch_changes_nothing_but_the_message(
+    tmp_path,
+):
+    assert keep_batch(tmp_path / "none", 1, "", []).startswith(
+        "the batch could not be saved ("
+    )
 
 
 def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_state_stays(
@@ -176,5 +196,8 @@ def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_sta
         run(tiny_data, tmp_path, **SHORT)
     code, message = explain(caught.value)
     assert code == 6 and "Tried to allocate 2.00 GiB" in message
-    assert all(name in message for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing"))
+    assert all(
+        name in message
+        for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
+    )
     assert (tmp_path / "last.pth").read_bytes() == before

@@ -41,7 +41,9 @@ def folder(tmp_path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 
@@ -61,10 +63,16 @@ def write_foreign(path: Path, content: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_somebody_else_in_the_output_folder_is_not_replaced(config, folder, name):
+def test_a_file_of_somebody_else_in_the_output_folder_is_not_replaced(
+    config, folder, name
+):
     write_foreign(folder / name, FOREIGN[name])
     before = contents(folder)
-    refused("-c", config, text=f"{name} would be replaced, but this project did not write it")
+    refused(
+        "-c",
+        config,
+        text=f"{name} would be replaced, but this project did not write it",
+    )
     if name != "last.previous.pth":  # which -r auto would read
         refused("-c", config, "-r", "auto", text=f"{name} would be replaced")
     after = contents(folder)
@@ -85,12 +93,18 @@ def test_a_lock_that_is_a_link_is_not_followed(config, folder, tmp_path):
     target = tmp_path / "elsewhere"
     target.write_text("precious")
     (folder / ".dfine.lock").symlink_to(target)
-    refused("-c", config, text=".dfine.lock cannot be used as a lock: it is a symbolic link")
+    refused(
+        "-c", config, text=".dfine.lock cannot be used as a lock: it is a symbolic link"
+    )
     assert target.read_text() == "precious"
 
 
-@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to, None], ids=["hard", "symbolic", "same"])
-def test_the_weights_that_a_run_starts_from_are_not_replaced_by_its_own(config, folder, tmp_path, link):
+@pytest.mark.parametrize(
+    "link", [Path.hardlink_to, Path.symlink_to, None], ids=["hard", "symbolic", "same"]
+)
+def test_the_weights_that_a_run_starts_from_are_not_replaced_by_its_own(
+    config, folder, tmp_path, link
+):
     best = folder / "best.pth"
     best.write_bytes(TRAINED.read_bytes())
     given = best
@@ -112,8 +126,20 @@ def test_labels_called_eval_json_survive_an_evaluation(tiny_data, tmp_path):
     data = private_copy(tiny_data, tmp_path / "data")
     labels = (data.folder / "val.json").rename(data.folder / "eval.json")
     before = labels.read_bytes()
-    config, update = write_tiny_config(tmp_path, data), f"val_dataloader.dataset.ann_file={labels}"
-    arguments = ["-c", config, f"--output-dir={data.folder}", "--test-only", "-r", TRAINED, "-u", update]
+    config, update = (
+        write_tiny_config(tmp_path, data),
+        f"val_dataloader.dataset.ann_file={labels}",
+    )
+    arguments = [
+        "-c",
+        config,
+        f"--output-dir={data.folder}",
+        "--test-only",
+        "-r",
+        TRAINED,
+        "-u",
+        update,
+    ]
     refused(*arguments, text="eval.json would be replaced")
     assert labels.read_bytes() == before
 
@@ -128,12 +154,21 @@ def test_an_evaluation_replaces_the_one_before(config, folder):
 def test_a_status_file_of_somebody_else_is_left_as_it_is(config, folder):
     (folder / "run_status.json").write_text('{"mine": 1}')
     ended = train_here("-c", config, "--test-only", "-r", TRAINED)
-    assert ended.code == 0 and "run_status.json was not written by this project" in ended.out + ended.err
+    assert (
+        ended.code == 0
+        and "run_status.json was not written by this project" in ended.out + ended.err
+    )
     assert (folder / "run_status.json").read_text() == '{"mine": 1}'
 
 
 def test_temporary_files_of_others_stay_and_our_own_leftovers_go(config, folder):
-    theirs = ["best.pth.tmp.1", ".best.pth.tmp.1234", "x.tmp.gz", ".notes.12-abcdef.dfine-tmp", ".dfine-tmp"]
+    theirs = [
+        "best.pth.tmp.1",
+        ".best.pth.tmp.1234",
+        "x.tmp.gz",
+        ".notes.12-abcdef.dfine-tmp",
+        ".dfine-tmp",
+    ]
     for name in theirs:
         (folder / name).write_text("mine")
     leftover = folder / ".best.pth.999999-0123abcd.dfine-tmp"
@@ -148,17 +183,25 @@ def test_temporary_files_of_others_stay_and_our_own_leftovers_go(config, folder)
 def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(config, folder):
     assert train_here("-c", config, "--seed=1").code == 0
     names = {"best.pth", "last.pth", "log.txt", "config.yml"}
-    before = {name: content for name, content in contents(folder).items() if name in names}
+    before = {
+        name: content for name, content in contents(folder).items() if name in names
+    }
     assert set(before) == names
     ended = train_here("-c", config, "--seed=2")
     assert (
-        ended.code == 0 and "contains an earlier run, which this run does not resume" in ended.out + ended.err
+        ended.code == 0
+        and "contains an earlier run, which this run does not resume"
+        in ended.out + ended.err
     )
     earlier = contents(folder / "earlier/1")
     assert {name: earlier[name] for name in names} == before
     assert (folder / "best.pth").read_bytes() != before["best.pth"]
-    assert train_here("-c", config, "--seed=2", "-r", "auto", "-u", "epochs=1").code == 0
-    assert os.listdir(folder / "earlier") == ["1"]  # a run that is resumed stays where it is
+    assert (
+        train_here("-c", config, "--seed=2", "-r", "auto", "-u", "epochs=1").code == 0
+    )
+    assert os.listdir(folder / "earlier") == [
+        "1"
+    ]  # a run that is resumed stays where it is
 
 
 @pytest.fixture
@@ -169,12 +212,30 @@ def half(config, folder) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["best.pth", "checkpoints/epoch0003.pth", "config.yml", "images.val.npz", "bad_batch.pth"]
+    "name",
+    [
+        "best.pth",
+        "checkpoints/epoch0003.pth",
+        "config.yml",
+        "images.val.npz",
+        "bad_batch.pth",
+    ],
 )
-def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(config, half, name):
+def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(
+    config, half, name
+):
     write_foreign(half / name, FOREIGN.get(name, b"mine"))
     before = (half / name).read_bytes()
-    resume = ["-c", config, "-r", "auto", "--override", "-u", "epochs=3", "checkpoint_freq=1"]
+    resume = [
+        "-c",
+        config,
+        "-r",
+        "auto",
+        "--override",
+        "-u",
+        "epochs=3",
+        "checkpoint_freq=1",
+    ]
     refused(*resume, text=f"{name} would be replaced")
     assert (half / name).read_bytes() == before
     (half / name).unlink()
@@ -183,10 +244,16 @@ def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(config
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "pictures", "earlier"])
-@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"])
-def test_what_is_no_folder_under_the_name_of_one_is_refused_at_the_start(config, folder, name, make):
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"]
+)
+def test_what_is_no_folder_under_the_name_of_one_is_refused_at_the_start(
+    config, folder, name, make
+):
     make(folder / name)
-    refused("-c", config, text=f"{name} is not a folder, and this run would write into it")
+    refused(
+        "-c", config, text=f"{name} is not a folder, and this run would write into it"
+    )
     assert not (folder / "log.txt").exists()
 
 
@@ -202,11 +269,15 @@ def test_an_export_of_an_earlier_run_does_not_lie_beside_a_new_best_pth(config, 
     assert train_here("-c", config, "--seed=1").code == 0
     (folder / "best.onnx").write_bytes(b"\x08\x08\n\x05dfine")
     assert train_here("-c", config, "--seed=1").code == 0
-    assert (folder / "earlier/1/best.onnx").exists() and not (folder / "best.onnx").exists()
+    assert (folder / "earlier/1/best.onnx").exists() and not (
+        folder / "best.onnx"
+    ).exists()
     assert list((folder / "earlier/1/summary").iterdir())
 
 
-def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_folder(config, folder):
+def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_folder(
+    config, folder
+):
     status = {"status": "done", "exit_code": 0, "message": "done"}
     (folder / "run_status.json").write_text(json.dumps(status))
     (folder / ".dfine.lock").touch()
@@ -236,4 +307,6 @@ def test_a_lock_that_is_no_file_is_refused(config, folder):
 
 
 def test_a_path_that_is_too_long_is_named_in_one_line(config, tmp_path):
-    refused("-c", config, f"--output-dir={tmp_path}/{'x' * 300}", text="File name too long")
+    refused(
+        "-c", config, f"--output-dir={tmp_path}/{'x' * 300}", text="File name too long"
+    )

@@ -19,19 +19,27 @@ def straight(tiny_data, tmp_path_factory):
     folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
-        assert all(record["AP"] > 0.1 for record in read_log(folder)), "nothing is found: scores say nothing"
+        assert all(record["AP"] > 0.1 for record in read_log(folder)), (
+            "nothing is found: scores say nothing"
+        )
     return {ranks: final_state(folder) for ranks, folder in folders.items()}, folders
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
-def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(straight, tiny_data, tmp_path, step):
+def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(
+    straight, tiny_data, tmp_path, step
+):
     assert not run(tiny_data, tmp_path, stop_after=step)
     assert run(tiny_data, tmp_path)
     assert same(final_state(tmp_path), straight[0][1])
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))])
-def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(straight, tiny_data, tmp_path, step):
+@pytest.mark.parametrize(
+    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))]
+)
+def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(
+    straight, tiny_data, tmp_path, step
+):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=step)
     assert run(tiny_data, tmp_path, ranks=2)
     assert same(final_state(tmp_path), straight[0][2])
@@ -46,7 +54,9 @@ def test_f01_a_run_stopped_in_its_evaluation_repeats_it_and_ends_with_the_same_s
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(straight, tiny_data, tmp_path):
+def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(
+    straight, tiny_data, tmp_path
+):
     for step in range(1, STEPS):
         assert not run(tiny_data, tmp_path, stop_after=step)
     assert run(tiny_data, tmp_path)
@@ -54,24 +64,36 @@ def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(straight, ti
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_f11_workers_of_the_loader_change_nothing(straight, tiny_data, tmp_path, workers):
+def test_f11_workers_of_the_loader_change_nothing(
+    straight, tiny_data, tmp_path, workers
+):
     settings = {"train_dataloader": {"num_workers": workers}}
     assert not run(tiny_data, tmp_path, stop_after=5, **settings)
     assert run(tiny_data, tmp_path)
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(tiny_data, tmp_path, caplog):
+def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
+    tiny_data, tmp_path, caplog
+):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
     assert run(tiny_data, tmp_path)
-    assert "resuming with 1 rank(s), the run started with 2: each step has the same images" in caplog.text
+    assert (
+        "resuming with 1 rank(s), the run started with 2: each step has the same images"
+        in caplog.text
+    )
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
 
 
-def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_data, tmp_path, caplog):
+def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
+    tiny_data, tmp_path, caplog
+):
     assert not run(tiny_data, tmp_path, stop_after=4)
     assert run(tiny_data, tmp_path, train_dataloader={"total_batch_size": 2})
-    assert "a step now has 4 images, before it had 8: epoch 2 continues with step 3" in caplog.text
+    assert (
+        "a step now has 4 images, before it had 8: epoch 2 continues with step 3"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,24 +101,36 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(tiny_d
     [
         ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.0002, is 0.5"),
         ({"epochs": 4}, "epochs was 3, is 4"),
-        ({"HybridEncoder": {"hidden_dim": 64}}, "HybridEncoder.hidden_dim was 32, is 64"),
+        (
+            {"HybridEncoder": {"hidden_dim": 64}},
+            "HybridEncoder.hidden_dim was 32, is 64",
+        ),
         ({"patience": 3}, "patience was not set, is 3"),
         ({"seed": 5}, "seed was 1, is 5"),
     ],
 )
-def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(tiny_data, tmp_path, change, told):
+def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
+    tiny_data, tmp_path, change, told
+):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
-    with pytest.raises(ConfigError, match="differs from that of the run to resume") as caught:
+    with pytest.raises(
+        ConfigError, match="differs from that of the run to resume"
+    ) as caught:
         run(tiny_data, tmp_path, **change)
     assert told in str(caught.value) and "--override" in str(caught.value)
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path, caplog):
+def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(
+    tiny_data, tmp_path, caplog
+):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
-    assert "resuming with a changed configuration: optimizer.lr was 0.0002, is 0.0005" in caplog.text
+    assert (
+        "resuming with a changed configuration: optimizer.lr was 0.0002, is 0.0005"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +143,9 @@ def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(tiny_data, tmp_path
         {"val_dataloader": {"total_batch_size": 3}},
     ],
 )
-def test_f12_settings_that_do_not_change_the_result_are_free(straight, tiny_data, tmp_path, free):
+def test_f12_settings_that_do_not_change_the_result_are_free(
+    straight, tiny_data, tmp_path, free
+):
     assert not run(tiny_data, tmp_path, stop_after=4)
     assert run(tiny_data, tmp_path, **free)
     assert same(final_state(tmp_path), straight[0][1])
@@ -125,10 +161,14 @@ def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
     with caplog.at_level("INFO"):
         assert run(tiny_data, folder)
     assert "this run is complete: epoch 3 of 3" in caplog.text
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before
+    } == before
 
 
-def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(tiny_data, tmp_path):
+def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(
+    tiny_data, tmp_path
+):
     assert not run(tiny_data, tmp_path, stop_after=4)
     best = (tmp_path / "best.pth").read_bytes()
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0})
@@ -155,14 +195,19 @@ def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
 
 
 @pytest.mark.parametrize(
-    "saved", [False, True], ids=["before its state is saved", "after its state is saved"]
+    "saved",
+    [False, True],
+    ids=["before its state is saved", "after its state is saved"],
 )
 def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once(
     straight, tiny_data, tmp_path, saved
 ):
     def killed() -> None:
         ordinary = Saver.keep
-        Saver.keep = lambda *arguments, **options: (saved and ordinary(*arguments, **options), os._exit(9))
+        Saver.keep = lambda *arguments, **options: (
+            saved and ordinary(*arguments, **options),
+            os._exit(9),
+        )
         run(tiny_data, tmp_path / "run")
 
     assert run_forked(killed, tmp_path).code == 9

@@ -30,8 +30,14 @@ def half(trained, tmp_path) -> tuple[Path, Path]:
     return trained[0], Path(shutil.copytree(trained[1], tmp_path / "run"))
 
 
-def resume(config: Path, output: Path, *arguments: str | Path, updates: list[str] | None = None) -> Ended:
-    rates = ["epochs=2", "optimizer.lr=1.0e-9", "train_dataloader.collate_fn.stop_epoch=~"]
+def resume(
+    config: Path, output: Path, *arguments: str | Path, updates: list[str] | None = None
+) -> Ended:
+    rates = [
+        "epochs=2",
+        "optimizer.lr=1.0e-9",
+        "train_dataloader.collate_fn.stop_epoch=~",
+    ]
     command = [
         "-c",
         config,
@@ -56,12 +62,18 @@ def test_best_weights_beside_the_file_are_copied_to_the_new_folder(half, tmp_pat
     assert read_tensor_file(tmp_path / "new/best.pth")["meta"]["epoch"] in (0, 1)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])])
-def test_best_weights_that_are_gone_are_replaced_by_those_of_the_next_evaluation(half, damage):
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])]
+)
+def test_best_weights_that_are_gone_are_replaced_by_those_of_the_next_evaluation(
+    half, damage
+):
     config, folder = half
     damage(folder / "best.pth")
     ended = resume(config, folder, "-r", "auto")
-    assert ended.code == 0 and "the next evaluation counts as the best" in said(ended), said(ended)
+    assert ended.code == 0 and "the next evaluation counts as the best" in said(
+        ended
+    ), said(ended)
     assert read_tensor_file(folder / "best.pth")["meta"]["epoch"] == 1
     assert (folder / "best.damaged.pth").exists() == (damage is not Path.unlink)
 
@@ -80,22 +92,30 @@ def test_the_score_of_another_metric_is_forgotten(half):
     before = read_log(folder)[0]
     assert resume(config, folder, "-r", "auto", updates=["best_metric=F1"]).code == 0
     record = read_log(folder)[1]
-    assert (record["best_metric"], record["best_score"]) == ("F1", record["F1"]) and before["AP"] != record[
-        "F1"
-    ]
+    assert (record["best_metric"], record["best_score"]) == (
+        "F1",
+        record["F1"],
+    ) and before["AP"] != record["F1"]
 
 
 def test_a_resumed_run_keeps_its_seed(half):
     config, folder = half
     ended = resume(config, folder, "-r", "auto", "--seed=77")
-    assert ended.code == 2 and "seed was 1, is 77: a resumed run keeps its random seed" in ended.err
+    assert (
+        ended.code == 2
+        and "seed was 1, is 77: a resumed run keeps its random seed" in ended.err
+    )
 
 
 def test_a_misspelled_file_is_named_and_none_is_taken_in_its_place(half):
     config, folder = half
     shutil.copy(folder / "last.pth", folder / "last.previous.pth")
     ended = resume(config, folder, "-r", folder / "lsat.pth")
-    assert ended.code == 4 and "lsat.pth does not exist" in ended.err and "did you mean" in ended.err
+    assert (
+        ended.code == 4
+        and "lsat.pth does not exist" in ended.err
+        and "did you mean" in ended.err
+    )
 
 
 def test_a_damaged_copy_gives_way_to_no_file_of_another_run(half, tmp_path):
@@ -112,7 +132,11 @@ def test_a_state_under_another_name_is_not_the_run_of_its_folder(half, tmp_path)
     (tmp_path / "other").mkdir()
     shutil.copy(folder / "last.pth", folder / "other.pth")
     ended = resume(config, folder, "-r", folder / "other.pth")
-    assert ended.code == 0 and (folder / "earlier/1/best.pth").exists() and (folder / "other.pth").exists()
+    assert (
+        ended.code == 0
+        and (folder / "earlier/1/best.pth").exists()
+        and (folder / "other.pth").exists()
+    )
     assert (folder / "best.pth").exists()
 
 

@@ -24,7 +24,11 @@ ERROR = "error["
 def config(tiny_data, tmp_path):
     """A run that does not end by itself within the test; every step is told."""
     return write_tiny_config(
-        tmp_path, tiny_data, epochs=200, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}}
+        tmp_path,
+        tiny_data,
+        epochs=200,
+        print_freq=1,
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
     )
 
 
@@ -52,13 +56,19 @@ def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, na
 
 def test_f21_a_run_goes_on_after_a_signal(tiny_data, tmp_path):
     config = write_tiny_config(
-        tmp_path, tiny_data, epochs=6, print_freq=1, train_dataloader={"collate_fn": {"stop_epoch": None}}
+        tmp_path,
+        tiny_data,
+        epochs=6,
+        print_freq=1,
+        train_dataloader={"collate_fn": {"stop_epoch": None}},
     )
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM)
         assert training.end() == 75
-    result = run_python("train.py", "-c", config, "-r", "auto", "--output-dir", tmp_path / "run")
+    result = run_python(
+        "train.py", "-c", config, "-r", "auto", "--output-dir", tmp_path / "run"
+    )
     assert result.returncode == 0, result.stderr
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(6))
 
@@ -68,7 +78,10 @@ def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_p
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM)
         assert training.end() != 0
-    assert training.status()["status"] == "preempted" and training.status()["exit_code"] == 75
+    assert (
+        training.status()["status"] == "preempted"
+        and training.status()["exit_code"] == 75
+    )
     stops = {
         line.partition("after step")[2].partition(";")[0]
         for line in errors_of(training)
@@ -80,7 +93,13 @@ def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_p
 def test_f23_torchrun_forwards_sigusr1_if_configured(config, tmp_path):
     flag = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     with Training(
-        tmp_path / "run", "-c", config, "--seed=1", ranks=2, launcher=(flag,), SLURM_JOB_ID="1"
+        tmp_path / "run",
+        "-c",
+        config,
+        "--seed=1",
+        ranks=2,
+        launcher=(flag,),
+        SLURM_JOB_ID="1",
     ) as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGUSR1)
@@ -89,8 +108,12 @@ def test_f23_torchrun_forwards_sigusr1_if_configured(config, tmp_path):
     assert "--signals-to-handle" not in training.said()
 
 
-def test_f23_on_slurm_a_torchrun_that_would_die_of_sigusr1_is_warned_of(config, tmp_path):
-    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2, SLURM_JOB_ID="1") as training:
+def test_f23_on_slurm_a_torchrun_that_would_die_of_sigusr1_is_warned_of(
+    config, tmp_path
+):
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", ranks=2, SLURM_JOB_ID="1"
+    ) as training:
         training.wait_for("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
 
 
@@ -106,7 +129,9 @@ def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_data, tmp_path):
+def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -124,7 +149,9 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(tiny_d
     assert saved_step(tmp_path / "run") >= 6
 
 
-def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(tiny_data, tmp_path):
+def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -134,7 +161,14 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
         train_dataloader={"collate_fn": {"stop_epoch": None}},
     )
     with Training(
-        tmp_path / "run", "-c", config, "--seed=1", "-r", "auto", ranks=2, launcher=("--max-restarts=2",)
+        tmp_path / "run",
+        "-c",
+        config,
+        "--seed=1",
+        "-r",
+        "auto",
+        ranks=2,
+        launcher=("--max-restarts=2",),
     ) as training:
         training.wait_for(r"epoch 2 \[")
         training.send(signal.SIGKILL, training.workers()[1])
@@ -143,19 +177,32 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(ti
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
 
 
-def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(config, tiny_data, tmp_path):
+def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(
+    config, tiny_data, tmp_path
+):
     images = tmp_path / "images"
     shutil.copytree(tiny_data.folder / "images", images)
-    (images / "train_00005.jpg").write_bytes(b"")  # met when the image is decoded, by one rank
-    paths = [f"train_dataloader.dataset.img_folder={images}", "train_dataloader.dataset.bad_images=0"]
-    with Training(tmp_path / "run", "-c", config, "--seed=1", "-u", *paths, ranks=2) as training:
+    (images / "train_00005.jpg").write_bytes(
+        b""
+    )  # met when the image is decoded, by one rank
+    paths = [
+        f"train_dataloader.dataset.img_folder={images}",
+        "train_dataloader.dataset.bad_images=0",
+    ]
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", "-u", *paths, ranks=2
+    ) as training:
         assert training.end() != 0
-    assert errors_of(training) and all("is empty (0 bytes)" in line for line in errors_of(training))
+    assert errors_of(training) and all(
+        "is empty (0 bytes)" in line for line in errors_of(training)
+    )
     assert training.status()["exit_code"] == 3
 
 
 def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp_path):
-    with Training(tmp_path / "run", "-c", config, "--seed=1", "-u", "rank_timeout=10", ranks=2) as training:
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", "-u", "rank_timeout=10", ranks=2
+    ) as training:
         training.wait_for(UNDERWAY)
         hung = training.workers()[1]
         training.send(signal.SIGSTOP, hung)
@@ -163,10 +210,14 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         said = errors_of(training)[0]
         training.send(signal.SIGKILL, hung)
     assert (
-        re.search(r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)", said)
+        re.search(
+            r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)", said
+        )
         and "does not respond" in said
     )
-    assert f"stacks: {tmp_path}/run/stacks.rank0.txt (none from rank 1)" in said  # a stopped process cannot
+    assert (
+        f"stacks: {tmp_path}/run/stacks.rank0.txt (none from rank 1)" in said
+    )  # a stopped process cannot
     assert "File" in (tmp_path / "run/stacks.rank0.txt").read_text()
 
 
@@ -246,7 +297,9 @@ def test_f32_ranks_with_different_data_do_not_start_and_both_numbers_are_named()
 
 
 @pytest.mark.slow
-def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_killed(tiny_data, tmp_path):
+def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_killed(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -286,7 +339,9 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
             **own_store,
         ) as second,
     ):
-        main = first if wait_for_any((first, second), r"epoch 2 \[") is first else second
+        main = (
+            first if wait_for_any((first, second), r"epoch 2 \[") is first else second
+        )
         other = second if main is first else first
         other.send(signal.SIGKILL, other.workers()[0])
         wait_for_any((first, second), "-r auto: resuming from")

@@ -27,15 +27,27 @@ def results() -> Results:
         if key.split("/")[0] in HEADS
     }
     targets = [
-        {name: torch.from_numpy(arrays[f"target{i}/{name}"]) for name in ("boxes", "labels")}
+        {
+            name: torch.from_numpy(arrays[f"target{i}/{name}"])
+            for name in ("boxes", "labels")
+        }
         for i in range(len(official["counts"]))
     ]
-    positive = [torch.from_numpy(arrays[f"dn_positive{i}"]) for i in range(len(targets))]
+    positive = [
+        torch.from_numpy(arrays[f"dn_positive{i}"]) for i in range(len(targets))
+    ]
 
     def head(name: str, teacher: str | None = None) -> dict[str, torch.Tensor]:
-        own = {key.split("/")[1]: tensor for key, tensor in leaves.items() if key.startswith(f"{name}/")}
+        own = {
+            key.split("/")[1]: tensor
+            for key, tensor in leaves.items()
+            if key.startswith(f"{name}/")
+        }
         return own | (
-            {f"teacher_{part}": leaves[f"{teacher}/pred_{part}"] for part in ("corners", "logits")}
+            {
+                f"teacher_{part}": leaves[f"{teacher}/pred_{part}"]
+                for part in ("corners", "logits")
+            }
             if teacher
             else {}
         )
@@ -52,13 +64,21 @@ def results() -> Results:
         "dn_meta": {
             "dn_positive_idx": positive,
             "dn_num_group": official["num_groups"],
-            "dn_num_split": [leaves["dn0/pred_logits"].shape[1], leaves["main/pred_logits"].shape[1]],
+            "dn_num_split": [
+                leaves["dn0/pred_logits"].shape[1],
+                leaves["main/pred_logits"].shape[1],
+            ],
         },
     }
     losses = coco_config("l").criterion.train()(outputs, targets)
     sum(losses.values()).backward()
-    norms = {key: 0.0 if leaf.grad is None else float(leaf.grad.norm()) for key, leaf in leaves.items()}
-    return Results(official, {name: loss.item() for name, loss in losses.items()}, norms)
+    norms = {
+        key: 0.0 if leaf.grad is None else float(leaf.grad.norm())
+        for key, leaf in leaves.items()
+    }
+    return Results(
+        official, {name: loss.item() for name, loss in losses.items()}, norms
+    )
 
 
 def test_the_official_losses_are_emitted_and_no_others(results):

@@ -31,7 +31,10 @@ def loaded_vit(name, state, folder):
 def features(vit, height, width):
     """Return the maps of blocks 2, 5, 8 and 11 after the final norm."""
     return vit.forward_intermediates(
-        filler.image(11, 1, 3, height, width), indices=[2, 5, 8, 11], norm=True, intermediates_only=True
+        filler.image(11, 1, 3, height, width),
+        indices=[2, 5, 8, 11],
+        norm=True,
+        intermediates_only=True,
     )
 
 
@@ -42,10 +45,17 @@ def test_features_of_an_official_checkpoint_are_the_official_ones(name, tmp_path
     for size in sorted({key.split("/")[0] for key in official}):
         maps = features(vit, *map(int, size.split("x")))
         ours = {f"block{block}": x.flatten()[::37] for block, x in zip((2, 5, 8), maps)}
-        ours |= {"block11": maps[-1], "tokens": maps[-1].flatten(2).transpose(1, 2).flatten()[::37]}
+        ours |= {
+            "block11": maps[-1],
+            "tokens": maps[-1].flatten(2).transpose(1, 2).flatten()[::37],
+        }
         for part, value in ours.items():
             np.testing.assert_allclose(
-                value.numpy(), official[f"{size}/{part}"], rtol=0, atol=1e-3, err_msg=f"{size} {part}"
+                value.numpy(),
+                official[f"{size}/{part}"],
+                rtol=0,
+                atol=1e-3,
+                err_msg=f"{size} {part}",
             )
 
 
@@ -55,9 +65,13 @@ def test_features_of_a_hugging_face_checkpoint_are_the_official_ones(tmp_path):
     for key, shape, source in read_json("dinov3_vits16.huggingface.json"):
         source, _, part = source.partition(" part ")
         tensor = (
-            official[source] * official[source + "_mask"] if source.endswith("qkv.bias") else official[source]
+            official[source] * official[source + "_mask"]
+            if source.endswith("qkv.bias")
+            else official[source]
         )
-        state[key] = (tensor.chunk(3)[int(part)].clone() if part else tensor).reshape(shape)
+        state[key] = (tensor.chunk(3)[int(part)].clone() if part else tensor).reshape(
+            shape
+        )
     vit = loaded_vit("vits16", state, tmp_path)
     np.testing.assert_allclose(
         features(vit, 160, 288)[-1].numpy(),

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fixtures.golden import SALTS, SIZES, coco_config, distance_of_queries, read_arrays
+from tests.fixtures.golden import (
+    SALTS,
+    SIZES,
+    coco_config,
+    distance_of_queries,
+    read_arrays,
+)
 from tests.golden import filler
 
 
@@ -32,7 +38,9 @@ def results(request) -> Results:
         encoded = model.encoder(maps)
         outputs = model.decoder(encoded)
         deployed = model.deploy()(images)
-    samples = [[x.flatten()[::997].numpy().copy() for x in part] for part in (maps, encoded)]
+    samples = [
+        [x.flatten()[::997].numpy().copy() for x in part] for part in (maps, encoded)
+    ]
     return Results(
         dict(read_arrays(f"dfine_{request.param}.eval.npz")),
         *samples,
@@ -44,12 +52,16 @@ def results(request) -> Results:
 
 def test_backbone_maps_are_the_official_ones(results):
     for level, ours in enumerate(results.backbone):
-        np.testing.assert_allclose(ours, results.official[f"backbone{level}"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours, results.official[f"backbone{level}"], rtol=0, atol=1e-4
+        )
 
 
 def test_encoder_maps_are_the_official_ones(results):
     for level, ours in enumerate(results.encoder):
-        np.testing.assert_allclose(ours, results.official[f"encoder{level}"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours, results.official[f"encoder{level}"], rtol=0, atol=1e-4
+        )
 
 
 def test_logits_and_boxes_are_the_official_ones(results):
@@ -57,9 +69,14 @@ def test_logits_and_boxes_are_the_official_ones(results):
 
 
 def test_scores_after_post_processing_are_the_official_ones(results):
-    detections = results.postprocessor(results.outputs, torch.tensor([[800.0, 600.0]]))[0]
+    detections = results.postprocessor(results.outputs, torch.tensor([[800.0, 600.0]]))[
+        0
+    ]
     np.testing.assert_allclose(
-        np.sort(detections["scores"].numpy()), np.sort(results.official["post_scores"]), rtol=0, atol=1e-4
+        np.sort(detections["scores"].numpy()),
+        np.sort(results.official["post_scores"]),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -68,9 +85,16 @@ def test_fused_model_computes_the_same_logits_and_boxes(results):
 
 
 def test_post_processor_makes_the_official_detections_of_the_official_outputs(results):
-    outputs = {name: torch.from_numpy(results.official[name]) for name in ("pred_logits", "pred_boxes")}
+    outputs = {
+        name: torch.from_numpy(results.official[name])
+        for name in ("pred_logits", "pred_boxes")
+    }
     detections = results.postprocessor(outputs, torch.tensor([[800.0, 600.0]]))[0]
     for name in ("labels", "boxes", "scores"):
         np.testing.assert_allclose(
-            detections[name].numpy(), results.official[f"post_{name}"], rtol=1e-6, atol=1e-4, err_msg=name
+            detections[name].numpy(),
+            results.official[f"post_{name}"],
+            rtol=1e-6,
+            atol=1e-4,
+            err_msg=name,
         )

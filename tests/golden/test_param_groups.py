@@ -15,7 +15,11 @@ def test_each_parameter_has_the_official_rate_decay_and_betas(size):
     }
     names = {id(parameter): name for name, parameter in config.model.named_parameters()}
     ours = {
-        names[id(parameter)]: (group["lr"], group["weight_decay"], tuple(group["betas"]))
+        names[id(parameter)]: (
+            group["lr"],
+            group["weight_decay"],
+            tuple(group["betas"]),
+        )
         for group in config.optimizer.param_groups
         for parameter in group["params"]
     }

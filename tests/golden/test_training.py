@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.fixtures.golden import SALTS, coco_config, read_arrays, read_json, relative_error
+from tests.fixtures.golden import (
+    SALTS,
+    coco_config,
+    read_arrays,
+    read_json,
+    relative_error,
+)
 from tests.golden import filler
 
 
@@ -24,16 +30,25 @@ class Results(NamedTuple):
 def results(request) -> Results:
     size = request.param
     config = coco_config(size, DFINETransformer={"num_denoising": 0})
-    model, criterion = filler.fill(config.model, SALTS[size]).train(), config.criterion.train()
+    model, criterion = (
+        filler.fill(config.model, SALTS[size]).train(),
+        config.criterion.train(),
+    )
     arrays = read_arrays(f"dfine_{size}.train_targets.npz")
     targets = [
-        {name: torch.from_numpy(arrays[f"{name}{i}"]) for name in ("boxes", "labels")} for i in range(2)
+        {name: torch.from_numpy(arrays[f"{name}{i}"]) for name in ("boxes", "labels")}
+        for i in range(2)
     ]
     losses = criterion(model(filler.image(8, 2, 3, 320, 320), targets=targets), targets)
     sum(losses.values()).backward()
-    norms = {name: None if p.grad is None else float(p.grad.norm()) for name, p in model.named_parameters()}
+    norms = {
+        name: None if p.grad is None else float(p.grad.norm())
+        for name, p in model.named_parameters()
+    }
     return Results(
-        read_json(f"dfine_{size}.train.json"), {name: loss.item() for name, loss in losses.items()}, norms
+        read_json(f"dfine_{size}.train.json"),
+        {name: loss.item() for name, loss in losses.items()},
+        norms,
     )
 
 
@@ -42,7 +57,10 @@ def test_the_official_losses_are_emitted_and_no_others(results):
 
 
 def test_total_is_the_official_one(results):
-    assert relative_error(sum(results.losses.values()), results.official["total"], 1e-3) <= 1e-4
+    assert (
+        relative_error(sum(results.losses.values()), results.official["total"], 1e-3)
+        <= 1e-4
+    )
 
 
 def test_each_loss_is_the_official_one(results):

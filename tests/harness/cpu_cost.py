@@ -34,7 +34,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME",
         help="measure only these rows: criterion, step, latency, data, labels",
     )
-    parser.add_argument("--runs", type=int, default=5, help="the least of so many runs counts")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="the least of so many runs counts"
+    )
     return parser.parse_args()
 
 
@@ -44,13 +46,19 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rows = {
-        "criterion": lambda: [measure_criterion(boxes, arguments.runs) for boxes in (15, 100)],
+        "criterion": lambda: [
+            measure_criterion(boxes, arguments.runs) for boxes in (15, 100)
+        ],
         "step": lambda: [measure_step(arguments.runs)],
         "latency": lambda: [
-            measure_latency(name, arguments.runs) for name in ("hgnetv2_n", "hgnetv2_l", "dinov3_s")
+            measure_latency(name, arguments.runs)
+            for name in ("hgnetv2_n", "hgnetv2_l", "dinov3_s")
         ],
         "data": lambda: (
-            [measure_loader(part, arguments.images, arguments.annotations) for part in ("train", "val")]
+            [
+                measure_loader(part, arguments.images, arguments.annotations)
+                for part in ("train", "val")
+            ]
             if arguments.images
             else []
         ),
@@ -62,9 +70,14 @@ def main() -> None:
     for name, measure in rows.items():
         if not arguments.only or name in arguments.only:
             for work, seconds, remark in measure():
-                print(f"| {work} | {seconds:.4f}{remark} | {seconds / yardstick:.2f} |", flush=True)
+                print(
+                    f"| {work} | {seconds:.4f}{remark} | {seconds / yardstick:.2f} |",
+                    flush=True,
+                )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\nyardstick {1000 * yardstick:.1f} ms, peak memory {peak:.0f} MiB, torch {torch.__version__}")
+    print(
+        f"\nyardstick {1000 * yardstick:.1f} ms, peak memory {peak:.0f} MiB, torch {torch.__version__}"
+    )
 
 
 def least(work: Callable[[], object], runs: int) -> float:
@@ -83,7 +96,9 @@ def configuration(name: str, **overrides):
 
     backbone = "DINOv3Backbone" if "dinov3" in name else "HGNetv2"
     return YAMLConfig(
-        ROOT / f"configs/dfine/dfine_{name}_coco.yml", **{backbone: {"pretrained": False}}, **overrides
+        ROOT / f"configs/dfine/dfine_{name}_coco.yml",
+        **{backbone: {"pretrained": False}},
+        **overrides,
     )
 
 
@@ -116,7 +131,11 @@ def measure_criterion(boxes: int, runs: int) -> tuple[str, float, str]:
         fresh = leaves(outputs)
         sum(cfg.criterion(fresh, targets).values()).backward()
 
-    return f"criterion and matcher with backward, L, batch 4, {boxes} boxes an image", least(work, runs), ""
+    return (
+        f"criterion and matcher with backward, L, batch 4, {boxes} boxes an image",
+        least(work, runs),
+        "",
+    )
 
 
 def leaves(outputs):
@@ -126,15 +145,26 @@ def leaves(outputs):
     if torch.is_tensor(outputs):
         return outputs.detach().requires_grad_(outputs.is_floating_point())
     if isinstance(outputs, dict):
-        return {key: value if key == "dn_meta" else leaves(value) for key, value in outputs.items()}
+        return {
+            key: value if key == "dn_meta" else leaves(value)
+            for key, value in outputs.items()
+        }
     return [leaves(item) for item in outputs] if isinstance(outputs, list) else outputs
 
 
 def measure_step(runs: int) -> tuple[str, float, str]:
     import torch
 
-    cfg, targets, images = configuration("hgnetv2_n"), draw_targets(2, 15), torch.rand(2, 3, 640, 640)
-    model, criterion, optimizer = cfg.model.train(), cfg.criterion.train(), cfg.optimizer
+    cfg, targets, images = (
+        configuration("hgnetv2_n"),
+        draw_targets(2, 15),
+        torch.rand(2, 3, 640, 640),
+    )
+    model, criterion, optimizer = (
+        cfg.model.train(),
+        cfg.criterion.train(),
+        cfg.optimizer,
+    )
 
     def work() -> None:
         loss = sum(criterion(model(images, targets=targets), targets).values())
@@ -178,7 +208,11 @@ def measure_loader(part: str, images: str, annotations: str) -> tuple[str, float
     seconds = least(lambda: [None for _ in loader], 2) / (
         len(loader) * 8 if loader.drop_last else len(loader.dataset)
     )
-    return f"loading a {part} image to 640 pixels, batch 8", seconds, f" ({1 / seconds:.0f} images/s)"
+    return (
+        f"loading a {part} image to 640 pixels, batch 8",
+        seconds,
+        f" ({1 / seconds:.0f} images/s)",
+    )
 
 
 def measure_labels() -> tuple[str, float, str]:
@@ -192,7 +226,12 @@ def measure_labels() -> tuple[str, float, str]:
             json.dumps(
                 {
                     "images": [
-                        {"id": i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480}
+                        {
+                            "id": i,
+                            "file_name": f"{i:012}.jpg",
+                            "width": 640,
+                            "height": 480,
+                        }
                         for i in range(COCO_IMAGES)
                     ],
                     "annotations": [
@@ -207,7 +246,9 @@ def measure_labels() -> tuple[str, float, str]:
                         }
                         for i in range(COCO_BOXES)
                     ],
-                    "categories": [{"id": i, "name": f"class {i}"} for i in range(1, 81)],
+                    "categories": [
+                        {"id": i, "name": f"class {i}"} for i in range(1, 81)
+                    ],
                 }
             )
         )
@@ -215,8 +256,15 @@ def measure_labels() -> tuple[str, float, str]:
         labels, start = None, time.process_time()
         labels = load_coco(path)
         seconds = time.process_time() - start
-    kept = sum(value.nbytes for value in vars(labels).values() if hasattr(value, "nbytes")) / 1e6
-    return f"reading {COCO_BOXES:,} boxes from {size:.0f} MB", seconds, f" ({kept:.0f} MB kept)"
+    kept = (
+        sum(value.nbytes for value in vars(labels).values() if hasattr(value, "nbytes"))
+        / 1e6
+    )
+    return (
+        f"reading {COCO_BOXES:,} boxes from {size:.0f} MB",
+        seconds,
+        f" ({kept:.0f} MB kept)",
+    )
 
 
 if __name__ == "__main__":

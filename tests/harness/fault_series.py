@@ -38,7 +38,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.harness.soak import ROOT, configuration, final_state, is_whole, note_losses, same  # noqa: E402
+from tests.harness.soak import (
+    ROOT,
+    configuration,
+    final_state,
+    is_whole,
+    note_losses,
+    same,
+)  # noqa: E402
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
@@ -56,8 +63,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all")
-    parser.add_argument("--repeat", type=int, help="how often, in place of each series' own count")
+    parser.add_argument(
+        "series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all"
+    )
+    parser.add_argument(
+        "--repeat", type=int, help="how often, in place of each series' own count"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
     if unknown := set(arguments.series) - SERIES.keys():
@@ -80,14 +91,23 @@ def main() -> None:
     faults = 0
     for name in arguments.series or SERIES:
         with tempfile.TemporaryDirectory() as folder:
-            write_synthetic_coco(Path(folder), train=4 * STEPS, val=8, size=64, seed=3, max_objects=3)
-            (Path(folder) / "tiny.yml").write_text(configuration(Path(folder), "unused").to_yaml())
+            write_synthetic_coco(
+                Path(folder), train=4 * STEPS, val=8, size=64, seed=3, max_objects=3
+            )
+            (Path(folder) / "tiny.yml").write_text(
+                configuration(Path(folder), "unused").to_yaml()
+            )
             function, count = SERIES[name]
             began = time.monotonic()
             for what, good, note in function(
-                Path(folder), random.Random(f"{name} {arguments.seed}"), arguments.repeat or count
+                Path(folder),
+                random.Random(f"{name} {arguments.seed}"),
+                arguments.repeat or count,
             ):
-                print(f"{name}: {what}: {sum(good)} of {len(good)}{note and f'; {note}'}", flush=True)
+                print(
+                    f"{name}: {what}: {sum(good)} of {len(good)}{note and f'; {note}'}",
+                    flush=True,
+                )
                 faults += good.count(False)
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     sys.exit(1 if faults else 0)
@@ -130,7 +150,10 @@ class Run:
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
                 # the parent's streams may have been opened for a file, which can seek; a pipe cannot
-                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+                sys.stdout, sys.stderr = (
+                    open(1, "w", closefd=False),
+                    open(2, "w", closefd=False),
+                )  # noqa: SIM115
                 if ranks > 1:
                     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
                 self._train(
@@ -145,7 +168,12 @@ class Run:
             self._pipes.append(reading)
 
     def _train(
-        self, config: Path, settings: tuple[str, ...], seed: int, losses: Path, prepare: Callable[[], None]
+        self,
+        config: Path,
+        settings: tuple[str, ...],
+        seed: int,
+        losses: Path,
+        prepare: Callable[[], None],
     ) -> None:
         """Be `train.py`; does not return."""
         code = 1
@@ -191,7 +219,9 @@ class Run:
 
     @staticmethod
     def _read(pipe: int) -> str:
-        os.set_blocking(pipe, False)  # a loader's worker may hold the other end for some seconds
+        os.set_blocking(
+            pipe, False
+        )  # a loader's worker may hold the other end for some seconds
         pieces = []
         try:
             while piece := os.read(pipe, 1 << 20):
@@ -203,19 +233,26 @@ class Run:
 
     def until_steps(self, count: int = 1) -> None:
         """Wait until each rank has taken so many steps more."""
-        sizes = [file.stat().st_size if file.exists() else 0 for file in self.loss_files]
+        sizes = [
+            file.stat().st_size if file.exists() else 0 for file in self.loss_files
+        ]
         end = time.monotonic() + 60
         while not all(
             file.exists() and file.stat().st_size >= size + 16 * count
             for file, size in zip(self.loss_files, sizes)
         ):
-            if time.monotonic() > end or os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() > end or os.waitid(
+                os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ):
                 raise SystemExit(f"a run has not begun: {self.wait(0)} {self.said}")
             time.sleep(0.005)
 
     def losses(self) -> list[list[tuple[int, float]]]:
         """Return step and loss of all steps of all attempts, by rank."""
-        return [list(struct.iter_unpack("<qd", file.read_bytes())) for file in self.loss_files]
+        return [
+            list(struct.iter_unpack("<qd", file.read_bytes()))
+            for file in self.loss_files
+        ]
 
     def status(self) -> dict:
         return json.loads((self.folder / "run_status.json").read_text())
@@ -232,7 +269,9 @@ def equal(run: Run, straight: Run) -> bool:
     """Tell whether a run has each step's loss, the log's records and the end of an undisturbed one."""
     for ours, theirs in zip(run.losses(), straight.losses()):
         theirs = dict(theirs)
-        if dict(ours).keys() != theirs.keys() or any(theirs[step] != loss for step, loss in ours):
+        if dict(ours).keys() != theirs.keys() or any(
+            theirs[step] != loss for step, loss in ours
+        ):
             return False
     return records(run.folder) == records(straight.folder) and same(
         final_state(run.folder), final_state(straight.folder)
@@ -243,12 +282,25 @@ def records(folder: Path) -> list[dict]:
     """Return what `log.txt` says of each epoch but for times."""
     lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     return [
-        {key: line[key] for key in ("epoch", "train_loss", "train_lr", "AP", "AP50", "best_score", "stage")}
+        {
+            key: line[key]
+            for key in (
+                "epoch",
+                "train_loss",
+                "train_lr",
+                "AP",
+                "AP50",
+                "best_score",
+                "stage",
+            )
+        }
         for line in lines
     ]
 
 
-def straight_run(folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options) -> Run:
+def straight_run(
+    folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options
+) -> Run:
     """Return a run that was left alone."""
     run = Run(folder, name, settings, **options)
     if any(run.wait(600)):
@@ -289,16 +341,28 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
     def kill(rank: int, owner: type, name: str, when: Callable[..., bool]) -> None:
         if rank == 0:
-            after(owner, name, lambda *arguments: when(*arguments) and os.kill(os.getpid(), signal.SIGKILL))
+            after(
+                owner,
+                name,
+                lambda *arguments: (
+                    when(*arguments) and os.kill(os.getpid(), signal.SIGKILL)
+                ),
+            )
 
     def after_step(number: int) -> tuple:
         return TrainStep, "__call__", lambda self, step, *_: step + 1 == number
 
     for ranks, number in itertools.product((1, 2), range(repeat)):
         seed = rng.randrange(1000)
-        straight = straight_run(folder, f"straight{ranks}.{number}", ranks=ranks, seed=seed)
+        straight = straight_run(
+            folder, f"straight{ranks}.{number}", ranks=ranks, seed=seed
+        )
         places = {
-            "epoch end": (Saver, "keep", lambda saver, *_: saver.state.progress.epoch == 2),
+            "epoch end": (
+                Saver,
+                "keep",
+                lambda saver, *_: saver.state.progress.epoch == 2,
+            ),
             "mid epoch": after_step(STEPS + rng.randint(1, STEPS - 1)),
             "last batch": after_step(2 * STEPS),
             "after warm-up": after_step(WARMUP + 1),
@@ -317,7 +381,11 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 prepare=lambda rank, o=owner, n=name, w=when: kill(rank, o, n, w),
             ).wait()
             gone_on = Run(folder, label, SHORT, ranks=ranks, seed=seed)
-            good.append(codes[0] == -signal.SIGKILL and not any(gone_on.wait()) and equal(gone_on, straight))
+            good.append(
+                codes[0] == -signal.SIGKILL
+                and not any(gone_on.wait())
+                and equal(gone_on, straight)
+            )
             if not good[-1]:
                 sys.stderr.write(f"{label} with seed {seed}: {codes} {gone_on.said}\n")
         yield f"{', '.join(places)}; {ranks} rank(s), seed {seed}", good, ""
@@ -332,13 +400,20 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
         good += [
             equal(
                 straight_run(
-                    folder, f"{count}.{number}", (*SHORT, f"train_dataloader.num_workers={count}"), seed=seed
+                    folder,
+                    f"{count}.{number}",
+                    (*SHORT, f"train_dataloader.num_workers={count}"),
+                    seed=seed,
                 ),
                 straight,
             )
             for count in counts
         ]
-    yield f"{', '.join(map(str, counts))} workers against none, {repeat} seeds", good, ""
+    yield (
+        f"{', '.join(map(str, counts))} workers against none, {repeat} seeds",
+        good,
+        "",
+    )
 
 
 # ---- stopping ----
@@ -374,16 +449,23 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
             )
             seconds.append(ended - sent)
             if not good[-1]:
-                sys.stderr.write(f"{name}, {ranks} ranks: {codes} {places} {run.said}\n")
-        note = f"gone after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s" + (
-            f"; {evaluating} in an evaluation" if ranks > 1 else ""
+                sys.stderr.write(
+                    f"{name}, {ranks} ranks: {codes} {places} {run.said}\n"
+                )
+        note = (
+            f"gone after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s"
+            + (f"; {evaluating} in an evaluation" if ranks > 1 else "")
         )
         yield f"{name}, {ranks} rank(s)", good, note
 
 
 def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """One run, long enough for all kills; each comes a little after the first step since the last one."""
-    settings = (f"epochs={4 * repeat}", "train_dataloader.collate_fn.stop_epoch=null", "save_every_steps=1")
+    settings = (
+        f"epochs={4 * repeat}",
+        "train_dataloader.collate_fn.stop_epoch=null",
+        "save_every_steps=1",
+    )
     straight = straight_run(folder, "straight", settings, ranks=2)
     run, text = folder / "run", folder / "output.txt"
     command = [
@@ -418,7 +500,9 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
         for number in range(repeat + 1):
             began, pattern = (
                 time.monotonic(),
-                r"epoch \d+ \[" if number == 0 else r"resuming from (?s:.*) epoch \d+ \[",
+                r"epoch \d+ \["
+                if number == 0
+                else r"resuming from (?s:.*) epoch \d+ \[",
             )
             while not re.search(pattern, text.read_text()[at:]):
                 if launcher.poll() is not None or time.monotonic() > began + 120:
@@ -452,7 +536,12 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
 def ranks_of(launcher: int) -> list[int]:
     """Return the processes of a torchrun's ranks."""
     try:
-        return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+        return [
+            int(pid)
+            for pid in Path(f"/proc/{launcher}/task/{launcher}/children")
+            .read_text()
+            .split()
+        ]
     except FileNotFoundError:
         return []
 
@@ -481,7 +570,9 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 after(
                     TrainStep,
                     "__call__",
-                    lambda self, now, *_: fault(now) if (rank, now) == (culprit, step) else None,
+                    lambda self, now, *_: (
+                        fault(now) if (rank, now) == (culprit, step) else None
+                    ),
                 )
 
             run = Run(
@@ -507,13 +598,17 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 if kind == "error" or rank != culprit
             ]
             named = all(last_lines) and all(
-                told in line and (kind == "error" or f"rank {culprit} (" in line) for line in last_lines
+                told in line and (kind == "error" or f"rank {culprit} (" in line)
+                for line in last_lines
             )
             good.append(
                 all(codes)
                 and seconds[-1] <= limit
                 and named
-                and (kind == "silence" or run.status()["exit_code"] == DataError.exit_code)
+                and (
+                    kind == "silence"
+                    or run.status()["exit_code"] == DataError.exit_code
+                )
             )
             if not good[-1]:
                 sys.stderr.write(
@@ -617,7 +712,9 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         "killed",
         SHORT,
         prepare=lambda _: after(
-            TrainStep, "__call__", lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9)
+            TrainStep,
+            "__call__",
+            lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9),
         ),
     )
     killed.wait()
@@ -631,24 +728,35 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
             folder,
             f"run{number}",
             (*SHORT, "save_every_steps=1"),
-            prepare=lambda _, n=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)),
+            prepare=lambda _, n=limit: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (n, n)
+            ),
         )
         codes = run.wait()
-        whole = all(is_whole(path) for path in run.folder.glob("*.pth")) and names == sorted(
-            path.name for path in run.folder.glob("*.pth")
-        )
+        whole = all(
+            is_whole(path) for path in run.folder.glob("*.pth")
+        ) and names == sorted(path.name for path in run.folder.glob("*.pth"))
         if codes == [0]:
-            good.append(whole and same(final_state(run.folder), final_state(straight.folder)))
+            good.append(
+                whole and same(final_state(run.folder), final_state(straight.folder))
+            )
         else:
             told += 1
             kept = all(
-                (run.folder / name).read_bytes() == before[name] for name in ("last.pth", "last.previous.pth")
+                (run.folder / name).read_bytes() == before[name]
+                for name in ("last.pth", "last.previous.pth")
             )
-            wanted = r"\S+: need [\d.]+ MB, free [\d.]+ MB" if limit else "a file: "  # not even the lock
+            wanted = (
+                r"\S+: need [\d.]+ MB, free [\d.]+ MB" if limit else "a file: "
+            )  # not even the lock
             message = re.search(rf"error\[6\]: disk full writing {wanted}", run.said[0])
-            good.append(codes == [6] and whole and kept and bool(message) and limit <= size)
+            good.append(
+                codes == [6] and whole and kept and bool(message) and limit <= size
+            )
         if not good[-1]:
-            sys.stderr.write(f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n")
+            sys.stderr.write(
+                f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n"
+            )
     note = f"{told} ended with code 6 and the bytes needed and free, the others as undisturbed"
     yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
 

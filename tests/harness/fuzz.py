@@ -60,9 +60,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, count in (("labels", 500), ("configs", 300), ("checkpoints", 100), ("images", 60)):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"number of malformed {name}")
-    parser.add_argument("--seed", type=int, default=0, help="where all damage follows from")
+    for name, count in (
+        ("labels", 500),
+        ("configs", 300),
+        ("checkpoints", 100),
+        ("images", 60),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=count, help=f"number of malformed {name}"
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="where all damage follows from"
+    )
     return parser.parse_args()
 
 
@@ -73,7 +82,9 @@ def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _too_slow)
     faults = 0
-    print("| kind | n | refused clearly | accepted and right | faults |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| kind | n | refused clearly | accepted and right | faults |\n| --- | --- | --- | --- | --- |"
+    )
     for name, make in (
         ("labels", labels),
         ("configs", configs),
@@ -81,15 +92,26 @@ def main() -> None:
         ("images", images),
     ):
         with tempfile.TemporaryDirectory() as folder:
-            count, rng = getattr(arguments, name), random.Random(f"{name} {arguments.seed}")
+            count, rng = (
+                getattr(arguments, name),
+                random.Random(f"{name} {arguments.seed}"),
+            )
             spoil = make(Path(folder), rng)
-            ends = Counter(judge(Path(folder), name, number, *spoil(number)) for number in range(count))
-        print(f"| {name} | {count} | {ends['refused']} | {ends['right']} | {ends['fault']} |", flush=True)
+            ends = Counter(
+                judge(Path(folder), name, number, *spoil(number))
+                for number in range(count)
+            )
+        print(
+            f"| {name} | {count} | {ends['refused']} | {ends['right']} | {ends['fault']} |",
+            flush=True,
+        )
         faults += ends["fault"]
     sys.exit(1 if faults else 0)
 
 
-def judge(folder: Path, kind: str, number: int, path: Path, read: Callable[[], None]) -> str:
+def judge(
+    folder: Path, kind: str, number: int, path: Path, read: Callable[[], None]
+) -> str:
     """Read a malformed file; return the outcome and print errors."""
     from src.core.errors import RunError
 
@@ -100,7 +122,9 @@ def judge(folder: Path, kind: str, number: int, path: Path, read: Callable[[], N
         end, why = "right", ""
     except RunError as error:
         end, why = (
-            ("refused", "") if path.name in str(error) else ("fault", f"the file is not named: {error}")
+            ("refused", "")
+            if path.name in str(error)
+            else ("fault", f"the file is not named: {error}")
         )
     except BaseException as error:
         end, why = "fault", f"{type(error).__name__}: {error}"
@@ -136,7 +160,9 @@ def labels(folder: Path, rng: random.Random):
         path.write_bytes(garbled(raw, rng) if rng.random() < 0.15 else raw)
 
         def read() -> None:
-            compare_labels(load_coco(path), json.loads(path.read_bytes().decode("utf-8-sig")))
+            compare_labels(
+                load_coco(path), json.loads(path.read_bytes().decode("utf-8-sig"))
+            )
 
         return path, read
 
@@ -165,9 +191,14 @@ def sound_labels(rng: random.Random) -> dict:
     ]
     return {
         "info": {},
-        "images": [{"id": i, "file_name": f"a/{i}.jpg", "width": 200, "height": 100} for i in ids],
+        "images": [
+            {"id": i, "file_name": f"a/{i}.jpg", "width": 200, "height": 100}
+            for i in ids
+        ],
         "annotations": annotations,
-        "categories": [{"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories],
+        "categories": [
+            {"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories
+        ],
     }
 
 
@@ -197,7 +228,9 @@ def change_labels(content: dict, rng: random.Random) -> None:
         rng.shuffle(records)
     elif isinstance(record.get("bbox"), list) and len(record["bbox"]) == 4:
         record["bbox"][rng.randrange(4)] = (
-            rng.choice((*JUNK, 0, -5, 190, 199.9, 400, 1e-9, 90.25)) if way < 8 else rng.uniform(-50, 250)
+            rng.choice((*JUNK, 0, -5, 190, 199.9, 400, 1e-9, 90.25))
+            if way < 8
+            else rng.uniform(-50, 250)
         )
     else:
         other = records[rng.randrange(len(records))]
@@ -209,7 +242,9 @@ def compare_labels(found, content: dict) -> None:
     import numpy as np
 
     names = {c["id"]: c["name"] for c in content["categories"]}
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    sizes = {
+        image["id"]: (image["width"], image["height"]) for image in content["images"]
+    }
     expected, changes = {image["id"]: [] for image in content["images"]}, Counter()
     if len(sizes) != len(content["images"]) or len(names) != len(content["categories"]):
         raise Wrong("an id is there twice")
@@ -218,7 +253,9 @@ def compare_labels(found, content: dict) -> None:
         with np.errstate(over="ignore"):
             box = [float(np.float32(v)) for v in (x, y, x + w, y + h)]
         limits = sizes[record["image_id"]] * 2
-        inside = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits)]
+        inside = [
+            min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits)
+        ]
         if box[2] <= box[0] or box[3] <= box[1]:
             changes["boxes without area, dropped"] += 1
         elif inside[2] <= inside[0] or inside[3] <= inside[1]:
@@ -227,11 +264,17 @@ def compare_labels(found, content: dict) -> None:
             changes["boxes reaching beyond their image, clipped"] += any(
                 abs(a - b) > 0.5 for a, b in zip(box, inside)
             )
-            changes["missing areas, computed from the box"] += record.get("area") is None
+            changes["missing areas, computed from the box"] += (
+                record.get("area") is None
+            )
             expected[record["image_id"]].append(
                 (inside, names[record["category_id"]], bool(record.get("iscrowd")))
             )
-    noted = {note.kind.text: len(note.index) for note in found.findings.notes if note.kind.text in changes}
+    noted = {
+        note.kind.text: len(note.index)
+        for note in found.findings.notes
+        if note.kind.text in changes
+    }
     if noted != {text: count for text, count in changes.items() if count}:
         raise Wrong(f"noted {noted}, expected {dict(changes)}")
     if found.image_ids.tolist() != list(expected) or found.sizes.tolist() != [
@@ -288,9 +331,20 @@ def configs(folder: Path, rng: random.Random):
             case 1:
                 lines[at] = f"{lines[at].partition(':')[0]}: {rng.choice(tags)}"
             case 2:
-                lines[at] = rng.choice(("\t", " ", "- ", "  ", ": ", "{", "'", "\x00", "%", "@")) + lines[at]
-        path.write_bytes(garbled(text.encode(), rng) if number % 6 == 3 else "\n".join(lines).encode())
-        return path, lambda: compare_config(YAMLConfig(path).yaml_cfg, path.read_text(encoding="utf-8-sig"))
+                lines[at] = (
+                    rng.choice(
+                        ("\t", " ", "- ", "  ", ": ", "{", "'", "\x00", "%", "@")
+                    )
+                    + lines[at]
+                )
+        path.write_bytes(
+            garbled(text.encode(), rng)
+            if number % 6 == 3
+            else "\n".join(lines).encode()
+        )
+        return path, lambda: compare_config(
+            YAMLConfig(path).yaml_cfg, path.read_text(encoding="utf-8-sig")
+        )
 
     return spoil
 
@@ -299,8 +353,16 @@ def change_config(values: dict, rng: random.Random) -> None:
     """Change one value or key, at any depth."""
     place = values
     while True:
-        key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.2:
+        key = (
+            rng.choice(list(place))
+            if isinstance(place, dict)
+            else rng.randrange(len(place))
+        )
+        if (
+            not isinstance(place[key], dict | list)
+            or not place[key]
+            or rng.random() < 0.2
+        ):
             break
         place = place[key]
     if isinstance(place, dict) and rng.random() < 0.3:
@@ -320,7 +382,9 @@ def compare_config(found: dict, text: str) -> None:
 
     def agree(ours, theirs) -> bool:
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            return all(agree(ours.get(key), theirs.get(key)) for key in {*ours, *theirs})
+            return all(
+                agree(ours.get(key), theirs.get(key)) for key in {*ours, *theirs}
+            )
         if isinstance(ours, list) and isinstance(theirs, list):
             return len(ours) == len(theirs) and all(map(agree, ours, theirs))
         if isinstance(ours, float) and isinstance(theirs, str):
@@ -343,9 +407,14 @@ def checkpoints(folder: Path, rng: random.Random):
 
     path = folder / "spoilt.pth"
     sound = {
-        f"layer{n}.weight": torch.randn(20, 20, generator=torch.Generator().manual_seed(n)) for n in range(4)
+        f"layer{n}.weight": torch.randn(
+            20, 20, generator=torch.Generator().manual_seed(n)
+        )
+        for n in range(4)
     }
-    write_tensor_file(path, {"model": sound, "meta": {"classes": [{"id": 1, "name": "cat"}]}})
+    write_tensor_file(
+        path, {"model": sound, "meta": {"classes": [{"id": 1, "name": "cat"}]}}
+    )
     raw = path.read_bytes()
 
     class Touches:
@@ -430,7 +499,13 @@ def images(folder: Path, rng: random.Random):
             raw = path.read_bytes()
             path.write_bytes(
                 rng.choice(
-                    (garbled(raw, rng), b"", b"<html>404</html>", raw[: len(raw) // 2], flipped(raw, rng))
+                    (
+                        garbled(raw, rng),
+                        b"",
+                        b"<html>404</html>",
+                        raw[: len(raw) // 2],
+                        flipped(raw, rng),
+                    )
                 )
             )
 
@@ -440,12 +515,15 @@ def images(folder: Path, rng: random.Random):
                 raise Wrong(f"{found.shape} {found.dtype}")
             with contextlib.redirect_stderr(io.StringIO()):
                 plain = (
-                    grey.convert("RGB") if mode == "I;16" and not damaged else Image.open(path).convert("RGB")
+                    grey.convert("RGB")
+                    if mode == "I;16" and not damaged
+                    else Image.open(path).convert("RGB")
                 )
             limit = 3 if suffix == "jpg" else 1
             if (
                 not (damaged and mode == "I;16")
-                and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max() > limit
+                and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max()
+                > limit
             ):
                 raise Wrong(f"pixels of a {mode} {suffix} differ from a plain reading")
 
@@ -465,7 +543,9 @@ def garbled(raw: bytes, rng: random.Random) -> bytes:
             raw[:at],
             raw[:at] + raw[at + length :],
             raw[: at + length] + raw[at:],
-            raw[:at] + bytes(rng.randrange(256) for _ in range(length)) + raw[at + length :],
+            raw[:at]
+            + bytes(rng.randrange(256) for _ in range(length))
+            + raw[at + length :],
         )
     )
 

@@ -33,7 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="part of the names of the files to try")
+    parser.add_argument(
+        "--only", default="", help="part of the names of the files to try"
+    )
     return parser.parse_args()
 
 
@@ -49,10 +51,15 @@ def main() -> None:
         folder = Path(name)
         os.chdir(folder)
         kinds = {
-            kind: write for kind, write in hostile_files(folder / "canary").items() if arguments.only in kind
+            kind: write
+            for kind, write in hostile_files(folder / "canary").items()
+            if arguments.only in kind
         }
         for number, (kind, write) in enumerate(kinds.items()):
-            path = folder / f"file{number}{'.safetensors' if 'safetensors' in kind else '.pth'}"
+            path = (
+                folder
+                / f"file{number}{'.safetensors' if 'safetensors' in kind else '.pth'}"
+            )
             write(path)
             fault, growth = judge(folder, path)
             grown.append(growth)
@@ -73,7 +80,12 @@ def judge(folder: Path, path: Path) -> tuple[str, int]:
     for way in ("resume", "tuning"):
         code, said, more = read(path, way)
         growth = max(growth, more)
-        if code != 4 or said.count("\n") != 1 or path.name not in said or "weights_only" in said:
+        if (
+            code != 4
+            or said.count("\n") != 1
+            or path.name not in said
+            or "weights_only" in said
+        ):
             faults.append(f"{way}: code {code}, {said[-300:]!r}")
         if more > GROWTH:
             faults.append(f"{way}: memory grew by {more / 1e3:.0f} MB")
@@ -98,12 +110,16 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
         try:
             run_command(
                 lambda: (
-                    CheckpointFolder(path.parent).load_last(path) if way == "resume" else read_weights(path)
+                    CheckpointFolder(path.parent).load_last(path)
+                    if way == "resume"
+                    else read_weights(path)
                 )
             )
         except SystemExit as end:
             code = int(end.code or 0)
-        os.write(2, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
+        os.write(
+            2, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode()
+        )
         os._exit(code)
     os.close(writing)
     end = time.monotonic() + SECONDS
@@ -114,11 +130,18 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
         ended = os.waitpid(child, 0)
     with open(reading, errors="replace") as output:
         said, _, growth = output.read().rpartition("\n")
-    return os.waitstatus_to_exitcode(ended[1]), said + "\n", int(growth) if growth.isdigit() else 0
+    return (
+        os.waitstatus_to_exitcode(ended[1]),
+        said + "\n",
+        int(growth) if growth.isdigit() else 0,
+    )
 
 
 def _address_space() -> int:
-    return int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0]) * 1024
+    return (
+        int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0])
+        * 1024
+    )
 
 
 # ---- the files ----
@@ -141,7 +164,9 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
 
     class Persistent(pickle.Pickler):
         def persistent_id(self, thing):
-            return ("storage", eval, "0", "cpu", 4) if isinstance(thing, Touches) else None
+            return (
+                ("storage", eval, "0", "cpu", 4) if isinstance(thing, Touches) else None
+            )
 
     class PersistentGadget(pickle.Pickler):
         def persistent_id(self, thing):
@@ -157,9 +182,17 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
     def pickled(raw: bytes) -> Callable[[Path], None]:
         return lambda path: path.write_bytes(raw)
 
-    def archived(raw: bytes, records: dict[str, bytes] | None = None) -> Callable[[Path], None]:
+    def archived(
+        raw: bytes, records: dict[str, bytes] | None = None
+    ) -> Callable[[Path], None]:
         return lambda path: _write_zip(
-            path, {"a/data.pkl": raw, "a/byteorder": b"little", "a/version": b"3\n", **(records or {})}
+            path,
+            {
+                "a/data.pkl": raw,
+                "a/byteorder": b"little",
+                "a/version": b"3\n",
+                **(records or {}),
+            },
         )
 
     honest = {"model": {"w": torch.ones(1000)}}
@@ -177,26 +210,40 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         ),
         "GLOBAL os.system in a bare pickle": pickled(global_system),
         "GLOBAL os.system in an archive": archived(global_system),
-        "STACK_GLOBAL builtins.exec": archived(b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R."),
+        "STACK_GLOBAL builtins.exec": archived(
+            b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R."
+        ),
         "INST os.system": archived(f"(S'{command}'\nios\nsystem\n.".encode()),
-        "OBJ os.system": archived(b"(" + f"cos\nsystem\nS'{command}'\n".encode() + b"o."),
-        "NEWOBJ subprocess.Popen": archived(b"\x80\x02csubprocess\nPopen\n" + _text(command) + b"\x85\x81."),
+        "OBJ os.system": archived(
+            b"(" + f"cos\nsystem\nS'{command}'\n".encode() + b"o."
+        ),
+        "NEWOBJ subprocess.Popen": archived(
+            b"\x80\x02csubprocess\nPopen\n" + _text(command) + b"\x85\x81."
+        ),
         "BUILD of an object's class": torch_saved({"model": BuiltWithState()}),
-        "getattr as a gadget": archived(b"cbuiltins\ngetattr\n(cos\nsystem\nX\x06\x00\x00\x00__call__tR."),
-        "torch.load as a gadget": archived(b"ctorch\nload\n" + _text("/dev/zero") + b"\x85R."),
-        "persistent id of a foreign kind": archived(with_pickler(PersistentGadget, {"model": [1]})),
+        "getattr as a gadget": archived(
+            b"cbuiltins\ngetattr\n(cos\nsystem\nX\x06\x00\x00\x00__call__tR."
+        ),
+        "torch.load as a gadget": archived(
+            b"ctorch\nload\n" + _text("/dev/zero") + b"\x85R."
+        ),
+        "persistent id of a foreign kind": archived(
+            with_pickler(PersistentGadget, {"model": [1]})
+        ),
         "persistent id with eval for a storage": archived(
             with_pickler(Persistent, {"model": Touches()}), {"a/data/0": bytes(16)}
         ),
         "reduce within a tensor's arguments": archived(
-            rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}
+            rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.",
+            {"a/data/0": bytes(16)},
         ),
         "array of objects": torch_saved({"model": np.array([Touches()], dtype=object)}),
         "a script in place of weights": lambda path: torch.jit.save(
             torch.jit.script(torch.nn.Linear(2, 2)), path
         ),
         "tar with a way out": lambda path: _write_tar(
-            path, {"../../canary": b"x", "storages": global_system, "pickle": global_system}
+            path,
+            {"../../canary": b"x", "storages": global_system, "pickle": global_system},
         ),
         "two data.pkl, the second with code": lambda path: _write_zip(
             path,
@@ -210,39 +257,59 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "records that overlap": lambda path: _write_overlapping(path, 1 << 20, 200),
         "record that claims a terabyte": lambda path: _write_claim(path, 1 << 40),
         "storage shorter than its tensor": archived(
-            rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.", {"a/data/0": bytes(16)}
+            rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
+            {"a/data/0": bytes(16)},
         ),
         "tensor of 400 GB by a stride of 0": torch_saved(
             {"model": {"w": torch.ones(1).expand(100_000_000_000)}}
         ),
-        "tensor without data": torch_saved({"model": {"w": torch.ones(1 << 40, device="meta")}}),
+        "tensor without data": torch_saved(
+            {"model": {"w": torch.ones(1 << 40, device="meta")}}
+        ),
         "sparse tensor of a terabyte": torch_saved(
-            {"model": {"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))}}
+            {
+                "model": {
+                    "w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))
+                }
+            }
         ),
         "sparse tensor with indices outside": archived(
             b"ctorch._utils\n_rebuild_sparse_tensor\n(ctorch\nsparse_coo\n("
-            + 2 * (rebuild + b"(" + storage + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR")
+            + 2
+            * (rebuild + b"(" + storage + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR")
             + b"K\x01\x85ttR.",
             {"a/data/0": bytes(16)},
         ),
         "nested 100000 deep": archived(b"]" * 100_000 + b"a" * 99_999 + b"."),
         "doubled 60 times": archived(
-            b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)) + b"."
+            b"]q\x00"
+            + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60))
+            + b"."
         ),
-        "text that claims an exabyte": archived(b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x."),
+        "text that claims an exabyte": archived(
+            b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x."
+        ),
         "memo of two billion": archived(b"]r\xff\xff\xff\x7f."),
         "archive cut in half": lambda path: path.write_bytes(_saved(honest)[:2000]),
         "archive without data.pkl": lambda path: _write_zip(
             path, {"a/version": b"3\n", "a/data/0": bytes(16)}
         ),
-        "safetensors: header of an exabyte": pickled(struct.pack("<Q", 1 << 60) + b"{}"),
-        "safetensors: header of 99 MB that is not there": pickled(struct.pack("<Q", 99 << 20) + b"{}"),
+        "safetensors: header of an exabyte": pickled(
+            struct.pack("<Q", 1 << 60) + b"{}"
+        ),
+        "safetensors: header of 99 MB that is not there": pickled(
+            struct.pack("<Q", 99 << 20) + b"{}"
+        ),
         "safetensors: header that is no JSON": pickled(_safetensors(b"{]")),
         "safetensors: header nested 100000 deep": pickled(
             _safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
         ),
-        "safetensors: pieces that overlap": pickled(_safetensors(_pieces((0, 16), (0, 16)), bytes(16))),
-        "safetensors: piece beyond the end": pickled(_safetensors(_pieces((0, 1 << 40)), bytes(16))),
+        "safetensors: pieces that overlap": pickled(
+            _safetensors(_pieces((0, 16), (0, 16)), bytes(16))
+        ),
+        "safetensors: piece beyond the end": pickled(
+            _safetensors(_pieces((0, 1 << 40)), bytes(16))
+        ),
         "safetensors: shape whose size overflows": pickled(
             _safetensors(_pieces((0, 16), shape=[1 << 62, 1 << 62]), bytes(16))
         ),
@@ -307,7 +374,13 @@ def _write_overlapping(path: Path, size: int, count: int) -> None:
         for number in range(1, count):
             alias = zipfile.ZipInfo(f"a/data/{number}")
             first = archive.getinfo("a/data/0")
-            for field in ("header_offset", "file_size", "compress_size", "CRC", "compress_type"):
+            for field in (
+                "header_offset",
+                "file_size",
+                "compress_size",
+                "CRC",
+                "compress_type",
+            ):
                 setattr(alias, field, getattr(first, field))
             archive.filelist.append(alias)
             archive.NameToInfo[alias.filename] = alias
@@ -318,7 +391,9 @@ def _write_claim(path: Path, size: int) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(16))
-        archive.getinfo("a/data/0").file_size = archive.getinfo("a/data/0").compress_size = size
+        archive.getinfo("a/data/0").file_size = archive.getinfo(
+            "a/data/0"
+        ).compress_size = size
 
 
 def _safetensors(header: bytes, data: bytes = b"") -> bytes:
@@ -328,7 +403,11 @@ def _safetensors(header: bytes, data: bytes = b"") -> bytes:
 def _pieces(*offsets: tuple[int, int], shape: list[int] | None = None) -> bytes:
     return json.dumps(
         {
-            f"w{n}": {"dtype": "F32", "shape": shape or [(end - start) // 4], "data_offsets": [start, end]}
+            f"w{n}": {
+                "dtype": "F32",
+                "shape": shape or [(end - start) // 4],
+                "data_offsets": [start, end],
+            }
             for n, (start, end) in enumerate(offsets)
         }
     ).encode()

@@ -32,7 +32,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--saves", type=int, default=5, help="saves of each kind")
     parser.add_argument(
-        "--images", type=int, default=20000, help="images of the labels to check, seven boxes each"
+        "--images",
+        type=int,
+        default=20000,
+        help="images of the labels to check, seven boxes each",
     )
     parser.add_argument("--steps", type=int, default=30, help="steps of the demo")
     return parser.parse_args()
@@ -57,7 +60,12 @@ def main() -> None:
         }
         print(saves(folder, "the demo's state", state, arguments.saves), flush=True)
         print(
-            saves(folder, f"{arguments.millions:g} M parameters, average, AdamW", big, arguments.saves),
+            saves(
+                folder,
+                f"{arguments.millions:g} M parameters, average, AdamW",
+                big,
+                arguments.saves,
+            ),
             flush=True,
         )
         print(data_check(folder / "many", arguments.images), flush=True)
@@ -111,13 +119,18 @@ def data_check(folder: Path, count: int) -> str:
         for n in range(7)
     ]
     labels = {
-        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(count)],
+        "images": [
+            {"id": n, "file_name": f"{n}.png", "width": 64, "height": 64}
+            for n in range(count)
+        ],
         "annotations": records,
         "categories": [{"id": n, "name": f"class {n}"} for n in range(7)],
     }
     (folder / "labels.json").write_text(json.dumps(labels))
     began = time.process_time()
-    data = CocoDetection(str(folder / "images"), str(folder / "labels.json"), transforms=None)
+    data = CocoDetection(
+        str(folder / "images"), str(folder / "labels.json"), transforms=None
+    )
     data.check_images_exist()
     rates = [count / (time.process_time() - began)]
     for _ in range(2):
@@ -168,7 +181,10 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     loaders = {
         f"{part}_dataloader": {
             "num_workers": 0,
-            "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")},
+            "dataset": {
+                "img_folder": str(folder / "images"),
+                "ann_file": str(folder / f"{part}.json"),
+            },
         }
         for part in ("train", "val")
     }
@@ -200,7 +216,9 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
         setattr(owner, name, counted(what, getattr(owner, name)))
     timed = counted("save due", due)
     Saver.save_if_due = lambda self: (timed(self), end(self))
-    training_step.TrainStep.__call__ = counted("step", originals[(training_step.TrainStep, "__call__")])
+    training_step.TrainStep.__call__ = counted(
+        "step", originals[(training_step.TrainStep, "__call__")]
+    )
     try:
         solver.fit()
     except Enough:
@@ -208,7 +226,10 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     finally:
         for (owner, name), function in originals.items():
             setattr(owner, name, function)
-    whole, safety = sum(spent.pop("step")), {what: sum(seconds) for what, seconds in spent.items()}
+    whole, safety = (
+        sum(spent.pop("step")),
+        {what: sum(seconds) for what, seconds in spent.items()},
+    )
     dearest = max(safety, key=safety.get)
     return (
         f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its {whole / count:.2f} CPU seconds; the dearest: {dearest}, "

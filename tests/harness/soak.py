@@ -51,7 +51,12 @@ TINY = {
         "freeze_backbone_epochs": 1,
         "unfreeze_blocks": 1,
     },
-    "HybridEncoder": {"in_channels": [32, 32, 32], "hidden_dim": 32, "nhead": 2, "dim_feedforward": 32},
+    "HybridEncoder": {
+        "in_channels": [32, 32, 32],
+        "hidden_dim": 32,
+        "nhead": 2,
+        "dim_feedforward": 32,
+    },
     "DFINETransformer": {
         "feat_channels": [32, 32, 32],
         "hidden_dim": 32,
@@ -75,8 +80,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=200, help="kills to survive; not with --minutes")
-    parser.add_argument("--minutes", type=float, default=0, help="keep killing one long run for so long")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="kills to survive; not with --minutes"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="keep killing one long run for so long"
+    )
     parser.add_argument(
         "--wait",
         type=float,
@@ -85,9 +94,18 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("LEAST", "MOST"),
         help="seconds to a kill of the long run",
     )
-    parser.add_argument("--bits", type=int, default=0, help="single bits of last.pth to flip, one at a time")
-    parser.add_argument("--cuts", type=int, default=0, help="places to cut last.pth at, one at a time")
-    parser.add_argument("--seed", type=int, default=0, help="where moments and places follow from")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        default=0,
+        help="single bits of last.pth to flip, one at a time",
+    )
+    parser.add_argument(
+        "--cuts", type=int, default=0, help="places to cut last.pth at, one at a time"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="where moments and places follow from"
+    )
     return parser.parse_args()
 
 
@@ -108,7 +126,14 @@ def main() -> None:
         rng = random.Random(arguments.seed)
         lost = 0
         if arguments.minutes:
-            write_synthetic_coco(folder / "long", train=LONG_IMAGES, val=8, size=64, seed=3, max_objects=3)
+            write_synthetic_coco(
+                folder / "long",
+                train=LONG_IMAGES,
+                val=8,
+                size=64,
+                seed=3,
+                max_objects=3,
+            )
             lost += long_soak(folder / "long", arguments.minutes, arguments.wait, rng)
         elif arguments.kills:
             lost += soak(folder, arguments.kills, rng)
@@ -139,14 +164,20 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
     loaders = {
         f"{part}_dataloader": {
             **settings,
-            "dataset": {"img_folder": str(folder / "images"), "ann_file": str(folder / f"{part}.json")},
+            "dataset": {
+                "img_folder": str(folder / "images"),
+                "ann_file": str(folder / f"{part}.json"),
+            },
         }
         for part, settings in LOADERS.items()
     }
     settings = {**TINY, **loaders, "output_dir": str(folder / name)}
     if endless:
         settings |= {"epochs": 20_000, "save_every_steps": 12}
-        settings["train_dataloader"] |= {"num_workers": 1, "collate_fn": {"stop_epoch": None}}
+        settings["train_dataloader"] |= {
+            "num_workers": 1,
+            "collate_fn": {"stop_epoch": None},
+        }
     return YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings)
 
 
@@ -156,7 +187,14 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
 def soak(folder: Path, kills: int, rng: random.Random) -> int:
     """Print how many of the kills cost something; return how many faults there were."""
     mark = mmap.mmap(-1, 1)  # what the child is doing; shared with it
-    met, unreadable, checked, ends, differing, began = Counter(), 0, 0, 0, 0, time.monotonic()
+    met, unreadable, checked, ends, differing, began = (
+        Counter(),
+        0,
+        0,
+        0,
+        0,
+        time.monotonic(),
+    )
     goal = final_state(folder / "straight")
     while sum(met.values()) < kills:
         run = folder / "run"
@@ -169,12 +207,18 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
         f"{sum(met.values())} kills in {time.monotonic() - began:.0f} s: "
         + ", ".join(f"{met[n]} while {phase}" for n, phase in enumerate(PHASES))
     )
-    print(f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}")
-    print(f"runs whose model, average and optimizer end equal to the bit: {ends - differing} of {ends}")
+    print(
+        f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}"
+    )
+    print(
+        f"runs whose model, average and optimizer end equal to the bit: {ends - differing} of {ends}"
+    )
     return unreadable + differing
 
 
-def attempt(folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int) -> bool:
+def attempt(
+    folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int
+) -> bool:
     """Start the run once and kill it, if kills are left; tell whether it came to its end."""
     mark[0] = 0
     deadline, aimed, late = (
@@ -195,7 +239,9 @@ def attempt(folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kil
             os._exit(1)
         os._exit(0)
     began = time.monotonic()
-    while sum(met.values()) < kills and (mark[0] != aimed if aimed else time.monotonic() - began < deadline):
+    while sum(met.values()) < kills and (
+        mark[0] != aimed if aimed else time.monotonic() - began < deadline
+    ):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break
         time.sleep(0.0005)
@@ -233,42 +279,64 @@ def watched(mark: mmap.mmap) -> None:
 # ---- one long run ----
 
 
-def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: random.Random) -> int:
+def long_soak(
+    folder: Path, minutes: float, wait: tuple[float, float], rng: random.Random
+) -> int:
     """Kill one run for so long; print what it did, took and left; return how many faults there were."""
     end = time.monotonic() + 60 * minutes
     attempts, own, disk, losses = [], [], [], {}
     unreadable = checked = differing = again = 0
     while time.monotonic() < end:
-        attempts.append(long_attempt(folder, min(rng.uniform(*wait), max(end - time.monotonic(), wait[0]))))
+        attempts.append(
+            long_attempt(
+                folder, min(rng.uniform(*wait), max(end - time.monotonic(), wait[0]))
+            )
+        )
         before, losses = losses, read_losses(folder)
         again, differing = (
             again + len(before.keys() & losses),
-            differing + sum(before[step] != losses[step] for step in before.keys() & losses),
+            differing
+            + sum(before[step] != losses[step] for step in before.keys() & losses),
         )
         read = [is_whole(path) for path in (folder / "run").glob("*.pth")]
         checked, unreadable = checked + len(read), unreadable + read.count(False)
         own.append(taken(os.getpid()))
-        disk.append({path: path.stat().st_size for path in (folder / "run").rglob("*") if path.is_file()})
+        disk.append(
+            {
+                path: path.stat().st_size
+                for path in (folder / "run").rglob("*")
+                if path.is_file()
+            }
+        )
     print(f"{len(attempts)} kills in {minutes:g} min, {max(losses)} steps")
-    print(f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}")
-    print(f"steps learned again whose loss is equal to the bit: {again - differing} of {again}")
+    print(
+        f"checkpoints that can be read after a kill: {checked - unreadable} of {checked}"
+    )
+    print(
+        f"steps learned again whose loss is equal to the bit: {again - differing} of {again}"
+    )
     faults = unreadable + differing
     quarter = max(len(attempts) // 4, 1)
     for index, (name, unit) in enumerate((("memory", " MB"), ("open files", ""))):
-        within = [(late[index] - early[index]) / early[index] for early, late in attempts]
+        within = [
+            (late[index] - early[index]) / early[index] for early, late in attempts
+        ]
         over = [
             statistics.median(late[index] for _, late in part)
             for part in (attempts[:quarter], attempts[-quarter:])
         ]
         ours = [
-            statistics.median(sample[index] for sample in part) for part in (own[:quarter], own[-quarter:])
+            statistics.median(sample[index] for sample in part)
+            for part in (own[:quarter], own[-quarter:])
         ]
         print(
             f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
             f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
         )
         if len(attempts) >= ENOUGH:
-            faults += statistics.median(within) > GROWTH or over[1] > over[0] * (1 + GROWTH)
+            faults += statistics.median(within) > GROWTH or over[1] > over[0] * (
+                1 + GROWTH
+            )
     for name, pattern in (
         ("checkpoints", "*.pth"),
         ("half-written files", ".*.dfine-tmp"),
@@ -276,7 +344,8 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
         ("curves", "events.*"),
     ):
         sizes = [
-            [size for path, size in files.items() if path.match(pattern)] for files in (disk[0], disk[-1])
+            [size for path, size in files.items() if path.match(pattern)]
+            for files in (disk[0], disk[-1])
         ]
         print(
             f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
@@ -284,7 +353,9 @@ def long_soak(folder: Path, minutes: float, wait: tuple[float, float], rng: rand
     return faults
 
 
-def long_attempt(folder: Path, seconds: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def long_attempt(
+    folder: Path, seconds: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Start the long run, kill it after so many seconds; return what it took a little after its first steps and at the end."""
     (folder / "losses").unlink(missing_ok=True)
     child = os.fork()
@@ -305,20 +376,26 @@ def long_attempt(folder: Path, seconds: float) -> tuple[tuple[float, float], tup
     while time.monotonic() - began < seconds or len(samples) < 2:
         time.sleep(min(1, seconds / 8))
         if os.waitpid(child, os.WNOHANG)[0]:
-            sys.exit(f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}")
+            sys.exit(
+                f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}"
+            )
         if (folder / "losses").exists() and (folder / "losses").stat().st_size:
             samples.append(taken(child))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     part = max(len(samples) // 5, 1)
     early, late = samples[part : 2 * part], samples[-part:]
-    return tuple(map(statistics.median, zip(*early))), tuple(map(statistics.median, zip(*late)))
+    return tuple(map(statistics.median, zip(*early))), tuple(
+        map(statistics.median, zip(*late))
+    )
 
 
 def taken(process: int) -> tuple[float, float]:
     """Return the resident megabytes and the open files of a process."""
     status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1e3, len(os.listdir(f"/proc/{process}/fd"))
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1e3, len(
+        os.listdir(f"/proc/{process}/fd")
+    )
 
 
 def note_losses(file) -> None:
@@ -329,7 +406,9 @@ def note_losses(file) -> None:
 
     def call(self, step, window):
         losses = ordinary(self, step, window)
-        file.write(struct.pack("<qd", step, float(sum(losses.values())) if losses else 0.0))
+        file.write(
+            struct.pack("<qd", step, float(sum(losses.values())) if losses else 0.0)
+        )
         return losses
 
     TrainStep.__call__ = call
@@ -357,7 +436,10 @@ def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
     if not count:
         return 0
     path, checkpoints = run / "last.pth", CheckpointFolder(run)
-    raw, before = path.read_bytes(), checkpoints.load_last(run / "last.previous.pth")[0]["progress"]
+    raw, before = (
+        path.read_bytes(),
+        checkpoints.load_last(run / "last.previous.pth")[0]["progress"],
+    )
     noticed = 0
     for _ in range(count):
         path.write_bytes(spoil(raw, rng))
@@ -382,7 +464,9 @@ def final_state(run: Path) -> dict:
     from src.runtime.weight_files import read_tensor_file
 
     state = read_tensor_file(run / "last.pth")
-    return {key: state[key] for key in ("model", "ema", "optimizer", "progress", "best")}
+    return {
+        key: state[key] for key in ("model", "ema", "optimizer", "progress", "best")
+    }
 
 
 def same(one, two) -> bool:
@@ -398,7 +482,11 @@ def same(one, two) -> bool:
             and all(same(one[key], two[key]) for key in one)
         )
     if isinstance(one, list | tuple):
-        return isinstance(two, list | tuple) and len(one) == len(two) and all(map(same, one, two))
+        return (
+            isinstance(two, list | tuple)
+            and len(one) == len(two)
+            and all(map(same, one, two))
+        )
     return one == two
 
 

@@ -37,22 +37,33 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "-c", "--config", default=str(ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml")
+        "-c",
+        "--config",
+        default=str(ROOT / "configs/dfine/dfine_dinov3_s_finetune_coco.yml"),
     )
-    parser.add_argument("--size", type=int, default=640, help="height and width of the images")
+    parser.add_argument(
+        "--size", type=int, default=640, help="height and width of the images"
+    )
     parser.add_argument("--batch", type=int, default=2, help="images of a step")
     parser.add_argument("--boxes", type=int, default=15, help="objects of an image")
     parser.add_argument(
-        "--steps", type=int, default=2, help="the least of so many counts, after one that does not"
+        "--steps",
+        type=int,
+        default=2,
+        help="the least of so many counts, after one that does not",
     )
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose names begin so")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="rows whose names begin so"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
     names = [
-        name for name in ROWS if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
+        name
+        for name in ROWS
+        if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
     ]
     print(
         f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | of the full step | peak memory | of the full step |"
@@ -103,7 +114,10 @@ def measure(
     )
     count = arguments.batch // parts
     window = [
-        (torch.rand(count, 3, arguments.size, arguments.size), targets(count, arguments.boxes))
+        (
+            torch.rand(count, 3, arguments.size, arguments.size),
+            targets(count, arguments.boxes),
+        )
         for _ in range(parts)
     ]
     seconds = []
@@ -112,7 +126,11 @@ def measure(
         step(number, window)
         seconds.append(time.process_time() - start)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained, min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return (
+        trained,
+        min(seconds[1:]),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+    )
 
 
 def targets(images: int, boxes: int) -> list[dict]:
@@ -121,7 +139,10 @@ def targets(images: int, boxes: int) -> list[dict]:
 
     return [
         {
-            "boxes": torch.cat([torch.rand(boxes, 2) * 0.5 + 0.25, torch.rand(boxes, 2) * 0.3 + 0.05], 1),
+            "boxes": torch.cat(
+                [torch.rand(boxes, 2) * 0.5 + 0.25, torch.rand(boxes, 2) * 0.3 + 0.05],
+                1,
+            ),
             "labels": torch.randint(0, 80, (boxes,)),
         }
         for _ in range(images)

@@ -13,7 +13,9 @@ from tests.fixtures.tiny import tiny_config
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    torch.save({"model": tiny_config(num_classes=4).model.state_dict()}, tmp_path / "best.pth")
+    torch.save(
+        {"model": tiny_config(num_classes=4).model.state_dict()}, tmp_path / "best.pth"
+    )
     return tmp_path / "best.pth"
 
 
@@ -21,7 +23,9 @@ def untrained(checkpoint, cfg) -> Detector:
     return Detector.from_weights(read_weights(checkpoint), cfg, torch.device("cpu"))
 
 
-def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_data, checkpoint, tmp_path):
+def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(
+    tiny_data, checkpoint, tmp_path
+):
     cfg = tiny_config(tiny_data)
     files = draw_comparisons(
         untrained(checkpoint, cfg),
@@ -30,7 +34,11 @@ def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(tiny_dat
         count=3,
         threshold=0.0,
     )
-    assert [file.name for file in files] == ["val_00000.jpg", "val_00004.jpg", "val_00007.jpg"]
+    assert [file.name for file in files] == [
+        "val_00000.jpg",
+        "val_00004.jpg",
+        "val_00007.jpg",
+    ]
     assert Image.open(files[0]).size == (2 * 320 + 8, 320)
 
 
@@ -42,19 +50,34 @@ def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
     monkeypatch.setattr(
         comparison,
         "draw_pair",
-        lambda image, truth, found: drawn.append((truth.names, found.names)) or [image, image],
+        lambda image, truth, found: (
+            drawn.append((truth.names, found.names)) or [image, image]
+        ),
     )
     cfg = tiny_config(tiny_data)
     dataset = cfg.val_dataloader.dataset
     names = {0: "ring", 1: "disc", 2: "square", 3: "triangle"}
-    draw_comparisons(untrained(checkpoint, cfg), dataset, tmp_path, count=1, threshold=0.5, class_names=names)
+    draw_comparisons(
+        untrained(checkpoint, cfg),
+        dataset,
+        tmp_path,
+        count=1,
+        threshold=0.5,
+        class_names=names,
+    )
     assert drawn == [(dataset.label_names, names)] and dataset.label_names != names
 
 
-def test_more_pictures_than_images_are_not_asked_for_twice(tiny_data, checkpoint, tmp_path):
+def test_more_pictures_than_images_are_not_asked_for_twice(
+    tiny_data, checkpoint, tmp_path
+):
     cfg = tiny_config(tiny_data)
     files = draw_comparisons(
-        untrained(checkpoint, cfg), cfg.val_dataloader.dataset, tmp_path, count=100, threshold=0.5
+        untrained(checkpoint, cfg),
+        cfg.val_dataloader.dataset,
+        tmp_path,
+        count=100,
+        threshold=0.5,
     )
     assert len(set(files)) == 8
 

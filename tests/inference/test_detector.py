@@ -38,17 +38,28 @@ def test_it_finds_what_evaluation_finds(detector, tiny_data, val_images):
     dataset = cfg.val_dataloader.dataset
     image, target = dataset[0]
     with torch.inference_mode():
-        expected = cfg.postprocessor.eval()(model.eval()(image[None]), target["orig_size"][None])[0]
+        expected = cfg.postprocessor.eval()(
+            model.eval()(image[None]), target["orig_size"][None]
+        )[0]
     found = detector.predict(val_images[0], threshold=0)
     sure = expected["scores"].numpy() > 0.3
     assert sure.any()
-    np.testing.assert_allclose(found.boxes[: sure.sum()], expected["boxes"].numpy()[sure], atol=1e-3)
+    np.testing.assert_allclose(
+        found.boxes[: sure.sum()], expected["boxes"].numpy()[sure], atol=1e-3
+    )
     np.testing.assert_allclose(found.scores, expected["scores"].numpy(), atol=1e-5)
 
 
 def test_the_training_configuration_is_not_needed(tmp_path, monkeypatch, val_images):
     monkeypatch.chdir(tmp_path)
-    assert len(Detector.from_checkpoint(TRAINED, device="cpu").predict(val_images[0], threshold=0.3)) > 0
+    assert (
+        len(
+            Detector.from_checkpoint(TRAINED, device="cpu").predict(
+                val_images[0], threshold=0.3
+            )
+        )
+        > 0
+    )
 
 
 def test_names_and_ids_are_those_of_the_training_labels(detector, val_images):
@@ -78,7 +89,9 @@ def test_every_kind_of_image_gives_the_same(detector, val_images, tmp_path):
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         array[..., ::-1][..., ::-1],
     ]
-    assert all(same(detector.predict(image, threshold=0.1), expected) for image in kinds)
+    assert all(
+        same(detector.predict(image, threshold=0.1), expected) for image in kinds
+    )
     assert expected.size == (64, 64) and expected.source == str(tmp_path / "image.png")
     assert detector.predict(array).source is None
 
@@ -102,7 +115,10 @@ def test_the_batch_changes_nothing(detector, val_images, batch_size):
 
 
 def test_images_of_different_sizes_share_a_batch(detector):
-    wide, tall = np.full((40, 160, 3), 120, np.uint8), np.full((90, 30, 3), 120, np.uint8)
+    wide, tall = (
+        np.full((40, 160, 3), 120, np.uint8),
+        np.full((90, 30, 3), 120, np.uint8),
+    )
     together, alone = (
         detector.predict([wide, tall], threshold=0),
         [detector.predict(image, threshold=0) for image in (wide, tall)],
@@ -144,13 +160,22 @@ def test_a_file_that_is_not_there_is_named(detector, tmp_path):
 def test_unreadable_images_are_collected_if_asked_for(detector, val_images, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
     bad = []
-    seen = list(detector.stream([val_images[0], tmp_path / "bad.jpg", val_images[1]], unreadable=bad))
-    assert [s.prediction.source for s in seen] == [str(val_images[0]), str(val_images[1])]
+    seen = list(
+        detector.stream(
+            [val_images[0], tmp_path / "bad.jpg", val_images[1]], unreadable=bad
+        )
+    )
+    assert [s.prediction.source for s in seen] == [
+        str(val_images[0]),
+        str(val_images[1]),
+    ]
     assert "bad.jpg" in str(bad[0])
 
 
 def test_suppression_removes_doubles_of_a_class_only_if_asked_for(detector, val_images):
-    everything, thinned = (detector.predict(val_images[0], threshold=0, nms=nms) for nms in (None, 0.5))
+    everything, thinned = (
+        detector.predict(val_images[0], threshold=0, nms=nms) for nms in (None, 0.5)
+    )
     assert 0 < len(thinned) < len(everything)
     assert set(zip(thinned.names, thinned.scores.tolist())) <= set(
         zip(everything.names, everything.scores.tolist())
@@ -181,13 +206,16 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
         Detector.from_checkpoint(path, device="cpu", config=DEMO_CONFIG)
 
 
-def test_a_configuration_makes_up_for_one_that_is_missing(tmp_path, detector, val_images):
+def test_a_configuration_makes_up_for_one_that_is_missing(
+    tmp_path, detector, val_images
+):
     path = rewritten(tmp_path, lambda content: content.pop("meta"))
     tiny_config(num_classes=4).save(tmp_path / "tiny.yml")
     plain = Detector.from_checkpoint(path, device="cpu", config=tmp_path / "tiny.yml")
     assert plain.threshold == 0.4 and plain.classes[0] == {"id": 0, "name": "class 0"}
     np.testing.assert_array_equal(
-        plain.predict(val_images[0], threshold=0).boxes, detector.predict(val_images[0], threshold=0).boxes
+        plain.predict(val_images[0], threshold=0).boxes,
+        detector.predict(val_images[0], threshold=0).boxes,
     )
 
 
@@ -201,12 +229,17 @@ def test_a_spoilt_configuration_is_told_with_its_file(tmp_path):
 
 def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):
     """A scene in a corner of a large grey picture is invisible when that is shrunk to 64 pixels."""
-    scene, large = np.asarray(Image.open(val_images[0])), np.full((320, 320, 3), 128, np.uint8)
+    scene, large = (
+        np.asarray(Image.open(val_images[0])),
+        np.full((320, 320, 3), 128, np.uint8),
+    )
     large[192:256, 64:128] = scene
     alone = detector.predict(scene, threshold=0.5)
     tiled = detector.predict(large, threshold=0.5, tiling=Tiling(64, 0.0))
     wanted = alone.boxes + np.float32([64, 192, 64, 192])
-    assert len(alone) and all(any(np.abs(box - other).max() < 2 for other in tiled.boxes) for box in wanted)
+    assert len(alone) and all(
+        any(np.abs(box - other).max() < 2 for other in tiled.boxes) for box in wanted
+    )
 
 
 def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
@@ -223,7 +256,9 @@ def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}], ids=str
+    "settings",
+    [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}],
+    ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(detector, val_images, settings):
     with pytest.raises(ConfigError, match="expected"):
@@ -234,13 +269,19 @@ def test_settings_that_make_no_sense_are_refused(detector, val_images, settings)
 def test_a_threshold_in_a_checkpoint_that_is_none_is_refused(tmp_path, value):
     path = rewritten(tmp_path, lambda content: content["meta"].update(threshold=value))
     with pytest.raises(
-        CheckpointError, match="the threshold in the file is .*, expected a number from 0 to 1"
+        CheckpointError,
+        match="the threshold in the file is .*, expected a number from 0 to 1",
     ):
         Detector.from_checkpoint(path, device="cpu")
 
 
-def test_an_image_with_several_frames_is_looked_at_with_a_warning(detector, val_images, tmp_path, caplog):
+def test_an_image_with_several_frames_is_looked_at_with_a_warning(
+    detector, val_images, tmp_path, caplog
+):
     frames = [Image.open(path) for path in val_images[:2]]
     frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
     detector.predict(tmp_path / "a.tiff")
-    assert f"images in {tmp_path} have several frames or pages, of which only the first" in caplog.text
+    assert (
+        f"images in {tmp_path} have several frames or pages, of which only the first"
+        in caplog.text
+    )

@@ -22,7 +22,10 @@ from tests.fixtures.trained_tiny import TRAINED
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data) -> Evaluation:
     return evaluate_detector(
-        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+        detector,
+        open_labelled_images(
+            detector, tiny_data.folder / "images", tiny_data.folder / "val.json"
+        ),
     )
 
 
@@ -39,7 +42,8 @@ def by_hand(objects: list, detections: list, names: dict[int, str]) -> Evaluatio
 
 def test_the_numbers_are_those_of_test_only(evaluation, tiny_data, tmp_path):
     expected = DetSolver(
-        tiny_config(tiny_data, tmp_path, resume=str(TRAINED), test_only=True), torch.device("cpu")
+        tiny_config(tiny_data, tmp_path, resume=str(TRAINED), test_only=True),
+        torch.device("cpu"),
     ).val()
     assert expected["AP"] > 0.1
     for name in ("AP", "AP50", "AR100", "F1", "F1_threshold"):
@@ -61,7 +65,9 @@ def test_images_without_annotations_are_refused(detector, tmp_path):
 
 
 def test_data_that_has_moved_asks_for_the_new_place(detector):
-    with pytest.raises(ConfigError, match="if the data has moved, give --images and --annotations"):
+    with pytest.raises(
+        ConfigError, match="if the data has moved, give --images and --annotations"
+    ):
         open_labelled_images(detector)
 
 
@@ -73,7 +79,9 @@ def test_the_confusion_matrix_counts_hits_confusions_misses_and_false_alarms():
         [80, 0, 10, 10, 0.7, 1],
         [40, 0, 10, 10, 0.1, 1],
     ]
-    assert confusion_matrix(by_hand(objects, detections, {0: "a", 1: "b"}), 0.5).tolist() == [
+    assert confusion_matrix(
+        by_hand(objects, detections, {0: "a", 1: "b"}), 0.5
+    ).tolist() == [
         [1, 0, 0],
         [1, 0, 1],
         [0, 1, 0],
@@ -82,9 +90,15 @@ def test_the_confusion_matrix_counts_hits_confusions_misses_and_false_alarms():
 
 def test_an_object_goes_to_its_own_class_before_a_better_score_of_another():
     evaluation = by_hand(
-        [[0, 0, 10, 10, 0, 0]], [[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.6, 0]], {0: "a", 1: "b"}
+        [[0, 0, 10, 10, 0, 0]],
+        [[0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.6, 0]],
+        {0: "a", 1: "b"},
     )
-    assert confusion_matrix(evaluation, 0.5).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert confusion_matrix(evaluation, 0.5).tolist() == [
+        [1, 0, 0],
+        [0, 0, 0],
+        [0, 1, 0],
+    ]
 
 
 def test_detections_in_a_crowd_count_for_nothing():
@@ -94,8 +108,12 @@ def test_detections_in_a_crowd_count_for_nothing():
 
 
 def test_an_image_without_objects_can_only_have_false_alarms():
-    evaluation = Evaluation(None, {0: "a"}, {}, {}, {1: np.array([[0, 0, 5, 5, 0.9, 0.0]])})
-    assert count_errors(evaluation, 1, 0.5) == (0, 1) and count_errors(evaluation, 1, 0.95) == (0, 0)
+    evaluation = Evaluation(
+        None, {0: "a"}, {}, {}, {1: np.array([[0, 0, 5, 5, 0.9, 0.0]])}
+    )
+    assert count_errors(evaluation, 1, 0.5) == (0, 1) and count_errors(
+        evaluation, 1, 0.95
+    ) == (0, 0)
     assert confusion_matrix(evaluation, 0.5).tolist() == [[0, 0], [1, 0]]
 
 

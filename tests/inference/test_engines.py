@@ -22,7 +22,9 @@ from src.inference.exported_engines import (
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
 from tests.fixtures.tiny import ROOT
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
+onnx = pytest.importorskip(
+    "onnx", reason="onnx is not installed (tools/requirements.txt)"
+)
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino"])
@@ -32,7 +34,9 @@ def load(request):
         {"onnx": "onnxruntime"}.get(request.param, request.param),
         reason=f"{request.param} is not installed (tools/requirements.txt)",
     )
-    return cache({"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param])
+    return cache(
+        {"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param]
+    )
 
 
 def agree(found, expected) -> None:
@@ -43,7 +47,9 @@ def agree(found, expected) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_any_number_of_images_gives_what_torch_gives(load, exported, detector, val_images, count):
+def test_any_number_of_images_gives_what_torch_gives(
+    load, exported, detector, val_images, count
+):
     other = load(exported)
     assert other.engine.batch_size is None
     agree(
@@ -59,7 +65,8 @@ def test_a_fixed_batch_is_filled_up_and_the_rest_thrown_away(
     other = load(exported_fixed)
     assert other.engine.batch_size == 2
     agree(
-        other.predict(val_images[:count], threshold=0.3), detector.predict(val_images[:count], threshold=0.3)
+        other.predict(val_images[:count], threshold=0.3),
+        detector.predict(val_images[:count], threshold=0.3),
     )
 
 
@@ -72,12 +79,19 @@ def test_classes_threshold_preprocessing_and_origin_are_those_of_the_checkpoint(
         detector.threshold,
         detector.preprocessing.ops,
     )
-    assert other.meta["checkpoint"] == "trained_tiny.pth" and other.meta["commit"] == detector.meta["commit"]
+    assert (
+        other.meta["checkpoint"] == "trained_tiny.pth"
+        and other.meta["commit"] == detector.meta["commit"]
+    )
     image = torch.randint(0, 255, (3, 40, 70), dtype=torch.uint8)
-    assert torch.equal(other.preprocessing([image])[0], detector.preprocessing([image])[0])
+    assert torch.equal(
+        other.preprocessing([image])[0], detector.preprocessing([image])[0]
+    )
 
 
-def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(load, exported, tmp_path, val_images):
+def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(
+    load, exported, tmp_path, val_images
+):
     proto = onnx.load(exported)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
@@ -87,12 +101,20 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(load, ex
     assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
 
 
-def test_openvinos_own_format_is_read_with_the_json_beside_it(exported, detector, val_images, tmp_path):
+def test_openvinos_own_format_is_read_with_the_json_beside_it(
+    exported, detector, val_images, tmp_path
+):
     openvino = pytest.importorskip("openvino")
-    openvino.save_model(openvino.Core().read_model(exported), tmp_path / "tiny.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.Core().read_model(exported),
+        tmp_path / "tiny.xml",
+        compress_to_fp16=False,
+    )
     shutil.copy(exported.with_suffix(".json"), tmp_path / "tiny.json")
     agree(
-        Detector.from_openvino(tmp_path / "tiny.xml").predict(val_images, threshold=0.3),
+        Detector.from_openvino(tmp_path / "tiny.xml").predict(
+            val_images, threshold=0.3
+        ),
         detector.predict(val_images, threshold=0.3),
     )
 
@@ -106,7 +128,9 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
         [tensor("output", 1, [1, 3, 8, 8])],
     )
     onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+        ),
         tmp_path / "foreign.onnx",
     )
     with pytest.raises(
@@ -118,7 +142,11 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
 
 @pytest.mark.parametrize(
     "content, message",
-    [(None, "does not exist"), (b"", "is empty"), (b"no model at all", "cannot be loaded by")],
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"no model at all", "cannot be loaded by"),
+    ],
 )
 def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, message):
     if content is not None:
@@ -135,7 +163,9 @@ def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, mes
         (OpenVinoEngine, "openvino", "pip install openvino"),
     ],
 )
-def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch, engine, package, message):
+def test_without_the_package_one_line_says_what_to_install(
+    exported, monkeypatch, engine, package, message
+):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=message):
         engine(exported)
@@ -144,7 +174,10 @@ def test_without_the_package_one_line_says_what_to_install(exported, monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (overflow_scores, "weight .*dec_score_head.* contains values that are not finite"),
+        (
+            overflow_scores,
+            "weight .*dec_score_head.* contains values that are not finite",
+        ),
         (give_nan, "scores that are not finite for image 1 .*val_00000.jpg"),
     ],
 )
@@ -171,7 +204,9 @@ def test_a_threshold_that_is_none_is_refused(exported, tmp_path, value):
 
 def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"):
+    with pytest.raises(
+        ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"
+    ):
         OnnxEngine(exported, "cuda:77")
     pytest.importorskip("openvino")
     with pytest.raises(ConfigError, match="device TPU was requested, OpenVINO"):
@@ -201,7 +236,11 @@ def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
 ):
     pytest.importorskip("onnxruntime")
     blocks = (ROOT / "docs/deployment.md").read_text().split("```")
-    (runner,) = [block.removeprefix("python") for block in blocks if "ort.InferenceSession" in block]
+    (runner,) = [
+        block.removeprefix("python")
+        for block in blocks
+        if "ort.InferenceSession" in block
+    ]
     assert len(runner.strip().splitlines()) <= 20
     shutil.copy(exported, tmp_path / "best.onnx")
     Image.open(val_images[0]).resize((120, 90)).save(tmp_path / "image.jpg")
@@ -209,8 +248,12 @@ def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
     names: dict = {}
     exec(runner, names)
     expected = Detector.from_onnx("best.onnx").predict("image.jpg")
-    assert [name for name, _, _ in names["found"]] == expected.names and len(expected) > 0
-    np.testing.assert_allclose([box for _, _, box in names["found"]], expected.boxes, atol=1)
+    assert [name for name, _, _ in names["found"]] == expected.names and len(
+        expected
+    ) > 0
+    np.testing.assert_allclose(
+        [box for _, _, box in names["found"]], expected.boxes, atol=1
+    )
 
 
 class Counting(ExportedEngine):
@@ -227,7 +270,12 @@ class Counting(ExportedEngine):
 
 @pytest.mark.parametrize(
     "settings, batches",
-    [({}, [5]), ({"largest": 3}, [3, 2]), ({"batch_size": 2}, [2, 2, 2]), ({"batch_size": 8}, [8])],
+    [
+        ({}, [5]),
+        ({"largest": 3}, [3, 2]),
+        ({"batch_size": 2}, [2, 2, 2]),
+        ({"batch_size": 8}, [8]),
+    ],
 )
 def test_batches_are_cut_and_filled_to_what_an_engine_takes(settings, batches):
     engine = Counting(**settings)

@@ -15,7 +15,10 @@ from src.core import ConfigError
 from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
 from src.inference.evaluation_report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
 
 
 class Collector(html.parser.HTMLParser):
@@ -37,13 +40,18 @@ class Collector(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data):
     return evaluate_detector(
-        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+        detector,
+        open_labelled_images(
+            detector, tiny_data.folder / "images", tiny_data.folder / "val.json"
+        ),
     )
 
 
 @pytest.fixture(scope="module")
 def page(evaluation, detector, tmp_path_factory):
-    return write_report(evaluation, detector, tmp_path_factory.mktemp("report") / "report.html", worst=3)
+    return write_report(
+        evaluation, detector, tmp_path_factory.mktemp("report") / "report.html", worst=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +62,32 @@ def content(page) -> Collector:
 
 
 def test_every_part_is_there(content):
-    assert content.ids == ["numbers", "threshold", "classes", "sizes", "confusion", "worst", "origin"]
+    assert content.ids == [
+        "numbers",
+        "threshold",
+        "classes",
+        "sizes",
+        "confusion",
+        "worst",
+        "origin",
+    ]
     assert all(
-        name in content.text for name in ("disc", "square", "triangle", "ring", "(missed)", "(nothing there)")
+        name in content.text
+        for name in (
+            "disc",
+            "square",
+            "triangle",
+            "ring",
+            "(missed)",
+            "(nothing there)",
+        )
     )
 
 
 def test_nothing_is_fetched_from_elsewhere(content, page):
-    assert content.sources and all(source.startswith("data:image/jpeg;base64,") for source in content.sources)
+    assert content.sources and all(
+        source.startswith("data:image/jpeg;base64,") for source in content.sources
+    )
     assert not re.search(r"https?://|@import|<script", page.read_text(encoding="utf-8"))
 
 
@@ -74,7 +100,9 @@ def test_the_numbers_shown_are_those_of_the_evaluation(content, evaluation):
 
 def test_the_worst_images_show_truth_and_prediction(content):
     assert len(content.sources) == 6
-    image = Image.open(io.BytesIO(base64.b64decode(content.sources[0].partition(",")[2])))
+    image = Image.open(
+        io.BytesIO(base64.b64decode(content.sources[0].partition(",")[2]))
+    )
     assert image.size == (320, 320)
 
 
@@ -114,10 +142,16 @@ def test_a_browser_without_network_shows_it(page, tmp_path):
     shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     assert shown.shape == (2400, 1200, 3)
     coloured = (shown.max(2).astype(int) - shown.min(2)) > 60
-    assert coloured[:1200].any() and coloured[1200:].mean() > 0.005  # curves above, pictures below
+    assert (
+        coloured[:1200].any() and coloured[1200:].mean() > 0.005
+    )  # curves above, pictures below
 
 
 @pytest.mark.parametrize("threshold", [2.0, float("nan")])
-def test_a_threshold_that_makes_no_sense_is_refused(evaluation, detector, tmp_path, threshold):
+def test_a_threshold_that_makes_no_sense_is_refused(
+    evaluation, detector, tmp_path, threshold
+):
     with pytest.raises(ConfigError, match="expected 0 to 1"):
-        write_report(evaluation, detector, tmp_path / "report.html", threshold=threshold)
+        write_report(
+            evaluation, detector, tmp_path / "report.html", threshold=threshold
+        )

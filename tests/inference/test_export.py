@@ -17,7 +17,9 @@ from src.inference.metadata import METADATA_KEY, Metadata, metadata_for
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
+onnx = pytest.importorskip(
+    "onnx", reason="onnx is not installed (tools/requirements.txt)"
+)
 
 
 def ops_of(path) -> list[str]:
@@ -27,7 +29,9 @@ def ops_of(path) -> list[str]:
 def test_the_interface_is_the_frozen_one(exported):
     graph = onnx.load(exported).graph
     shapes = {
-        entry.name: [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+        entry.name: [
+            d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim
+        ]
         for entry in (*graph.input, *graph.output)
     }
     assert shapes == {
@@ -37,7 +41,9 @@ def test_the_interface_is_the_frozen_one(exported):
         "boxes": ["N", 20, 4],
         "scores": ["N", 20],
     }
-    kinds = [entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)]
+    kinds = [
+        entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)
+    ]
     assert kinds == [
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.INT64,
@@ -47,7 +53,9 @@ def test_the_interface_is_the_frozen_one(exported):
     ]
 
 
-def test_layer_norm_is_one_operation_tables_are_constants_and_nothing_branches(exported, detector):
+def test_layer_norm_is_one_operation_tables_are_constants_and_nothing_branches(
+    exported, detector
+):
     ops, calls, model = ops_of(exported), [], detector.engine.model
     hooks = [
         m.register_forward_hook(lambda *_: calls.append(1))
@@ -60,7 +68,10 @@ def test_layer_norm_is_one_operation_tables_are_constants_and_nothing_branches(e
         hook.remove()
     assert ops.count("LayerNormalization") == len(calls) > 10
     assert not {
-        op for op in ops if op in ("If", "Loop", "Scan", "Sin", "Cos", "Range") or op.startswith("Sequence")
+        op
+        for op in ops
+        if op in ("If", "Loop", "Scan", "Sin", "Cos", "Range")
+        or op.startswith("Sequence")
     }
 
 
@@ -69,7 +80,9 @@ def test_the_file_says_nothing_about_the_machine_that_wrote_it(exported):
 
 
 def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
-    assert [onnx.load(path).opset_import[0].version for path in (exported, exported_fixed)] == [18, 17]
+    assert [
+        onnx.load(path).opset_import[0].version for path in (exported, exported_fixed)
+    ] == [18, 17]
     assert "LayerNormalization" in ops_of(exported_fixed)
 
 
@@ -77,9 +90,15 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
     "settings, message",
     [
         ({"opset": 16}, "opset 16 was requested, expected at least 17"),
-        ({"opset": 17}, "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N"),
+        (
+            {"opset": 17},
+            "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N",
+        ),
         ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
-        ({"exporter": "other"}, "exporter is 'other', expected one of dynamo, torchscript"),
+        (
+            {"exporter": "other"},
+            "exporter is 'other', expected one of dynamo, torchscript",
+        ),
         ({"batch_size": 0}, "the batch is 0"),
     ],
 )
@@ -94,19 +113,28 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
         export_onnx(detector, tmp_path / "a.engine")
     with pytest.raises(ConfigError, match="only a detector from a checkpoint"):
         export_onnx(
-            Detector(lambda images, sizes: None, detector.preprocessing, detector.classes),
+            Detector(
+                lambda images, sizes: None, detector.preprocessing, detector.classes
+            ),
             tmp_path / "a.onnx",
         )
 
 
 def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(detector, tmp_path):
     (tmp_path / "val.json").write_text('{"images": []}')
-    with pytest.raises(ConfigError, match="val.json would be replaced, but this project did not write it"):
+    with pytest.raises(
+        ConfigError,
+        match="val.json would be replaced, but this project did not write it",
+    ):
         export_onnx(detector, tmp_path / "val.onnx")
-    assert (tmp_path / "val.json").read_text() == '{"images": []}' and not (tmp_path / "val.onnx").exists()
+    assert (tmp_path / "val.json").read_text() == '{"images": []}' and not (
+        tmp_path / "val.onnx"
+    ).exists()
 
 
-def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, monkeypatch):
+def test_without_a_simplifier_one_line_says_what_to_install(
+    detector, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "onnxslim", None)
     monkeypatch.setitem(sys.modules, "onnxsim", None)
     with pytest.raises(ConfigError, match="--simplify needs onnxslim or onnxsim"):
@@ -114,16 +142,26 @@ def test_without_a_simplifier_one_line_says_what_to_install(detector, tmp_path, 
 
 
 def test_metadata_is_in_the_file_and_beside_it(exported, detector):
-    text = next(entry.value for entry in onnx.load(exported).metadata_props if entry.key == METADATA_KEY)
+    text = next(
+        entry.value
+        for entry in onnx.load(exported).metadata_props
+        if entry.key == METADATA_KEY
+    )
     assert text == exported.with_suffix(".json").read_text()
     metadata = Metadata.from_json(text, exported)
-    assert metadata.preprocessing == detector.preprocessing.ops and metadata.classes == detector.classes
+    assert (
+        metadata.preprocessing == detector.preprocessing.ops
+        and metadata.classes == detector.classes
+    )
     assert (
         metadata.threshold == detector.threshold
         and metadata.input_size == [64, 64]
         and metadata.batch_size is None
     )
-    assert metadata.checkpoint == TRAINED.name and metadata.commit == detector.meta["commit"]
+    assert (
+        metadata.checkpoint == TRAINED.name
+        and metadata.commit == detector.meta["commit"]
+    )
 
 
 def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_path):
@@ -139,15 +177,27 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_pa
     ):
         with pytest.raises(CheckpointError, match=message):
             metadata_for(tmp_path / "a.engine", text)
-    assert metadata_for(exported, json.dumps(content | {"later": 1})).input_size == [64, 64]
+    assert metadata_for(exported, json.dumps(content | {"later": 1})).input_size == [
+        64,
+        64,
+    ]
 
 
 def test_an_hgnetv2_detector_is_exported_too(tmp_path):
     cfg = tiny_config(
         num_classes=3,
         DFINE={"backbone": "HGNetv2"},
-        HGNetv2={"name": "B0", "return_idx": [2, 3], "pretrained": False, "freeze_at": -1},
-        HybridEncoder={"in_channels": [512, 1024], "feat_strides": [16, 32], "use_encoder_idx": [1]},
+        HGNetv2={
+            "name": "B0",
+            "return_idx": [2, 3],
+            "pretrained": False,
+            "freeze_at": -1,
+        },
+        HybridEncoder={
+            "in_channels": [512, 1024],
+            "feat_strides": [16, 32],
+            "use_encoder_idx": [1],
+        },
         DFINETransformer={
             "feat_channels": [32, 32],
             "feat_strides": [16, 32],
@@ -168,5 +218,13 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
     )  # the quick one
     onnx.checker.check_model(onnx.load(path), full_check=True)
     pytest.importorskip("onnxruntime")
-    images = [np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8) for seed in range(8)]
-    check_agreement(detector, Detector.from_onnx(path), images, [f"noise {seed}" for seed in range(8)])
+    images = [
+        np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
+        for seed in range(8)
+    ]
+    check_agreement(
+        detector,
+        Detector.from_onnx(path),
+        images,
+        [f"noise {seed}" for seed in range(8)],
+    )

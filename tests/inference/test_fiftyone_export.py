@@ -19,15 +19,21 @@ class DatabaseIsMissing:
 def stand_in(monkeypatch):
     """Makes objects that are nothing but their arguments."""
     kinds = {
-        name: lambda **fields: SimpleNamespace(**fields) for name in ("Sample", "Detection", "Detections")
+        name: lambda **fields: SimpleNamespace(**fields)
+        for name in ("Sample", "Detection", "Detections")
     }
-    monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing))
+    monkeypatch.setitem(
+        sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing)
+    )
 
 
 @pytest.fixture(scope="module")
 def evaluation(detector, tiny_data):
     return evaluate_detector(
-        detector, open_labelled_images(detector, tiny_data.folder / "images", tiny_data.folder / "val.json")
+        detector,
+        open_labelled_images(
+            detector, tiny_data.folder / "images", tiny_data.folder / "val.json"
+        ),
     )
 
 
@@ -50,7 +56,8 @@ def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluat
 
 def test_a_missing_database_is_told(stand_in, evaluation):
     with pytest.raises(
-        ConfigError, match="FiftyOne cannot open its database: MongoDB could not be installed"
+        ConfigError,
+        match="FiftyOne cannot open its database: MongoDB could not be installed",
     ):
         to_fiftyone(evaluation, "name", 0.5)
 

@@ -46,11 +46,14 @@ def test_a_drawn_video_never_replaces_its_source(detector, val_images, tmp_path)
 
 
 @needs_opencv
-def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(detector, tmp_path):
+def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(
+    detector, tmp_path
+):
     content = write_avi(tmp_path / "clip.avi", frames=40).read_bytes()
     (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        DataError, match="of 40: the file is truncated or damaged; the results of .* frames are in"
+        DataError,
+        match="of 40: the file is truncated or damaged; the results of .* frames are in",
     ) as error:
         predict_source(
             detector,
@@ -59,9 +62,9 @@ def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(detector, 
             settings=PredictionSettings(threshold=0.0),
         )
     frames = {entry["image_id"] for entry in entries(tmp_path / "found")}
-    assert frames == set(range(1, len(frames) + 1)) and f"the results of {len(frames)} frames" in str(
-        error.value
-    )
+    assert frames == set(
+        range(1, len(frames) + 1)
+    ) and f"the results of {len(frames)} frames" in str(error.value)
     assert Video(open_source(str(tmp_path / "found/clip.mp4"))).count == len(frames)
 
 

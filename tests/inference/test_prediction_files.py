@@ -17,7 +17,9 @@ from tests.fixtures.trained_tiny import TRAINED
 from tests.inference.test_predict_images import entries
 
 
-def test_what_was_seen_until_ctrl_c_is_written(detector, val_images, tmp_path, monkeypatch):
+def test_what_was_seen_until_ctrl_c_is_written(
+    detector, val_images, tmp_path, monkeypatch
+):
     stream = detector.stream
 
     def interrupted(*arguments, **keywords):
@@ -29,12 +31,17 @@ def test_what_was_seen_until_ctrl_c_is_written(detector, val_images, tmp_path, m
     monkeypatch.setattr(detector, "stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_source(
-            detector, str(val_images[0].parent), tmp_path, settings=PredictionSettings(threshold=0.0)
+            detector,
+            str(val_images[0].parent),
+            tmp_path,
+            settings=PredictionSettings(threshold=0.0),
         )
     assert {e["image_id"] for e in entries(tmp_path)} == {1, 2}
 
 
-def test_results_are_written_while_the_job_goes_on(detector, val_images, tmp_path, monkeypatch):
+def test_results_are_written_while_the_job_goes_on(
+    detector, val_images, tmp_path, monkeypatch
+):
     stream, sizes = detector.stream, []
 
     def watched(*arguments, **keywords):
@@ -45,7 +52,8 @@ def test_results_are_written_while_the_job_goes_on(detector, val_images, tmp_pat
 
     monkeypatch.setattr(detector, "stream", watched)
     monkeypatch.setattr(
-        "src.inference.prediction_files.json_bytes", lambda entry: json.dumps(entry).encode().ljust(9000)
+        "src.inference.prediction_files.json_bytes",
+        lambda entry: json.dumps(entry).encode().ljust(9000),
     )
     predict_source(
         detector,
@@ -70,20 +78,35 @@ def test_an_error_in_the_middle_keeps_what_was_found_before(
             yield seen
 
     monkeypatch.setattr(detector, "stream", failing)
-    with caplog.at_level("INFO", "dfine"), pytest.raises(RuntimeError, match="the device is gone"):
+    with (
+        caplog.at_level("INFO", "dfine"),
+        pytest.raises(RuntimeError, match="the device is gone"),
+    ):
         predict_source(
-            detector, str(val_images[0].parent), tmp_path, settings=PredictionSettings(threshold=0.0)
+            detector,
+            str(val_images[0].parent),
+            tmp_path,
+            settings=PredictionSettings(threshold=0.0),
         )
     assert {entry["image_id"] for entry in entries(tmp_path)} == {1}
     assert "the job ended early; the predictions so far were written" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}])
-def test_a_wrong_setting_leaves_earlier_results_as_they_are(detector, val_images, tmp_path, settings):
-    predict_source(detector, str(val_images[0]), tmp_path, settings=PredictionSettings(threshold=0.0))
+def test_a_wrong_setting_leaves_earlier_results_as_they_are(
+    detector, val_images, tmp_path, settings
+):
+    predict_source(
+        detector,
+        str(val_images[0]),
+        tmp_path,
+        settings=PredictionSettings(threshold=0.0),
+    )
     before = (tmp_path / "predictions.json").read_bytes()
     with pytest.raises(ConfigError, match="expected"):
-        predict_source(detector, str(val_images[0]), tmp_path, PredictionSettings(**settings))
+        predict_source(
+            detector, str(val_images[0]), tmp_path, PredictionSettings(**settings)
+        )
     assert (tmp_path / "predictions.json").read_bytes() == before and len(before) > 100
 
 
@@ -103,23 +126,37 @@ def test_sigterm_keeps_what_was_found(val_images, tmp_path):
         tmp_path / "found",
     ]
     process = subprocess.Popen(
-        [*map(str, command), "--threshold=0", "--no-draw", "-d=cpu"], cwd=ROOT, stderr=subprocess.PIPE
+        [*map(str, command), "--threshold=0", "--no-draw", "-d=cpu"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
     )
     wait_until(
-        lambda: any(p.stat().st_size > 9000 for p in tmp_path.glob("found/.predictions*")),
+        lambda: any(
+            p.stat().st_size > 9000 for p in tmp_path.glob("found/.predictions*")
+        ),
         process.pid,
         lambda: "",
     )
     process.terminate()
-    assert process.wait() == 143 and b"error[143]: stopped by SIGTERM" in process.stderr.read()
+    assert (
+        process.wait() == 143
+        and b"error[143]: stopped by SIGTERM" in process.stderr.read()
+    )
     assert entries(tmp_path / "found") and not list(tmp_path.glob("found/.*"))
 
 
-def test_a_file_name_of_another_encoding_loses_no_result(detector, val_images, tmp_path):
+def test_a_file_name_of_another_encoding_loses_no_result(
+    detector, val_images, tmp_path
+):
     name = b"bl\xfctter.jpg"  # Latin-1
     shutil.copy(val_images[0], os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     shutil.copy(val_images[1], tmp_path / "b.jpg")
-    predict_source(detector, str(tmp_path), tmp_path / "found", settings=PredictionSettings(threshold=0.0))
+    predict_source(
+        detector,
+        str(tmp_path),
+        tmp_path / "found",
+        settings=PredictionSettings(threshold=0.0),
+    )
     names = {os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")}
     assert names == {name, b"b.jpg"}
     assert len(list((tmp_path / "found").glob("*.jpg"))) == 2

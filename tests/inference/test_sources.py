@@ -54,9 +54,11 @@ def test_a_video_keeps_its_frames_rate_and_colours(tmp_path):
     video = Video(open_source(str(tmp_path / "video.mp4")))
     frames = list(video)
     assert video.rate == 10 and video.count == 3 and frames[2].shape == (3, 64, 96)
-    assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [0, 120, 240] and all(
-        frame[2].max() < 30 for frame in frames
-    )
+    assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [
+        0,
+        120,
+        240,
+    ] and all(frame[2].max() < 30 for frame in frames)
 
 
 @needs_opencv
@@ -65,9 +67,9 @@ def test_frames_of_another_size_are_fitted(tmp_path):
     writer.write(np.zeros((64, 96, 3), np.uint8))
     writer.write(np.zeros((32, 32, 3), np.uint8))
     writer.close()
-    assert [tuple(frame.shape) for frame in Video(open_source(str(tmp_path / "video.mp4")))] == [
-        (3, 64, 96)
-    ] * 2
+    assert [
+        tuple(frame.shape) for frame in Video(open_source(str(tmp_path / "video.mp4")))
+    ] == [(3, 64, 96)] * 2
 
 
 @needs_opencv
@@ -93,7 +95,9 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
         image_files(tmp_path)
     assert "1 image files; not images: 2 .txt, 1 .json" in caplog.text
     (tmp_path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"has no image files; not images: 2 \.txt, 1 \.json"):
+    with pytest.raises(
+        DataError, match=r"has no image files; not images: 2 \.txt, 1 \.json"
+    ):
         image_files(tmp_path)
 
 
@@ -115,7 +119,9 @@ def test_addresses_of_streams_and_cameras_are_sources_without_an_end(text, place
 
 
 def test_the_password_in_an_address_is_not_shown():
-    assert Source("rtsp://user:secret@host/live", is_video=True).name == "rtsp://host/live"
+    assert (
+        Source("rtsp://user:secret@host/live", is_video=True).name == "rtsp://host/live"
+    )
 
 
 def test_a_home_folder_is_found_and_a_similar_name_is_offered(tmp_path, monkeypatch):
@@ -163,7 +169,8 @@ def test_a_stream_that_ends_says_so(tmp_path):
 @needs_opencv
 def test_a_stream_that_does_not_answer_is_refused_without_its_password():
     with pytest.raises(
-        DataError, match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the URL"
+        DataError,
+        match="^tcp://127.0.0.1:9/live cannot be opened as a video; check that the URL",
     ):
         Video(open_source("tcp://user:secret@127.0.0.1:9/live"))
 
@@ -174,7 +181,10 @@ def test_links_to_folders_and_special_files_are_counted(tmp_path, caplog):
     os.mkfifo(tmp_path / "b.png")
     with caplog.at_level(logging.INFO, "dfine"):
         assert image_files(tmp_path) == [tmp_path / "a.png"]
-    assert "1 links to folders" in caplog.text and "1 links to nothing or special files" in caplog.text
+    assert (
+        "1 links to folders" in caplog.text
+        and "1 links to nothing or special files" in caplog.text
+    )
 
 
 @needs_opencv
@@ -188,4 +198,7 @@ def test_one_missing_frame_of_a_format_that_counts_them_is_a_fault(tmp_path):
 def test_a_format_without_a_number_of_frames_is_told(tmp_path, caplog):
     write_avi(tmp_path / "a.avi", frames=10).rename(tmp_path / "a.ts")
     Video(open_source(str(tmp_path / "a.ts")))
-    assert "has a format without a number of frames: a truncated file cannot be detected" in caplog.text
+    assert (
+        "has a format without a number of frames: a truncated file cannot be detected"
+        in caplog.text
+    )

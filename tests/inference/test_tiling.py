@@ -9,15 +9,26 @@ from src.inference import Prediction, Tiling
 from src.inference.tiling import predict_tiled
 
 
-def found(size: tuple[int, int], *rows: tuple[float, float, float, float, float, int]) -> Prediction:
+def found(
+    size: tuple[int, int], *rows: tuple[float, float, float, float, float, int]
+) -> Prediction:
     """Return a prediction of (x0, y0, x1, y1, score, label) rows."""
     rows = np.array(rows, np.float32).reshape(-1, 6)
     labels = rows[:, 5].astype(np.int64)
-    return Prediction(rows[:, :4], rows[:, 4], labels, labels + 10, [f"class {i}" for i in labels], size)
+    return Prediction(
+        rows[:, :4],
+        rows[:, 4],
+        labels,
+        labels + 10,
+        [f"class {i}" for i in labels],
+        size,
+    )
 
 
 def seen_through(
-    objects: list[tuple[float, float, float, float, float, int]], tiling: Tiling, size: tuple[int, int]
+    objects: list[tuple[float, float, float, float, float, int]],
+    tiling: Tiling,
+    size: tuple[int, int],
 ) -> Prediction:
     """Merge what a perfect detector sees of objects, each view its own part of them."""
     windows = iter(tiling.windows(*size))
@@ -27,18 +38,34 @@ def seen_through(
         for image in images:
             x0, y0, x1, y1 = next(windows)
             rows = [
-                (max(a, x0) - x0, max(b, y0) - y0, min(c, x1) - x0, min(d, y1) - y0, score, label)
+                (
+                    max(a, x0) - x0,
+                    max(b, y0) - y0,
+                    min(c, x1) - x0,
+                    min(d, y1) - y0,
+                    score,
+                    label,
+                )
                 for a, b, c, d, score, label in objects
             ]
             result.append(
                 found(
                     (image.shape[2], image.shape[1]),
-                    *[row for row in rows if row[2] - row[0] > 1 and row[3] - row[1] > 1],
+                    *[
+                        row
+                        for row in rows
+                        if row[2] - row[0] > 1 and row[3] - row[1] > 1
+                    ],
                 )
             )
         return result
 
-    return predict_tiled(torch.zeros(3, size[1], size[0], dtype=torch.uint8), tiling, predict, batch_size=3)
+    return predict_tiled(
+        torch.zeros(3, size[1], size[0], dtype=torch.uint8),
+        tiling,
+        predict,
+        batch_size=3,
+    )
 
 
 @pytest.mark.parametrize("size", [(100, 100), (1000, 500), (101, 377), (64, 1000)])
@@ -61,12 +88,18 @@ def test_a_small_image_is_looked_at_once():
 
 def test_an_object_on_the_border_of_tiles_comes_out_once_and_whole():
     merged = seen_through([(90, 90, 130, 130, 0.8, 0)], Tiling(100, 0.0), (200, 200))
-    assert merged.boxes.tolist() == [[90, 90, 130, 130]] and merged.scores.tolist() == pytest.approx([0.8])
+    assert merged.boxes.tolist() == [
+        [90, 90, 130, 130]
+    ] and merged.scores.tolist() == pytest.approx([0.8])
 
 
 def test_neighbours_of_another_class_stay():
     merged = seen_through(
-        [(10, 10, 40, 40, 0.9, 0), (12, 12, 40, 40, 0.8, 1), (150, 150, 190, 190, 0.7, 0)],
+        [
+            (10, 10, 40, 40, 0.9, 0),
+            (12, 12, 40, 40, 0.8, 1),
+            (150, 150, 190, 190, 0.7, 0),
+        ],
         Tiling(100),
         (200, 200),
     )
@@ -78,7 +111,9 @@ def test_neighbours_of_another_class_stay():
 
 
 def test_a_small_object_within_a_large_one_of_its_class_stays():
-    merged = seen_through([(0, 0, 200, 200, 0.9, 0), (20, 20, 60, 60, 0.8, 0)], Tiling(100), (200, 200))
+    merged = seen_through(
+        [(0, 0, 200, 200, 0.9, 0), (20, 20, 60, 60, 0.8, 0)], Tiling(100), (200, 200)
+    )
     assert sorted(merged.boxes.tolist()) == [[0, 0, 200, 200], [20, 20, 60, 60]]
 
 

@@ -51,7 +51,13 @@ def published(tmp_path):
 def watched(published):
     """Return a detector that starts from published weights, and the loss that watches it."""
 
-    def build(model_name: str = PLAIN, *, drift: float = 0.3, backbone: dict | None = None, **settings):
+    def build(
+        model_name: str = PLAIN,
+        *,
+        drift: float = 0.3,
+        backbone: dict | None = None,
+        **settings,
+    ):
         model = Detector(
             small_backbone(
                 model_name,
@@ -62,7 +68,9 @@ def watched(published):
             )
         ).train()
         model.backbone.load_pretrained()
-        anchoring = GramAnchoring(model, **({"num_tokens": None, "weight": 1.0} | settings))
+        anchoring = GramAnchoring(
+            model, **({"num_tokens": None, "weight": 1.0} | settings)
+        )
         anchoring.load_teacher()
         anchoring.attach()
         drift_away(model.backbone.vit, drift)
@@ -76,7 +84,9 @@ def drift_away(vit: nn.Module, by: float) -> None:
     """Change what is trained, as training would."""
     for parameter in vit.parameters():
         if parameter.requires_grad:
-            parameter.add_(by * torch.randn(parameter.shape) * parameter.std(unbiased=False))
+            parameter.add_(
+                by * torch.randn(parameter.shape) * parameter.std(unbiased=False)
+            )
 
 
 def images(height: int = 64, width: int = 96, batch: int = 2):
@@ -85,14 +95,23 @@ def images(height: int = 64, width: int = 96, batch: int = 2):
 
 def cosines(tokens):
     """Return similarities `[P, P]` of tokens `[P, D]`, one by one."""
-    return torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in tokens]) for a in tokens])
+    return torch.stack(
+        [
+            torch.stack([F.cosine_similarity(a, b, dim=0) for b in tokens])
+            for a in tokens
+        ]
+    )
 
 
 def last_maps(backbone, vit, batch, *, norm: bool = True):
     """Return the maps `[B, D, h, w]` of each tap."""
     normalised = (batch - backbone.image_mean) / backbone.image_std
     return vit.forward_intermediates(
-        normalised, indices=backbone.tap_blocks, norm=norm, stop_early=True, intermediates_only=True
+        normalised,
+        indices=backbone.tap_blocks,
+        norm=norm,
+        stop_early=True,
+        intermediates_only=True,
     )
 
 
@@ -102,15 +121,27 @@ def last_maps(backbone, vit, batch, *, norm: bool = True):
 def test_distance_is_the_mean_squared_difference_of_cosine_similarities():
     student, teacher = torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 3)
     each = [
-        (cosines(s.flatten(1).T) - cosines(t.flatten(1).T)).square().mean() for s, t in zip(student, teacher)
+        (cosines(s.flatten(1).T) - cosines(t.flatten(1).T)).square().mean()
+        for s, t in zip(student, teacher)
     ]
-    torch.testing.assert_close(gram_distance(student, teacher), torch.stack(each).mean())
+    torch.testing.assert_close(
+        gram_distance(student, teacher), torch.stack(each).mean()
+    )
 
 
 def test_distance_of_drawn_patches_is_that_of_their_similarities():
-    student, teacher, drawn = torch.randn(1, 5, 2, 3), torch.randn(1, 5, 2, 3), torch.tensor([4, 0, 2])
+    student, teacher, drawn = (
+        torch.randn(1, 5, 2, 3),
+        torch.randn(1, 5, 2, 3),
+        torch.tensor([4, 0, 2]),
+    )
     expected = (
-        (cosines(student[0].flatten(1).T[drawn]) - cosines(teacher[0].flatten(1).T[drawn])).square().mean()
+        (
+            cosines(student[0].flatten(1).T[drawn])
+            - cosines(teacher[0].flatten(1).T[drawn])
+        )
+        .square()
+        .mean()
     )
     torch.testing.assert_close(gram_distance(student, teacher, drawn), expected)
 
@@ -118,7 +149,10 @@ def test_distance_of_drawn_patches_is_that_of_their_similarities():
 def test_distance_does_not_see_a_rotation_of_all_features():
     maps = torch.randn(2, 6, 3, 3)
     rotation = torch.linalg.qr(torch.randn(6, 6))[0]
-    assert gram_distance(torch.einsum("ij,bjhw->bihw", rotation, maps), maps).item() < 1e-12
+    assert (
+        gram_distance(torch.einsum("ij,bjhw->bihw", rotation, maps), maps).item()
+        < 1e-12
+    )
 
 
 def test_distance_does_not_see_the_length_of_features():
@@ -161,8 +195,15 @@ def test_loss_can_be_the_mean_over_all_taps(watched):
     model, anchoring = watched(all_taps=True)
     batch = images()
     model(batch)
-    pairs = zip(*(last_maps(model.backbone, vit, batch) for vit in (model.backbone.vit, anchoring.teacher)))
-    torch.testing.assert_close(anchoring(), torch.stack([gram_distance(s, t) for s, t in pairs]).mean())
+    pairs = zip(
+        *(
+            last_maps(model.backbone, vit, batch)
+            for vit in (model.backbone.vit, anchoring.teacher)
+        )
+    )
+    torch.testing.assert_close(
+        anchoring(), torch.stack([gram_distance(s, t) for s, t in pairs]).mean()
+    )
 
 
 def test_fewer_tokens_are_drawn_at_random_the_same_for_both(watched):
@@ -174,7 +215,8 @@ def test_fewer_tokens_are_drawn_at_random_the_same_for_both(watched):
     torch.manual_seed(7)
     drawn = torch.randperm(4 * 6)[:5]
     student, teacher = (
-        last_maps(model.backbone, vit, batch)[-1] for vit in (model.backbone.vit, anchoring.teacher)
+        last_maps(model.backbone, vit, batch)[-1]
+        for vit in (model.backbone.vit, anchoring.teacher)
     )
     torch.testing.assert_close(loss, gram_distance(student, teacher, drawn))
 
@@ -196,7 +238,10 @@ def test_chance_is_left_alone_where_all_tokens_are_taken(watched):
 def test_chance_of_training_does_not_act_on_the_teacher(watched):
     model, anchoring = watched(backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0})
     batch = (images() - model.backbone.image_mean) / model.backbone.image_std
-    assert torch.equal(anchoring.teacher.forward_features(batch), anchoring.teacher.forward_features(batch))
+    assert torch.equal(
+        anchoring.teacher.forward_features(batch),
+        anchoring.teacher.forward_features(batch),
+    )
 
 
 def test_loss_is_float32_under_autocast_and_both_see_the_same_precision(watched):
@@ -220,7 +265,10 @@ def test_student_with_gradient_checkpointing_is_compared_all_the_same(watched):
     model, anchoring = watched(backbone={"gradient_checkpointing": True})
     model(images())
     anchoring().backward()
-    assert model.backbone.vit.blocks[0].mlp.fc1.weight.grad.any() and not anchoring.teacher.grad_checkpointing
+    assert (
+        model.backbone.vit.blocks[0].mlp.fc1.weight.grad.any()
+        and not anchoring.teacher.grad_checkpointing
+    )
 
 
 # ---- gradients ----
@@ -230,9 +278,15 @@ def test_gradients_reach_the_vit_of_the_student_alone(watched):
     model, anchoring = watched()
     model(images())
     anchoring().backward()
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    reached = {
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
     assert reached and all(name.startswith("backbone.vit.") for name in reached)
-    assert not any(p.requires_grad or p.grad is not None for p in anchoring.teacher.parameters())
+    assert not any(
+        p.requires_grad or p.grad is not None for p in anchoring.teacher.parameters()
+    )
 
 
 def test_steps_bring_the_student_back_and_leave_the_teacher(watched):
@@ -247,7 +301,10 @@ def test_steps_bring_the_student_back_and_leave_the_teacher(watched):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]
-    assert all(torch.equal(value, before[key]) for key, value in anchoring.teacher.state_dict().items())
+    assert all(
+        torch.equal(value, before[key])
+        for key, value in anchoring.teacher.state_dict().items()
+    )
 
 
 def test_a_frozen_vit_has_no_loss_and_the_teacher_does_not_run(watched):
@@ -299,7 +356,9 @@ def test_the_model_keeps_its_keys_and_parameters(watched):
     model, _ = watched()
     plain = Detector(small_backbone(depth=3))
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        p.numel() for p in plain.parameters()
+    )
 
 
 def test_a_copy_of_the_model_is_not_watched_and_carries_nothing(watched):
@@ -310,7 +369,9 @@ def test_a_copy_of_the_model_is_not_watched_and_carries_nothing(watched):
     twin(images())
     assert anchoring() is None
     assert not any(
-        hasattr(hook, "seen") for module in twin.modules() for hook in module._forward_pre_hooks.values()
+        hasattr(hook, "seen")
+        for module in twin.modules()
+        for hook in module._forward_pre_hooks.values()
     )
 
 
@@ -349,9 +410,14 @@ def test_the_teacher_moves_to_a_device(watched):
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
 def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched):
     model, anchoring = watched(model_name, backbone={"lora_rank": 4})
-    assert not any(isinstance(layer, LoRALinear) for layer in anchoring.teacher.modules())
+    assert not any(
+        isinstance(layer, LoRALinear) for layer in anchoring.teacher.modules()
+    )
     plain = small_backbone(
-        model_name, depth=3, pretrained=True, checkpoint_path=model.backbone.checkpoint_path
+        model_name,
+        depth=3,
+        pretrained=True,
+        checkpoint_path=model.backbone.checkpoint_path,
     )
     plain.load_pretrained()
     assert {k: v.tolist() for k, v in anchoring.teacher.state_dict().items()} == {
@@ -370,9 +436,14 @@ def test_a_student_with_lora_is_held_to_it(watched):
 
 
 def test_published_weights_are_read_though_the_backbone_starts_from_others(published):
-    model = Detector(small_backbone(depth=3, pretrained=False, checkpoint_path=published()))
+    model = Detector(
+        small_backbone(depth=3, pretrained=False, checkpoint_path=published())
+    )
     anchoring = create({"type": "GramAnchoring"}, model=model)
-    assert torch.equal(anchoring.teacher.cls_token, torch.load(model.backbone.checkpoint_path)["cls_token"])
+    assert torch.equal(
+        anchoring.teacher.cls_token,
+        torch.load(model.backbone.checkpoint_path)["cls_token"],
+    )
     assert not torch.equal(anchoring.teacher.cls_token, model.backbone.vit.cls_token)
 
 
@@ -380,7 +451,8 @@ def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path)
     own, path = small_backbone(depth=3), tmp_path / "own.pth"
     torch.save(official_layout(own.vit, live_biases=False), path)
     anchoring = GramAnchoring(
-        Detector(small_backbone(depth=3, checkpoint_path=published())), checkpoint_path=str(path)
+        Detector(small_backbone(depth=3, checkpoint_path=published())),
+        checkpoint_path=str(path),
     )
     anchoring.load_teacher()
     assert torch.equal(anchoring.teacher.cls_token, own.vit.cls_token)
@@ -421,9 +493,9 @@ def test_a_number_is_the_weight_of_all_epochs():
 
 
 def test_weights_go_straight_from_point_to_point_and_stay_before_and_after():
-    assert weights([[4, 100], ["60 %", 20], ["15 epochs", 0]], 0, 4, 8, 12, 14, 15, 19) == pytest.approx(
-        [100, 100, 60, 20, 20 / 3, 0, 0]
-    )
+    assert weights(
+        [[4, 100], ["60 %", 20], ["15 epochs", 0]], 0, 4, 8, 12, 14, 15, 19
+    ) == pytest.approx([100, 100, 60, 20, 20 / 3, 0, 0])
 
 
 def test_two_points_in_an_epoch_are_a_jump():
@@ -431,7 +503,12 @@ def test_two_points_in_an_epoch_are_a_jump():
 
 
 def test_lengths_may_be_shares_and_steps():
-    assert weights([[0.0, 0], [0.5, 10], ["150 steps", 0]], 0, 5, 10, 15) == [0, 5, 10, 0]
+    assert weights([[0.0, 0], [0.5, 10], ["150 steps", 0]], 0, 5, 10, 15) == [
+        0,
+        5,
+        10,
+        0,
+    ]
 
 
 def test_points_in_epochs_hold_without_a_run():
@@ -452,18 +529,23 @@ def test_weights_that_are_none_are_told(weight):
 
 def test_lengths_that_are_none_are_told():
     with pytest.raises(
-        ConfigError, match="GramAnchoring.weight is 'half', expected an integer number of epochs"
+        ConfigError,
+        match="GramAnchoring.weight is 'half', expected an integer number of epochs",
     ):
         weights([["half", 1]])
 
 
 @pytest.mark.parametrize(
-    ("schedule", "epochs"), [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])]
+    ("schedule", "epochs"),
+    [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])],
 )
 def test_points_that_do_not_ascend_are_told(schedule, epochs):
     with pytest.raises(ConfigError) as caught:
         weights(schedule)
-    assert str(caught.value) == f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend"
+    assert (
+        str(caught.value)
+        == f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend"
+    )
 
 
 # ---- refusals ----
@@ -472,11 +554,16 @@ def test_points_that_do_not_ascend_are_told(schedule, epochs):
 def test_a_model_without_a_dinov3_backbone_is_told():
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(HGNetv2("B0", pretrained=False))
-    assert str(caught.value) == "GramAnchoring needs a model with one DINOv3Backbone, this HGNetv2 has 0"
+    assert (
+        str(caught.value)
+        == "GramAnchoring needs a model with one DINOv3Backbone, this HGNetv2 has 0"
+    )
 
 
 def test_a_number_of_tokens_below_one_is_told():
-    with pytest.raises(ConfigError, match="GramAnchoring.num_tokens is 0, expected at least 1"):
+    with pytest.raises(
+        ConfigError, match="GramAnchoring.num_tokens is 0, expected at least 1"
+    ):
         GramAnchoring(Detector(small_backbone()), num_tokens=0)
 
 

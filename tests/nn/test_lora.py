@@ -26,7 +26,10 @@ LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 
 def pair(model_name: str = PLAIN, **settings):
     """Return a plain backbone and one with LoRA and the same weights, in eval mode."""
-    plain, adapted = small_backbone(model_name), small_backbone(model_name, **(LORA | settings))
+    plain, adapted = (
+        small_backbone(model_name),
+        small_backbone(model_name, **(LORA | settings)),
+    )
     adapted.load_state_dict(plain.state_dict())
     return plain.eval(), adapted.eval()
 
@@ -46,7 +49,11 @@ def factors(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def adapted_layers(vit: nn.Module) -> list[str]:
     """Return the names of adapted layers of the first block."""
-    return [name for name, layer in vit.blocks[0].named_modules() if isinstance(layer, LoRALinear)]
+    return [
+        name
+        for name, layer in vit.blocks[0].named_modules()
+        if isinstance(layer, LoRALinear)
+    ]
 
 
 # ---- a layer ----
@@ -68,7 +75,10 @@ def test_a_layer_shares_the_weights_of_the_linear_layer_it_stands_for():
 
 def test_only_the_factors_of_a_layer_are_trained():
     layer = LoRALinear.from_linear(nn.Linear(6, 5), 2, 2.0)
-    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["lora_down", "lora_up"]
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == [
+        "lora_down",
+        "lora_up",
+    ]
 
 
 def test_a_layer_without_bias_stays_so():
@@ -83,9 +93,14 @@ def test_plain_weights_undo_the_change():
 
 
 def test_weights_with_factors_bring_the_change_back():
-    source, layer = changed(LoRALinear(6, 5, rank=2, alpha=2.0)), LoRALinear(6, 5, rank=2, alpha=2.0)
+    source, layer = (
+        changed(LoRALinear(6, 5, rank=2, alpha=2.0)),
+        LoRALinear(6, 5, rank=2, alpha=2.0),
+    )
     layer.load_state_dict(source.state_dict())
-    assert torch.equal(layer.lora_up, source.lora_up) and torch.equal(layer.lora_down, source.lora_down)
+    assert torch.equal(layer.lora_up, source.lora_up) and torch.equal(
+        layer.lora_down, source.lora_down
+    )
 
 
 def test_a_single_factor_is_told_as_a_missing_key():
@@ -118,11 +133,18 @@ def test_weights_of_other_layers_leave_the_change_alone():
     ],
 )
 def test_targets_name_the_layers_that_are_adapted(model_name, targets, layers):
-    assert adapted_layers(small_backbone(model_name, lora_rank=2, lora_targets=targets).vit) == layers
+    assert (
+        adapted_layers(
+            small_backbone(model_name, lora_rank=2, lora_targets=targets).vit
+        )
+        == layers
+    )
 
 
 def test_separate_projections_are_adapted_like_a_fused_one():
-    assert adapted_layers(small_backbone(lora_rank=2, lora_targets=["qkv"], qkv_fused=False).vit) == [
+    assert adapted_layers(
+        small_backbone(lora_rank=2, lora_targets=["qkv"], qkv_fused=False).vit
+    ) == [
         "attn.q_proj",
         "attn.k_proj",
         "attn.v_proj",
@@ -154,19 +176,28 @@ def test_a_rank_out_of_range_is_told(rank):
 
 
 def test_rank_zero_is_refused_where_lora_was_asked_for_by_hand():
-    with pytest.raises(ConfigError, match="lora_rank is 0, expected 0 for no LoRA, or 1 to 32"):
+    with pytest.raises(
+        ConfigError, match="lora_rank is 0, expected 0 for no LoRA, or 1 to 32"
+    ):
         add_lora(small_backbone().vit, 0, None, ["mlp"])
 
 
 @pytest.mark.parametrize("alpha", [0, -1.0])
 def test_an_alpha_that_is_not_positive_is_told(alpha):
-    with pytest.raises(ConfigError, match=f"lora_alpha is {alpha}, expected more than 0"):
+    with pytest.raises(
+        ConfigError, match=f"lora_alpha is {alpha}, expected more than 0"
+    ):
         small_backbone(lora_rank=2, lora_alpha=alpha)
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (8.0, 2.0)])
-def test_alpha_over_rank_scales_the_change_and_alpha_is_the_rank_by_default(alpha, scale):
-    assert small_backbone(lora_rank=4, lora_alpha=alpha).vit.blocks[0].mlp.fc1.scale == scale
+def test_alpha_over_rank_scales_the_change_and_alpha_is_the_rank_by_default(
+    alpha, scale
+):
+    assert (
+        small_backbone(lora_rank=4, lora_alpha=alpha).vit.blocks[0].mlp.fc1.scale
+        == scale
+    )
 
 
 @pytest.mark.parametrize("model_name", [PLAIN, GATED])
@@ -204,31 +235,48 @@ def test_a_change_of_every_layer_reaches_the_features(model_name):
 def test_gradients_reach_both_factors_of_every_layer(model_name):
     backbone = changed(small_backbone(model_name, **LORA)).train()
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert [name for name, p in factors(backbone).items() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name
+        for name, p in factors(backbone).items()
+        if p.grad is None or not p.grad.any()
+    ] == []
 
 
 @MODELS
 def test_gradients_reach_the_factors_through_gradient_checkpointing(model_name):
-    backbone = changed(small_backbone(model_name, gradient_checkpointing=True, **LORA)).train()
+    backbone = changed(
+        small_backbone(model_name, gradient_checkpointing=True, **LORA)
+    ).train()
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert [name for name, p in factors(backbone).items() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name
+        for name, p in factors(backbone).items()
+        if p.grad is None or not p.grad.any()
+    ] == []
 
 
 @MODELS
 def test_a_step_moves_the_factors_and_nothing_else_of_the_vit(model_name):
     backbone = small_backbone(model_name, **LORA).train()
-    changed(backbone)  # at the start, when lora_up is zero, lora_down has no gradient yet
+    changed(
+        backbone
+    )  # at the start, when lora_up is zero, lora_down has no gradient yet
     before = {name: p.detach().clone() for name, p in backbone.vit.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.SGD(
+        [p for p in backbone.parameters() if p.requires_grad], lr=1e-3
+    )
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
     optimizer.step()
-    assert {name for name, p in backbone.vit.named_parameters() if not torch.equal(p, before[name])} == set(
-        factors(backbone.vit)
-    )
+    assert {
+        name
+        for name, p in backbone.vit.named_parameters()
+        if not torch.equal(p, before[name])
+    } == set(factors(backbone.vit))
 
 
 @pytest.mark.parametrize(
-    ("count", "blocks"), [(0, []), (1, ["3"]), (2, ["2", "3"]), (4, ["0", "1", "2", "3"])]
+    ("count", "blocks"),
+    [(0, []), (1, ["3"]), (2, ["2", "3"]), (4, ["0", "1", "2", "3"])],
 )
 def test_the_factors_of_the_last_blocks_can_be_trained_alone(count, blocks):
     backbone = small_backbone(depth=4, **LORA)
@@ -242,7 +290,11 @@ def test_the_factors_of_the_last_blocks_can_be_trained_alone(count, blocks):
 
 def test_factors_of_blocks_after_the_last_tap_are_not_trained():
     backbone = small_backbone(depth=3, tap_blocks=[0, 1], **LORA)
-    assert {name.split(".")[1] for name, p in backbone.vit.named_parameters() if p.requires_grad} == {
+    assert {
+        name.split(".")[1]
+        for name, p in backbone.vit.named_parameters()
+        if p.requires_grad
+    } == {
         "0",
         "1",
     }
@@ -254,18 +306,27 @@ def test_the_adapter_of_a_backbone_with_lora_is_trained():
 
 def test_trained_numbers_are_rank_times_both_widths_of_each_layer():
     width, hidden, rank, depth = 32, 128, 4, 2
-    trained = sum(p.numel() for p in small_backbone(lora_rank=rank).vit.parameters() if p.requires_grad)
-    assert trained == depth * rank * ((width + 3 * width) + (width + width) + 2 * (width + hidden))
+    trained = sum(
+        p.numel()
+        for p in small_backbone(lora_rank=rank).vit.parameters()
+        if p.requires_grad
+    )
+    assert trained == depth * rank * (
+        (width + 3 * width) + (width + width) + 2 * (width + hidden)
+    )
 
 
 def test_the_average_follows_the_factors():
     backbone = small_backbone(**LORA)
-    backbone.load_state_dict(merged_state_dict(backbone))  # lora_up is zero from here on
+    backbone.load_state_dict(
+        merged_state_dict(backbone)
+    )  # lora_up is zero from here on
     ema = ModelEMA(backbone, decay=0.5, warmups=0)
     changed(backbone)
     ema.update(backbone)
     torch.testing.assert_close(
-        ema.module.vit.blocks[0].attn.qkv.lora_up, backbone.vit.blocks[0].attn.qkv.lora_up / 2
+        ema.module.vit.blocks[0].attn.qkv.lora_up,
+        backbone.vit.blocks[0].attn.qkv.lora_up / 2,
     )
 
 
@@ -289,18 +350,27 @@ def test_merged_weights_give_a_plain_model_the_same_features(model_name):
     expected = features(changed(adapted).vit, images)
     plain.load_state_dict(merged_state_dict(adapted))
     # float32 rounding: W x + s B (A x) against (W + s B A) x, with features of order one
-    torch.testing.assert_close(features(plain.vit, images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        features(plain.vit, images), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_merging_leaves_the_module_as_it_is():
     _, adapted = pair()
-    before = {key: value.clone() for key, value in changed(adapted).state_dict().items()}
+    before = {
+        key: value.clone() for key, value in changed(adapted).state_dict().items()
+    }
     merged_state_dict(adapted)
-    assert all(torch.equal(value, before[key]) for key, value in adapted.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in adapted.state_dict().items()
+    )
 
 
 def test_merged_state_of_a_single_layer_is_that_of_a_linear_one():
-    assert list(merged_state_dict(LoRALinear(6, 5, rank=2, alpha=2.0))) == ["weight", "bias"]
+    assert list(merged_state_dict(LoRALinear(6, 5, rank=2, alpha=2.0))) == [
+        "weight",
+        "bias",
+    ]
 
 
 def test_merged_state_of_a_layer_in_two_places_has_both():
@@ -315,7 +385,10 @@ def test_merged_state_of_a_layer_in_two_places_has_both():
 
 def test_merged_state_without_lora_is_the_state():
     model = nn.Linear(3, 2)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in merged_state_dict(model).items())
+    assert all(
+        torch.equal(value, model.state_dict()[key])
+        for key, value in merged_state_dict(model).items()
+    )
 
 
 def test_a_deployed_layer_is_a_plain_linear_one():
@@ -330,16 +403,22 @@ def test_a_deployed_detector_detects_the_same_without_lora(model_name):
     changed(model)
     images = torch.rand(1, 3, 64, 64)
     deployed = model.deploy()
-    assert not any(isinstance(layer, LoRALinear) for layer in deployed.modules()) and factors(model)
+    assert not any(
+        isinstance(layer, LoRALinear) for layer in deployed.modules()
+    ) and factors(model)
     with torch.inference_mode():
         # convolutions and norms are fused too, hence looser than for LoRA alone
-        torch.testing.assert_close(deployed.backbone(images), model.backbone(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            deployed.backbone(images), model.backbone(images), rtol=1e-4, atol=1e-5
+        )
 
 
 # ---- weights ----
 
 
-@pytest.mark.parametrize("layout", [timm_layout, official_layout], ids=["timm", "official"])
+@pytest.mark.parametrize(
+    "layout", [timm_layout, official_layout], ids=["timm", "official"]
+)
 @MODELS
 def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path):
     plain, path = small_backbone(model_name), tmp_path / "dinov3.pth"
@@ -349,35 +428,50 @@ def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path
         else layout(plain.vit, live_biases=model_name == WITH_BIASES),
         path,
     )
-    backbone = changed(small_backbone(model_name, pretrained=True, checkpoint_path=str(path), **LORA))
+    backbone = changed(
+        small_backbone(model_name, pretrained=True, checkpoint_path=str(path), **LORA)
+    )
     backbone.load_pretrained()
     images = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(
-        features(backbone.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5
+        features(backbone.vit, images),
+        features(plain.vit, images),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 @pytest.fixture
 def detectors():
     """A plain detector, and one with LoRA that was trained from its weights."""
-    plain, adapted = (tiny_config(DINOv3Backbone=settings).model.eval() for settings in ({}, LORA))
+    plain, adapted = (
+        tiny_config(DINOv3Backbone=settings).model.eval() for settings in ({}, LORA)
+    )
     adapted.load_state_dict(plain.state_dict())
     return plain, changed(adapted)
 
 
 def saved(weights, tmp_path) -> WeightFile:
-    return WeightFile(tmp_path / "best.pth", {key: value.clone() for key, value in weights.items()}, {})
+    return WeightFile(
+        tmp_path / "best.pth",
+        {key: value.clone() for key, value in weights.items()},
+        {},
+    )
 
 
 def load_with_t(model, file):
     load_for_tuning(model, file, None)
 
 
-LOADERS = pytest.mark.parametrize("load", [load_strictly, load_with_t], ids=["-r", "-t"])
+LOADERS = pytest.mark.parametrize(
+    "load", [load_strictly, load_with_t], ids=["-r", "-t"]
+)
 
 
 @LOADERS
-def test_a_plain_checkpoint_loads_into_a_model_with_lora_as_no_change(load, detectors, tmp_path):
+def test_a_plain_checkpoint_loads_into_a_model_with_lora_as_no_change(
+    load, detectors, tmp_path
+):
     plain, adapted = detectors
     load(adapted, saved(plain.state_dict(), tmp_path))
     images = torch.rand(1, 3, 64, 64)
@@ -387,25 +481,35 @@ def test_a_plain_checkpoint_loads_into_a_model_with_lora_as_no_change(load, dete
 
 @LOADERS
 @pytest.mark.parametrize("settings", [{}, LORA], ids=["plain", "LoRA"])
-def test_a_merged_checkpoint_loads_into_both_kinds_of_model(load, settings, detectors, tmp_path):
+def test_a_merged_checkpoint_loads_into_both_kinds_of_model(
+    load, settings, detectors, tmp_path
+):
     _, adapted = detectors
     model = tiny_config(DINOv3Backbone=settings).model.eval()
     load(model, saved(merged_state_dict(adapted), tmp_path))
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(model.backbone(images), adapted.backbone(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            model.backbone(images), adapted.backbone(images), rtol=1e-4, atol=1e-5
+        )
 
 
 @LOADERS
-def test_a_checkpoint_with_factors_loads_into_a_model_with_lora(load, detectors, tmp_path):
+def test_a_checkpoint_with_factors_loads_into_a_model_with_lora(
+    load, detectors, tmp_path
+):
     _, adapted = detectors
     model = tiny_config(DINOv3Backbone=LORA).model
     load(model, saved(adapted.state_dict(), tmp_path))
-    assert all(torch.equal(p, factors(adapted)[name]) for name, p in factors(model).items())
+    assert all(
+        torch.equal(p, factors(adapted)[name]) for name, p in factors(model).items()
+    )
 
 
 @LOADERS
-def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(load, detectors, tmp_path):
+def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(
+    load, detectors, tmp_path
+):
     plain, adapted = detectors
     file = saved(adapted.state_dict(), tmp_path)
     with pytest.raises(CheckpointError) as caught:
@@ -420,6 +524,7 @@ def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(load, dete
 def test_a_checkpoint_of_other_layers_is_refused(load, detectors, tmp_path):
     model = tiny_config(DINOv3Backbone={**LORA, "lora_targets": ["mlp"]}).model
     with pytest.raises(
-        CheckpointError, match=r"8 unexpected \(backbone\.vit\.blocks\.0\.attn\.qkv\.lora_down, "
+        CheckpointError,
+        match=r"8 unexpected \(backbone\.vit\.blocks\.0\.attn\.qkv\.lora_down, ",
     ):
         load(model, saved(detectors[1].state_dict(), tmp_path))

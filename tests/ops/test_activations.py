@@ -25,7 +25,9 @@ def test_name_gives_its_module(name, kind):
 
 def test_gelu_is_the_exact_one():
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    torch.testing.assert_close(build_activation("gelu")(x), x * 0.5 * (1 + torch.erf(x / math.sqrt(2))))
+    torch.testing.assert_close(
+        build_activation("gelu")(x), x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    )
 
 
 def test_every_call_gives_a_module_of_its_own():
@@ -34,7 +36,8 @@ def test_every_call_gives_a_module_of_its_own():
 
 def test_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="^activation 'swish' is not known; known are relu, gelu, silu, leaky_relu$"
+        ValueError,
+        match="^activation 'swish' is not known; known are relu, gelu, silu, leaky_relu$",
     ):
         build_activation("swish")
 
@@ -57,13 +60,15 @@ def test_inverse_undoes_the_sigmoid():
     ],
 )
 def test_values_at_and_beyond_the_ends_are_clamped(value, expected):
-    assert inverse_sigmoid(torch.tensor(value, dtype=torch.float64)).item() == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert inverse_sigmoid(
+        torch.tensor(value, dtype=torch.float64)
+    ).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_least_distance_from_the_ends_can_be_chosen():
-    assert inverse_sigmoid(torch.tensor(0.0), eps=1e-3).item() == pytest.approx(math.log(1e-3))
+    assert inverse_sigmoid(torch.tensor(0.0), eps=1e-3).item() == pytest.approx(
+        math.log(1e-3)
+    )
 
 
 def test_gradient_is_finite_everywhere():

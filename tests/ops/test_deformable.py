@@ -5,14 +5,20 @@ import math
 import pytest
 import torch
 
-from src.ops.deformable import deformable_attention, sample_bilinear, sample_nearest_pixel
+from src.ops.deformable import (
+    deformable_attention,
+    sample_bilinear,
+    sample_nearest_pixel,
+)
 
 
 def read(value: torch.Tensor, x: int, y: int) -> torch.Tensor:
     """Return the pixel `[c]` of a map `[c, h, w]`, zeros outside."""
     _, height, width = value.shape
     return (
-        value[:, y, x] if 0 <= x < width and 0 <= y < height else torch.zeros(len(value), dtype=value.dtype)
+        value[:, y, x]
+        if 0 <= x < width and 0 <= y < height
+        else torch.zeros(len(value), dtype=value.dtype)
     )
 
 
@@ -22,7 +28,9 @@ def bilinear(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
     x, y = location[0].item() * width - 0.5, location[1].item() * height - 0.5
     left, top = math.floor(x), math.floor(y)
     return sum(
-        read(value, left + i, top + j) * abs(1 - i - (x - left)) * abs(1 - j - (y - top))
+        read(value, left + i, top + j)
+        * abs(1 - i - (x - left))
+        * abs(1 - j - (y - top))
         for i in (0, 1)
         for j in (0, 1)
     )
@@ -31,7 +39,8 @@ def bilinear(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
 def nearest(value: torch.Tensor, location: torch.Tensor) -> torch.Tensor:
     _, height, width = value.shape
     x, y = (
-        min(max(int(location[i].item() * size + 0.5), 0), size - 1) for i, size in enumerate((width, height))
+        min(max(int(location[i].item() * size + 0.5), 0), size - 1)
+        for i, size in enumerate((width, height))
     )
     return value[:, y, x]
 
@@ -40,13 +49,19 @@ def plain_loops(values, locations, weights, num_points, sample) -> torch.Tensor:
     batch, queries, heads, _, _ = locations.shape
     channels = values[0].shape[1]
     output = torch.zeros(batch, queries, heads * channels, dtype=torch.float64)
-    level_of_point = [level for level, count in enumerate(num_points) for _ in range(count)]
+    level_of_point = [
+        level for level, count in enumerate(num_points) for _ in range(count)
+    ]
     for b in range(batch):
         for q in range(queries):
             for h in range(heads):
                 for point, level in enumerate(level_of_point):
-                    found = sample(values[level][b * heads + h], locations[b, q, h, point])
-                    output[b, q, h * channels : (h + 1) * channels] += weights[b, q, h, point] * found
+                    found = sample(
+                        values[level][b * heads + h], locations[b, q, h, point]
+                    )
+                    output[b, q, h * channels : (h + 1) * channels] += (
+                        weights[b, q, h, point] * found
+                    )
     return output
 
 
@@ -55,39 +70,70 @@ def case(request):
     """Two images, three heads, five queries; maps that are not square; some points outside."""
     num_points, generator = request.param, torch.Generator().manual_seed(0)
     shapes = [(6, 9), (3, 5), (2, 2)][: len(num_points)]
-    values = [torch.randn(2 * 3, 4, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    locations = torch.rand(2, 5, 3, sum(num_points), 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
-    weights = torch.randn(2, 5, 3, sum(num_points), generator=generator, dtype=torch.float64).softmax(-1)
+    values = [
+        torch.randn(2 * 3, 4, *shape, generator=generator, dtype=torch.float64)
+        for shape in shapes
+    ]
+    locations = (
+        torch.rand(
+            2, 5, 3, sum(num_points), 2, generator=generator, dtype=torch.float64
+        )
+        * 1.4
+        - 0.2
+    )
+    weights = torch.randn(
+        2, 5, 3, sum(num_points), generator=generator, dtype=torch.float64
+    ).softmax(-1)
     return values, locations, weights, num_points
 
 
 def test_attention_equals_a_loop_over_points(case):
-    torch.testing.assert_close(deformable_attention(*case), plain_loops(*case, bilinear))
+    torch.testing.assert_close(
+        deformable_attention(*case), plain_loops(*case, bilinear)
+    )
 
 
 def test_discrete_attention_equals_a_loop_over_points(case):
-    torch.testing.assert_close(deformable_attention(*case, discrete=True), plain_loops(*case, nearest))
+    torch.testing.assert_close(
+        deformable_attention(*case, discrete=True), plain_loops(*case, nearest)
+    )
 
 
 def test_point_on_a_pixel_centre_reads_that_pixel():
     value = torch.arange(12.0).view(1, 1, 3, 4)
     location = torch.tensor([(2 + 0.5) / 4, (1 + 0.5) / 3]).view(1, 1, 1, 2)
-    assert sample_bilinear(value, location).item() == pytest.approx(value[0, 0, 1, 2].item())
+    assert sample_bilinear(value, location).item() == pytest.approx(
+        value[0, 0, 1, 2].item()
+    )
 
 
 def test_point_between_pixels_reads_their_mean():
     value = torch.arange(4.0).view(1, 1, 2, 2)
-    assert sample_bilinear(value, torch.full((1, 1, 1, 2), 0.5)).item() == pytest.approx(1.5)
+    assert sample_bilinear(
+        value, torch.full((1, 1, 1, 2), 0.5)
+    ).item() == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("location", [(-1.0, 0.5), (2.0, 0.5), (0.5, -1.0), (0.5, 2.0)])
 def test_point_far_outside_reads_zero(location):
-    assert sample_bilinear(torch.ones(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)).item() == 0
+    assert (
+        sample_bilinear(
+            torch.ones(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)
+        ).item()
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("location", "pixel"),
-    [((-1.0, 0.0), 0), ((2.0, 0.0), 1), ((0.0, 2.0), 2), ((9.0, 9.0), 3), ((0.24, 0.0), 0), ((0.26, 0.0), 1)],
+    [
+        ((-1.0, 0.0), 0),
+        ((2.0, 0.0), 1),
+        ((0.0, 2.0), 2),
+        ((9.0, 9.0), 3),
+        ((0.24, 0.0), 0),
+        ((0.26, 0.0), 1),
+    ],
 )
 def test_nearest_pixel_is_clamped_to_the_map(location, pixel):
     assert (
@@ -106,5 +152,6 @@ def test_gradients_reach_values_locations_and_weights(case):
         weights[:1, :2].requires_grad_(),
     )
     assert torch.autograd.gradcheck(
-        lambda loc, w, *v: deformable_attention(list(v), loc, w, num_points), (locations, weights, *values)
+        lambda loc, w, *v: deformable_attention(list(v), loc, w, num_points),
+        (locations, weights, *values),
     )

@@ -32,7 +32,9 @@ def changed(model: nn.Module) -> nn.Module:
     """Overwrite every tensor of a model by other values."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for tensor in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values():
+        for tensor in {
+            id(t): t for t in model.state_dict(keep_vars=True).values()
+        }.values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator))
             else:
@@ -49,7 +51,8 @@ def net():
 
 
 @pytest.mark.parametrize(
-    ("update", "decay"), [(1, 0.00099940), (100, 0.095153), (1000, 0.632057), (5000, 0.993163)]
+    ("update", "decay"),
+    [(1, 0.00099940), (100, 0.095153), (1000, 0.632057), (5000, 0.993163)],
 )
 def test_decay_ramps_up_as_published(net, update, decay):
     ema = ModelEMA(net, decay=0.9999, warmups=1000)
@@ -67,14 +70,19 @@ def test_decay_without_a_ramp_is_constant(net):
 
 
 def test_updates_follow_the_formula(net):
-    ema, expected = ModelEMA(net, decay=0.99, warmups=5), net.trained.weight.detach().double().clone()
+    ema, expected = (
+        ModelEMA(net, decay=0.99, warmups=5),
+        net.trained.weight.detach().double().clone(),
+    )
     for update in range(1, 21):
         with torch.no_grad():
             net.trained.weight += torch.randn(2, 2)
         ema.update(net)
         decay = 0.99 * (1 - math.exp(-update / 5))
         expected = decay * expected + (1 - decay) * net.trained.weight.detach().double()
-    torch.testing.assert_close(ema.module.trained.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        ema.module.trained.weight.double(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_decay_that_is_set_later_acts_from_the_next_update(net):
@@ -83,7 +91,9 @@ def test_decay_that_is_set_later_acts_from_the_next_update(net):
     changed(net)
     ema.decay = 0.25
     ema.update(net)
-    torch.testing.assert_close(ema.module.trained.weight, 0.25 * before + 0.75 * net.trained.weight)
+    torch.testing.assert_close(
+        ema.module.trained.weight, 0.25 * before + 0.75 * net.trained.weight
+    )
 
 
 def test_first_updates_are_left_out_when_asked_for(net):
@@ -94,7 +104,9 @@ def test_first_updates_are_left_out_when_asked_for(net):
     ema.update(net)
     assert (ema.updates, torch.equal(ema.module.trained.weight, before)) == (0, True)
     ema.update(net)
-    torch.testing.assert_close(ema.module.trained.weight, (before + net.trained.weight) / 2)
+    torch.testing.assert_close(
+        ema.module.trained.weight, (before + net.trained.weight) / 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +152,15 @@ def test_trained_parameters_and_batch_statistics_are_averaged_once(net, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["frozen.weight", "frozen.bias", "third", "mask", "whole_number", "norm.num_batches_tracked"]
+    "name",
+    [
+        "frozen.weight",
+        "frozen.bias",
+        "third",
+        "mask",
+        "whole_number",
+        "norm.num_batches_tracked",
+    ],
 )
 def test_frozen_parameters_constants_and_integers_are_copied_bit_by_bit(net, name):
     before, after, average = averaged_once(net)
@@ -161,7 +181,9 @@ def test_parameter_is_averaged_from_the_moment_it_thaws(net):
     before = net.frozen.weight.detach().clone()
     net.frozen.requires_grad_(True)
     ema.update(changed(net))
-    torch.testing.assert_close(ema.module.frozen.weight, (before + net.frozen.weight) / 2)
+    torch.testing.assert_close(
+        ema.module.frozen.weight, (before + net.frozen.weight) / 2
+    )
 
 
 def test_average_does_not_share_memory_with_the_model(net):
@@ -197,14 +219,20 @@ def test_state_goes_round(net):
     assert (second.updates, second.skipped, second.decay) == (4, 1, 0.7)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(first.module.state_dict().values(), second.module.state_dict().values())
+        for a, b in zip(
+            first.module.state_dict().values(), second.module.state_dict().values()
+        )
     )
 
 
 def test_official_state_of_weights_and_count_is_taken(net):
     ema = ModelEMA(Net(), decay=0.9, start=3)
     ema.load_state_dict({"module": changed(net).state_dict(), "updates": 70})
-    assert (ema.updates, ema.decay, torch.equal(ema.module.trained.weight, net.trained.weight)) == (
+    assert (
+        ema.updates,
+        ema.decay,
+        torch.equal(ema.module.trained.weight, net.trained.weight),
+    ) == (
         70,
         0.9,
         True,
@@ -244,9 +272,15 @@ def test_restart_does_not_repeat_the_ramp(net):
     assert ema.current_decay() == pytest.approx(0.5 * (1 - math.exp(-5.001)))
 
 
-@pytest.mark.parametrize(("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)])
+@pytest.mark.parametrize(
+    ("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)]
+)
 def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
-    ema = built_for(RunLength(10, 100), {"type": "ModelEMA", "decay": 0.9, "warmups": warmups}, model=net)
+    ema = built_for(
+        RunLength(10, 100),
+        {"type": "ModelEMA", "decay": 0.9, "warmups": warmups},
+        model=net,
+    )
     assert ema.current_decay() == pytest.approx(0.9 * (1 - math.exp(-1 / steps)))
 
 
@@ -254,25 +288,41 @@ def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
 
 
 def following(
-    run: RunLength, net: nn.Module, decay: float | None = None, warmups: float | None = None
+    run: RunLength,
+    net: nn.Module,
+    decay: float | None = None,
+    warmups: float | None = None,
 ) -> ModelEMA:
     """Return an average whose decay and ramp are those of a configuration."""
-    return built_for(run, {"type": "ModelEMA", "decay": decay, "warmups": warmups}, model=net)
+    return built_for(
+        run, {"type": "ModelEMA", "decay": decay, "warmups": warmups}, model=net
+    )
 
 
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "horizon"),
     [(80, 31, 50), (12, 125, 50), (80, 100, 160), (72, 7393, 10_000), (1, 1, 50)],
 )
-def test_the_default_horizon_is_two_percent_of_the_run_within_bounds(net, epochs, steps_per_epoch, horizon):
+def test_the_default_horizon_is_two_percent_of_the_run_within_bounds(
+    net, epochs, steps_per_epoch, horizon
+):
     ema = following(RunLength(epochs, steps_per_epoch), net)
     assert (ema.decay, ema.warmups) == (1 - 1 / horizon, horizon)
     assert ema.horizon == pytest.approx(horizon)
 
 
-@pytest.mark.parametrize(("horizon", "steps"), [(0.1, 100), ("2 epochs", 200), (30, 30)])
-def test_a_horizon_may_be_given_as_any_length_and_is_taken_as_it_is(net, horizon, steps):
-    specification = {"type": "ModelEMA", "decay": None, "warmups": 7, "horizon": horizon}
+@pytest.mark.parametrize(
+    ("horizon", "steps"), [(0.1, 100), ("2 epochs", 200), (30, 30)]
+)
+def test_a_horizon_may_be_given_as_any_length_and_is_taken_as_it_is(
+    net, horizon, steps
+):
+    specification = {
+        "type": "ModelEMA",
+        "decay": None,
+        "warmups": 7,
+        "horizon": horizon,
+    }
     ema = built_for(RunLength(10, 100), specification, model=net)
     assert (ema.decay, ema.warmups) == (1 - 1 / steps, 7)
 
@@ -297,18 +347,23 @@ def test_the_ema_of_a_short_run_is_young(net):
 
 def test_decay_and_horizon_together_are_refused(net):
     with pytest.raises(
-        ConfigError, match="decay is 0.9 and ModelEMA.horizon is 100: only one of them can be set"
+        ConfigError,
+        match="decay is 0.9 and ModelEMA.horizon is 100: only one of them can be set",
     ):
         create({"type": "ModelEMA", "decay": 0.9, "horizon": 100}, model=net)
 
 
 def test_a_horizon_without_a_step_is_refused(net):
-    with pytest.raises(ConfigError, match="ModelEMA.horizon is 0, expected at least 1 step"):
+    with pytest.raises(
+        ConfigError, match="ModelEMA.horizon is 0, expected at least 1 step"
+    ):
         create({"type": "ModelEMA", "decay": None, "horizon": 0}, model=net)
 
 
 def test_neither_decay_nor_horizon_is_refused_without_a_run(net):
-    with pytest.raises(ConfigError, match="neither a decay nor a horizon, expected one of them"):
+    with pytest.raises(
+        ConfigError, match="neither a decay nor a horizon, expected one of them"
+    ):
         ModelEMA(net, decay=None)
 
 

@@ -30,7 +30,9 @@ def group_of(groups) -> dict[int, dict]:
 
 def test_what_is_not_phased_learns_from_the_start_at_the_rate_of_its_group(phased):
     plan = learning_plan(phased.model)
-    assert {plan[name] for name in plan if not name.startswith("backbone.vit.")} == {FROM_THE_START}
+    assert {plan[name] for name in plan if not name.startswith("backbone.vit.")} == {
+        FROM_THE_START
+    }
 
 
 def test_what_thaws_is_in_the_optimizer_from_the_start(phased):
@@ -41,7 +43,9 @@ def test_what_thaws_is_in_the_optimizer_from_the_start(phased):
         if name.startswith(("backbone.vit.blocks.1.", "backbone.vit.norm."))
     ]
     assert thawing and not any(p.requires_grad for p in thawing)
-    assert {(groups[id(p)]["thaw_epoch"], round(groups[id(p)]["lr"], 9)) for p in thawing} == {(2, 1e-4)}
+    assert {
+        (groups[id(p)]["thaw_epoch"], round(groups[id(p)]["lr"], 9)) for p in thawing
+    } == {(2, 1e-4)}
 
 
 def test_what_never_thaws_is_not_in_the_optimizer(phased):
@@ -68,8 +72,12 @@ def test_groups_of_phases_are_disjoint_and_named_by_when_they_begin(phased):
 def test_groups_without_a_rate_of_their_own_scale_the_optimizers():
     model = tiny_config(DINOv3Backbone={"layer_decay": 0.5}).model
     groups = group_of(build_param_groups(model, None, lr=0.01))
-    assert groups[id(model.backbone.vit.blocks[0].attn.qkv.weight)]["lr"] == pytest.approx(0.01 * 0.5**2)
-    assert groups[id(model.backbone.vit.blocks[1].attn.qkv.weight)]["lr"] == pytest.approx(0.01 * 0.5)
+    assert groups[id(model.backbone.vit.blocks[0].attn.qkv.weight)][
+        "lr"
+    ] == pytest.approx(0.01 * 0.5**2)
+    assert groups[id(model.backbone.vit.blocks[1].attn.qkv.weight)][
+        "lr"
+    ] == pytest.approx(0.01 * 0.5)
     assert "lr" not in groups[id(model.decoder.dec_score_head[0].weight)]
 
 
@@ -99,9 +107,14 @@ def test_an_optimizer_step_leaves_frozen_weights_bit_identical_although_they_are
     before = {name: p.clone() for name, p in model.named_parameters()}
     outputs = model(
         torch.rand(2, 3, 64, 64),
-        targets=[{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2,
+        targets=[
+            {"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+        ]
+        * 2,
     )
     outputs["pred_logits"].sum().backward()
     optimizer.step()
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    moved = {
+        name for name, p in model.named_parameters() if not torch.equal(p, before[name])
+    }
     assert moved and not [name for name in moved if name.startswith("backbone.vit.")]

@@ -59,21 +59,27 @@ RATES = {  # learning rate and decay of each group
 @pytest.fixture(scope="module", params="nsmlx")
 def published(request):
     """Each size of D-FINE with HGNetv2, by letter."""
-    cfg = YAMLConfig(CONFIGS / f"dfine/dfine_hgnetv2_{request.param}_coco.yml", HGNetv2={"pretrained": False})
+    cfg = YAMLConfig(
+        CONFIGS / f"dfine/dfine_hgnetv2_{request.param}_coco.yml",
+        HGNetv2={"pretrained": False},
+    )
     return request.param, cfg.model, cfg.optimizer.param_groups
 
 
 def test_groups_of_a_published_size_are_disjoint_and_complete(published):
     _, model, groups = published
     grouped = [id(p) for group in groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert sorted(grouped) == sorted(
+        id(p) for p in model.parameters() if p.requires_grad
+    )
 
 
 def test_groups_of_a_published_size_have_the_published_members(published):
     size, _, groups = published
-    assert [(len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups] == PUBLISHED[
-        size
-    ]
+    assert [
+        (len(group["params"]), sum(p.numel() for p in group["params"]))
+        for group in groups
+    ] == PUBLISHED[size]
 
 
 def test_groups_of_a_published_size_have_the_published_rates(published):
@@ -113,13 +119,18 @@ def test_vit_has_a_rate_of_its_own_with_and_without_decay(dinov3):
 
 
 @pytest.mark.parametrize(
-    "part", [".norm", "bias", "gamma_", "cls_token", "reg_token", "adapter.norms", "tap_mix"]
+    "part",
+    [".norm", "bias", "gamma_", "cls_token", "reg_token", "adapter.norms", "tap_mix"],
 )
 def test_norms_biases_layer_scales_and_tokens_are_not_decayed(dinov3, part):
     model, groups = dinov3
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    decayed = {
+        id(p) for group in groups if group["weight_decay"] for p in group["params"]
+    }
     found = [
-        (name, id(p) in decayed) for name, p in model.named_parameters() if part in name and p.requires_grad
+        (name, id(p) in decayed)
+        for name, p in model.named_parameters()
+        if part in name and p.requires_grad
     ]
     assert found, f"no parameter has {part} in its name"
     assert not [name for name, is_decayed in found if is_decayed]
@@ -127,20 +138,31 @@ def test_norms_biases_layer_scales_and_tokens_are_not_decayed(dinov3, part):
 
 def test_all_matrices_of_a_dinov3_detector_are_decayed(dinov3):
     model, groups = dinov3
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Embedding))]
+    decayed = {
+        id(p) for group in groups if group["weight_decay"] for p in group["params"]
+    }
+    weights = [
+        m.weight
+        for m in model.modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.Embedding))
+    ]
     assert len(weights) > 50
     assert all(id(weight) in decayed for weight in weights if weight.requires_grad)
 
 
 def test_whole_size_s_exempts_every_vector_and_token():
-    cfg = YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False})
+    cfg = YAMLConfig(
+        CONFIGS / "dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False}
+    )
     named = members(cfg.model, cfg.optimizer.param_groups)
-    exempt = set().union(*(names for name, names in named.items() if name.endswith("not decayed")))
+    exempt = set().union(
+        *(names for name, names in named.items() if name.endswith("not decayed"))
+    )
     vectors = {
         name
         for name, p in cfg.model.named_parameters()
-        if p.requires_grad and (p.ndim < 2 or "token" in name or name.endswith("tap_mix"))
+        if p.requires_grad
+        and (p.ndim < 2 or "token" in name or name.endswith("tap_mix"))
     }
     assert exempt == vectors
 
@@ -178,7 +200,9 @@ def test_expression_is_searched_anywhere_in_the_name(net):
 def test_settings_of_a_group_are_handed_on(net):
     assert {
         k: v
-        for k, v in build_param_groups(net, [{"params": "head", "lr": 0.5, "weight_decay": 0}])[0].items()
+        for k, v in build_param_groups(
+            net, [{"params": "head", "lr": 0.5, "weight_decay": 0}]
+        )[0].items()
         if k != "params"
     } == {"lr": 0.5, "weight_decay": 0, "name": "head"}
 
@@ -191,7 +215,8 @@ def test_groups_of_the_caller_are_left_as_they_were(net):
 
 def test_empty_group_is_left_out(net):
     assert [
-        group["name"] for group in build_param_groups(net, [{"params": "nothing"}, {"params": ".*"}])
+        group["name"]
+        for group in build_param_groups(net, [{"params": "nothing"}, {"params": ".*"}])
     ] == [".*"]
 
 
@@ -203,14 +228,20 @@ def test_frozen_parameters_are_left_out(net):
 
 def test_parameter_under_two_names_comes_once(net):
     net.tied = net.head
-    assert len(build_param_groups(net, None)[0]["params"]) == len(list(Net().parameters())) - 1
+    assert (
+        len(build_param_groups(net, None)[0]["params"])
+        == len(list(Net().parameters())) - 1
+    )
 
 
 def test_parameter_that_matches_two_expressions_is_named_with_both(net):
     with pytest.raises(
-        ConfigError, match=r"^optimizer.params: head.weight matches both 'head' and 'weight\$'$"
+        ConfigError,
+        match=r"^optimizer.params: head.weight matches both 'head' and 'weight\$'$",
     ):
-        build_param_groups(net, [{"params": "norm.bias"}, {"params": "head"}, {"params": "weight$"}])
+        build_param_groups(
+            net, [{"params": "norm.bias"}, {"params": "head"}, {"params": "weight$"}]
+        )
 
 
 def test_expression_that_is_none_is_refused(net):
@@ -231,10 +262,16 @@ def test_group_without_an_expression_is_refused(net, group):
 
 
 def test_decay_of_matrices_alone_splits_each_group(net):
-    groups = members(net, build_param_groups(net, [{"params": "backbone"}], decay_matrices_only=True))
+    groups = members(
+        net, build_param_groups(net, [{"params": "backbone"}], decay_matrices_only=True)
+    )
     assert groups == {
         "backbone": {"backbone.0.weight"},
-        "backbone, not decayed": {"backbone.0.bias", "backbone.1.weight", "backbone.1.bias"},
+        "backbone, not decayed": {
+            "backbone.0.bias",
+            "backbone.1.weight",
+            "backbone.1.bias",
+        },
         "the rest": {
             "head.weight",
             "attention.in_proj_weight",
@@ -254,7 +291,9 @@ def test_decay_of_matrices_alone_splits_each_group(net):
 
 
 def test_decay_of_matrices_alone_overrides_the_groups_own_decay(net):
-    groups = build_param_groups(net, [{"params": "backbone", "weight_decay": 0.5}], decay_matrices_only=True)
+    groups = build_param_groups(
+        net, [{"params": "backbone", "weight_decay": 0.5}], decay_matrices_only=True
+    )
     assert [group.get("weight_decay") for group in groups] == [0.5, 0.0, None, 0.0]
 
 
@@ -282,7 +321,9 @@ def test_optimizer_uses_the_groups_settings_and_its_own(net):
         },
         model=net,
     )
-    assert [(g["lr"], g["weight_decay"], tuple(g["betas"])) for g in optimizer.param_groups] == [
+    assert [
+        (g["lr"], g["weight_decay"], tuple(g["betas"])) for g in optimizer.param_groups
+    ] == [
         (0.5, 0.2, (0.8, 0.9)),
         (0.1, 0.2, (0.8, 0.9)),
     ]
@@ -291,22 +332,38 @@ def test_optimizer_uses_the_groups_settings_and_its_own(net):
 @pytest.mark.parametrize(
     ("group", "fault"),
     [
-        ({"params": "head", "lrr": 1}, "unknown key 'optimizer.params[0].lrr'; did you mean 'lr'?"),
-        ({"params": "head", "lr": "fast"}, "optimizer.params[0].lr is 'fast', expected a number"),
-        ({"params": "head", "betas": 3}, "optimizer.params[0].betas is 3, expected a list of numbers"),
-        ({"params": "head", "lr": -1.0}, "optimizer.params[0].lr is -1.0, expected at least 0"),
+        (
+            {"params": "head", "lrr": 1},
+            "unknown key 'optimizer.params[0].lrr'; did you mean 'lr'?",
+        ),
+        (
+            {"params": "head", "lr": "fast"},
+            "optimizer.params[0].lr is 'fast', expected a number",
+        ),
+        (
+            {"params": "head", "betas": 3},
+            "optimizer.params[0].betas is 3, expected a list of numbers",
+        ),
+        (
+            {"params": "head", "lr": -1.0},
+            "optimizer.params[0].lr is -1.0, expected at least 0",
+        ),
         (
             {"params": "head", "weight_decay": -1.0},
             "optimizer.params[0].weight_decay is -1.0, expected at least 0",
         ),
     ],
 )
-def test_setting_of_a_group_that_the_optimizer_does_not_take_is_refused(net, group, fault):
+def test_setting_of_a_group_that_the_optimizer_does_not_take_is_refused(
+    net, group, fault
+):
     with pytest.raises(ConfigError) as caught:
         create({"type": "AdamW", "params": [group]}, model=net)
     assert str(caught.value) == fault
 
 
 def test_optimizer_refuses_a_rate_below_zero(net):
-    with pytest.raises(ConfigError, match="^AdamW cannot be built: Invalid learning rate: -1.0$"):
+    with pytest.raises(
+        ConfigError, match="^AdamW cannot be built: Invalid learning rate: -1.0$"
+    ):
         create({"type": "AdamW", "lr": -1.0}, model=net)

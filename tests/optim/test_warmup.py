@@ -11,7 +11,15 @@ from tests.fixtures.lengths import built_for
 
 @pytest.mark.parametrize(
     ("step", "factor"),
-    [(0, 1 / 500), (1, 2 / 500), (249, 0.5), (498, 499 / 500), (499, 1.0), (500, 1.0), (10**9, 1.0)],
+    [
+        (0, 1 / 500),
+        (1, 2 / 500),
+        (249, 0.5),
+        (498, 499 / 500),
+        (499, 1.0),
+        (500, 1.0),
+        (10**9, 1.0),
+    ],
 )
 def test_factor_rises_linearly_to_one(step, factor):
     assert LinearWarmup(500).factor(step) == pytest.approx(factor, rel=1e-12)
@@ -28,17 +36,24 @@ def test_duration_of_one_step_warms_up_nothing():
 
 def test_negative_duration_is_refused():
     with pytest.raises(
-        ConfigError, match="^LinearWarmup.warmup_duration is -1, expected an integer number of steps"
+        ConfigError,
+        match="^LinearWarmup.warmup_duration is -1, expected an integer number of steps",
     ):
         create({"type": "LinearWarmup", "warmup_duration": -1})
 
 
 @pytest.mark.parametrize(
-    ("duration", "steps"), [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)]
+    ("duration", "steps"),
+    [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)],
 )
 def test_duration_may_be_given_in_steps_epochs_or_as_a_share(duration, steps):
-    warmup = built_for(RunLength(72, 100), {"type": "LinearWarmup", "warmup_duration": duration})
-    assert warmup.factor(steps // 2 - 1) == pytest.approx(0.5) and warmup.factor(steps) == 1.0
+    warmup = built_for(
+        RunLength(72, 100), {"type": "LinearWarmup", "warmup_duration": duration}
+    )
+    assert (
+        warmup.factor(steps // 2 - 1) == pytest.approx(0.5)
+        and warmup.factor(steps) == 1.0
+    )
 
 
 @pytest.mark.parametrize("images", [100, 1000, 100_000])
@@ -51,15 +66,21 @@ def test_warm_up_never_takes_more_than_a_tenth_of_the_run(images):
 def test_a_shortened_warm_up_is_logged(caplog):
     with caplog.at_level("INFO"):
         built_for(RunLength(10, 7), {"type": "QuadraticWarmup", "warmup_duration": 500})
-    assert "warm-up is limited to 7 steps, a tenth of the run, instead of 500" in caplog.text
+    assert (
+        "warm-up is limited to 7 steps, a tenth of the run, instead of 500"
+        in caplog.text
+    )
 
 
 def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
-    with pytest.raises(ConfigError, match="warmup_duration is 0.1, which depends on the length of the run"):
+    with pytest.raises(
+        ConfigError,
+        match="warmup_duration is 0.1, which depends on the length of the run",
+    ):
         create({"type": "LinearWarmup", "warmup_duration": 0.1})
 
 
 def test_quadratic_warm_up_rises_with_the_square():
-    assert [QuadraticWarmup(10).factor(step) for step in (0, 4, 9, 50)] == pytest.approx(
-        [0.01, 0.25, 1.0, 1.0]
-    )
+    assert [
+        QuadraticWarmup(10).factor(step) for step in (0, 4, 9, 50)
+    ] == pytest.approx([0.01, 0.25, 1.0, 1.0])

@@ -108,13 +108,17 @@ class TestWithoutGpu:
             pick_device("cuda")
 
     def test_name_that_is_no_device_is_refused(self):
-        with pytest.raises(ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"):
+        with pytest.raises(
+            ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"
+        ):
             pick_device("gpu")
 
 
 class TestWithTwoGpus:
     @pytest.mark.parametrize("name", [None, "cuda"])
-    def test_each_process_takes_the_gpu_of_its_local_rank(self, two_gpus, monkeypatch, name):
+    def test_each_process_takes_the_gpu_of_its_local_rank(
+        self, two_gpus, monkeypatch, name
+    ):
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert pick_device(name) == torch.device("cuda", 1)
         assert two_gpus == [torch.device("cuda", 1)]
@@ -134,7 +138,9 @@ class TestWithTwoGpus:
 
     def test_more_processes_than_gpus_are_refused(self, two_gpus, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "5")
-        with pytest.raises(ConfigError, match="^device cuda:5 was requested, but there are 2"):
+        with pytest.raises(
+            ConfigError, match="^device cuda:5 was requested, but there are 2"
+        ):
             pick_device(None)
 
 
@@ -161,7 +167,9 @@ def launched(monkeypatch):
 
 @pytest.mark.parametrize("count", [None, "1"])
 def test_single_process_joins_nobody(monkeypatch, count):
-    monkeypatch.setenv("WORLD_SIZE", count) if count else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", count) if count else monkeypatch.delenv(
+        "WORLD_SIZE", raising=False
+    )
     join_group(CPU)
     assert not is_distributed()
 
@@ -174,12 +182,15 @@ def test_single_process_joins_nobody(monkeypatch, count):
         (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
     ],
 )
-def test_rank_without_an_address_never_goes_on_alone(launched, monkeypatch, missing, text):
+def test_rank_without_an_address_never_goes_on_alone(
+    launched, monkeypatch, missing, text
+):
     launched()
     for name in missing:
         monkeypatch.delenv(name)
     with pytest.raises(
-        RankError, match=f"^WORLD_SIZE is 2 but {text} is not set; start several ranks with torchrun$"
+        RankError,
+        match=f"^WORLD_SIZE is 2 but {text} is not set; start several ranks with torchrun$",
     ):
         join_group(CPU)
 
@@ -201,7 +212,8 @@ def test_port_in_use_is_told(launched):
 def test_rank_that_finds_nobody_gives_up(launched):
     launched(RANK="1")
     with pytest.raises(
-        RankError, match=r"^rank 1 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: "
+        RankError,
+        match=r"^rank 1 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: ",
     ):
         join_group(CPU, timedelta(seconds=1))
     assert not is_distributed()
@@ -210,7 +222,8 @@ def test_rank_that_finds_nobody_gives_up(launched):
 def test_main_rank_that_nobody_joins_gives_up(launched):
     launched()
     with pytest.raises(
-        RankError, match=r"^rank 0 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: "
+        RankError,
+        match=r"^rank 0 of 2 cannot connect to the other ranks at 127\.0\.0\.1:\d+: ",
     ):
         join_group(CPU, timedelta(seconds=1))
     assert not is_distributed()
@@ -255,13 +268,20 @@ def test_ranks_know_their_numbers():
 
 def test_objects_are_gathered_in_rank_order_on_every_rank():
     assert (
-        two(lambda: gather_objects({"rank": rank(), "data": [rank()] * (1 + 1000 * rank())}))
+        two(
+            lambda: gather_objects(
+                {"rank": rank(), "data": [rank()] * (1 + 1000 * rank())}
+            )
+        )
         == [[{"rank": 0, "data": [0]}, {"rank": 1, "data": [1] * 1001}]] * 2
     )
 
 
 def test_value_of_rank_0_reaches_every_rank():
-    assert two(lambda: broadcast_object({"AP": 0.5} if is_main() else None)) == [{"AP": 0.5}] * 2
+    assert (
+        two(lambda: broadcast_object({"AP": 0.5} if is_main() else None))
+        == [{"AP": 0.5}] * 2
+    )
 
 
 def test_tensors_are_overwritten_by_those_of_rank_0():
@@ -274,7 +294,8 @@ def test_tensors_are_overwritten_by_those_of_rank_0():
 
 
 @pytest.mark.parametrize(
-    ("function", "expected"), [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])]
+    ("function", "expected"),
+    [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])],
 )
 def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expected):
     def work():
@@ -288,7 +309,11 @@ def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expecte
 def test_condition_holds_everywhere_only_if_it_holds_on_every_rank():
     assert (
         two(
-            lambda: everywhere(torch.tensor([[True, True, False, False], [True, False, True, False]][rank()]))
+            lambda: everywhere(
+                torch.tensor(
+                    [[True, True, False, False], [True, False, True, False]][rank()]
+                )
+            )
         )
         == [[True, False, False, False]] * 2
     )
@@ -345,7 +370,12 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
     port = free_port()
 
     def work(number: int) -> None:
-        os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK=str(number),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
 
         def command():
             join_group(CPU)
@@ -384,12 +414,17 @@ def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others()
         if rank() == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
             return ""
-        while Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        while (
+            Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0]
+            != "T"
+        ):
             time.sleep(0.02)
         try:
             return str(
                 distributed.explain_lost_rank(
-                    RuntimeError("Timed out waiting 5000ms for recv operation to complete")
+                    RuntimeError(
+                        "Timed out waiting 5000ms for recv operation to complete"
+                    )
                 )
             )
         finally:

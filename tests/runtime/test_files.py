@@ -58,7 +58,9 @@ def test_old_content_stays_while_the_new_is_written(path):
     assert seen == [b"old"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")]
+)
 def test_old_content_stays_and_nothing_is_left_over_when_the_writer_fails(path, error):
     def write(file):
         file.write(b"half of the n")
@@ -71,12 +73,16 @@ def test_old_content_stays_and_nothing_is_left_over_when_the_writer_fails(path, 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("keep_previous", [None, "previous.bin"])
-def test_old_content_stays_when_the_system_fails(path, monkeypatch, call, keep_previous):
+def test_old_content_stays_when_the_system_fails(
+    path, monkeypatch, call, keep_previous
+):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(ResourceError, match=f"^{path} cannot be written: Input/output error$"):
+    with pytest.raises(
+        ResourceError, match=f"^{path} cannot be written: Input/output error$"
+    ):
         write_atomically(
             path,
             lambda file: file.write(b"new"),
@@ -86,26 +92,36 @@ def test_old_content_stays_when_the_system_fails(path, monkeypatch, call, keep_p
 
 
 def test_previous_content_stays_under_the_other_name(path):
-    write_atomically(path, lambda file: file.write(b"new"), keep_previous=path.with_name("previous.bin"))
+    write_atomically(
+        path,
+        lambda file: file.write(b"new"),
+        keep_previous=path.with_name("previous.bin"),
+    )
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
 def test_previous_content_is_that_of_the_last_write(path):
     for text in (b"second", b"third", b"fourth"):
         write_atomically(
-            path, lambda file, text=text: file.write(text), keep_previous=path.with_name("previous.bin")
+            path,
+            lambda file, text=text: file.write(text),
+            keep_previous=path.with_name("previous.bin"),
         )
     assert content_of(path.parent) == {"file.bin": b"fourth", "previous.bin": b"third"}
 
 
 def test_first_write_keeps_no_previous(tmp_path):
     write_atomically(
-        tmp_path / "fresh.bin", lambda file: file.write(b"new"), keep_previous=tmp_path / "previous.bin"
+        tmp_path / "fresh.bin",
+        lambda file: file.write(b"new"),
+        keep_previous=tmp_path / "previous.bin",
     )
     assert content_of(tmp_path) == {"fresh.bin": b"new"}
 
 
-def test_file_is_there_at_every_moment_of_a_write_that_keeps_the_previous(path, monkeypatch):
+def test_file_is_there_at_every_moment_of_a_write_that_keeps_the_previous(
+    path, monkeypatch
+):
     seen, replace = [], os.replace
 
     def watched(source, target):
@@ -114,22 +130,38 @@ def test_file_is_there_at_every_moment_of_a_write_that_keeps_the_previous(path, 
         seen.append(path.read_bytes())
 
     monkeypatch.setattr(os, "replace", watched)
-    write_atomically(path, lambda file: file.write(b"new"), keep_previous=path.with_name("previous.bin"))
+    write_atomically(
+        path,
+        lambda file: file.write(b"new"),
+        keep_previous=path.with_name("previous.bin"),
+    )
     assert seen == [b"old", b"old", b"old", b"new"]
 
 
 def test_write_after_a_crash_between_keeping_and_replacing_leaves_nothing_over(path):
-    os.link(path, path.with_name("previous.bin"))  # what such a crash leaves: both names are one file
-    write_atomically(path, lambda file: file.write(b"new"), keep_previous=path.with_name("previous.bin"))
+    os.link(
+        path, path.with_name("previous.bin")
+    )  # what such a crash leaves: both names are one file
+    write_atomically(
+        path,
+        lambda file: file.write(b"new"),
+        keep_previous=path.with_name("previous.bin"),
+    )
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
-def test_previous_content_is_copied_where_files_cannot_have_two_names(path, monkeypatch):
+def test_previous_content_is_copied_where_files_cannot_have_two_names(
+    path, monkeypatch
+):
     def refuse(*_):
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    write_atomically(path, lambda file: file.write(b"new"), keep_previous=path.with_name("previous.bin"))
+    write_atomically(
+        path,
+        lambda file: file.write(b"new"),
+        keep_previous=path.with_name("previous.bin"),
+    )
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
@@ -140,7 +172,9 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
             ResourceError,
             match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
         ):
-            write_atomically(path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)])
+            write_atomically(
+                path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)]
+            )
 
     ended = run_forked(child, path.parent.parent)
     assert (ended.code, content_of(path.parent)) == (0, {"file.bin": b"old"}), ended.err
@@ -148,7 +182,8 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
 
 def test_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(
-        ResourceError, match=r"/absent/file.bin cannot be written: No such file or directory$"
+        ResourceError,
+        match=r"/absent/file.bin cannot be written: No such file or directory$",
     ):
         write_atomically(tmp_path / "absent" / "file.bin", lambda file: None)
 
@@ -174,12 +209,17 @@ def test_output_folder_with_content_is_left_as_it_is(path):
 
 
 def test_file_in_place_of_the_output_folder_is_refused(path):
-    with pytest.raises(ConfigError, match=f"^output_dir {path} cannot be written to: File exists$"):
+    with pytest.raises(
+        ConfigError, match=f"^output_dir {path} cannot be written to: File exists$"
+    ):
         prepare_output_dir(path)
 
 
 def test_file_in_place_of_a_parent_is_refused(path):
-    with pytest.raises(ConfigError, match=f"^output_dir {path}/run cannot be written to: Not a directory$"):
+    with pytest.raises(
+        ConfigError,
+        match=f"^output_dir {path}/run cannot be written to: Not a directory$",
+    ):
         prepare_output_dir(path / "run")
 
 
@@ -188,12 +228,17 @@ def test_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "touch", refuse)
-    with pytest.raises(ConfigError, match=f"^output_dir {tmp_path} cannot be written to: Permission denied$"):
+    with pytest.raises(
+        ConfigError,
+        match=f"^output_dir {tmp_path} cannot be written to: Permission denied$",
+    ):
         prepare_output_dir(tmp_path)
 
 
 def test_half_written_files_are_removed_and_named(path):
-    leftovers = {temporary_path(path.with_name(name)).name for name in ("last.pth", "probe")}
+    leftovers = {
+        temporary_path(path.with_name(name)).name for name in ("last.pth", "probe")
+    }
     for name in leftovers:
         (path.parent / name).touch()
     assert set(remove_leftovers(path.parent)) == leftovers
@@ -201,7 +246,14 @@ def test_half_written_files_are_removed_and_named(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["last.pth.tmp.123", ".last.pth.tmp", "data.tmp.csv", ".x.12-zzzzzzzz.dfine-tmp", "x.dfine-tmp"]
+    "name",
+    [
+        "last.pth.tmp.123",
+        ".last.pth.tmp",
+        "data.tmp.csv",
+        ".x.12-zzzzzzzz.dfine-tmp",
+        "x.dfine-tmp",
+    ],
 )
 def test_temporary_files_of_others_are_left_alone(path, name):
     path.with_name(name).write_bytes(b"theirs")
@@ -218,7 +270,10 @@ def test_a_link_with_the_name_of_a_temporary_file_is_left_alone(path):
 
 def test_a_file_that_is_being_written_is_no_leftover(path):
     found = []
-    write_atomically(path, lambda file: found.extend(remove_leftovers(path.parent)) or file.write(b"new"))
+    write_atomically(
+        path,
+        lambda file: found.extend(remove_leftovers(path.parent)) or file.write(b"new"),
+    )
     assert found == []
     assert content_of(path.parent) == {"file.bin": b"new"}
 
@@ -265,13 +320,19 @@ def test_file_half_written_by_a_killed_process_is_taken_for_a_leftover(path):
 def test_second_holder_of_a_folder_is_refused_with_the_pid_of_the_first(tmp_path):
     with locked(tmp_path), pytest.raises(ConfigError) as caught, locked(tmp_path):
         pass
-    assert str(caught.value) == f"{tmp_path} is in use by process {os.getpid()}; choose another --output-dir"
+    assert (
+        str(caught.value)
+        == f"{tmp_path} is in use by process {os.getpid()}; choose another --output-dir"
+    )
 
 
 def test_refused_attempt_leaves_the_pid_of_the_holder(tmp_path):
     with locked(tmp_path):
         for _ in range(2):
-            with pytest.raises(ConfigError, match=f"in use by process {os.getpid()};"), locked(tmp_path):
+            with (
+                pytest.raises(ConfigError, match=f"in use by process {os.getpid()};"),
+                locked(tmp_path),
+            ):
                 pass
 
 
@@ -313,7 +374,9 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
         assert (tmp_path / "run" / LOCK).read_text() == str(os.getpid())
 
 
-def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(tmp_path):
+def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(
+    tmp_path,
+):
     ready, begun = os.pipe()
     holder = os.fork()
     if not holder:
@@ -342,16 +405,23 @@ def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
             refuse_replacing(taken)
 
 
-def test_a_lock_that_is_a_link_or_somebody_elses_file_is_refused_and_left_as_it_is(path):
+def test_a_lock_that_is_a_link_or_somebody_elses_file_is_refused_and_left_as_it_is(
+    path,
+):
     lock = path.with_name(LOCK)
     lock.symlink_to(path)
     with (
-        pytest.raises(ConfigError, match="cannot be used as a lock: it is a symbolic link"),
+        pytest.raises(
+            ConfigError, match="cannot be used as a lock: it is a symbolic link"
+        ),
         locked(path.parent),
     ):
         pass
     lock.unlink()
     lock.write_text("yarn lockfile v1")
-    with pytest.raises(ConfigError, match="is not a lock of this project"), locked(path.parent):
+    with (
+        pytest.raises(ConfigError, match="is not a lock of this project"),
+        locked(path.parent),
+    ):
         pass
     assert (path.read_bytes(), lock.read_text()) == (b"old", "yarn lockfile v1")

@@ -11,12 +11,22 @@ NAN, INF = float("nan"), float("inf")
 
 
 def test_tensors_are_found_with_their_places():
-    content = {"model": {"w": torch.ones(1)}, "state": [{"m": torch.zeros(2)}, (torch.ones(3), "x")], "n": 3}
-    assert [name for name, _ in tensors_in(content)] == ["model.w", "state.0.m", "state.1.0"]
+    content = {
+        "model": {"w": torch.ones(1)},
+        "state": [{"m": torch.zeros(2)}, (torch.ones(3), "x")],
+        "n": 3,
+    }
+    assert [name for name, _ in tensors_in(content)] == [
+        "model.w",
+        "state.0.m",
+        "state.1.0",
+    ]
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_one_bad_number_among_many_is_found(value, dtype):
     bad = torch.ones(1000, dtype=dtype)
     bad[777] = value
@@ -30,7 +40,10 @@ def test_one_bad_number_among_many_is_found(value, dtype):
         {"a": torch.ones(3)},
         {"a": torch.tensor([1, 2]), "b": torch.tensor([True])},
         {"a": torch.zeros(0)},
-        {"a": torch.full((4,), 3e38), "b": torch.full((4,), 65504.0, dtype=torch.float16)},
+        {
+            "a": torch.full((4,), 3e38),
+            "b": torch.full((4,), 65504.0, dtype=torch.float16),
+        },
         {
             "model": {"decoder.anchors": torch.tensor([INF])},
             "ema": {"module": {"decoder.anchors": torch.tensor([INF])}},
@@ -44,15 +57,24 @@ def test_what_is_finite_or_infinite_on_purpose_passes(content):
 
 @pytest.mark.parametrize(
     ("key", "told"),
-    [("scores", "scores"), ("boxes", "boxes"), ("pred_logits", "logits"), ("pred_boxes", "boxes")],
+    [
+        ("scores", "scores"),
+        ("boxes", "boxes"),
+        ("pred_logits", "logits"),
+        ("pred_boxes", "boxes"),
+    ],
 )
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_outputs_that_are_not_numbers_are_refused_with_the_image(key, told, value, kind):
+def test_outputs_that_are_not_numbers_are_refused_with_the_image(
+    key, told, value, kind
+):
     found = {key: kind([[[0.5, 0.1]], [[0.2, 0.3]]]), "labels": kind([[NAN], [NAN]])}
     refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
     found[key][1, 0, 1] = value
-    with pytest.raises(NumericsError, match=f"gives {told} that are not finite for b.jpg"):
+    with pytest.raises(
+        NumericsError, match=f"gives {told} that are not finite for b.jpg"
+    ):
         refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
 
 

@@ -18,7 +18,10 @@ def logger_as_it_was():
 
 def said(capsys) -> list[str]:
     """Return what was printed, without the times."""
-    return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in capsys.readouterr().out.splitlines()]
+    return [
+        re.sub(r"^\d\d:\d\d:\d\d ", "", line)
+        for line in capsys.readouterr().out.splitlines()
+    ]
 
 
 def test_message_goes_to_the_terminal_with_the_time(capsys):

@@ -16,6 +16,8 @@ def test_allocator_without_such_a_setting_is_left_as_it_is(monkeypatch):
     assert keep_freed_memory.__wrapped__() is False
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc has this setting"
+)
 def test_glibc_takes_the_setting():
     assert keep_freed_memory.__wrapped__() is True

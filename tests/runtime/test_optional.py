@@ -22,7 +22,9 @@ def test_a_package_that_is_not_there_is_told_with_what_installs_it(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ADVICE)
-def test_a_known_package_that_is_not_there_is_told_with_its_own_advice(monkeypatch, name):
+def test_a_known_package_that_is_not_there_is_told_with_its_own_advice(
+    monkeypatch, name
+):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match="pip install"):
         import_optional(name)
@@ -31,7 +33,9 @@ def test_a_known_package_that_is_not_there_is_told_with_its_own_advice(monkeypat
 def test_a_package_that_lacks_another_one_is_told_with_both(tmp_path, monkeypatch):
     (tmp_path / "half_installed.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"\(half_installed needs a_package_that_nobody_has\)$"):
+    with pytest.raises(
+        ConfigError, match=r"\(half_installed needs a_package_that_nobody_has\)$"
+    ):
         import_optional("half_installed", "x")
 
 
@@ -40,6 +44,10 @@ def test_onnx_runtime_reports_nothing_to_its_maker_unless_a_user_allows_it(tmp_p
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     for given, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
         ended = subprocess.run(
-            [sys.executable, "-c", look], env=environment | given, capture_output=True, text=True, check=True
+            [sys.executable, "-c", look],
+            env=environment | given,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert ended.stdout.strip() == expected

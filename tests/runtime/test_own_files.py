@@ -34,14 +34,22 @@ def write_ours(folder):
     """Write one of each kind of file, as the project writes it; return their paths."""
     write_tensor_file(folder / "best.pth", {"model": {"w": torch.ones(2)}})
     (folder / "eval.json").write_text(json.dumps(marked_json({"AP": 0.5})))
-    (folder / "run_status.json").write_text('{"status": "done", "exit_code": 0, "message": "done"}')
-    (folder / "predictions.json").write_text('[\n{"image_id": 1, "category_id": 3}\n]\n')
+    (folder / "run_status.json").write_text(
+        '{"status": "done", "exit_code": 0, "message": "done"}'
+    )
+    (folder / "predictions.json").write_text(
+        '[\n{"image_id": 1, "category_id": 3}\n]\n'
+    )
     (folder / "none.json").write_text("[\n\n]\n")
     (folder / "config.yml").write_text(f"{YAML_HEADER}epochs: 3\n")
-    (folder / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n{"epoch": 1}\n')
+    (folder / "log.txt").write_text(
+        '{"epoch": 0, "stage": 1, "best_metric": "AP"}\n{"epoch": 1}\n'
+    )
     np.savez(folder / "images.train.npz", names="x", rows=np.zeros((1, 7)))
     write_picture(folder / "picture.jpg", Image.new("RGB", (8, 8)))
-    (folder / "report.html").write_text('<html><meta name="generator" content="dfine_dinov3"></html>')
+    (folder / "report.html").write_text(
+        '<html><meta name="generator" content="dfine_dinov3"></html>'
+    )
     (folder / "clip.mp4").write_bytes(b"\0\0\0\x08moov")
     mark_video(folder / "clip.mp4")
     return sorted(folder.iterdir())
@@ -50,8 +58,12 @@ def write_ours(folder):
 def write_foreign(folder):
     """Write files of other people under such names; return their paths."""
     torch.save({"model": {}}, folder / "best.pth")
-    (folder / "eval.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    (folder / "predictions.json").write_text('[{"image_id": 1, "category_id": 3, "bbox": [], "score": 1}]')
+    (folder / "eval.json").write_text(
+        '{"images": [], "annotations": [], "categories": []}'
+    )
+    (folder / "predictions.json").write_text(
+        '[{"image_id": 1, "category_id": 3, "bbox": [], "score": 1}]'
+    )
     (folder / "config.yml").write_text("epochs: 3\n")
     (folder / "log.txt").write_text("my notes\n")
     np.savez(folder / "images.train.npz", other=np.zeros(3))
@@ -90,9 +102,13 @@ def test_links_and_folders_are_not_ours(tmp_path, make):
 def test_foreign_files_are_named_and_ours_and_free_names_are_not(tmp_path):
     write_ours(tmp_path)
     (tmp_path / "theirs.yml").write_text("a: 1")
-    refuse_foreign([tmp_path / "config.yml", tmp_path / "free.yml"], "choose another place")
+    refuse_foreign(
+        [tmp_path / "config.yml", tmp_path / "free.yml"], "choose another place"
+    )
     with pytest.raises(ConfigError) as caught:
-        refuse_foreign([tmp_path / "config.yml", tmp_path / "theirs.yml"], "choose another place")
+        refuse_foreign(
+            [tmp_path / "config.yml", tmp_path / "theirs.yml"], "choose another place"
+        )
     assert str(caught.value) == (
         f"{tmp_path / 'theirs.yml'} would be replaced, but this project did not write it; choose another place"
     )
@@ -105,7 +121,9 @@ def test_a_result_does_not_replace_an_input_whatever_its_name(tmp_path, name):
     if name != "same":
         given = tmp_path / "start.pth"
         given.symlink_to(result) if name == "symbolic link" else os.link(result, given)
-    with pytest.raises(ConfigError, match=f"-t names {given}, which this command would replace"):
+    with pytest.raises(
+        ConfigError, match=f"-t names {given}, which this command would replace"
+    ):
         refuse_replacing_inputs([result], {"-c": None, "-t": given})
     refuse_replacing_inputs([tmp_path / "free.pth"], {"-t": given})
 
@@ -124,7 +142,9 @@ def test_no_two_pictures_have_one_name(names, pictures):
     assert picture_names(names) == pictures
 
 
-def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(tmp_path):
+def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(
+    tmp_path,
+):
     path = tmp_path / "eval.json"
     content = marked_coco({"images": [], "info": {"year": 2026}})
     assert content["info"] == {MARK: WRITER, "year": 2026}
@@ -140,7 +160,9 @@ def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(t
 
 def test_a_large_file_of_somebody_elses_is_not_read_whole(tmp_path):
     text = "x" * LARGEST_READ
-    (tmp_path / "a.json").write_text(json.dumps({"x": text, "written_by": "dfine_dinov3"}))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"x": text, "written_by": "dfine_dinov3"})
+    )
     assert not is_ours(tmp_path / "a.json")
     write_report(tmp_path / "b.json", {"x": text})
     assert is_ours(tmp_path / "b.json")

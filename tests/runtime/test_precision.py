@@ -6,8 +6,12 @@ import torch
 from src.runtime.precision import autocast_dtype
 
 
-@pytest.mark.parametrize(("is_native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_cuda_computes_in_bf16_only_where_it_is_native(monkeypatch, is_native, expected):
+@pytest.mark.parametrize(
+    ("is_native", "expected"), [(True, torch.bfloat16), (False, torch.float16)]
+)
+def test_cuda_computes_in_bf16_only_where_it_is_native(
+    monkeypatch, is_native, expected
+):
     def is_supported(including_emulation=True):
         return is_native or including_emulation
 

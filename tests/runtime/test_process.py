@@ -37,7 +37,9 @@ def test_command_that_succeeds_ends_with_0_and_says_nothing(tmp_path):
 
 @pytest.mark.parametrize(("kind", "code"), KINDS)
 def test_expected_error_ends_with_its_code_and_one_line(tmp_path, kind, code):
-    ended = run_forked(lambda: run_command(failing(kind("labels.json: no images; add some"))), tmp_path)
+    ended = run_forked(
+        lambda: run_command(failing(kind("labels.json: no images; add some"))), tmp_path
+    )
     assert ended == (code, "", f"error[{code}]: labels.json: no images; add some\n")
 
 
@@ -78,34 +80,49 @@ def test_lack_of_memory_in_torch_ends_with_6_and_what_takes_less(tmp_path, error
     ended = run_forked(lambda: run_command(failing(error)), tmp_path)
     assert ended.code == 6
     assert all(
-        name in ended.err for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
+        name in ended.err
+        for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
     )
 
 
 def test_no_traceback_without_debug(tmp_path):
-    assert "Traceback" not in run_forked(lambda: run_command(failing(ValueError("x"))), tmp_path).err
+    assert (
+        "Traceback"
+        not in run_forked(lambda: run_command(failing(ValueError("x"))), tmp_path).err
+    )
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):
     lines = run_forked(
         lambda: run_command(failing(errors.DataError("x")), debug=True), tmp_path
     ).err.splitlines()
-    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "error[3]: x")
+    assert (lines[0], lines[-1]) == (
+        "Traceback (most recent call last):",
+        "error[3]: x",
+    )
 
 
 def test_message_stays_on_one_line_and_its_control_characters_are_visible(tmp_path):
-    ended = run_forked(lambda: run_command(failing(errors.DataError("image \x1b[2J\nname"))), tmp_path)
+    ended = run_forked(
+        lambda: run_command(failing(errors.DataError("image \x1b[2J\nname"))), tmp_path
+    )
     assert ended.err == "error[3]: image \\x1b[2J\\nname\n"
 
 
 def status_after(tmp_path, command) -> dict:
     (tmp_path / "run").mkdir()
-    run_forked(lambda: run_command(command, status_dir=lambda: tmp_path / "run"), tmp_path)
+    run_forked(
+        lambda: run_command(command, status_dir=lambda: tmp_path / "run"), tmp_path
+    )
     return json.loads((tmp_path / "run" / STATUS_FILE).read_text())
 
 
 def test_status_of_a_success_is_written(tmp_path):
-    assert status_after(tmp_path, lambda: None) == {"status": "done", "exit_code": 0, "message": "done"}
+    assert status_after(tmp_path, lambda: None) == {
+        "status": "done",
+        "exit_code": 0,
+        "message": "done",
+    }
 
 
 @pytest.mark.parametrize(("kind", "code"), KINDS)
@@ -138,7 +155,9 @@ def test_status_folder_is_asked_for_at_the_end(tmp_path):
 
 def test_status_is_left_out_where_there_is_no_folder(tmp_path):
     ended = run_forked(
-        lambda: run_command(failing(errors.ConfigError("x")), status_dir=lambda: tmp_path / "absent"),
+        lambda: run_command(
+            failing(errors.ConfigError("x")), status_dir=lambda: tmp_path / "absent"
+        ),
         tmp_path,
     )
     assert (ended.code, (tmp_path / "absent").exists()) == (2, False)
@@ -151,9 +170,16 @@ def test_exit_code_reaches_the_shell(tmp_path):
         "run_command(command, status_dir=lambda: pathlib.Path(sys.argv[1]))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (run.returncode, run.stderr) == (4, "error[4]: best.pth is empty (0 bytes)\n")
+    assert (run.returncode, run.stderr) == (
+        4,
+        "error[4]: best.pth is empty (0 bytes)\n",
+    )
     assert json.loads((tmp_path / STATUS_FILE).read_text())["exit_code"] == 4
 
 

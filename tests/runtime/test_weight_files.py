@@ -31,7 +31,8 @@ def content():
     generator = torch.Generator().manual_seed(0)
     return {
         "model": OrderedDict(
-            (f"layer{i}.weight", torch.randn(40, 40, generator=generator)) for i in range(4)
+            (f"layer{i}.weight", torch.randn(40, 40, generator=generator))
+            for i in range(4)
         ),
         "optimizer": {
             "state": {0: {"step": torch.tensor(3.0)}},
@@ -114,7 +115,10 @@ def test_safetensors_are_read(tmp_path):
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_sha256(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 # ---- full disks ----
@@ -149,9 +153,9 @@ def flipped(path: Path, position: int, bit: int) -> Path:
 def test_flipped_bit_in_a_weight_is_detected(path, content):
     weight = content["model"]["layer2.weight"].numpy().tobytes()
     bad = flipped(path, path.read_bytes().index(weight) + 100, 3)
-    assert torch.load(bad, weights_only=True)["model"].keys() == content["model"].keys(), (
-        "torch itself notices nothing"
-    )
+    assert (
+        torch.load(bad, weights_only=True)["model"].keys() == content["model"].keys()
+    ), "torch itself notices nothing"
     assert (
         refused(bad)
         == f"FILE ({bad.stat().st_size} bytes) is damaged: its content does not match the digest inside it"
@@ -172,7 +176,9 @@ def test_no_flipped_bit_changes_what_is_read(path, content):
 
 
 def test_flipped_bit_in_the_digest_is_detected(path):
-    assert "does not match the digest inside it" in refused(flipped(path, path.stat().st_size - 10, 0))
+    assert "does not match the digest inside it" in refused(
+        flipped(path, path.stat().st_size - 10, 0)
+    )
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
@@ -186,16 +192,21 @@ def damages_at_the_end(raw: bytes) -> dict[str, bytes]:
     """Return sixty damages of the last bytes of a file of ours, where its digest is."""
     rng = random.Random(0)
     cuts = {
-        f"cut by {count}": raw[:-count] for count in (*range(1, 16), 20, 30, 40, 50, 64, 70, 71, 72, 73, 93)
+        f"cut by {count}": raw[:-count]
+        for count in (*range(1, 16), 20, 30, 40, 50, 64, 70, 71, 72, 73, 93)
     }
     flips = {}
     for back in (*range(1, 12), 30, 64, 65, 70, 71, 72, 73):
         damaged = bytearray(raw)
         damaged[-back] ^= 1 << rng.randrange(8)
         flips[f"flipped {back} from the end"] = bytes(damaged)
-    zeros = {f"{count} zeros": raw[:-count] + bytes(count) for count in (1, 2, 10, 30, 64, 71, 73)}
+    zeros = {
+        f"{count} zeros": raw[:-count] + bytes(count)
+        for count in (1, 2, 10, 30, 64, 71, 73)
+    }
     more = {
-        f"{count} bytes more": raw + bytes([count % 256]) * count for count in (1, 2, 22, 71, 73, 100, 1000)
+        f"{count} bytes more": raw + bytes([count % 256]) * count
+        for count in (1, 2, 22, 71, 73, 100, 1000)
     }
     moved = {
         "its end twice": raw + raw[-73:],
@@ -219,8 +230,12 @@ def test_sixty_damages_near_the_end_are_all_noticed(path):
     assert loaded == []
 
 
-def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest(path, content, monkeypatch):
-    monkeypatch.setattr("src.runtime.weight_files.MARK", "earlier versions wrote no mark")
+def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest(
+    path, content, monkeypatch
+):
+    monkeypatch.setattr(
+        "src.runtime.weight_files.MARK", "earlier versions wrote no mark"
+    )
     write_tensor_file(path, content)
     path.write_bytes(path.read_bytes()[:-20])
     monkeypatch.undo()
@@ -229,7 +244,9 @@ def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest
 
 def test_content_that_another_program_saved_again_is_refused_with_what_helps(path):
     torch.save(torch.load(path, weights_only=True), path)
-    with pytest.raises(CheckpointError, match="it must leave out the entry 'written_by'"):
+    with pytest.raises(
+        CheckpointError, match="it must leave out the entry 'written_by'"
+    ):
         read_tensor_file(path)
 
 
@@ -273,7 +290,10 @@ def test_empty_file_is_refused(path):
 
 
 def test_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
-    assert refused(tmp_path / "absent.pth") == f"FILE does not exist (looked from {Path.cwd()})"
+    assert (
+        refused(tmp_path / "absent.pth")
+        == f"FILE does not exist (looked from {Path.cwd()})"
+    )
 
 
 def test_folder_is_refused(tmp_path):
@@ -292,7 +312,9 @@ def test_folder_is_refused(tmp_path):
 def test_damaged_safetensors_are_refused(tmp_path, raw):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(raw)
-    assert refused(path).startswith(f"FILE ({len(raw)} bytes) is damaged or not a safetensors file: ")
+    assert refused(path).startswith(
+        f"FILE ({len(raw)} bytes) is damaged or not a safetensors file: "
+    )
 
 
 def test_truncated_safetensors_are_refused(tmp_path):
@@ -328,13 +350,18 @@ class _Executes:
     "save",
     [
         torch.save,
-        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda content, path: torch.save(
+            content, path, _use_new_zipfile_serialization=False
+        ),
         lambda content, path: path.write_bytes(pickle.dumps(content)),
     ],
     ids=["zip", "legacy", "pickle"],
 )
 def test_code_in_a_file_is_not_executed(tmp_path, kind, save):
-    save({"model": {"w": torch.zeros(2)}, "extra": kind(tmp_path / "canary")}, tmp_path / "evil.pth")
+    save(
+        {"model": {"w": torch.zeros(2)}, "extra": kind(tmp_path / "canary")},
+        tmp_path / "evil.pth",
+    )
     message = refused(tmp_path / "evil.pth")
     assert not (tmp_path / "canary").exists()
     assert "it was not loaded" in message
@@ -358,18 +385,27 @@ def test_refusal_comes_without_warnings_of_torch(tmp_path):
 
 
 def test_code_behind_a_first_error_is_not_executed_by_a_second_attempt(tmp_path):
-    torch.save([_Executes(tmp_path / "first"), _Executes(tmp_path / "second")], tmp_path / "evil.pth")
+    torch.save(
+        [_Executes(tmp_path / "first"), _Executes(tmp_path / "second")],
+        tmp_path / "evil.pth",
+    )
     refused(tmp_path / "evil.pth")
     assert list(tmp_path.iterdir()) == [tmp_path / "evil.pth"]
 
 
 def test_pickle_under_the_name_of_safetensors_is_not_executed(tmp_path):
-    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps(_Executes(tmp_path / "canary")))
-    assert "is damaged or not a safetensors file" in refused(tmp_path / "evil.safetensors")
+    (tmp_path / "evil.safetensors").write_bytes(
+        pickle.dumps(_Executes(tmp_path / "canary"))
+    )
+    assert "is damaged or not a safetensors file" in refused(
+        tmp_path / "evil.safetensors"
+    )
     assert not (tmp_path / "canary").exists()
 
 
-def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(
+    tmp_path, monkeypatch
+):
     torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "honest.pth")
     with (
         zipfile.ZipFile(tmp_path / "honest.pth") as honest,
@@ -377,7 +413,9 @@ def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(tmp_
     ):
         for record in honest.infolist():
             bomb.writestr(record.filename, honest.read(record))
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
+    monkeypatch.setattr(
+        torch, "load", lambda *_, **__: pytest.fail("the file was read")
+    )
     packed = (tmp_path / "bomb.pth").stat().st_size
     message = refused(tmp_path / "bomb.pth")
     assert message.startswith(f"FILE has {packed} bytes but unpacks to 419")
@@ -390,7 +428,9 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", bytes(10_000))
         archive.filelist += archive.filelist * 50
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
+    monkeypatch.setattr(
+        torch, "load", lambda *_, **__: pytest.fail("the file was read")
+    )
     assert (
         refused(path)
         == f"FILE has {path.stat().st_size} bytes but claims records of 510000; it was not loaded"
@@ -415,16 +455,24 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
     ],
     ids=["stride of 0", "meta", "sparse"],
 )
-def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(tmp_path, make, told):
+def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(
+    tmp_path, make, told
+):
     torch.save(
-        {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]}, tmp_path / "hollow.pth"
+        {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]},
+        tmp_path / "hollow.pth",
     )
     assert told in refused(tmp_path / "hollow.pth")
 
 
 def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):
     part = {"w": torch.ones(4)}
-    content = {"a": part, "b": [part, part], "row": torch.zeros(1).expand(1000), "half": part["w"][:2]}
+    content = {
+        "a": part,
+        "b": [part, part],
+        "row": torch.zeros(1).expand(1000),
+        "half": part["w"][:2],
+    }
     content["itself"] = content["b"]
     torch.save(content, tmp_path / "shared.pth")
     assert equal(read_tensor_file(tmp_path / "shared.pth"), content)

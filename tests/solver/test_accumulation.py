@@ -19,7 +19,10 @@ from tests.fixtures.detector import random_boxes
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import tiny_config
 
-PROMISED = {"DFINETransformer": {"num_denoising": 0}, "DFINECriterion": {"weight_dict": {"loss_ddf": 0}}}
+PROMISED = {
+    "DFINETransformer": {"num_denoising": 0},
+    "DFINECriterion": {"weight_dict": {"loss_ddf": 0}},
+}
 """Without denoising and distillation, whose counts and means belong to a batch."""
 
 
@@ -30,7 +33,9 @@ def detector():
     cfg = tiny_config(num_classes=4, **PROMISED)
     model = cfg.model.train()
     freeze_batch_norms(model)
-    for parameter in model.decoder.parameters():  # zero-initialised heads would hide differences
+    for (
+        parameter
+    ) in model.decoder.parameters():  # zero-initialised heads would hide differences
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     return model, cfg.criterion.train()
@@ -42,7 +47,11 @@ def sixteen_images():
     torch.manual_seed(1)
     counts = [3, 0, 1, 7, 2, 2, 0, 0, 5, 1, 1, 0, 4, 9, 1, 2]
     targets = [
-        {"labels": torch.randint(4, (count,)), "boxes": random_boxes(count), "image_path": f"{index}.jpg"}
+        {
+            "labels": torch.randint(4, (count,)),
+            "boxes": random_boxes(count),
+            "image_path": f"{index}.jpg",
+        }
         for index, count in enumerate(counts)
     ]
     return torch.rand(16, 3, 64, 64), targets
@@ -74,19 +83,27 @@ def window(parts: int) -> list:
     mine = range(rank() * share, (rank() + 1) * share)
     size = share // parts
     return [
-        (images[mine[start : start + size]], [targets[i] for i in mine[start : start + size]])
+        (
+            images[mine[start : start + size]],
+            [targets[i] for i in mine[start : start + size]],
+        )
         for start in range(0, share, size)
     ]
 
 
-def gradient(parts: int, exact: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
+def gradient(
+    parts: int, exact: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
     """Return every gradient of one step, the losses, and how many times gradients were averaged over ranks."""
     step = make_step(exact)
     calls = []
     Phases(step).begin(0)
     if world_size() > 1:
         step.wrapped.register_comm_hook(
-            None, lambda state, bucket: calls.append(bucket.index()) or allreduce_hook(None, bucket)
+            None,
+            lambda state, bucket: (
+                calls.append(bucket.index()) or allreduce_hook(None, bucket)
+            ),
         )
     trained = {name: p for name, p in step.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -101,7 +118,10 @@ def gradient(parts: int, exact: bool = True) -> tuple[dict[str, torch.Tensor], d
 def apart(one: dict, two: dict) -> float:
     """Return the largest difference of a gradient, relative to its norm."""
     floor = 1e-3 * max(g.norm() for g in one.values())
-    return max(((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item() for name in one)
+    return max(
+        ((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item()
+        for name in one
+    )
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +168,9 @@ def test_counting_leaves_random_state_and_batch_statistics_unchanged():
     )
     seen = []
     model.register_forward_hook(
-        lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone())
+        lambda module, inputs, outputs: seen.append(
+            outputs["dn_outputs"][0]["pred_boxes"].detach().clone()
+        )
     )
     once = copy.deepcopy(model)
     step(0, window(2))
@@ -178,7 +200,9 @@ def test_a_loss_that_draws_random_numbers_does_not_change_those_of_the_next_batc
     )
     seen = []
     model.register_forward_hook(
-        lambda module, inputs, outputs: seen.append(outputs["dn_outputs"][0]["pred_boxes"].detach().clone())
+        lambda module, inputs, outputs: seen.append(
+            outputs["dn_outputs"][0]["pred_boxes"].detach().clone()
+        )
     )
     step(0, window(2))
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
@@ -191,7 +215,9 @@ def tiny():
 
 def test_a_window_with_batches_without_objects_has_all_losses():
     images, targets = sixteen_images()
-    empty = [{"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}] * 2
+    empty = [
+        {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+    ] * 2
     model, criterion = copy.deepcopy(tiny().model.train()), tiny().criterion
     step = TrainStep(
         model=model,
@@ -204,7 +230,9 @@ def test_a_window_with_batches_without_objects_has_all_losses():
         clip_max_norm=0.0,
         guard=NumericsGuard(1000),
     )
-    losses = step(0, [(images[:2], empty), (images[2:4], targets[2:4]), (images[4:6], empty)])
+    losses = step(
+        0, [(images[:2], empty), (images[2:4], targets[2:4]), (images[4:6], empty)]
+    )
     assert losses.keys() == step(1, [(images[:2], targets[:2])]).keys()
     assert all(torch.isfinite(value) for value in losses.values())
 
@@ -215,12 +243,22 @@ def test_a_bad_batch_drops_the_whole_window_and_is_the_one_that_is_named(caplog)
     parts[2] = (torch.full_like(parts[2][0], float("nan")), parts[2][1])
     before = copy.deepcopy(step.model.state_dict())
     assert step(7, parts) is None
-    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
-    assert "step 7 skipped" in caplog.text and "images: 8.jpg, 9.jpg, 10.jpg, 11.jpg" in caplog.text
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in step.model.state_dict().items()
+    )
+    assert (
+        "step 7 skipped" in caplog.text
+        and "images: 8.jpg, 9.jpg, 10.jpg, 11.jpg" in caplog.text
+    )
 
 
 def test_a_criterion_of_a_users_own_needs_no_counts():
-    step = make_step(criterion=lambda outputs, targets: {"loss": outputs["pred_logits"].square().mean()})
+    step = make_step(
+        criterion=lambda outputs, targets: {
+            "loss": outputs["pred_logits"].square().mean()
+        }
+    )
     assert step(0, window(4)).keys() == {"loss"}
 
 

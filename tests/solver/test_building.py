@@ -37,7 +37,11 @@ def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(use_amp, named, expecte
     assert amp_dtype_of_run(use_amp, CPU, named=named) == expected
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+@pytest.mark.parametrize(
+    ("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)]
+)
 def test_a_gpu_without_bf16_computes_in_fp16(monkeypatch, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16
+    )
     assert amp_dtype_of_run(True, torch.device("cuda"), named=False) == expected

@@ -21,11 +21,14 @@ def test_the_last_but_one_stays(folder, tmp_path):
     folder.save_last(state(1))
     folder.save_last(state(2))
     assert [
-        read_tensor_file(tmp_path / n)["progress"]["step"] for n in ("last.pth", "last.previous.pth")
+        read_tensor_file(tmp_path / n)["progress"]["step"]
+        for n in ("last.pth", "last.previous.pth")
     ] == [2, 1]
 
 
-def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(folder, tmp_path, caplog):
+def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(
+    folder, tmp_path, caplog
+):
     folder.save_last(state(1))
     folder.save_last(state(2))
     content = bytearray((tmp_path / "last.pth").read_bytes())
@@ -33,7 +36,11 @@ def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(folder, tmp_p
     (tmp_path / "last.pth").write_bytes(content)
     with caplog.at_level(logging.WARNING, "dfine"):
         assert folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
-    assert "last.pth" in caplog.text and "is damaged" in caplog.text and "step 1" in caplog.text
+    assert (
+        "last.pth" in caplog.text
+        and "is damaged" in caplog.text
+        and "step 1" in caplog.text
+    )
 
 
 def test_two_damaged_files_are_both_named(folder, tmp_path):
@@ -58,7 +65,9 @@ def test_numbered_checkpoints_count_epochs_from_one(folder, tmp_path):
     assert (tmp_path / "checkpoints/epoch0012.pth").exists()
 
 
-def test_a_full_disk_is_survived_twice_and_then_ends_the_run(folder, monkeypatch, caplog):
+def test_a_full_disk_is_survived_twice_and_then_ends_the_run(
+    folder, monkeypatch, caplog
+):
     def full(*_, **__):
         raise ResourceError("disk full writing last.pth")
 

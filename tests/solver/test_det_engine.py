@@ -46,7 +46,10 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
         [
             (
                 torch.rand(2, 3, 4, 4),
-                [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in ids],
+                [
+                    {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
+                    for i in ids
+                ],
             )
             for ids in ((1, 2), (3, 4))
         ],
@@ -62,15 +65,23 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(value, tmp_path):
+def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
+    value, tmp_path
+):
     class Overflowing(nn.Module):
         def forward(self, images):
             logits = torch.zeros(len(images), 2, 3)
             logits[1, 1, 2] = value
             return {"pred_logits": logits, "pred_boxes": torch.zeros(len(images), 2, 4)}
 
-    targets = [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])} for i in (7, 8)]
-    with pytest.raises(NumericsError, match="gives logits that are not finite for image 8: .*bad_batch.pth"):
+    targets = [
+        {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
+        for i in (7, 8)
+    ]
+    with pytest.raises(
+        NumericsError,
+        match="gives logits that are not finite for image 8: .*bad_batch.pth",
+    ):
         evaluate(
             Overflowing(),
             lambda outputs, sizes: [{}] * len(sizes),
@@ -82,6 +93,8 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(valu
     assert (tmp_path / "bad_batch.pth").exists()
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])]
+)
 def test_the_last_window_of_an_epoch_may_be_smaller(size, expected):
     assert list(windows(range(3), size)) == expected

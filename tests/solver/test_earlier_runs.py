@@ -29,7 +29,11 @@ def folder(tmp_path):
 
 
 def files(folder) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_results_are_moved_and_files_of_others_stay(folder, caplog):
@@ -38,8 +42,13 @@ def test_results_are_moved_and_files_of_others_stay(folder, caplog):
     foreign = {"checkpoints/epoch0004.pth", "notes.txt", "eval.json"}
     moved = set(before) - foreign
     assert files(folder) == foreign | {f"earlier/1/{name}" for name in moved}
-    assert all((folder / "earlier/1" / name).read_bytes() == before[name] for name in moved)
-    assert "its best.pth, last.pth, last.previous.pth, " in caplog.text and "earlier/1" in caplog.text
+    assert all(
+        (folder / "earlier/1" / name).read_bytes() == before[name] for name in moved
+    )
+    assert (
+        "its best.pth, last.pth, last.previous.pth, " in caplog.text
+        and "earlier/1" in caplog.text
+    )
 
 
 def test_each_earlier_run_has_a_folder_of_its_own(folder):
@@ -50,7 +59,9 @@ def test_each_earlier_run_has_a_folder_of_its_own(folder):
     assert {path.name for path in (folder / "earlier").iterdir()} == {"1", "2", "3"}
 
 
-@pytest.mark.parametrize("content", [{}, {"log.txt": ""}, {"config.yml": "a: 1\n"}, {"best.pth": "not ours"}])
+@pytest.mark.parametrize(
+    "content", [{}, {"log.txt": ""}, {"config.yml": "a: 1\n"}, {"best.pth": "not ours"}]
+)
 def test_without_results_nothing_is_moved(tmp_path, content, caplog):
     for name, text in content.items():
         (tmp_path / name).write_text(text)

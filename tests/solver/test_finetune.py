@@ -19,8 +19,16 @@ def model(classes: int, **overrides):
 
 
 def file(source, tmp_path, classes: list[str] | None = None) -> WeightFile:
-    meta = {"classes": [{"id": i, "name": name} for i, name in enumerate(classes)]} if classes else {}
-    return WeightFile(tmp_path / "source.pth", {k: v.clone() for k, v in source.state_dict().items()}, meta)
+    meta = (
+        {"classes": [{"id": i, "name": name} for i, name in enumerate(classes)]}
+        if classes
+        else {}
+    )
+    return WeightFile(
+        tmp_path / "source.pth",
+        {k: v.clone() for k, v in source.state_dict().items()},
+        meta,
+    )
 
 
 def test_names_decide_which_rows_carry_over():
@@ -31,7 +39,9 @@ def test_names_match_whatever_their_case_but_the_same_spelling_comes_first():
     assert map_classes(3, 2, ["Cat", "cat", "Dog"], ["cat", "dog"]) == [1, 2]
 
 
-def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_published_table(tmp_path):
+def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_published_table(
+    tmp_path,
+):
     source, target = model(366), model(80)
     classes = [{"id": i, "name": f"Object {i}"} for i in range(1, 366)]
     load_for_tuning(
@@ -68,7 +78,9 @@ def test_coco_rows_are_copied_to_objects365_and_the_rest_is_reinitialized():
 def test_rows_of_known_classes_are_taken_and_others_stay_as_they_were(tmp_path):
     source, target = model(3), model(2)
     fresh = target.state_dict()[HEAD].clone()
-    load_for_tuning(target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"])
+    load_for_tuning(
+        target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"]
+    )
     assert torch.equal(target.state_dict()[HEAD][0], source.state_dict()[HEAD][2])
     assert torch.equal(target.state_dict()[HEAD][1], fresh[1])
 
@@ -76,7 +88,9 @@ def test_rows_of_known_classes_are_taken_and_others_stay_as_they_were(tmp_path):
 def test_the_padding_row_of_the_denoising_embedding_stays_the_last(tmp_path):
     source, target = model(3), model(2)
     source.decoder.denoising_class_embed.weight.data[-1] = 7.0
-    load_for_tuning(target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"])
+    load_for_tuning(
+        target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"]
+    )
     assert (target.state_dict()[EMBEDDING][-1] == 7.0).all()
 
 
@@ -106,5 +120,11 @@ def test_another_architecture_is_refused_with_its_keys(tmp_path):
 
 
 def test_a_backbone_file_is_no_detector(tmp_path):
-    with pytest.raises(CheckpointError, match="is not a D-FINE checkpoint: no class head found"):
-        load_for_tuning(model(3), WeightFile(tmp_path / "vit.pth", {"cls_token": torch.ones(1)}, {}), None)
+    with pytest.raises(
+        CheckpointError, match="is not a D-FINE checkpoint: no class head found"
+    ):
+        load_for_tuning(
+            model(3),
+            WeightFile(tmp_path / "vit.pth", {"cls_token": torch.ones(1)}, {}),
+            None,
+        )

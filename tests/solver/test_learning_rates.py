@@ -35,11 +35,16 @@ def rates_at(rates: LearningRates, *steps: int) -> list[list[float]]:
 
 
 def test_without_schedule_and_warm_up_rates_stay_what_they_are():
-    assert rates_at(LearningRates(optimizer(), None, None, STEPS), 0, 7, 95) == [[0.1, 0.02]] * 3
+    assert (
+        rates_at(LearningRates(optimizer(), None, None, STEPS), 0, 7, 95)
+        == [[0.1, 0.02]] * 3
+    )
 
 
 def test_warm_up_scales_all_groups_alike_over_the_first_steps():
-    assert rates_at(LearningRates(optimizer(), None, LinearWarmup(4), STEPS), 0, 1, 3, 4) == [
+    assert rates_at(
+        LearningRates(optimizer(), None, LinearWarmup(4), STEPS), 0, 1, 3, 4
+    ) == [
         pytest.approx([0.025, 0.005]),
         pytest.approx([0.05, 0.01]),
         pytest.approx([0.1, 0.02]),
@@ -60,7 +65,10 @@ def test_what_thaws_warms_up_from_its_first_step_on_while_the_others_go_on():
 def test_schedule_and_warm_up_multiply():
     made = optimizer(thaw_epoch=2)
     rates = LearningRates(
-        made, FlatCosineLR(made, flat_epochs=2, end_epoch=4, lr_gamma=0.0), LinearWarmup(20), STEPS
+        made,
+        FlatCosineLR(made, flat_epochs=2, end_epoch=4, lr_gamma=0.0),
+        LinearWarmup(20),
+        STEPS,
     )
     assert rates_at(rates, 29)[0] == pytest.approx(
         [rate * factor for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))]
@@ -79,12 +87,16 @@ def test_the_highest_rate_is_that_of_any_group():
     assert rates.highest == 0.1
 
 
-@pytest.mark.parametrize(("base", "batch", "factor"), [(16, 4, 0.25), (16, 16, 1.0), (32, 64, 2.0)])
+@pytest.mark.parametrize(
+    ("base", "batch", "factor"), [(16, 4, 0.25), (16, 16, 1.0), (32, 64, 2.0)]
+)
 def test_rates_follow_the_batch_in_proportion(base, batch, factor, caplog):
     made = optimizer()
     with caplog.at_level("INFO"):
         scale_to_batch(made, base, batch, "MultiStepLR")
-    assert [group["lr"] for group in made.param_groups] == pytest.approx([0.1 * factor, 0.02 * factor])
+    assert [group["lr"] for group in made.param_groups] == pytest.approx(
+        [0.1 * factor, 0.02 * factor]
+    )
     assert f"chosen for a batch of {base}, used with {batch}" in caplog.text
 
 

@@ -17,7 +17,9 @@ def explained(caplog, losses=(9.0, 8.0, 7.0, 6.0), ap50=0.0) -> int:
     for epoch, loss in enumerate(losses):
         state.progress.epoch = epoch
         explain_nothing_found(state, loss, {"AP50": ap50}, Evaluator())
-    return caplog.text.count("nothing is detected although the loss decreases: all boxes are elsewhere")
+    return caplog.text.count(
+        "nothing is detected although the loss decreases: all boxes are elsewhere"
+    )
 
 
 def test_it_comes_once_after_some_epochs(caplog):
@@ -25,9 +27,13 @@ def test_it_comes_once_after_some_epochs(caplog):
 
 
 @pytest.mark.parametrize(
-    "run", [{"losses": (9.0, 8.0, 7.0)}, {"losses": (9.0, 9.5, 9.6, 9.7)}, {"ap50": 0.01}], ids=str
+    "run",
+    [{"losses": (9.0, 8.0, 7.0)}, {"losses": (9.0, 9.5, 9.6, 9.7)}, {"ap50": 0.01}],
+    ids=str,
 )
-def test_it_does_not_come_early_nor_with_a_rising_loss_nor_if_something_is_found(caplog, run):
+def test_it_does_not_come_early_nor_with_a_rising_loss_nor_if_something_is_found(
+    caplog, run
+):
     assert explained(caplog, **run) == 0
 
 

@@ -5,14 +5,28 @@ import torch
 from torch import nn
 
 from src.core import NumericsError
-from src.solver.numerics import IN_A_ROW, BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
+from src.solver.numerics import (
+    IN_A_ROW,
+    BatchStatistics,
+    NumericsGuard,
+    first_bad_tensor,
+    poisoned_total,
+)
 
 
 def test_a_skipped_step_is_logged_with_its_number_reason_and_images(caplog):
     with caplog.at_level(logging.WARNING, "dfine"):
-        batch = torch.zeros(2, 3, 4, 4), [{"image_path": "a.jpg"}, {"image_path": "b.jpg"}]
-        NumericsGuard(steps_per_epoch=5000).dropped(12, "loss_vfl is not finite", [batch])
-    assert "step 12 skipped: loss_vfl is not finite on rank 0; images: a.jpg, b.jpg" in caplog.text
+        batch = (
+            torch.zeros(2, 3, 4, 4),
+            [{"image_path": "a.jpg"}, {"image_path": "b.jpg"}],
+        )
+        NumericsGuard(steps_per_epoch=5000).dropped(
+            12, "loss_vfl is not finite", [batch]
+        )
+    assert (
+        "step 12 skipped: loss_vfl is not finite on rank 0; images: a.jpg, b.jpg"
+        in caplog.text
+    )
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run():
@@ -61,15 +75,28 @@ def test_batch_statistics_come_back_after_a_bad_forward_pass():
 
 
 def test_the_first_bad_tensor_is_named_in_the_order_of_computation():
-    good, bad, model = torch.zeros(2), torch.tensor([0.0, float("inf")]), nn.Linear(2, 1)
-    assert first_bad_tensor(bad, {"pred_logits": bad}, {}, model) == "the input image is not finite"
+    good, bad, model = (
+        torch.zeros(2),
+        torch.tensor([0.0, float("inf")]),
+        nn.Linear(2, 1),
+    )
     assert (
-        first_bad_tensor(good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model)
+        first_bad_tensor(bad, {"pred_logits": bad}, {}, model)
+        == "the input image is not finite"
+    )
+    assert (
+        first_bad_tensor(
+            good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model
+        )
         == "output.aux_outputs.0.pred_boxes is not finite"
     )
-    assert first_bad_tensor(good, {}, {"loss_vfl": bad}, model) == "loss_vfl is not finite"
+    assert (
+        first_bad_tensor(good, {}, {"loss_vfl": bad}, model) == "loss_vfl is not finite"
+    )
     model.weight.grad = torch.full((1, 2), float("nan"))
-    assert first_bad_tensor(good, {}, {}, model) == "the gradient of weight is not finite"
+    assert (
+        first_bad_tensor(good, {}, {}, model) == "the gradient of weight is not finite"
+    )
     assert first_bad_tensor(good, {}, {}, nn.Linear(2, 1)) is None
 
 

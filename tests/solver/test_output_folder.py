@@ -16,14 +16,21 @@ def claim(folder, **settings):
 def test_a_folder_is_made_and_held_by_one_run(tmp_path):
     with claim(tmp_path / "new") as checkpoints:
         assert checkpoints.folder == tmp_path / "new"
-        with pytest.raises(ConfigError, match="is in use by process"), claim(tmp_path / "new"):
+        with (
+            pytest.raises(ConfigError, match="is in use by process"),
+            claim(tmp_path / "new"),
+        ):
             pass
     with claim(tmp_path / "new"):
         pass
 
 
-@pytest.mark.parametrize("name", ["best.pth", "last.pth", "log.txt", "config.yml", "images.val.npz"])
-def test_a_file_of_others_under_the_name_of_a_result_is_refused_and_left_alone(tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["best.pth", "last.pth", "log.txt", "config.yml", "images.val.npz"]
+)
+def test_a_file_of_others_under_the_name_of_a_result_is_refused_and_left_alone(
+    tmp_path, name
+):
     (tmp_path / name).write_text("mine")
     with pytest.raises(ConfigError, match=name), claim(tmp_path):
         pass
@@ -46,7 +53,10 @@ def test_a_run_of_this_project_may_be_resumed_or_followed_by_another(tmp_path):
 
 def test_start_weights_under_the_name_of_a_result_are_not_replaced(tmp_path):
     CheckpointFolder(tmp_path).save_best(small_state())
-    with pytest.raises(ConfigError, match="best.pth"), claim(tmp_path, tuning=str(tmp_path / "best.pth")):
+    with (
+        pytest.raises(ConfigError, match="best.pth"),
+        claim(tmp_path, tuning=str(tmp_path / "best.pth")),
+    ):
         pass
 
 

@@ -51,9 +51,13 @@ def moved(before: dict, after: dict) -> set[str]:
     names = [
         name
         for name in after
-        if name.startswith("backbone.vit.") and not torch.equal(before[name], after[name])
+        if name.startswith("backbone.vit.")
+        and not torch.equal(before[name], after[name])
     ]
-    return {".".join(name.split(".")[2:4]) if "blocks" in name else name.split(".")[2] for name in names}
+    return {
+        ".".join(name.split(".")[2:4]) if "blocks" in name else name.split(".")[2]
+        for name in names
+    }
 
 
 def weights_by_epoch(**backbone) -> list[dict]:
@@ -71,14 +75,18 @@ EMBEDDING = {"cls_token", "reg_token", "patch_embed"}
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_in_each_phase_only_what_is_due_moves_and_the_rest_is_bit_identical(ranks):
-    for states in on_ranks(ranks, weights_by_epoch) if ranks > 1 else [weights_by_epoch()]:
+    for states in (
+        on_ranks(ranks, weights_by_epoch) if ranks > 1 else [weights_by_epoch()]
+    ):
         assert [moved(before, after) for before, after in zip(states, states[1:])] == [
             set(),
             {"blocks.1", "norm"},
             {"blocks.0", "blocks.1", "norm"} | EMBEDDING,
         ]
         heads = [state["decoder.enc_score_head.weight"] for state in states]
-        assert not any(torch.equal(before, after) for before, after in zip(heads, heads[1:]))
+        assert not any(
+            torch.equal(before, after) for before, after in zip(heads, heads[1:])
+        )
 
 
 def test_ranks_hold_the_same_weights_after_every_phase():
@@ -96,14 +104,22 @@ def test_with_lora_only_factors_move():
     changed = {
         name
         for name in states[-1]
-        if name.startswith("backbone.vit.") and not torch.equal(states[0][name], states[-1][name])
+        if name.startswith("backbone.vit.")
+        and not torch.equal(states[0][name], states[-1][name])
     }
     assert changed and all(".lora_" in name for name in changed)
 
 
 def test_a_phase_that_changes_nothing_is_not_news():
     _, phases = phased_run()
-    assert [phases.begin(epoch) for epoch in (0, 0, 1, 1, 2, 3)] == [True, False, True, False, True, False]
+    assert [phases.begin(epoch) for epoch in (0, 0, 1, 1, 2, 3)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def wrappers() -> list[bool]:
@@ -112,7 +128,11 @@ def wrappers() -> list[bool]:
     for epoch in (0, 0, 1):
         phases.begin(epoch)
         seen.append(step.wrapped)
-    return [isinstance(seen[0], DistributedDataParallel), seen[0] is seen[1], seen[1] is seen[2]]
+    return [
+        isinstance(seen[0], DistributedDataParallel),
+        seen[0] is seen[1],
+        seen[1] is seen[2],
+    ]
 
 
 def test_several_ranks_get_a_new_wrapper_at_a_phase_and_only_then():
@@ -128,7 +148,10 @@ def test_optimizer_and_average_keep_their_state_when_blocks_thaw():
     phases.begin(1)
     assert torch.equal(step.optimizer.state[head]["exp_avg"], before["exp_avg"])
     take_steps(step, 1)
-    assert step.optimizer.state[head]["step"] == before["step"] + 2 and step.ema.updates == updates + 2
+    assert (
+        step.optimizer.state[head]["step"] == before["step"] + 2
+        and step.ema.updates == updates + 2
+    )
 
 
 def test_the_average_copies_what_is_frozen_and_averages_what_has_thawed():
@@ -136,10 +159,14 @@ def test_the_average_copies_what_is_frozen_and_averages_what_has_thawed():
     phases.begin(0)
     take_steps(step, 0)
     block = "backbone.vit.blocks.1.mlp.fc1.weight"
-    assert torch.equal(step.ema.module.state_dict()[block], step.model.state_dict()[block])
+    assert torch.equal(
+        step.ema.module.state_dict()[block], step.model.state_dict()[block]
+    )
     phases.begin(1)
     take_steps(step, 1)
-    assert not torch.equal(step.ema.module.state_dict()[block], step.model.state_dict()[block])
+    assert not torch.equal(
+        step.ema.module.state_dict()[block], step.model.state_dict()[block]
+    )
 
 
 def test_a_model_without_phases_trains_whole():
@@ -164,7 +191,10 @@ def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
     phases.begin(0)
     with caplog.at_level("INFO"):
         log_trainable_parameters(
-            0, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
+            0,
+            step.model,
+            step.optimizer,
+            [group["lr"] for group in step.optimizer.param_groups],
         )
     assert (
         "epoch 1: 0.11 M of 0.16 M parameters are trainable" in caplog.text
@@ -174,7 +204,10 @@ def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
     phases.begin(1)
     with caplog.at_level("INFO"):
         log_trainable_parameters(
-            1, step.model, step.optimizer, [group["lr"] for group in step.optimizer.param_groups]
+            1,
+            step.model,
+            step.optimizer,
+            [group["lr"] for group in step.optimizer.param_groups],
         )
     assert "epoch 2: 0.12 M of 0.16 M parameters are trainable" in caplog.text
     assert (

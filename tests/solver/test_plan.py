@@ -9,7 +9,9 @@ from src.solver.plan import Progress, TrainingPlan, continued_progress, make_pla
 
 
 def plan(**settings) -> TrainingPlan:
-    return TrainingPlan(**{"epochs": 10, "steps_per_epoch": 5, "window": 1, "batch_size": 8} | settings)
+    return TrainingPlan(
+        **{"epochs": 10, "steps_per_epoch": 5, "window": 1, "batch_size": 8} | settings
+    )
 
 
 class Loader(list):
@@ -31,7 +33,9 @@ def test_there_is_no_stage_two_without_a_stop_epoch():
 
 
 def test_the_best_weights_are_loaded_once():
-    assert [epoch for epoch in range(10) if plan(stop_epoch=3).restarts_at(epoch)] == [3]
+    assert [epoch for epoch in range(10) if plan(stop_epoch=3).restarts_at(epoch)] == [
+        3
+    ]
 
 
 def test_nothing_restarts_when_the_whole_run_is_clean():
@@ -40,8 +44,16 @@ def test_nothing_restarts_when_the_whole_run_is_clean():
 
 @pytest.mark.parametrize("stop_epoch", [None, 7])
 def test_stages_come_from_the_keys_of_the_collate_function(stop_epoch):
-    made = make_plan(RunSettings(epochs=10), Loader(stop_epoch=stop_epoch, ema_restart_decay=0.9998), {0, 4})
-    assert (made.stop_epoch, made.ema_restart_decay, made.thaws) == (stop_epoch, 0.9998, {0, 4})
+    made = make_plan(
+        RunSettings(epochs=10),
+        Loader(stop_epoch=stop_epoch, ema_restart_decay=0.9998),
+        {0, 4},
+    )
+    assert (made.stop_epoch, made.ema_restart_decay, made.thaws) == (
+        stop_epoch,
+        0.9998,
+        {0, 4},
+    )
 
 
 def test_a_users_own_collate_function_needs_no_such_keys():
@@ -49,13 +61,18 @@ def test_a_users_own_collate_function_needs_no_such_keys():
 
 
 @pytest.mark.parametrize(
-    ("accumulated", "steps", "window"), [(1, 10, 1), (3, 4, 3), (10, 1, 10), (99, 1, 10)]
+    ("accumulated", "steps", "window"),
+    [(1, 10, 1), (3, 4, 3), (10, 1, 10), (99, 1, 10)],
 )
 def test_a_step_takes_as_many_batches_as_are_accumulated_but_not_more_than_an_epoch_has(
     accumulated, steps, window
 ):
     made = make_plan(RunSettings(epochs=2, grad_accum_steps=accumulated), Loader(), {0})
-    assert (made.steps_per_epoch, made.window, made.batch_size) == (steps, window, 8 * window)
+    assert (made.steps_per_epoch, made.window, made.batch_size) == (
+        steps,
+        window,
+        8 * window,
+    )
     assert made.steps == 2 * steps
 
 
@@ -65,7 +82,11 @@ def test_phases_beyond_the_end_of_a_run_are_not_reached():
 
 
 def test_a_run_is_over_after_its_last_epoch():
-    assert [plan().is_over(Progress(epoch)) for epoch in (9, 10, 11)] == [False, True, True]
+    assert [plan().is_over(Progress(epoch)) for epoch in (9, 10, 11)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_an_epoch_that_is_restarted_gives_its_steps_back():
@@ -75,7 +96,9 @@ def test_an_epoch_that_is_restarted_gives_its_steps_back():
 
 
 @pytest.mark.parametrize(("batch", "step"), [(8, 6), (16, 3), (4, 12), (10, 4)])
-def test_with_another_batch_a_resumed_epoch_continues_at_the_last_whole_step(batch, step):
+def test_with_another_batch_a_resumed_epoch_continues_at_the_last_whole_step(
+    batch, step
+):
     assert continued_progress(Progress(1, 6, 16), 8, batch) == Progress(1, step, 16)
 
 
@@ -87,11 +110,17 @@ def patient(**settings) -> TrainingPlan:
 
 
 def test_without_patience_every_epoch_comes():
-    assert [patient(patience=None).next_epoch(epoch, 0) for epoch in range(20)] == list(range(1, 21))
+    assert [patient(patience=None).next_epoch(epoch, 0) for epoch in range(20)] == list(
+        range(1, 21)
+    )
 
 
 def test_stage_one_goes_on_while_its_best_is_recent():
-    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)] == [5, 6, 7]
+    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)] == [
+        5,
+        6,
+        7,
+    ]
 
 
 def test_when_patience_runs_out_the_clean_stage_still_comes():
@@ -99,7 +128,11 @@ def test_when_patience_runs_out_the_clean_stage_still_comes():
 
 
 def test_patience_starts_again_in_stage_2_and_then_ends_the_run():
-    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (15, 16, 17)] == [16, 17, 20]
+    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (15, 16, 17)] == [
+        16,
+        17,
+        20,
+    ]
 
 
 @pytest.mark.parametrize("stop_epoch", [None, 25])
@@ -109,7 +142,12 @@ def test_without_a_clean_stage_patience_ends_the_run(stop_epoch):
 
 def test_patience_does_not_run_before_the_last_phase_has_begun():
     thawing = patient(thaws=frozenset({0, 8}))
-    assert [thawing.next_epoch(epoch, best_epoch=2) for epoch in (7, 8, 9, 10)] == [8, 9, 10, 15]
+    assert [thawing.next_epoch(epoch, best_epoch=2) for epoch in (7, 8, 9, 10)] == [
+        8,
+        9,
+        10,
+        15,
+    ]
 
 
 def test_the_last_epoch_is_the_last_whatever_patience_says():

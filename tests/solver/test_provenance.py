@@ -42,14 +42,27 @@ def test_notes_of_the_start_file_are_handed_on():
 def test_a_start_file_without_notes_is_named():
     assert (
         "dfine_l_coco.pth"
-        in provenance(nn.Linear(1, 1), WeightFile(Path("weights/dfine_l_coco.pth"), {}, {}))["licences"][0]
+        in provenance(
+            nn.Linear(1, 1), WeightFile(Path("weights/dfine_l_coco.pth"), {}, {})
+        )["licences"][0]
     )
 
 
 def test_the_commit_is_recorded_and_modified_files_are_marked(tmp_path):
     def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [
+            "git",
+            "-C",
+            str(tmp_path),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            *words,
+        ]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout
 
     git("init", "-q")
     (tmp_path / "a.txt").write_text("one")

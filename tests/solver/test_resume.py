@@ -16,13 +16,19 @@ LAST = Path("out put/last.pth")
         ("-c a.yml -r old/last.pth --seed 3", "-c a.yml --seed 3 -r auto"),
         ("-c a.yml --resume old/last.pth", "-c a.yml -r auto"),
         ("-c a.yml --resume=old.pth -t start.pth", "-c a.yml -t start.pth -r auto"),
-        ("-c a.yml -u epochs=3 optimizer.lr=1", "-c a.yml -r auto -u epochs=3 optimizer.lr=1"),
+        (
+            "-c a.yml -u epochs=3 optimizer.lr=1",
+            "-c a.yml -r auto -u epochs=3 optimizer.lr=1",
+        ),
         ("-r auto -c a.yml", "-c a.yml -r auto"),
     ],
 )
 def test_the_command_that_started_a_run_resumes_it(monkeypatch, given, hint):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert resume_hint(LAST, ["train.py", *given.split()]) == f"resume with: python train.py {hint}"
+    assert (
+        resume_hint(LAST, ["train.py", *given.split()])
+        == f"resume with: python train.py {hint}"
+    )
 
 
 def test_what_a_shell_would_take_apart_is_quoted(monkeypatch):
@@ -42,4 +48,6 @@ def test_under_torchrun_its_own_arguments_stay(monkeypatch):
 
 
 def test_the_hint_for_another_program_names_the_file():
-    assert resume_hint(LAST, ["notebook.py", "-x"]) == "resume with -r 'out put/last.pth'"
+    assert (
+        resume_hint(LAST, ["notebook.py", "-x"]) == "resume with -r 'out put/last.pth'"
+    )

@@ -17,7 +17,9 @@ from src.solver.run_log import (
     log_step,
 )
 
-PLAN = TrainingPlan(epochs=10, steps_per_epoch=100, window=2, batch_size=16, stop_epoch=8)
+PLAN = TrainingPlan(
+    epochs=10, steps_per_epoch=100, window=2, batch_size=16, stop_epoch=8
+)
 
 
 class Collecting:
@@ -55,7 +57,13 @@ def record(**changes) -> dict:
         "plan": PLAN,
         "meter": meter_of(60.0, images=600, waited=15.0),
         "losses": {"loss": 3.0, "loss_a": 1.0, "loss_b": 2.0},
-        "metrics": {"AP": 0.5, "AP50": None, "F1": 0.7, "AR1": 0.3, "AP_of_class": {"cat": 0.5}},
+        "metrics": {
+            "AP": 0.5,
+            "AP50": None,
+            "F1": 0.7,
+            "AR1": 0.3,
+            "AP_of_class": {"cat": 0.5},
+        },
         "best": BestModel("AP", 0.6, 1),
         "highest_rate": 1e-3,
         "peak_memory_mb": 512.0,
@@ -67,10 +75,18 @@ def record(**changes) -> dict:
 def test_the_record_of_an_epoch_has_losses_metrics_and_the_best_score():
     made = record()
     assert (made["epoch"], made["epochs"], made["stage"]) == (3, 10, 1)
-    assert (made["train_loss"], made["train_loss_a"], made["train_loss_b"]) == (3.0, 1.0, 2.0)
+    assert (made["train_loss"], made["train_loss_a"], made["train_loss_b"]) == (
+        3.0,
+        1.0,
+        2.0,
+    )
     assert (made["AP"], made["AP50"], made["AP_of_class"]) == (0.5, None, {"cat": 0.5})
     assert made["test_coco_eval_bbox"] == [0.5, -1, 0.3]
-    assert (made["best_metric"], made["best_score"], made["best_epoch"]) == ("AP", 0.6, 1)
+    assert (made["best_metric"], made["best_score"], made["best_epoch"]) == (
+        "AP",
+        0.6,
+        1,
+    )
     assert (made["n_parameters"], made["n_trainable"]) == (13, 9)
 
 
@@ -88,14 +104,24 @@ def test_the_time_left_is_that_of_the_epochs_to_come():
 
 def test_the_time_left_in_an_epoch_is_that_of_its_other_steps(caplog):
     with caplog.at_level("INFO", "dfine"):
-        log_step(Progress(epoch=3, step=10, total_steps=310), PLAN, 2.5, 1e-3, meter_of(20.0))
-    assert caplog.messages == ["epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in this epoch"]
+        log_step(
+            Progress(epoch=3, step=10, total_steps=310), PLAN, 2.5, 1e-3, meter_of(20.0)
+        )
+    assert caplog.messages == [
+        "epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in this epoch"
+    ]
 
 
 def test_a_step_is_written_with_each_loss_their_sum_and_each_rate():
     writer = Collecting()
     RunLog([writer], PLAN).step(7, {"a": 1.0, "b": 2.0}, [1e-3, 1e-4])
-    expected = {"Loss/a": 1.0, "Loss/b": 2.0, "Loss/total": 3.0, "Lr/pg_0": 1e-3, "Lr/pg_1": 1e-4}
+    expected = {
+        "Loss/a": 1.0,
+        "Loss/b": 2.0,
+        "Loss/total": 3.0,
+        "Lr/pg_0": 1e-3,
+        "Lr/pg_1": 1e-4,
+    }
     assert writer.steps == [(7, expected)]
 
 
@@ -104,13 +130,18 @@ def test_an_epoch_goes_to_every_writer_and_all_are_closed():
     log = RunLog(writers, PLAN)
     log.epoch({"epoch": 2})
     log.close()
-    assert all(writer.epochs == [(2, {"epoch": 2})] and writer.closed for writer in writers)
+    assert all(
+        writer.epochs == [(2, {"epoch": 2})] and writer.closed for writer in writers
+    )
 
 
 @pytest.mark.parametrize(("pictures", "epoch", "count"), [(True, 0, 1), (False, 0, 0)])
 def test_training_images_are_shown_if_pictures_are_wanted(pictures, epoch, count):
     writer = Collecting()
-    target = {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]), "labels": torch.tensor([0])}
+    target = {
+        "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]),
+        "labels": torch.tensor([0]),
+    }
     log = RunLog([writer], PLAN, pictures=pictures)
     log.show_training(epoch, torch.rand(1, 3, 32, 32), [target], {0: "cat"})
     assert writer.pictures == [(epoch, "training", torch.uint8)] * count
@@ -125,12 +156,18 @@ def test_the_plan_is_logged_with_the_horizon_of_the_ema(caplog):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"stop_epoch": 12}, "stage 2 never starts: stop_epoch is 12 but the run has 10 epochs"),
+        (
+            {"stop_epoch": 12},
+            "stage 2 never starts: stop_epoch is 12 but the run has 10 epochs",
+        ),
         (
             {"thaws": frozenset({0, 10})},
             "parameters that are unfrozen in epoch 11 stay frozen: the run has 10 epochs",
         ),
-        ({"ema_restart_decay": 0.9999}, "horizon of 10,000 steps is more than a fifth of this run's 1,000"),
+        (
+            {"ema_restart_decay": 0.9999},
+            "horizon of 10,000 steps is more than a fifth of this run's 1,000",
+        ),
     ],
 )
 def test_what_a_run_does_not_reach_is_warned_about(changes, text, caplog):
@@ -155,13 +192,24 @@ def test_the_data_are_logged_with_their_numbers(caplog):
 
 @pytest.mark.parametrize(
     ("horizon", "steps", "warned"),
-    [(10_000, 2480, True), (50, 2480, False), (497, 2480, True), (496, 2480, False), (10_000, 250, False)],
+    [
+        (10_000, 2480, True),
+        (50, 2480, False),
+        (497, 2480, True),
+        (496, 2480, False),
+        (10_000, 250, False),
+    ],
 )
-def test_a_horizon_above_a_fifth_of_a_run_is_warned_about_unless_the_run_is_short(horizon, steps, warned):
+def test_a_horizon_above_a_fifth_of_a_run_is_warned_about_unless_the_run_is_short(
+    horizon, steps, warned
+):
     text = horizon_warning(horizon, steps)
     assert (text is not None) == warned
     if warned:
-        assert f"horizon of {horizon:,} steps is more than a fifth of this run's {steps:,}" in text
+        assert (
+            f"horizon of {horizon:,} steps is more than a fifth of this run's {steps:,}"
+            in text
+        )
         assert "ema.decay=~" in text
 
 

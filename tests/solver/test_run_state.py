@@ -91,14 +91,32 @@ def test_a_restored_state_is_the_same(trained):
     restored = make_state()
     restored.load_state_dict(saved, FACTS, LAST)
     again = restored.state_dict(FACTS)
-    for key in ("progress", "guard", "first_loss", "explained", "unreadable", "meta", "effective_batch_size"):
+    for key in (
+        "progress",
+        "guard",
+        "first_loss",
+        "explained",
+        "unreadable",
+        "meta",
+        "effective_batch_size",
+    ):
         assert again[key] == saved[key], key
-    assert all(torch.equal(value, saved["model"][name]) for name, value in again["model"].items())
     assert all(
-        torch.equal(value, saved["ema"]["module"][name]) for name, value in again["ema"]["module"].items()
+        torch.equal(value, saved["model"][name])
+        for name, value in again["model"].items()
     )
-    moments, saved_moments = again["optimizer"]["state"][0], saved["optimizer"]["state"][0]
-    assert all(torch.equal(moments[name], saved_moments[name]) for name in ("exp_avg", "exp_avg_sq"))
+    assert all(
+        torch.equal(value, saved["ema"]["module"][name])
+        for name, value in again["ema"]["module"].items()
+    )
+    moments, saved_moments = (
+        again["optimizer"]["state"][0],
+        saved["optimizer"]["state"][0],
+    )
+    assert all(
+        torch.equal(moments[name], saved_moments[name])
+        for name in ("exp_avg", "exp_avg_sq")
+    )
     assert (restored.best.score, restored.best.epoch) == (0.25, 0)
 
 
@@ -113,13 +131,21 @@ def test_two_runs_that_share_a_state_take_the_same_next_step(trained):
     assert torch.equal(trained.ema.module.weight, restored.ema.module.weight)
 
 
-def test_settings_of_the_optimizer_are_the_configured_ones_and_moments_those_of_the_file(trained):
+def test_settings_of_the_optimizer_are_the_configured_ones_and_moments_those_of_the_file(
+    trained,
+):
     model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, weight_decay=0.3, betas=(0.8, 0.9))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.5, weight_decay=0.3, betas=(0.8, 0.9)
+    )
     restored = make_state(model=model, optimizer=optimizer, ema=ModelEMA(model, 0.9, 0))
     restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.3, (0.8, 0.9))
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (
+        0.5,
+        0.3,
+        (0.8, 0.9),
+    )
     moments = trained.optimizer.state[trained.model.weight]["exp_avg"]
     assert torch.equal(optimizer.state[model.weight]["exp_avg"], moments)
 
@@ -127,14 +153,22 @@ def test_settings_of_the_optimizer_are_the_configured_ones_and_moments_those_of_
 def test_other_groups_of_parameters_are_refused(trained):
     model = nn.Linear(3, 2)
     groups = [{"params": [parameter]} for parameter in model.parameters()]
-    restored = make_state(model=model, optimizer=torch.optim.AdamW(groups), ema=ModelEMA(model, 0.9, 0))
-    with pytest.raises(CheckpointError, match=r"run/last.pth was written with other parameter groups"):
+    restored = make_state(
+        model=model, optimizer=torch.optim.AdamW(groups), ema=ModelEMA(model, 0.9, 0)
+    )
+    with pytest.raises(
+        CheckpointError, match=r"run/last.pth was written with other parameter groups"
+    ):
         restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
 
 
 def test_a_state_without_an_ema_is_refused_if_one_is_wanted(trained):
-    with pytest.raises(CheckpointError, match="has no EMA weights, but use_ema is True"):
-        make_state().load_state_dict(trained.state_dict(FACTS) | {"ema": None}, FACTS, LAST)
+    with pytest.raises(
+        CheckpointError, match="has no EMA weights, but use_ema is True"
+    ):
+        make_state().load_state_dict(
+            trained.state_dict(FACTS) | {"ema": None}, FACTS, LAST
+        )
 
 
 def test_a_run_with_another_batch_continues_at_the_last_whole_step(trained):
@@ -172,6 +206,17 @@ def test_best_pth_has_weights_classes_score_and_how_images_are_prepared():
     content = inference_checkpoint(nn.Linear(3, 2), FACTS, 3, metrics, "AP")
     meta = content["meta"]
     assert set(content["model"]) == {"weight", "bias"}
-    assert (meta["epoch"], meta["metric"], meta["score"], meta["threshold"]) == (3, "AP", 0.5, 0.4)
-    assert (meta["classes"], meta["input_size"], meta["commit"]) == (FACTS.classes, [64, 64], "abc")
-    assert meta["metrics"] == plain(metrics) and meta["metrics"]["AP_of_class"] == {"1": 0.5}
+    assert (meta["epoch"], meta["metric"], meta["score"], meta["threshold"]) == (
+        3,
+        "AP",
+        0.5,
+        0.4,
+    )
+    assert (meta["classes"], meta["input_size"], meta["commit"]) == (
+        FACTS.classes,
+        [64, 64],
+        "abc",
+    )
+    assert meta["metrics"] == plain(metrics) and meta["metrics"]["AP_of_class"] == {
+        "1": 0.5
+    }

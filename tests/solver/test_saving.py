@@ -32,13 +32,23 @@ class Asked(StopRequest):
 def make_saver(folder, *, asked: bool = False, step: int = 2, **settings) -> Saver:
     state = make_state()
     state.progress = Progress(epoch=1, step=step, total_steps=5 + step)
-    return Saver(CheckpointFolder(folder), FACTS, state, PLAN, RunSettings(**settings), Asked(asked))
+    return Saver(
+        CheckpointFolder(folder),
+        FACTS,
+        state,
+        PLAN,
+        RunSettings(**settings),
+        Asked(asked),
+    )
 
 
 @pytest.mark.parametrize(
-    ("every", "step", "saved"), [(2, 2, True), (2, 3, False), (None, 2, False), (5, 5, False)]
+    ("every", "step", "saved"),
+    [(2, 2, True), (2, 3, False), (None, 2, False), (5, 5, False)],
 )
-def test_within_an_epoch_a_run_is_saved_every_so_many_steps(tmp_path, every, step, saved):
+def test_within_an_epoch_a_run_is_saved_every_so_many_steps(
+    tmp_path, every, step, saved
+):
     make_saver(tmp_path, step=step, save_every_steps=every).save_if_due()
     assert (tmp_path / "last.pth").exists() == saved
 
@@ -53,8 +63,12 @@ def test_a_run_is_saved_when_minutes_have_passed(tmp_path, monkeypatch):
     assert (tmp_path / "last.pth").exists()
 
 
-@pytest.mark.parametrize(("improved", "files"), [(True, {"best.pth", "last.pth"}), (False, {"last.pth"})])
-def test_after_an_epoch_the_last_state_is_kept_and_the_best_if_it_is_better(tmp_path, improved, files):
+@pytest.mark.parametrize(
+    ("improved", "files"), [(True, {"best.pth", "last.pth"}), (False, {"last.pth"})]
+)
+def test_after_an_epoch_the_last_state_is_kept_and_the_best_if_it_is_better(
+    tmp_path, improved, files
+):
     make_saver(tmp_path).keep(1, METRICS, improved=improved)
     assert {path.name for path in tmp_path.glob("*.pth")} == files
 
@@ -63,13 +77,19 @@ def test_every_so_many_epochs_a_numbered_checkpoint_is_kept(tmp_path):
     saver = make_saver(tmp_path, checkpoint_freq=2)
     for epoch in range(4):
         saver.keep(epoch, METRICS, improved=False)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"epoch0002.pth", "epoch0004.pth"}
-    assert read_tensor_file(tmp_path / "checkpoints/epoch0002.pth")["meta"]["epoch"] == 1
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "epoch0002.pth",
+        "epoch0004.pth",
+    }
+    assert (
+        read_tensor_file(tmp_path / "checkpoints/epoch0002.pth")["meta"]["epoch"] == 1
+    )
 
 
 def test_a_run_that_is_asked_to_stop_is_saved_and_says_where_it_stands(tmp_path):
     with pytest.raises(
-        Preempted, match=r"stopped by SIGTERM after step 2 of 5 in epoch 2; the state is saved"
+        Preempted,
+        match=r"stopped by SIGTERM after step 2 of 5 in epoch 2; the state is saved",
     ):
         make_saver(tmp_path, asked=True).save_and_stop()
     assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 7
@@ -78,7 +98,9 @@ def test_a_run_that_is_asked_to_stop_is_saved_and_says_where_it_stands(tmp_path)
 def test_a_stop_that_cannot_save_is_an_error_that_says_so(tmp_path, monkeypatch):
     saver = make_saver(tmp_path, asked=True)
     monkeypatch.setattr(saver.checkpoints, "save_last", lambda state: False)
-    with pytest.raises(ResourceError, match=r"the state could not be saved.*there is no .*last.pth"):
+    with pytest.raises(
+        ResourceError, match=r"the state could not be saved.*there is no .*last.pth"
+    ):
         saver.save_and_stop()
 
 

@@ -16,7 +16,13 @@ from tests.fixtures.states import small_state
 @pytest.fixture
 def weights(tmp_path):
     path = tmp_path / "weights.pth"
-    write_tensor_file(path, {"model": {"w": torch.ones(3)}, "meta": {"classes": [{"id": 1, "name": "cat"}]}})
+    write_tensor_file(
+        path,
+        {
+            "model": {"w": torch.ones(3)},
+            "meta": {"classes": [{"id": 1, "name": "cat"}]},
+        },
+    )
     return path
 
 
@@ -44,21 +50,32 @@ def test_without_r_and_t_nothing_is_read(tmp_path):
 
 def test_t_names_weights_whose_classes_may_differ(tmp_path, weights):
     start = read(tmp_path, tuning=str(weights))
-    assert start.path == weights and start.tunes and not start.keeps_classes and start.state is None
+    assert (
+        start.path == weights
+        and start.tunes
+        and not start.keeps_classes
+        and start.state is None
+    )
 
 
 def test_r_names_a_state_to_resume(tmp_path, run):
     start = read(tmp_path, resume=str(run / "last.pth"))
-    assert start.path == run / "last.pth" and start.state["progress"]["total_steps"] == 3
+    assert (
+        start.path == run / "last.pth" and start.state["progress"]["total_steps"] == 3
+    )
     assert start.keeps_classes
 
 
-def test_r_with_test_only_names_weights_to_evaluate_also_if_start_weights_are_configured(run, weights):
+def test_r_with_test_only_names_weights_to_evaluate_also_if_start_weights_are_configured(
+    run, weights
+):
     start = read(run, resume=str(weights), tuning=str(run / "last.pth"), test_only=True)
     assert start.path == weights and start.state is None and not start.tunes
 
 
-def test_auto_resumes_the_run_in_the_output_folder_and_not_from_start_weights(run, weights):
+def test_auto_resumes_the_run_in_the_output_folder_and_not_from_start_weights(
+    run, weights
+):
     start = read(run, resume="auto", tuning=str(weights))
     assert start.path == run / "last.pth" and not start.tunes
 
@@ -84,6 +101,8 @@ def test_weights_without_a_state_cannot_be_resumed(tmp_path, weights):
         ("elsewhere/last.pth", False),
     ],
 )
-def test_a_run_resumes_in_its_own_folder_if_r_names_the_state_there(run, resume, expected):
+def test_a_run_resumes_in_its_own_folder_if_r_names_the_state_there(
+    run, resume, expected
+):
     named = resume if resume in (None, "auto") else str(run / resume)
     assert resumes_in(run, named) == expected

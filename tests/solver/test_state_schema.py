@@ -12,11 +12,20 @@ from tests.fixtures.states import small_state
 
 def test_a_whole_state_passes():
     check_state("last.pth", small_state())
-    identity = {"names": torch.tensor([1]), "labels": torch.tensor([2]), "classes": [[1, "cat"]]}
+    identity = {
+        "names": torch.tensor([1]),
+        "labels": torch.tensor([2]),
+        "classes": [[1, "cat"]],
+    }
     check_state(
         "last.pth",
         small_state()
-        | {"data": {"train": identity}, "unreadable": [3], "first_loss": 2.5, "explained": True},
+        | {
+            "data": {"train": identity},
+            "unreadable": [3],
+            "first_loss": 2.5,
+            "explained": True,
+        },
     )
 
 
@@ -24,7 +33,9 @@ def test_a_whole_state_passes():
 def test_a_part_that_is_missing_is_named(key):
     state = small_state()
     del state[key]
-    with pytest.raises(CheckpointError, match=f"^last.pth: the training state has no {key}; "):
+    with pytest.raises(
+        CheckpointError, match=f"^last.pth: the training state has no {key}; "
+    ):
         check_state("last.pth", state)
 
 
@@ -50,13 +61,18 @@ def test_a_part_that_is_missing_is_named(key):
         ("world_size", 0),
         ("unreadable", ["a.jpg"]),
         ("data", {"train": {}}),
-        ("data", {"train": {"names": torch.ones(1), "labels": torch.ones(1), "classes": []}}),
+        (
+            "data",
+            {"train": {"names": torch.ones(1), "labels": torch.ones(1), "classes": []}},
+        ),
         ("meter", 3),
     ],
     ids=str,
 )
 def test_a_part_of_another_kind_is_named(key, value):
-    with pytest.raises(CheckpointError, match=f"^last.pth: {key} of the training state is damaged: "):
+    with pytest.raises(
+        CheckpointError, match=f"^last.pth: {key} of the training state is damaged: "
+    ):
         check_state("last.pth", small_state() | {key: value})
 
 

@@ -9,7 +9,13 @@ from torch import nn
 
 from src.solver import training_loop
 from src.solver.plan import Progress
-from src.solver.training_loop import begin_epoch, load_best_weights, rehearse, report_step, take_step
+from src.solver.training_loop import (
+    begin_epoch,
+    load_best_weights,
+    rehearse,
+    report_step,
+    take_step,
+)
 from tests.solver.test_run_state import FACTS, PLAN, make_state
 
 
@@ -18,7 +24,11 @@ def run():
     """A run in its second epoch, whose step, rates and phases only record what they are asked."""
     state = make_state()
     state.progress = Progress(epoch=1, step=0, total_steps=5)
-    step = MagicMock(criterion=nn.Identity(), anchoring=None, return_value={"loss": torch.tensor(2.0)})
+    step = MagicMock(
+        criterion=nn.Identity(),
+        anchoring=None,
+        return_value={"loss": torch.tensor(2.0)},
+    )
     return SimpleNamespace(
         state=state,
         plan=PLAN,
@@ -51,7 +61,9 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step(run):
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_a_resumed_epoch_goes_on_with_its_next_batch_and_its_count_of_dropped_steps(run):
+def test_a_resumed_epoch_goes_on_with_its_next_batch_and_its_count_of_dropped_steps(
+    run,
+):
     run.state.progress.step, run.state.guard.in_epoch = 3, 2
     begin_epoch(run, 1)
     run.data.train_loader.set_epoch.assert_called_once_with(1, 6)
@@ -65,8 +77,12 @@ def test_a_new_epoch_resets_the_count_of_skipped_steps(run):
     assert run.state.guard.in_epoch == 0
 
 
-@pytest.mark.parametrize(("epoch", "step", "loaded"), [(3, 0, True), (3, 1, False), (2, 0, False)])
-def test_the_best_weights_are_loaded_once_at_the_start_of_stage_two(run, monkeypatch, epoch, step, loaded):
+@pytest.mark.parametrize(
+    ("epoch", "step", "loaded"), [(3, 0, True), (3, 1, False), (2, 0, False)]
+)
+def test_the_best_weights_are_loaded_once_at_the_start_of_stage_two(
+    run, monkeypatch, epoch, step, loaded
+):
     calls = []
     monkeypatch.setattr(training_loop, "load_best_weights", calls.append)
     run.state.best.stage_one_weights = {"weight": torch.ones(2, 3)}
@@ -76,11 +92,20 @@ def test_the_best_weights_are_loaded_once_at_the_start_of_stage_two(run, monkeyp
 
 
 def test_model_and_ema_begin_stage_two_with_the_best_weights(run, caplog):
-    best = {name: torch.full_like(value, 7.0) for name, value in run.state.model.state_dict().items()}
-    run.state.best.stage_one_weights, run.state.best.epoch, run.state.best.score = best, 1, 0.5
+    best = {
+        name: torch.full_like(value, 7.0)
+        for name, value in run.state.model.state_dict().items()
+    }
+    run.state.best.stage_one_weights, run.state.best.epoch, run.state.best.score = (
+        best,
+        1,
+        0.5,
+    )
     with caplog.at_level("INFO", "dfine"):
         load_best_weights(run)
-    assert (run.state.model.weight == 7).all() and (run.state.ema.module.weight == 7).all()
+    assert (run.state.model.weight == 7).all() and (
+        run.state.ema.module.weight == 7
+    ).all()
     assert not run.state.best.stage_one_weights and "(epoch 2, AP 0.500)" in caplog.text
 
 
@@ -90,13 +115,19 @@ def test_a_line_is_logged_where_no_progress_bar_is_seen(run, caplog, disable, li
     run.state.progress.step = 2
     meter = SimpleNamespace(seconds=4.0, steps=2)
     with caplog.at_level("INFO", "dfine"):
-        report_step(run, log, {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, meter, bar)
+        report_step(
+            run, log, {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, meter, bar
+        )
     assert log.step.call_args.args[1] == {"a": 1.0, "b": 2.0}
     assert len(caplog.messages) == lines
 
 
-@pytest.mark.parametrize(("wanted", "tried"), [(None, False), (False, False), (True, True)])
-def test_memory_is_tried_on_a_cpu_only_if_it_is_asked_for(run, monkeypatch, wanted, tried):
+@pytest.mark.parametrize(
+    ("wanted", "tried"), [(None, False), (False, False), (True, True)]
+)
+def test_memory_is_tried_on_a_cpu_only_if_it_is_asked_for(
+    run, monkeypatch, wanted, tried
+):
     trial = MagicMock()
     monkeypatch.setattr(training_loop, "try_memory", trial)
     run.settings.memory_trial = wanted
@@ -105,4 +136,7 @@ def test_memory_is_tried_on_a_cpu_only_if_it_is_asked_for(run, monkeypatch, want
     rehearse(run)
     assert trial.called == tried
     if tried:
-        assert (trial.call_args.kwargs["objects"], trial.call_args.kwargs["last_epoch"]) == (9, 3)
+        assert (
+            trial.call_args.kwargs["objects"],
+            trial.call_args.kwargs["last_epoch"],
+        ) == (9, 3)

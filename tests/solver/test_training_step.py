@@ -25,7 +25,10 @@ class Model(nn.Module):
 
 
 def criterion(outputs, targets):
-    return {"loss_a": (outputs["pred_logits"] - 1) ** 2, "loss_b": 0.5 * outputs["pred_logits"].abs()}
+    return {
+        "loss_a": (outputs["pred_logits"] - 1) ** 2,
+        "loss_b": 0.5 * outputs["pred_logits"].abs(),
+    }
 
 
 def make_step(model, criterion=criterion, **changes) -> TrainStep:
@@ -38,15 +41,27 @@ def make_step(model, criterion=criterion, **changes) -> TrainStep:
         "guard": NumericsGuard(1000),
     } | changes
     return TrainStep(
-        model=model, criterion=criterion, optimizer=optimizer, device=torch.device("cpu"), **settings
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        device=torch.device("cpu"),
+        **settings,
     )
 
 
-TARGETS = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "image_path": "a.jpg"}]
+TARGETS = [
+    {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.long),
+        "image_path": "a.jpg",
+    }
+]
 
 
 def snapshot(step: TrainStep) -> dict:
-    return copy.deepcopy({"model": step.model.state_dict(), "ema": step.ema.state_dict()})
+    return copy.deepcopy(
+        {"model": step.model.state_dict(), "ema": step.ema.state_dict()}
+    )
 
 
 def same(a, b) -> bool:
@@ -66,11 +81,19 @@ def test_a_step_moves_weights_and_average_and_returns_the_terms():
 def test_the_gradient_is_clipped():
     model = Model().train()
     step = make_step(
-        model, lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]}, clip_max_norm=0.1
+        model,
+        lambda outputs, targets: {"loss": 1e6 * outputs["pred_logits"]},
+        clip_max_norm=0.1,
     )
     before = {k: v.clone() for k, v in model.named_parameters()}
     step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
-    moved = torch.cat([(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]).norm().item()
+    moved = (
+        torch.cat(
+            [(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]
+        )
+        .norm()
+        .item()
+    )
     assert moved == pytest.approx(0.1 * 0.1, rel=1e-4)
 
 
@@ -135,12 +158,19 @@ def test_a_loss_that_is_not_finite_changes_nothing(caplog):
     before = snapshot(step)
     assert step(3, [(torch.full((2, 3, 4, 4), float("nan")), TARGETS)]) is None
     assert same(before, snapshot(step))
-    assert "step 3 skipped: the input image is not finite" in caplog.text and "a.jpg" in caplog.text
+    assert (
+        "step 3 skipped: the input image is not finite" in caplog.text
+        and "a.jpg" in caplog.text
+    )
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine(caplog):
+def test_a_gradient_that_is_not_finite_changes_nothing_although_the_loss_is_fine(
+    caplog,
+):
     def no_slope_at_zero(outputs, targets):
-        return {"loss": (outputs["pred_logits"].sum() * 0).sqrt()}  # 0 with an infinite slope
+        return {
+            "loss": (outputs["pred_logits"].sum() * 0).sqrt()
+        }  # 0 with an infinite slope
 
     step = make_step(Model().train(), no_slope_at_zero)
     before = snapshot(step)
@@ -156,7 +186,10 @@ def test_an_error_of_the_criterion_about_numbers_drops_the_step(caplog):
     step = make_step(Model().train(), broken)
     before = snapshot(step)
     assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
-    assert same(before, snapshot(step)) and "matching cost_class is not finite for image 0" in caplog.text
+    assert (
+        same(before, snapshot(step))
+        and "matching cost_class is not finite for image 0" in caplog.text
+    )
 
 
 def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
@@ -167,5 +200,7 @@ def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
             seen.append((images @ images.mT).dtype)
             return super().forward(images)
 
-    make_step(Watching().train(), amp_dtype=torch.bfloat16)(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    make_step(Watching().train(), amp_dtype=torch.bfloat16)(
+        0, [(torch.rand(2, 3, 4, 4), TARGETS)]
+    )
     assert seen == [torch.bfloat16]

@@ -36,7 +36,10 @@ RECORD = {
 
 
 def epochs_in(folder) -> list[int]:
-    return [json.loads(line)["epoch"] for line in (folder / "log.txt").read_text().splitlines()]
+    return [
+        json.loads(line)["epoch"]
+        for line in (folder / "log.txt").read_text().splitlines()
+    ]
 
 
 def test_the_line_of_an_epoch_says_what_a_person_wants_to_know(caplog):
@@ -56,10 +59,17 @@ def test_log_txt_grows_by_a_json_line_an_epoch(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_history_and_drops_what_it_does_again(tmp_path):
-    (tmp_path / "log.txt").write_text('a line of somebody else\n{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n')
+    (tmp_path / "log.txt").write_text(
+        'a line of somebody else\n{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n'
+    )
     JsonLinesWriter(tmp_path, 2).write_epoch(2, {"epoch": 2, "again": True})
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines == ["a line of somebody else", '{"epoch": 0}', '{"epoch": 1}', '{"epoch": 2, "again": true}']
+    assert lines == [
+        "a line of somebody else",
+        '{"epoch": 0}',
+        '{"epoch": 1}',
+        '{"epoch": 2, "again": true}',
+    ]
 
 
 def test_tensorboard_gets_steps_and_epochs(tmp_path):
@@ -84,7 +94,8 @@ def test_missing_wandb_is_reported_before_training(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")]
+    ("seconds", "text"),
+    [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")],
 )
 def test_durations_are_hours_minutes_seconds(seconds, text):
     assert format_seconds(seconds) == text
@@ -95,14 +106,20 @@ def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
 
     folder, board = PictureFolder(tmp_path), TensorBoardWriter(tmp_path / "summary")
     for writer in (folder, board):
-        writer.write_picture(4, "training", torch.full((3, 20, 30), 200, dtype=torch.uint8))
+        writer.write_picture(
+            4, "training", torch.full((3, 20, 30), 200, dtype=torch.uint8)
+        )
         writer.close()
     assert Image.open(tmp_path / "pictures/training_epoch0005.jpg").size == (30, 20)
-    shown = EventAccumulator(str(tmp_path / "summary")).Reload().Images("Images/training")
+    shown = (
+        EventAccumulator(str(tmp_path / "summary")).Reload().Images("Images/training")
+    )
     assert [(event.step, event.width, event.height) for event in shown] == [(4, 30, 20)]
 
 
-def test_a_folder_whose_name_is_not_utf8_costs_the_curves_and_nothing_else(tmp_path, caplog):
+def test_a_folder_whose_name_is_not_utf8_costs_the_curves_and_nothing_else(
+    tmp_path, caplog
+):
     folder = Path(os.fsdecode(b"run_\xff"))
     assert open_tensorboard(tmp_path / folder, "a: 1") is None
     assert "folder names must be valid UTF-8" in caplog.text

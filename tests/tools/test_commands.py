@@ -14,7 +14,10 @@ from tests.fixtures.trained_tiny import TRAINED
 
 DEMO_IMAGE = ROOT / "docs/images/demo.jpg"
 
-WITHOUT_INPUT = {"tools/benchmark/compare_recipes.py", "tools/dataset/make_synthetic.py"}
+WITHOUT_INPUT = {
+    "tools/benchmark/compare_recipes.py",
+    "tools/dataset/make_synthetic.py",
+}
 """Commands that read no file that a user names."""
 
 HARNESSES = sorted(
@@ -26,7 +29,11 @@ HARNESSES = sorted(
 
 COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "train.py", *ROOT.glob("tools/*/*.py"), *ROOT.glob("reference/*.py")]
+    for path in [
+        ROOT / "train.py",
+        *ROOT.glob("tools/*/*.py"),
+        *ROOT.glob("reference/*.py"),
+    ]
 )
 
 
@@ -40,19 +47,38 @@ def test_help_answers_without_importing_torch(command, tmp_path):
 
 def test_make_synthetic_writes_a_coco_set_with_overlaps_and_empty_images(tmp_path):
     result = run_python(
-        "tools/dataset/make_synthetic.py", "--output", tmp_path, "--train", "40", "--val", "3", "--size", "64"
+        "tools/dataset/make_synthetic.py",
+        "--output",
+        tmp_path,
+        "--train",
+        "40",
+        "--val",
+        "3",
+        "--size",
+        "64",
     )
     assert result.returncode == 0, result.stderr
     labels = json.loads((tmp_path / "train.json").read_text())
-    counts = [sum(a["image_id"] == image["id"] for a in labels["annotations"]) for image in labels["images"]]
+    counts = [
+        sum(a["image_id"] == image["id"] for a in labels["annotations"])
+        for image in labels["images"]
+    ]
     assert len(counts) == 40 and 0 in counts and max(counts) >= 3
-    assert all((tmp_path / "images" / image["file_name"]).exists() for image in labels["images"])
+    assert all(
+        (tmp_path / "images" / image["file_name"]).exists()
+        for image in labels["images"]
+    )
 
 
 def test_compare_names_a_checkpoint_that_is_not_there(tmp_path):
-    result = run_python("tools/visualization/compare.py", "-c", DEMO_CONFIG, "-r", tmp_path / "none.pth")
+    result = run_python(
+        "tools/visualization/compare.py", "-c", DEMO_CONFIG, "-r", tmp_path / "none.pth"
+    )
     assert result.returncode == 4
-    assert result.stderr == f"error[4]: {tmp_path / 'none.pth'} does not exist (looked from {ROOT})\n"
+    assert (
+        result.stderr
+        == f"error[4]: {tmp_path / 'none.pth'} does not exist (looked from {ROOT})\n"
+    )
 
 
 MISSING = "/nowhere/none"
@@ -93,17 +119,23 @@ OPTIONAL = [
 
 def test_every_command_that_reads_something_is_tried_without_it():
     others = {command for command in COMMANDS if command.startswith("reference/")}
-    assert set(COMMANDS) - others - WITHOUT_INPUT == set(NEEDS_INPUT) - {"reference/convert_weight.py"}
+    assert set(COMMANDS) - others - WITHOUT_INPUT == set(NEEDS_INPUT) - {
+        "reference/convert_weight.py"
+    }
 
 
 @pytest.mark.parametrize("command", NEEDS_INPUT)
-def test_a_missing_input_is_named_before_a_package_that_is_not_installed(command, monkeypatch, tmp_path):
+def test_a_missing_input_is_named_before_a_package_that_is_not_installed(
+    command, monkeypatch, tmp_path
+):
     monkeypatch.chdir(ROOT)
     for name in OPTIONAL:
         monkeypatch.setitem(sys.modules, name, None)
     output = ["--output", tmp_path] if "inference" in command else []
     ended = run_here(command, *NEEDS_INPUT[command], *output)
-    assert ended.code in (2, 3, 4) and MISSING in ended.err and ended.err.count("\n") == 1, ended
+    assert (
+        ended.code in (2, 3, 4) and MISSING in ended.err and ended.err.count("\n") == 1
+    ), ended
     assert "pip install" not in ended.err
 
 
@@ -111,9 +143,13 @@ def test_a_reader_that_stops_early_ends_a_command_quietly(tmp_path):
     labels = write_coco(
         tmp_path,
         {
-            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8} for i in range(3000)],
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8}
+                for i in range(3000)
+            ],
             "annotations": [
-                {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 0, i]} for i in range(3000)
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 0, i]}
+                for i in range(3000)
             ],
             "categories": [{"id": 1, "name": "a"}],
         },

@@ -39,11 +39,17 @@ def test_an_export_lies_beside_its_checkpoint_and_is_checked(tmp_path, tiny_data
         5,
     )
     assert ended.code == 0, ended.err
-    assert {path.name for path in tmp_path.iterdir()} == {"best.pth", "best.onnx", "best.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best.pth",
+        "best.onnx",
+        "best.json",
+    }
     assert "opset 17, batches of 2" in ended.out and "5 images agree" in ended.out
 
 
-def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(tmp_path, exported, tiny_data, monkeypatch):
+def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(
+    tmp_path, exported, tiny_data, monkeypatch
+):
     pytest.importorskip("onnxruntime")
 
     def export(detector, path, **settings):
@@ -82,8 +88,16 @@ def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(tmp_path, export
     "arguments, code, message",
     [
         (["-r", "none.pth"], 4, "none.pth does not exist"),
-        (["-r", TRAINED, "--opset", "13"], 2, "opset 13 was requested, expected at least 17"),
-        (["-r", TRAINED, "--check", "--images", "nowhere"], 3, "nowhere does not exist"),
+        (
+            ["-r", TRAINED, "--opset", "13"],
+            2,
+            "opset 13 was requested, expected at least 17",
+        ),
+        (
+            ["-r", TRAINED, "--check", "--images", "nowhere"],
+            3,
+            "nowhere does not exist",
+        ),
         (["-r", TRAINED, "--input-size", "60", "64"], 2, "not a multiple of 32"),
     ],
 )
@@ -92,8 +106,12 @@ def test_an_export_refuses_what_it_cannot_use(arguments, code, message):
     assert (ended.code, message in ended.err) == (code, True), ended.err
 
 
-@pytest.mark.parametrize("command, flag", [("onnx_inf", "--onnx"), ("openvino_inf", "-ov_model")])
-def test_exported_models_write_what_the_checkpoint_writes(command, flag, exported, tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    "command, flag", [("onnx_inf", "--onnx"), ("openvino_inf", "-ov_model")]
+)
+def test_exported_models_write_what_the_checkpoint_writes(
+    command, flag, exported, tiny_data, tmp_path
+):
     pytest.importorskip("onnxruntime" if command == "onnx_inf" else "openvino")
     images = tiny_data.folder / "images"
     assert (
@@ -129,7 +147,9 @@ def test_exported_models_write_what_the_checkpoint_writes(command, flag, exporte
     assert [(e["file_name"], e["category_id"]) for e in found] == [
         (e["file_name"], e["category_id"]) for e in expected
     ]
-    assert [e["score"] for e in found] == pytest.approx([e["score"] for e in expected], abs=1e-4)
+    assert [e["score"] for e in found] == pytest.approx(
+        [e["score"] for e in expected], abs=1e-4
+    )
     assert len(list((tmp_path / "b").glob("*.jpg"))) == 4
 
 
@@ -137,19 +157,36 @@ def test_exported_models_write_what_the_checkpoint_writes(command, flag, exporte
 def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
     (tmp_path / "a.engine").touch()
     for command in (
-        ["tools/inference/trt_inf.py", "-trt", exported, "-i", ROOT / "docs/images/demo.jpg"],
-        ["tools/benchmark/trt_benchmark.py", "--engine_dir", tmp_path, "--infer_dir", ROOT / "docs/images"],
+        [
+            "tools/inference/trt_inf.py",
+            "-trt",
+            exported,
+            "-i",
+            ROOT / "docs/images/demo.jpg",
+        ],
+        [
+            "tools/benchmark/trt_benchmark.py",
+            "--engine_dir",
+            tmp_path,
+            "--infer_dir",
+            ROOT / "docs/images",
+        ],
     ):
         ended = run_here(*command)
         assert ended.code == 2 and "finds no CUDA device here" in ended.err
 
 
 def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tmp_path):
-    ended = run_here("tools/benchmark/get_info.py", "-r", TRAINED, "--json", tmp_path / "info.json")
+    ended = run_here(
+        "tools/benchmark/get_info.py", "-r", TRAINED, "--json", tmp_path / "info.json"
+    )
     assert ended.code == 0, ended.err
     info = json.loads((tmp_path / "info.json").read_text())
     model = tiny_config(num_classes=4).model
-    for form, parameters in (("train", model.parameters()), ("deploy", model.deploy().parameters())):
+    for form, parameters in (
+        ("train", model.parameters()),
+        ("deploy", model.deploy().parameters()),
+    ):
         counts = info["parameters"][form]
         assert (
             counts["all"]
@@ -175,19 +212,34 @@ def test_get_info_gives_the_published_numbers_of_n(tmp_path):
     assert ended.code == 0, ended.err
     info = json.loads((tmp_path / "info.json").read_text())
     assert info["parameters"] == {
-        "train": {"backbone": 1850396, "encoder": 703824, "decoder": 1228473, "all": 3782693},
-        "deploy": {"backbone": 1850396, "encoder": 698388, "decoder": 1205015, "all": 3753799},
+        "train": {
+            "backbone": 1850396,
+            "encoder": 703824,
+            "decoder": 1228473,
+            "all": 3782693,
+        },
+        "deploy": {
+            "backbone": 1850396,
+            "encoder": 698388,
+            "decoder": 1205015,
+            "all": 3753799,
+        },
     }
     encoder, decoder = (
         2 * 400 * 400 * 128,
         3 * 2 * 300 * 300 * 128,
     )  # products of attention, which other counters leave out
-    assert info["flops"]["all"] / 2e9 - (encoder + decoder) / 1e9 == pytest.approx(3.551, rel=0.002)
+    assert info["flops"]["all"] / 2e9 - (encoder + decoder) / 1e9 == pytest.approx(
+        3.551, rel=0.002
+    )
 
 
 def test_get_info_needs_a_configuration_or_a_checkpoint():
     ended = run_here("tools/benchmark/get_info.py")
-    assert ended.code == 2 and "give a configuration (-c) or a checkpoint (-r)" in ended.err
+    assert (
+        ended.code == 2
+        and "give a configuration (-c) or a checkpoint (-r)" in ended.err
+    )
 
 
 def test_benchmark_measures_the_yardstick_and_every_engine(tmp_path):
@@ -212,13 +264,19 @@ def test_benchmark_measures_the_yardstick_and_every_engine(tmp_path):
     assert ended.code == 0, ended.err
     rows = json.loads((tmp_path / "times.json").read_text())["rows"]
     assert [row["engine"] for row in rows] == ["bare ViT-S/16", "torch"]
-    assert rows[0]["ratio"] == 1 and all(row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows)
+    assert rows[0]["ratio"] == 1 and all(
+        row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows
+    )
 
 
-def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_itself(tmp_path):
+def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_itself(
+    tmp_path,
+):
     trained = torch.load(TRAINED, weights_only=True)
     average = {
-        key: value + 1 if value.is_floating_point() and key not in ("decoder.anchors",) else value
+        key: value + 1
+        if value.is_floating_point() and key not in ("decoder.anchors",)
+        else value
         for key, value in trained["model"].items()
     }
     torch.save(
@@ -233,9 +291,15 @@ def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_i
     ended = run_here("reference/convert_weight.py", tmp_path / "last.pth")
     assert ended.code == 0, ended.err
     content = torch.load(tmp_path / "last_converted.pth", weights_only=True)
-    assert set(content) == {"model", "meta", "written_by"} and content["meta"] == trained["meta"]
+    assert (
+        set(content) == {"model", "meta", "written_by"}
+        and content["meta"] == trained["meta"]
+    )
     assert all(torch.equal(content["model"][key], average[key]) for key in average)
-    assert read_weights(tmp_path / "last_converted.pth").classes == trained["meta"]["classes"]
+    assert (
+        read_weights(tmp_path / "last_converted.pth").classes
+        == trained["meta"]["classes"]
+    )
 
 
 def test_without_an_average_there_is_nothing_to_convert(tmp_path):

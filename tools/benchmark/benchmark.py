@@ -32,7 +32,9 @@ def main() -> None:
         metavar="FILE",
         help="configuration: random weights; with -r, for checkpoints that hold none",
     )
-    parser.add_argument("-d", "--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
+    parser.add_argument(
+        "-d", "--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu"
+    )
     parser.add_argument(
         "--input-size",
         type=int,
@@ -40,14 +42,29 @@ def main() -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="default: that of the configuration",
     )
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all")
-    parser.add_argument("--batch", type=int, default=1, help="images at once; default: 1")
     parser.add_argument(
-        "--repeats", type=int, default=30, help="runs that count, of each engine; default: 30"
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        default=list(ENGINES),
+        help="default: all",
     )
-    parser.add_argument("--warmup", type=int, default=5, help="runs before, that do not; default: 5")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images at once; default: 1"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=30,
+        help="runs that count, of each engine; default: 30",
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=5, help="runs before, that do not; default: 5"
+    )
     parser.add_argument("--threads", type=int, default=1, help="on the CPU; default: 1")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the numbers there too"
+    )
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
 
@@ -67,10 +84,17 @@ def benchmark(arguments) -> list[dict]:
     device = pick_device(arguments.device)
     detector = open_detector(arguments, "cpu")
     size = detector.preprocessing.input_size
-    images = torch.rand(arguments.batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        arguments.batch, 3, *size, generator=torch.Generator().manual_seed(0)
+    )
     works = build_works(detector, images, device, arguments)
-    seconds = interleave(works, device, repeats=arguments.repeats, warmup=arguments.warmup)
-    rows = [summarise(name, times, arguments.batch, seconds[YARDSTICK]) for name, times in seconds.items()]
+    seconds = interleave(
+        works, device, repeats=arguments.repeats, warmup=arguments.warmup
+    )
+    rows = [
+        summarise(name, times, arguments.batch, seconds[YARDSTICK])
+        for name, times in seconds.items()
+    ]
     if arguments.json:
         write_report(
             arguments.json,
@@ -109,7 +133,10 @@ def open_detector(arguments, device: str):
 
     if arguments.resume:
         return Detector.from_checkpoint(
-            arguments.resume, device=device, config=arguments.config, input_size=arguments.input_size
+            arguments.resume,
+            device=device,
+            config=arguments.config,
+            input_size=arguments.input_size,
         )
     if not arguments.config:
         raise ConfigError("give a checkpoint (-r) or a configuration (-c)")
@@ -118,11 +145,19 @@ def open_detector(arguments, device: str):
     if cfg.yaml_cfg.get("num_classes") is None:
         cfg.set("num_classes", 80, "benchmark.py, since the data decides")
     preprocessing = Preprocessing.from_config(cfg)
-    preprocessing = preprocessing.resized(arguments.input_size) if arguments.input_size else preprocessing
+    preprocessing = (
+        preprocessing.resized(arguments.input_size)
+        if arguments.input_size
+        else preprocessing
+    )
     cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
     torch.manual_seed(0)
-    engine = TorchEngine(cfg.model.deploy(), cfg.postprocessor.deploy(), torch.device(device))
-    return Detector(engine, preprocessing, named_classes(None, cfg.yaml_cfg["num_classes"]))
+    engine = TorchEngine(
+        cfg.model.deploy(), cfg.postprocessor.deploy(), torch.device(device)
+    )
+    return Detector(
+        engine, preprocessing, named_classes(None, cfg.yaml_cfg["num_classes"])
+    )
 
 
 def build_works(detector, images, device, arguments) -> dict:
@@ -141,24 +176,34 @@ def build_works(detector, images, device, arguments) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         if {"onnx", "openvino"} & set(arguments.engines):
             file = export_onnx(detector, Path(folder) / "model.onnx")
-        own = copy.deepcopy(detector.engine.model), copy.deepcopy(detector.engine.postprocessor)
+        own = (
+            copy.deepcopy(detector.engine.model),
+            copy.deepcopy(detector.engine.postprocessor),
+        )
         for name in arguments.engines:
             if name == "torch":
                 engines["torch"] = TorchEngine(*own, device)
             elif name == "compile":
-                engines["torch.compile"] = TorchEngine(torch.compile(copy.deepcopy(own[0])), own[1], device)
+                engines["torch.compile"] = TorchEngine(
+                    torch.compile(copy.deepcopy(own[0])), own[1], device
+                )
             elif name == "onnx":
                 engine = OnnxEngine(file, str(device), threads=arguments.threads)
-                engines[f"ONNX Runtime ({engine.providers[0].removesuffix('ExecutionProvider')})"] = engine
+                engines[
+                    f"ONNX Runtime ({engine.providers[0].removesuffix('ExecutionProvider')})"
+                ] = engine
             elif name == "openvino":
-                engines["OpenVINO (CPU)"] = OpenVinoEngine(file, threads=arguments.threads)
+                engines["OpenVINO (CPU)"] = OpenVinoEngine(
+                    file, threads=arguments.threads
+                )
 
     def look() -> None:
         with torch.inference_mode():
             vit(images.to(device)).cpu()
 
     return {YARDSTICK: look} | {
-        name: (lambda engine=engine: engine(images, sizes)) for name, engine in engines.items()
+        name: (lambda engine=engine: engine(images, sizes))
+        for name, engine in engines.items()
     }
 
 
@@ -198,7 +243,10 @@ def timed(work, device) -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (
+        torch.cuda.Event(enable_timing=True),
+        torch.cuda.Event(enable_timing=True),
+    )
     torch.cuda.synchronize(device)
     begin.record()
     work()
@@ -209,7 +257,10 @@ def timed(work, device) -> float:
 
 
 def summarise(
-    name: str, times: tuple[list[float], list[float]], batch: int, yardstick: tuple[list[float], list[float]]
+    name: str,
+    times: tuple[list[float], list[float]],
+    batch: int,
+    yardstick: tuple[list[float], list[float]],
 ) -> dict:
     import numpy as np
 

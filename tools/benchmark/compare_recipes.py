@@ -22,11 +22,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-c", "--configs", nargs="+", required=True, help="configuration files, .yml")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each")
-    parser.add_argument("--output", default="output/recipes", help="folder for all runs")
     parser.add_argument(
-        "-u", "--update", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs"
+        "-c", "--configs", nargs="+", required=True, help="configuration files, .yml"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each"
+    )
+    parser.add_argument(
+        "--output", default="output/recipes", help="folder for all runs"
+    )
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of all runs",
     )
     return parser.parse_args()
 
@@ -34,11 +45,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     seeds = [f"seed {seed}" for seed in arguments.seeds]
-    print(f"| configuration | {' | '.join(seeds)} | mean AP | deviation | mean AP50 | CPU minutes a run |")
+    print(
+        f"| configuration | {' | '.join(seeds)} | mean AP | deviation | mean AP50 | CPU minutes a run |"
+    )
     print(f"| --- | {'--- | ' * len(seeds)}--- | --- | --- | --- |")
     for config in arguments.configs:
         runs = [
-            train(config, seed, Path(arguments.output) / Path(config).stem / f"seed{seed}", arguments.update)
+            train(
+                config,
+                seed,
+                Path(arguments.output) / Path(config).stem / f"seed{seed}",
+                arguments.update,
+            )
             for seed in arguments.seeds
         ]
         best = [max(run["records"], key=lambda record: record["AP"]) for run in runs]
@@ -79,8 +97,13 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
                 f"{config}, seed {seed}: train.py ended with code {ended.returncode}; see {folder / 'stdout.txt'}"
             )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        minutes = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
-        records = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+        minutes = (
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        ) / 60
+        records = [
+            json.loads(line)
+            for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+        ]
         result.write_text(json.dumps({"minutes": minutes, "records": records}))
     return json.loads(result.read_text())
 

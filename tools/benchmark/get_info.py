@@ -38,10 +38,17 @@ def main() -> None:
         help="default: that of the configuration",
     )
     parser.add_argument(
-        "--batch", type=int, default=1, help="images of the pass whose memory is measured; default: 1"
+        "--batch",
+        type=int,
+        default=1,
+        help="images of the pass whose memory is measured; default: 1",
     )
-    parser.add_argument("-d", "--device", default="cpu", help="where that pass runs; default: cpu")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument(
+        "-d", "--device", default="cpu", help="where that pass runs; default: cpu"
+    )
+    parser.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the numbers there too"
+    )
     arguments = parser.parse_args()
     run(lambda: report(arguments), arguments)
 
@@ -58,7 +65,9 @@ def report(arguments) -> dict:
     if arguments.batch < 1:
         raise ConfigError(f"--batch is {arguments.batch}, expected at least 1")
     device, cfg = pick_device(arguments.device), open_config(arguments)
-    size = tuple(arguments.input_size or cfg.yaml_cfg.get("eval_spatial_size") or (640, 640))
+    size = tuple(
+        arguments.input_size or cfg.yaml_cfg.get("eval_spatial_size") or (640, 640)
+    )
     cfg.set("eval_spatial_size", list(size), "the input size")
     model = cfg.model
     info = {
@@ -71,7 +80,9 @@ def report(arguments) -> dict:
     info["parameters"]["deploy"] = count_parameters(model)
     info["flops"] = count_flops(model, size)
     info["forward_memory_mib"], info["memory_of"] = (
-        forward_memory(model.to(device), torch.rand(arguments.batch, 3, *size, device=device)),
+        forward_memory(
+            model.to(device), torch.rand(arguments.batch, 3, *size, device=device)
+        ),
         arguments.batch,
     )
     if arguments.json:
@@ -91,7 +102,11 @@ def open_config(arguments):
         cfg = file.configuration(arguments.config)
         cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         if file.input_size is not None:
-            cfg.set("eval_spatial_size", list(file.input_size), f"the input size of {file.path}")
+            cfg.set(
+                "eval_spatial_size",
+                list(file.input_size),
+                f"the input size of {file.path}",
+            )
     elif arguments.config:
         cfg = YAMLConfig(arguments.config)
     else:
@@ -104,7 +119,10 @@ def open_config(arguments):
 
 def count_parameters(model) -> dict[str, int]:
     """Return the number of parameters of each part, each parameter once, and in all."""
-    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    counts = {
+        part: sum(p.numel() for p in getattr(model, part).parameters())
+        for part in PARTS
+    }
     return counts | {"all": sum(p.numel() for p in model.parameters())}
 
 
@@ -115,13 +133,17 @@ def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     # attention as matrix products: the counter does not know every fused kernel
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=2) as counter:
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, depth=2) as counter,
+    ):
         model(torch.zeros(1, 3, *size))
     by_module = counter.get_flop_counts()
     name = type(model).__name__
-    return {part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS} | {
-        "all": counter.get_total_flops()
-    }
+    return {
+        part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS
+    } | {"all": counter.get_total_flops()}
 
 
 def forward_memory(model, images) -> float:
@@ -157,7 +179,11 @@ def forward_memory(model, images) -> float:
 
 def as_text(info: dict, device) -> str:
     """Return the numbers as a Markdown table."""
-    train, deploy, flops = info["parameters"]["train"], info["parameters"]["deploy"], info["flops"]
+    train, deploy, flops = (
+        info["parameters"]["train"],
+        info["parameters"]["deploy"],
+        info["flops"],
+    )
     lines = [
         "| part | parameters, training | parameters, deployed | GFLOPs | GMACs |",
         "| --- | --- | --- | --- | --- |",

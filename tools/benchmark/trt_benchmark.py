@@ -21,14 +21,18 @@ def main() -> None:
         default=Path("/data/COCO2017/val2017"),
         help="folder of images; default: /data/COCO2017/val2017",
     )
-    parser.add_argument("--engine_dir", type=user_path, required=True, help="folder of .engine files")
+    parser.add_argument(
+        "--engine_dir", type=user_path, required=True, help="folder of .engine files"
+    )
     parser.add_argument(
         "--busy",
         action="store_true",
         help="others use the GPU too: report the mean of the fastest tenth in place of the median",
     )
     parser.add_argument("-d", "--device", default="cuda:0", help="default: cuda:0")
-    parser.add_argument("--warmup", type=int, default=1000, help="runs that do not count; default: 1000")
+    parser.add_argument(
+        "--warmup", type=int, default=1000, help="runs that do not count; default: 1000"
+    )
     parser.add_argument("--count", type=int, default=1000, help="images; default: 1000")
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
@@ -50,15 +54,22 @@ def benchmark(arguments) -> None:
         raise DataError(f"{arguments.engine_dir} has no .engine files")
     files = image_files(arguments.infer_dir)[: arguments.count]
     device = pick_device(arguments.device)
-    print("| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |"
+    )
     for path in engines:
         detector = Detector.from_tensorrt(path, device=arguments.device)
         inputs = [
-            tuple(part.to(device) for part in detector.preprocessing([load_image(file)])) for file in files
+            tuple(
+                part.to(device) for part in detector.preprocessing([load_image(file)])
+            )
+            for file in files
         ]
         for turn in range(arguments.warmup):
             detector.engine(*inputs[turn % len(inputs)])
-        times = np.sort([timed(detector.engine, device, *pair) for pair in inputs]) * 1000
+        times = (
+            np.sort([timed(detector.engine, device, *pair) for pair in inputs]) * 1000
+        )
         low, median, high, fastest = (
             *np.quantile(times, (0.1, 0.5, 0.9)),
             times[: max(1, len(times) // 10)].mean(),

@@ -19,9 +19,14 @@ from tools.common import parser_for, run, user_path  # noqa: E402
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("--annotations", type=user_path, metavar="FILE", help="COCO file")
     parser.add_argument(
-        "--images", type=user_path, metavar="DIR", help="folder that its file names are relative to"
+        "--annotations", type=user_path, metavar="FILE", help="COCO file"
+    )
+    parser.add_argument(
+        "--images",
+        type=user_path,
+        metavar="DIR",
+        help="folder that its file names are relative to",
     )
     parser.add_argument(
         "--val-annotations",
@@ -29,7 +34,9 @@ def main() -> None:
         metavar="FILE",
         help="COCO file of the validation data, compared with the first",
     )
-    parser.add_argument("--val-images", type=user_path, metavar="DIR", help="default: --images")
+    parser.add_argument(
+        "--val-images", type=user_path, metavar="DIR", help="default: --images"
+    )
     parser.add_argument(
         "-c",
         "--config",
@@ -77,11 +84,19 @@ def main() -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="training size, to find boxes that become too small; default: the configuration's, or 640 640",
     )
-    parser.add_argument("--report", type=user_path, metavar="FILE", help="write all findings as JSON")
     parser.add_argument(
-        "--show", type=int, default=20, metavar="N", help="lines a kind of fault on the terminal; default: 20"
+        "--report", type=user_path, metavar="FILE", help="write all findings as JSON"
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that decode images; default: 4")
+    parser.add_argument(
+        "--show",
+        type=int,
+        default=20,
+        metavar="N",
+        help="lines a kind of fault on the terminal; default: 20",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=4, help="threads that decode images; default: 4"
+    )
     arguments = parser.parse_args()
     if (
         arguments.workers < 1
@@ -96,7 +111,12 @@ def main() -> None:
         from src.core import YAMLConfig
         from src.core.config_file import parse_overrides
         from src.data.dataset.box_formats import BoxFormat
-        from src.data.preparation.check import DataSet, check, data_sets_of, training_transforms
+        from src.data.preparation.check import (
+            DataSet,
+            check,
+            data_sets_of,
+            training_transforms,
+        )
         from src.data.preparation.fix import copies_of, describe, fix
         from src.data.preparation.image_file_check import ImageCheck
         from src.runtime.files import prepare_output_dir
@@ -108,14 +128,18 @@ def main() -> None:
                 say(line)
 
         if arguments.report:
-            prepare_report(arguments.report, "--report")  # before a long look at the images
+            prepare_report(
+                arguments.report, "--report"
+            )  # before a long look at the images
         queries = 300 if arguments.queries is None else arguments.queries
         given = None
         if arguments.boxes or arguments.units:
             given = BoxFormat(arguments.boxes or "xywh", arguments.units or "pixels")
         transforms = default_transforms(arguments.size or (640, 640))
         if arguments.config:
-            config = YAMLConfig(arguments.config, **parse_overrides(arguments.update)).resolved_cfg
+            config = YAMLConfig(
+                arguments.config, **parse_overrides(arguments.update)
+            ).resolved_cfg
             data_sets, made_for = data_sets_of(config)
             queries = (made_for or 300) if arguments.queries is None else queries
             if arguments.size is None:
@@ -123,7 +147,12 @@ def main() -> None:
         else:
             data_sets = [DataSet(arguments.annotations, arguments.images)]
             if arguments.val_annotations:
-                data_sets.append(DataSet(arguments.val_annotations, arguments.val_images or arguments.images))
+                data_sets.append(
+                    DataSet(
+                        arguments.val_annotations,
+                        arguments.val_images or arguments.images,
+                    )
+                )
         if given is not None:
             data_sets = [replace(data, box_format=given) for data in data_sets]
         copies = (
@@ -139,7 +168,11 @@ def main() -> None:
             report = None  # frees memory before the copies are checked
             prepare_output_dir(arguments.fix)
             for data, copy in zip(data_sets, copies):
-                tell(describe(data, copy.annotations, fix(data, copy.annotations, images)))
+                tell(
+                    describe(
+                        data, copy.annotations, fix(data, copy.annotations, images)
+                    )
+                )
             report = check(copies, images, queries=queries, transforms=transforms)
             tell(report.summaries())
             tell(["what is left:", *report.lines(arguments.show)])

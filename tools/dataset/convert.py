@@ -17,9 +17,15 @@ from tools.common import parser_for, run, user_path  # noqa: E402
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("input", type=user_path, help="data.yaml, or the folder of the data set")
     parser.add_argument(
-        "--output", type=user_path, required=True, metavar="DIR", help="folder for train.json and val.json"
+        "input", type=user_path, help="data.yaml, or the folder of the data set"
+    )
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="folder for train.json and val.json",
     )
     parser.add_argument(
         "--val-fraction",
@@ -27,7 +33,9 @@ def main() -> None:
         default=0.1,
         help="fraction of images for validation if the data set has none; default: 0.1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of this split; default: 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of this split; default: 0"
+    )
     parser.add_argument(
         "--difficult",
         choices=("keep", "skip", "crowd"),
@@ -35,20 +43,28 @@ def main() -> None:
         help="VOC: handling of difficult objects; default: keep",
     )
     parser.add_argument(
-        "--zero-based", action="store_true", help="VOC: corners are counted from 0, not from 1"
+        "--zero-based",
+        action="store_true",
+        help="VOC: corners are counted from 0, not from 1",
     )
     parser.add_argument(
-        "--follow-links", action="store_true", help="open files that are symbolic links out of the data set"
+        "--follow-links",
+        action="store_true",
+        help="open files that are symbolic links out of the data set",
     )
     parser.add_argument(
         "--drop-boxes",
         action="store_true",
         help="drop and count boxes without area or outside their image, which are faults otherwise",
     )
-    parser.add_argument("--report", type=user_path, metavar="FILE", help="write all faults as JSON")
+    parser.add_argument(
+        "--report", type=user_path, metavar="FILE", help="write all faults as JSON"
+    )
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:
-        parser.error(f"--val-fraction is {arguments.val_fraction:g}, expected a fraction above 0 and below 1")
+        parser.error(
+            f"--val-fraction is {arguments.val_fraction:g}, expected a fraction above 0 and below 1"
+        )
 
     def command() -> None:
         from src.data.preparation.convert import convert

@@ -16,10 +16,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=user_path, default="data/synthetic", help="folder to write to")
+    parser.add_argument(
+        "--output", type=user_path, default="data/synthetic", help="folder to write to"
+    )
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
-    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument(
+        "--size", type=int, default=128, help="side of the images in pixels"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
 

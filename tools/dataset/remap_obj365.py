@@ -16,13 +16,22 @@ from tools.common import parser_for, run, user_path  # noqa: E402
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "--base_dir", type=user_path, required=True, metavar="DIR", help="folder with train/ and val/"
+        "--base_dir",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="folder with train/ and val/",
     )
     parser.add_argument(
-        "--new_val_size", type=int, default=5000, help="images that remain for validation; default: 5000"
+        "--new_val_size",
+        type=int,
+        default=5000,
+        help="images that remain for validation; default: 5000",
     )
     parser.add_argument(
-        "--output_suffix", default="new", help="begins the names of the files that are written; default: new"
+        "--output_suffix",
+        default="new",
+        help="begins the names of the files that are written; default: new",
     )
     arguments = parser.parse_args()
 
@@ -30,7 +39,9 @@ def main() -> None:
         from src.data.preparation.objects365 import remap
         from src.runtime.log import say
 
-        for line in remap(arguments.base_dir, arguments.new_val_size, arguments.output_suffix):
+        for line in remap(
+            arguments.base_dir, arguments.new_val_size, arguments.output_suffix
+        ):
             say(line)
 
     run(command, arguments)

@@ -18,7 +18,11 @@ from tools.common import parser_for, run, user_path  # noqa: E402
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "-r", "--resume", required=True, metavar="FILE", help="best.pth, last.pth or a file of D-FINE's"
+        "-r",
+        "--resume",
+        required=True,
+        metavar="FILE",
+        help="best.pth, last.pth or a file of D-FINE's",
     )
     parser.add_argument(
         "-c",
@@ -27,7 +31,10 @@ def main() -> None:
         help="configuration, only for checkpoints that hold none, as D-FINE's own",
     )
     parser.add_argument(
-        "--output", type=user_path, metavar="FILE", help="default: the checkpoint's name with .onnx"
+        "--output",
+        type=user_path,
+        metavar="FILE",
+        help="default: the checkpoint's name with .onnx",
     )
     parser.add_argument(
         "--input-size",
@@ -37,10 +44,18 @@ def main() -> None:
         help="in place of the size that the model was trained for",
     )
     batch = parser.add_mutually_exclusive_group()
-    batch.add_argument("--batch", type=int, metavar="N", help="a fixed number of images at once")
-    batch.add_argument("--dynamic", action="store_true", help="any number of images at once; the default")
+    batch.add_argument(
+        "--batch", type=int, metavar="N", help="a fixed number of images at once"
+    )
+    batch.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="any number of images at once; the default",
+    )
     parser.add_argument(
-        "--opset", type=int, help="17 or above; default: 18, or 17 with --exporter torchscript"
+        "--opset",
+        type=int,
+        help="17 or above; default: 18, or 17 with --exporter torchscript",
     )
     parser.add_argument(
         "--exporter",
@@ -54,7 +69,9 @@ def main() -> None:
         help="pass the graph through onnxslim or onnxsim; off by default, it is not needed",
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare the file with the checkpoint in ONNX Runtime"
+        "--check",
+        action="store_true",
+        help="compare the file with the checkpoint in ONNX Runtime",
     )
     parser.add_argument(
         "--images",
@@ -62,7 +79,9 @@ def main() -> None:
         metavar="DIR",
         help="images for --check; default: validation data that the checkpoint names, else drawn ones",
     )
-    parser.add_argument("--count", type=int, default=16, help="images for --check; default: 16")
+    parser.add_argument(
+        "--count", type=int, default=16, help="images for --check; default: 16"
+    )
     arguments = parser.parse_args()
 
     def command() -> None:
@@ -74,11 +93,20 @@ def main() -> None:
         from src.runtime.optional import import_optional
 
         detector = Detector.from_checkpoint(
-            arguments.resume, device="cpu", config=arguments.config, input_size=arguments.input_size
+            arguments.resume,
+            device="cpu",
+            config=arguments.config,
+            input_size=arguments.input_size,
         )
-        images = images_for_check(detector, arguments.images, arguments.count) if arguments.check else None
+        images = (
+            images_for_check(detector, arguments.images, arguments.count)
+            if arguments.check
+            else None
+        )
         if arguments.check:
-            import_optional("onnxruntime")  # after all arguments were looked at, before anything is written
+            import_optional(
+                "onnxruntime"
+            )  # after all arguments were looked at, before anything is written
         path = export_onnx(
             detector,
             arguments.output or Path(arguments.resume).with_suffix(".onnx"),
@@ -94,11 +122,16 @@ def main() -> None:
         except ExportError as error:
             kept = path.replace(path.with_suffix(DISAGREES))
             path.with_suffix(".json").unlink()
-            raise ExportError(f"{error}; the file is kept as {kept} to look into, not to use") from None
+            raise ExportError(
+                f"{error}; the file is kept as {kept} to look into, not to use"
+            ) from None
         except BaseException:
             path.replace(path.with_suffix(UNCHECKED))
             path.with_suffix(".json").unlink()
-            logger.warning("the check did not end; the file is kept as %s", path.with_suffix(UNCHECKED))
+            logger.warning(
+                "the check did not end; the file is kept as %s",
+                path.with_suffix(UNCHECKED),
+            )
             raise
 
     run(command, arguments)

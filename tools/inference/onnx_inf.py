@@ -11,15 +11,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_prediction_arguments, add_threads_argument, parser_for, predict_from, run  # noqa: E402
+from tools.common import (
+    add_prediction_arguments,
+    add_threads_argument,
+    parser_for,
+    predict_from,
+    run,
+)  # noqa: E402
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "--onnx", required=True, metavar="FILE", help="what tools/deployment/export_onnx.py wrote"
+        "--onnx",
+        required=True,
+        metavar="FILE",
+        help="what tools/deployment/export_onnx.py wrote",
     )
-    parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime has it")
+    parser.add_argument(
+        "-d",
+        "--device",
+        help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime has it",
+    )
     add_threads_argument(parser)
     add_prediction_arguments(parser, "onnx_results")
     arguments = parser.parse_args()
@@ -29,7 +42,9 @@ def main() -> None:
 
         predict_from(
             arguments,
-            lambda: Detector.from_onnx(arguments.onnx, device=arguments.device, threads=arguments.threads),
+            lambda: Detector.from_onnx(
+                arguments.onnx, device=arguments.device, threads=arguments.threads
+            ),
         )
 
     run(command, arguments)

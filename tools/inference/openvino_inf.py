@@ -11,7 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_prediction_arguments, add_threads_argument, parser_for, predict_from, run  # noqa: E402
+from tools.common import (
+    add_prediction_arguments,
+    add_threads_argument,
+    parser_for,
+    predict_from,
+    run,
+)  # noqa: E402
 
 
 def main() -> None:
@@ -23,7 +29,9 @@ def main() -> None:
         metavar="FILE",
         help=".onnx, or .xml with its .bin and .json",
     )
-    parser.add_argument("-d", "--device", help="OpenVINO's name: CPU, GPU, NPU, AUTO ...; default: CPU")
+    parser.add_argument(
+        "-d", "--device", help="OpenVINO's name: CPU, GPU, NPU, AUTO ...; default: CPU"
+    )
     add_threads_argument(parser)
     add_prediction_arguments(parser, "openvino_results", also=("--image", "-image"))
     arguments = parser.parse_args()

@@ -17,16 +17,25 @@ from tools.common import add_prediction_arguments, parser_for, predict_from, run
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "-trt", "--trt", required=True, metavar="FILE", help="engine, with its .json beside it"
+        "-trt",
+        "--trt",
+        required=True,
+        metavar="FILE",
+        help="engine, with its .json beside it",
     )
-    parser.add_argument("-d", "--device", default="cuda:0", help="cuda or cuda:N; default: cuda:0")
+    parser.add_argument(
+        "-d", "--device", default="cuda:0", help="cuda or cuda:N; default: cuda:0"
+    )
     add_prediction_arguments(parser, "trt_results")
     arguments = parser.parse_args()
 
     def command() -> None:
         from src.inference import Detector
 
-        predict_from(arguments, lambda: Detector.from_tensorrt(arguments.trt, device=arguments.device))
+        predict_from(
+            arguments,
+            lambda: Detector.from_tensorrt(arguments.trt, device=arguments.device),
+        )
 
     run(command, arguments)
 

@@ -14,11 +14,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-c", "--config", required=True, help="configuration file, .yml")
-    parser.add_argument("-r", "--resume", required=True, help="best.pth or another checkpoint")
-    parser.add_argument("--output", help="folder for the pictures; default: pictures/ beside the checkpoint")
+    parser.add_argument(
+        "-c", "--config", required=True, help="configuration file, .yml"
+    )
+    parser.add_argument(
+        "-r", "--resume", required=True, help="best.pth or another checkpoint"
+    )
+    parser.add_argument(
+        "--output",
+        help="folder for the pictures; default: pictures/ beside the checkpoint",
+    )
     parser.add_argument("--count", type=int, default=16, help="how many images")
-    parser.add_argument("--threshold", type=float, default=0.4, help="least score that is drawn")
+    parser.add_argument(
+        "--threshold", type=float, default=0.4, help="least score that is drawn"
+    )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "-u",
@@ -48,18 +57,32 @@ def main() -> None:
     def command() -> None:
         set_up_logging(speaks=True, debug=arguments.debug)
         cfg = YAMLConfig(
-            arguments.config, **parse_overrides(arguments.update), resume=arguments.resume, test_only=True
+            arguments.config,
+            **parse_overrides(arguments.update),
+            resume=arguments.resume,
+            test_only=True,
         )
         device = pick_device(arguments.device)
         file = read_weights(arguments.resume)
         dataset = cfg.val_dataloader.dataset
         detector = Detector.from_weights(file, cfg, device)
-        output = Path(arguments.output) if arguments.output else Path(arguments.resume).parent / "pictures"
+        output = (
+            Path(arguments.output)
+            if arguments.output
+            else Path(arguments.resume).parent / "pictures"
+        )
         names = (
-            {label: entry["name"] for label, entry in enumerate(detector.classes)} if file.classes else None
+            {label: entry["name"] for label, entry in enumerate(detector.classes)}
+            if file.classes
+            else None
         )
         draw_comparisons(
-            detector, dataset, output, count=arguments.count, threshold=arguments.threshold, class_names=names
+            detector,
+            dataset,
+            output,
+            count=arguments.count,
+            threshold=arguments.threshold,
+            class_names=names,
         )
 
     run_command(command, debug=arguments.debug)

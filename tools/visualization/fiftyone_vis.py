@@ -25,10 +25,16 @@ def main() -> None:
     add_checkpoint_arguments(parser)
     add_labelled_images_arguments(parser)
     parser.add_argument(
-        "--name", default="dfine", help="of the data set in FiftyOne, replaced if it is there; default: dfine"
+        "--name",
+        default="dfine",
+        help="of the data set in FiftyOne, replaced if it is there; default: dfine",
     )
-    parser.add_argument("--threshold", type=float, help="least score; default: the checkpoint's")
-    parser.add_argument("--port", type=int, default=5151, help="of the app; default: 5151")
+    parser.add_argument(
+        "--threshold", type=float, help="least score; default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--port", type=int, default=5151, help="of the app; default: 5151"
+    )
     parser.add_argument(
         "--no-launch",
         action="store_true",
@@ -37,14 +43,23 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def command() -> None:
-        from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+        from src.inference.detector_evaluation import (
+            evaluate_detector,
+            open_labelled_images,
+        )
         from src.inference.fiftyone_export import to_fiftyone
         from src.runtime.optional import import_optional
 
         detector = detector_from(arguments)
-        dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
-        import_optional("fiftyone")  # after all arguments were looked at, before anything costly
-        evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
+        dataset = open_labelled_images(
+            detector, arguments.images, arguments.annotations
+        )
+        import_optional(
+            "fiftyone"
+        )  # after all arguments were looked at, before anything costly
+        evaluation = evaluate_detector(
+            detector, dataset, batch_size=arguments.batch_size
+        )
         data_set = to_fiftyone(
             evaluation,
             arguments.name,

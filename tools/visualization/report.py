@@ -26,7 +26,9 @@ def main() -> None:
     add_checkpoint_arguments(parser)
     add_labelled_images_arguments(parser)
     parser.add_argument(
-        "--output", type=user_path, help="the page; default: report.html beside the checkpoint"
+        "--output",
+        type=user_path,
+        help="the page; default: report.html beside the checkpoint",
     )
     parser.add_argument(
         "--threshold",
@@ -34,26 +36,44 @@ def main() -> None:
         help="least score that counts; default: that with the highest F1 on these images",
     )
     parser.add_argument(
-        "--worst", type=int, default=12, help="images shown, those with the most errors; default: 12"
+        "--worst",
+        type=int,
+        default=12,
+        help="images shown, those with the most errors; default: 12",
     )
     arguments = parser.parse_args()
 
     def command() -> None:
         from src.core.errors import ConfigError
-        from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+        from src.inference.detector_evaluation import (
+            evaluate_detector,
+            open_labelled_images,
+        )
         from src.inference.evaluation_report import write_report
         from src.runtime.files import prepare_output_dir
         from src.runtime.own_files import refuse_foreign
 
         path = arguments.output or Path(arguments.resume).parent / "report.html"
         if path.suffix != ".html":
-            raise ConfigError(f"the page is called {path.name}, expected a name that ends with .html")
+            raise ConfigError(
+                f"the page is called {path.name}, expected a name that ends with .html"
+            )
         refuse_foreign([path], "choose another --output")
         detector = detector_from(arguments)
-        dataset = open_labelled_images(detector, arguments.images, arguments.annotations)
+        dataset = open_labelled_images(
+            detector, arguments.images, arguments.annotations
+        )
         prepare_output_dir(path.parent)
-        evaluation = evaluate_detector(detector, dataset, batch_size=arguments.batch_size)
-        write_report(evaluation, detector, path, threshold=arguments.threshold, worst=arguments.worst)
+        evaluation = evaluate_detector(
+            detector, dataset, batch_size=arguments.batch_size
+        )
+        write_report(
+            evaluation,
+            detector,
+            path,
+            threshold=arguments.threshold,
+            worst=arguments.worst,
+        )
 
     run(command, arguments)
 

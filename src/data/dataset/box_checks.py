@@ -62,7 +62,10 @@ class CheckedBoxes(NamedTuple):
 
 
 def read_boxes(
-    content: CocoContent, references: References, findings: Findings, box_format: BoxFormat | None
+    content: CocoContent,
+    references: References,
+    findings: Findings,
+    box_format: BoxFormat | None,
 ) -> tuple[dict[str, Tensor], LabelLedger]:
     """Clip the boxes to their images, and count what happens to them.
 
@@ -83,7 +86,9 @@ def read_boxes(
     return rows, _account(boxes, content, findings)
 
 
-def _check_boxes(records: Annotations, references: References, box_format: BoxFormat) -> CheckedBoxes:
+def _check_boxes(
+    records: Annotations, references: References, box_format: BoxFormat
+) -> CheckedBoxes:
     image_of, category_of, sound, sizes = references
     xywh = to_coco(records.bbox, sizes, box_format)
     with np.errstate(over="ignore"):  # absurd sizes become infinite and are clipped
@@ -133,21 +138,29 @@ def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -
         findings.note(kind, "annotations", places[index], ids[index], shown)
 
 
-def _account(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> LabelLedger:
+def _account(
+    boxes: CheckedBoxes, content: CocoContent, findings: Findings
+) -> LabelLedger:
     """Count the boxes that are lost, left out and changed."""
     kept = boxes.kept
     crowds = boxes.crowds
     ignored = boxes.ignored
     ledger = LabelLedger(findings.path, content.num_annotations)
     unusable = ledger.boxes - boxes.sound.sum()
-    ledger.add("faulty, or of an image or category that is not listed", unusable, "lost")
+    ledger.add(
+        "faulty, or of an image or category that is not listed", unusable, "lost"
+    )
     ledger.add("without area or reversed", boxes.flat.sum(), "lost")
     ledger.add("outside their image", boxes.outside.sum(), "lost")
     ledger.add("crowd regions", (kept & crowds).sum(), "left out")
     ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
     learned = kept & ~crowds & ~ignored
     from_segmentation = _computed_boxes(content, findings)
-    ledger.add("computed from a polygon or mask", (learned & from_segmentation).sum(), "changed")
+    ledger.add(
+        "computed from a polygon or mask",
+        (learned & from_segmentation).sum(),
+        "changed",
+    )
     ledger.add("clipped to their image", (learned & boxes.beyond).sum(), "changed")
     ledger.add("listed more than once", (learned & boxes.repeated).sum(), "changed")
     return ledger
@@ -163,7 +176,9 @@ def _computed_boxes(content: CocoContent, findings: Findings) -> np.ndarray:
     return computed
 
 
-def _sorted_rows(boxes: CheckedBoxes, references: References, num_images: int) -> dict[str, Tensor]:
+def _sorted_rows(
+    boxes: CheckedBoxes, references: References, num_images: int
+) -> dict[str, Tensor]:
     """Return the boxes that are used, in the order of their images."""
     order = np.flatnonzero(boxes.kept)
     order = order[np.argsort(references.image_of[order], kind="stable")]
@@ -177,7 +192,9 @@ def _sorted_rows(boxes: CheckedBoxes, references: References, num_images: int) -
     }
 
 
-def _masks_of_another_size(content: CocoContent, references: References, findings: Findings) -> np.ndarray:
+def _masks_of_another_size(
+    content: CocoContent, references: References, findings: Findings
+) -> np.ndarray:
     """Return a mask `[M]` of the boxes computed from a segmentation mask whose size differs from its image.
 
     Each of them is added as a fault.
@@ -219,7 +236,10 @@ def _describe_format(found: Suspicion) -> str:
 
 
 def _repeated_rows(
-    image_of: np.ndarray, category_of: np.ndarray, boxes: np.ndarray, considered: np.ndarray
+    image_of: np.ndarray,
+    category_of: np.ndarray,
+    boxes: np.ndarray,
+    considered: np.ndarray,
 ) -> np.ndarray:
     """Return a mask `[M]` of the boxes that repeat an earlier one exactly: same image, category and
     numbers.

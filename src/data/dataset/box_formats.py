@@ -70,7 +70,9 @@ class BoxFormat(NamedTuple):
 
 COCO = BoxFormat()
 
-FORMATS = [BoxFormat(order, unit) for unit, order in product(get_args(Unit), get_args(Order))]
+FORMATS = [
+    BoxFormat(order, unit) for unit, order in product(get_args(Unit), get_args(Order))
+]
 
 
 def to_coco(boxes: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray:
@@ -127,11 +129,15 @@ def suspect(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
     if many_tiny or (tiny.all() and (xywh % 1 != 0).any()):
         part = "all" if tiny.all() else f"{tiny.sum()} of"
         likely = _likely(xywh[tiny], sizes[tiny], "fraction")
-        return Suspicion(f"{part} {count} boxes have numbers from 0 to 1, expected pixels", likely)
+        return Suspicion(
+            f"{part} {count} boxes have numbers from 0 to 1, expected pixels", likely
+        )
     unit = _relative_unit(xywh, sizes)
     if unit:
         likely = _likely(xywh, sizes, unit) + _likely(xywh, sizes, "pixels")
-        found = f"all {count} boxes lie within 0 to {_SCALE[unit]:g} and fill this range"
+        found = (
+            f"all {count} boxes lie within 0 to {_SCALE[unit]:g} and fill this range"
+        )
         return Suspicion(f"{found}, although most images are larger", likely)
     return _suspect_places(xywh, sizes)
 
@@ -140,19 +146,27 @@ def _suspect_places(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
     """Return evidence from boxes that lie outside their images or reach out of them."""
     count = len(xywh)
     outside, beyond = _outside_and_beyond(xywh, sizes)
-    if outside <= OUTSIDE_LIMIT * count and beyond < max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count):
+    if outside <= OUTSIDE_LIMIT * count and beyond < max(
+        MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count
+    ):
         return None
     likely = _likely(xywh, sizes, "pixels")
     if outside > OUTSIDE_LIMIT * count and (likely or outside >= MIN_SUSPICIOUS_BOXES):
-        fills_permille = 0.8 * _SCALE["permille"] < xywh.max() <= 1.005 * _SCALE["permille"]
+        fills_permille = (
+            0.8 * _SCALE["permille"] < xywh.max() <= 1.005 * _SCALE["permille"]
+        )
         if not likely and fills_permille:
             likely = _likely(xywh, sizes, "permille")
-        return Suspicion(f"{outside} of {count} boxes lie entirely outside their image", likely)
+        return Suspicion(
+            f"{outside} of {count} boxes lie entirely outside their image", likely
+        )
     if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count):
         if beyond < CENTRES_BEYOND or (xywh[:, :2] < -1).any():
             likely = [given for given in likely if given.order != "cxcywh"]
         if likely:
-            return Suspicion(f"{beyond} of {count} boxes reach out of their image", likely)
+            return Suspicion(
+                f"{beyond} of {count} boxes reach out of their image", likely
+            )
     return None
 
 
@@ -197,13 +211,25 @@ def _relative_unit(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     highest = xywh.max()
     for unit, relative in _RELATIVE.items():
         scale = relative.scale
-        if len(xywh) < relative.boxes or lowest < -0.01 * scale or highest > 1.005 * scale:
+        if (
+            len(xywh) < relative.boxes
+            or lowest < -0.01 * scale
+            or highest > 1.005 * scale
+        ):
             continue
-        if highest < min(relative.filled) * scale / 2:  # no sum of start and extent fills the range
+        if (
+            highest < min(relative.filled) * scale / 2
+        ):  # no sum of start and extent fills the range
             continue
         larger = (np.sort(sizes, 1) >= np.multiply(relative.sides, scale)).all(1)
-        spread = (np.ptp(starts, 0) > 0.2 * scale).all() and (starts.min(0) < 0.3 * scale).all()
-        if larger.mean() > 0.9 and spread and any(_fills(end, relative) for end in ends):
+        spread = (np.ptp(starts, 0) > 0.2 * scale).all() and (
+            starts.min(0) < 0.3 * scale
+        ).all()
+        if (
+            larger.mean() > 0.9
+            and spread
+            and any(_fills(end, relative) for end in ends)
+        ):
             return unit
     return None
 

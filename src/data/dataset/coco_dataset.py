@@ -88,7 +88,9 @@ class CocoDetection(DetectionDataset):
             )
         if not Path(img_folder).is_dir():
             hint = did_you_mean_file(img_folder)
-            raise ConfigError(f"CocoDetection.img_folder {img_folder} is not a folder{hint}")
+            raise ConfigError(
+                f"CocoDetection.img_folder {img_folder} is not a folder{hint}"
+            )
         if not 0 <= (bad_images or 0) < 1:
             raise ConfigError(
                 f"CocoDetection.bad_images is {bad_images}, expected a fraction from 0 to below 1"
@@ -105,7 +107,9 @@ class CocoDetection(DetectionDataset):
         self.class_names = self.labels.category_names
         self.category_ids = self.labels.category_ids
         self.label_of_category = self._label_table()
-        self.images = ListedImages(self.labels, self.img_folder, follow_links=follow_links, watch=watch_files)
+        self.images = ListedImages(
+            self.labels, self.img_folder, follow_links=follow_links, watch=watch_files
+        )
         self.policy = ImagePolicy(self.images, bad_images)
 
     def __len__(self) -> int:
@@ -146,7 +150,9 @@ class CocoDetection(DetectionDataset):
         """Return the objects of an image; they were checked when the file was read."""
         return self.objects(index)
 
-    def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
+    def load_or_replace(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[int, Tensor]:
         """Decode an image, or random others drawn by `rng` until one is readable (`ImagePolicy.load`)."""
         return self.policy.load(index, rng)
 
@@ -281,7 +287,9 @@ class CocoDetection(DetectionDataset):
         """
         labels = self.labels
         rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
-        return labels.ledger.after(self.transforms.certain_losses, rows, labels.sizes.numpy())
+        return labels.ledger.after(
+            self.transforms.certain_losses, rows, labels.sizes.numpy()
+        )
 
     def scan_images(self, cache: Path | None = None) -> None:
         """Read the headers of all images; all ranks together (`ListedImages.scan_headers`).

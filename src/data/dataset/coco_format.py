@@ -15,7 +15,14 @@ from torch import Tensor
 from ...core.hashing import hash64
 from .box_checks import References, read_boxes, running_total
 from .box_formats import BoxFormat
-from .coco_records import ID_EXPECTED, CocoContent, ImageRecord, is_id, read_records, unsafe_file_name
+from .coco_records import (
+    ID_EXPECTED,
+    CocoContent,
+    ImageRecord,
+    is_id,
+    read_records,
+    unsafe_file_name,
+)
 from .findings import Findings, Kind
 from .label_ledger import LabelLedger
 
@@ -60,7 +67,11 @@ class CocoLabels:
     def file_name(self, index: int) -> str:
         """Return the file name of an image, relative to the image folder."""
         start, end = self.name_starts.numpy()[index : index + 2]
-        return self.name_bytes.numpy()[start:end].tobytes().decode("utf-8", "surrogatepass")
+        return (
+            self.name_bytes.numpy()[start:end]
+            .tobytes()
+            .decode("utf-8", "surrogatepass")
+        )
 
     @property
     def most_boxes(self) -> int:
@@ -75,7 +86,9 @@ class CocoLabels:
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
             name = self.file_name(index)
-            hashes[index] = hash64(f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass"))
+            hashes[index] = hash64(
+                f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass")
+            )
             seen[name] += 1
         return torch.from_numpy(hashes)
 
@@ -111,7 +124,9 @@ class CocoLabels:
         image_of_box = torch.repeat_interleave(self.image_ids, self.starts.diff())
         xywh = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1)
         columns = {
-            "id": range(1, len(xywh) + 1),  # from 1: evaluators treat id 0 as "no match"
+            "id": range(
+                1, len(xywh) + 1
+            ),  # from 1: evaluators treat id 0 as "no match"
             "image_id": image_of_box.tolist(),
             "category_id": ids[self.categories].tolist(),
             "bbox": xywh.tolist(),
@@ -124,7 +139,9 @@ class CocoLabels:
         return {
             "images": _as_records(images),
             "annotations": _as_records(columns),
-            "categories": [{"id": i, "name": name} for i, name in sorted(names.items())],
+            "categories": [
+                {"id": i, "name": name} for i, name in sorted(names.items())
+            ],
         }
 
 
@@ -134,7 +151,9 @@ def _as_records(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def load_coco(
-    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+    path: str | Path,
+    true_sizes: TrueSizes | None = None,
+    box_format: BoxFormat | None = None,
 ) -> CocoLabels:
     """Read and check an annotation file.
 
@@ -157,7 +176,9 @@ def load_coco(
 
 
 def inspect_coco(
-    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+    path: str | Path,
+    true_sizes: TrueSizes | None = None,
+    box_format: BoxFormat | None = None,
 ) -> CocoLabels | Findings:
     """Read and check an annotation file; return only the findings if they contain faults.
 
@@ -201,7 +222,9 @@ class Examination(NamedTuple):
 
 
 def examine_coco(
-    path: str | Path, true_sizes: TrueSizes | None = None, box_format: BoxFormat | None = None
+    path: str | Path,
+    true_sizes: TrueSizes | None = None,
+    box_format: BoxFormat | None = None,
 ) -> Examination:
     """Read and check an annotation file completely, without stopping at faults.
 
@@ -240,14 +263,23 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
             what = f"id is {record.id}, {ID_EXPECTED}"
             findings.fault(Kind.BAD_ID, what, "categories", place)
         elif record.id in table:
-            findings.fault(Kind.REPEATED_CATEGORY, f"id {record.id} is used twice", "categories", place)
+            findings.fault(
+                Kind.REPEATED_CATEGORY,
+                f"id {record.id} is used twice",
+                "categories",
+                place,
+            )
         elif not record.name:
-            findings.fault(Kind.BAD_NAME, "the name is empty", "categories", place, record.id)
+            findings.fault(
+                Kind.BAD_NAME, "the name is empty", "categories", place, record.id
+            )
             content.lost["categories"].add(record.id)
         else:
             table[record.id] = record.name
     counts = Counter(record.name for record in records)
-    repeated = [index for index, record in enumerate(records) if counts[record.name] > 1]
+    repeated = [
+        index for index, record in enumerate(records) if counts[record.name] > 1
+    ]
     ids = np.array([records[i].id for i in repeated], object)
     names = np.array([records[i].name for i in repeated], object)
     findings.note(Kind.REPEATED_NAME, "categories", _rows(places, repeated), ids, names)
@@ -265,9 +297,13 @@ def check_images(content: CocoContent, findings: Findings) -> None:
     repeated = []
     for index, (record, place) in enumerate(zip(records, places)):
         if not is_id(record.id):
-            findings.fault(Kind.BAD_ID, f"id is {record.id}, {ID_EXPECTED}", "images", place)
+            findings.fault(
+                Kind.BAD_ID, f"id is {record.id}, {ID_EXPECTED}", "images", place
+            )
         elif record.id in seen_ids:
-            findings.fault(Kind.REPEATED_IMAGE, "this id is used twice", "images", place, record.id)
+            findings.fault(
+                Kind.REPEATED_IMAGE, "this id is used twice", "images", place, record.id
+            )
         reason = unsafe_file_name(record.file_name)
         if reason:
             what = f"file_name is {record.file_name[:80]!r}, {reason}"
@@ -293,7 +329,9 @@ def _has_size(image: ImageRecord) -> bool:
     return 1 <= image.width < 1 << 31 and 1 <= image.height < 1 << 31
 
 
-def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findings) -> None:
+def _correct_sizes(
+    content: CocoContent, true_sizes: TrueSizes, findings: Findings
+) -> None:
     """Correct the sizes of the images that have a safe name and a valid size."""
     index = []
     names = []
@@ -313,11 +351,19 @@ def _correct_sizes(content: CocoContent, true_sizes: TrueSizes, findings: Findin
         width, height = sizes[position].tolist()
         differing.append(index[position])
         ids.append(image.id)
-        details.append(f"{image.file_name}: {width} x {height} instead of {image.width} x {image.height}")
+        details.append(
+            f"{image.file_name}: {width} x {height} instead of {image.width} x {image.height}"
+        )
         image.width = width
         image.height = height
     places = _rows(content.places["images"], differing)
-    findings.note(Kind.TRUE_SIZE, "images", places, np.array(ids, object), np.array(details, object))
+    findings.note(
+        Kind.TRUE_SIZE,
+        "images",
+        places,
+        np.array(ids, object),
+        np.array(details, object),
+    )
 
 
 def _missing(values: np.ndarray, known: np.ndarray, lost: set[int]) -> np.ndarray:
@@ -326,7 +372,9 @@ def _missing(values: np.ndarray, known: np.ndarray, lost: set[int]) -> np.ndarra
 
 
 def _add_faults(
-    checks: Sequence[tuple[Kind, np.ndarray, np.ndarray, str]], content: CocoContent, findings: Findings
+    checks: Sequence[tuple[Kind, np.ndarray, np.ndarray, str]],
+    content: CocoContent,
+    findings: Findings,
 ) -> None:
     """Add a fault for each annotation that fails a check.
 
@@ -340,10 +388,14 @@ def _add_faults(
     ids = content.annotations.id.clip(min=-1)
     for kind, bad, values, text in checks:
         for i in np.flatnonzero(bad):
-            findings.fault(kind, text.format(values[i]), "annotations", places[i], ids[i])
+            findings.fault(
+                kind, text.format(values[i]), "annotations", places[i], ids[i]
+            )
 
 
-def _check_references(content: CocoContent, category_ids: list[int], findings: Findings) -> References:
+def _check_references(
+    content: CocoContent, category_ids: list[int], findings: Findings
+) -> References:
     """Find the image and the category of each annotation, and check its other numbers."""
     images = content.images
     _whole_numbers("id", content, findings)
@@ -353,7 +405,9 @@ def _check_references(content: CocoContent, category_ids: list[int], findings: F
     ignored = _whole_numbers("ignore", content, findings)
     known_images = [image.id for image in images if is_id(image.id)]
     image_of, known_image = _positions(image_ids, np.array(known_images, np.int64))
-    category_of, known_category = _positions(categories, np.array(category_ids, np.int64))
+    category_of, known_category = _positions(
+        categories, np.array(category_ids, np.int64)
+    )
     listed = ", ".join(map(str, category_ids[:20]))
     if len(category_ids) > 20:
         listed += " ..."
@@ -362,17 +416,32 @@ def _check_references(content: CocoContent, category_ids: list[int], findings: F
     areas = content.annotations.area
     checks = [
         (Kind.ORPHAN, orphaned, image_ids, "image_id {} is not among the images"),
-        (Kind.UNKNOWN_CATEGORY, unknown, categories, f"category_id {{}} is unknown; known ids: {listed}"),
+        (
+            Kind.UNKNOWN_CATEGORY,
+            unknown,
+            categories,
+            f"category_id {{}} is unknown; known ids: {listed}",
+        ),
         (Kind.BAD_CROWD, crowds > 1, crowds, "iscrowd is {}, expected 0 or 1"),
         (Kind.BAD_IGNORE, ignored > 1, ignored, "ignore is {}, expected 0 or 1"),
-        (Kind.BAD_AREA, areas < 0, areas, "area is {:g}, expected a non-negative number"),
+        (
+            Kind.BAD_AREA,
+            areas < 0,
+            areas,
+            "area is {:g}, expected a non-negative number",
+        ),
     ]
     _add_faults(checks, content, findings)
-    return _sound_references(images, image_of, category_of, known_image & known_category)
+    return _sound_references(
+        images, image_of, category_of, known_image & known_category
+    )
 
 
 def _sound_references(
-    images: Sequence[ImageRecord], image_of: np.ndarray, category_of: np.ndarray, known: np.ndarray
+    images: Sequence[ImageRecord],
+    image_of: np.ndarray,
+    category_of: np.ndarray,
+    known: np.ndarray,
 ) -> References:
     """Return the references; `sound` are those whose image and category are known and whose image has a
     size.

@@ -253,8 +253,13 @@ def read_annotation_file(path: Path) -> bytes:
         missing = isinstance(error, FileNotFoundError)
         hint = did_you_mean_file(path) if missing else files_inside(path, "*.json")
         reason = error.strerror or error
-        raise DataError(f"annotation file {path} cannot be read: {reason}{hint}") from None
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # written by some editors on Windows
+        raise DataError(
+            f"annotation file {path} cannot be read: {reason}{hint}"
+        ) from None
+    if raw[:2] in (
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    ):  # written by some editors on Windows
         return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")
     return raw.removeprefix(codecs.BOM_UTF8)
 
@@ -297,7 +302,9 @@ def _refuse_other_than_utf8(raw: bytes) -> None:
         decoder.decode(b"", final=True)
 
 
-def _parse_plainly(raw: bytes, path: Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
+def _parse_plainly(
+    raw: bytes, path: Path, lists: Sequence[str] = LISTS
+) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
@@ -306,14 +313,18 @@ def _parse_plainly(raw: bytes, path: Path, lists: Sequence[str] = LISTS) -> dict
             what = "the file is empty"
         raise DataError(f"{path} is not valid JSON: {what}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not valid JSON: not UTF-8 at byte {error.start}") from None
+        raise DataError(
+            f"{path} is not valid JSON: not UTF-8 at byte {error.start}"
+        ) from None
     except RecursionError:
         raise DataError(f"{path} is not valid JSON: nested too deeply") from None
     except ValueError as error:  # a number with thousands of digits
         raise DataError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise DataError(f"{path} contains a {kind}, expected an object with {_lists_in_words(lists)}")
+        raise DataError(
+            f"{path} contains a {kind}, expected an object with {_lists_in_words(lists)}"
+        )
     for key in lists:
         if key not in content:
             found = "is missing"
@@ -350,7 +361,9 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
         sound[key], places[key], lost[key] = read(content[key], findings)
     count = len(content["annotations"])
     masks = _mask_sizes(content["annotations"], findings)
-    return CocoContent(**sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks)
+    return CocoContent(
+        **sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks
+    )
 
 
 def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, int]]:
@@ -366,7 +379,9 @@ def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, 
     return sizes
 
 
-def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotations, np.ndarray, set[int]]:
+def _read_annotations(
+    records: list[Any], findings: Findings
+) -> tuple[Annotations, np.ndarray, set[int]]:
     """Return the result of `_sound` as columns; one block at a time, so that few records exist at once."""
     columns = Annotations.room_for(len(records))
     count = 0
@@ -381,7 +396,12 @@ def _read_annotations(records: list[Any], findings: Findings) -> tuple[Annotatio
             where = np.arange(start, start + len(block))
         except _UNDECODABLE:
             kept, where, without = _sound(
-                block, "annotations", _annotation_faults, AnnotationRecord, findings, start
+                block,
+                "annotations",
+                _annotation_faults,
+                AnnotationRecord,
+                findings,
+                start,
             )
             sound = Annotations.of(kept)
             lost |= without
@@ -441,11 +461,21 @@ def _sound(
             continue
         try:
             record = parse_record(raw)
-        except (ValueError, RecursionError) as error:  # not UTF-8, or a number with thousands of digits
-            findings.fault(Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index)
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # not UTF-8, or a number with thousands of digits
+            findings.fault(
+                Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index
+            )
             continue
         if not isinstance(record, dict):
-            findings.fault(Kind.NO_OBJECT, f"a {type(record).__name__}, expected an object", where, index)
+            findings.fault(
+                Kind.NO_OBJECT,
+                f"a {type(record).__name__}, expected an object",
+                where,
+                index,
+            )
             continue
         faults = list(faults_of(record))
         if not faults:
@@ -494,7 +524,10 @@ def _image_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
         yield Kind.BAD_FILE_NAME, f"{_shown(record, 'file_name')}, {reason}"
     for key in ("width", "height"):
         if not is_id(record.get(key)):
-            yield Kind.BAD_SIZE, f"{_shown(record, key)}, expected a positive integer (pixels)"
+            yield (
+                Kind.BAD_SIZE,
+                f"{_shown(record, key)}, expected a positive integer (pixels)",
+            )
 
 
 def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
@@ -502,7 +535,10 @@ def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
         if not is_id(record.get(key)):
             yield Kind.BAD_ID, f"{_shown(record, key)}, {ID_EXPECTED}"
     if not _has_box(record):
-        yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]"
+        yield (
+            Kind.BAD_BOX,
+            f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]",
+        )
     area = record.get("area")
     if area is not None and not _is_number(area):
         yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a non-negative number"
@@ -549,11 +585,19 @@ def meant_id(value: Any) -> int | None:
 
 def is_id(value: Any) -> bool:
     """Return whether a value can be an id: a non-negative integer."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and 0 <= value <= LARGEST_ID
+    )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
 
 
 def _shown(record: dict[str, Any], key: str) -> str:
@@ -566,11 +610,15 @@ def _shown(record: dict[str, Any], key: str) -> str:
     return f"{key} is {text}"
 
 
-def _read_images(records: list[Any], findings: Findings) -> tuple[list[Any], np.ndarray, set[int]]:
+def _read_images(
+    records: list[Any], findings: Findings
+) -> tuple[list[Any], np.ndarray, set[int]]:
     return _sound(records, "images", _image_faults, ImageRecord, findings)
 
 
-def _read_categories(records: list[Any], findings: Findings) -> tuple[list[Any], np.ndarray, set[int]]:
+def _read_categories(
+    records: list[Any], findings: Findings
+) -> tuple[list[Any], np.ndarray, set[int]]:
     return _sound(records, "categories", _category_faults, CategoryRecord, findings)
 
 

@@ -22,9 +22,7 @@ from ...runtime.limits import is_system_limit
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except (
-    ImportError
-):  # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
+except ImportError:  # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
     decode_jpeg = None
 
 MAX_PIXELS = 89_478_485
@@ -136,7 +134,9 @@ def inspect_image(
     except OSError as error:
         if is_system_limit(error):
             raise
-        raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
+        raise ImageError(
+            f"image {path} cannot be read: {error.strerror or error}"
+        ) from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
     image = None
@@ -162,7 +162,9 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
     """
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow decodes an image when it is first used; see _decode_any
+    except (
+        Exception
+    ) as error:  # Pillow decodes an image when it is first used; see _decode_any
         raise ImageError(f"image {name} is damaged: {first_line(error)}") from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
@@ -204,7 +206,9 @@ def _decode_any(
     flags = ImageFlag(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked below; broken metadata does not matter
+            warnings.simplefilter(
+                "ignore"
+            )  # the size is checked below; broken metadata does not matter
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
@@ -218,17 +222,21 @@ def _decode_any(
             rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:  # raised by Pillow above twice our limit
+    except (
+        Image.DecompressionBombError
+    ) as error:  # raised by Pillow above twice our limit
         raise ImageError(f"image {path} was not decoded: {error}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"image {path} is not an image file (it begins with {raw[:12]!r})") from None
-    except (
-        Exception
-    ) as error:  # OSError, SyntaxError, struct.error, ValueError, zlib.error ... from Pillow's plugins
+        raise ImageError(
+            f"image {path} is not an image file (it begins with {raw[:12]!r})"
+        ) from None
+    except Exception as error:  # OSError, SyntaxError, struct.error, ValueError, zlib.error ... from Pillow's plugins
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
     if expected_wh is not None:
         expected = tuple(expected_wh)
-        if upright.size != expected and image.size == expected:  # the labels refer to the stored pixels
+        if (
+            upright.size != expected and image.size == expected
+        ):  # the labels refer to the stored pixels
             upright = image
             rotated = False
     if rotated:
@@ -261,7 +269,9 @@ def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
     low = grey.min()
     high = grey.max()
     if low < 0 or high > 65535:
-        raise ImageError(f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits")
+        raise ImageError(
+            f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits"
+        )
     eight_bits = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
     return np.repeat(eight_bits[..., None], 3, axis=2)
 
@@ -290,6 +300,8 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     except OSError as error:
         if is_system_limit(error):
             raise
-        raise ImageError(f"image {path} cannot be read: {error.strerror or error}") from None
+        raise ImageError(
+            f"image {path} cannot be read: {error.strerror or error}"
+        ) from None
     except Exception as error:
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None

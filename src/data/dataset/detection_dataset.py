@@ -94,7 +94,9 @@ class DetectionDataset(DetectionData):
     def objects_in(self, image: Tensor, index: int) -> Objects:
         """Return the objects of an image after a check that they are what the contract says and lie in the image."""
         objects = self.checked_objects(index)
-        check_boxes_inside(place(self, "objects", index), objects.boxes, image.shape[2], image.shape[1])
+        check_boxes_inside(
+            place(self, "objects", index), objects.boxes, image.shape[2], image.shape[1]
+        )
         return objects
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
@@ -102,7 +104,9 @@ class DetectionDataset(DetectionData):
         index = int(rng.integers(len(self)))
         return self.raw_sample(index, rng)
 
-    def load_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
+    def load_or_replace(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[int, Tensor]:
         """Return the index and the pixels of an image, or of a replacement drawn by `rng`. Default: the image
         itself.
         """

@@ -47,7 +47,9 @@ class DuplicateImages(NamedTuple):
         return found
 
 
-def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> DuplicateImages:
+def find_duplicates(
+    scans: Sequence[ImageScan], limit: int = HASHED_BYTES
+) -> DuplicateImages:
     """Find files with the same content in one or more data sets.
 
     Candidates have the same length, size in pixels and last bytes; these are read in full. A file that is
@@ -60,7 +62,9 @@ def find_duplicates(scans: Sequence[ImageScan], limit: int = HASHED_BYTES) -> Du
         columns.append(scan.rows[:, [BYTES, WIDTH, HEIGHT, TAIL]])
     rows = np.concatenate(columns)
     known = np.flatnonzero(rows[:, 1] != UNKNOWN)
-    _, same_as, counts = np.unique(rows[known], axis=0, return_inverse=True, return_counts=True)
+    _, same_as, counts = np.unique(
+        rows[known], axis=0, return_inverse=True, return_counts=True
+    )
     candidates = known[counts[same_as.reshape(-1)] > 1]
     by_content: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     budget = limit

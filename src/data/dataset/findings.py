@@ -127,7 +127,14 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
-    def fault(self, kind: Kind, what: str, where: str = "", index: int = -1, id: int | None = None) -> None:
+    def fault(
+        self,
+        kind: Kind,
+        what: str,
+        where: str = "",
+        index: int = -1,
+        id: int | None = None,
+    ) -> None:
         """Add a fault; `index` is the position in the list `where` of the file."""
         number = None if id is None else int(id)
         self.faults.append(Fault(kind, where, int(index), number, what))
@@ -157,7 +164,9 @@ class Findings:
         lines = []
         for note in self.notes:
             count = len(note.index)
-            lines.append(f"{self.path}: {note.kind.text}: {count} (first: {note.describe(0)})")
+            lines.append(
+                f"{self.path}: {note.kind.text}: {count} (first: {note.describe(0)})"
+            )
         return lines
 
     def raise_if_faulty(self) -> None:
@@ -168,7 +177,9 @@ class Findings:
     def error(self) -> DataError:
         """Return the error with the first faults."""
         number = count_faults(len(self.faults))
-        return DataError(f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}")
+        return DataError(
+            f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}"
+        )
 
 
 def place_of(where: str, index: int, id: Any = None) -> str:

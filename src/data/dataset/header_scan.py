@@ -99,7 +99,9 @@ class ImageScan:
         )
 
 
-def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = None) -> ImageScan:
+def scan_images(
+    paths: Sequence[str], sizes: np.ndarray, cache: Path | None = None
+) -> ImageScan:
     """Read the headers of files; all ranks together, each for its part.
 
     A file that is not an image, or that cannot be opened, stays unknown: it is reported when it is decoded.
@@ -111,7 +113,9 @@ def scan_images(paths: Sequence[str], sizes: np.ndarray, cache: Path | None = No
         cache: file in which rank 0 keeps the result, so that unchanged files are not opened again; None
             disables it.
     """
-    names = hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()
+    names = hashlib.sha256(
+        "\n".join(paths).encode(errors="surrogateescape")
+    ).hexdigest()
     known = _read_cache(cache, names, len(paths))
     ranks = world_size()
     own_rows = _read_headers(paths, sizes, known, range(rank(), len(paths), ranks))
@@ -148,13 +152,17 @@ def true_sizes(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.where(fits[:, None], sizes, upright)
 
 
-def _read_headers(paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, part: range) -> np.ndarray:
+def _read_headers(
+    paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, part: range
+) -> np.ndarray:
     """Return the rows of the files in `part`, some of which may be known from a cache."""
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # broken metadata does not matter
         Image.init()  # once, before the threads use it
         blocks = [part[i : i + 256] for i in range(0, len(part), 256)]
-        found = chain.from_iterable(pool.map(_block, repeat(paths), repeat(known), blocks))
+        found = chain.from_iterable(
+            pool.map(_block, repeat(paths), repeat(known), blocks)
+        )
         rows = np.array(list(found), np.int64).reshape(-1, 7)
         expected = sizes[part.start : part.stop : part.step]
         differing = (rows[:, [WIDTH, HEIGHT]] != expected).any(1)
@@ -223,7 +231,9 @@ def _write_cache(cache: Path, names: str, rows: np.ndarray) -> None:
         logger.warning("%s", error)
 
 
-def _warn_about_changes(paths: Sequence[str], rows: np.ndarray, known: np.ndarray) -> None:
+def _warn_about_changes(
+    paths: Sequence[str], rows: np.ndarray, known: np.ndarray
+) -> None:
     """Warn about files that changed since an earlier run in the same folder began."""
     differing = (rows[:, [BYTES, CHANGED]] != known[:, [BYTES, CHANGED]]).any(1)
     changed = np.flatnonzero(differing & (known[:, BYTES] != UNKNOWN))

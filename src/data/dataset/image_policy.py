@@ -72,7 +72,9 @@ class ImagePolicy:
             self.flags.begin(index)
             check = partial(self.images.check_unchanged, index)
             try:
-                image, flags = inspect_image(self.images.path(index), self.images.size(index), check)
+                image, flags = inspect_image(
+                    self.images.path(index), self.images.size(index), check
+                )
             except (ImageSizeError, ImageChangedError):
                 raise  # the image is readable, but its labels are wrong or somebody changes the data
             except ImageError as error:
@@ -136,7 +138,9 @@ class ImagePolicy:
             return []
         labels = self.images.labels
         count = len(self.flags.images(flag))
-        return [f"{labels.path}: {FLAG_TEXTS[flag]}: {count} (first: {labels.file_name(new[0])})"]
+        return [
+            f"{labels.path}: {FLAG_TEXTS[flag]}: {count} (first: {labels.file_name(new[0])})"
+        ]
 
     def _reason(self, index: int) -> str:
         """Return why an image was unreadable; it is decoded again, because workers cannot report the

@@ -51,7 +51,13 @@ class LabelLedger:
     """Number of boxes in the file."""
     entries: list[Entry] = field(default_factory=list)
 
-    def add(self, reason: str, count: int, effect: Effect, cause: Literal["box", "size"] = "box") -> None:
+    def add(
+        self,
+        reason: str,
+        count: int,
+        effect: Effect,
+        cause: Literal["box", "size"] = "box",
+    ) -> None:
         """Add an effect on `count` boxes, if there are any."""
         if count:
             self.entries.append(Entry(reason, int(count), effect, cause))

@@ -22,7 +22,9 @@ from .misplaced_files import find_misplaced
 class ListedImages:
     """Images by their position in an annotation file."""
 
-    def __init__(self, labels: CocoLabels, folder: Path, *, follow_links: bool, watch: bool) -> None:
+    def __init__(
+        self, labels: CocoLabels, folder: Path, *, follow_links: bool, watch: bool
+    ) -> None:
         """Store the arguments; no file is opened.
 
         Args:
@@ -65,9 +67,14 @@ class ListedImages:
         of_all = f"of {len(self)} images of {self.labels.path}"
         if missing:
             shown = self._describe_all_missing(missing, names)
-            raise DataError(f"{len(missing)} {of_all} do not exist in {self.folder}: {shown}")
+            raise DataError(
+                f"{len(missing)} {of_all} do not exist in {self.folder}: {shown}"
+            )
         if leaving and not self.follow_links:
-            places = [f"{self._place(i)} {names[i]} -> {target}" for i, target in leaving.items()]
+            places = [
+                f"{self._place(i)} {names[i]} -> {target}"
+                for i, target in leaving.items()
+            ]
             raise DataError(
                 f"{len(leaving)} {of_all} are symbolic links out of {self.folder}: {listed(places)}; "
                 "set img_folder to where the images are, or dataset.follow_links to True if you "
@@ -77,7 +84,9 @@ class ListedImages:
     def _describe_all_missing(self, missing: list[int], names: list[str]) -> str:
         """Return the first missing images with suggestions, and advice."""
         files = FileIndex(self.folder)
-        text = "; ".join(self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN])
+        text = "; ".join(
+            self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN]
+        )
         if len(missing) > FAULTS_SHOWN:
             text += f" ... and {len(missing) - FAULTS_SHOWN} more"
         fixable = sum(files.meant_by(names[i]) is not None for i in missing)
@@ -112,7 +121,9 @@ class ListedImages:
             shown = []
             for index, (width, height) in wrong.items():
                 labelled = f"{sizes[index, 0]} x {sizes[index, 1]}"
-                shown.append(f"{paths[index]} has {width} x {height}, its labels were made for {labelled}")
+                shown.append(
+                    f"{paths[index]} has {width} x {height}, its labels were made for {labelled}"
+                )
             raise DataError(
                 f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ "
                 "from their labels: "
@@ -137,10 +148,14 @@ class ListedImages:
 
     def _real_paths(self) -> set[str]:
         folder = os.path.realpath(self.folder)
-        return {f"{folder}/{self.labels.file_name(index)}" for index in range(len(self))}
+        return {
+            f"{folder}/{self.labels.file_name(index)}" for index in range(len(self))
+        }
 
 
-def sizes_in_folder(folder: Path, names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+def sizes_in_folder(
+    folder: Path, names: Sequence[str], sizes: np.ndarray
+) -> np.ndarray:
     """Return the sizes `[N, 2]` of files (`header_scan.sizes_of_files`)."""
     return sizes_of_files([str(folder / name) for name in names], sizes)
 
@@ -166,7 +181,9 @@ def describe_duplicates(data_sets: Sequence[ListedImages]) -> list[str]:
         if groups:
             count = sum(len(group) - 1 for group in groups)
             first = f"(first: {groups[0][1]} is {groups[0][0]})"
-            lines.append(f"{path}: images with the content of another one: {count} {first}")
+            lines.append(
+                f"{path}: images with the content of another one: {count} {first}"
+            )
     groups = duplicates.shared()
     if groups:
         first = f"(first: {groups[0][-1]} is {groups[0][0]})"

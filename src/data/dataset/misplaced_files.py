@@ -48,4 +48,6 @@ def _listing(folder: Path) -> tuple[str, dict[str, bool]]:
     if not folder.is_dir():
         return str(folder), {}
     with os.scandir(folder) as entries:
-        return os.path.realpath(folder), {entry.name: entry.is_symlink() for entry in entries}
+        return os.path.realpath(folder), {
+            entry.name: entry.is_symlink() for entry in entries
+        }

@@ -44,7 +44,9 @@ def _rings(polygons: list[Any]) -> list[Any]:
     """Return lists of numbers x1, y1, x2, y2, ... for any accepted form of polygons."""
     if not isinstance(polygons[0], list):
         return [polygons]
-    if len(polygons) > 2 and all(isinstance(point, list) and len(point) == 2 for point in polygons):
+    if len(polygons) > 2 and all(
+        isinstance(point, list) and len(point) == 2 for point in polygons
+    ):
         return [list(chain.from_iterable(polygons))]
     return polygons
 
@@ -77,7 +79,11 @@ def _around_boxes(boxes: list[Box]) -> Box | None:
 
 
 def _is_coordinate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
 
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
@@ -110,7 +116,9 @@ def _around_mask(mask: dict[str, Any]) -> Box | None:
 
 
 def _is_run(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
+    )
 
 
 def _decompressed(text: str) -> list[int] | None:

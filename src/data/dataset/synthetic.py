@@ -13,7 +13,13 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.files import prepare_output_dir, write_json
-from ...runtime.own_files import DATA_IMAGE, is_our_coco_file, is_our_data_image, marked_coco, refuse_foreign
+from ...runtime.own_files import (
+    DATA_IMAGE,
+    is_our_coco_file,
+    is_our_data_image,
+    marked_coco,
+    refuse_foreign,
+)
 
 CATEGORIES = {1: "disc", 3: "square", 7: "triangle", 8: "ring"}
 """Names by id; the ids have gaps, as in real files."""
@@ -35,7 +41,9 @@ class Scene(NamedTuple):
     """`[T, S, S]` bool."""
 
 
-def draw_scene(rng: np.random.Generator, size: int, max_objects: int = 5, empty_share: float = 0.05) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, size: int, max_objects: int = 5, empty_share: float = 0.05
+) -> Scene:
     """Generate a scene.
 
     Args:
@@ -78,7 +86,13 @@ def _box_around(mask: np.ndarray) -> list[int]:
 
 
 def write_synthetic_coco(
-    folder: str | Path, *, train: int, val: int, size: int = 128, seed: int = 0, max_objects: int = 5
+    folder: str | Path,
+    *,
+    train: int,
+    val: int,
+    size: int = 128,
+    seed: int = 0,
+    max_objects: int = 5,
 ) -> None:
     """Write `train.json`, `val.json` and their images (JPEG) in COCO format.
 
@@ -109,18 +123,32 @@ def write_synthetic_coco(
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index, file in enumerate(files):
-            scene = draw_scene(np.random.default_rng([seed, part, index]), size, max_objects)
+            scene = draw_scene(
+                np.random.default_rng([seed, part, index]), size, max_objects
+            )
             path = folder / "images" / file
-            path.unlink(missing_ok=True)  # so that a hard link to an earlier picture keeps its content
-            Image.fromarray(scene.image).save(path, quality=92, comment=DATA_IMAGE.encode())
-            images.append({"id": index + 1, "file_name": file, "width": size, "height": size})
+            path.unlink(
+                missing_ok=True
+            )  # so that a hard link to an earlier picture keeps its content
+            Image.fromarray(scene.image).save(
+                path, quality=92, comment=DATA_IMAGE.encode()
+            )
+            images.append(
+                {"id": index + 1, "file_name": file, "width": size, "height": size}
+            )
             annotations += _annotations(scene, index + 1, len(annotations) + 1)
         categories = [{"id": i, "name": n} for i, n in CATEGORIES.items()]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
         write_json(folder / f"{name}.json", marked_coco(content))
 
 
-def _annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+def _annotations(
+    scene: Scene, image_id: int, first_id: int
+) -> Iterator[dict[str, Any]]:
     """Yield the COCO annotations of a scene."""
     rows = zip(scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks)
     for annotation_id, ((x0, y0, x1, y1), category, mask) in enumerate(rows, first_id):
@@ -135,7 +163,11 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[st
 
 
 def _place(
-    rng: np.random.Generator, size: int, category: int, masks: list[np.ndarray], visible: list[np.ndarray]
+    rng: np.random.Generator,
+    size: int,
+    category: int,
+    masks: list[np.ndarray],
+    visible: list[np.ndarray],
 ) -> np.ndarray | None:
     """Try ten random places; return a mask that leaves enough of every earlier shape visible, or None."""
     for _ in range(10):
@@ -148,7 +180,9 @@ def _place(
     return None
 
 
-def _leaves_visible(mask: np.ndarray, masks: list[np.ndarray], visible: list[np.ndarray]) -> bool:
+def _leaves_visible(
+    mask: np.ndarray, masks: list[np.ndarray], visible: list[np.ndarray]
+) -> bool:
     """Return whether enough of every earlier shape stays visible below a new one."""
     left = [(shown & ~mask).sum() for shown in visible]
     required = [MIN_VISIBLE * whole.sum() for whole in masks]
@@ -169,7 +203,9 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return base + waves[..., None] * height + noise
 
 
-def _local_axes(size: int, centre: np.ndarray, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _local_axes(
+    size: int, centre: np.ndarray, radius: float, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the coordinates of all pixels in units of a shape's radius, rotated by its angle."""
     y, x = np.mgrid[0:size, 0:size] + 0.5
     x = (x - centre[0]) / radius

@@ -33,7 +33,11 @@ METRICS = (
 LARGEST_AREA = 1e10
 """Maximum area in square pixels; COCO does not score larger objects."""
 
-AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST_AREA)}
+AREAS = {
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, LARGEST_AREA),
+}
 """COCO's size classes: minimum and maximum area in square pixels, both inclusive."""
 
 
@@ -43,7 +47,11 @@ class CocoEvaluator:
 
     metric_names = (*METRICS, "F1")
 
-    def __init__(self, coco_gt: Mapping[str, Any], iou_types: Sequence[Literal["bbox"]] = ("bbox",)) -> None:
+    def __init__(
+        self,
+        coco_gt: Mapping[str, Any],
+        iou_types: Sequence[Literal["bbox"]] = ("bbox",),
+    ) -> None:
         """Store the ground truth.
 
         Args:
@@ -60,13 +68,15 @@ class CocoEvaluator:
 
     def undefined_metrics(self) -> dict[str, str]:
         """Return the metrics that are not defined for these labels, each with the reason."""
-        areas = [entry["area"] for entry in self.coco_gt["annotations"] if not entry.get("iscrowd", 0)]
+        areas = [
+            entry["area"]
+            for entry in self.coco_gt["annotations"]
+            if not entry.get("iscrowd", 0)
+        ]
         if not areas:
             return dict.fromkeys(self.metric_names, "there is no object to find")
         if min(areas) > LARGEST_AREA:
-            reason = (
-                f"all objects have an area above {LARGEST_AREA:g} square pixels, which COCO does not score"
-            )
+            reason = f"all objects have an area above {LARGEST_AREA:g} square pixels, which COCO does not score"
             return dict.fromkeys(METRICS, reason)
         undefined = {}
         for size, (low, high) in AREAS.items():
@@ -123,18 +133,30 @@ class CocoEvaluator:
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        number_of = {image["id"]: number for number, image in enumerate(self.coco_gt["images"], 1)}
+        number_of = {
+            image["id"]: number
+            for number, image in enumerate(self.coco_gt["images"], 1)
+        }
         foreign = [i for i in self._detections if i not in number_of]
         if foreign:
-            raise DataError(f"detections for image ids that are not in the annotation file: {foreign[:20]}")
+            raise DataError(
+                f"detections for image ids that are not in the annotation file: {foreign[:20]}"
+            )
         truth = COCO(self._numbered_truth(number_of), print_function=_silent)
         detections = []
         for image_id, rows in sorted(self._detections.items()):
             number = number_of[image_id]
             for *box, score, category in rows.tolist():
-                record = {"image_id": number, "bbox": box, "score": score, "category_id": int(category)}
+                record = {
+                    "image_id": number,
+                    "bbox": box,
+                    "score": score,
+                    "category_id": int(category),
+                }
                 detections.append(record)
-        run = COCOeval_faster(truth, truth.loadRes(detections), "bbox", print_function=_silent)
+        run = COCOeval_faster(
+            truth, truth.loadRes(detections), "bbox", print_function=_silent
+        )
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -154,8 +176,12 @@ class CocoEvaluator:
         """
         annotations = []
         for number, entry in enumerate(self.coco_gt["annotations"], 1):
-            annotations.append({**entry, "id": number, "image_id": number_of[entry["image_id"]]})
-        images = [{**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]]
+            annotations.append(
+                {**entry, "id": number, "image_id": number_of[entry["image_id"]]}
+            )
+        images = [
+            {**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]
+        ]
         return {**self.coco_gt, "images": images, "annotations": annotations}
 
     def _operating_point(self) -> dict[str, Any]:

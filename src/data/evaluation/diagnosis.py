@@ -47,7 +47,9 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
         labelled.update(objects[nearest[fits], 4].astype(int).tolist())
     if not scores:
         return "the model gives no detections at all"
-    score_range = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
+    score_range = (
+        f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
+    )
     part = f"{overlapping} of the {len(scores)} best detections"
     if overlapping < RARELY_OVERLAP * len(scores):
         return (

@@ -77,7 +77,12 @@ def objects_of(coco_gt: Mapping[str, Any]) -> Objects:
     return {image: np.array(own, float) for image, own in rows.items()}
 
 
-def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_category: bool = True) -> Matches:
+def match(
+    objects: Objects,
+    detections: Mapping[int, np.ndarray],
+    *,
+    same_category: bool = True,
+) -> Matches:
     """Match each detection, in the order of scores, with the free object of its image that it overlaps most.
 
     The IoU must be at least `MATCH_IOU`.
@@ -93,12 +98,16 @@ def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_catego
     for image, unsorted in detections.items():
         rows = unsorted[np.argsort(-unsorted[:, 4], kind="stable")]
         all_rows.append(rows)
-        all_found.append(match_image(rows, objects.get(image), same_category=same_category))
+        all_found.append(
+            match_image(rows, objects.get(image), same_category=same_category)
+        )
         all_images.append(np.full(len(rows), image, np.int64))
     rows = np.concatenate(all_rows)
     best = np.argsort(-rows[:, 4], kind="stable")
     truth = np.concatenate([np.empty((0, 6)), *objects.values()])
-    categories, counts = np.unique(truth[truth[:, 5] == 0, 4].astype(int), return_counts=True)
+    categories, counts = np.unique(
+        truth[truth[:, 5] == 0, 4].astype(int), return_counts=True
+    )
     return Matches(
         rows[best, 4],
         rows[best, 5].astype(np.int64),
@@ -108,7 +117,9 @@ def match(objects: Objects, detections: Mapping[int, np.ndarray], *, same_catego
     )
 
 
-def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True) -> np.ndarray:
+def match_image(
+    rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True
+) -> np.ndarray:
     """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`; best detections
     first.
     """
@@ -119,7 +130,9 @@ def match_image(rows: np.ndarray, objects: np.ndarray | None, *, same_category: 
     overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    for row in np.flatnonzero((overlap >= MATCH_IOU).any(1)):  # skip the many detections without overlap
+    for row in np.flatnonzero(
+        (overlap >= MATCH_IOU).any(1)
+    ):  # skip the many detections without overlap
         best = np.where(crowd, 0, overlap[row]).argmax()
         if not crowd[best] and overlap[row, best] >= MATCH_IOU:
             found[row] = best
@@ -137,10 +150,14 @@ def operating_points(matches: Matches) -> OperatingCurve | None:
     hits = matches.found[counted] >= 0
     if not total or not len(scores):
         return None
-    last = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores count together
+    last = np.flatnonzero(
+        np.append(scores[1:] < scores[:-1], True)
+    )  # equal scores count together
     right = hits.cumsum()[last]
     found = last + 1
-    return OperatingCurve(scores[last], right / found, right / total, 2 * right / (found + total))
+    return OperatingCurve(
+        scores[last], right / found, right / total, 2 * right / (found + total)
+    )
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
@@ -169,7 +186,9 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
     )
 
 
-def iou_xywh(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+def iou_xywh(
+    one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None
+) -> np.ndarray:
     """Return IoUs `[N, M]` of xywh boxes.
 
     For a crowd region it is the fraction of the first box that lies in it, as in COCO.
@@ -181,4 +200,6 @@ def iou_xywh(one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None
     common = (high - low).clip(0).prod(2)
     own = one[:, 2:].prod(1)[:, None]
     union = own + other[:, 2:].prod(1)[None] - common
-    return common / np.maximum(union if crowd is None else np.where(crowd, own, union), 1e-9)
+    return common / np.maximum(
+        union if crowd is None else np.where(crowd, own, union), 1e-9
+    )

@@ -136,7 +136,9 @@ class Report:
         """Write everything as JSON, entry by entry."""
 
         def write(file: BinaryIO) -> None:
-            head = json_bytes({MARK: WRITER, "num_faults": self.num_faults}).removesuffix(b"}")
+            head = json_bytes(
+                {MARK: WRITER, "num_faults": self.num_faults}
+            ).removesuffix(b"}")
             file.write(head + b', "findings": [')
             before = b"\n"
             for group in self.groups:
@@ -156,7 +158,9 @@ class Report:
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the number of faults, if there are any."""
         if self.num_faults:
-            files = ", ".join(dict.fromkeys(group.file for group in self.groups if group.is_fault))
+            files = ", ".join(
+                dict.fromkeys(group.file for group in self.groups if group.is_fault)
+            )
             raise DataError(f"{count_faults(self.num_faults)} in {files}")
 
 
@@ -170,9 +174,15 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
     for part in ("train_dataloader", "val_dataloader"):
         dataset = (config.get(part) or {}).get("dataset") or {}
         if not dataset.get("ann_file") or not dataset.get("img_folder"):
-            raise ConfigError(f"the configuration has no {part}.dataset.ann_file or no img_folder")
+            raise ConfigError(
+                f"the configuration has no {part}.dataset.ann_file or no img_folder"
+            )
         order, unit = dataset.get("box_order"), dataset.get("box_unit")
-        given = None if order is unit is None else BoxFormat(order or "xywh", unit or "pixels")
+        given = (
+            None
+            if order is unit is None
+            else BoxFormat(order or "xywh", unit or "pixels")
+        )
         data_sets.append(
             DataSet(
                 Path(dataset["ann_file"]),
@@ -248,7 +258,11 @@ def _check_one(
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
         examined = examine_coco(data.annotations, true_sizes, data.box_format)
     except DataError as error:
-        what = str(error).removeprefix(f"{data.annotations} ").removeprefix(f"{data.annotations}: ")
+        what = (
+            str(error)
+            .removeprefix(f"{data.annotations} ")
+            .removeprefix(f"{data.annotations}: ")
+        )
         found.add(Kind.NO_FILE, True, [Entry("", None, what)])
         return None
     _add_findings(found, examined.findings)
@@ -285,9 +299,15 @@ def _add_images(found: _FileGroups, checked: Checked) -> None:
     found.add(Kind.MISSING, True, missing)
     leaving = []
     for index, target in images.leaving.items():
-        leaving.append(_image(checked, index, f"leads out of {data.images} to {target}"))
+        leaving.append(
+            _image(checked, index, f"leads out of {data.images} to {target}")
+        )
     found.add(Kind.LEAVING, True, leaving)
-    found.add(Kind.UNREADABLE, True, [_image(checked, i, why) for i, why in images.unreadable.items()])
+    found.add(
+        Kind.UNREADABLE,
+        True,
+        [_image(checked, i, why) for i, why in images.unreadable.items()],
+    )
 
 
 def _add_objects(found: _FileGroups, checked: Checked, queries: int | None) -> None:
@@ -298,7 +318,9 @@ def _add_objects(found: _FileGroups, checked: Checked, queries: int | None) -> N
     if queries is not None:
         limit = f"only {queries} can be found; raise num_queries and num_top_queries, or say --queries"
         crowded = np.flatnonzero(objects > queries).tolist()
-        entries = [_image(checked, i, f"{objects[i]} objects, {limit}") for i in crowded]
+        entries = [
+            _image(checked, i, f"{objects[i]} objects, {limit}") for i in crowded
+        ]
         found.add(Kind.CROWDED, True, entries)
     if not checked.examined.findings.faults and bool(rows["crowds"].all()):
         text = f"none of its {len(records)} images has a usable box"
@@ -333,15 +355,23 @@ def _ledger(examined: Examination, transforms: Compose | None) -> LabelLedger:
     """Return the ledger of the labels from the file to the loss (as in `CocoDetection.ledger`)."""
     if transforms is None or not examined.content.images:
         return examined.ledger
-    sizes = np.array([(image.width, image.height) for image in examined.content.images], np.float64)
+    sizes = np.array(
+        [(image.width, image.height) for image in examined.content.images], np.float64
+    )
     return examined.ledger.after(transforms.certain_losses, examined.rows, sizes)
 
 
-def look_at_images(data: DataSet, examined: Examination, images: ImageCheck) -> CheckedImages:
+def look_at_images(
+    data: DataSet, examined: Examination, images: ImageCheck
+) -> CheckedImages:
     """Check the image files of a data set; file names that are faults themselves are not reported again."""
     records = examined.content.images
     sizes = np.array(
-        [(min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31)) for r in records], np.int64
+        [
+            (min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31))
+            for r in records
+        ],
+        np.int64,
     ).reshape(-1, 2)
     safe = [unsafe_file_name(record.file_name) is None for record in records]
     checked = images.look(
@@ -369,7 +399,13 @@ def _note_group(file: str, note: Note) -> Group:
         )
 
     kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind
-    return Group(file, kind, is_fault, len(note.index), lambda: (entry(i) for i in range(len(note.index))))
+    return Group(
+        file,
+        kind,
+        is_fault,
+        len(note.index),
+        lambda: (entry(i) for i in range(len(note.index))),
+    )
 
 
 def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
@@ -378,14 +414,20 @@ def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
 
 def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
     """Add the findings about training and validation data together."""
-    if differing := differing_categories(train.examined.categories, val.examined.categories):
+    if differing := differing_categories(
+        train.examined.categories, val.examined.categories
+    ):
         groups.append(
             _group(
                 str(val.data.annotations),
                 Kind.CATEGORIES,
                 True,
                 [
-                    Entry("categories", None, f"{line} ({train.data.annotations} / {val.data.annotations})")
+                    Entry(
+                        "categories",
+                        None,
+                        f"{line} ({train.data.annotations} / {val.data.annotations})",
+                    )
                     for line in differing
                 ],
             )
@@ -431,7 +473,12 @@ def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
         ]
         if inside:
             groups.append(
-                _group(str(one.data.annotations), "images with the content of another one", False, inside)
+                _group(
+                    str(one.data.annotations),
+                    "images with the content of another one",
+                    False,
+                    inside,
+                )
             )
         shared = (
             [

@@ -86,9 +86,14 @@ def convert(
     yield training_command(data, output, follow_links=follow_links)
 
 
-def training_command(data: LabelledImages, output: Path, *, follow_links: bool = False) -> str:
+def training_command(
+    data: LabelledImages, output: Path, *, follow_links: bool = False
+) -> str:
     """Return the command that trains on converted files, safe to paste."""
-    settings = {"num_classes": str(len(data.categories)), "remap_mscoco_category": "False"}
+    settings = {
+        "num_classes": str(len(data.categories)),
+        "remap_mscoco_category": "False",
+    }
     for part in ("train", "val"):
         prefix = f"{part}_dataloader.dataset"
         settings |= {

@@ -58,13 +58,17 @@ def _scale(record: Record, x: float, y: float) -> None:
     """Scale the box of an annotation, its area and its polygons, in place."""
     if not is_box_missing(record):
         left, top, width, height = record["bbox"]
-        record["bbox"] = [round(value, DECIMALS) for value in (left * x, top * y, width * x, height * y)]
+        record["bbox"] = [
+            round(value, DECIMALS)
+            for value in (left * x, top * y, width * x, height * y)
+        ]
     if isinstance(record.get("area"), int | float):
         record["area"] = record["area"] * x * y
     rings = record.get("segmentation")
     if isinstance(rings, list) and all(isinstance(ring, list) for ring in rings):
         record["segmentation"] = [
-            [value * (y if position % 2 else x) for position, value in enumerate(ring)] for ring in rings
+            [value * (y if position % 2 else x) for position, value in enumerate(ring)]
+            for ring in rings
         ]
 
 
@@ -80,7 +84,10 @@ def _were_resized(boxes: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
         return False
     factors = new / old
     same_factor = (np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()
-    return bool(same_factor >= LIKELY_FRACTION) or fitting(boxes, new) < RIGHT_SIZE_FRACTION
+    return (
+        bool(same_factor >= LIKELY_FRACTION)
+        or fitting(boxes, new) < RIGHT_SIZE_FRACTION
+    )
 
 
 class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
@@ -88,7 +95,11 @@ class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
 
 
 def fix(
-    data: DataSet, output: Path, images: ImageCheck, *, box_format: BoxFormat | None = None
+    data: DataSet,
+    output: Path,
+    images: ImageCheck,
+    *,
+    box_format: BoxFormat | None = None,
 ) -> Counter[str]:
     """Write a clean copy of an annotation file; images are neither changed nor copied.
 
@@ -124,7 +135,9 @@ def fix(
         )
         if box_format is None and fixing.rescale(examined):
             continue
-        if found := next((fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None):
+        if found := next(
+            (fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None
+        ):
             raise DataError(
                 f"{data.annotations}: {found.what}; --boxes xywh --units pixels declares that "
                 "they are in COCO's format, "
@@ -149,7 +162,9 @@ class _Fixing:
         self.first_names: dict[int, str] = {}
         self.dropped_images: set[int] = set()
         self.files = FileIndex(data.images)
-        self.renumbered = {where: self._new_numbers(where) for where in ("images", "categories")}
+        self.renumbered = {
+            where: self._new_numbers(where) for where in ("images", "categories")
+        }
 
     def convert_boxes(self, given: BoxFormat) -> None:
         """Convert all boxes to x, y, width, height in pixels, except boxes that are not four numbers."""
@@ -157,12 +172,18 @@ class _Fixing:
         for index, raw in enumerate(self.content["annotations"]):
             record = parse_record(raw)
             box = record.get("bbox") if isinstance(record, dict) else None
-            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+            if (
+                not isinstance(box, list)
+                or len(box) != 4
+                or not all(isinstance(v, int | float) for v in box)
+            ):
                 continue
             size = sizes.get(meant_id(record.get("image_id")))
             if size is None and given.unit != "pixels":
                 continue  # the image is not listed; the box is dropped later
-            converted = to_coco(np.array([box], float), np.array([size or (1, 1)], float), given)
+            converted = to_coco(
+                np.array([box], float), np.array([size or (1, 1)], float), given
+            )
             record["bbox"] = [round(value, DECIMALS) for value in converted[0].tolist()]
             record.pop("area", None)  # it belonged to the wrong box
             self._close("annotations", index, record)
@@ -172,13 +193,18 @@ class _Fixing:
         """Return new ids for records whose ids do not represent non-negative integers, by the text of the old
         id.
         """
-        records = [record for record in map(parse_record, self.content[where]) if isinstance(record, dict)]
+        records = [
+            record
+            for record in map(parse_record, self.content[where])
+            if isinstance(record, dict)
+        ]
         used = {meant_id(record.get("id")) for record in records}
         free = (number for number in count(1) if number not in used)
         texts = [
             str(record["id"])
             for record in records
-            if meant_id(record.get("id")) is None and isinstance(record.get("id"), str | int | float)
+            if meant_id(record.get("id")) is None
+            and isinstance(record.get("id"), str | int | float)
         ]
         return {text: next(free) for text in dict.fromkeys(texts) if text}
 
@@ -186,7 +212,11 @@ class _Fixing:
         """Return (width, height) by image id, for the records that have all three."""
         sizes = {}
         for record in map(parse_record, self.content["images"]):
-            if isinstance(record, dict) and is_id(record.get("width")) and is_id(record.get("height")):
+            if (
+                isinstance(record, dict)
+                and is_id(record.get("width"))
+                and is_id(record.get("height"))
+            ):
                 sizes[meant_id(record.get("id"))] = (record["width"], record["height"])
         return sizes
 
@@ -197,11 +227,17 @@ class _Fixing:
         resized. In the second case the boxes fit the labelled sizes, and they do not fit the files, or width
         and height differ by the same factor.
         """
-        positions = [note.index for note in examined.findings.notes if note.kind == Kind.TRUE_SIZE]
+        positions = [
+            note.index
+            for note in examined.findings.notes
+            if note.kind == Kind.TRUE_SIZE
+        ]
         if not positions:
             return False
         images = np.concatenate(positions).tolist()
-        true_sizes = {image.id: (image.width, image.height) for image in examined.content.images}
+        true_sizes = {
+            image.id: (image.width, image.height) for image in examined.content.images
+        }
         written: dict[int, tuple[int, int]] = {}
         for index in images:
             record = self._open("images", index)
@@ -215,7 +251,9 @@ class _Fixing:
         new = np.array([true_sizes[image_id] for image_id in ids], float)
         if not _were_resized(boxes.bbox[rows], old, new):
             return False
-        self._scale_boxes(examined.content.places["annotations"][rows].tolist(), (new / old).tolist())
+        self._scale_boxes(
+            examined.content.places["annotations"][rows].tolist(), (new / old).tolist()
+        )
         for index in images:
             record = self._open("images", index)
             record["width"], record["height"] = true_sizes[record["id"]]
@@ -223,7 +261,9 @@ class _Fixing:
             self.changes["sizes of images taken from their files"] += 1
         return True
 
-    def _scale_boxes(self, places: Sequence[int], factors: Sequence[Sequence[float]]) -> None:
+    def _scale_boxes(
+        self, places: Sequence[int], factors: Sequence[Sequence[float]]
+    ) -> None:
         """Scale annotations, named by their place in the file, by a factor along x and one along y for
         each.
         """
@@ -231,7 +271,9 @@ class _Fixing:
             record = self._open("annotations", place)
             _scale(record, x, y)
             self._close("annotations", place, record)
-            self.changes["boxes scaled to the size of their image file, which was resized"] += 1
+            self.changes[
+                "boxes scaled to the size of their image file, which was resized"
+            ] += 1
 
     def fix_records(self, examined: Examination) -> bool:
         """Fix the findings of the annotation file; return whether anything was changed."""
@@ -264,7 +306,9 @@ class _Fixing:
             return True
         for index in (*checked.missing, *checked.leaving, *checked.unreadable):
             self.dropped_images.add(examined.content.images[index].id)
-            self._drop("images", int(places[index]), "images dropped: no file that can be read")
+            self._drop(
+                "images", int(places[index]), "images dropped: no file that can be read"
+            )
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
         return self.changes.total() > before
@@ -287,14 +331,20 @@ class _Fixing:
     @cached_property
     def _listed_names(self) -> set[str]:
         """All file names in the annotation file before fixing."""
-        records = (record for record in map(parse_record, self.content["images"]) if isinstance(record, dict))
+        records = (
+            record
+            for record in map(parse_record, self.content["images"])
+            if isinstance(record, dict)
+        )
         names = (record.get("file_name") for record in records)
         return {name for name in names if isinstance(name, str)}
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
-            assert self._examined is not None, "records are repaired one examination after the other"
+            assert self._examined is not None, (
+                "records are repaired one examination after the other"
+            )
             content = self._examined.content
             used = set(content.annotations.id.tolist()) | content.lost["annotations"]
             self._new_ids = (i for i in count(1) if i not in used)
@@ -328,16 +378,24 @@ class _Fixing:
             self.changes[change] += 1
 
     def _drop_boxes_of_dropped_images(self, examined: Examination) -> None:
-        orphaned = np.isin(examined.content.annotations.image_id, list(self.dropped_images))
+        orphaned = np.isin(
+            examined.content.annotations.image_id, list(self.dropped_images)
+        )
         for place in examined.content.places["annotations"][orphaned].tolist():
             self._drop("annotations", place, "boxes dropped: their image was dropped")
-        for image, place in zip(examined.content.images, examined.content.places["images"]):
+        for image, place in zip(
+            examined.content.images, examined.content.places["images"]
+        ):
             if image.id in self.dropped_images:
-                self._drop("images", int(place), "images dropped: two of them have one id")
+                self._drop(
+                    "images", int(place), "images dropped: two of them have one id"
+                )
 
     def _remove_dropped(self) -> None:
         for where in LISTS:
-            self.content[where] = [record for record in self.content[where] if record is not None]
+            self.content[where] = [
+                record for record in self.content[where] if record is not None
+            ]
 
 
 # ---- one kind of finding, one record ----
@@ -355,7 +413,11 @@ def _numeric_ids(**keys: str | None) -> _Fixer:
             value = meant_id(record.get(key))
             if value is None and where is not None:
                 value = fixing.renumbered[where].get(str(record.get(key)))
-                change = f"{key} given a new number" if key != "id" else f"{where} given new ids"
+                change = (
+                    f"{key} given a new number"
+                    if key != "id"
+                    else f"{where} given new ids"
+                )
             else:
                 change = f"{key} made a whole number"
             if value is None:
@@ -371,7 +433,9 @@ def _annotation_ids(fixing: _Fixing, record: Record) -> Iterator[str]:
     if meant_id(record.get("id")) is None:
         record["id"] = fixing.new_id()
         yield "annotation ids replaced"
-    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(fixing, record)
+    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(
+        fixing, record
+    )
 
 
 def _new_annotation_id(fixing: _Fixing, record: Record) -> Iterator[str]:
@@ -393,21 +457,38 @@ def _four_numbers(box: Any) -> list[float] | None:
     numbers.
     """
     if isinstance(box, dict):
-        box = next(([box[key] for key in keys] for keys in _BOX_KEYS if set(keys) <= box.keys()), None)
+        box = next(
+            (
+                [box[key] for key in keys]
+                for keys in _BOX_KEYS
+                if set(keys) <= box.keys()
+            ),
+            None,
+        )
     if isinstance(box, str):
         box = box.strip("[]() ").replace(",", " ").split()
     if isinstance(box, list) and len(box) == 1:
         box = box[0]
-    if not isinstance(box, list) or len(box) != 4 or any(isinstance(value, bool) for value in box):
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or any(isinstance(value, bool) for value in box)
+    ):
         return None
     try:
         numbers = [float(value) for value in box]
     except (TypeError, ValueError, OverflowError):
         return None
-    return numbers if all(abs(value) < 1e300 for value in numbers) else None  # NaN is not smaller either
+    return (
+        numbers if all(abs(value) < 1e300 for value in numbers) else None
+    )  # NaN is not smaller either
 
 
-_BOX_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+_BOX_KEYS = (
+    ("x", "y", "width", "height"),
+    ("x", "y", "w", "h"),
+    ("left", "top", "width", "height"),
+)
 """Names of x, y, width and height in the output of some tools."""
 
 
@@ -483,7 +564,11 @@ def _clip(fixing: _Fixing, record: Record) -> Iterator[str]:
 def _area(_: _Fixing, record: Record) -> Iterator[str]:
     record.pop("area", None)
     box = record.get("bbox")
-    if isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box):
+    if (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(value, int | float) for value in box)
+    ):
         record["area"] = box[2] * box[3]
     yield "areas computed from the box"
 
@@ -506,7 +591,9 @@ def _image_size(fixing: _Fixing, record: Record) -> Iterator[str]:
     if isinstance(name, str) and unsafe_file_name(name) is None:
         misplaced = find_misplaced(folder, [name])
         try:
-            if not misplaced.missing and (fixing.data.follow_links or not misplaced.leaving):
+            if not misplaced.missing and (
+                fixing.data.follow_links or not misplaced.leaving
+            ):
                 record["width"], record["height"] = image_size(folder / name)[1]
                 yield "sizes of images taken from their files"
                 return
@@ -523,7 +610,9 @@ def _true_size(fixing: _Fixing, record: Record) -> Iterator[str]:
 def _repeated_image(fixing: _Fixing, record: Record) -> Iterable[str]:
     if fixing.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
-    fixing.dropped_images.add(record["id"])  # it is unknown which of them its boxes belong to
+    fixing.dropped_images.add(
+        record["id"]
+    )  # it is unknown which of them its boxes belong to
     return ()
 
 
@@ -597,7 +686,9 @@ def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
 
 def describe(data: DataSet, output: Path, changes: Counter[str]) -> Iterator[str]:
     """Yield the changes, one line per kind."""
-    yield f"{output}: a clean copy of {data.annotations}" + ("" if changes else ", nothing had to be changed")
+    yield f"{output}: a clean copy of {data.annotations}" + (
+        "" if changes else ", nothing had to be changed"
+    )
     yield from (f"  {number:6} {change}" for change, number in changes.items())
 
 

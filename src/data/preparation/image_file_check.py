@@ -13,7 +13,15 @@ from tqdm import tqdm
 
 from ..dataset.coco_format import TrueSizes
 from ..dataset.decoding import FLAG_TEXTS, ImageError, ImageFlag, inspect_image
-from ..dataset.header_scan import BYTES, HEIGHT, UNKNOWN, WIDTH, ImageScan, scan_images, sizes_of_files
+from ..dataset.header_scan import (
+    BYTES,
+    HEIGHT,
+    UNKNOWN,
+    WIDTH,
+    ImageScan,
+    scan_images,
+    sizes_of_files,
+)
 from ..dataset.misplaced_files import find_misplaced
 
 LARGE_PIXELS = 16_000_000
@@ -50,7 +58,12 @@ class ImageCheck:
         self._large = threading.Lock()
 
     def look(
-        self, folder: Path, names: Sequence[str], sizes: np.ndarray, *, follow_links: bool = False
+        self,
+        folder: Path,
+        names: Sequence[str],
+        sizes: np.ndarray,
+        *,
+        follow_links: bool = False,
     ) -> CheckedImages:
         """Check files.
 
@@ -63,14 +76,18 @@ class ImageCheck:
         missing, leaving = find_misplaced(folder, names)
         leaving = {} if follow_links else leaving
         absent = {*missing, *leaving}
-        paths = ["" if i in absent else str(folder / name) for i, name in enumerate(names)]
+        paths = [
+            "" if i in absent else str(folder / name) for i, name in enumerate(names)
+        ]
         scan = scan_images(paths, sizes)
         here = [i for i in range(len(names)) if i not in absent]
         if self.decode:
             pixels = scan.rows[:, WIDTH] * scan.rows[:, HEIGHT]
             states = self._decode([(paths[i], int(pixels[i])) for i in here])
         else:
-            states = [(_header_fault(paths[i], scan.rows[i]), ImageFlag(0)) for i in here]
+            states = [
+                (_header_fault(paths[i], scan.rows[i]), ImageFlag(0)) for i in here
+            ]
         unreadable = {}
         flags: dict[ImageFlag, list[int]] = {flag: [] for flag in FLAG_TEXTS}
         flags[ImageFlag.SEVERAL_FRAMES] = scan.several_frames()
@@ -93,17 +110,28 @@ class ImageCheck:
             absent = {*missing, *(() if follow_links else leaving)}
             here = [i for i in range(len(names)) if i not in absent]
             true = sizes.copy()
-            true[here] = sizes_of_files([str(folder / names[i]) for i in here], sizes[here])
+            true[here] = sizes_of_files(
+                [str(folder / names[i]) for i in here], sizes[here]
+            )
             return true
 
         return sizes_in_files
 
-    def _decode(self, files: list[tuple[str, int]]) -> list[tuple[str | None, ImageFlag]]:
+    def _decode(
+        self, files: list[tuple[str, int]]
+    ) -> list[tuple[str | None, ImageFlag]]:
         """Return for each (path, number of pixels) why it cannot be decoded, or None, and its flags."""
         new = [file for file in files if file[0] not in self._known]
         with ThreadPoolExecutor(self.workers) as pool:
             for (path, _), state in zip(
-                new, tqdm(pool.map(self._state, new), "images", len(new), leave=False, disable=None)
+                new,
+                tqdm(
+                    pool.map(self._state, new),
+                    "images",
+                    len(new),
+                    leave=False,
+                    disable=None,
+                ),
             ):
                 self._known[path] = state
         return [self._known[path] for path, _ in files]

@@ -105,7 +105,11 @@ class ConversionError(DataError):
     def write(self, path: Path) -> None:
         """Write all faults as JSON."""
         faults = [fault._asdict() for fault in self.faults]
-        content = {"source": str(self.source), "num_faults": len(faults), "faults": faults}
+        content = {
+            "source": str(self.source),
+            "num_faults": len(faults),
+            "faults": faults,
+        }
         write_report(path, content)
 
 
@@ -138,7 +142,9 @@ def boxes_inside(
     """
     points = corners.reshape(-1, 2, 2)
     ordered = np.concatenate([points.min(1), points.max(1)], 1)
-    account.notes["boxes with reversed corners, swapped"] += int((ordered != corners).any(1).sum())
+    account.notes["boxes with reversed corners, swapped"] += int(
+        (ordered != corners).any(1).sum()
+    )
     inside = np.clip(ordered, 0, np.tile(size, 2)).round(DECIMALS)
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
     beyond = kept & (abs(inside - ordered) > 0.5).any(1)
@@ -157,13 +163,17 @@ def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
     """Write `train.json`, `val.json` ... into a folder, and yield a line for each. Images are not copied."""
     for part, images in data.parts.items():
         path = output / f"{part}.json"
-        write_atomically(path, partial(_write, images=images, categories=data.categories))
+        write_atomically(
+            path, partial(_write, images=images, categories=data.categories)
+        )
         counts = [len(image.boxes) for image in images]
         empty = counts.count(0)
         yield f"{path}: {len(images)} images ({empty} without objects), {sum(counts)} boxes"
 
 
-def _write(file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int, str]) -> None:
+def _write(
+    file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int, str]
+) -> None:
     file.write(b'{"images": [')
     for number, image in enumerate(images):
         record = {
@@ -178,7 +188,10 @@ def _write(file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int
     for number, image in enumerate(images):
         sizes = (image.boxes[:, 2:] - image.boxes[:, :2]).round(DECIMALS)
         for category, (x, y, _, _), (w, h), crowd in zip(
-            image.categories.tolist(), image.boxes.tolist(), sizes.tolist(), image.crowds.tolist()
+            image.categories.tolist(),
+            image.boxes.tolist(),
+            sizes.tolist(),
+            image.crowds.tolist(),
         ):
             count += 1
             record = {
@@ -192,6 +205,8 @@ def _write(file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int
             file.write((b",\n" if count > 1 else b"\n") + json.dumps(record).encode())
     file.write(
         b'\n],\n"categories": '
-        + json.dumps([{"id": i, "name": name} for i, name in sorted(categories.items())]).encode()
+        + json.dumps(
+            [{"id": i, "name": name} for i, name in sorted(categories.items())]
+        ).encode()
         + b"}\n"
     )

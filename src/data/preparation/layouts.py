@@ -45,5 +45,9 @@ def _first_entries(folder: Path) -> Iterator[Path]:
         top = sorted(folder.iterdir())[:LOOKED_AT]
     except OSError:
         return
-    below = (sorted(path.iterdir())[:LOOKED_AT] for path in top if path.is_dir() and not path.is_symlink())
+    below = (
+        sorted(path.iterdir())[:LOOKED_AT]
+        for path in top
+        if path.is_dir() and not path.is_symlink()
+    )
     yield from chain(top, chain.from_iterable(below))

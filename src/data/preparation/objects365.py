@@ -31,7 +31,12 @@ from ...runtime.own_files import (
     refuse_foreign,
     write_picture,
 )
-from ..dataset.coco_records import parse_record, read_annotation_file, split_records, unsafe_file_name
+from ..dataset.coco_records import (
+    parse_record,
+    read_annotation_file,
+    split_records,
+    unsafe_file_name,
+)
 from ..dataset.decoding import ImageError, load_image
 from ..dataset.misplaced_files import find_misplaced
 from .coco_json import write_records
@@ -80,11 +85,21 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
             name.
     """
     if not output_suffix or os.path.basename(output_suffix) != output_suffix:
-        raise ConfigError(f"--output_suffix is {output_suffix!r}, expected the beginning of a file name")
+        raise ConfigError(
+            f"--output_suffix is {output_suffix!r}, expected the beginning of a file name"
+        )
     train_path, val_path = _annotations(base, "train"), _annotations(base, "val")
-    outputs = {path: path.with_name(f"{output_suffix}_{path.name}") for path in (train_path, val_path)}
-    refuse_foreign(outputs.values(), "choose another --output_suffix", recognize=is_our_coco_file)
-    train, val = (split_records(read_annotation_file(path), path) for path in (train_path, val_path))
+    outputs = {
+        path: path.with_name(f"{output_suffix}_{path.name}")
+        for path in (train_path, val_path)
+    }
+    refuse_foreign(
+        outputs.values(), "choose another --output_suffix", recognize=is_our_coco_file
+    )
+    train, val = (
+        split_records(read_annotation_file(path), path)
+        for path in (train_path, val_path)
+    )
     _check_categories(train, val, train_path, val_path)
     count = len(val["images"])
     if not 0 < new_val_size <= count:
@@ -93,10 +108,15 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         )
     val_boxes, moved_boxes = _boxes_of_first_images(val, new_val_size, val_path)
     moved_images = val["images"][new_val_size:]
-    added = _renumbered_for_training(train, moved_images, moved_boxes, train_path, val_path)
+    added = _renumbered_for_training(
+        train, moved_images, moved_boxes, train_path, val_path
+    )
     joined = {key: train[key] + records for key, records in added.items()}
     shortened = {"images": val["images"][:new_val_size], "annotations": val_boxes}
-    for path, content in ((train_path, {**train, **joined}), (val_path, {**val, **shortened})):
+    for path, content in (
+        (train_path, {**train, **joined}),
+        (val_path, {**val, **shortened}),
+    ):
         output = outputs[path]
         _write_labels(output, content)
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
@@ -106,7 +126,9 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         yield f"now link the images into the training folder, without a second copy: cp -al {source} {target}"
 
 
-def _boxes_of_first_images(content: dict[str, Any], count: int, path: Path) -> tuple[list[Any], list[Any]]:
+def _boxes_of_first_images(
+    content: dict[str, Any], count: int, path: Path
+) -> tuple[list[Any], list[Any]]:
     """Return the annotations of the first images of a file, and those of the others."""
     first = {record.id for record in _decoded(content["images"][:count], _Id, path)}
     boxes = _decoded(content["annotations"], _Box, path)
@@ -118,18 +140,29 @@ def _boxes_of_first_images(content: dict[str, Any], count: int, path: Path) -> t
     )
 
 
-def _check_categories(train: dict[str, Any], val: dict[str, Any], train_path: Path, val_path: Path) -> None:
+def _check_categories(
+    train: dict[str, Any], val: dict[str, Any], train_path: Path, val_path: Path
+) -> None:
     """Raise `DataError` if the categories of two files differ."""
     ours, theirs = (
-        {record["id"]: record["name"] for record in map(parse_record, content["categories"])}
+        {
+            record["id"]: record["name"]
+            for record in map(parse_record, content["categories"])
+        }
         for content in (train, val)
     )
     if differing := differing_categories(ours, theirs):
-        raise DataError(f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}")
+        raise DataError(
+            f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}"
+        )
 
 
 def _renumbered_for_training(
-    train: dict[str, Any], images: Sequence[Any], boxes: list[Any], train_path: Path, val_path: Path
+    train: dict[str, Any],
+    images: Sequence[Any],
+    boxes: list[Any],
+    train_path: Path,
+    val_path: Path,
 ) -> dict[str, list[Any]]:
     """Return validation images and their boxes as records of the training file, with ids that are free
     there.
@@ -138,7 +171,10 @@ def _renumbered_for_training(
     new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
     if new_image_id or new_box_id:
         boxes = [_renumbered(record, new_image_id, new_box_id) for record in boxes]
-    return {"images": [_moved_image(record, new_image_id) for record in images], "annotations": boxes}
+    return {
+        "images": [_moved_image(record, new_image_id) for record in images],
+        "annotations": boxes,
+    }
 
 
 def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
@@ -163,7 +199,10 @@ def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
     for part in ("train", "val"):
         remapped = base / part / f"new_zhiyuan_objv2_{part}.json"
         yield _resize_part(
-            remapped if remapped.exists() else _annotations(base, part), base / part, max_size, num_workers
+            remapped if remapped.exists() else _annotations(base, part),
+            base / part,
+            max_size,
+            num_workers,
         )
 
 
@@ -178,10 +217,16 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
         if max(image.width, image.height) > max_size
     }
     _check_names(
-        [*(image.file_name for image in images), *(target.file_name for target in larger.values())], path
+        [
+            *(image.file_name for image in images),
+            *(target.file_name for target in larger.values()),
+        ],
+        path,
     )
     names = [images[index].file_name for index in larger]
-    if faults := _resize_images(folder, names, list(larger.values()), num_workers, path.name):
+    if faults := _resize_images(
+        folder, names, list(larger.values()), num_workers, path.name
+    ):
         raise DataError(
             f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; "
             "tools/dataset/check.py --fix writes an annotation file without them; finished images are kept"
@@ -195,7 +240,11 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
 
 
 def _resize_images(
-    folder: Path, names: list[str], targets: list[_Resized], num_workers: int, description: str
+    folder: Path,
+    names: list[str],
+    targets: list[_Resized],
+    num_workers: int,
+    description: str,
 ) -> list[str]:
     """Write the smaller copies; return the faults of the images that have none."""
     missing, leaving = find_misplaced(folder, names)
@@ -207,25 +256,39 @@ def _resize_images(
         for i, (name, target) in enumerate(zip(names, targets))
         if i not in absent
     ]
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("fork")
+    ) as pool:
         results = pool.map(_resize_image, jobs, chunksize=16)
-        faults += filter(None, tqdm(results, description, len(jobs), leave=False, disable=None))
+        faults += filter(
+            None, tqdm(results, description, len(jobs), leave=False, disable=None)
+        )
     return faults
 
 
 def _scale_records(
-    content: dict[str, Any], images: Sequence[_Image], larger: dict[int, _Resized], path: Path
+    content: dict[str, Any],
+    images: Sequence[_Image],
+    larger: dict[int, _Resized],
+    path: Path,
 ) -> None:
     """Change the records of images that have a smaller copy, and of their boxes, in place."""
     factors = {}
     for index, target in larger.items():
         record = content["images"][index] = parse_record(content["images"][index])
-        record.update(file_name=target.file_name, width=target.size[0], height=target.size[1])
-        factors[images[index].id] = (target.size[0] / target.old[0], target.size[1] / target.old[1])
+        record.update(
+            file_name=target.file_name, width=target.size[0], height=target.size[1]
+        )
+        factors[images[index].id] = (
+            target.size[0] / target.old[0],
+            target.size[1] / target.old[1],
+        )
     annotations = content["annotations"]
     for index, box in enumerate(_decoded(annotations, _Box, path)):
         if box.image_id in factors:
-            annotations[index] = _scaled(parse_record(annotations[index]), *factors[box.image_id])
+            annotations[index] = _scaled(
+                parse_record(annotations[index]), *factors[box.image_id]
+            )
 
 
 def _write_labels(path: Path, content: dict[str, Any]) -> None:
@@ -238,25 +301,37 @@ def _write_labels(path: Path, content: dict[str, Any]) -> None:
 def _annotations(base: Path, part: str) -> Path:
     path = base / part / f"zhiyuan_objv2_{part}.json"
     if not path.is_file():
-        raise DataError(f"{path} is missing; --base_dir is the folder of Objects365 with train/ and val/")
+        raise DataError(
+            f"{path} is missing; --base_dir is the folder of Objects365 with train/ and val/"
+        )
     return path
 
 
-def _decoded(records: Sequence[Any], kind: type[msgspec.Struct], path: Path) -> list[Any]:
+def _decoded(
+    records: Sequence[Any], kind: type[msgspec.Struct], path: Path
+) -> list[Any]:
     """Return the fields that are needed of each record."""
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     try:
         return [
-            decoder.decode(record) if isinstance(record, msgspec.Raw) else msgspec.convert(record, kind)
+            decoder.decode(record)
+            if isinstance(record, msgspec.Raw)
+            else msgspec.convert(record, kind)
             for record in records
         ]
     except msgspec.MsgspecError as error:
-        raise DataError(f"{path}: {error}; tools/dataset/check.py lists all faults of the file") from None
+        raise DataError(
+            f"{path}: {error}; tools/dataset/check.py lists all faults of the file"
+        ) from None
 
 
-def _free_ids(train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_path: Path) -> dict[int, int]:
+def _free_ids(
+    train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_path: Path
+) -> dict[int, int]:
     """Return new ids for the moved records if any of their ids is in use; otherwise nothing."""
-    taken = np.array([record.id for record in _decoded(train, _Id, train_path)], np.int64)
+    taken = np.array(
+        [record.id for record in _decoded(train, _Id, train_path)], np.int64
+    )
     ids = np.array([record.id for record in _decoded(moved, _Id, val_path)], np.int64)
     if not np.isin(ids, taken).any():
         return {}
@@ -271,10 +346,16 @@ def _moved_image(record: Any, new_id: dict[int, int]) -> dict[str, Any]:
             f"image {record.get('id')} has the file_name {str(record.get('file_name'))[:80]!r}, {reason}"
         )
     name = record["file_name"].partition("/")[2] or record["file_name"]
-    return {**record, "id": new_id.get(record["id"], record["id"]), "file_name": f"{FROM_VAL}/{name}"}
+    return {
+        **record,
+        "id": new_id.get(record["id"], record["id"]),
+        "file_name": f"{FROM_VAL}/{name}",
+    }
 
 
-def _renumbered(record: Any, new_image_id: dict[int, int], new_box_id: dict[int, int]) -> dict[str, Any]:
+def _renumbered(
+    record: Any, new_image_id: dict[int, int], new_box_id: dict[int, int]
+) -> dict[str, Any]:
     record = parse_record(record)
     return {
         **record,
@@ -286,7 +367,11 @@ def _renumbered(record: Any, new_image_id: dict[int, int], new_box_id: dict[int,
 def _target(image: _Image, max_size: int) -> _Resized:
     scale = max_size / max(image.width, image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return _Resized(f"{os.path.splitext(image.file_name)[0]}_resized.jpg", size, (image.width, image.height))
+    return _Resized(
+        f"{os.path.splitext(image.file_name)[0]}_resized.jpg",
+        size,
+        (image.width, image.height),
+    )
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -299,7 +384,9 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         seen.add(name)
 
 
-def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> str | None:
+def _resize_image(
+    job: tuple[Path, Path, tuple[int, int], tuple[int, int]],
+) -> str | None:
     """Write a smaller copy unless it exists; return a description of a fault. Foreign files are never
     replaced.
     """
@@ -318,7 +405,12 @@ def _resize_image(job: tuple[Path, Path, tuple[int, int], tuple[int, int]]) -> s
     except ImageError as error:
         return str(error)
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    write_picture(target, picture.resize(new, Image.Resampling.LANCZOS), quality=QUALITY, mark=DATA_IMAGE)
+    write_picture(
+        target,
+        picture.resize(new, Image.Resampling.LANCZOS),
+        quality=QUALITY,
+        mark=DATA_IMAGE,
+    )
     return None
 
 
@@ -328,4 +420,8 @@ def _scaled(record: dict[str, Any], x: float, y: float) -> dict[str, Any]:
     scaled = {**record, "bbox": [box[0] * x, box[1] * y, box[2] * x, box[3] * y]}
     if isinstance(record.get("area"), int | float):
         scaled["area"] = record["area"] * x * y
-    return {key: value for key, value in scaled.items() if key not in ("segmentation", "keypoints")}
+    return {
+        key: value
+        for key, value in scaled.items()
+        if key not in ("segmentation", "keypoints")
+    }

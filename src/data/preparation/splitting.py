@@ -29,7 +29,9 @@ def split(
         DataError: if there is only one image.
     """
     if len(images) < 2:
-        raise DataError(f"{len(images)} image cannot be split into training and validation")
+        raise DataError(
+            f"{len(images)} image cannot be split into training and validation"
+        )
 
     def random_key(image: LabelledImage) -> bytes:
         text = f"{seed}/{image.file_name}"

@@ -21,7 +21,11 @@ def summarize(examined: Examination) -> Iterator[str]:
     boxes = rows["boxes"].numpy()[single]
     categories = rows["categories"].numpy()[single]
     image_of = np.repeat(np.arange(len(images)), rows["starts"].diff().numpy())[single]
-    objects = np.bincount(image_of, minlength=len(images)) if images else np.zeros(0, np.int64)
+    objects = (
+        np.bincount(image_of, minlength=len(images))
+        if images
+        else np.zeros(0, np.int64)
+    )
     yield f"{len(images)} images, {int((objects == 0).sum())} of them without objects"
     yield f"{len(boxes)} boxes to learn, {int((~single).sum())} crowd regions or objects to ignore"
     if not len(boxes):
@@ -37,7 +41,8 @@ def summarize(examined: Examination) -> Iterator[str]:
     )
     areas = sides.prod(1)
     yield "box sizes: " + ", ".join(
-        f"{int(((areas >= low) & (areas < high)).sum())} {name}" for name, (low, high) in AREAS.items()
+        f"{int(((areas >= low) & (areas < high)).sum())} {name}"
+        for name, (low, high) in AREAS.items()
     )
     counts = np.bincount(categories, minlength=len(examined.categories))
     order = np.argsort(-counts, kind="stable")

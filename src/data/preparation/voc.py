@@ -24,7 +24,13 @@ from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
 from ..dataset.image_names import FileIndex, is_image_file
 from ..dataset.misplaced_files import find_misplaced
-from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
+from .labelled_images import (
+    Account,
+    Faults,
+    LabelledImage,
+    LabelledImages,
+    boxes_inside,
+)
 
 LARGEST_FILE = 16_000_000
 """Maximum size of an annotation file in bytes."""
@@ -74,17 +80,27 @@ def read_voc(
     images = _image_folder(root)
     account = Account(Faults(root), Counter(), drop_boxes)
     sets = _image_sets(root, account.faults)
-    by_stem = {path.stem: path.name for path in sorted(images.iterdir()) if is_image_file(path)}
+    by_stem = {
+        path.stem: path.name for path in sorted(images.iterdir()) if is_image_file(path)
+    }
     folder = _Folder(root, images, by_stem, FileIndex(images), follow_links)
-    found = {part: _read_part(folder, stems, account.faults) for part, stems in sets.items()}
+    found = {
+        part: _read_part(folder, stems, account.faults) for part, stems in sets.items()
+    }
     account.faults.raise_if_any()
     if not found.get("train"):
         raise DataError(f"{root} has no images to train on: {_why_empty(root)}")
-    if spare := len(by_stem.keys() - {stem for stems in sets.values() for stem in stems}):
-        account.notes["images without an annotation file or not listed, left out"] += spare
+    if spare := len(
+        by_stem.keys() - {stem for stems in sets.values() for stem in stems}
+    ):
+        account.notes["images without an annotation file or not listed, left out"] += (
+            spare
+        )
     ids = _category_ids(root, found)
     parts = {
-        part: [_labelled(*image, ids, difficult, zero_based, account) for image in entries]
+        part: [
+            _labelled(*image, ids, difficult, zero_based, account) for image in entries
+        ]
         for part, entries in found.items()
     }
     account.faults.raise_if_any()
@@ -109,7 +125,9 @@ class _Folder(NamedTuple):
 
 def _image_folder(root: Path) -> Path:
     if not (root / "Annotations").is_dir():
-        raise DataError(f"{root} has no folder Annotations; Pascal VOC keeps its XML files there")
+        raise DataError(
+            f"{root} has no folder Annotations; Pascal VOC keeps its XML files there"
+        )
     for name in ("JPEGImages", "images"):
         if (root / name).is_dir():
             return root / name
@@ -142,7 +160,12 @@ def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annot
 
 def _category_ids(root: Path, found: dict[str, list[_Annotated]]) -> dict[str, int]:
     """Return ids from 1 for the names of all objects, sorted."""
-    names = {thing.name for part in found.values() for image in part for thing in image.objects}
+    names = {
+        thing.name
+        for part in found.values()
+        for image in part
+        for thing in image.objects
+    }
     if not names:
         raise DataError(f"{root} has no object in any annotation file")
     return {name: number for number, name in enumerate(sorted(names), 1)}
@@ -163,7 +186,9 @@ def parse_xml(path: Path) -> ElementTree.Element:
     """
 
     def refuse(*_: object) -> None:
-        raise DataError("has a document type (DTD), which annotation files do not need; it was not read")
+        raise DataError(
+            "has a document type (DTD), which annotation files do not need; it was not read"
+        )
 
     try:
         with open(path, "rb") as file:
@@ -177,7 +202,11 @@ def parse_xml(path: Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
+    (
+        parser.StartElementHandler,
+        parser.EndElementHandler,
+        parser.CharacterDataHandler,
+    ) = (
         builder.start,
         builder.end,
         builder.data,
@@ -206,8 +235,14 @@ def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
     whole = lists.pop("trainval", None)
     if "train" not in lists:
         if whole is None:
-            return {"train": sorted(path.stem for path in (root / "Annotations").glob("*.xml"))}
-        lists = {"train": whole} | {part: lists[part] for part in ("test",) if part in lists}
+            return {
+                "train": sorted(
+                    path.stem for path in (root / "Annotations").glob("*.xml")
+                )
+            }
+        lists = {"train": whole} | {
+            part: lists[part] for part in ("test",) if part in lists
+        }
     return {part: list(_stems(path, faults)) for part, path in lists.items()}
 
 
@@ -219,12 +254,16 @@ def _stems(path: Path, faults: Faults) -> Iterator[str]:
                 words[0] = os.path.splitext(words[0])[0]
             if unsafe_file_name(words[0]) or "/" in words[0] or "\\" in words[0]:
                 text = f"{words[0][:80]!r} is not the name of an image"
-                faults.add("lines that do not name an image", f"{path} line {number}", text)
+                faults.add(
+                    "lines that do not name an image", f"{path} line {number}", text
+                )
             else:
                 yield words[0]
 
 
-def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], index: FileIndex) -> str:
+def _image_name(
+    tree: ElementTree.Element, stem: str, by_stem: dict[str, str], index: FileIndex
+) -> str:
     """Return the image of an annotation file: the one with the same name, otherwise the one in `filename`."""
     if stem in by_stem:
         if reason := unsafe_file_name(by_stem[stem]):
@@ -234,11 +273,15 @@ def _image_name(tree: ElementTree.Element, stem: str, by_stem: dict[str, str], i
     if name and (found := index.meant_by(name)):
         return found
     if reason := unsafe_file_name(name):
-        raise DataError(f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}")
+        raise DataError(
+            f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}"
+        )
     return name
 
 
-def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links: bool) -> tuple[int, int]:
+def _image_size(
+    tree: ElementTree.Element, images: Path, name: str, follow_links: bool
+) -> tuple[int, int]:
     """Return (width, height) of the labels: the written size, which must match the stored or the upright
     image.
     """
@@ -254,7 +297,9 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
         stored, upright = image_size(images / name)
     except ImageError as error:
         raise DataError(f"its {error}") from None
-    texts = ((tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height"))
+    texts = (
+        (tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height")
+    )
     written = tuple(text.removesuffix(".0") for text in texts)
     if "0" in written or "" in written:
         return upright
@@ -267,7 +312,9 @@ def _image_size(tree: ElementTree.Element, images: Path, name: str, follow_links
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
-    for number, node in enumerate((node for node in tree if node.tag.lower() == "object"), 1):
+    for number, node in enumerate(
+        (node for node in tree if node.tag.lower() == "object"), 1
+    ):
         name = " ".join((node.findtext("name") or "").split())
         if not name:
             raise DataError(f"object {number} has no name")
@@ -275,17 +322,24 @@ def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
             raise DataError(
                 f"object {number} ({name[:40]}) has {len(node.findall('bndbox'))} bndbox, expected one"
             )
-        texts = [(node.findtext(f"bndbox/{key}") or "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
+        texts = [
+            (node.findtext(f"bndbox/{key}") or "").strip()
+            for key in ("xmin", "ymin", "xmax", "ymax")
+        ]
         try:
             box = tuple(map(float, texts))
         except ValueError:
             box = ()
-        if len(box) != 4 or not all(abs(value) < 1e9 for value in box):  # NaN is not smaller either
+        if len(box) != 4 or not all(
+            abs(value) < 1e9 for value in box
+        ):  # NaN is not smaller either
             raise DataError(
                 f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected "
                 "xmin, ymin, xmax, ymax"
             )
-        yield _Object(name, box, (node.findtext("difficult") or "0").strip() not in ("0", ""))
+        yield _Object(
+            name, box, (node.findtext("difficult") or "0").strip() not in ("0", "")
+        )
 
 
 def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
@@ -307,17 +361,24 @@ def _labelled(
 ) -> LabelledImage:
     notes = account.notes
     if difficult == "skip":
-        notes["difficult objects, left out"] += sum(thing.difficult for thing in objects)
+        notes["difficult objects, left out"] += sum(
+            thing.difficult for thing in objects
+        )
         objects = [thing for thing in objects if not thing.difficult]
     corners = np.array([thing.box for thing in objects], np.float64).reshape(-1, 4)
     if not zero_based:
-        notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"] += int(
-            (corners[:, :2] == 0).any(1).sum()
-        )
+        notes[
+            "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"
+        ] += int((corners[:, :2] == 0).any(1).sum())
         corners = _from_pixel_counts(corners)
-    places = [f"{name}: object {number} ({thing.name[:40]})" for number, thing in enumerate(objects, 1)]
+    places = [
+        f"{name}: object {number} ({thing.name[:40]})"
+        for number, thing in enumerate(objects, 1)
+    ]
     inside, kept = boxes_inside(corners, size, places, account)
-    crowds = np.array([thing.difficult and difficult == "crowd" for thing in objects], bool)
+    crowds = np.array(
+        [thing.difficult and difficult == "crowd" for thing in objects], bool
+    )
     return LabelledImage(
         name,
         size,

@@ -22,13 +22,24 @@ from ...core.errors import DataError, first_line
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
-from ..dataset.box_formats import BEYOND_LIMIT, LIKELY_FRACTION, MIN_SUSPICIOUS_BOXES, OVERHANG
+from ..dataset.box_formats import (
+    BEYOND_LIMIT,
+    LIKELY_FRACTION,
+    MIN_SUSPICIOUS_BOXES,
+    OVERHANG,
+)
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
 from ..dataset.header_scan import UNKNOWN, sizes_of_files
 from ..dataset.image_names import FileIndex, find_image_files, is_image_file
 from ..dataset.misplaced_files import find_misplaced
-from .labelled_images import Account, Faults, LabelledImage, LabelledImages, boxes_inside
+from .labelled_images import (
+    Account,
+    Faults,
+    LabelledImage,
+    LabelledImages,
+    boxes_inside,
+)
 from .layouts import describe_layout
 
 MAX_OVERSHOOT = 0.5
@@ -37,7 +48,9 @@ MAX_OVERSHOOT = 0.5
 SKELETON = "kpt_shape"
 
 
-def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = False) -> LabelledImages:
+def read_yolo(
+    path: Path, *, follow_links: bool = False, drop_boxes: bool = False
+) -> LabelledImages:
     """Read the data set that a `data.yaml` describes; class numbers become category ids.
 
     Args:
@@ -54,21 +67,31 @@ def read_yolo(path: Path, *, follow_links: bool = False, drop_boxes: bool = Fals
     account = Account(Faults(path), Counter(), drop_boxes)
     root = _root(settings, path, account.notes)
     files = {
-        part: _image_files(settings[part], root, f"{path}: {part}", account, needed=part == "train")
+        part: _image_files(
+            settings[part], root, f"{path}: {part}", account, needed=part == "train"
+        )
         for part in ("train", "val", "test")
         if settings.get(part)
     }
     account.faults.raise_if_any()
     if not files.get("train"):
         missing = '"train" is missing: a folder, a text file or a list of them'
-        raise DataError(f"{path}: {'there is no image behind train' if 'train' in files else missing}")
+        raise DataError(
+            f"{path}: {'there is no image behind train' if 'train' in files else missing}"
+        )
     skeleton = settings.get(SKELETON)
-    extra = math.prod(map(int, skeleton)) if isinstance(skeleton, list) and _all_digits(skeleton) else 0
+    extra = (
+        math.prod(map(int, skeleton))
+        if isinstance(skeleton, list) and _all_digits(skeleton)
+        else 0
+    )
     parts: dict[str, list[LabelledImage]] = {}
     numbers: list[np.ndarray] = []
     for part, names_of_part in files.items():
         if names_of_part:
-            parts[part] = _read_part(root, names_of_part, names, extra, account, follow_links, numbers)
+            parts[part] = _read_part(
+                root, names_of_part, names, extra, account, follow_links, numbers
+            )
     _look_for_corners(np.concatenate(numbers), path, account)
     _note_labels_without_image(root, files, account)
     account.faults.raise_if_any()
@@ -94,9 +117,16 @@ def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None
     """
     if not len(numbers):
         return
-    beyond = (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG).any(1).sum()
+    beyond = (
+        (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG)
+        .any(1)
+        .sum()
+    )
     fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
-    if beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers)) and fits >= LIKELY_FRACTION:
+    if (
+        beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers))
+        and fits >= LIKELY_FRACTION
+    ):
         text = (
             f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit "
             "as x1 y1 x2 y2; "
@@ -105,19 +135,31 @@ def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None
         account.faults.add("boxes in another format", str(path), text)
 
 
-def _note_labels_without_image(root: Path, files: dict[str, list[str]], account: Account) -> None:
+def _note_labels_without_image(
+    root: Path, files: dict[str, list[str]], account: Account
+) -> None:
     """Add label files without an image in any part: their boxes would be lost."""
     images = [name for names in files.values() for name in names]
     if not images:
         return
     label_root = _label_root(root, images)
     used = {_stem(label_path(name)) for name in images}
-    folders = {os.path.dirname(label_path(name)): os.path.dirname(name) for name in images}
+    folders = {
+        os.path.dirname(label_path(name)): os.path.dirname(name) for name in images
+    }
     for folder, image_folder in sorted(folders.items()):
-        there = {os.path.splitext(name)[0] for name in os.listdir(root / image_folder) if is_image_file(name)}
+        there = {
+            os.path.splitext(name)[0]
+            for name in os.listdir(root / image_folder)
+            if is_image_file(name)
+        }
         for path in sorted((label_root / folder).glob("*")):
             name = f"{folder}/{path.name}" if folder else path.name
-            if path.suffix.lower() != ".txt" or _stem(name) in used or not _has_labels(path):
+            if (
+                path.suffix.lower() != ".txt"
+                or _stem(name) in used
+                or not _has_labels(path)
+            ):
                 continue
             if os.path.basename(_stem(name)) in there:
                 account.notes["labels of images that no list names, left out"] += 1
@@ -132,7 +174,11 @@ def _note_labels_without_image(root: Path, files: dict[str, list[str]], account:
 def _stem(name: str) -> str:
     """Return the name of a label file without its suffix and the suffix of its image (`a.jpg.txt`)."""
     stem = os.path.splitext(name)[0]
-    return os.path.splitext(stem)[0] if os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES else stem
+    return (
+        os.path.splitext(stem)[0]
+        if os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES
+        else stem
+    )
 
 
 def _has_labels(path: Path) -> bool:
@@ -167,29 +213,43 @@ def _read_part(
     sizes = _upright_sizes([root / images[index] for index in usable], account.faults)
     result = []
     for index, size in zip(usable, sizes):
-        classes, boxes, places = _read_labels(label_root / labels[index], names, extra, account)
+        classes, boxes, places = _read_labels(
+            label_root / labels[index], names, extra, account
+        )
         numbers.append(boxes)
         if size is None:
             continue
-        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+        corners = np.concatenate(
+            [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1
+        )
         inside, kept = boxes_inside(corners * np.tile(size, 2), size, places, account)
         crowds = np.zeros(int(kept.sum()), bool)
-        result.append(LabelledImage(images[index], size, classes[kept], inside[kept], crowds))
+        result.append(
+            LabelledImage(images[index], size, classes[kept], inside[kept], crowds)
+        )
     return result
 
 
-def _upright_sizes(paths: Sequence[Path], faults: Faults) -> list[tuple[int, int] | None]:
+def _upright_sizes(
+    paths: Sequence[Path], faults: Faults
+) -> list[tuple[int, int] | None]:
     """Return (width, height) of each file as displayed; None, and a fault, for a file that is not an
     image.
     """
     unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
     sizes: list[tuple[int, int] | None] = []
-    for path, (width, height) in zip(paths, sizes_of_files([str(path) for path in paths], unknown).tolist()):
+    for path, (width, height) in zip(
+        paths, sizes_of_files([str(path) for path in paths], unknown).tolist()
+    ):
         try:
             sizes.append((width, height) if width != UNKNOWN else image_size(path)[1])
         except ImageError as error:
             sizes.append(None)
-            faults.add("images that cannot be read", str(path), str(error).removeprefix(f"image {path} "))
+            faults.add(
+                "images that cannot be read",
+                str(path),
+                str(error).removeprefix(f"image {path} "),
+            )
     return sizes
 
 
@@ -242,20 +302,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror or error}{did_you_mean_file(path)}"
         ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it in this encoding") from None
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start}): save it in this encoding"
+        ) from None
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{path} is not valid YAML: {error.problem or error.context}{place}") from None
+        raise DataError(
+            f"{path} is not valid YAML: {error.problem or error.context}{place}"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML: {first_line(error)}") from None
     if not isinstance(settings, dict):
-        raise DataError(f"{path} holds a {type(settings).__name__}, expected train, val and names")
-    return {key: value for key, value in settings.items() if value not in ("", "~", "null", "Null", "NULL")}
+        raise DataError(
+            f"{path} holds a {type(settings).__name__}, expected train, val and names"
+        )
+    return {
+        key: value
+        for key, value in settings.items()
+        if value not in ("", "~", "null", "Null", "NULL")
+    }
 
 
 def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
     names = settings.get("names")
-    table = {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else names
+    table = (
+        {str(i): name for i, name in enumerate(names)}
+        if isinstance(names, list)
+        else names
+    )
     if (
         not isinstance(table, dict)
         or not table
@@ -269,15 +343,24 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
         raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
-    if repeated := [name for name, times in Counter(table.values()).items() if times > 1]:
+    if repeated := [
+        name for name, times in Counter(table.values()).items() if times > 1
+    ]:
         logger.warning(
-            "%s: names has %s more than once; they stay classes of their own", path, ", ".join(repeated[:5])
+            "%s: names has %s more than once; they stay classes of their own",
+            path,
+            ", ".join(repeated[:5]),
         )
-    return {int(number): name for number, name in sorted(table.items(), key=lambda item: int(item[0]))}
+    return {
+        int(number): name
+        for number, name in sorted(table.items(), key=lambda item: int(item[0]))
+    }
 
 
 def _all_digits(texts: Iterable[Any]) -> bool:
-    return all(isinstance(text, str) and text.isascii() and text.isdigit() for text in texts)
+    return all(
+        isinstance(text, str) and text.isascii() and text.isdigit() for text in texts
+    )
 
 
 def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
@@ -290,14 +373,20 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
     if given is None:
         return path.parent.resolve()
     if not isinstance(given, str):
-        raise DataError(f"{path}: path is {given!r}, expected the folder of the data set")
+        raise DataError(
+            f"{path}: path is {given!r}, expected the folder of the data set"
+        )
     for folder in (path.parent / given, user_path(given)):
         if folder.is_dir():
             return folder.resolve()
     train = settings.get("train")
     entries = train if isinstance(train, list) else [train]
-    if all(isinstance(entry, str) and (path.parent / entry).exists() for entry in entries):
-        notes[f"{path}: path is {given}, which does not exist; its own folder is used instead"] += 1
+    if all(
+        isinstance(entry, str) and (path.parent / entry).exists() for entry in entries
+    ):
+        notes[
+            f"{path}: path is {given}, which does not exist; its own folder is used instead"
+        ] += 1
         return path.parent.resolve()
     raise DataError(
         f"{path}: path is {given}, which is not a folder (looked from {path.parent} and "
@@ -306,7 +395,9 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
     )
 
 
-def _image_files(value: Any, root: Path, where: str, account: Account, *, needed: bool) -> list[str]:
+def _image_files(
+    value: Any, root: Path, where: str, account: Account, *, needed: bool
+) -> list[str]:
     """Return the files of a part, relative to the root.
 
     A part that is listed but missing, like the test part of many exports, is skipped with a note unless it is
@@ -331,9 +422,13 @@ def _image_files(value: Any, root: Path, where: str, account: Account, *, needed
         if not place.exists():
             if needed:
                 hint = did_you_mean_file(place)
-                account.faults.add("paths that do not exist", where, f"{place} does not exist{hint}")
+                account.faults.add(
+                    "paths that do not exist", where, f"{place} does not exist{hint}"
+                )
             else:
-                account.notes[f"{where} is listed but does not exist, left out ({entry})"] += 1
+                account.notes[
+                    f"{where} is listed but does not exist, left out ({entry})"
+                ] += 1
         elif name is None:
             account.faults.add(
                 "paths outside the data set",
@@ -351,7 +446,11 @@ def _listing(root: Path, folder: str, notes: Counter[str]) -> Iterator[str]:
     files = find_image_files(root / folder)
     for suffix, count in files.others.items():
         if suffix != ".txt":  # labels lie beside images in some data sets
-            kind = f"files {suffix or 'without a suffix'}" if suffix[:1] in ("", ".") else suffix
+            kind = (
+                f"files {suffix or 'without a suffix'}"
+                if suffix[:1] in ("", ".")
+                else suffix
+            )
             notes[f"{kind} among the images, which are not read"] += count
     yield from (name if folder == "." else f"{folder}/{name}" for name in files.images)
 
@@ -364,21 +463,27 @@ def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
     try:
         lines = read_text(listing, errors="surrogateescape").splitlines()
     except OSError as error:
-        faults.add("files that cannot be read", str(listing), error.strerror or str(error))
+        faults.add(
+            "files that cannot be read", str(listing), error.strerror or str(error)
+        )
         return
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line:
             continue
         line = line.replace("\\", "/")
-        place = listing.parent / line if line.startswith("./") else root / user_path(line)
+        place = (
+            listing.parent / line if line.startswith("./") else root / user_path(line)
+        )
         name = _inside(place, root)
         if name is None:
             text = f"{line[:80]} is outside {root}, the folder of the data set"
             faults.add("paths outside the data set", f"{listing} line {number}", text)
         elif reason := unsafe_file_name(name):
             faults.add(
-                "file names that cannot be used", f"{listing} line {number}", f"{line[:80]!r}, {reason}"
+                "file names that cannot be used",
+                f"{listing} line {number}",
+                f"{line[:80]!r}, {reason}",
             )
         else:
             yield name
@@ -406,7 +511,10 @@ def _usable(
         similar = files.similar_to(names[index])
         text = "is missing" + (f", did you mean {similar!r}?" if similar else "")
         bad[index] = ("images that are missing", text)
-    for where, found in ((root, leaving), (label_root, find_misplaced(label_root, labels).leaving)):
+    for where, found in (
+        (root, leaving),
+        (label_root, find_misplaced(label_root, labels).leaving),
+    ):
         for index, target in ({} if follow_links else found).items():
             text = f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
             bad.setdefault(index, ("images or labels outside the data set", text))
@@ -421,7 +529,9 @@ def _usable(
 def _label_root(root: Path, names: Sequence[str]) -> Path:
     """Return the folder that label paths are relative to: the root, or its counterpart in `labels`."""
     folders = list(root.parts)
-    if "images" in folders and not any("images" in name.split("/")[:-1] for name in names):
+    if "images" in folders and not any(
+        "images" in name.split("/")[:-1] for name in names
+    ):
         at = len(folders) - 1 - folders[::-1].index("images")
         sibling = Path(*folders[:at], "labels", *folders[at + 1 :])
         return sibling if sibling.is_dir() else root
@@ -440,7 +550,9 @@ def _read_labels(
     except OSError as error:
         if is_system_limit(error):
             raise
-        account.faults.add("files that cannot be read", str(path), error.strerror or str(error))
+        account.faults.add(
+            "files that cannot be read", str(path), error.strerror or str(error)
+        )
         lines = []
     classes = []
     boxes = []
@@ -455,7 +567,11 @@ def _read_labels(
         classes.append(label.number)
         boxes.append(label.box)
         places.append(f"{path} line {number}")
-    return np.array(classes, np.int64), np.array(boxes, np.float64).reshape(-1, 4), places
+    return (
+        np.array(classes, np.int64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        places,
+    )
 
 
 class _Label(NamedTuple):
@@ -469,12 +585,16 @@ class _BadLine(NamedTuple):
     what: str
 
 
-def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | _BadLine:
+def _read_line(
+    words: list[str], names: dict[int, str], extra: int
+) -> _Label | _BadLine:
     """Return the label of a line, or a description of its fault."""
     try:
         number, *values = map(float, words)
     except ValueError:
-        return _BadLine("lines that are not numbers", f"{' '.join(words)[:80]!r}, expected numbers")
+        return _BadLine(
+            "lines that are not numbers", f"{' '.join(words)[:80]!r}, expected numbers"
+        )
     if not number.is_integer() or int(number) not in names:
         return _BadLine(
             "classes without a name",
@@ -489,7 +609,9 @@ def _read_line(words: list[str], names: dict[int, str], extra: int) -> _Label | 
         )
     values = values[:4] if is_box else values
     if far := [
-        word for word, value in zip(words[1:], values) if not -MAX_OVERSHOOT <= value <= 1 + MAX_OVERSHOOT
+        word
+        for word, value in zip(words[1:], values)
+        if not -MAX_OVERSHOOT <= value <= 1 + MAX_OVERSHOOT
     ]:  # NaN is neither
         return _BadLine(
             "coordinates far outside 0 to 1",

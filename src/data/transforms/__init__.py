@@ -1,6 +1,13 @@
 """Augmentation. Importing this package registers the transforms."""
 
-from .compose import Compose, ConvertBoxes, ConvertPILImage, EmptyTransform, Normalize, Transform
+from .compose import (
+    Compose,
+    ConvertBoxes,
+    ConvertPILImage,
+    EmptyTransform,
+    Normalize,
+    Transform,
+)
 from .geometric import (
     PadToSize,
     RandomCrop,

@@ -26,7 +26,9 @@ _SLACK_PX = 1e-3
 """Tolerance for floating-point error when relative boxes are converted to whole pixels."""
 
 
-def check_mixable(images: Tensor, targets: list[Target], box_format: str = "cxcywh") -> None:
+def check_mixable(
+    images: Tensor, targets: list[Target], box_format: str = "cxcywh"
+) -> None:
     """Check that images and boxes have the form that mixing needs.
 
     Raises:
@@ -45,7 +47,10 @@ def check_mixable(images: Tensor, targets: list[Target], box_format: str = "cxcy
 
 
 def mixup(
-    images: Tensor, targets: list[Target], fields: Sequence[str], rng: np.random.Generator
+    images: Tensor,
+    targets: list[Target],
+    fields: Sequence[str],
+    rng: np.random.Generator,
 ) -> list[Target]:
     """Blend each image with the one before it, all with the same weight; the objects of both count in full.
 
@@ -70,7 +75,9 @@ def mixup(
         return targets
     weight = rng.uniform(*BLEND_RANGE)
     last = images[-1].clone()
-    for number in range(len(images) - 1, 0, -1):  # backwards, so that the image before is still unchanged
+    for number in range(
+        len(images) - 1, 0, -1
+    ):  # backwards, so that the image before is still unchanged
         images[number].lerp_(images[number - 1], weight)
     images[0].lerp_(last, weight)
     others = [targets[-1], *targets]
@@ -82,9 +89,13 @@ def _rows(target: Target | dict[str, Tensor], name: str) -> Tensor:
     return cast(dict[str, Tensor], target)[name]
 
 
-def _joined(target: Target, other: Target | dict[str, Tensor], fields: Sequence[str]) -> Target:
+def _joined(
+    target: Target, other: Target | dict[str, Tensor], fields: Sequence[str]
+) -> Target:
     """Return a target with the boxes of another one appended."""
-    joined = {name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields}
+    joined = {
+        name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields
+    }
     return cast(Target, {**target, **joined})
 
 
@@ -118,12 +129,16 @@ def _slices(window: Window) -> tuple[slice, slice]:
     return slice(y0, y1), slice(x0, x1)
 
 
-def _random_place(window: Window, width: int, height: int, rng: np.random.Generator) -> Window:
+def _random_place(
+    window: Window, width: int, height: int, rng: np.random.Generator
+) -> Window:
     """Return a window of the same size at a random place in an image."""
     x0, y0, x1, y1 = window
     window_width = x1 - x0
     window_height = y1 - y0
-    x, y = rng.integers(0, [width - window_width + 1, height - window_height + 1]).tolist()
+    x, y = rng.integers(
+        0, [width - window_width + 1, height - window_height + 1]
+    ).tolist()
     return x, y, x + window_width, y + window_height
 
 
@@ -154,22 +169,42 @@ class CopyBlend:
         Raises:
             ConfigError: if a value is out of range.
         """
-        ratios_fit = len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1]
+        ratios_fit = (
+            len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1]
+        )
         for name, value, sound, expected in (
             ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
-            ("area_threshold", area_threshold, area_threshold > 0, "square pixels, more than 0"),
+            (
+                "area_threshold",
+                area_threshold,
+                area_threshold > 0,
+                "square pixels, more than 0",
+            ),
             ("num_objects", num_objects, num_objects >= 1, "at least 1"),
-            ("expand_ratios", expand_ratios, ratios_fit, "two numbers from 0, the smaller first"),
+            (
+                "expand_ratios",
+                expand_ratios,
+                ratios_fit,
+                "two numbers from 0, the smaller first",
+            ),
         ):
             if not sound:
-                raise ConfigError(f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}")
+                raise ConfigError(
+                    f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}"
+                )
         self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
         self.area_threshold = area_threshold
         self.num_objects = num_objects
-        self.expand_ratios = (expand_ratios[0], expand_ratios[1]) if with_expand else (0.0, 0.0)
+        self.expand_ratios = (
+            (expand_ratios[0], expand_ratios[1]) if with_expand else (0.0, 0.0)
+        )
 
     def __call__(
-        self, images: Tensor, targets: list[Target], fields: Sequence[str], rng: np.random.Generator
+        self,
+        images: Tensor,
+        targets: list[Target],
+        fields: Sequence[str],
+        rng: np.random.Generator,
     ) -> list[Target]:
         """Copy objects of the unchanged images into every image; arguments and result as in `mixup`."""
         height, width = images.shape[-2:]
@@ -180,7 +215,9 @@ class CopyBlend:
         counts = [len(target["boxes"]) for target in targets]
         owners = np.repeat(np.arange(len(targets)), counts)
         boxes_px = _in_pixels(objects["boxes"], size)  # [N, 4]
-        large = np.flatnonzero((boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold)
+        large = np.flatnonzero(
+            (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold
+        )
         if not len(large):
             return targets
         copies: list[_Copy] = []
@@ -189,7 +226,9 @@ class CopyBlend:
             chosen = rng.choice(large, min(self.num_objects, len(large)), replace=False)
             moved = []
             for index in chosen:
-                copy, box_px = self._copy(images[owners[index]], boxes_px[index], images[number], rng)
+                copy, box_px = self._copy(
+                    images[owners[index]], boxes_px[index], images[number], rng
+                )
                 copies.append(copy)
                 moved.append(box_px)
             added = {name: values[chosen] for name, values in objects.items()}
@@ -200,7 +239,11 @@ class CopyBlend:
         return result
 
     def _copy(
-        self, source: Tensor, box_px: np.ndarray, target: Tensor, rng: np.random.Generator
+        self,
+        source: Tensor,
+        box_px: np.ndarray,
+        target: Tensor,
+        rng: np.random.Generator,
     ) -> tuple[_Copy, np.ndarray]:
         """Take a patch around an object, for a random place in another image.
 
@@ -223,7 +266,9 @@ class CopyBlend:
         moved_by = np.subtract(place[:2], window[:2])
         return copy, box_px + np.tile(moved_by, 2)
 
-    def _window(self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator) -> Window:
+    def _window(
+        self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator
+    ) -> Window:
         """Return the pixels to copy for an object."""
         margin = rng.uniform(*self.expand_ratios) * (box_px[2:] - box_px[:2])
         low = np.floor(box_px[:2] - margin + _SLACK_PX).clip(0)

@@ -34,7 +34,9 @@ class Tracked(Protocol):
     drops: str
     """Description of the boxes that it drops, such as "smaller than 1 pixel"."""
 
-    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def track(
+        self, boxes: np.ndarray, canvas: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes of many images.
 
         Args:
@@ -133,7 +135,9 @@ class Compose:
                     sample.lost[name] += before - len(sample.boxes)
         return sample
 
-    def certain_losses(self, boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def certain_losses(
+        self, boxes: np.ndarray, sizes: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the boxes that the transforms drop in every epoch because they are too small, with the
         reason.
 
@@ -176,7 +180,9 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     names.
     """
     for key in policy.keys() - {"name", "epoch", "ops"}:
-        raise ConfigError(f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}")
+        raise ConfigError(
+            f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}"
+        )
     if policy.get("name") not in ("default", "stop_epoch"):
         raise ConfigError(
             f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'"
@@ -196,7 +202,9 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     for name in named:
         if find(name) is None:
             hint = did_you_mean(name, names())
-            raise ConfigError(f"Compose.policy.ops names '{name}', which is not registered{hint}")
+            raise ConfigError(
+                f"Compose.policy.ops names '{name}', which is not registered{hint}"
+            )
     return points, frozenset(named)
 
 
@@ -212,7 +220,9 @@ class EmptyTransform:
 class ConvertPILImage:
     """Return the image as a floating-point tensor. The name is from D-FINE; no PIL image is involved."""
 
-    def __init__(self, dtype: Literal["float32"] = "float32", scale: bool = True) -> None:
+    def __init__(
+        self, dtype: Literal["float32"] = "float32", scale: bool = True
+    ) -> None:
         """Store the settings; `scale` converts values from 0..255 to 0..1."""
         self.scale = scale
 
@@ -226,7 +236,9 @@ class ConvertPILImage:
 class ConvertBoxes:
     """Return the boxes in another format."""
 
-    def __init__(self, fmt: Literal["xyxy", "cxcywh", ""] = "", normalize: bool = False) -> None:
+    def __init__(
+        self, fmt: Literal["xyxy", "cxcywh", ""] = "", normalize: bool = False
+    ) -> None:
         """Store the format ("" keeps it) and whether boxes are relative to the image size."""
         self.fmt = fmt
         self.normalize = normalize

@@ -16,7 +16,9 @@ from .sample import Sample
 class RandomZoomOut:
     """Place the image at a random position on a larger canvas (SSD, Liu et al., 2016)."""
 
-    def __init__(self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5) -> None:
+    def __init__(
+        self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -124,7 +126,9 @@ class RandomIoUCrop:
         return crops[fits.argmax()] if fits.any() else None
 
 
-def _contains_an_object(crops: np.ndarray, boxes: np.ndarray, min_iou: float) -> np.ndarray:
+def _contains_an_object(
+    crops: np.ndarray, boxes: np.ndarray, min_iou: float
+) -> np.ndarray:
     """Return a mask `[n]` of the crops `[n, 4]` that contain the centre of a box `[T, 4]` and have a minimum
     IoU with it.
 
@@ -199,7 +203,9 @@ class Resize:
         old_width, old_height = sample.canvas
         sample.move((width / old_width, height / old_height), (0, 0), (width, height))
 
-    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def track(
+        self, boxes: np.ndarray, canvas: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
         size = np.array(self.size[::-1], float)
         resized = boxes * np.tile(size / canvas, 2)
@@ -223,11 +229,17 @@ class PadToSize:
         sample.move((1, 1), (0, 0), (self.size[1], self.size[0]))
         sample.fill = self.fill
 
-    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def track(
+        self, boxes: np.ndarray, canvas: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
         size = np.array(self.size[::-1], float)
         boxes = boxes.clip(0, np.tile(size, 2))
-        return boxes, np.tile(size, (len(boxes), 1)), np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        return (
+            boxes,
+            np.tile(size, (len(boxes), 1)),
+            np.all(boxes[:, 2:] > boxes[:, :2], axis=1),
+        )
 
 
 @register()
@@ -248,7 +260,9 @@ class SanitizeBoundingBoxes:
         unit = "pixel" if self.min_size == 1 else "pixels"
         return f"smaller than {self.min_size:g} {unit}"
 
-    def track(self, boxes: np.ndarray, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def track(
+        self, boxes: np.ndarray, canvas: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
         return boxes, canvas, self._large_enough(boxes)
 
@@ -263,5 +277,7 @@ def _check_probability(name: str, p: float) -> None:
 
 def _height_width(name: str, size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
-        raise ConfigError(f"{name}.size is {list(size)}, expected [height, width] in pixels")
+        raise ConfigError(
+            f"{name}.size is {list(size)}, expected [height, width] in pixels"
+        )
     return int(size[0]), int(size[1])

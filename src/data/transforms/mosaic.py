@@ -78,12 +78,21 @@ class Mosaic:
         if random_pop is not None:
             ignored.append("random_pop")
         if ignored:
-            logger.info("Mosaic has no cache, so these settings have no effect: %s", ", ".join(ignored))
+            logger.info(
+                "Mosaic has no cache, so these settings have no effect: %s",
+                ", ".join(ignored),
+            )
         if output_size < 1:
-            raise ConfigError(f"Mosaic.output_size is {output_size}, expected a number of pixels")
+            raise ConfigError(
+                f"Mosaic.output_size is {output_size}, expected a number of pixels"
+            )
         if not 0 <= rotation_range <= 180:
-            raise ConfigError(f"Mosaic.rotation_range is {rotation_range}, expected 0 to 180 degrees")
-        if len(translation_range) != 2 or not all(0 <= part <= 1 for part in translation_range):
+            raise ConfigError(
+                f"Mosaic.rotation_range is {rotation_range}, expected 0 to 180 degrees"
+            )
+        if len(translation_range) != 2 or not all(
+            0 <= part <= 1 for part in translation_range
+        ):
             raise ConfigError(
                 f"Mosaic.translation_range is {list(translation_range)}, expected two numbers from 0 to 1"
             )
@@ -131,7 +140,9 @@ class Mosaic:
             sample.lost.update(part.lost)
         sample.lost["Mosaic"] += int((~kept).sum())
 
-    def _paste(self, samples: list[Sample]) -> tuple[Tensor, np.ndarray, dict[str, np.ndarray]]:
+    def _paste(
+        self, samples: list[Sample]
+    ) -> tuple[Tensor, np.ndarray, dict[str, np.ndarray]]:
         """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""
         sizes = [self._tile_size(sample) for sample in samples]
         height, width = map(max, zip(*sizes))
@@ -155,7 +166,9 @@ class Mosaic:
         ratio = min(by_shorter, by_longer)
         return max(round(height * ratio), 1), max(round(width * ratio), 1)
 
-    def _draw(self, rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(
+        self, rng: np.random.Generator, width: int, height: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw a map of the canvas, p -> matrix @ p + shift in pixels, that rotates and scales around its
         centre.
         """
@@ -168,10 +181,15 @@ class Mosaic:
         matrix = factor * np.array([[cos, -sin], [sin, cos]])
         centre = np.array([width, height]) / 2
         direction = 2 * np.array([right, down]) - 1
-        return matrix, centre - matrix @ centre + 2 * centre * self.translation * direction
+        return (
+            matrix,
+            centre - matrix @ centre + 2 * centre * self.translation * direction,
+        )
 
 
-def warp(image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0) -> Tensor:
+def warp(
+    image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0
+) -> Tensor:
     """Resample an image bilinearly, so that a point p moves to matrix @ p + shift.
 
     >>> image = torch.arange(3.0).expand(3, 1, 3).clone()
@@ -197,10 +215,18 @@ def warp(image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0) 
     y = torch.arange(height)[:, None] + 0.5
     grid = torch.empty(1, height, width, 2)
     for axis in range(2):
-        torch.add(x * inverse[axis, 0], y * inverse[axis, 1] + start[axis], out=grid[0, ..., axis])
+        torch.add(
+            x * inverse[axis, 0],
+            y * inverse[axis, 1] + start[axis],
+            out=grid[0, ..., axis],
+        )
     images = image.sub_(fill)[None]
-    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    return sampled.add_(fill + 0.5).to(torch.uint8)  # + 0.5 rounds, because the conversion truncates
+    sampled = F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )[0]
+    return sampled.add_(fill + 0.5).to(
+        torch.uint8
+    )  # + 0.5 rounds, because the conversion truncates
 
 
 def moved_boxes(

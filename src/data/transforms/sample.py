@@ -84,7 +84,12 @@ class Sample:
         self.canvas = (width, height)
         self.visible = np.array([0.0, 0.0, width, height])
 
-    def move(self, scale: tuple[float, float], shift: tuple[float, float], canvas: tuple[int, int]) -> None:
+    def move(
+        self,
+        scale: tuple[float, float],
+        shift: tuple[float, float],
+        canvas: tuple[int, int],
+    ) -> None:
         """Map the canvas by x -> scale * x + shift onto a new one; image and boxes are clipped to it."""
         factor = np.asarray(scale, float)
         offset = np.asarray(shift, float)
@@ -100,7 +105,9 @@ class Sample:
         self.boxes = self.boxes[mask]
         self.fields = {name: values[mask] for name, values in self.fields.items()}
 
-    def restart(self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+    def restart(
+        self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]
+    ) -> None:
         """Restart with other pixels and boxes, without any transforms."""
         self.image = image
         self.boxes = boxes
@@ -128,7 +135,9 @@ class Sample:
         stretch = np.array([width / self.canvas[0], height / self.canvas[1]])
         source, target = self._snap(stretch, width, height)
         if out is None:
-            out = torch.empty(3, height, width, dtype=torch.float32 if self.as_float else torch.uint8)
+            out = torch.empty(
+                3, height, width, dtype=torch.float32 if self.as_float else torch.uint8
+            )
         x0, y0, x1, y1 = target
         shown = bool((self.visible[2:] > self.visible[:2]).all())
         if not shown or (x1 - x0, y1 - y0) != (width, height):
@@ -136,7 +145,10 @@ class Sample:
         if shown:
             self._write(self._resample(source, target), out[:, y0:y1, x0:x1])
         if self.normalize is not None:
-            mean, std = (torch.as_tensor(v, dtype=out.dtype)[:, None, None] for v in self.normalize)
+            mean, std = (
+                torch.as_tensor(v, dtype=out.dtype)[:, None, None]
+                for v in self.normalize
+            )
             out.sub_(mean).div_(std)
         return out, self._target(self._final_boxes(source, target), width, height)
 
@@ -148,7 +160,9 @@ class Sample:
         Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
         distance, so they stay on their pixels.
         """
-        inverse = np.sort((self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0)
+        inverse = np.sort(
+            (self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0
+        )
         seen = self.visible.reshape(2, 2) * stretch
         file_height, file_width = self.image.shape[1:]
         left, right = _whole(inverse[:, 0], file_width)
@@ -159,7 +173,9 @@ class Sample:
         target = (out_left, out_top, out_right, out_bottom)
         return source, target
 
-    def _resample(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]) -> Tensor:
+    def _resample(
+        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
+    ) -> Tensor:
         x0, y0, x1, y1 = source
         pixels = self.image[None, :, y0:y1, x0:x1]
         size = (target[3] - target[1], target[2] - target[0])
@@ -218,7 +234,9 @@ class Sample:
         if self.relative_boxes:
             boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
-            boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+            boxes = np.concatenate(
+                [(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1
+            )
         target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             **{name: torch.from_numpy(values) for name, values in fields.items()},

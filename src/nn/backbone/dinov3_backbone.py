@@ -53,7 +53,11 @@ _SET_BY_BACKBONE = frozenset(
 def _timm_arguments() -> dict[str, Argument]:
     from timm.models.eva import Eva
 
-    return {name: argument for name, argument in arguments_of(Eva).items() if name not in _SET_BY_BACKBONE}
+    return {
+        name: argument
+        for name, argument in arguments_of(Eva).items()
+        if name not in _SET_BY_BACKBONE
+    }
 
 
 @register()
@@ -170,8 +174,12 @@ class DINOv3Backbone(nn.Module):
         )
         self.out_channels = self.adapter.out_channels
         self.out_strides = list(feat_strides)
-        self.register_buffer("image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False
+        )
         if gradient_checkpointing:
             self.vit.set_grad_checkpointing(True)
         phases = read_phases(
@@ -223,17 +231,25 @@ class DINOv3Backbone(nn.Module):
         return cast("list[Tensor]", taps)
 
     @staticmethod
-    def __resolve_lengths__(settings: Mapping[str, Any], run: RunLength) -> dict[str, Any]:
+    def __resolve_lengths__(
+        settings: Mapping[str, Any], run: RunLength
+    ) -> dict[str, Any]:
         """Keep only the later of two phases that begin in the same epoch because the run is short."""
         plan = settings.get("unfreeze_plan") or []
         if any(len(phase) != 2 for phase in plan):
             return {}  # the constructor refuses it
         written = [when for when, _ in plan]
-        starts = [run.in_epochs(when, "DINOv3Backbone.unfreeze_plan") for when in written]
+        starts = [
+            run.in_epochs(when, "DINOv3Backbone.unfreeze_plan") for when in written
+        ]
         if len(set(written)) < len(written) or starts != sorted(starts):
             return {}  # the constructor refuses this too
         last = dict(zip(starts, (blocks for _, blocks in plan)))
-        return {"unfreeze_plan": [[*phase] for phase in last.items()]} if len(last) < len(plan) else {}
+        return (
+            {"unfreeze_plan": [[*phase] for phase in last.items()]}
+            if len(last) < len(plan)
+            else {}
+        )
 
     @property
     def ever_learns(self) -> bool:
@@ -251,8 +267,14 @@ class DINOv3Backbone(nn.Module):
 
         Names are relative to this module. The method changes nothing.
         """
-        learning = {name: self.plan.learning(name) for name, _ in self.vit.named_parameters()}
-        return {f"vit.{name}": value for name, value in learning.items() if value is not None}
+        learning = {
+            name: self.plan.learning(name) for name, _ in self.vit.named_parameters()
+        }
+        return {
+            f"vit.{name}": value
+            for name, value in learning.items()
+            if value is not None
+        }
 
     def set_trainable_blocks(self, count: int) -> None:
         """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
@@ -266,7 +288,9 @@ class DINOv3Backbone(nn.Module):
         """
         depth = len(self.vit.blocks)
         if not 0 <= count <= depth:
-            raise ConfigError(f"{count} trainable blocks were asked for, but {self.model_name} has {depth}")
+            raise ConfigError(
+                f"{count} trainable blocks were asked for, but {self.model_name} has {depth}"
+            )
         self.trainable_blocks = count
         for name, parameter in self.vit.named_parameters():
             parameter.requires_grad_(self.plan.trains(name, count))
@@ -277,7 +301,9 @@ class DINOv3Backbone(nn.Module):
         super().train(mode)
         if mode and self.trainable_blocks < len(self.vit.blocks):
             self.vit.eval()
-            for block in self.vit.blocks[len(self.vit.blocks) - self.trainable_blocks :]:
+            for block in self.vit.blocks[
+                len(self.vit.blocks) - self.trainable_blocks :
+            ]:
                 block.train()
         return self
 
@@ -296,14 +322,15 @@ class DINOv3Backbone(nn.Module):
                 setting="DINOv3Backbone.checkpoint_path",
                 without="start without it: -u DINOv3Backbone.pretrained=False",
             )
-            self.licence_note = (
-                f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
-            )
+            self.licence_note = f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
         """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
         kind = images.device.type
-        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        half = (
+            torch.is_autocast_enabled(kind)
+            and torch.get_autocast_dtype(kind) == torch.float16
+        )
         return torch.autocast(kind, enabled=False) if half else nullcontext()
 
 
@@ -317,7 +344,9 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
             f"{known}"
         )
     try:
-        built = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments)
+        built = timm.create_model(
+            name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments
+        )
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(
             f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}"

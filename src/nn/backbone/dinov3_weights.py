@@ -31,7 +31,9 @@ OFFICIAL_FILES = {
 
 _SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g", 4096: "7B"}
 
-_NEVER_LOADED = re.compile(r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$")
+_NEVER_LOADED = re.compile(
+    r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$"
+)
 """Entries that a backbone has no use for; RoPE periods are computed in float32 rather than taken from the
 file, where they are rounded to bfloat16 (a difference of 1e-3 in the features that a saved model could not
 reproduce)."""
@@ -99,7 +101,10 @@ def load_published_weights(
         CheckpointError: if there is neither a file nor a network, or the weights do not fit.
     """
     base_name = model_name.split(".")[0].removesuffix("_qkvb")
-    file = checkpoint_path or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
+    file = (
+        checkpoint_path
+        or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
+    )
     path = Path(file).expanduser()
     if path.exists() or "://" in file:
         report = load_dinov3_weights(vit, file, model_name, sha256)
@@ -123,7 +128,11 @@ def load_published_weights(
         ) from None
     refuse_misfits(weights, vit, "what timm publishes", model_name)
     vit.load_state_dict(weights)
-    logger.info("DINOv3: loaded all %d tensors that timm publishes for %s", len(weights), model_name)
+    logger.info(
+        "DINOv3: loaded all %d tensors that timm publishes for %s",
+        len(weights),
+        model_name,
+    )
 
 
 def load_dinov3_weights(
@@ -165,12 +174,21 @@ def load_dinov3_weights(
         )
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
-    converted, remarks = fit_biases(convert_to_timm(state, layout), vit, path, model_name)
+    converted, remarks = fit_biases(
+        convert_to_timm(state, layout), vit, path, model_name
+    )
     refuse_misfits(converted, vit, path, model_name)
     vit.load_state_dict(converted)
     if claimed:
         remarks.append("as its name says")
-    return LoadReport(path, layout, len(converted), len(merged_state_dict(vit)), digest, tuple(remarks))
+    return LoadReport(
+        path,
+        layout,
+        len(converted),
+        len(merged_state_dict(vit)),
+        digest,
+        tuple(remarks),
+    )
 
 
 def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
@@ -181,7 +199,10 @@ def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
     """
     if "storage_tokens" in state:
         return "official"
-    if "embeddings.register_tokens" in state and "embeddings.position_embeddings" not in state:
+    if (
+        "embeddings.register_tokens" in state
+        and "embeddings.position_embeddings" not in state
+    ):
         return "Hugging Face"
     if "reg_token" in state and "pos_embed" not in state:
         return "timm"
@@ -214,8 +235,16 @@ def fit_biases(
     """
     remarks = []
     wanted = vit.state_dict()
-    result = {key: value for key, value in state.items() if not key.endswith(("q_bias", "k_bias", "v_bias"))}
-    live = [key for key, value in state.items() if key not in result and not bool((value == 0).all())]
+    result = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith(("q_bias", "k_bias", "v_bias"))
+    }
+    live = [
+        key
+        for key, value in state.items()
+        if key not in result and not bool((value == 0).all())
+    ]
     dead_key = next((key for key in live if key.endswith("k_bias")), None)
     if dead_key:
         raise CheckpointError(
@@ -243,13 +272,20 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     if (
         not isinstance(content, dict)
         or not content
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+        or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+        )
     ):
         raise CheckpointError(f"{path} holds no state dict (names to tensors)")
-    return {key.removeprefix("module.").removeprefix("backbone."): value for key, value in content.items()}
+    return {
+        key.removeprefix("module.").removeprefix("backbone."): value
+        for key, value in content.items()
+    }
 
 
-def _renamed(state: dict[str, Tensor], table: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def _renamed(
+    state: dict[str, Tensor], table: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
     result = {}
     for key, value in state.items():
         for old, new in table:
@@ -259,14 +295,20 @@ def _renamed(state: dict[str, Tensor], table: tuple[tuple[str, str], ...]) -> di
     return result
 
 
-def _split_fused_bias(renamed: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _split_fused_bias(
+    renamed: dict[str, Tensor], state: dict[str, Tensor]
+) -> dict[str, Tensor]:
     result = {}
     for key, value in renamed.items():
         if not key.endswith("attn.qkv.bias"):
             result[key] = value
             continue
         mask = state.get(f"{key}_mask")
-        live = value if mask is None else torch.where(mask == 0, torch.zeros_like(value), value * mask)
+        live = (
+            value
+            if mask is None
+            else torch.where(mask == 0, torch.zeros_like(value), value * mask)
+        )
         for part, name in zip(live.chunk(3), ("q_bias", "k_bias", "v_bias")):
             result[key.replace("qkv.bias", name)] = part.clone()
     return result
@@ -280,7 +322,8 @@ def _rename_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (".mlp.down_proj.", ".mlp.fc2."),
     )
     blocks = {
-        re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key): value for key, value in state.items()
+        re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key): value
+        for key, value in state.items()
     }
     return _renamed(blocks, table)
 
@@ -292,7 +335,9 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         prefix = key.removesuffix(".attention.q_proj.weight")
         names = [f"{prefix}.attention.{part}_proj.weight" for part in "qkv"]
         if all(name in state for name in names):
-            result[f"{prefix}.attn.qkv.weight"] = torch.cat([state[name] for name in names])
+            result[f"{prefix}.attn.qkv.weight"] = torch.cat(
+                [state[name] for name in names]
+            )
         for part in "qkv":
             bias = state.get(f"{prefix}.attention.{part}_proj.bias")
             if bias is not None:
@@ -300,14 +345,18 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, model_name: str) -> None:
+def refuse_misfits(
+    state: dict[str, Tensor], vit: nn.Module, path: Path | str, model_name: str
+) -> None:
     """Compare a state dict from `path` with a ViT, LoRA aside.
 
     Raises:
         CheckpointError: naming the sizes of both, or the keys that differ.
     """
     wanted = merged_state_dict(vit)
-    of_other_shape = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    of_other_shape = [
+        key for key in state if key in wanted and state[key].shape != wanted[key].shape
+    ]
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
     if not (of_other_shape or missing or unexpected):
@@ -315,7 +364,9 @@ def refuse_misfits(state: dict[str, Tensor], vit: nn.Module, path: Path | str, m
     ours = _size_of(wanted)
     theirs = _size_of(state)
     if ours != theirs:
-        raise CheckpointError(f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}")
+        raise CheckpointError(
+            f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}"
+        )
     details = [
         f"{len(keys)} {kind} (first {keys[0]})"
         for kind, keys in (
@@ -332,7 +383,11 @@ def _size_of(state: dict[str, Tensor]) -> str:
     width = state["cls_token"].shape[-1] if "cls_token" in state else 0
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     gated = any(".mlp.fc1_g." in key for key in state)
-    patch = state["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in state else 0
+    patch = (
+        state["patch_embed.proj.weight"].shape[-1]
+        if "patch_embed.proj.weight" in state
+        else 0
+    )
     return f"width {width}, {depth} blocks, patch {patch}{', SwiGLU' if gated else ''}"
 
 
@@ -342,7 +397,9 @@ def _describe_foreign_file(state: dict[str, Tensor]) -> str:
         (
             v
             for k, v in state.items()
-            if k.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))
+            if k.endswith(
+                ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+            )
         ),
         None,
     )
@@ -350,7 +407,9 @@ def _describe_foreign_file(state: dict[str, Tensor]) -> str:
         return "a detector's checkpoint (use -r or -t for those)"
     if any(key.startswith(("downsample_layers.", "stages.")) for key in state):
         return "a convolutional network (ConvNeXt or HGNetv2)"
-    if patch is not None and any("pos_embed" in key or "position_embeddings" in key for key in state):
+    if patch is not None and any(
+        "pos_embed" in key or "position_embeddings" in key for key in state
+    ):
         size = _SIZES.get(patch.shape[0], f"of width {patch.shape[0]}")
         if patch.shape[-1] == 14:
             return f"DINOv2 ViT-{size}/14"

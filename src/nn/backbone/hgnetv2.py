@@ -54,9 +54,13 @@ class HGNetv2(nn.Module):
         """
         super().__init__()
         if not return_idx or any(not 0 <= index <= 3 for index in return_idx):
-            raise ConfigError(f"HGNetv2.return_idx is {list(return_idx)}, expected numbers from 0 to 3")
+            raise ConfigError(
+                f"HGNetv2.return_idx is {list(return_idx)}, expected numbers from 0 to 3"
+            )
         if not -1 <= freeze_at <= 3:
-            raise ConfigError(f"HGNetv2.freeze_at is {freeze_at}, expected -1 (nothing) to 3")
+            raise ConfigError(
+                f"HGNetv2.freeze_at is {freeze_at}, expected -1 (nothing) to 3"
+            )
         variant = VARIANTS[name]
         self.name = name
         self.return_idx = list(return_idx)
@@ -84,7 +88,9 @@ class HGNetv2(nn.Module):
             for i, stage in enumerate(variant.stages)
         )
 
-        self.stages[max(self.return_idx) + 1 :].requires_grad_(False)  # stages that nobody reads do not run
+        self.stages[max(self.return_idx) + 1 :].requires_grad_(
+            False
+        )  # stages that nobody reads do not run
         if freeze_at >= 0:
             self.stem.requires_grad_(False)
             if not freeze_stem_only:
@@ -134,16 +140,25 @@ class HGNetv2(nn.Module):
         weights = {
             key: value
             for key, value in weights.items()
-            if not key.startswith("head.") and (key in own or "num_batches_tracked" not in key)
+            if not key.startswith("head.")
+            and (key in own or "num_batches_tracked" not in key)
         }
-        wrong = sorted(set(own) ^ set(weights)) or sorted(k for k in own if own[k].shape != weights[k].shape)
+        wrong = sorted(set(own) ^ set(weights)) or sorted(
+            k for k in own if own[k].shape != weights[k].shape
+        )
         if wrong:
             raise CheckpointError(
                 f"{source} does not fit HGNetv2 {self.name}: {len(wrong)} tensors differ, first {wrong[0]}"
             )
         self.load_state_dict(weights)
         self.licence_note = f"HGNetv2 {self.name} by Baidu (PaddlePaddle), trained on ImageNet: Apache-2.0"
-        logger.info("HGNetv2 %s: loaded %d of %d tensors from %s", self.name, len(weights), len(own), source)
+        logger.info(
+            "HGNetv2 %s: loaded %d of %d tensors from %s",
+            self.name,
+            len(weights),
+            len(own),
+            source,
+        )
 
 
 def freeze_batch_norms(module: nn.Module) -> None:

@@ -19,7 +19,9 @@ class LearnableAffineBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to the same shape."""
-        return (self.scale * x).add_(self.bias)  # two roundings, as in the official numbers; addcmul has one
+        return (self.scale * x).add_(
+            self.bias
+        )  # two roundings, as in the official numbers; addcmul has one
 
 
 class ConvBNAct(nn.Module):
@@ -70,7 +72,13 @@ class LightConvBNAct(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = ConvBNAct(in_channels, out_channels, 1, use_act=False)
-        self.conv2 = ConvBNAct(out_channels, out_channels, kernel_size, groups=out_channels, use_lab=use_lab)
+        self.conv2 = ConvBNAct(
+            out_channels,
+            out_channels,
+            kernel_size,
+            groups=out_channels,
+            use_lab=use_lab,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""
@@ -90,9 +98,15 @@ class Stem(nn.Module):
     ) -> None:
         super().__init__()
         self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, use_lab=use_lab)
-        self.stem2a = ConvBNAct(mid_channels, mid_channels // 2, 2, use_lab=use_lab, padding=0)
-        self.stem2b = ConvBNAct(mid_channels // 2, mid_channels, 2, use_lab=use_lab, padding=0)
-        self.stem3 = ConvBNAct(mid_channels * 2, mid_channels, 3, stride=2, use_lab=use_lab)
+        self.stem2a = ConvBNAct(
+            mid_channels, mid_channels // 2, 2, use_lab=use_lab, padding=0
+        )
+        self.stem2b = ConvBNAct(
+            mid_channels // 2, mid_channels, 2, use_lab=use_lab, padding=0
+        )
+        self.stem3 = ConvBNAct(
+            mid_channels * 2, mid_channels, 3, stride=2, use_lab=use_lab
+        )
         self.stem4 = ConvBNAct(mid_channels, out_channels, 1, use_lab=use_lab)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,11 +136,21 @@ class HGBlock(nn.Module):
         self.residual = residual
         layer = LightConvBNAct if light else ConvBNAct
         self.layers = nn.ModuleList(
-            layer(in_channels if i == 0 else mid_channels, mid_channels, kernel_size, use_lab=use_lab)
+            layer(
+                in_channels if i == 0 else mid_channels,
+                mid_channels,
+                kernel_size,
+                use_lab=use_lab,
+            )
             for i in range(num_layers)
         )
         self.aggregation = nn.Sequential(
-            ConvBNAct(in_channels + num_layers * mid_channels, out_channels // 2, 1, use_lab=use_lab),
+            ConvBNAct(
+                in_channels + num_layers * mid_channels,
+                out_channels // 2,
+                1,
+                use_lab=use_lab,
+            ),
             ConvBNAct(out_channels // 2, out_channels, 1, use_lab=use_lab),
         )
 
@@ -157,7 +181,9 @@ class HGStage(nn.Module):
     ) -> None:
         super().__init__()
         self.downsample = (
-            ConvBNAct(in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False)
+            ConvBNAct(
+                in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False
+            )
             if downsample
             else nn.Identity()
         )
@@ -192,7 +218,9 @@ class _MaxOfFour(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         rows = torch.maximum(x[..., :-1, :], x[..., 1:, :])
-        ctx.save_for_backward(x[..., :-1, :] < x[..., 1:, :], rows[..., :-1] < rows[..., 1:])
+        ctx.save_for_backward(
+            x[..., :-1, :] < x[..., 1:, :], rows[..., :-1] < rows[..., 1:]
+        )
         return torch.maximum(rows[..., :-1], rows[..., 1:])
 
     @staticmethod

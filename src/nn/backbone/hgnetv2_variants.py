@@ -23,8 +23,14 @@ class Variant(NamedTuple):
     timm_name: str
 
 
-def _variant(timm_name: str, stem: tuple[int, int], layers: int, *stages: tuple[int, int, int]) -> Variant:
-    return Variant(stem, tuple(StageSpec(mid, out, blocks, layers) for mid, out, blocks in stages), timm_name)
+def _variant(
+    timm_name: str, stem: tuple[int, int], layers: int, *stages: tuple[int, int, int]
+) -> Variant:
+    return Variant(
+        stem,
+        tuple(StageSpec(mid, out, blocks, layers) for mid, out, blocks in stages),
+        timm_name,
+    )
 
 
 VARIANTS: dict[str, Variant] = {

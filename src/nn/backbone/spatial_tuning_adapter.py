@@ -53,7 +53,11 @@ class SpatialTuningAdapter(nn.Module):
             position_encoding: add a learned position code, resized to the map.
         """
         super().__init__()
-        if list(strides) != sorted(set(strides)) or not set(strides) <= set(STRIDES) or not strides:
+        if (
+            list(strides) != sorted(set(strides))
+            or not set(strides) <= set(STRIDES)
+            or not strides
+        ):
             raise ConfigError(
                 f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
                 f"{list(STRIDES)}"
@@ -62,24 +66,39 @@ class SpatialTuningAdapter(nn.Module):
         self.upsample_mode = upsample_mode
         self.out_channels = _one_for_each(out_channels, strides)
         self.tap_norms = (
-            nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps)) if layer_norm else None
+            nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps))
+            if layer_norm
+            else None
         )
         self.tap_mix = nn.Parameter(
             torch.zeros(len(strides), num_taps)
         )  # softmax over taps: all equal at first
-        self.row_code = _position_code(in_channels, POSITION_GRID, 1) if position_encoding else None
-        self.column_code = _position_code(in_channels, 1, POSITION_GRID) if position_encoding else None
+        self.row_code = (
+            _position_code(in_channels, POSITION_GRID, 1) if position_encoding else None
+        )
+        self.column_code = (
+            _position_code(in_channels, 1, POSITION_GRID) if position_encoding else None
+        )
         self.shrink = (
             nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
             if 32 in strides
             else None
         )
         self.project = nn.ModuleList(
-            nn.Conv2d(in_channels, channels, 1, bias=False) for channels in self.out_channels
+            nn.Conv2d(in_channels, channels, 1, bias=False)
+            for channels in self.out_channels
         )
-        self.detail = DetailBranch(detail_channels, max(strides)) if detail_channels else None
-        self.add_detail = _project_details(self.detail, strides, self.out_channels) if self.detail else None
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in self.out_channels)
+        self.detail = (
+            DetailBranch(detail_channels, max(strides)) if detail_channels else None
+        )
+        self.add_detail = (
+            _project_details(self.detail, strides, self.out_channels)
+            if self.detail
+            else None
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels) for channels in self.out_channels
+        )
         self.act = nn.GELU()
 
     def forward(self, taps: list[Tensor], images: Tensor) -> list[Tensor]:
@@ -102,7 +121,9 @@ class SpatialTuningAdapter(nn.Module):
         details = self.detail(images) if self.detail is not None else {}
         maps = []
         for index, stride in enumerate(self.strides):
-            x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked) + self._position(stacked.shape[-2:])
+            x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked) + self._position(
+                stacked.shape[-2:]
+            )
             x = self._to_stride(x, stride, self.project[index])
             if self.add_detail is not None:
                 x = x + self.add_detail[index](details[stride])
@@ -124,7 +145,9 @@ class SpatialTuningAdapter(nn.Module):
         if stride == PATCH:
             return x
         options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
-        return F.interpolate(x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options)
+        return F.interpolate(
+            x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options
+        )
 
 
 def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
@@ -145,13 +168,19 @@ def _project_details(
     )
 
 
-def _one_for_each(out_channels: int | Sequence[int], strides: Sequence[int]) -> list[int]:
+def _one_for_each(
+    out_channels: int | Sequence[int], strides: Sequence[int]
+) -> list[int]:
     """Return the channels of each map.
 
     Raises:
         ConfigError: if their number is not that of the strides, or one is below 1.
     """
-    channels = [out_channels] * len(strides) if isinstance(out_channels, int) else list(out_channels)
+    channels = (
+        [out_channels] * len(strides)
+        if isinstance(out_channels, int)
+        else list(out_channels)
+    )
     if len(channels) != len(strides) or min(channels) < 1:
         raise ConfigError(
             f"DINOv3Backbone.out_channels is {out_channels}, expected one number from 1, or one for each of "

@@ -148,12 +148,16 @@ def read_phases(
             )
         return _read_plan(plan)
     if frozen_epochs:
-        return ThawPhase(0, 0), ThawPhase(frozen_epochs, depth if blocks is None else blocks)
+        return ThawPhase(0, 0), ThawPhase(
+            frozen_epochs, depth if blocks is None else blocks
+        )
     return (ThawPhase(0, 0 if frozen else depth),)
 
 
 def _read_plan(plan: Sequence[Sequence[int]]) -> tuple[ThawPhase, ...]:
-    if not plan or any(len(phase) != 2 or not isinstance(phase[1], int) for phase in plan):
+    if not plan or any(
+        len(phase) != 2 or not isinstance(phase[1], int) for phase in plan
+    ):
         raise ConfigError(
             f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last "
             f"blocks, "

@@ -32,16 +32,23 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
             f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})"
         )
     try:
-        return timm.create_model(model_name, pretrained=True, num_classes=0).state_dict()
+        return timm.create_model(
+            model_name, pretrained=True, num_classes=0
+        ).state_dict()
     except Exception as error:  # the hub client raises many kinds: gated, moved, interrupted, proxy ...
-        raise CheckpointError(f"{repository} could not be fetched: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{repository} could not be fetched: {first_line(error)}"
+        ) from error
 
 
 def _why_unreachable(endpoint: str) -> str | None:
     """Ask once, within seconds: the hub client itself retries for most of a minute."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    if any(
+        os.environ.get(name)
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return None
     url = urlparse(endpoint)
     try:

@@ -39,11 +39,18 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
             if count:
                 target, query = linear_sum_assignment(cost[:count])
                 parts.append(
-                    (np.full_like(query, head), np.full_like(query, image), query, target + (end - count))
+                    (
+                        np.full_like(query, head),
+                        np.full_like(query, image),
+                        query,
+                        target + (end - count),
+                    )
                 )
     if not parts:
         return Pairs(*[np.zeros(0, np.int64)] * 4)
-    return Pairs(*(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*parts)))
+    return Pairs(
+        *(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*parts))
+    )
 
 
 def unite_heads(pairs: Pairs) -> Pairs:
@@ -58,7 +65,10 @@ def unite_heads(pairs: Pairs) -> Pairs:
         (pairs.image * queries + pairs.query) * targets + pairs.target,
         return_counts=True,
     )
-    owner, target = owners // targets, owners % targets  # an owner is a query of an image
+    owner, target = (
+        owners // targets,
+        owners % targets,
+    )  # an owner is a query of an image
     order = np.lexsort((target, -votes, owner))
     owner = owner[order]
     target = target[order]

@@ -75,7 +75,9 @@ class VGGBlock(nn.Module):
             self.conv2.convert_to_deploy()
             conv = self.conv1.conv_bn_fused
             point = self.conv2.conv_bn_fused
-            assert conv is not None and conv.bias is not None  # the two lines above made them
+            assert (
+                conv is not None and conv.bias is not None
+            )  # the two lines above made them
             assert point is not None and point.bias is not None
             conv.weight.data[:, :, 1:2, 1:2] += point.weight.data
             conv.bias.data += point.bias.data
@@ -86,11 +88,15 @@ class VGGBlock(nn.Module):
 class CSPLayer(nn.Module):
     """Two 1x1 paths that are summed, one of them through a chain of blocks."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, *, act: str) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, *, act: str
+    ) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 1, act=act)
         self.conv2 = ConvNorm(in_channels, out_channels, 1, act=act)
-        self.bottlenecks = nn.Sequential(*(VGGBlock(out_channels, act=act) for _ in range(num_blocks)))
+        self.bottlenecks = nn.Sequential(
+            *(VGGBlock(out_channels, act=act) for _ in range(num_blocks))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""

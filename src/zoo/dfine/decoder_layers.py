@@ -20,7 +20,9 @@ TOP_PROBABILITIES = 4
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
-    def __init__(self, in_features: int, hidden: int, out_features: int, num_layers: int) -> None:
+    def __init__(
+        self, in_features: int, hidden: int, out_features: int, num_layers: int
+    ) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
@@ -74,9 +76,13 @@ class DecoderLayer(nn.Module):
         discrete: bool = False,
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, nhead, dropout=dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(
+            width, nhead, dropout=dropout, batch_first=True
+        )
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn = MultiScaleDeformableAttention(width, nhead, num_points, discrete=discrete)
+        self.cross_attn = MultiScaleDeformableAttention(
+            width, nhead, num_points, discrete=discrete
+        )
         self.gateway = Gate(width)
         self.linear1 = nn.Linear(width, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, width)
@@ -107,7 +113,9 @@ class DecoderLayer(nn.Module):
             `[B, Q, D]`.
         """
         placed = x + position
-        attended, _ = self.self_attn(placed, placed, x, attn_mask=mask, need_weights=False)
+        attended, _ = self.self_attn(
+            placed, placed, x, attn_mask=mask, need_weights=False
+        )
         x = self.norm1(x + self.dropout(attended))
         gathered = self.cross_attn(x + position, reference, values)
         x = self.gateway(x, self.dropout(gathered))
@@ -126,6 +134,10 @@ class LQE(nn.Module):
 
     def forward(self, corners: Tensor) -> Tensor:
         """Map corner logits `[B, Q, 4 * K]` to an offset `[B, Q, 1]`."""
-        top = F.softmax(corners.unflatten(-1, (4, -1)), dim=-1).topk(TOP_PROBABILITIES, dim=-1).values
+        top = (
+            F.softmax(corners.unflatten(-1, (4, -1)), dim=-1)
+            .topk(TOP_PROBABILITIES, dim=-1)
+            .values
+        )
         statistics = torch.cat([top, top.mean(-1, keepdim=True)], -1)  # [B, Q, 4, 5]
         return self.reg_conf(statistics.flatten(2))

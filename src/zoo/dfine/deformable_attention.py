@@ -31,10 +31,18 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % num_heads:
-            raise ConfigError(f"decoder width {width} is not a multiple of nhead {num_heads}")
-        self.num_heads, self.num_points, self.discrete = num_heads, list(num_points), discrete
+            raise ConfigError(
+                f"decoder width {width} is not a multiple of nhead {num_heads}"
+            )
+        self.num_heads, self.num_points, self.discrete = (
+            num_heads,
+            list(num_points),
+            discrete,
+        )
         points = sum(num_points)
-        self.register_buffer("num_points_scale", torch.cat([torch.full((n,), 1 / n) for n in num_points]))
+        self.register_buffer(
+            "num_points_scale", torch.cat([torch.full((n,), 1 / n) for n in num_points])
+        )
         self.sampling_offsets = nn.Linear(width, num_heads * points * 2)
         self.attention_weights = nn.Linear(width, num_heads * points)
         self._reset_parameters()
@@ -43,12 +51,16 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def _reset_parameters(self) -> None:
         """Initialize the points of each head on a ray from the centre, with one direction per head."""
-        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (
+            2 * math.pi / self.num_heads
+        )
         rays = torch.stack([angles.cos(), angles.sin()], -1)
         rays = rays / rays.abs().max(-1, keepdim=True).values
         steps = torch.cat([torch.arange(1, n + 1) for n in self.num_points])
         nn.init.zeros_(self.sampling_offsets.weight)
-        self.sampling_offsets.bias.data = (rays[:, None] * steps[None, :, None]).flatten()
+        self.sampling_offsets.bias.data = (
+            rays[:, None] * steps[None, :, None]
+        ).flatten()
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
@@ -64,12 +76,21 @@ class MultiScaleDeformableAttention(nn.Module):
             `[B, Q, D]`.
         """
         batch, queries, _ = query.shape
-        offsets = self.sampling_offsets(query).view(batch, queries, self.num_heads, -1, 2)
-        weights = F.softmax(self.attention_weights(query).view(batch, queries, self.num_heads, -1), dim=-1)
-        reach = (
-            self.num_points_scale.to(query.dtype)[:, None] * reference[:, :, None, None, 2:] * OFFSET_SCALE
+        offsets = self.sampling_offsets(query).view(
+            batch, queries, self.num_heads, -1, 2
         )
-        locations = reference[:, :, None, None, :2] + offsets * reach  # [B, Q, heads, S, 2]
+        weights = F.softmax(
+            self.attention_weights(query).view(batch, queries, self.num_heads, -1),
+            dim=-1,
+        )
+        reach = (
+            self.num_points_scale.to(query.dtype)[:, None]
+            * reference[:, :, None, None, 2:]
+            * OFFSET_SCALE
+        )
+        locations = (
+            reference[:, :, None, None, :2] + offsets * reach
+        )  # [B, Q, heads, S, 2]
         return deformable_attention(
             values,
             locations.to(values[0].dtype),
@@ -79,11 +100,19 @@ class MultiScaleDeformableAttention(nn.Module):
         )
 
 
-def split_heads(memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
+def split_heads(
+    memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]
+) -> list[Tensor]:
     """Cut tokens `[B, sum(h*w), D]` into a map per level, `[B * heads, D / heads, h, w]`."""
     batch, _, width = memory.shape
-    per_head = memory.view(batch, -1, num_heads, width // num_heads).permute(0, 2, 3, 1).flatten(0, 1)
+    per_head = (
+        memory.view(batch, -1, num_heads, width // num_heads)
+        .permute(0, 2, 3, 1)
+        .flatten(0, 1)
+    )
     return [
         level.unflatten(2, shape)
-        for level, shape in zip(per_head.split([h * w for h, w in shapes], dim=2), shapes)
+        for level, shape in zip(
+            per_head.split([h * w for h, w in shapes], dim=2), shapes
+        )
     ]

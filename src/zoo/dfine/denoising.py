@@ -77,7 +77,10 @@ def make_denoising_queries(
     labels = _noise_labels(labels, num_classes, label_noise_ratio)
     boxes = _noise_boxes(boxes, negative, box_noise_scale)
     positive_idx = [
-        (torch.arange(groups, device=device)[:, None] * 2 * most + torch.arange(n, device=device)).flatten()
+        (
+            torch.arange(groups, device=device)[:, None] * 2 * most
+            + torch.arange(n, device=device)
+        ).flatten()
         for n in counts
     ]
     return DenoisingQueries(
@@ -104,13 +107,17 @@ def _limit_objects(
         few = torch.randperm(count)[:most].sort().values if count > most else None
         chosen.append(few)
         kept.append(
-            target if few is None else {name: target[name][few.to(device)] for name in ("labels", "boxes")}
+            target
+            if few is None
+            else {name: target[name][few.to(device)] for name in ("labels", "boxes")}
         )
     return kept, chosen
 
 
 def _noise_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:
-    flip = (torch.rand_like(labels, dtype=torch.float32) < 0.5 * ratio) & (labels != num_classes)
+    flip = (torch.rand_like(labels, dtype=torch.float32) < 0.5 * ratio) & (
+        labels != num_classes
+    )
     return torch.where(flip, torch.randint_like(labels, 0, num_classes), labels)
 
 
@@ -123,7 +130,9 @@ def _noise_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
     return xyxy_to_cxcywh(corners.clamp(0, 1)).abs()  # opposite edges may have crossed
 
 
-def _visibility_mask(length: int, num_queries: int, group_length: int, device: torch.device) -> Tensor:
+def _visibility_mask(
+    length: int, num_queries: int, group_length: int, device: torch.device
+) -> Tensor:
     """Matching queries see no denoising query; a denoising query sees its own group and the matching
     queries."""
     position = torch.arange(length + num_queries, device=device)

@@ -18,7 +18,9 @@ class DFINE(nn.Module):
 
     __inject__ = ["backbone", "encoder", "decoder"]
 
-    def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module
+    ) -> None:
         """Connect the parts.
 
         Raises:
@@ -35,7 +37,9 @@ class DFINE(nn.Module):
         self.decoder = decoder
         self.encoder = encoder
 
-    def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> dict[str, Any]:
+    def forward(
+        self, images: Tensor, targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Any]:
         """Detect objects.
 
         Args:
@@ -61,7 +65,9 @@ class DFINE(nn.Module):
         return model.eval()  # modules that the conversion made start in training mode
 
 
-def check_image_size(height: int, width: int, multiple: int = 32, *, name: str = "image") -> None:
+def check_image_size(
+    height: int, width: int, multiple: int = 32, *, name: str = "image"
+) -> None:
     """Refuse sizes that the pyramid cannot halve five times; `name` says whose size it is.
 
     Raises:
@@ -79,7 +85,10 @@ def check_image_size(height: int, width: int, multiple: int = 32, *, name: str =
 
 def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
     """Compare what one part gives with what the next expects; parts of a user's own may not say."""
-    for given_key, wanted_key in (("out_channels", taker_key), ("out_strides", "feat_strides")):
+    for given_key, wanted_key in (
+        ("out_channels", taker_key),
+        ("out_strides", "feat_strides"),
+    ):
         given = getattr(giver, given_key, None)
         wanted = getattr(taker, wanted_key, None)
         if given is None or wanted is None:
@@ -88,7 +97,9 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
             "feat_channels",
             "feat_strides",
         )  # a decoder makes coarser ones itself
-        if list(given) != (list(wanted)[: len(given)] if may_add_levels else list(wanted)):
+        if list(given) != (
+            list(wanted)[: len(given)] if may_add_levels else list(wanted)
+        ):
             raise ConfigError(
                 f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives "
                 f"{list(given)}; "

@@ -29,7 +29,11 @@ from .losses import (
 from .matcher import HungarianMatcher
 from .prediction_heads import HeadStack, denoising_heads, matching_heads
 
-CLASS_LOSSES = {"loss_vfl": varifocal_loss, "loss_mal": matchability_aware_loss, "loss_focal": focal_loss}
+CLASS_LOSSES = {
+    "loss_vfl": varifocal_loss,
+    "loss_mal": matchability_aware_loss,
+    "loss_focal": focal_loss,
+}
 
 TERMS = {
     "vfl": ("loss_vfl",),
@@ -114,7 +118,11 @@ class DFINECriterion(nn.Module):
         """
         super().__init__()
         emitted = {name for loss in losses for name in TERMS[loss]}
-        self.weights = {name: float(weight) for name, weight in weight_dict.items() if weight is not None}
+        self.weights = {
+            name: float(weight)
+            for name, weight in weight_dict.items()
+            if weight is not None
+        }
         idle = set(self.weights) - emitted
         if idle:
             raise ConfigError(
@@ -166,12 +174,16 @@ class DFINECriterion(nn.Module):
         return terms
 
     @torch.no_grad()
-    def count(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> tuple[int, int]:
+    def count(
+        self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
+    ) -> tuple[int, int]:
         """Return this batch's numbers of objects and of pairs in the union of matchings, for
         `window_normalizers`."""
         batch = _join_targets(targets)
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            pairs = self._pairs_of_heads(matching_heads(outputs, self.reg_max + 1), batch)
+            pairs = self._pairs_of_heads(
+                matching_heads(outputs, self.reg_max + 1), batch
+            )
         return len(batch.labels), len(unite_heads(pairs).query)
 
     def window_normalizers(
@@ -207,13 +219,21 @@ class DFINECriterion(nn.Module):
         try:
             pairs = self._pairs_of_heads(stacks, batch)
         except NumericsError:
-            all_rank_normalizers(len(batch.labels), 0, batch.labels.device)  # the other ranks wait for this
+            all_rank_normalizers(
+                len(batch.labels), 0, batch.labels.device
+            )  # the other ranks wait for this
             raise
         meta = outputs.get("dn_meta")
-        on_host = [*_split_by_stack(pairs, stacks), unite_heads(pairs), _denoising_pairs(batch.counts, meta)]
+        on_host = [
+            *_split_by_stack(pairs, stacks),
+            unite_heads(pairs),
+            _denoising_pairs(batch.counts, meta),
+        ]
         *pairs_of_stacks, union, dn_pairs = _to_device(on_host, batch.labels.device)
         if normalizers is None:
-            normalizers = all_rank_normalizers(len(batch.labels), len(union.query), batch.labels.device)
+            normalizers = all_rank_normalizers(
+                len(batch.labels), len(union.query), batch.labels.device
+            )
 
         supervisions = []
         balance = None
@@ -221,32 +241,50 @@ class DFINECriterion(nn.Module):
             if stack.teacher_corners is not None:
                 balance = distillation_balance(_matched_queries(stack, union))
             supervisions.append(
-                _Supervision(stack, own, union, normalizers.targets, normalizers.union, balance)
+                _Supervision(
+                    stack, own, union, normalizers.targets, normalizers.union, balance
+                )
             )
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
             dn_pairs = dn_pairs._replace(query=torch.cat(meta["dn_positive_idx"]))
             own = _for_every_head(dn_pairs, len(stack.suffixes))
             normalizer = normalizers.targets * max(meta["dn_num_group"], 1)
-            supervisions.append(_Supervision(stack, own, dn_pairs, normalizer, normalizer, balance))
+            supervisions.append(
+                _Supervision(stack, own, dn_pairs, normalizer, normalizer, balance)
+            )
         return supervisions, normalizers.share
 
     def _pairs_of_heads(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
-        return self.matcher.match([(stack.logits.detach(), stack.boxes.detach()) for stack in stacks], *batch)
+        return self.matcher.match(
+            [(stack.logits.detach(), stack.boxes.detach()) for stack in stacks], *batch
+        )
 
     # ---- step 2: class terms ----
 
-    def _class_terms(self, supervision: _Supervision, batch: _Batch) -> Iterator[tuple[str, Tensor]]:
+    def _class_terms(
+        self, supervision: _Supervision, batch: _Batch
+    ) -> Iterator[tuple[str, Tensor]]:
         stack = supervision.stack
         pairs = supervision.class_pairs
         predicted = stack.boxes.detach()[pairs.head, pairs.image, pairs.query]
-        iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target]))
+        iou, giou = iou_and_giou(
+            cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target])
+        )
         quality = giou if self.boxes_weight_format == "giou" else iou
-        labels = batch.labels[pairs.target] if stack.logits.shape[-1] > 1 else torch.zeros_like(pairs.target)
+        labels = (
+            batch.labels[pairs.target]
+            if stack.logits.shape[-1] > 1
+            else torch.zeros_like(pairs.target)
+        )
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
-                sums = loss(stack.logits, pairs, labels, quality, self.alphas[term], self.gamma)
-                yield from self._weighted_terms(term, stack.suffixes, sums / supervision.class_normalizer)
+                sums = loss(
+                    stack.logits, pairs, labels, quality, self.alphas[term], self.gamma
+                )
+                yield from self._weighted_terms(
+                    term, stack.suffixes, sums / supervision.class_normalizer
+                )
 
     # ---- step 3: terms about where objects are ----
 
@@ -260,10 +298,14 @@ class DFINECriterion(nn.Module):
         stack = supervision.stack
         pairs = supervision.box_pairs
         targets = batch.boxes[pairs.target]
-        losses = box_losses(stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format)
+        losses = box_losses(
+            stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format
+        )
         for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
             if term in self.weights:
-                yield from self._weighted_terms(term, stack.suffixes, sums / supervision.box_normalizer)
+                yield from self._weighted_terms(
+                    term, stack.suffixes, sums / supervision.box_normalizer
+                )
         if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
@@ -275,9 +317,13 @@ class DFINECriterion(nn.Module):
                 losses.iou,
                 outputs,
             )
-            yield from self._weighted_terms("loss_fgl", stack.suffixes, sums / supervision.box_normalizer)
+            yield from self._weighted_terms(
+                "loss_fgl", stack.suffixes, sums / supervision.box_normalizer
+            )
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
-            sums = _distillation_sums(supervision, stack.corners, stack.teacher_corners, losses.iou)
+            sums = _distillation_sums(
+                supervision, stack.corners, stack.teacher_corners, losses.iou
+            )
             yield from self._weighted_terms("loss_ddf", stack.suffixes, sums * share)
 
     def _localization_sums(
@@ -297,23 +343,37 @@ class DFINECriterion(nn.Module):
             weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
             reg_scale,
         )
-        return fine_grained_localization_loss(corners[:, pairs.image, pairs.query], bins, iou[: len(corners)])
+        return fine_grained_localization_loss(
+            corners[:, pairs.image, pairs.query], bins, iou[: len(corners)]
+        )
 
-    def _teacher_term(self, outputs: dict[str, Any], stack: HeadStack) -> Iterator[tuple[str, Tensor]]:
+    def _teacher_term(
+        self, outputs: dict[str, Any], stack: HeadStack
+    ) -> Iterator[tuple[str, Tensor]]:
         """Report a distillation loss of zero for the last denoising layer, which is the teacher itself."""
-        if outputs.get("dn_meta") and "loss_ddf" in self.weights and stack.corners is not None:
+        if (
+            outputs.get("dn_meta")
+            and "loss_ddf" in self.weights
+            and stack.corners is not None
+        ):
             yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
 
-    def _weighted_terms(self, term: str, suffixes: list[str], values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _weighted_terms(
+        self, term: str, suffixes: list[str], values: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
         for suffix, value in zip(suffixes, (values * self.weights[term]).unbind()):
             yield term + suffix, value
 
 
-def all_rank_normalizers(num_targets: int, num_union: int, device: torch.device) -> Normalizers:
+def all_rank_normalizers(
+    num_targets: int, num_union: int, device: torch.device
+) -> Normalizers:
     """Return the mean counts over ranks, at least 1, without a transfer to the host."""
     if world_size() == 1:
         return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
-    own = torch.tensor([num_targets, num_union], dtype=torch.float32).to(device, non_blocking=True)
+    own = torch.tensor([num_targets, num_union], dtype=torch.float32).to(
+        device, non_blocking=True
+    )
     targets, union = (sum_over_ranks(own) / world_size()).clamp(min=1).unbind()
     return Normalizers(targets, union)
 
@@ -337,11 +397,15 @@ def _distillation_sums(
     pairs = supervision.box_pairs
     students = len(corners) - 1
     assert stack.teacher_logits is not None  # a teacher has both
-    trust = stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)  # [L - 1, B, Q]
+    trust = (
+        stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)
+    )  # [L - 1, B, Q]
     trust[:, pairs.image, pairs.query] = iou[:students]
     positive = _matched_queries(stack, pairs)
     balance = supervision.balance or distillation_balance(positive)
-    return decoupled_distillation_loss(corners[:students], teacher_corners, trust, positive, balance)
+    return decoupled_distillation_loss(
+        corners[:students], teacher_corners, trust, positive, balance
+    )
 
 
 def _denoising_pairs(counts: list[int], meta: dict[str, Any] | None) -> Pairs:
@@ -362,7 +426,9 @@ def _denoising_pairs(counts: list[int], meta: dict[str, Any] | None) -> Pairs:
         start + (np.arange(n) if few is None else few.numpy())
         for start, n, few in zip(starts, counts, chosen or [None] * len(counts))
     ]
-    image = np.repeat(np.arange(len(counts)), [num_groups * len(own) for own in objects])
+    image = np.repeat(
+        np.arange(len(counts)), [num_groups * len(own) for own in objects]
+    )
     target = np.concatenate([np.tile(own, num_groups) for own in objects])
     return Pairs(np.zeros_like(image), image, np.zeros_like(image), target)
 
@@ -374,27 +440,37 @@ def _split_by_stack(pairs: Pairs, stacks: list[HeadStack]) -> list[Pairs]:
     for stack in stacks:
         end = start + len(stack.suffixes)
         inside = (pairs.head >= start) & (pairs.head < end)
-        parts.append(Pairs(pairs.head[inside] - start, *(column[inside] for column in pairs[1:])))
+        parts.append(
+            Pairs(pairs.head[inside] - start, *(column[inside] for column in pairs[1:]))
+        )
         start = end
     return parts
 
 
 def _for_every_head(pairs: Matched, heads: int) -> Matched:
-    head = torch.arange(heads, device=pairs.query.device).repeat_interleave(len(pairs.query))
+    head = torch.arange(heads, device=pairs.query.device).repeat_interleave(
+        len(pairs.query)
+    )
     return Matched(head, *(column.repeat(heads) for column in pairs[1:]))
 
 
 def _to_device(all_pairs: list[Pairs], device: torch.device) -> list[Matched]:
     """Move all pairs in one copy."""
-    joined = torch.from_numpy(np.concatenate([np.stack(pairs) for pairs in all_pairs], axis=1))
+    joined = torch.from_numpy(
+        np.concatenate([np.stack(pairs) for pairs in all_pairs], axis=1)
+    )
     if device.type == "cuda":
         joined = joined.pin_memory()
-    parts = joined.to(device, non_blocking=True).split([len(pairs.query) for pairs in all_pairs], dim=1)
+    parts = joined.to(device, non_blocking=True).split(
+        [len(pairs.query) for pairs in all_pairs], dim=1
+    )
     return [Matched(*part) for part in parts]
 
 
 def _matched_queries(stack: HeadStack, pairs: Matched) -> Tensor:
     """Return which queries have a pair, `[B, Q]` bool."""
-    matched = torch.zeros(stack.boxes.shape[1:3], dtype=torch.bool, device=stack.boxes.device)
+    matched = torch.zeros(
+        stack.boxes.shape[1:3], dtype=torch.bool, device=stack.boxes.device
+    )
     matched[pairs.image, pairs.query] = True
     return matched

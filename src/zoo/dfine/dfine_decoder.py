@@ -63,7 +63,12 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.lqe_layers = nn.ModuleList(LQE() for _ in layers)
-        self.widths, self.num_heads, self.reg_max, self.eval_idx = widths, num_heads, reg_max, eval_idx
+        self.widths, self.num_heads, self.reg_max, self.eval_idx = (
+            widths,
+            num_heads,
+            reg_max,
+            eval_idx,
+        )
         self.up = up
         self.reg_scale = reg_scale
         self.project: Tensor | None = None
@@ -88,7 +93,9 @@ class TransformerDecoder(nn.Module):
             mask: `[L, L]`, True where a query must not see another; or None.
         """
         weights = self._weights().to(memory.device)
-        memory = memory.float()  # points would be rounded to the map's type: 1/256 of the image in bfloat16
+        memory = (
+            memory.float()
+        )  # points would be rounded to the map's type: 1/256 of the image in bfloat16
         values = split_heads(memory, self.num_heads, shapes)
         x = content
         reference = reference_unact.sigmoid()
@@ -99,29 +106,39 @@ class TransformerDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             position = heads.position(reference).clamp(-POSITION_LIMIT, POSITION_LIMIT)
             if self.widths[index] != x.shape[-1]:  # layers after eval_idx may be wider
-                x, position, memory = (_stretch(t, self.widths[index]) for t in (x, position, memory))
+                x, position, memory = (
+                    _stretch(t, self.widths[index]) for t in (x, position, memory)
+                )
                 values = split_heads(memory, self.num_heads, shapes)
                 previous = x.detach()
             elif self.widths[index] != position.shape[-1]:
                 position = _stretch(position, self.widths[index])
             x = layer(x, reference, values, position, mask)
             if index == 0:
-                pre_boxes = (heads.pre_box(x).float() + inverse_sigmoid(reference)).sigmoid()
+                pre_boxes = (
+                    heads.pre_box(x).float() + inverse_sigmoid(reference)
+                ).sigmoid()
                 initial = pre_boxes.detach()
                 if self.training:
                     pre_logits = heads.score[0](x)
             corners: Tensor = heads.box[index](x + previous).float() + distances
-            boxes = distance_to_box(initial, expected_distances(corners, weights), self.reg_scale)
+            boxes = distance_to_box(
+                initial, expected_distances(corners, weights), self.reg_scale
+            )
             if self.training or index == self.eval_idx:
                 all_boxes.append(boxes)
                 all_corners.append(corners)
-                all_logits.append(heads.score[index](x) + self.lqe_layers[index](corners))
+                all_logits.append(
+                    heads.score[index](x) + self.lqe_layers[index](corners)
+                )
                 if not self.training:
                     break
             distances = corners
             reference = boxes.detach()
             previous = x.detach()
-        return Layers(all_boxes, all_logits, all_corners, initial, pre_boxes, pre_logits)
+        return Layers(
+            all_boxes, all_logits, all_corners, initial, pre_boxes, pre_logits
+        )
 
     def _weights(self) -> Tensor:
         """Return the weighting sequence W, which a deployed decoder has computed already."""
@@ -131,10 +148,13 @@ class TransformerDecoder(nn.Module):
 
     def convert_to_deploy(self) -> None:
         """Drop layers that only training needs, and compute the weighting sequence once."""
-        self.project = weighting_sequence(self.reg_max, self.up.double(), self.reg_scale.double()).float()
+        self.project = weighting_sequence(
+            self.reg_max, self.up.double(), self.reg_scale.double()
+        ).float()
         self.layers = self.layers[: self.eval_idx + 1]
         self.lqe_layers = nn.ModuleList(
-            layer if i == self.eval_idx else nn.Identity() for i, layer in enumerate(self.lqe_layers)
+            layer if i == self.eval_idx else nn.Identity()
+            for i, layer in enumerate(self.lqe_layers)
         )
 
 
@@ -214,16 +234,29 @@ class DFINETransformer(nn.Module):
             layer_scale: relative width of the layers after `eval_idx`, at least 1.
         """
         super().__init__()
-        points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
+        points = (
+            [num_points] * num_levels
+            if isinstance(num_points, int)
+            else list(num_points)
+        )
         eval_idx = eval_idx if eval_idx >= 0 else num_layers + eval_idx
         _check_levels(feat_channels, feat_strides, num_levels, points)
         for wrong, message in (
-            (not 0 <= eval_idx < num_layers, f"eval_idx must point at one of {num_layers} layers"),
+            (
+                not 0 <= eval_idx < num_layers,
+                f"eval_idx must point at one of {num_layers} layers",
+            ),
             (layer_scale < 1, f"layer_scale is {layer_scale}, expected at least 1"),
-            (reg_max < 4 or reg_max % 2, f"reg_max is {reg_max}, expected an even number from 4"),
+            (
+                reg_max < 4 or reg_max % 2,
+                f"reg_max is {reg_max}, expected an even number from 4",
+            ),
             (num_classes < 1, f"num_classes is {num_classes}, expected at least 1"),
             (num_queries < 1, f"num_queries is {num_queries}, expected at least 1"),
-            (num_denoising < 0, f"num_denoising is {num_denoising}, expected at least 0"),
+            (
+                num_denoising < 0,
+                f"num_denoising is {num_denoising}, expected at least 0",
+            ),
         ):
             if wrong:
                 raise ConfigError(f"DFINETransformer: {message}")
@@ -252,7 +285,9 @@ class DFINETransformer(nn.Module):
             requires_grad=False,
         )  # int64 for a whole number
         if self.eval_spatial_size:
-            anchors, valid = make_anchors(self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu"))
+            anchors, valid = make_anchors(
+                self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu")
+            )
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
@@ -288,7 +323,11 @@ class DFINETransformer(nn.Module):
                 else nn.Conv2d(channels, self.hidden_dim, 1, bias=False)
             )
             nn.init.xavier_uniform_(conv.weight)
-            projections.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(self.hidden_dim))))
+            projections.append(
+                nn.Sequential(
+                    OrderedDict(conv=conv, norm=nn.BatchNorm2d(self.hidden_dim))
+                )
+            )
         return nn.ModuleList(projections)
 
     def _build_layers(
@@ -316,9 +355,14 @@ class DFINETransformer(nn.Module):
 
         regular = layer(1)
         wide = layer(layer_scale)
-        layers = [copy.deepcopy(regular if i <= self.eval_idx else wide) for i in range(self.num_layers)]
+        layers = [
+            copy.deepcopy(regular if i <= self.eval_idx else wide)
+            for i in range(self.num_layers)
+        ]
         widths = [
-            self.hidden_dim if i <= self.eval_idx else round(layer_scale * self.hidden_dim)
+            self.hidden_dim
+            if i <= self.eval_idx
+            else round(layer_scale * self.hidden_dim)
             for i in range(self.num_layers)
         ]
         return TransformerDecoder(
@@ -334,14 +378,20 @@ class DFINETransformer(nn.Module):
     def _build_heads(self, widths: list[int]) -> None:
         width, classes, bins = self.hidden_dim, self.num_classes, self.reg_max + 1
         if self.num_denoising:
-            self.denoising_class_embed = nn.Embedding(classes + 1, width, padding_idx=classes)
+            self.denoising_class_embed = nn.Embedding(
+                classes + 1, width, padding_idx=classes
+            )
         if self.learn_query_content:
             self.tgt_embed = nn.Embedding(self.num_queries, width)
             nn.init.xavier_uniform_(self.tgt_embed.weight)
         self.query_pos_head = MLP(4, 2 * width, width, 2)
         projection = nn.Linear(width, width)
-        self.enc_output = nn.Sequential(OrderedDict(proj=projection, norm=nn.LayerNorm(width)))
-        self.enc_score_head = nn.Linear(width, 1 if self.query_select_method == "agnostic" else classes)
+        self.enc_output = nn.Sequential(
+            OrderedDict(proj=projection, norm=nn.LayerNorm(width))
+        )
+        self.enc_score_head = nn.Linear(
+            width, 1 if self.query_select_method == "agnostic" else classes
+        )
         self.enc_bbox_head = MLP(width, width, 4, 3)
         self.dec_score_head = nn.ModuleList(nn.Linear(w, classes) for w in widths)
         self.pre_bbox_head = MLP(width, width, 4, 3)
@@ -356,14 +406,18 @@ class DFINETransformer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
         for score_head in (self.enc_score_head, *self.dec_score_head):
             bias = score_head.get_parameter("bias")
-            nn.init.constant_(bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
+            nn.init.constant_(
+                bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
+            )
         for box_head in (self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head):
             if isinstance(box_head, MLP):
                 box_head.start_at_zero()
 
     # ---- forward ----
 
-    def forward(self, maps: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> dict[str, Any]:
+    def forward(
+        self, maps: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Any]:
         """Detect objects.
 
         Args:
@@ -375,7 +429,12 @@ class DFINETransformer(nn.Module):
         """
         memory, shapes = self._flatten(maps)
         denoising = None
-        if self.training and self.aux_loss and self.num_denoising and targets is not None:
+        if (
+            self.training
+            and self.aux_loss
+            and self.num_denoising
+            and targets is not None
+        ):
             queries = min(self.num_queries, memory.shape[1])
             denoising = make_denoising_queries(
                 targets,
@@ -392,7 +451,12 @@ class DFINETransformer(nn.Module):
             content = torch.cat([denoising.content, content], 1)
             reference_unact = torch.cat([denoising.reference_unact, reference_unact], 1)
             mask = denoising.mask
-        heads = _Heads(self.dec_bbox_head, self.dec_score_head, self.query_pos_head, self.pre_bbox_head)
+        heads = _Heads(
+            self.dec_bbox_head,
+            self.dec_score_head,
+            self.query_pos_head,
+            self.pre_bbox_head,
+        )
         layers = self.decoder(content, reference_unact, memory, shapes, heads, mask)
         if not self.training:
             return {"pred_logits": layers.logits[-1], "pred_boxes": layers.boxes[-1]}
@@ -401,10 +465,12 @@ class DFINETransformer(nn.Module):
     def convert_to_deploy(self) -> None:
         """Drop the heads that only training needs."""
         self.dec_score_head = nn.ModuleList(
-            head if i == self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_score_head)
+            head if i == self.eval_idx else nn.Identity()
+            for i, head in enumerate(self.dec_score_head)
         )
         self.dec_bbox_head = nn.ModuleList(
-            head if i <= self.eval_idx else nn.Identity() for i, head in enumerate(self.dec_bbox_head)
+            head if i <= self.eval_idx else nn.Identity()
+            for i, head in enumerate(self.dec_bbox_head)
         )
 
     def _flatten(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -412,7 +478,9 @@ class DFINETransformer(nn.Module):
         `[B, S, D]`."""
         levels = [project(x) for project, x in zip(self.input_proj, maps)]
         for level in range(len(maps), len(self.input_proj)):
-            levels.append(self.input_proj[level](maps[-1] if level == len(maps) else levels[-1]))
+            levels.append(
+                self.input_proj[level](maps[-1] if level == len(maps) else levels[-1])
+            )
         shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
         return torch.cat([flatten_map(x) for x in levels], 2).transpose(1, 2), shapes
 
@@ -426,7 +494,9 @@ class DFINETransformer(nn.Module):
         anchors, valid = self._anchors(tuple(shapes), memory.device)
         tokens = self.enc_output(torch.where(valid, memory, 0.0))
         logits = self.enc_score_head(tokens)
-        chosen = select_tokens(logits.detach(), self.num_queries, self.query_select_method)
+        chosen = select_tokens(
+            logits.detach(), self.num_queries, self.query_select_method
+        )
         tokens = gather_tokens(tokens, chosen)
         logits = gather_tokens(logits, chosen)
         boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(
@@ -435,19 +505,34 @@ class DFINETransformer(nn.Module):
         )
         content = tokens.detach()
         if self.learn_query_content:
-            content = self.tgt_embed.weight[: chosen.shape[1]].expand(memory.shape[0], -1, -1)
-        first = {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()} if self.training else {}
+            content = self.tgt_embed.weight[: chosen.shape[1]].expand(
+                memory.shape[0], -1, -1
+            )
+        first = (
+            {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()}
+            if self.training
+            else {}
+        )
         return content, boxes_unact.detach(), first
 
-    def _anchors(self, shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _anchors(
+        self, shapes: tuple[tuple[int, int], ...], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """Evaluation at the size of the checkpoint uses the anchors stored there; any other size makes its
         own."""
-        if not self.training and self.eval_spatial_size and shapes == self._shapes_of(self.eval_spatial_size):
+        if (
+            not self.training
+            and self.eval_spatial_size
+            and shapes == self._shapes_of(self.eval_spatial_size)
+        ):
             return self.anchors, self.valid_mask
         return make_anchors(shapes, self.eps, device)
 
     def _shapes_of(self, image_hw: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        return tuple((math.ceil(image_hw[0] / s), math.ceil(image_hw[1] / s)) for s in self.feat_strides)
+        return tuple(
+            (math.ceil(image_hw[0] / s), math.ceil(image_hw[1] / s))
+            for s in self.feat_strides
+        )
 
     def _training_outputs(
         self,
@@ -455,9 +540,16 @@ class DFINETransformer(nn.Module):
         first: dict[str, Tensor],
         denoising: DenoisingQueries | None,
     ) -> dict[str, Any]:
-        split = [denoising.reference_unact.shape[1] if denoising else 0, first["pred_logits"].shape[1]]
+        split = [
+            denoising.reference_unact.shape[1] if denoising else 0,
+            first["pred_logits"].shape[1],
+        ]
         rows, pre = _outputs_of_part(layers, split, 1)
-        last = {key: value for key, value in rows[-1].items() if not key.startswith("teacher")}
+        last = {
+            key: value
+            for key, value in rows[-1].items()
+            if not key.startswith("teacher")
+        }
         out: dict[str, Any] = last | {"up": self.up, "reg_scale": self.reg_scale}
         if not self.aux_loss:
             return out
@@ -468,7 +560,9 @@ class DFINETransformer(nn.Module):
             "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"},
         }
         if denoising is not None:
-            out["dn_outputs"], out["dn_pre_outputs"] = _outputs_of_part(layers, split, 0)
+            out["dn_outputs"], out["dn_pre_outputs"] = _outputs_of_part(
+                layers, split, 0
+            )
             out["dn_meta"] = {
                 "dn_positive_idx": denoising.positive_idx,
                 "dn_num_group": denoising.num_groups,
@@ -506,7 +600,10 @@ def _outputs_of_part(
         }
         for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)
     ]
-    teacher = {"teacher_corners": rows[-1]["pred_corners"], "teacher_logits": rows[-1]["pred_logits"]}
+    teacher = {
+        "teacher_corners": rows[-1]["pred_corners"],
+        "teacher_logits": rows[-1]["pred_logits"],
+    }
     pre = {"pred_logits": part(layers.pre_logits), "pred_boxes": part(layers.pre_boxes)}
     return [row | teacher for row in rows], pre
 
@@ -519,13 +616,13 @@ def _check_levels(
 ) -> None:
     message = None
     if len(feat_channels) != len(feat_strides):
-        message = (
-            f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length"
-        )
+        message = f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length"
     elif len(feat_channels) > num_levels:
         message = f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels"
     elif len(points) != num_levels:
-        message = f"num_points {points} needs one number for each of {num_levels} levels"
+        message = (
+            f"num_points {points} needs one number for each of {num_levels} levels"
+        )
     if message:
         raise ConfigError(f"DFINETransformer: {message}")
 

@@ -29,7 +29,9 @@ def weighting_sequence(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
     bound = up.abs().float() * reg_scale.abs().float()  # [1]
     step = (bound + 1) ** (2 / (reg_max - 2))
     rising = step ** torch.arange(1, reg_max // 2, device=bound.device) - 1
-    return torch.cat([-2 * bound, -rising.flip(0), torch.zeros_like(bound), rising, 2 * bound])
+    return torch.cat(
+        [-2 * bound, -rising.flip(0), torch.zeros_like(bound), rising, 2 * bound]
+    )
 
 
 def expected_distances(corners: Tensor, weights: Tensor) -> Tensor:
@@ -38,7 +40,9 @@ def expected_distances(corners: Tensor, weights: Tensor) -> Tensor:
     return F.linear(probabilities, weights[None]).squeeze(-1)
 
 
-def distance_to_box(reference_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor | float) -> Tensor:
+def distance_to_box(
+    reference_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor | float
+) -> Tensor:
     """Move the edges of reference boxes outwards by distances.
 
     Args:

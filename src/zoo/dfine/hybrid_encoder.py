@@ -73,16 +73,26 @@ class HybridEncoder(nn.Module):
         blocks = round(3 * depth_mult)
 
         def fusion() -> RepNCSPELAN4:
-            return RepNCSPELAN4(2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act)
+            return RepNCSPELAN4(
+                2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act
+            )
 
-        self.input_proj = nn.ModuleList(_input_projection(channels, hidden_dim) for channels in in_channels)
+        self.input_proj = nn.ModuleList(
+            _input_projection(channels, hidden_dim) for channels in in_channels
+        )
         self.encoder = nn.ModuleList(
-            TransformerEncoder(hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers)
+            TransformerEncoder(
+                hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers
+            )
             for _ in use_encoder_idx
         )
-        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1) for _ in range(levels - 1))
+        self.lateral_convs = nn.ModuleList(
+            ConvNorm(hidden_dim, hidden_dim, 1) for _ in range(levels - 1)
+        )
         self.fpn_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
-        self.downsample_convs = nn.ModuleList(nn.Sequential(SCDown(hidden_dim)) for _ in range(levels - 1))
+        self.downsample_convs = nn.ModuleList(
+            nn.Sequential(SCDown(hidden_dim)) for _ in range(levels - 1)
+        )
         self.pan_blocks = nn.ModuleList(fusion() for _ in range(levels - 1))
         if eval_spatial_size:
             self._make_position_tables(*eval_spatial_size)
@@ -115,14 +125,18 @@ class HybridEncoder(nn.Module):
 
     def _attend(self, encoder: nn.Module, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        position = position_table(height, width, self.hidden_dim, self.pe_temperature, x.device)
+        position = position_table(
+            height, width, self.hidden_dim, self.pe_temperature, x.device
+        )
         tokens = encoder(flatten_map(x).transpose(1, 2), position)  # [B, h*w, D]
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     def _top_down(self, maps: list[Tensor]) -> list[Tensor]:
         """FPN: from the coarsest level down, each level takes in the one above it."""
         fused = [maps[-1]]
-        for lateral, block, finer in zip(self.lateral_convs, self.fpn_blocks, reversed(maps[:-1])):
+        for lateral, block, finer in zip(
+            self.lateral_convs, self.fpn_blocks, reversed(maps[:-1])
+        ):
             fused[0] = lateral(fused[0])
             above = F.interpolate(fused[0], scale_factor=2.0, mode="nearest")
             fused.insert(0, block(torch.cat([above, finer], 1)))
@@ -131,7 +145,9 @@ class HybridEncoder(nn.Module):
     def _bottom_up(self, maps: list[Tensor]) -> list[Tensor]:
         """PAN: from the finest level up, each level takes in the one below it."""
         fused = [maps[0]]
-        for down, block, coarser in zip(self.downsample_convs, self.pan_blocks, maps[1:]):
+        for down, block, coarser in zip(
+            self.downsample_convs, self.pan_blocks, maps[1:]
+        ):
             fused.append(block(torch.cat([down(fused[-1]), coarser], 1)))
         return fused
 
@@ -153,7 +169,9 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList([first])
         for _ in range(num_layers - 1):
             layer = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
-            layer.load_state_dict(first.state_dict())  # the recipe starts all layers from equal weights
+            layer.load_state_dict(
+                first.state_dict()
+            )  # the recipe starts all layers from equal weights
             self.layers.append(layer)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
@@ -166,7 +184,9 @@ class TransformerEncoder(nn.Module):
 class TransformerEncoderLayer(nn.Module):
     """Post-norm self-attention; positions enter queries and keys, not values."""
 
-    def __init__(self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str) -> None:
+    def __init__(
+        self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str
+    ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, nhead, dropout, batch_first=True)
         self.linear1 = nn.Linear(width, dim_feedforward)
@@ -186,7 +206,9 @@ class TransformerEncoderLayer(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def position_table(height: int, width: int, dim: int, temperature: float, device: torch.device) -> Tensor:
+def position_table(
+    height: int, width: int, dim: int, temperature: float, device: torch.device
+) -> Tensor:
     """Return the sine position codes of a map, `[1, height * width, dim]`, one row a token in row-major
     order.
 
@@ -194,7 +216,9 @@ def position_table(height: int, width: int, dim: int, temperature: float, device
     square maps this is the official table; on others the official one is misaligned (docs/decisions/0003).
     """
     with torch.inference_mode(False), torch.no_grad():
-        frequency = 1.0 / temperature ** (torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
+        frequency = 1.0 / temperature ** (
+            torch.arange(dim // 4, dtype=torch.float32) / (dim // 4)
+        )
         y = torch.arange(height, dtype=torch.float32)[:, None] * frequency
         x = torch.arange(width, dtype=torch.float32)[:, None] * frequency
         rows = torch.cat([y.sin(), y.cos()], 1)[:, None].expand(-1, width, -1)

@@ -107,7 +107,9 @@ class _QualityFocal(torch.autograd.Function):
             totals.append(weight.mul_(F.softplus(logits[heads])).sum((1, 2, 3)))
         matched = logits[where]
         p = matched.sigmoid()
-        as_positive = weight_of_pair * F.binary_cross_entropy_with_logits(matched, target, reduction="none")
+        as_positive = weight_of_pair * F.binary_cross_entropy_with_logits(
+            matched, target, reduction="none"
+        )
         as_negative = alpha * p**gamma * F.softplus(matched)
         gradient[where] = weight_of_pair * (p - target)
         ctx.save_for_backward(gradient)
@@ -131,7 +133,9 @@ def focal_loss(
 
     Source: Focal Loss for Dense Object Detection, Lin et al., 2017, equation 5.
     """
-    total = ((1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)).sum((1, 2, 3))
+    total = ((1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)).sum(
+        (1, 2, 3)
+    )
     matched = logits[pairs.head, pairs.image, pairs.query, labels]
     p = matched.sigmoid()
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-matched)
@@ -150,7 +154,9 @@ class BoxLosses(NamedTuple):
     """`[K, M]`, detached."""
 
 
-def box_losses(boxes: Tensor, targets: Tensor, weight_by: str | None = None) -> BoxLosses:
+def box_losses(
+    boxes: Tensor, targets: Tensor, weight_by: str | None = None
+) -> BoxLosses:
     """Return L1 and 1 - GIoU of paired boxes.
 
     Args:
@@ -159,12 +165,20 @@ def box_losses(boxes: Tensor, targets: Tensor, weight_by: str | None = None) -> 
         weight_by: None, or "iou" / "giou": multiply a pair's GIoU term by that value.
     """
     iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
-    weights: dict[str | None, Tensor | float] = {None: 1.0, "iou": iou.detach(), "giou": giou.detach()}
+    weights: dict[str | None, Tensor | float] = {
+        None: 1.0,
+        "iou": iou.detach(),
+        "giou": giou.detach(),
+    }
     weight = weights[weight_by]
-    return BoxLosses((boxes - targets).abs().sum((1, 2)), ((1 - giou) * weight).sum(1), iou.detach())
+    return BoxLosses(
+        (boxes - targets).abs().sum((1, 2)), ((1 - giou) * weight).sum(1), iou.detach()
+    )
 
 
-def fine_grained_localization_loss(corners: Tensor, bins: BinTargets, iou: Tensor) -> Tensor:
+def fine_grained_localization_loss(
+    corners: Tensor, bins: BinTargets, iou: Tensor
+) -> Tensor:
     """Return the FGL loss of each head: cross-entropy against the two bins around each true edge, by IoU.
 
     Args:
@@ -177,7 +191,9 @@ def fine_grained_localization_loss(corners: Tensor, bins: BinTargets, iou: Tenso
     log_p = F.log_softmax(corners, dim=-1)
     left = bins.left_bin[None, ..., None].expand(len(corners), -1, -1, 1)
     nearby = log_p.gather(-1, torch.cat([left, left + 1], -1))  # [K, M, 4, 2]
-    weights = torch.stack([bins.left_weight, bins.right_weight], -1) * iou[..., None, None]
+    weights = (
+        torch.stack([bins.left_weight, bins.right_weight], -1) * iou[..., None, None]
+    )
     return -(nearby * weights).sum((1, 2, 3))
 
 
@@ -212,7 +228,9 @@ def decoupled_distillation_loss(
     share = torch.where(positive, per_positive, per_negative) / (
         balance.positive + balance.negative
     )  # [B, Q]
-    return _Distillation.apply(corners, teacher_corners.detach(), trust.detach() * share * TEMPERATURE**2)
+    return _Distillation.apply(
+        corners, teacher_corners.detach(), trust.detach() * share * TEMPERATURE**2
+    )
 
 
 class _Distillation(torch.autograd.Function):
@@ -220,7 +238,9 @@ class _Distillation(torch.autograd.Function):
     closed form."""
 
     @staticmethod
-    def forward(ctx: Any, corners: Tensor, teacher_corners: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, corners: Tensor, teacher_corners: Tensor, weight: Tensor
+    ) -> Tensor:
         log_teacher = F.log_softmax(teacher_corners / TEMPERATURE, dim=-1)
         p_teacher = log_teacher.exp()
         negative_entropy = log_teacher.mul_(p_teacher).sum((-2, -1))  # [B, Q]
@@ -245,7 +265,11 @@ class _Distillation(torch.autograd.Function):
 def _pieces(stacked: Tensor) -> list[slice]:
     """Cut `[K, ...]` into what is worked on at a time: a head on the host, where that fits the cache, else
     everything."""
-    return [slice(k, k + 1) for k in range(len(stacked))] if stacked.device.type == "cpu" else [slice(None)]
+    return (
+        [slice(k, k + 1) for k in range(len(stacked))]
+        if stacked.device.type == "cpu"
+        else [slice(None)]
+    )
 
 
 def distillation_balance(positive: Tensor) -> Balance:
@@ -253,4 +277,6 @@ def distillation_balance(positive: Tensor) -> Balance:
     `positive [B, Q]`."""
     scale = 8 / max(len(positive), 1)
     matched = positive.sum()
-    return Balance((scale * 4 * matched).sqrt(), (scale * 4 * (positive.numel() - matched)).sqrt())
+    return Balance(
+        (scale * 4 * matched).sqrt(), (scale * 4 * (positive.numel() - matched)).sqrt()
+    )

@@ -65,7 +65,9 @@ class HungarianMatcher(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, 0-based, from which the late cost may be used."""
-        self.late = self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
+        self.late = (
+            self.matcher_change_epoch is not None and epoch >= self.matcher_change_epoch
+        )
 
     def forward(
         self,
@@ -122,10 +124,20 @@ class HungarianMatcher(nn.Module):
             NumericsError: if a cost is not finite; the message names the term and the image.
         """
         if not len(labels):
-            return solve_assignments(np.zeros((0, len(counts), 0, 0), np.float32), counts)
-        labels, boxes = (pad_sequence(t.split(counts), batch_first=True) for t in (labels, boxes.float()))
+            return solve_assignments(
+                np.zeros((0, len(counts), 0, 0), np.float32), counts
+            )
+        labels, boxes = (
+            pad_sequence(t.split(counts), batch_first=True)
+            for t in (labels, boxes.float())
+        )
         costs = (
-            torch.cat([self._costs(logits, predicted, labels, boxes) for logits, predicted in heads])
+            torch.cat(
+                [
+                    self._costs(logits, predicted, labels, boxes)
+                    for logits, predicted in heads
+                ]
+            )
             .cpu()
             .numpy()
         )
@@ -133,7 +145,9 @@ class HungarianMatcher(nn.Module):
             raise NumericsError(self._describe_non_finite_cost(heads, labels, boxes))
         return solve_assignments(costs, counts)
 
-    def _costs(self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
+    def _costs(
+        self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor
+    ) -> Tensor:
         """Return the cost of every target with every query of its image, `[K, B, T, Q]`; T is padded.
 
         Works through (head, image) pairs in pieces: as large as a cache on the host, in one go on a device.
@@ -142,7 +156,10 @@ class HungarianMatcher(nn.Module):
         logits = logits.flatten(0, 1).float()
         predicted = predicted.flatten(0, 1).float()
         image = torch.arange(heads * batch, device=logits.device) % batch
-        piece = max(1, _COSTS_AT_ONCE[logits.device.type == "cpu"] // (queries * labels.shape[1]))
+        piece = max(
+            1,
+            _COSTS_AT_ONCE[logits.device.type == "cpu"] // (queries * labels.shape[1]),
+        )
         pieces = [
             self._weighted(
                 logits[i : i + piece],
@@ -163,7 +180,9 @@ class HungarianMatcher(nn.Module):
             total.add_(terms[name], alpha=self.weights[name])
         return total
 
-    def _terms(self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    def _terms(
+        self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor
+    ) -> dict[str, Tensor]:
         """Return each unweighted cost, `[n, T, Q]`, for logits `[n, Q, C]`, predicted `[n, Q, 4]`, labels
         `[n, T]`, boxes `[n, T, 4]`."""
         columns = torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
@@ -174,12 +193,18 @@ class HungarianMatcher(nn.Module):
                 .transpose(1, 2)
                 .gather(1, columns)
             )
-            iou = box_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(predicted)[:, None])
+            iou = box_iou(
+                cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(predicted)[:, None]
+            )
             return {"late cost": -p * iou**self.iou_order_alpha}
         if self.use_focal_loss:
             p = logits.transpose(1, 2).gather(1, columns).sigmoid_()
-            class_cost = (1 - p).pow_(self.gamma).mul_(-self.alpha).mul_((p + 1e-8).log_())
-            class_cost -= p.pow(self.gamma).mul_(self.alpha - 1).mul_((1 - p).add_(1e-8).log_())
+            class_cost = (
+                (1 - p).pow_(self.gamma).mul_(-self.alpha).mul_((p + 1e-8).log_())
+            )
+            class_cost -= (
+                p.pow(self.gamma).mul_(self.alpha - 1).mul_((1 - p).add_(1e-8).log_())
+            )
         else:
             class_cost = -logits.softmax(-1).transpose(1, 2).gather(1, columns)
         l1, giou = pairwise_l1_and_giou(boxes, predicted)
@@ -193,7 +218,9 @@ class HungarianMatcher(nn.Module):
     ) -> str:
         for logits, predicted in heads:
             for row_logits, row_boxes in zip(logits.float(), predicted.float()):
-                for name, term in self._terms(row_logits, row_boxes, labels, boxes).items():
+                for name, term in self._terms(
+                    row_logits, row_boxes, labels, boxes
+                ).items():
                     bad = ~torch.isfinite(term).flatten(1).all(1)
                     if bad.any():
                         image = int(bad.nonzero()[0])

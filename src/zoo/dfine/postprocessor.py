@@ -18,7 +18,12 @@ from ...ops.boxes import cxcywh_to_xyxy
 class DFINEPostProcessor(nn.Module):
     """Selects the best (query, class) pairs of each image, without suppression or threshold."""
 
-    __share__ = ["num_classes", "use_focal_loss", "num_top_queries", "remap_mscoco_category"]
+    __share__ = [
+        "num_classes",
+        "use_focal_loss",
+        "num_top_queries",
+        "remap_mscoco_category",
+    ]
 
     def __init__(
         self,
@@ -68,11 +73,15 @@ class DFINEPostProcessor(nn.Module):
         """
         logits = outputs["pred_logits"].float()
         boxes = outputs["pred_boxes"].float()
-        boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(boxes)
+        boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(
+            boxes
+        )
         if self.use_focal_loss:
             classes = logits.shape[-1]
             scores, index = (
-                logits.sigmoid().flatten(1).topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
+                logits.sigmoid()
+                .flatten(1)
+                .topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
             )
             labels = index % classes
             query = index // classes

@@ -41,10 +41,18 @@ def matching_heads(outputs: dict[str, Any], num_bins: int) -> list[HeadStack]:
     direct: list[tuple[str, dict[str, Tensor]]] = []
     if "pre_outputs" in outputs:
         direct.append(("_pre", outputs["pre_outputs"]))
-    encoder = [(f"_enc_{i}", head) for i, head in enumerate(outputs.get("enc_aux_outputs", []))]
+    encoder = [
+        (f"_enc_{i}", head) for i, head in enumerate(outputs.get("enc_aux_outputs", []))
+    ]
     apart = outputs.get("enc_meta", {}).get("class_agnostic", False)
     stacks = [
-        _stack(layers, suffixes, direct if apart else direct + encoder, outputs["ref_points"], num_bins)
+        _stack(
+            layers,
+            suffixes,
+            direct if apart else direct + encoder,
+            outputs["ref_points"],
+            num_bins,
+        )
     ]
     if apart and encoder:
         stacks.append(_stack([], [], encoder, None, num_bins))
@@ -75,11 +83,15 @@ def _stack(
     corners = teacher_corners = teacher_logits = None
     if layers and reference is not None:
         corners = (
-            torch.stack([layer["pred_corners"] for layer in layers]).float().unflatten(-1, (4, num_bins))
+            torch.stack([layer["pred_corners"] for layer in layers])
+            .float()
+            .unflatten(-1, (4, num_bins))
         )
         reference = reference.detach().float()
     if len(layers) > 1:
-        teacher_corners = layers[0]["teacher_corners"].detach().float().unflatten(-1, (4, num_bins))
+        teacher_corners = (
+            layers[0]["teacher_corners"].detach().float().unflatten(-1, (4, num_bins))
+        )
         teacher_logits = layers[0]["teacher_logits"].detach().float()
     return HeadStack(
         [*suffixes, *(suffix for suffix, _ in direct)],

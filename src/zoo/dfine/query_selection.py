@@ -38,9 +38,13 @@ def make_anchors(
                 torch.arange(width, dtype=torch.float32),
                 indexing="ij",
             )
-            centre = (torch.stack([x, y], -1) + 0.5) / torch.tensor([width, height], dtype=torch.float32)
+            centre = (torch.stack([x, y], -1) + 0.5) / torch.tensor(
+                [width, height], dtype=torch.float32
+            )
             levels.append(
-                torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], -1).view(1, -1, 4)
+                torch.cat(
+                    [centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], -1
+                ).view(1, -1, 4)
             )
         anchors = torch.cat(levels, 1)
         valid = ((anchors > margin) & (anchors < 1 - margin)).all(-1, keepdim=True)

@@ -5,12 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.dataset.box_formats import COCO, FORMATS, BoxFormat, fitting, suspect, to_coco
+from src.data.dataset.box_formats import (
+    COCO,
+    FORMATS,
+    BoxFormat,
+    fitting,
+    suspect,
+    to_coco,
+)
 
 SIZES = np.array([[640.0, 480.0], [1280.0, 720.0], [400.0, 900.0]])
 
 
-def natural(count: int, seed: int = 0, sizes: np.ndarray = SIZES) -> tuple[np.ndarray, np.ndarray]:
+def natural(
+    count: int, seed: int = 0, sizes: np.ndarray = SIZES
+) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes xywh all over their images, some at the border, and the sizes of these."""
     rng = np.random.default_rng(seed)
     own = sizes[rng.integers(len(sizes), size=count)]
@@ -30,7 +39,9 @@ def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray
         "yxhw": [y, x, h, w],
     }[given.order]
     width, height = sizes.T
-    scale = {"pixels": None, "fraction": 1, "percent": 100, "permille": 1000}[given.unit]
+    scale = {"pixels": None, "fraction": 1, "percent": 100, "permille": 1000}[
+        given.unit
+    ]
     if scale is None:
         return np.stack(boxes, 1)
     sides = [height, width] * 2 if given.order.startswith("y") else [width, height] * 2
@@ -40,10 +51,14 @@ def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray
 @pytest.mark.parametrize("given", FORMATS, ids=str)
 def test_every_format_is_converted_to_the_same_boxes(given):
     boxes, sizes = natural(50)
-    np.testing.assert_allclose(to_coco(written(boxes, sizes, given), sizes, given), boxes, atol=1e-9)
+    np.testing.assert_allclose(
+        to_coco(written(boxes, sizes, given), sizes, given), boxes, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize("given", [given for given in FORMATS if given != COCO], ids=str)
+@pytest.mark.parametrize(
+    "given", [given for given in FORMATS if given != COCO], ids=str
+)
 def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(given):
     boxes, sizes = natural(300)
     suspicion = suspect(written(boxes, sizes, given), sizes)
@@ -52,7 +67,9 @@ def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(g
         assert given in suspicion.likely
 
 
-@pytest.mark.parametrize("given", [given for given in FORMATS if given.order.startswith("y")], ids=str)
+@pytest.mark.parametrize(
+    "given", [given for given in FORMATS if given.order.startswith("y")], ids=str
+)
 def test_y_first_is_named_where_no_other_order_fits(given):
     boxes, sizes = natural(300, sizes=np.array([[1500.0, 300.0]]))
     suspicion = suspect(written(boxes, sizes, given), sizes)
@@ -71,8 +88,12 @@ def test_y_first_is_named_where_no_other_order_fits(given):
 @settings(max_examples=150, deadline=None)
 def test_natural_boxes_are_never_suspected(seed, count, width, height, jitter):
     boxes, sizes = natural(count, seed, np.array([[float(width), float(height)]]))
-    boxes = boxes + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape) * 0.2
-    boxes[:, 2:] = boxes[:, 2:].clip(2)  # a box within the first pixel may as well be in fractions
+    boxes = (
+        boxes + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape) * 0.2
+    )
+    boxes[:, 2:] = boxes[:, 2:].clip(
+        2
+    )  # a box within the first pixel may as well be in fractions
     inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] + boxes[:, 2:] <= sizes).all(1)
     assert suspect(boxes[inside], sizes[inside]) is None
 
@@ -90,7 +111,12 @@ def test_few_boxes_raise_no_suspicion_by_chance():
 
 @pytest.mark.parametrize(
     ("boxes", "share"),
-    [([[0, 0, 10, 10]], 1.0), ([[0, 0, 0, 10]], 0.0), ([[-5, 0, 10, 10]], 0.0), ([[95, 95, 5.9, 5]], 1.0)],
+    [
+        ([[0, 0, 10, 10]], 1.0),
+        ([[0, 0, 0, 10]], 0.0),
+        ([[-5, 0, 10, 10]], 0.0),
+        ([[95, 95, 5.9, 5]], 1.0),
+    ],
 )
 def test_a_box_fits_if_it_has_an_area_in_its_image(boxes, share):
     assert fitting(np.array(boxes, float), np.array([[100.0, 100.0]])) == share
@@ -113,7 +139,10 @@ def test_one_small_image_does_not_hide_percentages_or_fractions():
     with_small = sizes.copy()
     with_small[0] = 3, 3
     for unit in ("percent", "fraction"):
-        assert suspect(written(boxes, sizes, BoxFormat("xywh", unit)), with_small) is not None
+        assert (
+            suspect(written(boxes, sizes, BoxFormat("xywh", unit)), with_small)
+            is not None
+        )
 
 
 def test_fractions_with_a_few_other_boxes_are_named():
@@ -141,5 +170,7 @@ def test_a_few_boxes_that_reach_out_of_their_image_are_not_taken_for_centres(ove
 
 def test_a_fixed_object_in_a_corner_is_not_taken_for_percentages():
     rng = np.random.default_rng(0)
-    boxes = np.column_stack([rng.uniform(10, 15, (60, 2)), np.full(60, 80.0), np.full(60, 30.0)])
+    boxes = np.column_stack(
+        [rng.uniform(10, 15, (60, 2)), np.full(60, 80.0), np.full(60, 30.0)]
+    )
     assert suspect(boxes, np.full((60, 2), 640.0)) is None

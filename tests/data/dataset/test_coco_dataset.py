@@ -32,12 +32,20 @@ from tests.fixtures.processes import on_ranks
 
 
 def data_set(folder: Path, content=None, **settings) -> CocoDetection:
-    return CocoDetection(str(folder), str(write_coco(folder, content or sound_coco())), **settings)
+    return CocoDetection(
+        str(folder), str(write_coco(folder, content or sound_coco())), **settings
+    )
 
 
 def random_transforms() -> Compose:
     return Compose(
-        [Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1), RandomHorizontalFlip(), Resize([32, 32])],
+        [
+            Mosaic(32),
+            RandomZoomOut(p=1),
+            RandomIoUCrop(p=1),
+            RandomHorizontalFlip(),
+            Resize([32, 32]),
+        ],
         mosaic_prob=0.5,
     )
 
@@ -56,7 +64,8 @@ def test_target_has_exactly_the_fields_of_the_contract(tmp_path):
 def test_target_describes_the_image(tmp_path):
     image, target = data_set(tmp_path)[1]
     described = {
-        key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in target.items()
+        key: value.tolist() if isinstance(value, torch.Tensor) else value
+        for key, value in target.items()
     }
     assert described == {
         "boxes": [[4, 5, 12, 14], [14, 5, 22, 14]],
@@ -91,14 +100,20 @@ def test_field_has_the_type_of_the_contract(tmp_path, field, dtype):
 
 def test_pixels_are_those_of_the_file(tmp_path):
     image, _ = data_set(tmp_path)[2]
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(tmp_path / "3.png")))
+    assert np.array_equal(
+        image.permute(1, 2, 0).numpy(), np.array(Image.open(tmp_path / "3.png"))
+    )
 
 
 def test_crowd_regions_are_left_out(tmp_path):
     content = sound_coco()
     content["annotations"][0]["iscrowd"] = 1
     _, target = data_set(tmp_path, content)[0]
-    assert (target["boxes"].tolist(), target["labels"].tolist(), target["area"].tolist()) == (
+    assert (
+        target["boxes"].tolist(),
+        target["labels"].tolist(),
+        target["area"].tolist(),
+    ) == (
         [[14, 5, 22, 14]],
         [1],
         [72],
@@ -109,7 +124,12 @@ def test_image_without_objects_has_an_empty_target(tmp_path):
     content = sound_coco()
     content["annotations"] = content["annotations"][:2]
     _, target = data_set(tmp_path, content)[2]
-    assert (target["boxes"].shape, target["labels"].shape, target["boxes"].dtype, target["labels"].dtype) == (
+    assert (
+        target["boxes"].shape,
+        target["labels"].shape,
+        target["boxes"].dtype,
+        target["labels"].dtype,
+    ) == (
         (0, 4),
         (0,),
         torch.float32,
@@ -118,17 +138,30 @@ def test_image_without_objects_has_an_empty_target(tmp_path):
 
 
 def test_transforms_act(tmp_path):
-    transforms = Compose([Resize([15, 20]), ConvertPILImage(), ConvertBoxes(fmt="cxcywh", normalize=True)])
+    transforms = Compose(
+        [
+            Resize([15, 20]),
+            ConvertPILImage(),
+            ConvertBoxes(fmt="cxcywh", normalize=True),
+        ]
+    )
     image, target = data_set(tmp_path, transforms=transforms)[0]
-    assert (tuple(image.shape), image.dtype, bool(image.max() <= 1)) == ((3, 15, 20), torch.float32, True)
-    assert target["boxes"][0].tolist() == pytest.approx([8 / 40, 9.5 / 30, 8 / 40, 9 / 30])
+    assert (tuple(image.shape), image.dtype, bool(image.max() <= 1)) == (
+        (3, 15, 20),
+        torch.float32,
+        True,
+    )
+    assert target["boxes"][0].tolist() == pytest.approx(
+        [8 / 40, 9.5 / 30, 8 / 40, 9 / 30]
+    )
 
 
 # ---- labels ----
 
 
 @pytest.mark.parametrize(
-    ("ids", "labels"), [((3, 7), [0, 1]), ((0, 1), [0, 1]), ((1, 2), [0, 1]), ((90, 5), [1, 0])]
+    ("ids", "labels"),
+    [((3, 7), [0, 1]), ((0, 1), [0, 1]), ((1, 2), [0, 1]), ((90, 5), [1, 0])],
 )
 def test_labels_are_positions_of_the_sorted_category_ids(tmp_path, ids, labels):
     content = sound_coco()
@@ -156,7 +189,10 @@ def test_remapped_labels_are_positions_in_cocos_80_classes(tmp_path):
         record["category_id"] = 90
     content["categories"][1]["id"] = 90
     data = data_set(tmp_path, content, remap_mscoco_category=True)
-    assert (data[0][1]["labels"].tolist(), data.num_classes) == ([COCO_CATEGORY_IDS.index(3), 79], 80)
+    assert (data[0][1]["labels"].tolist(), data.num_classes) == (
+        [COCO_CATEGORY_IDS.index(3), 79],
+        80,
+    )
 
 
 def test_remap_of_ids_that_coco_has_not_is_refused(tmp_path):
@@ -180,7 +216,12 @@ def test_labels_of_a_trained_model_can_be_taken_over(tmp_path):
     [
         ({}, False, {0: "cat", 1: "dog"}, {0: "cat", 1: "dog"}),
         ({}, True, {3: "cat", 7: "dog"}, {3: "cat", 7: "dog"}),
-        ({"remap_mscoco_category": True}, False, {2: "cat", 6: "dog"}, {3: "cat", 7: "dog"}),
+        (
+            {"remap_mscoco_category": True},
+            False,
+            {2: "cat", 6: "dog"},
+            {3: "cat", 7: "dog"},
+        ),
     ],
     ids=["plain", "category ids", "remap"],
 )
@@ -203,11 +244,35 @@ def test_truth_holds_the_checked_labels(tmp_path):
     content["annotations"][2]["iscrowd"] = 1
     truth = data_set(tmp_path, content).ground_truth()
     assert truth == {
-        "images": [{"id": 1, "width": 40, "height": 30}, {"id": 2, "width": 40, "height": 30}],
+        "images": [
+            {"id": 1, "width": 40, "height": 30},
+            {"id": 2, "width": 40, "height": 30},
+        ],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 5, 4, 9], "area": 72, "iscrowd": 0},
-            {"id": 2, "image_id": 2, "category_id": 0, "bbox": [4, 5, 8, 9], "area": 72, "iscrowd": 1},
-            {"id": 3, "image_id": 2, "category_id": 1, "bbox": [14, 5, 8, 9], "area": 72, "iscrowd": 0},
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 0,
+                "bbox": [0, 5, 4, 9],
+                "area": 72,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": 2,
+                "category_id": 0,
+                "bbox": [4, 5, 8, 9],
+                "area": 72,
+                "iscrowd": 1,
+            },
+            {
+                "id": 3,
+                "image_id": 2,
+                "category_id": 1,
+                "bbox": [14, 5, 8, 9],
+                "area": 72,
+                "iscrowd": 0,
+            },
         ],
         "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
     }
@@ -215,9 +280,15 @@ def test_truth_holds_the_checked_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "as_ids", "ids"),
-    [({}, False, [0, 1]), ({"remap_mscoco_category": True}, False, [3, 7]), ({}, True, [3, 7])],
+    [
+        ({}, False, [0, 1]),
+        ({"remap_mscoco_category": True}, False, [3, 7]),
+        ({}, True, [3, 7]),
+    ],
 )
-def test_truth_has_the_categories_that_detections_carry(tmp_path, settings, as_ids, ids):
+def test_truth_has_the_categories_that_detections_carry(
+    tmp_path, settings, as_ids, ids
+):
     data = data_set(tmp_path, **settings)
     if as_ids:
         data.use_labels(data.labels.category_ids)
@@ -290,7 +361,11 @@ def test_data_set_hands_its_arrays_to_a_worker_without_copying_them(tmp_path):
     data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, draw=False)))
     stream = io.BytesIO()
     ForkingPickler(stream).dump(data)
-    arrays = sum(value.nbytes for value in vars(data.labels).values() if isinstance(value, torch.Tensor))
+    arrays = sum(
+        value.nbytes
+        for value in vars(data.labels).values()
+        if isinstance(value, torch.Tensor)
+    )
     assert (arrays > 150_000, stream.tell() < 10_000) == (True, True)
 
 
@@ -298,7 +373,9 @@ def test_data_set_hands_its_arrays_to_a_worker_without_copying_them(tmp_path):
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="^CocoDetection.img_folder /no/such/folder is not a folder$"):
+    with pytest.raises(
+        ConfigError, match="^CocoDetection.img_folder /no/such/folder is not a folder$"
+    ):
         CocoDetection("/no/such/folder", str(write_coco(tmp_path, sound_coco())))
 
 
@@ -328,8 +405,12 @@ def test_missing_images_are_counted_and_named(tmp_path):
 
 
 def test_many_missing_images_are_counted_and_the_first_named(tmp_path):
-    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, sound_coco(50), draw=False)))
-    with pytest.raises(DataError, match=r"^50 of 50 images of .* '20\.png' \.\.\. and 30 more$"):
+    data = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, sound_coco(50), draw=False))
+    )
+    with pytest.raises(
+        DataError, match=r"^50 of 50 images of .* '20\.png' \.\.\. and 30 more$"
+    ):
         data.check_images_exist()
 
 
@@ -340,7 +421,8 @@ def test_missing_folder_of_images_is_noticed(tmp_path):
     for name in ("1.png", "3.png"):
         (tmp_path / name).touch()
     with pytest.raises(
-        DataError, match=rf"^1 of 3 images of .* do not exist in {tmp_path}: .* 'absent/2.png'$"
+        DataError,
+        match=rf"^1 of 3 images of .* do not exist in {tmp_path}: .* 'absent/2.png'$",
     ):
         data.check_images_exist()
 
@@ -364,7 +446,9 @@ def test_images_in_common_are_those_of_the_same_path(tmp_path):
     data = data_set(tmp_path)
     content = sound_coco(2)
     content["images"][0]["file_name"] = "other.png"
-    other = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, "other.json", draw=False)))
+    other = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, content, "other.json", draw=False))
+    )
     assert data.images.in_common(other.images) == [str(tmp_path / "2.png")]
 
 
@@ -399,11 +483,15 @@ def test_sound_images_are_what_they_would_be_without_bad_ones(tmp_path):
     before = data_set(tmp_path, sound_coco(10), transforms=random_transforms())
     expected = before[5]
     after = with_bad(tmp_path, 3, bad_images=0.1, transforms=random_transforms())
-    assert torch.equal(after[5][0], expected[0]) and torch.equal(after[5][1]["boxes"], expected[1]["boxes"])
+    assert torch.equal(after[5][0], expected[0]) and torch.equal(
+        after[5][1]["boxes"], expected[1]["boxes"]
+    )
 
 
 def test_mosaic_does_without_images_that_cannot_be_read(tmp_path):
-    data = with_bad(tmp_path, *range(1, 10), bad_images=0.9, transforms=Compose([Mosaic(32)]))
+    data = with_bad(
+        tmp_path, *range(1, 10), bad_images=0.9, transforms=Compose([Mosaic(32)])
+    )
     assert int(data.sample(0).info["idx"]) == 0
 
 
@@ -433,7 +521,9 @@ def test_without_a_share_the_first_ends_the_run(tmp_path, share):
 
 
 @pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
-def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_path, given, allowed):
+def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(
+    tmp_path, given, allowed
+):
     data = data_set(tmp_path, bad_images=given)
     data.allow_bad_images()
     assert data.policy.bad_images == allowed
@@ -442,7 +532,9 @@ def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(tmp_p
 @pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
 def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
     data = CocoDetection(
-        str(tmp_path), str(write_coco(tmp_path, sound_coco(count), draw=False)), bad_images=0.001
+        str(tmp_path),
+        str(write_coco(tmp_path, sound_coco(count), draw=False)),
+        bad_images=0.001,
     )
     for index in range(tolerated):
         data.policy.flags.add(index, ImageFlag.UNREADABLE)
@@ -459,7 +551,9 @@ def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
     data.sample(3), data.sample(4)
     data.report_images()
     assert [
-        caplog.text.count(f"image {tmp_path / name} is empty (0 bytes); it is replaced by another image")
+        caplog.text.count(
+            f"image {tmp_path / name} is empty (0 bytes); it is replaced by another image"
+        )
         for name in ("4.png", "5.png")
     ] == [1, 1]
     assert "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)" in caplog.text
@@ -470,12 +564,17 @@ def test_image_that_can_be_read_later_is_told_too(tmp_path, caplog):
     data.sample(3)
     Image.new("RGB", (40, 30)).save(tmp_path / "4.png")
     data.report_images()
-    assert f"image {tmp_path / '4.png'} could not be read at first, but can be now" in caplog.text
+    assert (
+        f"image {tmp_path / '4.png'} could not be read at first, but can be now"
+        in caplog.text
+    )
 
 
 def test_ranks_count_bad_images_together(tmp_path):
     def work() -> str:
-        data = CocoDetection(str(tmp_path), str(tmp_path / "labels.json"), bad_images=0.1)
+        data = CocoDetection(
+            str(tmp_path), str(tmp_path / "labels.json"), bad_images=0.1
+        )
         data.sample(3 + rank())
         with pytest.raises(DataError) as caught:
             data.report_images()
@@ -489,7 +588,8 @@ def test_ranks_count_bad_images_together(tmp_path):
 @pytest.mark.parametrize("share", [-0.1, 1])
 def test_share_out_of_range_is_refused(tmp_path, share):
     with pytest.raises(
-        ConfigError, match=f"^CocoDetection.bad_images is {share}, expected a fraction from 0 to below 1$"
+        ConfigError,
+        match=f"^CocoDetection.bad_images is {share}, expected a fraction from 0 to below 1$",
     ):
         data_set(tmp_path, bad_images=share)
 
@@ -506,7 +606,8 @@ def test_image_that_vanished_later_is_named(tmp_path):
     data = data_set(tmp_path)
     os.remove(tmp_path / "2.png")
     with pytest.raises(
-        DataError, match=f"^image {tmp_path}/2.png cannot be read: No such file or directory$"
+        DataError,
+        match=f"^image {tmp_path}/2.png cannot be read: No such file or directory$",
     ):
         data[1]
 
@@ -515,6 +616,7 @@ def test_image_of_another_size_than_its_labels_is_named(tmp_path):
     data = data_set(tmp_path)
     Image.new("RGB", (41, 30)).save(tmp_path / "2.png")
     with pytest.raises(
-        DataError, match=f"^image {tmp_path}/2.png has 41 x 30 pixels but its labels were made for 40 x 30$"
+        DataError,
+        match=f"^image {tmp_path}/2.png has 41 x 30 pixels but its labels were made for 40 x 30$",
     ):
         data[1]

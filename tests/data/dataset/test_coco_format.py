@@ -23,11 +23,18 @@ def faults(folder: Path, content) -> str:
     """Return what is said about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
-    return str(caught.value).replace(str(folder / "labels.json"), "labels.json").removesuffix(CHECK_HINT)
+    return (
+        str(caught.value)
+        .replace(str(folder / "labels.json"), "labels.json")
+        .removesuffix(CHECK_HINT)
+    )
 
 
 def notes(labels) -> list[str]:
-    return [line.replace(str(labels.path), "labels.json") for line in labels.findings.describe()]
+    return [
+        line.replace(str(labels.path), "labels.json")
+        for line in labels.findings.describe()
+    ]
 
 
 def coco(**changes):
@@ -46,7 +53,12 @@ def large_coco(boxes: int, per_image: int = 10):
     count = boxes // per_image
     return {
         "images": [
-            {"id": 7 * i + 3, "file_name": f"folder/image_{i:06}.jpg", "width": 640, "height": 480}
+            {
+                "id": 7 * i + 3,
+                "file_name": f"folder/image_{i:06}.jpg",
+                "width": 640,
+                "height": 480,
+            }
             for i in range(count)
         ],
         "annotations": [
@@ -69,7 +81,10 @@ def large_coco(boxes: int, per_image: int = 10):
 
 
 def test_boxes_become_corners(tmp_path):
-    assert load(tmp_path, sound_coco(1)).boxes.tolist() == [[4, 5, 12, 14], [14, 5, 22, 14]]
+    assert load(tmp_path, sound_coco(1)).boxes.tolist() == [
+        [4, 5, 12, 14],
+        [14, 5, 22, 14],
+    ]
 
 
 def test_category_ids_with_gaps_become_their_positions(tmp_path):
@@ -103,7 +118,9 @@ def test_unused_category_keeps_its_place(tmp_path):
 def test_any_category_ids_will_do(tmp_path, ids):
     content = sound_coco(1)
     for k, category in enumerate(ids):
-        content["categories"][k]["id"] = content["annotations"][k]["category_id"] = category
+        content["categories"][k]["id"] = content["annotations"][k]["category_id"] = (
+            category
+        )
     assert load(tmp_path, content).categories.tolist() == [0, 1]
 
 
@@ -112,7 +129,11 @@ def test_boxes_belong_to_their_images_whatever_their_order(tmp_path):
     content["annotations"] = [content["annotations"][i] for i in (5, 0, 3, 1, 4, 2)]
     content["annotations"][0]["bbox"][0] = 9.0
     labels = load(tmp_path, content)
-    assert [labels.boxes[labels.rows(i), 0].tolist() for i in range(3)] == [[4, 14], [14, 4], [9, 4]]
+    assert [labels.boxes[labels.rows(i), 0].tolist() for i in range(3)] == [
+        [4, 14],
+        [14, 4],
+        [9, 4],
+    ]
 
 
 def test_image_without_objects_is_kept(tmp_path):
@@ -132,13 +153,24 @@ def test_file_without_any_object_is_sound(tmp_path):
 def test_image_ids_sizes_and_names_are_kept(tmp_path):
     content = coco(images=(1, {"width": 50, "file_name": "sub/größe 猫.png"}))
     labels = load(tmp_path, content)
-    assert (labels.image_ids.tolist(), labels.sizes.tolist()) == ([1, 2, 3], [[40, 30], [50, 30], [40, 30]])
-    assert [labels.file_name(i) for i in range(3)] == ["1.png", "sub/größe 猫.png", "3.png"]
+    assert (labels.image_ids.tolist(), labels.sizes.tolist()) == (
+        [1, 2, 3],
+        [[40, 30], [50, 30], [40, 30]],
+    )
+    assert [labels.file_name(i) for i in range(3)] == [
+        "1.png",
+        "sub/größe 猫.png",
+        "3.png",
+    ]
 
 
-@pytest.mark.parametrize(("value", "crowd"), [(0, False), (1, True), (None, False), (..., False)])
+@pytest.mark.parametrize(
+    ("value", "crowd"), [(0, False), (1, True), (None, False), (..., False)]
+)
 def test_crowd_mark_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
-    assert load(tmp_path, coco(annotations=(2, {"iscrowd": value}))).crowds.tolist() == [
+    assert load(
+        tmp_path, coco(annotations=(2, {"iscrowd": value}))
+    ).crowds.tolist() == [
         False,
         False,
         crowd,
@@ -158,23 +190,26 @@ def test_sound_file_leaves_no_notes(tmp_path):
 
 def test_fields_that_detection_does_not_use_may_hold_anything(tmp_path):
     content = coco(
-        annotations=(1, {"segmentation": {"counts": "x"}, "score": None}), images=(0, {"license": "x"})
+        annotations=(1, {"segmentation": {"counts": "x"}, "score": None}),
+        images=(0, {"license": "x"}),
     )
     content["info"] = [1, {"x": None}]
     assert len(load(tmp_path, content).boxes) == 6
 
 
 def test_byte_order_mark_is_accepted(tmp_path):
-    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(sound_coco()).encode())
+    (tmp_path / "labels.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(sound_coco()).encode()
+    )
     assert len(load_coco(tmp_path / "labels.json").boxes) == 6
 
 
 def test_largest_ids_are_kept(tmp_path):
     largest = (1 << 63) - 1
     content = sound_coco(1)
-    content["images"][0]["id"] = content["annotations"][0]["image_id"] = content["annotations"][1][
-        "image_id"
-    ] = largest
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = content[
+        "annotations"
+    ][1]["image_id"] = largest
     assert load(tmp_path, content).image_ids.tolist() == [largest]
 
 
@@ -202,7 +237,11 @@ def test_hundred_thousand_boxes_take_less_than_four_megabytes(large_labels):
 
 
 def test_what_is_no_array_does_not_grow_with_the_boxes(large_labels):
-    rest = {name: value for name, value in vars(large_labels).items() if not isinstance(value, torch.Tensor)}
+    rest = {
+        name: value
+        for name, value in vars(large_labels).items()
+        if not isinstance(value, torch.Tensor)
+    }
     assert len(str(rest)) < 10_000
 
 
@@ -224,11 +263,15 @@ def test_area_of_null_counts_as_missing(tmp_path):
 
 
 def test_computed_area_is_that_of_the_part_inside(tmp_path):
-    labels = load(tmp_path, coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...})))
+    labels = load(
+        tmp_path, coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...}))
+    )
     assert labels.areas[0] == 50
 
 
-@pytest.mark.parametrize("box", [[1, 2, 0, 4], [1, 2, 3, 0], [1, 2, -5, 4], [1, 2, 0, 0], [10, 10, 1e-9, 5]])
+@pytest.mark.parametrize(
+    "box", [[1, 2, 0, 4], [1, 2, 3, 0], [1, 2, -5, 4], [1, 2, 0, 0], [10, 10, 1e-9, 5]]
+)
 def test_box_without_area_is_dropped_and_counted_with_its_id(tmp_path, box):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": box})))
     assert labels.starts.tolist() == [0, 2, 3, 5]
@@ -261,9 +304,9 @@ def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(tm
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [1e9, 1e39, 1e308])
 def test_box_of_absurd_size_is_clipped(tmp_path, size):
-    assert load(tmp_path, coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...}))).boxes[
-        2
-    ].tolist() == [30, 20, 40, 30]
+    assert load(
+        tmp_path, coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...}))
+    ).boxes[2].tolist() == [30, 20, 40, 30]
 
 
 def test_few_boxes_outside_are_dropped_and_counted_with_their_ids(tmp_path):
@@ -283,7 +326,10 @@ def test_more_than_one_percent_of_boxes_outside_is_refused(tmp_path, outside, re
     content = large_coco(1000)
     for record in content["annotations"][:outside]:
         record["bbox"] = [700, 10, 5, 5]
-    assert isinstance(inspect_coco(write_coco(tmp_path, content, draw=False)), Findings) is refused
+    assert (
+        isinstance(inspect_coco(write_coco(tmp_path, content, draw=False)), Findings)
+        is refused
+    )
 
 
 def test_corners_taken_for_sizes_are_suspected(tmp_path):
@@ -301,7 +347,9 @@ def test_annotation_ids_used_twice_are_counted(tmp_path):
     labels = load(tmp_path, coco(annotations=(2, {"id": 1})))
     assert (len(labels.boxes), notes(labels)) == (
         6,
-        ["labels.json: annotation ids used more than once: 1 (first: annotations[2] (id 1))"],
+        [
+            "labels.json: annotation ids used more than once: 1 (first: annotations[2] (id 1))"
+        ],
     )
 
 
@@ -323,20 +371,44 @@ def test_category_name_used_twice_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"category_id": 5}, "annotations[2] (id 3): category_id 5 is unknown; known ids: 3, 7"),
-        ({"category_id": 3.5}, "annotations[2] (id 3): category_id is 3.5, expected a non-negative integer"),
-        ({"category_id": "3"}, "annotations[2] (id 3): category_id is '3', expected a non-negative integer"),
+        (
+            {"category_id": 5},
+            "annotations[2] (id 3): category_id 5 is unknown; known ids: 3, 7",
+        ),
+        (
+            {"category_id": 3.5},
+            "annotations[2] (id 3): category_id is 3.5, expected a non-negative integer",
+        ),
+        (
+            {"category_id": "3"},
+            "annotations[2] (id 3): category_id is '3', expected a non-negative integer",
+        ),
         (
             {"category_id": True},
             "annotations[2] (id 3): category_id is True, expected a non-negative integer",
         ),
-        ({"category_id": ...}, 'annotations[2] (id 3): no "category_id", expected a non-negative integer'),
-        ({"image_id": 99}, "annotations[2] (id 3): image_id 99 is not among the images"),
-        ({"image_id": "1"}, "annotations[2] (id 3): image_id is '1', expected a non-negative integer"),
-        ({"image_id": ...}, 'annotations[2] (id 3): no "image_id", expected a non-negative integer'),
+        (
+            {"category_id": ...},
+            'annotations[2] (id 3): no "category_id", expected a non-negative integer',
+        ),
+        (
+            {"image_id": 99},
+            "annotations[2] (id 3): image_id 99 is not among the images",
+        ),
+        (
+            {"image_id": "1"},
+            "annotations[2] (id 3): image_id is '1', expected a non-negative integer",
+        ),
+        (
+            {"image_id": ...},
+            'annotations[2] (id 3): no "image_id", expected a non-negative integer',
+        ),
         ({"id": "3"}, "annotations[2]: id is '3', expected a non-negative integer"),
         ({"id": ...}, 'annotations[2]: no "id", expected a non-negative integer'),
-        ({"id": 1 << 63}, "annotations[2]: id is 9223372036854775808, expected a non-negative integer"),
+        (
+            {"id": 1 << 63},
+            "annotations[2]: id is 9223372036854775808, expected a non-negative integer",
+        ),
         (
             {"bbox": [1, 2, 3]},
             "annotations[2] (id 3): bbox is [1, 2, 3], expected four numbers [x, y, width, height]",
@@ -353,34 +425,63 @@ def test_category_name_used_twice_is_counted(tmp_path):
             {"bbox": [1, 2, float("inf"), 4]},
             "annotations[2] (id 3): bbox is [1, 2, inf, 4], expected four numbers [x, y, width, height]",
         ),
-        ({"bbox": None}, "annotations[2] (id 3): bbox is None, expected four numbers [x, y, width, height]"),
+        (
+            {"bbox": None},
+            "annotations[2] (id 3): bbox is None, expected four numbers [x, y, width, height]",
+        ),
         (
             {"bbox": {"x": 1}},
             "annotations[2] (id 3): bbox is {'x': 1}, expected four numbers [x, y, width, height]",
         ),
-        ({"bbox": ...}, 'annotations[2] (id 3): no "bbox", expected four numbers [x, y, width, height]'),
-        ({"area": "x"}, "annotations[2] (id 3): area is 'x', expected a non-negative number"),
-        ({"area": -1}, "annotations[2] (id 3): area is -1, expected a non-negative number"),
-        ({"area": float("nan")}, "annotations[2] (id 3): area is nan, expected a non-negative number"),
+        (
+            {"bbox": ...},
+            'annotations[2] (id 3): no "bbox", expected four numbers [x, y, width, height]',
+        ),
+        (
+            {"area": "x"},
+            "annotations[2] (id 3): area is 'x', expected a non-negative number",
+        ),
+        (
+            {"area": -1},
+            "annotations[2] (id 3): area is -1, expected a non-negative number",
+        ),
+        (
+            {"area": float("nan")},
+            "annotations[2] (id 3): area is nan, expected a non-negative number",
+        ),
         ({"iscrowd": 2}, "annotations[2] (id 3): iscrowd is 2, expected 0 or 1"),
         ({"iscrowd": "0"}, "annotations[2] (id 3): iscrowd is '0', expected 0 or 1"),
     ],
 )
 def test_faulty_annotation_is_named_with_its_place_id_and_key(tmp_path, change, fault):
-    assert faults(tmp_path, coco(annotations=(2, change))) == f"labels.json has 1 fault: {fault}"
+    assert (
+        faults(tmp_path, coco(annotations=(2, change)))
+        == f"labels.json has 1 fault: {fault}"
+    )
 
 
 @pytest.mark.parametrize(
-    "junk", [b'"\xb2"', b"9" * 5000, b"[" * 5000 + b"]" * 5000], ids=["no UTF-8", "digits", "nested"]
+    "junk",
+    [b'"\xb2"', b"9" * 5000, b"[" * 5000 + b"]" * 5000],
+    ids=["no UTF-8", "digits", "nested"],
 )
 def test_record_that_no_parser_reads_is_named(tmp_path, junk):
-    raw = json.dumps(coco(annotations=(2, {"image_id": "?"}))).encode().replace(b'"?"', junk)
+    raw = (
+        json.dumps(coco(annotations=(2, {"image_id": "?"})))
+        .encode()
+        .replace(b'"?"', junk)
+    )
     (tmp_path / "labels.json").write_bytes(raw)
-    with pytest.raises(DataError, match=r"labels\.json (has 1 fault: annotations\[2\]|is not valid JSON)"):
+    with pytest.raises(
+        DataError,
+        match=r"labels\.json (has 1 fault: annotations\[2\]|is not valid JSON)",
+    ):
         load_coco(tmp_path / "labels.json")
 
 
-def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(tmp_path, monkeypatch):
+def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(coco_records, "BLOCK", 4)
     content = large_coco(20)
     content["annotations"][9] |= {"bbox": None, "segmentation": None}
@@ -413,8 +514,14 @@ def test_long_value_is_shown_in_part(tmp_path):
             "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; names are relative to the image folder",
         ),
         ({"file_name": ""}, "images[2] (id 3): file_name is '', expected a file name"),
-        ({"width": 0}, "images[2] (id 3): size is 0 x 30, expected positive integers (pixels)"),
-        ({"height": -3}, "images[2] (id 3): size is 40 x -3, expected positive integers (pixels)"),
+        (
+            {"width": 0},
+            "images[2] (id 3): size is 0 x 30, expected positive integers (pixels)",
+        ),
+        (
+            {"height": -3},
+            "images[2] (id 3): size is 40 x -3, expected positive integers (pixels)",
+        ),
     ],
 )
 def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
@@ -432,9 +539,18 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
         ({"id": ...}, 'images[2]: no "id", expected a non-negative integer'),
         ({"file_name": ...}, 'images[2] (id 3): no "file_name", expected a file name'),
         ({"file_name": 5}, "images[2] (id 3): file_name is 5, expected a file name"),
-        ({"width": "40"}, "images[2] (id 3): width is '40', expected a positive integer (pixels)"),
-        ({"height": 30.5}, "images[2] (id 3): height is 30.5, expected a positive integer (pixels)"),
-        ({"height": ...}, 'images[2] (id 3): no "height", expected a positive integer (pixels)'),
+        (
+            {"width": "40"},
+            "images[2] (id 3): width is '40', expected a positive integer (pixels)",
+        ),
+        (
+            {"height": 30.5},
+            "images[2] (id 3): height is 30.5, expected a positive integer (pixels)",
+        ),
+        (
+            {"height": ...},
+            'images[2] (id 3): no "height", expected a positive integer (pixels)',
+        ),
     ],
 )
 def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault):
@@ -457,9 +573,12 @@ def test_faulty_category_is_named(tmp_path, change, fault):
 
 
 def test_negative_category_id_is_named_with_its_annotation(tmp_path):
-    message = "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
+    message = (
+        "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
+    )
     assert (
-        faults(tmp_path, coco(annotations=(2, {"category_id": -1}))) == f"labels.json has 1 fault: {message}"
+        faults(tmp_path, coco(annotations=(2, {"category_id": -1})))
+        == f"labels.json has 1 fault: {message}"
     )
 
 
@@ -480,7 +599,9 @@ def test_faults_of_several_records_are_listed_at_once(tmp_path):
 def test_place_is_that_in_the_file_even_after_faulty_records(tmp_path):
     content = coco(annotations=(0, {"bbox": None}))
     content["annotations"][4]["category_id"] = 8
-    assert "annotations[4] (id 5): category_id 8 is unknown" in faults(tmp_path, content)
+    assert "annotations[4] (id 5): category_id 8 is unknown" in faults(
+        tmp_path, content
+    )
 
 
 def test_many_faults_are_counted_and_the_first_shown(tmp_path):
@@ -499,7 +620,9 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 def test_record_that_is_no_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
-    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(tmp_path, content)
+    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(
+        tmp_path, content
+    )
 
 
 # ---- faults of the file ----
@@ -507,7 +630,13 @@ def test_record_that_is_no_object_is_named(tmp_path, part):
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
 @pytest.mark.parametrize(
-    ("value", "text"), [(..., "is missing"), (None, "is a NoneType"), ({}, "is a dict"), ("x", "is a str")]
+    ("value", "text"),
+    [
+        (..., "is missing"),
+        (None, "is a NoneType"),
+        ({}, "is a dict"),
+        ("x", "is a str"),
+    ],
 )
 def test_list_that_is_missing_is_named(tmp_path, part, value, text):
     content = sound_coco()
@@ -524,7 +653,10 @@ def test_list_that_is_missing_is_named(tmp_path, part, value, text):
 def test_list_without_records_is_refused(tmp_path, part):
     content = sound_coco()
     content[part] = content["annotations"] = []
-    assert faults(tmp_path, json.dumps(content)) == f"labels.json has 1 fault: {part} is empty"
+    assert (
+        faults(tmp_path, json.dumps(content))
+        == f"labels.json has 1 fault: {part} is empty"
+    )
 
 
 def test_truncated_file_is_refused_with_line_and_column(tmp_path):
@@ -540,12 +672,15 @@ def test_truncated_file_is_refused_with_line_and_column(tmp_path):
 @pytest.mark.parametrize("raw", [b"", b" \n\t "])
 def test_empty_file_is_refused(tmp_path, raw):
     (tmp_path / "labels.json").write_bytes(raw)
-    with pytest.raises(DataError, match="labels.json is not valid JSON: the file is empty$"):
+    with pytest.raises(
+        DataError, match="labels.json is not valid JSON: the file is empty$"
+    ):
         load_coco(tmp_path / "labels.json")
 
 
 @pytest.mark.parametrize(
-    ("raw", "kind"), [(b"null", "NoneType"), (b"[]", "list"), (b"3", "int"), (b'"x"', "str")]
+    ("raw", "kind"),
+    [(b"null", "NoneType"), (b"[]", "list"), (b"3", "int"), (b'"x"', "str")],
 )
 def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
     (tmp_path / "labels.json").write_bytes(raw)
@@ -574,13 +709,16 @@ def test_file_that_is_no_json_is_refused(tmp_path, raw, reason):
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(
-        DataError, match="^annotation file .*/absent.json cannot be read: No such file or directory$"
+        DataError,
+        match="^annotation file .*/absent.json cannot be read: No such file or directory$",
     ):
         load_coco(tmp_path / "absent.json")
 
 
 def test_folder_in_place_of_the_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="^annotation file .* cannot be read: Is a directory$"):
+    with pytest.raises(
+        DataError, match="^annotation file .* cannot be read: Is a directory$"
+    ):
         load_coco(tmp_path)
 
 
@@ -591,7 +729,9 @@ def test_garbled_files_are_read_or_refused_by_name(tmp_path, seed):
     for _ in range(300):
         garbled = bytearray(raw)
         for _ in range(rng.integers(1, 4)):
-            garbled[rng.integers(len(garbled))] = rng.choice(list(b'0123456789-.e"[]{},: nulltrue'))
+            garbled[rng.integers(len(garbled))] = rng.choice(
+                list(b'0123456789-.e"[]{},: nulltrue')
+            )
         (tmp_path / "labels.json").write_bytes(garbled)
         try:
             load_coco(tmp_path / "labels.json")
@@ -603,7 +743,16 @@ def test_garbled_files_are_read_or_refused_by_name(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "sub/folder/a.jpg", "a..b.jpg", "..a.jpg", "ü ü.jpg", "a:b.jpg", "~/a.jpg"]
+    "name",
+    [
+        "a.jpg",
+        "sub/folder/a.jpg",
+        "a..b.jpg",
+        "..a.jpg",
+        "ü ü.jpg",
+        "a:b.jpg",
+        "~/a.jpg",
+    ],
 )
 def test_name_inside_the_folder_is_safe(name):
     assert unsafe_file_name(name) is None
@@ -612,12 +761,18 @@ def test_name_inside_the_folder_is_safe(name):
 @pytest.mark.parametrize(
     ("reason", "names"),
     [
-        ("which leaves the image folder", ["../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", ".."]),
+        (
+            "which leaves the image folder",
+            ["../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", ".."],
+        ),
         (
             "which is an absolute path; names are relative to the image folder",
             ["/etc/passwd", "C:\\a.jpg", "c:/a.jpg", "\\\\host\\share"],
         ),
-        ("which is an address; images must lie in the image folder", ["http://a/b.jpg", "file:///a.jpg"]),
+        (
+            "which is an address; images must lie in the image folder",
+            ["http://a/b.jpg", "file:///a.jpg"],
+        ),
         ("which contains a control character", ["a\0b", "a\nb", "\x1b[2J"]),
         ("which is longer than a path can be", ["x" * 5000]),
         ("expected a file name", ["", None, 5]),

@@ -19,7 +19,8 @@ def write(folder, content) -> str:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"categories": []}, {"annotations": None}, {"annotations": [{"broken": 1}]}]
+    "more",
+    [{}, {"categories": []}, {"annotations": None}, {"annotations": [{"broken": 1}]}],
 )
 def test_annotations_and_categories_may_be_missing_or_broken(tmp_path, more):
     images = load_coco_images(write(tmp_path, {"images": IMAGES, **more}))
@@ -33,9 +34,18 @@ def test_annotations_and_categories_may_be_missing_or_broken(tmp_path, more):
         ({"images": {}}, '"images" is a dict, expected a list'),
         ([], "contains a list, expected an object with a list images"),
         ({"images": []}, "images is empty"),
-        ({"images": [{**IMAGES[0], "id": "x"}]}, "images[0]: id is 'x', expected a non-negative integer"),
-        ({"images": [IMAGES[0], {**IMAGES[1], "id": IMAGES[0]["id"]}]}, "this id is used twice"),
-        ({"images": [{**IMAGES[0], "file_name": "../a.jpg"}]}, "which leaves the image folder"),
+        (
+            {"images": [{**IMAGES[0], "id": "x"}]},
+            "images[0]: id is 'x', expected a non-negative integer",
+        ),
+        (
+            {"images": [IMAGES[0], {**IMAGES[1], "id": IMAGES[0]["id"]}]},
+            "this id is used twice",
+        ),
+        (
+            {"images": [{**IMAGES[0], "file_name": "../a.jpg"}]},
+            "which leaves the image folder",
+        ),
     ],
 )
 def test_what_is_wrong_with_images_is_told(tmp_path, content, text):

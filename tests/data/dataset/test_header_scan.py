@@ -10,7 +10,15 @@ from PIL import Image
 from src.data.dataset import header_scan
 from src.data.dataset.decoding import ImageChangedError
 from src.data.dataset.duplicate_images import find_duplicates
-from src.data.dataset.header_scan import BYTES, CHANGED, HEIGHT, UNKNOWN, WIDTH, scan_images, sizes_of_files
+from src.data.dataset.header_scan import (
+    BYTES,
+    CHANGED,
+    HEIGHT,
+    UNKNOWN,
+    WIDTH,
+    scan_images,
+    sizes_of_files,
+)
 from tests.fixtures.processes import on_ranks
 
 
@@ -20,7 +28,10 @@ def paths(tmp_path) -> list[str]:
     for index in range(5):
         Image.new("L", (20, 10), index).save(tmp_path / f"{index}.png")
     (tmp_path / "empty.png").touch()
-    return [str(tmp_path / name) for name in (*(f"{i}.png" for i in range(5)), "empty.png", "none.png")]
+    return [
+        str(tmp_path / name)
+        for name in (*(f"{i}.png" for i in range(5)), "empty.png", "none.png")
+    ]
 
 
 SIZES = np.tile([[20, 10]], (7, 1))
@@ -37,23 +48,31 @@ def test_files_that_have_not_changed_are_not_opened_again(paths, tmp_path, monke
     first = scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     os.utime(paths[2], (1, 1))
     opened, ordinary = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda file: (opened.append(file.name), ordinary(file))[1])
+    monkeypatch.setattr(
+        Image, "open", lambda file: (opened.append(file.name), ordinary(file))[1]
+    )
     second = scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     assert opened == [paths[2]]
-    assert np.array_equal(np.delete(first.rows, CHANGED, 1), np.delete(second.rows, CHANGED, 1))
+    assert np.array_equal(
+        np.delete(first.rows, CHANGED, 1), np.delete(second.rows, CHANGED, 1)
+    )
 
 
 def test_changes_since_an_earlier_run_are_told(paths, tmp_path, caplog):
     scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     os.utime(paths[2], (1, 1))
     scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
-    assert caplog.messages == [f"1 images have changed since a run began in this folder (first: {paths[2]})"]
+    assert caplog.messages == [
+        f"1 images have changed since a run began in this folder (first: {paths[2]})"
+    ]
 
 
 @pytest.mark.parametrize("raw", [b"", b"PK\3\4nonsense", "another list"])
 def test_cache_that_does_not_fit_is_no_cache(paths, tmp_path, raw):
     cache = tmp_path / "cache.npz"
-    scan_images(paths[:4], SIZES[:4], cache) if isinstance(raw, str) else cache.write_bytes(raw)
+    scan_images(paths[:4], SIZES[:4], cache) if isinstance(
+        raw, str
+    ) else cache.write_bytes(raw)
     assert scan_images(paths[:5], SIZES[:5], cache).rows[:, WIDTH].tolist() == [20] * 5
 
 
@@ -62,7 +81,11 @@ def test_ranks_share_the_work_and_know_the_same(paths, monkeypatch):
         seen = []
         ordinary = header_scan._row
         monkeypatch.setattr(
-            header_scan, "_row", lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[1]
+            header_scan,
+            "_row",
+            lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[
+                1
+            ],
         )
         return scan_images(paths[:5], SIZES[:5]).rows.tolist(), seen
 
@@ -79,7 +102,10 @@ def test_copy_on_another_machine_may_be_younger_but_not_longer(paths, monkeypatc
     os.utime(paths[0], (1, 1))
     scan.rows[1, BYTES] += 1
     for index in (0, 1):
-        with pytest.raises(ImageChangedError, match=f"^image {paths[index]} has changed since the run began"):
+        with pytest.raises(
+            ImageChangedError,
+            match=f"^image {paths[index]} has changed since the run began",
+        ):
             scan.check_unchanged(index, os.stat(paths[index]))
 
 
@@ -90,7 +116,9 @@ def test_times_of_change_may_be_rounded(paths):
     scan.check_unchanged(0, os.stat(paths[0]))
 
 
-def test_too_many_open_files_are_not_taken_for_images_that_cannot_be_read(paths, monkeypatch):
+def test_too_many_open_files_are_not_taken_for_images_that_cannot_be_read(
+    paths, monkeypatch
+):
     def refuse(*_, **__):
         raise OSError(24, "Too many open files")
 
@@ -109,9 +137,17 @@ def test_twins_are_confirmed_by_content_and_beyond_the_limit_counted(paths, tmp_
         (tmp_path / f"{name}.png").write_bytes(Path(paths[0]).read_bytes())
     first, second = (
         scan_images(files, SIZES[: len(files)])
-        for files in ([*paths[:4], paths[1], str(tmp_path / "5.png")], [str(tmp_path / "6.png"), paths[3]])
+        for files in (
+            [*paths[:4], paths[1], str(tmp_path / "5.png")],
+            [str(tmp_path / "6.png"), paths[3]],
+        )
     )
     twins = find_duplicates([first, second])
-    assert twins.within(0) == [[paths[0], str(tmp_path / "5.png")]] and twins.within(1) == []
-    assert twins.shared() == [[paths[0], str(tmp_path / "5.png"), str(tmp_path / "6.png")]]
+    assert (
+        twins.within(0) == [[paths[0], str(tmp_path / "5.png")]]
+        and twins.within(1) == []
+    )
+    assert twins.shared() == [
+        [paths[0], str(tmp_path / "5.png"), str(tmp_path / "6.png")]
+    ]
     assert find_duplicates([first, second], limit=0).unread > 0

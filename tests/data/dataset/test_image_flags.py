@@ -18,10 +18,16 @@ def test_image_may_bear_several_marks():
 def test_news_are_told_once():
     marks = ImageFlags(4)
     marks.add(2, ImageFlag.CMYK)
-    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.CMYK)) == ([2], [])
+    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.CMYK)) == (
+        [2],
+        [],
+    )
     marks.add(1, ImageFlag.CMYK)
     marks.add(2, ImageFlag.ROTATED)
-    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.ROTATED)) == ([1], [2])
+    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.ROTATED)) == (
+        [1],
+        [2],
+    )
 
 
 def test_marks_of_another_process_are_seen():

@@ -6,19 +6,25 @@ from PIL import Image
 from src.data.dataset.image_names import FileIndex, find_image_files, is_image_file
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.jfif", "a.avif", "a.tga", "a.heic", "a.jpe"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.JPG", "a.jfif", "a.avif", "a.tga", "a.heic", "a.jpe"]
+)
 def test_a_known_suffix_is_enough(tmp_path, name):
     (tmp_path / name).touch()
     assert is_image_file(tmp_path / name)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]
+)
 def test_an_unknown_suffix_is_looked_behind(tmp_path, kind):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.picture", kind)
     assert is_image_file(tmp_path / "a.picture")
 
 
-@pytest.mark.parametrize("content", [b"", b"BM", b"text", b"\x89PNX", b"<html>", b"P", b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "content", [b"", b"BM", b"text", b"\x89PNX", b"<html>", b"P", b"PK\x03\x04"]
+)
 def test_other_files_are_no_images(tmp_path, content):
     (tmp_path / "a.picture").write_bytes(content)
     assert not is_image_file(tmp_path / "a.picture")
@@ -46,7 +52,15 @@ def test_a_folder_gives_its_images_and_counts_what_is_left_out(tmp_path):
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "deep").mkdir()
-    for name in ("a.jpg", "café.png", "deep/b.jpg", "same.jpg", "deep/same.jpg", "Two.jpg", "two.JPG"):
+    for name in (
+        "a.jpg",
+        "café.png",
+        "deep/b.jpg",
+        "same.jpg",
+        "deep/same.jpg",
+        "Two.jpg",
+        "two.JPG",
+    ):
         (tmp_path / name).touch()
     return FileIndex(tmp_path)
 
@@ -70,13 +84,16 @@ def test_a_name_that_plainly_means_one_file_is_understood(files, name, meant):
     assert files.meant_by(name) == meant
 
 
-@pytest.mark.parametrize("name", ["c.jpg", "a.png", "elsewhere/same.bmp", "TWO.jpg", "", "/", "x/../.."])
+@pytest.mark.parametrize(
+    "name", ["c.jpg", "a.png", "elsewhere/same.bmp", "TWO.jpg", "", "/", "x/../.."]
+)
 def test_a_name_that_means_none_or_several_is_not(files, name):
     assert files.meant_by(name) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "similar"), [("a.png", "a.jpg"), ("cafe.png", "café.png"), ("xyz.jpg", None)]
+    ("name", "similar"),
+    [("a.png", "a.jpg"), ("cafe.png", "café.png"), ("xyz.jpg", None)],
 )
 def test_a_similar_name_is_a_suggestion_alone(files, name, similar):
     assert files.similar_to(name) == similar

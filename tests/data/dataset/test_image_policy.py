@@ -14,12 +14,16 @@ from src.data.dataset.listed_images import ListedImages
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
-def policy(folder: Path, bad_images: float | None = None, *, empty: tuple[int, ...] = ()) -> ImagePolicy:
+def policy(
+    folder: Path, bad_images: float | None = None, *, empty: tuple[int, ...] = ()
+) -> ImagePolicy:
     """Return the policy of ten images, some of which are empty files."""
     labels = load_coco(write_coco(folder, sound_coco(10)))
     for index in empty:
         (folder / labels.file_name(index)).write_bytes(b"")
-    return ImagePolicy(ListedImages(labels, folder, follow_links=False, watch=True), bad_images)
+    return ImagePolicy(
+        ListedImages(labels, folder, follow_links=False, watch=True), bad_images
+    )
 
 
 def test_a_sound_image_is_returned_itself(tmp_path):

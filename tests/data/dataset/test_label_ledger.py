@@ -33,7 +33,17 @@ def test_the_table_adds_up_and_names_no_reason_without_a_box(ledger):
 
 def test_columns_stand_below_each_other(ledger):
     ends = {line.rstrip(" %").rfind(" ") for line in ledger.lines() if "%" not in line}
-    assert len({len(line.split("  %")[0]) for line in ledger.lines() if "usable" not in line}) == 1 and ends
+    assert (
+        len(
+            {
+                len(line.split("  %")[0])
+                for line in ledger.lines()
+                if "usable" not in line
+            }
+        )
+        == 1
+        and ends
+    )
 
 
 def test_losing_up_to_half_is_no_fault(ledger):
@@ -42,8 +52,12 @@ def test_losing_up_to_half_is_no_fault(ledger):
     ledger.raise_if_mostly_lost()
 
 
-@pytest.mark.parametrize(("cause", "advice"), [("box", "dataset.box_order"), ("size", "eval_spatial_size")])
-def test_losing_more_than_half_is_one_with_what_helps_against_the_main_reason(ledger, cause, advice):
+@pytest.mark.parametrize(
+    ("cause", "advice"), [("box", "dataset.box_order"), ("size", "eval_spatial_size")]
+)
+def test_losing_more_than_half_is_one_with_what_helps_against_the_main_reason(
+    ledger, cause, advice
+):
     ledger.add("lost to a test", 600, "lost", cause)
     with pytest.raises(DataError) as caught:
         ledger.raise_if_mostly_lost()
@@ -61,4 +75,8 @@ def test_what_a_file_leaves_out_on_purpose_is_no_loss():
 
 
 def test_a_file_without_boxes_has_no_share():
-    assert [line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()] == ["boxes", "0", "0"]
+    assert [line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()] == [
+        "boxes",
+        "0",
+        "0",
+    ]

@@ -13,20 +13,28 @@ from tests.fixtures.coco_files import sound_coco, write_coco
 
 def images_of(folder: Path, count: int = 3) -> ListedImages:
     return ListedImages(
-        load_coco(write_coco(folder, sound_coco(count))), folder, follow_links=False, watch=True
+        load_coco(write_coco(folder, sound_coco(count))),
+        folder,
+        follow_links=False,
+        watch=True,
     )
 
 
 def test_images_have_a_path_a_size_and_a_description(tmp_path):
     images = images_of(tmp_path)
-    assert (images.path(1), images.size(1), images.describe(1)) == (tmp_path / "2.png", (40, 30), "2 (2.png)")
+    assert (images.path(1), images.size(1), images.describe(1)) == (
+        tmp_path / "2.png",
+        (40, 30),
+        "2 (2.png)",
+    )
 
 
 def test_a_missing_image_is_named(tmp_path):
     images = images_of(tmp_path)
     images.path(1).rename(tmp_path / "2.PNG")
     with pytest.raises(
-        DataError, match=r"^1 of 3 images of .*: images\[1\] \(id 2\) '2.png', did you mean '2.PNG'"
+        DataError,
+        match=r"^1 of 3 images of .*: images\[1\] \(id 2\) '2.png', did you mean '2.PNG'",
     ):
         images.check_exist()
 
@@ -35,7 +43,8 @@ def test_an_image_of_another_size_is_found_by_its_header(tmp_path):
     images = images_of(tmp_path)
     Image.new("RGB", (41, 30)).save(images.path(2))
     with pytest.raises(
-        DataError, match=r"^1 of 3 images of .*3.png has 41 x 30, its labels were made for 40 x 30;"
+        DataError,
+        match=r"^1 of 3 images of .*3.png has 41 x 30, its labels were made for 40 x 30;",
     ):
         images.scan_headers()
 

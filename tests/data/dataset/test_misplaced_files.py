@@ -32,7 +32,10 @@ def test_link_out_of_the_folder_is_found_with_where_it_leads(folder):
     (folder / "link.jpg").symlink_to("../outside.jpg")
     (folder / "up").symlink_to("..")
     outside = str(folder.parent / "outside.jpg")
-    assert find_misplaced(folder, ["a.jpg", "link.jpg", "up/outside.jpg"]) == ([], {1: outside, 2: outside})
+    assert find_misplaced(folder, ["a.jpg", "link.jpg", "up/outside.jpg"]) == (
+        [],
+        {1: outside, 2: outside},
+    )
 
 
 def test_folder_whose_name_begins_alike_lies_outside(folder):

@@ -78,9 +78,14 @@ def test_masks_give_the_boxes_that_their_pixels_have():
     rng = np.random.default_rng(0)
     for _ in range(200):
         height, width = rng.integers(1, 30, 2)
-        mask = np.asfortranarray(rng.random((height, width)) < rng.random() ** 3, np.uint8)
+        mask = np.asfortranarray(
+            rng.random((height, width)) < rng.random() ** 3, np.uint8
+        )
         ys, xs = np.nonzero(mask)
-        encoded = {"size": [int(height), int(width)], "counts": masks.encode(mask)["counts"].decode()}
+        encoded = {
+            "size": [int(height), int(width)],
+            "counts": masks.encode(mask)["counts"].decode(),
+        }
         box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1] if len(xs) else None
         assert box_of_segmentation(encoded) == box
         assert mask_size(encoded) == (width, height)

@@ -8,7 +8,12 @@ from PIL import Image
 
 from src.core.errors import ConfigError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.dataset.synthetic import CATEGORIES, MIN_VISIBLE, draw_scene, write_synthetic_coco
+from src.data.dataset.synthetic import (
+    CATEGORIES,
+    MIN_VISIBLE,
+    draw_scene,
+    write_synthetic_coco,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +25,12 @@ def test_boxes_are_tight_around_the_masks(scenes):
     for scene in scenes:
         for box, mask in zip(scene.boxes, scene.masks):
             rows, columns = np.nonzero(mask)
-            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert box.tolist() == [
+                columns.min(),
+                rows.min(),
+                columns.max() + 1,
+                rows.max() + 1,
+            ]
 
 
 def test_all_categories_and_numbers_of_objects_are_drawn(scenes):
@@ -32,7 +42,11 @@ def test_shapes_overlap_but_leave_enough_to_be_seen(scenes):
     shares = []
     for scene in scenes:
         for i, mask in enumerate(scene.masks):
-            covered = scene.masks[i + 1 :].any(0) if len(scene.masks) > i + 1 else np.zeros_like(mask)
+            covered = (
+                scene.masks[i + 1 :].any(0)
+                if len(scene.masks) > i + 1
+                else np.zeros_like(mask)
+            )
             shares.append((mask & ~covered).sum() / mask.sum())
     assert MIN_VISIBLE <= min(shares) < 1
 
@@ -63,7 +77,10 @@ def test_written_set_loads_without_notes(tmp_path):
 def test_training_and_validation_images_differ(tmp_path):
     write_synthetic_coco(tmp_path, train=1, val=1, size=64, seed=1)
     assert not np.array_equal(
-        *(np.array(Image.open(tmp_path / "images" / f"{part}_00000.jpg")) for part in ("train", "val"))
+        *(
+            np.array(Image.open(tmp_path / "images" / f"{part}_00000.jpg"))
+            for part in ("train", "val")
+        )
     )
 
 
@@ -82,7 +99,10 @@ def test_same_seed_writes_the_same_set(tmp_path):
 def test_files_of_others_are_not_replaced(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_bytes(b'{"images": []}')
-    with pytest.raises(ConfigError, match=f"{name} would be replaced, but this project did not write it"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{name} would be replaced, but this project did not write it",
+    ):
         write_synthetic_coco(tmp_path, train=2, val=1, size=64)
     assert (tmp_path / name).read_bytes() == b'{"images": []}'
 

@@ -38,7 +38,9 @@ def truth_of(seed: int = 0, images: int = 12, *, crowds: bool = True) -> dict:
                 }
             )
     return {
-        "images": [{"id": i, "width": 400, "height": 400} for i in range(1, images + 1)],
+        "images": [
+            {"id": i, "width": 400, "height": 400} for i in range(1, images + 1)
+        ],
         "annotations": annotations,
         "categories": [{"id": i, "name": f"class {i}"} for i in range(3)],
     }
@@ -55,10 +57,12 @@ def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, 
             for _ in range(int(rng.integers(0, 3)))
         ]
         boxes = [np.array(a["bbox"]) * rng.uniform(0.85, 1.15, 4) for a in own] + [
-            np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 100, 2)]) for _ in range(false)
+            np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 100, 2)])
+            for _ in range(false)
         ]
         labels = [
-            a["category_id"] if rng.random() < 0.8 else int(rng.integers(3)) for a in own
+            a["category_id"] if rng.random() < 0.8 else int(rng.integers(3))
+            for a in own
         ] + rng.integers(0, 3, false).tolist()
         xywh = torch.tensor(np.array(boxes), dtype=torch.float32)
         scores, order = torch.sort(
@@ -75,7 +79,11 @@ def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, 
 def perfect_detections(truth: dict) -> dict[int, dict]:
     found = {}
     for image in truth["images"]:
-        own = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        own = [
+            a
+            for a in truth["annotations"]
+            if a["image_id"] == image["id"] and not a["iscrowd"]
+        ]
         xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).view(-1, 4)
         found[image["id"]] = {
             "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
@@ -101,7 +109,9 @@ def scores_of_pycocotools(truth: dict, detections: dict) -> list[float]:
         rows = []
         for image_id, found in detections.items():
             for box, score, label in zip(
-                found["boxes"].double().tolist(), found["scores"].tolist(), found["labels"].tolist()
+                found["boxes"].double().tolist(),
+                found["scores"].tolist(),
+                found["labels"].tolist(),
             ):
                 rows.append(
                     {
@@ -115,7 +125,10 @@ def scores_of_pycocotools(truth: dict, detections: dict) -> list[float]:
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return [None if value < 0 else pytest.approx(value, abs=1e-6) for value in run.stats.tolist()]
+    return [
+        None if value < 0 else pytest.approx(value, abs=1e-6)
+        for value in run.stats.tolist()
+    ]
 
 
 def listed(scores: dict) -> list[float | None]:
@@ -128,20 +141,26 @@ def listed(scores: dict) -> list[float | None]:
 def test_perfect_detections_score_one():
     truth = truth_of()
     scores = scores_of(truth, perfect_detections(truth))
-    assert [scores[name] for name in ("AP", "AP50", "AP75", "AR100")] == pytest.approx([1, 1, 1, 1])
+    assert [scores[name] for name in ("AP", "AP50", "AP75", "AR100")] == pytest.approx(
+        [1, 1, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_detections_score_as_with_pycocotools(seed):
     truth = truth_of(seed)
     detections = random_detections(truth, seed)
-    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(
+        truth, detections
+    )
 
 
 def test_more_than_a_hundred_detections_an_image_score_as_with_pycocotools():
     truth = truth_of(1, 4)
     detections = random_detections(truth, 1, false=300)
-    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(
+        truth, detections
+    )
 
 
 def test_detections_of_one_score_keep_the_order_in_which_they_came():
@@ -149,17 +168,26 @@ def test_detections_of_one_score_keep_the_order_in_which_they_came():
     detections = random_detections(truth, 2)
     for found in detections.values():
         found["scores"] = torch.round(found["scores"], decimals=1)
-    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(truth, detections)
+    assert listed(scores_of(truth, detections)) == scores_of_pycocotools(
+        truth, detections
+    )
 
 
 def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide():
     """Detections on the wrong one of two images whose ids are equal as floating-point numbers find nothing."""
     truth = truth_of(crowds=False)
-    small, large = (image["id"] for image in truth["images"][:2]), (2**60 + 1, 2**60 + 2)
+    small, large = (
+        (image["id"] for image in truth["images"][:2]),
+        (2**60 + 1, 2**60 + 2),
+    )
     new_id = dict(zip(small, large))
-    truth["images"] = [{**i, "id": new_id[i["id"]]} for i in truth["images"] if i["id"] in new_id]
+    truth["images"] = [
+        {**i, "id": new_id[i["id"]]} for i in truth["images"] if i["id"] in new_id
+    ]
     truth["annotations"] = [
-        {**a, "image_id": new_id[a["image_id"]]} for a in truth["annotations"] if a["image_id"] in new_id
+        {**a, "image_id": new_id[a["image_id"]]}
+        for a in truth["annotations"]
+        if a["image_id"] in new_id
     ]
     found = perfect_detections(truth)
     assert scores_of(truth, found)["AP"] == pytest.approx(1)
@@ -183,14 +211,20 @@ def test_metrics_that_the_labels_cannot_define_are_known_before_anything_is_scor
 def test_without_objects_no_metric_is_defined():
     truth = truth_of()
     truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
-    assert set(CocoEvaluator(truth).undefined_metrics()) == set(CocoEvaluator.metric_names)
+    assert set(CocoEvaluator(truth).undefined_metrics()) == set(
+        CocoEvaluator.metric_names
+    )
 
 
 def test_scores_of_classes_stand_under_their_category_ids():
     truth = truth_of(crowds=False)
     for record in truth["annotations"]:
         record["category_id"] = (3, 7, 7)[record["category_id"]]
-    truth["categories"] = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "unused"}]
+    truth["categories"] = [
+        {"id": 3, "name": "cat"},
+        {"id": 7, "name": "dog"},
+        {"id": 9, "name": "unused"},
+    ]
     detections = perfect_detections(truth)
     for found in detections.values():
         keep = found["labels"] == 3
@@ -201,7 +235,8 @@ def test_scores_of_classes_stand_under_their_category_ids():
 def test_detections_in_half_precision_are_scored():
     truth = truth_of()
     detections = {
-        i: found | {"scores": found["scores"].bfloat16()} for i, found in perfect_detections(truth).items()
+        i: found | {"scores": found["scores"].bfloat16()}
+        for i, found in perfect_detections(truth).items()
     }
     assert scores_of(truth, detections)["AP"] == pytest.approx(1)
 
@@ -221,7 +256,9 @@ def test_images_without_detections_score_zero():
         "scores": torch.zeros(0),
         "labels": torch.zeros(0, dtype=torch.int64),
     }
-    assert scores_of(truth, {image["id"]: empty for image in truth["images"]})["AP"] == 0
+    assert (
+        scores_of(truth, {image["id"]: empty for image in truth["images"]})["AP"] == 0
+    )
 
 
 @pytest.mark.parametrize("detect", [False, True])
@@ -244,19 +281,25 @@ def test_only_crowds_define_no_metric():
 def test_image_that_comes_twice_counts_once():
     truth = truth_of()
     detections = random_detections(truth)
-    assert listed(scores_of(truth, detections, detections)) == listed(scores_of(truth, detections))
+    assert listed(scores_of(truth, detections, detections)) == listed(
+        scores_of(truth, detections)
+    )
 
 
 def test_first_detections_of_an_image_count():
     truth = truth_of()
-    assert scores_of(truth, perfect_detections(truth), random_detections(truth))["AP"] == pytest.approx(1)
+    assert scores_of(truth, perfect_detections(truth), random_detections(truth))[
+        "AP"
+    ] == pytest.approx(1)
 
 
 def test_order_of_batches_does_not_matter():
     truth = truth_of()
     detections = random_detections(truth)
     parts = [{image_id: found} for image_id, found in detections.items()]
-    assert listed(scores_of(truth, *reversed(parts))) == listed(scores_of(truth, *parts))
+    assert listed(scores_of(truth, *reversed(parts))) == listed(
+        scores_of(truth, *parts)
+    )
 
 
 @pytest.mark.parametrize("image_id", [0, (1 << 53) + 1, (1 << 62) + 1])
@@ -271,7 +314,8 @@ def test_any_image_id_will_do(image_id):
 def test_detections_for_an_unknown_image_are_refused():
     truth = truth_of()
     with pytest.raises(
-        DataError, match=r"^detections for image ids that are not in the annotation file: \[99\]$"
+        DataError,
+        match=r"^detections for image ids that are not in the annotation file: \[99\]$",
     ):
         scores_of(truth, {99: perfect_detections(truth)[1]})
 
@@ -306,7 +350,11 @@ def test_two_ranks_score_what_one_does():
     detections = random_detections(truth)
 
     def work():
-        return listed(scores_of(truth, {i: found for i, found in detections.items() if i % 2 == rank()}))
+        return listed(
+            scores_of(
+                truth, {i: found for i, found in detections.items() if i % 2 == rank()}
+            )
+        )
 
     assert on_ranks(2, work) == [listed(scores_of(truth, detections))] * 2
 
@@ -323,16 +371,27 @@ def test_image_seen_by_two_ranks_counts_once():
 # ---- with the data set ----
 
 
-@pytest.mark.parametrize("settings", [{}, {"remap_mscoco_category": True}], ids=["labels", "remap"])
-def test_truth_of_a_data_set_is_scored_with_the_ids_that_detections_carry(tmp_path, settings):
+@pytest.mark.parametrize(
+    "settings", [{}, {"remap_mscoco_category": True}], ids=["labels", "remap"]
+)
+def test_truth_of_a_data_set_is_scored_with_the_ids_that_detections_carry(
+    tmp_path, settings
+):
     content = sound_coco()
-    content["annotations"][3]["bbox"] = [4, 5, 0, 9]  # dropped from training and from evaluation alike
+    content["annotations"][3]["bbox"] = [
+        4,
+        5,
+        0,
+        9,
+    ]  # dropped from training and from evaluation alike
     data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content)), **settings)
     detections, ids = {}, sorted(data.detection_names)
     for index in range(len(data)):
         _, target = data[index]
         order = sorted(data.label_names)
-        labels = torch.tensor([ids[order.index(label)] for label in target["labels"].tolist()])
+        labels = torch.tensor(
+            [ids[order.index(label)] for label in target["labels"].tolist()]
+        )
         detections[int(target["image_id"])] = {
             "boxes": target["boxes"],
             "labels": labels,
@@ -342,5 +401,7 @@ def test_truth_of_a_data_set_is_scored_with_the_ids_that_detections_carry(tmp_pa
 
 
 def test_evaluator_is_built_from_a_configuration():
-    evaluator = create({"type": "CocoEvaluator", "iou_types": ["bbox"]}, coco_gt=truth_of())
+    evaluator = create(
+        {"type": "CocoEvaluator", "iou_types": ["bbox"]}, coco_gt=truth_of()
+    )
     assert evaluator.iou_types == ["bbox"]

@@ -25,8 +25,14 @@ def detections(
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (detections(shift=100), "boxes do not match objects: 0 of the 2 best detections"),
-        (detections(categories=(0, 1)), "labels never do: found as category 0, 1, labelled 3, 4"),
+        (
+            detections(shift=100),
+            "boxes do not match objects: 0 of the 2 best detections",
+        ),
+        (
+            detections(categories=(0, 1)),
+            "labels never do: found as category 0, 1, labelled 3, 4",
+        ),
         (
             detections(score=0.01),
             "boxes match objects (2 of the 2 best detections) and labels do, too, but scores of the best detections go from 0.010 to 0.010",

@@ -43,7 +43,9 @@ def found(*rows) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(seed, capsys):
+def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(
+    seed, capsys
+):
     truth = truth_of(seed)
     detections = rows_of(random_detections(truth, seed))
     coco = COCO()
@@ -51,7 +53,12 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(seed,
     coco.createIndex()
     results = coco.loadRes(
         [
-            {"image_id": i, "bbox": row[:4].tolist(), "score": row[4], "category_id": int(row[5])}
+            {
+                "image_id": i,
+                "bbox": row[:4].tolist(),
+                "score": row[4],
+                "category_id": int(row[5]),
+            }
             for i, rows in detections.items()
             for row in rows
         ]
@@ -60,7 +67,9 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(seed,
     run.params.maxDets = [1, 10, 10_000]
     run.evaluate()
     expected = {"hit": 0, "crowd": 0}
-    for entry in run.evalImgs[: len(run.params.catIds) * len(run.params.imgIds) * len(run.params.areaRng)]:
+    for entry in run.evalImgs[
+        : len(run.params.catIds) * len(run.params.imgIds) * len(run.params.areaRng)
+    ]:
         if entry is not None and entry["aRng"] == run.params.areaRng[0]:
             ignored = entry["dtIgnore"][0].astype(bool)
             expected["hit"] += int(((entry["dtMatches"][0] > 0) & ~ignored).sum())
@@ -69,17 +78,27 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(seed,
     matches = match(objects_of(truth), detections)
     assert int((matches.found >= 0).sum()) == expected["hit"] > 0
     assert int((matches.found == CROWD).sum()) == expected["crowd"] > 0
-    assert sum(matches.objects.values()) == sum(not a["iscrowd"] for a in truth["annotations"])
+    assert sum(matches.objects.values()) == sum(
+        not a["iscrowd"] for a in truth["annotations"]
+    )
 
 
 def test_an_object_is_found_once_and_by_the_best_score():
-    rows = found([0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.8, 1], [50, 0, 10, 10, 0.7, 1])
-    assert match_image(rows, objects([0, 0, 10, 10, 1, 0])).tolist() == [0, MISSED, MISSED]
+    rows = found(
+        [0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.8, 1], [50, 0, 10, 10, 0.7, 1]
+    )
+    assert match_image(rows, objects([0, 0, 10, 10, 1, 0])).tolist() == [
+        0,
+        MISSED,
+        MISSED,
+    ]
 
 
 def test_a_detection_takes_the_free_object_that_it_overlaps_most():
     truth = objects([0, 0, 10, 10, 1, 0], [2, 0, 10, 10, 1, 0])
-    assert match_image(found([2, 0, 10, 10, 0.9, 1], [2, 0, 10, 10, 0.8, 1]), truth).tolist() == [1, 0]
+    assert match_image(
+        found([2, 0, 10, 10, 0.9, 1], [2, 0, 10, 10, 0.8, 1]), truth
+    ).tolist() == [1, 0]
 
 
 def test_another_category_is_found_only_where_categories_do_not_count():
@@ -89,12 +108,20 @@ def test_another_category_is_found_only_where_categories_do_not_count():
 
 
 def test_any_number_of_detections_may_lie_in_a_crowd():
-    rows = found([0, 0, 10, 10, 0.9, 1], [10, 10, 10, 10, 0.8, 1], [95, 0, 20, 10, 0.7, 1])
-    assert match_image(rows, objects([0, 0, 100, 100, 1, 1])).tolist() == [CROWD, CROWD, MISSED]
+    rows = found(
+        [0, 0, 10, 10, 0.9, 1], [10, 10, 10, 10, 0.8, 1], [95, 0, 20, 10, 0.7, 1]
+    )
+    assert match_image(rows, objects([0, 0, 100, 100, 1, 1])).tolist() == [
+        CROWD,
+        CROWD,
+        MISSED,
+    ]
 
 
 def test_the_best_threshold_is_that_of_the_highest_f1():
-    truth = {1: objects([0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0])}
+    truth = {
+        1: objects([0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0])
+    }
     detections = {
         1: found(
             [0, 0, 10, 10, 0.9, 1],
@@ -112,7 +139,9 @@ def test_the_best_threshold_is_that_of_the_highest_f1():
 
 def test_detections_of_equal_score_count_together():
     truth = {1: objects([0, 0, 10, 10, 1, 0])}
-    points = operating_points(match(truth, {1: found([0, 0, 10, 10, 0.5, 1], [50, 50, 10, 10, 0.5, 1])}))
+    points = operating_points(
+        match(truth, {1: found([0, 0, 10, 10, 0.5, 1], [50, 50, 10, 10, 0.5, 1])})
+    )
     assert (
         points.threshold.tolist() == [0.5]
         and points.precision.tolist() == [0.5]
@@ -127,8 +156,14 @@ def test_without_objects_or_detections_there_is_no_best_threshold():
 
 def test_the_part_of_a_category_keeps_its_own_objects():
     truth = {1: objects([0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 2, 0])}
-    part = match(truth, {1: found([0, 0, 10, 10, 0.5, 1], [20, 0, 10, 10, 0.4, 2])}).of_category(2)
-    assert part.scores.tolist() == [0.4] and part.found.tolist() == [1] and part.objects == {2: 1}
+    part = match(
+        truth, {1: found([0, 0, 10, 10, 0.5, 1], [20, 0, 10, 10, 0.4, 2])}
+    ).of_category(2)
+    assert (
+        part.scores.tolist() == [0.4]
+        and part.found.tolist() == [1]
+        and part.objects == {2: 1}
+    )
 
 
 def test_overlaps_are_those_of_xywh_boxes():

@@ -16,7 +16,11 @@ from tests.fixtures.tools_here import tool_here
 def spoilt_coco() -> tuple[dict, dict]:
     """Return labels of 12 images with one of each fault, and what is to be told: place and kind."""
     content = sound_coco(12)
-    images, annotations, categories = content["images"], content["annotations"], content["categories"]
+    images, annotations, categories = (
+        content["images"],
+        content["annotations"],
+        content["categories"],
+    )
     content["categories"] += [
         {"id": 8, "name": ""},
         {"id": 3, "name": "cat again"},
@@ -103,14 +107,21 @@ def found(folder: Path, **settings) -> list[tuple[str, str]]:
     """Return place and text of all faults."""
     report = check([DataSet(folder / "labels.json", folder)], ImageCheck(), **settings)
     return [
-        (entry.place, entry.what) for group in report.groups if group.is_fault for entry in group.entries()
+        (entry.place, entry.what)
+        for group in report.groups
+        if group.is_fault
+        for entry in group.entries()
     ]
 
 
 def remarks(*data_sets: DataSet) -> list[str]:
     report = check(data_sets, ImageCheck())
     assert report.num_faults == 0, list(report.lines())
-    return [line.removeprefix("remark: ") for line in report.lines() if line.startswith("remark: ")]
+    return [
+        line.removeprefix("remark: ")
+        for line in report.lines()
+        if line.startswith("remark: ")
+    ]
 
 
 # ---- faults ----
@@ -136,16 +147,26 @@ def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
         "--report",
         tmp_path / "report.json",
     )
-    assert ended.code == 3 and ended.err == f"error[3]: {len(told)} faults in {folder / 'labels.json'}\n"
+    assert (
+        ended.code == 3
+        and ended.err == f"error[3]: {len(told)} faults in {folder / 'labels.json'}\n"
+    )
     lines = ended.out.splitlines()
     assert (
-        sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines) == len(told)
+        sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines)
+        == len(told)
         and f"{len(told)} faults" in lines
     )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["num_faults"] == len(told)
-    assert sorted(entry["place"] for entry in report["findings"] if entry["fault"]) == sorted(told)
-    assert {entry["id"] for entry in report["findings"] if entry["place"].startswith("annotations[0]")} == {1}
+    assert sorted(
+        entry["place"] for entry in report["findings"] if entry["fault"]
+    ) == sorted(told)
+    assert {
+        entry["id"]
+        for entry in report["findings"]
+        if entry["place"].startswith("annotations[0]")
+    } == {1}
 
 
 def test_many_faults_of_a_kind_are_cut_on_the_terminal(tmp_path):
@@ -155,7 +176,10 @@ def test_many_faults_of_a_kind_are_cut_on_the_terminal(tmp_path):
     report = check([DataSet(write_coco(tmp_path, content), tmp_path)], ImageCheck())
     lines = list(report.lines(5))
     assert sum("category_id 99" in line for line in lines) == 5
-    assert lines[5] == f"{tmp_path / 'labels.json'}: ... and 55 more: boxes of categories that are not listed"
+    assert (
+        lines[5]
+        == f"{tmp_path / 'labels.json'}: ... and 55 more: boxes of categories that are not listed"
+    )
 
 
 def test_corners_in_place_of_sizes_are_suspected(tmp_path):
@@ -172,7 +196,10 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
             "pixels, or set dataset.box_order=xyxy and dataset.box_unit=pixels",
         )
     ]
-    assert tool_here("dataset.check", "--annotations", path, "--images", tmp_path).code == 3
+    assert (
+        tool_here("dataset.check", "--annotations", path, "--images", tmp_path).code
+        == 3
+    )
 
 
 def test_large_objects_are_not_taken_for_corners(tmp_path):
@@ -185,23 +212,40 @@ def test_large_objects_are_not_taken_for_corners(tmp_path):
 
 @pytest.mark.parametrize(
     ("raw", "what"),
-    [(b"", "is not valid JSON: the file is empty"), (b'{"images": []}', '"annotations" is missing')],
+    [
+        (b"", "is not valid JSON: the file is empty"),
+        (b'{"images": []}', '"annotations" is missing'),
+    ],
 )
-def test_file_that_is_no_coco_file_is_a_fault_and_the_other_is_checked_all_the_same(tmp_path, raw, what):
+def test_file_that_is_no_coco_file_is_a_fault_and_the_other_is_checked_all_the_same(
+    tmp_path, raw, what
+):
     content = sound_coco()
     content["annotations"][0]["bbox"][2] = 0
     path = write_coco(tmp_path, content)
     (tmp_path / "val.json").write_bytes(raw)
-    report = check([DataSet(path, tmp_path), DataSet(tmp_path / "val.json", tmp_path)], ImageCheck())
-    assert [what in line for line in report.lines()][:2] == [False, True] and report.num_faults == 2
+    report = check(
+        [DataSet(path, tmp_path), DataSet(tmp_path / "val.json", tmp_path)],
+        ImageCheck(),
+    )
+    assert [what in line for line in report.lines()][:2] == [
+        False,
+        True,
+    ] and report.num_faults == 2
 
 
 def test_categories_that_differ_between_the_files_are_a_fault(tmp_path):
     val = sound_coco()
     val["categories"][1]["name"] = "cow"
-    paths = write_coco(tmp_path, sound_coco(), "train.json"), write_coco(tmp_path, val, "val.json")
+    paths = (
+        write_coco(tmp_path, sound_coco(), "train.json"),
+        write_coco(tmp_path, val, "val.json"),
+    )
     report = check([DataSet(path, tmp_path) for path in paths], ImageCheck())
-    assert list(report.lines())[0] == f"{paths[1]}: categories: id 7: dog / cow ({paths[0]} / {paths[1]})"
+    assert (
+        list(report.lines())[0]
+        == f"{paths[1]}: categories: id 7: dog / cow ({paths[0]} / {paths[1]})"
+    )
 
 
 def test_labels_without_a_usable_box_are_a_fault(tmp_path):
@@ -213,8 +257,14 @@ def test_quick_check_reads_headers_alone(tmp_path):
     path = write_coco(tmp_path, sound_coco())
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:1500])
     (tmp_path / "3.png").write_text("<html>")
-    ended = tool_here("dataset.check", "--annotations", path, "--images", tmp_path, "--quick")
-    assert ended.code == 3 and "images[2] (id 3): 3.png: image" in ended.out and "2.png" not in ended.out
+    ended = tool_here(
+        "dataset.check", "--annotations", path, "--images", tmp_path, "--quick"
+    )
+    assert (
+        ended.code == 3
+        and "images[2] (id 3): 3.png: image" in ended.out
+        and "2.png" not in ended.out
+    )
 
 
 # ---- what is no fault ----
@@ -224,7 +274,8 @@ def test_quick_check_reads_headers_alone(tmp_path):
 def test_any_ids_and_an_unused_parent_category_are_fine(tmp_path, ids):
     content = sound_coco()
     content["categories"] = [
-        {"id": i, "name": n, "supercategory": "none"} for i, n in zip(ids, ("animal", "cat", "dog"))
+        {"id": i, "name": n, "supercategory": "none"}
+        for i, n in zip(ids, ("animal", "cat", "dog"))
     ]
     for record in content["annotations"]:
         record["category_id"] = {3: ids[1], 7: ids[2]}[record["category_id"]]
@@ -250,7 +301,9 @@ def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
     frames = [Image.new("RGB", (40, 30), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "3.png", "GIF", save_all=True, append_images=frames[1:])
-    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(tmp_path / "4.png")
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(
+        tmp_path / "4.png"
+    )
     exif = Image.Exif()
     exif[0x0112] = 3
     frames[1].save(tmp_path / "5.png", "JPEG", exif=exif)
@@ -290,17 +343,27 @@ def test_paths_and_queries_come_from_a_configuration_too(tiny_data, tmp_path):
     from tests.fixtures.commands import write_tiny_config
 
     ended = tool_here(
-        "dataset.check", "-c", write_tiny_config(tmp_path, tiny_data), "-u", "DFINETransformer.num_queries=1"
+        "dataset.check",
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        "DFINETransformer.num_queries=1",
     )
     assert (
-        ended.code == 3 and "objects, only 1 can be found; raise num_queries and num_top_queries" in ended.out
+        ended.code == 3
+        and "objects, only 1 can be found; raise num_queries and num_top_queries"
+        in ended.out
     )
     assert str(tiny_data.folder / "val.json") in ended.out
 
 
 def test_folder_that_is_none_is_a_fault_of_the_command(tmp_path):
     ended = tool_here(
-        "dataset.check", "--annotations", write_coco(tmp_path, sound_coco()), "--images", tmp_path / "none"
+        "dataset.check",
+        "--annotations",
+        write_coco(tmp_path, sound_coco()),
+        "--images",
+        tmp_path / "none",
     )
     assert ended.code == 2 and f"{tmp_path / 'none'} is not a folder" in ended.err
 

@@ -44,7 +44,10 @@ def test_order_of_files_does_not_matter_and_the_seed_does():
 
 
 def test_an_image_more_hardly_changes_the_split():
-    before, after = (set(names(split(images, 0.2, 0)[1])) for images in (HUNDRED, [*HUNDRED, image(100, 0)]))
+    before, after = (
+        set(names(split(images, 0.2, 0)[1]))
+        for images in (HUNDRED, [*HUNDRED, image(100, 0)])
+    )
     assert len(before ^ after) <= 3
 
 
@@ -70,7 +73,12 @@ def test_images_without_objects_are_split_too():
 
 
 @pytest.mark.parametrize(
-    "images", [[image(0, 1), image(1, 2)], [image(0), image(1)], [image(0, 1, crowd=True), image(1, 1)]]
+    "images",
+    [
+        [image(0, 1), image(1, 2)],
+        [image(0), image(1)],
+        [image(0, 1, crowd=True), image(1, 1)],
+    ],
 )
 def test_two_images_are_one_for_each(images):
     assert (

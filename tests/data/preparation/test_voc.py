@@ -8,7 +8,10 @@ from tests.fixtures.label_formats import voc_xml, write_voc
 
 
 def files(data) -> dict[str, list[str]]:
-    return {part: [image.file_name for image in images] for part, images in data.parts.items()}
+    return {
+        part: [image.file_name for image in images]
+        for part, images in data.parts.items()
+    }
 
 
 def refused(root, **settings) -> str:
@@ -23,7 +26,9 @@ def root(tmp_path):
 
 
 def spoil(root, text: str | bytes, stem: str = "a") -> None:
-    (root / f"Annotations/{stem}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (root / f"Annotations/{stem}.xml").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
 
 
 # ---- parts ----
@@ -44,7 +49,9 @@ def test_marks_behind_names_are_ignored(root):
 
 
 def test_without_lists_all_annotation_files_count(tmp_path):
-    assert files(read_voc(write_voc(tmp_path / "voc", sets=False))) == {"train": ["a.png", "b.png", "c.png"]}
+    assert files(read_voc(write_voc(tmp_path / "voc", sets=False))) == {
+        "train": ["a.png", "b.png", "c.png"]
+    }
 
 
 def test_classes_are_numbered_from_1_in_the_order_of_their_names(root):
@@ -55,7 +62,10 @@ def test_classes_are_numbered_from_1_in_the_order_of_their_names(root):
 
 
 def test_pixels_are_counted_from_1_and_the_last_belongs_to_a_box(root):
-    assert read_voc(root).parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+    assert read_voc(root).parts["train"][0].boxes.tolist() == [
+        [3, 5, 20, 30],
+        [10, 0, 64, 48],
+    ]
 
 
 def test_corners_counted_from_0_are_taken_as_they_are(root):
@@ -70,12 +80,16 @@ def test_corner_at_0_raises_a_doubt(root):
     data = read_voc(root)
     assert data.parts["train"][0].boxes[0].tolist() == [0, 5, 20, 30]
     assert (
-        data.notes["boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"]
+        data.notes[
+            "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"
+        ]
         == 1
     )
 
 
-@pytest.mark.parametrize(("difficult", "boxes", "crowds"), [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)])
+@pytest.mark.parametrize(
+    ("difficult", "boxes", "crowds"), [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)]
+)
 def test_difficult_objects_are_kept_left_out_or_crowds(root, difficult, boxes, crowds):
     spoil(root, voc_xml("a", "<difficult>1</difficult>"))
     image = read_voc(root, difficult=difficult).parts["train"][0]
@@ -87,11 +101,19 @@ def test_box_without_area_is_a_fault_unless_it_may_be_dropped(root, corner):
     """The first box, 4 6 20 30 in the file, shrinks to a line: in pixels counted from 0 that has no area."""
     key = corner[1:5]
     text = voc_xml("a")
-    spoil(root, text.replace(text[text.index(f"<{key}>") :].split("</")[0], corner.split("</")[0], 1))
+    spoil(
+        root,
+        text.replace(
+            text[text.index(f"<{key}>") :].split("</")[0], corner.split("</")[0], 1
+        ),
+    )
     with pytest.raises(DataError) as caught:
         read_voc(root, zero_based=True)
     message = str(caught.value)
-    assert "boxes without area or outside their image (1): a.png: object 1 (cat): corners" in message
+    assert (
+        "boxes without area or outside their image (1): a.png: object 1 (cat): corners"
+        in message
+    )
     assert "--drop-boxes leaves it out" in message
     data = read_voc(root, zero_based=True, drop_boxes=True)
     assert len(data.parts["train"][0].boxes) == 1
@@ -99,13 +121,21 @@ def test_box_without_area_is_a_fault_unless_it_may_be_dropped(root, corner):
 
 
 def test_box_outside_its_image_is_a_fault_unless_it_may_be_dropped(root):
-    spoil(root, voc_xml("a").replace("<xmax>20<", "<xmax>400<").replace("<xmin>4<", "<xmin>300<"))
+    spoil(
+        root,
+        voc_xml("a")
+        .replace("<xmax>20<", "<xmax>400<")
+        .replace("<xmin>4<", "<xmin>300<"),
+    )
     assert "object 1 (cat): corners 299, 5, 400, 30 in 64 x 48 pixels" in refused(root)
     assert len(read_voc(root, drop_boxes=True).parts["train"][0].boxes) == 1
 
 
 def test_reversed_corners_are_those_of_the_same_box(root):
-    spoil(root, voc_xml("a").replace("<xmax>20<", "<xmax>4<").replace("<xmin>4<", "<xmin>20<"))
+    spoil(
+        root,
+        voc_xml("a").replace("<xmax>20<", "<xmax>4<").replace("<xmin>4<", "<xmin>20<"),
+    )
     data = read_voc(root)
     assert data.parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
     assert data.notes["boxes with reversed corners, swapped"] == 1
@@ -153,7 +183,10 @@ def test_an_image_is_found_by_a_name_that_is_written_another_way(root, name):
             voc_xml("a").replace("<xmin>4<", "<xmin>nan<"),
             "object 1 (cat): bndbox is nan, 6, 20, 30, expected xmin, ymin, xmax, ymax",
         ),
-        (voc_xml("a").replace("<xmin>4<", "<xmin>x<"), "object 1 (cat): bndbox is x, 6, 20, 30"),
+        (
+            voc_xml("a").replace("<xmin>4<", "<xmin>x<"),
+            "object 1 (cat): bndbox is x, 6, 20, 30",
+        ),
         (voc_xml("a").replace("<name>dog<", "<name> <"), "object 2 has no name"),
         (voc_xml("a").replace("<width>64<", "<width>65<"), "size is 65 x 48, but "),
     ],
@@ -208,18 +241,24 @@ def test_listed_name_that_is_a_path_is_refused_with_its_line(root, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")]
+    ("name", "what"),
+    [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")],
 )
 def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name, what):
     (root / name).rename(tmp_path / "elsewhere")
     (root / name).symlink_to(tmp_path / "elsewhere")
-    assert what in (message := refused(root)) and "give --follow-links if you trust it" in message
+    assert (
+        what in (message := refused(root))
+        and "give --follow-links if you trust it" in message
+    )
     assert len(read_voc(root, follow_links=True).parts["train"]) == 2
 
 
 def test_image_that_cannot_be_read_is_named(root):
     (root / "JPEGImages/a.png").write_text("no image")
-    assert f"a.xml: its image {root}/JPEGImages/a.png is not an image file" in refused(root)
+    assert f"a.xml: its image {root}/JPEGImages/a.png is not an image file" in refused(
+        root
+    )
 
 
 @pytest.mark.parametrize("name", ["Annotations", "JPEGImages"])
@@ -239,17 +278,25 @@ def test_annotation_files_in_subfolders_are_named(root):
     (root / "Annotations/sub").mkdir()
     for path in list((root / "Annotations").glob("*.xml")):
         path.rename(root / "Annotations/sub" / path.name)
-    assert "Annotations has subfolders; put all XML files into Annotations itself" in refused(root)
+    assert (
+        "Annotations has subfolders; put all XML files into Annotations itself"
+        in refused(root)
+    )
 
 
 def test_data_whose_objects_are_all_left_out_are_refused(root):
     for stem in "ab":
         spoil(root, voc_xml(stem, "<difficult>1</difficult>"), stem)
-    assert "no box is left; --difficult skip leaves out objects" in refused(root, difficult="skip")
+    assert "no box is left; --difficult skip leaves out objects" in refused(
+        root, difficult="skip"
+    )
 
 
 def test_tags_of_objects_may_be_written_large_and_two_boxes_in_one_are_a_fault(root):
-    spoil(root, voc_xml("a").replace("<object>", "<Object>").replace("</object>", "</Object>"))
+    spoil(
+        root,
+        voc_xml("a").replace("<object>", "<Object>").replace("</object>", "</Object>"),
+    )
     assert len(read_voc(root).parts["train"][0].boxes) == 2
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
     spoil(root, voc_xml("a").replace("<object>", f"<object>{box}", 1))

@@ -6,12 +6,19 @@ import torch
 
 from src.core.errors import ConfigError
 from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Resize
-from src.data.transforms.batch_mixing import BLEND_RANGE, CopyBlend, check_mixable, mixup
+from src.data.transforms.batch_mixing import (
+    BLEND_RANGE,
+    CopyBlend,
+    check_mixable,
+    mixup,
+)
 from tests.fixtures.samples import Drawn, drawn, filled, sample_of, tight_box
 
 HEIGHT, WIDTH = 96, 128
 FIELDS = ("boxes", "index", "labels")
-TO_BATCH = Compose([Resize([HEIGHT, WIDTH]), ConvertPILImage(), ConvertBoxes("cxcywh", True)])
+TO_BATCH = Compose(
+    [Resize([HEIGHT, WIDTH]), ConvertPILImage(), ConvertBoxes("cxcywh", True)]
+)
 
 
 def batch(seed: int, count: int = 3, shown: int | None = None):
@@ -30,7 +37,9 @@ def batch(seed: int, count: int = 3, shown: int | None = None):
                 if shown // 10 == number
                 else np.zeros(scene.image.shape[1:])
             )
-            sample.image = torch.from_numpy(mask).to(torch.uint8).mul(255).expand(3, -1, -1)
+            sample.image = (
+                torch.from_numpy(mask).to(torch.uint8).mul(255).expand(3, -1, -1)
+            )
         image, target = TO_BATCH(sample).render()
         images.append(image)
         targets.append(target)
@@ -39,7 +48,9 @@ def batch(seed: int, count: int = 3, shown: int | None = None):
 
 def empty_batch(count: int = 2):
     pairs = [
-        TO_BATCH(sample_of(Drawn(drawn(0).image, drawn(0).masks[:0], np.zeros((0, 4))))).render()
+        TO_BATCH(
+            sample_of(Drawn(drawn(0).image, drawn(0).masks[:0], np.zeros((0, 4))))
+        ).render()
         for _ in range(count)
     ]
     return torch.stack([image for image, _ in pairs]), [target for _, target in pairs]
@@ -56,7 +67,10 @@ def corners(boxes: torch.Tensor) -> np.ndarray:
 
 def window(box: np.ndarray) -> tuple[slice, slice, slice]:
     """Return the whole pixels that a box touches, as an index of `[3, H, W]`."""
-    low, high = np.floor(box[:2] + 1e-2).astype(int), np.ceil(box[2:] - 1e-2).astype(int)
+    low, high = (
+        np.floor(box[:2] + 1e-2).astype(int),
+        np.ceil(box[2:] - 1e-2).astype(int),
+    )
     return slice(None), slice(low[1], high[1]), slice(low[0], high[0])
 
 
@@ -74,7 +88,8 @@ def test_mixup_blends_each_image_with_the_one_before_it(count):
     for seed in range(10):
         weight = np.random.default_rng(seed).uniform(*BLEND_RANGE)
         torch.testing.assert_close(
-            mixed_up(before, targets, seed)[0], before * (1 - weight) + before.roll(1, 0) * weight
+            mixed_up(before, targets, seed)[0],
+            before * (1 - weight) + before.roll(1, 0) * weight,
         )
 
 
@@ -87,7 +102,9 @@ def test_mixup_keeps_every_box_on_its_pixels():
                 if (box[2:] - box[:2]).min() >= 8:
                     assert number in (index // 10, (index // 10 + 1) % 3)
                     seen, _ = mixed_up(*batch(seed, shown=index), seed)
-                    assert abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max() < 1
+                    assert (
+                        abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max() < 1
+                    )
                     compared += 1
     assert compared > 100
 
@@ -100,7 +117,8 @@ def test_mixup_keeps_the_objects_of_both_images_and_what_belongs_to_the_image():
     for number, target in enumerate(mixed):
         own, other = targets[number], targets[number - 1]
         assert {
-            name: torch.equal(target[name], torch.cat([own[name], other[name]])) for name in FIELDS
+            name: torch.equal(target[name], torch.cat([own[name], other[name]]))
+            for name in FIELDS
         } == dict.fromkeys(FIELDS, True)
         assert target["image_id"].tolist() == [number]
 
@@ -124,13 +142,17 @@ def test_targets_that_came_are_not_changed():
 
 def copied(images, targets, seed: int = 0, **settings):
     images = images.clone()
-    return images, CopyBlend(**settings)(images, targets, FIELDS, np.random.default_rng(seed))
+    return images, CopyBlend(**settings)(
+        images, targets, FIELDS, np.random.default_rng(seed)
+    )
 
 
 def added(before, after):
     """Yield (number of the image, index of the object, its box in the batch's pixels, the box of the copy)."""
     origin = {
-        int(index): box for target in before for index, box in zip(target["index"], corners(target["boxes"]))
+        int(index): box
+        for target in before
+        for index, box in zip(target["index"], corners(target["boxes"]))
     }
     for number, (old, new) in enumerate(zip(before, after)):
         boxes = corners(new["boxes"])
@@ -145,7 +167,9 @@ def test_pasted_copy_shows_exactly_the_pixels_of_its_object_and_nothing_else_is_
         after, more = copied(before, targets, seed, kind="paste", num_objects=1)
         untouched = torch.ones_like(before, dtype=torch.bool)
         for number, index, origin, box in added(targets, more):
-            assert torch.equal(after[number][window(box)], before[index // 10][window(origin)])
+            assert torch.equal(
+                after[number][window(box)], before[index // 10][window(origin)]
+            )
             untouched[number][window(box)] = False
         assert torch.equal(after[untouched], before[untouched])
 
@@ -160,13 +184,19 @@ def test_blended_copy_is_about_half_of_its_object_and_half_of_what_lay_there():
                 before[index // 10][window(origin)],
                 after[number][window(box)],
             )
-            weight = ((seen - below) * (patch - below)).sum() / (patch - below).square().sum()
+            weight = ((seen - below) * (patch - below)).sum() / (
+                patch - below
+            ).square().sum()
             assert BLEND_RANGE[0] - 1e-4 <= weight <= BLEND_RANGE[1] + 1e-4
-            torch.testing.assert_close(seen, below.lerp(patch, weight), atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                seen, below.lerp(patch, weight), atol=1e-4, rtol=0
+            )
 
 
 @pytest.mark.parametrize(
-    "settings", [{"kind": "paste"}, {"kind": "blend"}, {"kind": "paste", "with_expand": True}], ids=str
+    "settings",
+    [{"kind": "paste"}, {"kind": "blend"}, {"kind": "paste", "with_expand": True}],
+    ids=str,
 )
 def test_boxes_of_copies_lie_on_their_pixels(settings):
     compared = 0
@@ -175,7 +205,9 @@ def test_boxes_of_copies_lie_on_their_pixels(settings):
         _, more = copied(before, targets, seed, num_objects=1, **settings)
         for number, index, _, box in added(targets, more):
             if number != index // 10:  # in its own image the object is seen twice
-                seen, _ = copied(*batch(seed, shown=index), seed, num_objects=1, **settings)
+                seen, _ = copied(
+                    *batch(seed, shown=index), seed, num_objects=1, **settings
+                )
                 assert abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max() < 1
                 compared += 1
     assert compared > 25
@@ -185,13 +217,17 @@ def test_every_image_gets_that_many_objects_of_all_images_none_twice():
     images, targets = batch(2)
     for seed in range(10):
         _, more = copied(images, targets, seed, num_objects=3)
-        assert [len(new["boxes"]) - len(old["boxes"]) for old, new in zip(targets, more)] == [3, 3, 3]
+        assert [
+            len(new["boxes"]) - len(old["boxes"]) for old, new in zip(targets, more)
+        ] == [3, 3, 3]
         for old, new in zip(targets, more):
             copies = new["index"][len(old["index"]) :].tolist()
             assert len(set(copies)) == 3
     everything = {int(index) for target in targets for index in target["index"]}
     seen = {
-        index for seed in range(40) for _, index, _, _ in added(targets, copied(images, targets, seed)[1])
+        index
+        for seed in range(40)
+        for _, index, _, _ in added(targets, copied(images, targets, seed)[1])
     }
     assert seen == everything
 
@@ -200,7 +236,9 @@ def test_fewer_are_copied_where_there_are_not_so_many():
     images, targets = batch(0, 2)
     total = sum(len(target["boxes"]) for target in targets)
     _, more = copied(images, targets, num_objects=50)
-    assert [len(target["boxes"]) for target in more] == [len(target["boxes"]) + total for target in targets]
+    assert [len(target["boxes"]) for target in more] == [
+        len(target["boxes"]) + total for target in targets
+    ]
 
 
 def test_small_objects_are_not_copied():
@@ -223,13 +261,21 @@ def test_copies_lie_anywhere_within_the_image():
         [
             box
             for seed in range(150)
-            for _, index, _, box in added(targets, copied(images, targets, seed, num_objects=1)[1])
+            for _, index, _, box in added(
+                targets, copied(images, targets, seed, num_objects=1)[1]
+            )
             if index == 0
         ]
     )
-    assert boxes.min() > -1e-3 and boxes[:, 2].max() < WIDTH + 1e-3 and boxes[:, 3].max() < HEIGHT + 1e-3
     assert (
-        (boxes[:, :2].min(0) < 4).all() and boxes[:, 2].max() > WIDTH - 4 and boxes[:, 3].max() > HEIGHT - 4
+        boxes.min() > -1e-3
+        and boxes[:, 2].max() < WIDTH + 1e-3
+        and boxes[:, 3].max() < HEIGHT + 1e-3
+    )
+    assert (
+        (boxes[:, :2].min(0) < 4).all()
+        and boxes[:, 2].max() > WIDTH - 4
+        and boxes[:, 3].max() > HEIGHT - 4
     )
 
 
@@ -245,7 +291,11 @@ def test_expanded_copy_shows_a_tenth_to_a_quarter_more_at_each_side():
         )
         rows = (seen != before).any(1).any(2)[0].nonzero()
         sides.append(int(rows[-1] - rows[0]) + 1 if len(rows) else 50)
-    assert (min(sides) >= 48, max(sides) <= 62, max(sides) - min(sides) > 8) == (True, True, True)
+    assert (min(sides) >= 48, max(sides) <= 62, max(sides) - min(sides) > 8) == (
+        True,
+        True,
+        True,
+    )
 
 
 def test_copied_objects_keep_their_fields():
@@ -256,12 +306,19 @@ def test_copied_objects_keep_their_fields():
     assert all(torch.equal(target["labels"], target["index"] + 100) for target in more)
 
 
-@pytest.mark.parametrize("settings", [{}, {"with_expand": True}, {"kind": "paste"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"with_expand": True}, {"kind": "paste"}], ids=str
+)
 def test_images_without_objects_go_through(settings):
     images, targets = empty_batch()
     after, more = copied(images, targets, **settings)
-    assert torch.equal(after, images) and [target["boxes"].shape for target in more] == [(0, 4), (0, 4)]
-    assert [target["boxes"].shape for target in mixed_up(images, targets)[1]] == [(0, 4), (0, 4)]
+    assert torch.equal(after, images) and [
+        target["boxes"].shape for target in more
+    ] == [(0, 4), (0, 4)]
+    assert [target["boxes"].shape for target in mixed_up(images, targets)[1]] == [
+        (0, 4),
+        (0, 4),
+    ]
 
 
 def test_image_without_objects_is_given_those_of_others():
@@ -280,8 +337,12 @@ def test_object_as_large_as_the_image_is_copied_onto_the_whole_of_it():
         [{"boxes": torch.tensor([[0.5, 0.5, 1, 1]])}, {"boxes": torch.zeros(0, 4)}],
     )
     before = images.clone()
-    more = CopyBlend("paste", with_expand=True)(images, targets, ("boxes",), np.random.default_rng(0))
-    assert torch.equal(images[1], before[0]) and more[1]["boxes"].tolist() == [[0.5, 0.5, 1, 1]]
+    more = CopyBlend("paste", with_expand=True)(
+        images, targets, ("boxes",), np.random.default_rng(0)
+    )
+    assert torch.equal(images[1], before[0]) and more[1]["boxes"].tolist() == [
+        [0.5, 0.5, 1, 1]
+    ]
 
 
 # ---- what can be mixed, and settings ----
@@ -296,8 +357,18 @@ def test_object_as_large_as_the_image_is_copied_onto_the_whole_of_it():
             "cxcywh",
             "torch.uint8 and cxcywh up to 1",
         ),
-        (torch.zeros(1, 3, 8, 8), [4, 4, 8, 8], "cxcywh", "torch.float32 and cxcywh up to 8"),
-        (torch.zeros(1, 3, 8, 8), [0, 0, 1, 1], "xyxy", "torch.float32 and xyxy up to 1"),
+        (
+            torch.zeros(1, 3, 8, 8),
+            [4, 4, 8, 8],
+            "cxcywh",
+            "torch.float32 and cxcywh up to 8",
+        ),
+        (
+            torch.zeros(1, 3, 8, 8),
+            [0, 0, 1, 1],
+            "xyxy",
+            "torch.float32 and xyxy up to 1",
+        ),
     ],
 )
 def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, found):
@@ -313,13 +384,19 @@ def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, fo
     ("settings", "fault"),
     [
         ({"kind": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
-        ({"area_threshold": 0}, "area_threshold is 0, expected square pixels, more than 0"),
+        (
+            {"area_threshold": 0},
+            "area_threshold is 0, expected square pixels, more than 0",
+        ),
         ({"num_objects": 0}, "num_objects is 0, expected at least 1"),
         (
             {"expand_ratios": [0.3, 0.1]},
             "expand_ratios is [0.3, 0.1], expected two numbers from 0, the smaller first",
         ),
-        ({"expand_ratios": [0.1]}, "expand_ratios is [0.1], expected two numbers from 0, the smaller first"),
+        (
+            {"expand_ratios": [0.1]},
+            "expand_ratios is [0.1], expected two numbers from 0, the smaller first",
+        ),
     ],
 )
 def test_setting_out_of_range_is_refused(settings, fault):

@@ -26,7 +26,11 @@ EXPECTED = (
     "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: when they start, when Mosaic stops, when all stop) "
     "and ops (a list of class names)"
 )
-THREE = {"name": "stop_epoch", "epoch": [4, 34, 60], "ops": ["Mosaic", "RandomZoomOut", "PadToSize"]}
+THREE = {
+    "name": "stop_epoch",
+    "epoch": [4, 34, 60],
+    "ops": ["Mosaic", "RandomZoomOut", "PadToSize"],
+}
 
 
 class Remembers:
@@ -55,7 +59,9 @@ def test_empty_list_changes_nothing(ops):
     assert Compose(ops)(plain_sample(4, 6)).canvas == (4, 6)
 
 
-@pytest.mark.parametrize(("epoch", "canvas"), [(0, (12, 20)), (2, (12, 20)), (3, (6, 10)), (99, (6, 10))])
+@pytest.mark.parametrize(
+    ("epoch", "canvas"), [(0, (12, 20)), (2, (12, 20)), (3, (6, 10)), (99, (6, 10))]
+)
 def test_named_transforms_are_left_out_from_the_stop_epoch_on(epoch, canvas):
     compose = Compose([RandomZoomOut(side_range=[2, 2], p=1)], POLICY)
     assert compose(plain_sample(6, 10), epoch).canvas == canvas
@@ -65,9 +71,13 @@ def test_other_transforms_act_in_every_epoch():
     assert Compose([Resize([5, 7])], POLICY)(plain_sample(6, 10), 99).canvas == (7, 5)
 
 
-@pytest.mark.parametrize("policy", [None, {"name": "default"}, {}, POLICY | {"epoch": None}])
+@pytest.mark.parametrize(
+    "policy", [None, {"name": "default"}, {}, POLICY | {"epoch": None}]
+)
 def test_without_a_stop_epoch_all_transforms_act_for_ever(policy):
-    assert Compose([RandomZoomOut(side_range=[2, 2], p=1)], policy)(plain_sample(6, 10), 10**6).canvas == (
+    assert Compose([RandomZoomOut(side_range=[2, 2], p=1)], policy)(
+        plain_sample(6, 10), 10**6
+    ).canvas == (
         12,
         20,
     )
@@ -84,7 +94,9 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
         for name in ("Mosaic", "RandomZoomOut", "PadToSize", "Flip")
     ]
     if run is not None:
-        policy = resolve_specification({"type": "Compose", "policy": policy}, run)["policy"]
+        policy = resolve_specification({"type": "Compose", "policy": policy}, run)[
+            "policy"
+        ]
     compose = Compose(ops, policy)
     compose(plain_sample(4, 4), epoch)
     return "".join(log)
@@ -92,12 +104,25 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
 
 @pytest.mark.parametrize(
     ("epoch", "acting"),
-    [(0, "F"), (3, "F"), (4, "MRPF"), (33, "MRPF"), (34, "RPF"), (59, "RPF"), (60, "F"), (99, "F")],
+    [
+        (0, "F"),
+        (3, "F"),
+        (4, "MRPF"),
+        (33, "MRPF"),
+        (34, "RPF"),
+        (59, "RPF"),
+        (60, "F"),
+        (99, "F"),
+    ],
 )
 @pytest.mark.parametrize(
-    "points", [[4, 34, 60], ["4 epochs", 0.34, "60 epochs"], [0.04, "34 %", 0.6]], ids=str
+    "points",
+    [[4, 34, 60], ["4 epochs", 0.34, "60 epochs"], [0.04, "34 %", 0.6]],
+    ids=str,
 )
-def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(points, epoch, acting):
+def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(
+    points, epoch, acting
+):
     assert who_acts(THREE | {"epoch": points}, epoch, RunLength(100)) == acting
 
 
@@ -108,13 +133,16 @@ def test_single_point_may_be_a_share_of_the_run(epoch, acting):
 
 def test_point_that_depends_on_the_runs_length_is_refused_without_one():
     with pytest.raises(
-        ConfigError, match="Compose.policy.epoch is 0.9, which depends on the length of the run"
+        ConfigError,
+        match="Compose.policy.epoch is 0.9, which depends on the length of the run",
     ):
         create({"type": "Compose", "policy": THREE | {"epoch": 0.9}})
 
 
 def test_transform_that_the_policy_does_not_name_acts_in_every_epoch_even_mosaic():
-    assert [who_acts(THREE | {"ops": ["PadToSize"]}, epoch) for epoch in (0, 40, 99)] == [
+    assert [
+        who_acts(THREE | {"ops": ["PadToSize"]}, epoch) for epoch in (0, 40, 99)
+    ] == [
         "MRF",
         "MRPF",
         "MRF",
@@ -123,7 +151,10 @@ def test_transform_that_the_policy_does_not_name_acts_in_every_epoch_even_mosaic
 
 def test_points_that_ascend_no_more_in_a_short_run_are_refused():
     with pytest.raises(ConfigError) as caught:
-        built_for(RunLength(6), {"type": "Compose", "policy": THREE | {"epoch": [4, 0.5, 0.9]}})
+        built_for(
+            RunLength(6),
+            {"type": "Compose", "policy": THREE | {"epoch": [4, 0.5, 0.9]}},
+        )
     assert (
         str(caught.value)
         == "Compose.policy.epoch is [4, 3, 5], which are the epochs 4, 3, 5; they must be in ascending order"
@@ -151,18 +182,25 @@ def test_mosaic_acts_on_its_share_of_the_samples(mosaic_prob, probability, share
 
 
 def test_mosaics_are_neither_zoomed_out_nor_cropped_by_overlap():
-    alone, followed = Compose([Mosaic(32)]), Compose([Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1)])
+    alone, followed = (
+        Compose([Mosaic(32)]),
+        Compose([Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1)]),
+    )
     for seed in range(20):
         assert followed(with_others(seed)).canvas == alone(with_others(seed)).canvas
 
 
 def test_samples_that_became_no_mosaic_are_zoomed_out():
-    sample = Compose([Mosaic(32), RandomZoomOut(side_range=[2, 2], p=1)], mosaic_prob=0)(with_others())
+    sample = Compose(
+        [Mosaic(32), RandomZoomOut(side_range=[2, 2], p=1)], mosaic_prob=0
+    )(with_others())
     assert sample.canvas == (120, 80)
 
 
 def test_mosaics_are_distorted_in_colour_and_flipped():
-    sample = Compose([Mosaic(32), RandomPhotometricDistort(p=1), RandomHorizontalFlip(p=1)])(with_others())
+    sample = Compose(
+        [Mosaic(32), RandomPhotometricDistort(p=1), RandomHorizontalFlip(p=1)]
+    )(with_others())
     assert (sample.colour is not None, sample.scale.tolist()) == (True, [-1, 1])
 
 
@@ -182,7 +220,9 @@ def test_mosaic_stands_first():
 
 
 def test_chance_of_a_mosaic_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="^Compose.mosaic_prob is -0.1, expected 0 to 1$"):
+    with pytest.raises(
+        ConfigError, match="^Compose.mosaic_prob is -0.1, expected 0 to 1$"
+    ):
         Compose([Mosaic()], mosaic_prob=-0.1)
 
 
@@ -190,10 +230,16 @@ def test_list_is_built_from_a_configuration():
     compose = create(
         {
             "type": "Compose",
-            "ops": [{"type": "Resize", "size": [5, 7]}, {"type": "RandomHorizontalFlip", "p": 0.25}],
+            "ops": [
+                {"type": "Resize", "size": [5, 7]},
+                {"type": "RandomHorizontalFlip", "p": 0.25},
+            ],
         }
     )
-    assert ([type(op) for op in compose.ops], compose.ops[1].p) == ([Resize, RandomHorizontalFlip], 0.25)
+    assert ([type(op) for op in compose.ops], compose.ops[1].p) == (
+        [Resize, RandomHorizontalFlip],
+        0.25,
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,14 +258,20 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
 @pytest.mark.parametrize(
     ("policy", "fault"),
     [
-        ({"name": "stop_sample"}, "Compose.policy.name is 'stop_sample', expected 'default' or 'stop_epoch'"),
+        (
+            {"name": "stop_sample"},
+            "Compose.policy.name is 'stop_sample', expected 'default' or 'stop_epoch'",
+        ),
         (POLICY | {"epoch": "3"}, f"Compose.policy.epoch is '3', {LENGTH}"),
         (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
         (
             POLICY | {"epoch": [34, 4, 60]},
             "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; they must be in ascending order",
         ),
-        (POLICY | {"epoch": [4, 34]}, f"Compose.policy is {POLICY | {'epoch': [4, 34]}}, {EXPECTED}"),
+        (
+            POLICY | {"epoch": [4, 34]},
+            f"Compose.policy is {POLICY | {'epoch': [4, 34]}}, {EXPECTED}",
+        ),
         (
             {"name": "stop_epoch", "epoch": 3},
             f"Compose.policy is {{'name': 'stop_epoch', 'epoch': 3}}, {EXPECTED}",

@@ -20,7 +20,15 @@ from src.data.transforms import (
     Sample,
     SanitizeBoundingBoxes,
 )
-from tests.fixtures.samples import drawn, filled, iou, plain_sample, rendered_mask, sample_of, tight_box
+from tests.fixtures.samples import (
+    drawn,
+    filled,
+    iou,
+    plain_sample,
+    rendered_mask,
+    sample_of,
+    tight_box,
+)
 
 # ---- boxes stay on their pixels ----
 
@@ -72,12 +80,20 @@ def transformed(name: str, size_hw=None, *, least_side: int = 16):
                 yield sample, scene, box, index
 
 
-@pytest.mark.parametrize("size_hw", [None, (192, 160)], ids=["as it is", "another batch size"])
+@pytest.mark.parametrize(
+    "size_hw", [None, (192, 160)], ids=["as it is", "another batch size"]
+)
 @pytest.mark.parametrize("name", CHAINS)
-def test_edges_of_boxes_lie_within_a_pixel_of_the_edges_of_what_they_hold(name, size_hw):
+def test_edges_of_boxes_lie_within_a_pixel_of_the_edges_of_what_they_hold(
+    name, size_hw
+):
     compared = 0
     for sample, scene, box, index in transformed(name, size_hw):
-        seen = tight_box(rendered_mask(sample, filled(scene.boxes[index], *scene.image.shape[1:]), size_hw))
+        seen = tight_box(
+            rendered_mask(
+                sample, filled(scene.boxes[index], *scene.image.shape[1:]), size_hw
+            )
+        )
         assert abs(box - seen).max() < 1
         compared += 1
     assert compared > 40
@@ -90,22 +106,33 @@ def test_boxes_lie_around_the_shapes_that_are_wholly_in_view(name):
         corners = np.sort(
             scene.boxes[index].reshape(2, 2) * sample.scale + sample.shift, axis=0
         ).ravel()  # on a canvas without edges
-        if (corners[:2] < sample.visible[:2]).any() or (corners[2:] > sample.visible[2:]).any():
+        if (corners[:2] < sample.visible[:2]).any() or (
+            corners[2:] > sample.visible[2:]
+        ).any():
             continue
-        assert iou(box, np.array(tight_box(rendered_mask(sample, scene.masks[index])), float)) > 0.9
+        assert (
+            iou(
+                box,
+                np.array(tight_box(rendered_mask(sample, scene.masks[index])), float),
+            )
+            > 0.9
+        )
         compared += 1
     assert compared >= 5
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_drawing_in_whole_pixels_moves_boxes_by_half_a_pixel_of_the_picture_and_half_one_of_the_file(name):
+def test_drawing_in_whole_pixels_moves_boxes_by_half_a_pixel_of_the_picture_and_half_one_of_the_file(
+    name,
+):
     for seed in range(SCENES):
         sample = Compose(CHAINS[name])(sample_of(drawn(seed), seed))
         on_canvas = dict(zip(sample.fields["index"].tolist(), sample.boxes))
         _, target = sample.render()
         for box, index in zip(target["boxes"].numpy(), target["index"].tolist()):
             assert (
-                abs(box - on_canvas[index]).reshape(2, 2).max(0) <= 0.5 + 0.5 * abs(sample.scale) + 1e-3
+                abs(box - on_canvas[index]).reshape(2, 2).max(0)
+                <= 0.5 + 0.5 * abs(sample.scale) + 1e-3
             ).all()
 
 
@@ -128,7 +155,10 @@ def test_fields_stay_with_their_boxes(name):
 def test_image_without_boxes_goes_through(name):
     sample = Compose(CHAINS[name])(plain_sample(60, 40))
     image, target = sample.render()
-    assert (tuple(image.shape), target["boxes"].shape) == ((3, sample.canvas[1], sample.canvas[0]), (0, 4))
+    assert (tuple(image.shape), target["boxes"].shape) == (
+        (3, sample.canvas[1], sample.canvas[0]),
+        (0, 4),
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2000, 2)], ids=str)
@@ -154,7 +184,10 @@ def test_flip_mirrors_pixels_and_boxes():
     RandomHorizontalFlip(p=1)(sample)
     image, target = sample.render()
     assert image[0, 0].tolist() == list(range(9, -1, -1))
-    assert (image[1, :, 0].tolist(), target["boxes"].tolist()) == (list(range(6)), [[6, 2, 9, 5]])
+    assert (image[1, :, 0].tolist(), target["boxes"].tolist()) == (
+        list(range(6)),
+        [[6, 2, 9, 5]],
+    )
 
 
 def test_two_flips_change_nothing():
@@ -193,10 +226,14 @@ def test_cut_has_its_size_and_shows_untouched_pixels(size, seen):
     RandomCrop(size)(sample)
     (width, height), (x, y) = origin_of(sample)
     assert (width, height) == seen
-    assert torch.equal(sample.render()[0], plain_sample(10, 6).image[:, y : y + height, x : x + width])
+    assert torch.equal(
+        sample.render()[0], plain_sample(10, 6).image[:, y : y + height, x : x + width]
+    )
 
 
-@pytest.mark.parametrize("transform", [RandomCrop([9, 14], fill=7), PadToSize([9, 14], fill=7)])
+@pytest.mark.parametrize(
+    "transform", [RandomCrop([9, 14], fill=7), PadToSize([9, 14], fill=7)]
+)
 def test_smaller_image_is_padded_at_the_right_and_the_bottom(transform):
     sample = plain_sample(10, 6, [[1, 2, 4, 5]])
     transform(sample)
@@ -216,7 +253,9 @@ def test_margin_of_a_larger_image_is_a_cut():
 
 def test_cropping_by_overlap_drops_boxes_with_their_centre_outside():
     for seed in range(50):
-        sample = plain_sample(200, 150, [[20, 30, 80, 90], [100, 40, 180, 140], [5, 5, 30, 20]], seed)
+        sample = plain_sample(
+            200, 150, [[20, 30, 80, 90], [100, 40, 180, 140], [5, 5, 30, 20]], seed
+        )
         centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
         RandomIoUCrop(p=1)(sample)
         (width, height), (x, y) = origin_of(sample)
@@ -251,7 +290,9 @@ def test_crop_has_the_drawn_overlap_with_some_box():
         before = sample.boxes.copy()
         RandomIoUCrop(sampler_options=[0.5, 1.0], p=1)(sample)
         (width, height), (x, y) = origin_of(sample)
-        assert max(iou(box, np.array([x, y, x + width, y + height])) for box in before) >= 0.5 or (
+        assert max(
+            iou(box, np.array([x, y, x + width, y + height])) for box in before
+        ) >= 0.5 or (
             width,
             height,
         ) == (200, 150)
@@ -265,7 +306,9 @@ def test_image_without_boxes_is_not_cropped_by_overlap():
 
 @pytest.mark.parametrize(("min_size", "kept"), [(1, [0, 1]), (5, [0]), (50, [])])
 def test_boxes_that_are_too_small_are_dropped(min_size, kept):
-    sample = plain_sample(100, 100, [[10, 10, 40, 15], [10, 10, 11, 90], [50, 50, 50.5, 90]])
+    sample = plain_sample(
+        100, 100, [[10, 10, 40, 15], [10, 10, 11, 90], [50, 50, 50.5, 90]]
+    )
     SanitizeBoundingBoxes(min_size)(sample)
     assert sample.fields["index"].tolist() == kept
 
@@ -297,10 +340,12 @@ def drawn_by_torchvision(transform) -> np.ndarray:
     image = tv.Image(plain_sample(200, 150).image)
     rows = []
     for _ in range(DRAWS):
-        boxes = tv.BoundingBoxes(torch.tensor(BOXES), format="XYXY", canvas_size=(150, 200))
-        seen = v2.Compose([transform, v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None)])(
-            {"image": image, "boxes": boxes}
+        boxes = tv.BoundingBoxes(
+            torch.tensor(BOXES), format="XYXY", canvas_size=(150, 200)
         )
+        seen = v2.Compose(
+            [transform, v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None)]
+        )({"image": image, "boxes": boxes})
         rows.append(look(seen["image"], seen["boxes"]))
     return np.array(rows)
 
@@ -319,7 +364,10 @@ def drawn_by_us(transform) -> np.ndarray:
     ("ours", "theirs"),
     [
         (RandomZoomOut(), v2.RandomZoomOut()),
-        (RandomZoomOut(side_range=[1.5, 2], p=0.3), v2.RandomZoomOut(side_range=(1.5, 2), p=0.3)),
+        (
+            RandomZoomOut(side_range=[1.5, 2], p=0.3),
+            v2.RandomZoomOut(side_range=(1.5, 2), p=0.3),
+        ),
         (RandomIoUCrop(), v2.RandomIoUCrop()),
         (RandomIoUCrop(p=0.8), v2.RandomApply([v2.RandomIoUCrop()], p=0.8)),
         (
@@ -378,8 +426,14 @@ def test_probability_of_zero_changes_nothing(transform):
             {"type": "RandomZoomOut", "side_range": [2]},
             "RandomZoomOut.side_range is [2], expected two numbers from 1, the smaller first",
         ),
-        ({"type": "RandomZoomOut", "p": 1.5}, "RandomZoomOut.p is 1.5, expected 0 to 1"),
-        ({"type": "RandomIoUCrop", "p": -0.1}, "RandomIoUCrop.p is -0.1, expected 0 to 1"),
+        (
+            {"type": "RandomZoomOut", "p": 1.5},
+            "RandomZoomOut.p is 1.5, expected 0 to 1",
+        ),
+        (
+            {"type": "RandomIoUCrop", "p": -0.1},
+            "RandomIoUCrop.p is -0.1, expected 0 to 1",
+        ),
         (
             {"type": "RandomIoUCrop", "min_scale": 0.0},
             "RandomIoUCrop: expected 0 < min_scale 0.0 <= max_scale 1.0 <= 1",
@@ -392,9 +446,18 @@ def test_probability_of_zero_changes_nothing(transform):
             {"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
             "RandomIoUCrop.sampler_options is [0.1, 0.5], expected a value of at least 1 among them, which ends the search",
         ),
-        ({"type": "RandomHorizontalFlip", "p": 2}, "RandomHorizontalFlip.p is 2, expected 0 to 1"),
-        ({"type": "Resize", "size": [640]}, "Resize.size is [640], expected [height, width] in pixels"),
-        ({"type": "Resize", "size": [0, 640]}, "Resize.size is [0, 640], expected [height, width] in pixels"),
+        (
+            {"type": "RandomHorizontalFlip", "p": 2},
+            "RandomHorizontalFlip.p is 2, expected 0 to 1",
+        ),
+        (
+            {"type": "Resize", "size": [640]},
+            "Resize.size is [640], expected [height, width] in pixels",
+        ),
+        (
+            {"type": "Resize", "size": [0, 640]},
+            "Resize.size is [0, 640], expected [height, width] in pixels",
+        ),
         (
             {"type": "RandomCrop", "size": [1, 2, 3]},
             "RandomCrop.size is [1, 2, 3], expected [height, width] in pixels",

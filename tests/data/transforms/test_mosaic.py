@@ -21,7 +21,14 @@ from src.data.transforms import (
     Sample,
 )
 from src.data.transforms.mosaic import MIN_VISIBLE, moved_boxes, warp
-from tests.fixtures.samples import drawn, filled, iou, plain_sample, sample_of, tight_box
+from tests.fixtures.samples import (
+    drawn,
+    filled,
+    iou,
+    plain_sample,
+    sample_of,
+    tight_box,
+)
 
 UNTOUCHED = {"rotation_range": 0, "translation_range": [0, 0], "scaling_range": [1, 1]}
 SIZES = ((160, 120), (200, 90), (120, 120))
@@ -38,7 +45,9 @@ def together(*samples: Sample) -> Sample:
     return samples[0]
 
 
-def mosaic_of_scenes(seed: int, transform, shown: tuple[int, np.ndarray] | None = None) -> Sample:
+def mosaic_of_scenes(
+    seed: int, transform, shown: tuple[int, np.ndarray] | None = None
+) -> Sample:
     """Return a mosaic of four scenes. `shown` puts (number of a scene, mask) in place of all pictures.
 
     The field `index` of a box is 10 times the scene's number and the object's number.
@@ -48,7 +57,11 @@ def mosaic_of_scenes(seed: int, transform, shown: tuple[int, np.ndarray] | None 
         sample = sample_of(scene_of(4 * seed + number), seed)
         sample.fields["index"] = sample.fields["index"] + 10 * number
         if shown is not None:
-            mask = torch.from_numpy(shown[1]) if shown[0] == number else torch.zeros(sample.image.shape[1:])
+            mask = (
+                torch.from_numpy(shown[1])
+                if shown[0] == number
+                else torch.zeros(sample.image.shape[1:])
+            )
             sample.image = mask.to(torch.uint8).mul(255).expand(3, -1, -1)
         samples.append(sample)
     first = together(*samples)
@@ -66,7 +79,10 @@ def boxes_and_masks(transform, seeds: int, mask_of):
                 yield (
                     mosaic,
                     box,
-                    mosaic_of_scenes(seed, transform, (index // 10, mask)).image[0].numpy() > 127,
+                    mosaic_of_scenes(seed, transform, (index // 10, mask))
+                    .image[0]
+                    .numpy()
+                    > 127,
                 )
 
 
@@ -76,7 +92,9 @@ def boxes_and_masks(transform, seeds: int, mask_of):
 def test_edges_of_boxes_lie_within_a_pixel_and_a_half_of_the_edges_of_what_they_hold():
     compared = 0
     for _, box, seen in boxes_and_masks(
-        Mosaic(150, rotation_range=0), 16, lambda scene, k: filled(scene.boxes[k], *scene.image.shape[1:])
+        Mosaic(150, rotation_range=0),
+        16,
+        lambda scene, k: filled(scene.boxes[k], *scene.image.shape[1:]),
     ):
         assert abs(box - tight_box(seen)).max() < 1.5
         compared += 1
@@ -98,18 +116,26 @@ def test_boxes_lie_around_the_shapes_that_are_wholly_in_view():
 def test_turned_box_is_tighter_than_the_one_around_its_corners():
     """Measured on drawn shapes, turned by ten degrees."""
     turn = math.radians(10)
-    matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    matrix = np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
     ours, corners = [], []
     for number in range(30):
         scene, centre = drawn(number, 160, 160), np.array([80, 80])
         shift = centre - matrix @ centre
         for mask, box in zip(scene.masks, scene.boxes):
             image = torch.from_numpy(mask).float().mul(255).expand(3, -1, -1).clone()
-            seen = np.array(tight_box(warp(image, matrix, shift)[0].numpy() > 127), float)
+            seen = np.array(
+                tight_box(warp(image, matrix, shift)[0].numpy() > 127), float
+            )
             if seen.min() > 0 and seen.max() < 160:
                 turned = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2) @ matrix.T + shift
-                corners.append(iou(np.concatenate([turned.min(0), turned.max(0)]), seen))
-                ours.append(iou(moved_boxes(box[None], matrix, shift, (160, 160))[0][0], seen))
+                corners.append(
+                    iou(np.concatenate([turned.min(0), turned.max(0)]), seen)
+                )
+                ours.append(
+                    iou(moved_boxes(box[None], matrix, shift, (160, 160))[0][0], seen)
+                )
     assert np.mean(ours) > np.mean(corners) + 0.08
 
 
@@ -131,22 +157,32 @@ def test_boxes_lie_within_the_image_and_fields_stay_with_them(later):
         _, target = mosaic_of_scenes(seed, Compose([Mosaic(80), *later])).render()
         assert len(target["boxes"]) == len(target["index"]) == len(target["labels"])
         assert target["index"].unique().numel() == len(target["index"])
-        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all() and target["boxes"].min() >= 0
+        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all() and target[
+            "boxes"
+        ].min() >= 0
 
 
 def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
     sample = together(
-        *(plain_sample(100, 100, [[0, 0, 20, 20], [40, 40, 60, 60]], seed) for seed in range(4))
+        *(
+            plain_sample(100, 100, [[0, 0, 20, 20], [40, 40, 60, 60]], seed)
+            for seed in range(4)
+        )
     )
     sample.rng = np.random.default_rng(0)
-    Mosaic(100, rotation_range=0, translation_range=[0, 0], scaling_range=[1.5, 1.5])(sample)
-    assert sample.fields["index"].tolist() == [
-        1,
-        1,
-        1,
-        0,
-        1,
-    ]  # of the fourth image the first object lies at the centre; the others' are cut off
+    Mosaic(100, rotation_range=0, translation_range=[0, 0], scaling_range=[1.5, 1.5])(
+        sample
+    )
+    assert (
+        sample.fields["index"].tolist()
+        == [
+            1,
+            1,
+            1,
+            0,
+            1,
+        ]
+    )  # of the fourth image the first object lies at the centre; the others' are cut off
     areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
     assert (areas >= MIN_VISIBLE * 30 * 30).all()
 
@@ -156,7 +192,10 @@ def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
 
 def test_box_that_is_moved_and_scaled_alone_is_exact():
     boxes, visible = moved_boxes(
-        np.array([[10.0, 20, 30, 50], [90, 90, 100, 100]]), 2 * np.eye(2), np.array([-10.0, 5]), (100, 100)
+        np.array([[10.0, 20, 30, 50], [90, 90, 100, 100]]),
+        2 * np.eye(2),
+        np.array([-10.0, 5]),
+        (100, 100),
     )
     assert (boxes.tolist(), visible.tolist()) == (
         [[10, 45, 50, 100], [100, 100, 100, 100]],
@@ -166,15 +205,22 @@ def test_box_that_is_moved_and_scaled_alone_is_exact():
 
 def test_quarter_turn_swaps_the_sides_of_a_box():
     quarter = np.array([[0.0, -1], [1, 0]])
-    boxes, visible = moved_boxes(np.array([[10.0, 20, 30, 80]]), quarter, np.array([100.0, 0]), (100, 100))
+    boxes, visible = moved_boxes(
+        np.array([[10.0, 20, 30, 80]]), quarter, np.array([100.0, 0]), (100, 100)
+    )
     assert (boxes.tolist(), visible.tolist()) == ([[20, 10, 80, 30]], [1])
 
 
 @pytest.mark.parametrize("turn", [0.1, 0.7, 2.0])
 def test_box_of_a_disc_keeps_its_size_however_it_is_turned(turn):
-    matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    matrix = np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
     boxes, _ = moved_boxes(
-        np.array([[40.0, 40, 60, 60]]), matrix, np.array([50, 50]) - matrix @ [50, 50], (100, 100)
+        np.array([[40.0, 40, 60, 60]]),
+        matrix,
+        np.array([50, 50]) - matrix @ [50, 50],
+        (100, 100),
     )
     assert boxes == pytest.approx(np.array([[40, 40, 60, 60]]))
 
@@ -188,7 +234,9 @@ def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
         scene_of(0).image.float(), [2, 2, 2, 2]
     )  # how the very edge fades into the fill value is torchvision's own
     centre, turn = np.array([image.shape[2], image.shape[1]]) / 2, math.radians(angle)
-    matrix = scale * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    matrix = scale * np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
     ours = warp(image.clone(), matrix, centre - matrix @ centre + translate)
     theirs = v2.functional.affine(
         image,
@@ -204,7 +252,9 @@ def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
 
 def test_draws_fill_their_ranges_and_keep_to_them():
     mosaic, rng = (
-        Mosaic(rotation_range=10, translation_range=[0.1, 0.2], scaling_range=[0.5, 1.5]),
+        Mosaic(
+            rotation_range=10, translation_range=[0.1, 0.2], scaling_range=[0.5, 1.5]
+        ),
         np.random.default_rng(0),
     )
     centre, rows = np.array([200, 100]), []
@@ -229,9 +279,14 @@ def test_four_images_stand_at_their_corners_with_their_shorter_side_at_the_size(
     sample = together(*(sample_of(scene) for scene in scenes))
     Mosaic(60, **UNTOUCHED)(sample)
     assert sample.canvas == (2 * 133, 2 * 60)
-    for scene, (x, y), width in zip(scenes, ((0, 0), (133, 0), (0, 60), (133, 60)), (80, 133, 60, 80)):
+    for scene, (x, y), width in zip(
+        scenes, ((0, 0), (133, 0), (0, 60), (133, 60)), (80, 133, 60, 80)
+    ):
         expected = v2.functional.resize(scene.image, [60, width], antialias=True)
-        assert abs(sample.image[:, y : y + 60, x : x + width].int() - expected.int()).max() <= 1
+        assert (
+            abs(sample.image[:, y : y + 60, x : x + width].int() - expected.int()).max()
+            <= 1
+        )
 
 
 def test_fill_value_stands_between_and_around_the_images():
@@ -244,7 +299,10 @@ def test_fill_value_stands_between_and_around_the_images():
 
 
 def test_narrow_image_is_shrunk_further_so_that_the_canvas_stays_small():
-    sample = together(plain_sample(1, 5000, [[0, 0, 1, 5000]]), *(plain_sample(40, 30) for _ in range(3)))
+    sample = together(
+        plain_sample(1, 5000, [[0, 0, 1, 5000]]),
+        *(plain_sample(40, 30) for _ in range(3)),
+    )
     Mosaic(32, **UNTOUCHED)(sample)
     assert sample.canvas == (2 * 43, 2 * 128)
     assert sample.boxes.tolist() == [[0, 0, 1, 128]]
@@ -263,9 +321,16 @@ def test_images_without_objects_go_through(seed):
 
 
 def test_boxes_of_the_others_are_kept_where_the_first_has_none():
-    sample = together(plain_sample(40, 40), *(plain_sample(40, 40, [[10, 10, 20, 20]]) for _ in range(3)))
+    sample = together(
+        plain_sample(40, 40),
+        *(plain_sample(40, 40, [[10, 10, 20, 20]]) for _ in range(3)),
+    )
     Mosaic(40, **UNTOUCHED)(sample)
-    assert sample.boxes.tolist() == [[50, 10, 60, 20], [10, 50, 20, 60], [50, 50, 60, 60]]
+    assert sample.boxes.tolist() == [
+        [50, 10, 60, 20],
+        [10, 50, 20, 60],
+        [50, 50, 60, 60],
+    ]
 
 
 # ---- the sample ----
@@ -287,13 +352,18 @@ def test_images_of_the_files_are_left_as_they_were():
 
 def test_same_chance_gives_the_same_mosaic():
     first, second = (mosaic_of_scenes(3, Mosaic(60)) for _ in range(2))
-    assert torch.equal(first.image, second.image) and np.array_equal(first.boxes, second.boxes)
+    assert torch.equal(first.image, second.image) and np.array_equal(
+        first.boxes, second.boxes
+    )
 
 
 def test_sample_that_is_left_alone_keeps_its_pixels_and_decodes_no_others():
     sample = sample_of(drawn(0))
     Mosaic(probability=0)(sample)
-    assert (torch.equal(sample.image, drawn(0).image), sample.is_mosaic) == (True, False)
+    assert (torch.equal(sample.image, drawn(0).image), sample.is_mosaic) == (
+        True,
+        False,
+    )
 
 
 # ---- settings ----
@@ -338,8 +408,14 @@ def test_data_set_whose_samples_know_no_others_is_refused():
         ),
         ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
         ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),
-        ({"translation_range": [0.1]}, "translation_range is [0.1], expected two numbers from 0 to 1"),
-        ({"translation_range": [0.1, 2]}, "translation_range is [0.1, 2], expected two numbers from 0 to 1"),
+        (
+            {"translation_range": [0.1]},
+            "translation_range is [0.1], expected two numbers from 0 to 1",
+        ),
+        (
+            {"translation_range": [0.1, 2]},
+            "translation_range is [0.1, 2], expected two numbers from 0 to 1",
+        ),
         (
             {"scaling_range": [0, 1]},
             "scaling_range is [0, 1], expected two numbers above 0, the smaller first",

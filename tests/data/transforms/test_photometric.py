@@ -9,8 +9,18 @@ from torchvision.transforms import v2
 
 from src.core.build import create
 from src.core.errors import ConfigError
-from src.data.transforms import Compose, ConvertPILImage, RandomPhotometricDistort, RandomZoomOut
-from src.data.transforms.photometric import adjust_contrast, hue_matrix, mean_rgb, saturation_matrix
+from src.data.transforms import (
+    Compose,
+    ConvertPILImage,
+    RandomPhotometricDistort,
+    RandomZoomOut,
+)
+from src.data.transforms.photometric import (
+    adjust_contrast,
+    hue_matrix,
+    mean_rgb,
+    saturation_matrix,
+)
 from tests.fixtures.samples import drawn, plain_sample, sample_of
 
 IDENTITY = np.eye(3, 4)
@@ -34,7 +44,9 @@ def differences(step: str, value: float) -> torch.Tensor:
     theirs = getattr(v2.functional, f"adjust_{step}")
     return torch.cat(
         [
-            (coloured(seed, step, value) - theirs(drawn(seed).image, value).int()).abs().flatten()
+            (coloured(seed, step, value) - theirs(drawn(seed).image, value).int())
+            .abs()
+            .flatten()
             for seed in SCENES
         ]
     ).numpy()
@@ -60,7 +72,9 @@ def test_hue_turns_the_way_of_torchvision(turn):
         hues = []
         for turned in (
             hue_matrix(turn) @ colour,
-            v2.functional.adjust_hue(torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1), turn)
+            v2.functional.adjust_hue(
+                torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1), turn
+            )
             .flatten()
             .numpy(),
         ):
@@ -85,7 +99,13 @@ def test_third_of_a_turn_moves_the_channels_on():
 
 
 @pytest.mark.parametrize(
-    "matrix", [hue_matrix(0.05), hue_matrix(-0.3), saturation_matrix(0.5), saturation_matrix(1.5)]
+    "matrix",
+    [
+        hue_matrix(0.05),
+        hue_matrix(-0.3),
+        saturation_matrix(0.5),
+        saturation_matrix(1.5),
+    ],
 )
 def test_grey_stays_grey(matrix):
     np.testing.assert_allclose(matrix @ [100, 100, 100], [100, 100, 100])
@@ -93,7 +113,10 @@ def test_grey_stays_grey(matrix):
 
 def test_saturation_of_zero_gives_the_grey_image():
     assert (
-        abs(coloured(0, "saturation", 0.0) - v2.functional.rgb_to_grayscale(drawn(0).image, 3).int()).max()
+        abs(
+            coloured(0, "saturation", 0.0)
+            - v2.functional.rgb_to_grayscale(drawn(0).image, 3).int()
+        ).max()
         <= 1
     )
 
@@ -113,9 +136,10 @@ DRAWS = 600
 
 def soft_image() -> torch.Tensor:
     """Return a scene in middle colours, so that no step is clipped."""
-    return (drawn(0).image[:, ::8, ::8].float() * 0.3 + torch.tensor([90.0, 70, 110])[:, None, None]).to(
-        torch.uint8
-    )
+    return (
+        drawn(0).image[:, ::8, ::8].float() * 0.3
+        + torch.tensor([90.0, 70, 110])[:, None, None]
+    ).to(torch.uint8)
 
 
 def describe(image: torch.Tensor) -> list[float]:
@@ -156,15 +180,27 @@ def drawn_by_torchvision(**settings) -> np.ndarray:
         {"hue": (0, 0)},
         {},
     ],
-    ids=["brightness", "contrast", "saturation", "order of channels", "all but hue", "all"],
+    ids=[
+        "brightness",
+        "contrast",
+        "saturation",
+        "order of channels",
+        "all but hue",
+        "all",
+    ],
 )
 def test_mean_and_spread_of_what_comes_out_agree_with_torchvision(settings):
     """Each mean within four standard errors, each deviation within a fifth of the other or one grey level."""
     a, b = drawn_by_us(**settings), drawn_by_torchvision(**settings)
     error = np.sqrt(a.var(0) / DRAWS + b.var(0) / DRAWS)
-    rounding = np.array([0] + [0.5] * 7)  # of grey levels: to the nearest here, downwards there
+    rounding = np.array(
+        [0] + [0.5] * 7
+    )  # of grey levels: to the nearest here, downwards there
     assert (abs(a.mean(0) - b.mean(0)) <= 4 * error + rounding).all()
-    assert (abs(a.std(0) - b.std(0))[1:] <= np.maximum(0.2 * np.maximum(a.std(0), b.std(0)), 1.0)[1:]).all()
+    assert (
+        abs(a.std(0) - b.std(0))[1:]
+        <= np.maximum(0.2 * np.maximum(a.std(0), b.std(0)), 1.0)[1:]
+    ).all()
 
 
 def test_probability_of_zero_leaves_the_colours():
@@ -187,16 +223,19 @@ def test_same_chance_gives_the_same_colours():
 
 def test_colours_act_in_float_as_in_8_bits():
     images = []
-    for transforms in ([RandomPhotometricDistort(p=1)], [RandomPhotometricDistort(p=1), ConvertPILImage()]):
+    for transforms in (
+        [RandomPhotometricDistort(p=1)],
+        [RandomPhotometricDistort(p=1), ConvertPILImage()],
+    ):
         images.append(Compose(transforms)(sample_of(drawn(0), 5)).render()[0])
     assert images[1].dtype == torch.float32
     assert (images[1] * 255 - images[0]).abs().max() <= 0.501
 
 
 def test_margin_keeps_its_fill_value():
-    sample = Compose([RandomPhotometricDistort(p=1), RandomZoomOut(fill=114, side_range=[4, 4], p=1)])(
-        plain_sample(8, 8, seed=1)
-    )
+    sample = Compose(
+        [RandomPhotometricDistort(p=1), RandomZoomOut(fill=114, side_range=[4, 4], p=1)]
+    )(plain_sample(8, 8, seed=1))
     image, _ = sample.render()
     assert (image == 114).all(0).sum() >= 32 * 32 - 8 * 8
 

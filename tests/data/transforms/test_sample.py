@@ -60,7 +60,9 @@ def test_image_is_written_where_it_is_wanted():
     out = torch.zeros(2, 3, 30, 40, dtype=torch.uint8)
     image, _ = sample_of(drawn(0)).render((30, 40), out[1])
     assert image.data_ptr() == out[1].data_ptr()
-    assert out[0].max() == 0 and torch.equal(out[1], sample_of(drawn(0)).render((30, 40))[0])
+    assert out[0].max() == 0 and torch.equal(
+        out[1], sample_of(drawn(0)).render((30, 40))[0]
+    )
 
 
 def test_margin_of_an_image_written_elsewhere_is_filled():
@@ -105,7 +107,10 @@ def test_fill_value_is_scaled_with_the_image(scale, fill):
     sample = plain_sample(10, 6)
     RandomZoomOut(fill=114, side_range=[4, 4], p=1)(sample)
     ConvertPILImage(scale=scale)(sample)
-    assert torch.isclose(sample.render()[0], torch.tensor(fill)).all(0).sum() == 24 * 40 - 6 * 10
+    assert (
+        torch.isclose(sample.render()[0], torch.tensor(fill)).all(0).sum()
+        == 24 * 40 - 6 * 10
+    )
 
 
 def test_normalised_image_has_its_mean_taken_off():
@@ -114,7 +119,8 @@ def test_normalised_image_has_its_mean_taken_off():
     ConvertPILImage()(sample)
     Normalize(mean, std)(sample)
     torch.testing.assert_close(
-        sample.render()[0], v2.functional.normalize(drawn(0).image.float() / 255, mean, std)
+        sample.render()[0],
+        v2.functional.normalize(drawn(0).image.float() / 255, mean, std),
     )
 
 
@@ -154,7 +160,10 @@ def test_box_that_was_cut_away_is_dropped_with_its_fields():
     sample = plain_sample(100, 50, [[80, 10, 90, 40], [10, 10, 30, 40]])
     sample.move((1, 1), (0, 0), (50, 50))
     _, target = sample.render()
-    assert (target["boxes"].tolist(), target["index"].tolist()) == ([[10, 10, 30, 40]], [1])
+    assert (target["boxes"].tolist(), target["index"].tolist()) == (
+        [[10, 10, 30, 40]],
+        [1],
+    )
 
 
 def test_window_beside_the_image_shows_the_fill_value_alone():

@@ -7,7 +7,13 @@ import torch
 from src.core import CheckpointError, ConfigError
 from src.nn.backbone import DINOv3Backbone, dinov3_weights
 from tests.fixtures.tiny import tiny_config
-from tests.fixtures.vits import GATED, PLAIN, WITH_BIASES, official_layout, small_backbone
+from tests.fixtures.vits import (
+    GATED,
+    PLAIN,
+    WITH_BIASES,
+    official_layout,
+    small_backbone,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (
     torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
@@ -18,7 +24,9 @@ IMAGENET_MEAN, IMAGENET_STD = (
 def seen_by(module, call):
     """Return the positional arguments that `module` got while `call` ran."""
     seen = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    handle = module.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments)
+    )
     call()
     handle.remove()
     return seen[-1]
@@ -42,11 +50,19 @@ def test_model_is_named_by_alias_or_as_timm_names_it(alias, name):
 
 
 def test_small_plus_has_gated_feed_forward_layers():
-    assert any("fc1_g" in name for name in small_backbone("dinov3_small_plus").state_dict())
+    assert any(
+        "fc1_g" in name for name in small_backbone("dinov3_small_plus").state_dict()
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "vit_small_patch14_dinov2", "dinov3_huge", "convnext_tiny.dinov3_lvd1689m"]
+    "name",
+    [
+        "resnet50",
+        "vit_small_patch14_dinov2",
+        "dinov3_huge",
+        "convnext_tiny.dinov3_lvd1689m",
+    ],
 )
 def test_a_name_that_is_no_dinov3_vit_is_told_with_the_known_ones(name):
     with pytest.raises(ConfigError) as caught:
@@ -59,7 +75,14 @@ def test_a_name_that_is_no_dinov3_vit_is_told_with_the_known_ones(name):
 
 @pytest.mark.parametrize(
     ("depth", "taps"),
-    [(1, [0]), (2, [0, 1]), (3, [1, 2]), (4, [1, 2, 3]), (12, [5, 8, 11]), (24, [11, 17, 23])],
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [1, 2]),
+        (4, [1, 2, 3]),
+        (12, [5, 8, 11]),
+        (24, [11, 17, 23]),
+    ],
 )
 def test_three_blocks_are_tapped_evenly_up_to_the_last(depth, taps):
     assert small_backbone(depth=depth).tap_blocks == taps
@@ -69,13 +92,19 @@ def test_three_blocks_are_tapped_evenly_up_to_the_last(depth, taps):
 def test_taps_that_do_not_exist_are_told(taps):
     with pytest.raises(ConfigError) as caught:
         small_backbone(tap_blocks=taps)
-    assert str(caught.value) == f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to 1"
+    assert (
+        str(caught.value)
+        == f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to 1"
+    )
 
 
-@pytest.mark.parametrize("settings", [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}], ids=str
+)
 def test_sizes_that_timm_cannot_build_are_told(settings):
     with pytest.raises(
-        ConfigError, match=f"DINOv3Backbone: timm cannot build {PLAIN} with .*{next(iter(settings))}"
+        ConfigError,
+        match=f"DINOv3Backbone: timm cannot build {PLAIN} with .*{next(iter(settings))}",
     ):
         small_backbone(**settings)
 
@@ -90,13 +119,20 @@ def test_a_width_that_rotary_codes_cannot_take_is_told(embed_dim, num_heads):
 
 
 def test_a_vit_without_blocks_is_told():
-    with pytest.raises(ConfigError, match="DINOv3Backbone.depth is 0, expected at least 1"):
+    with pytest.raises(
+        ConfigError, match="DINOv3Backbone.depth is 0, expected at least 1"
+    ):
         small_backbone(depth=0)
 
 
 def test_timms_own_arguments_are_passed_on():
     vit = small_backbone(
-        embed_dim=48, depth=3, num_heads=3, mlp_ratio=2.0, num_reg_tokens=2, init_values=0.5
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        mlp_ratio=2.0,
+        num_reg_tokens=2,
+        init_values=0.5,
     ).vit
     assert (
         vit.embed_dim,
@@ -108,7 +144,9 @@ def test_timms_own_arguments_are_passed_on():
 
 
 def test_init_values_set_the_layer_scale():
-    backbone = DINOv3Backbone(pretrained=False, embed_dim=32, depth=1, num_heads=2, init_values=0.5)
+    backbone = DINOv3Backbone(
+        pretrained=False, embed_dim=32, depth=1, num_heads=2, init_values=0.5
+    )
     assert torch.equal(backbone.vit.blocks[0].gamma_1, torch.full((32,), 0.5))
 
 
@@ -123,12 +161,15 @@ def test_init_values_set_the_layer_scale():
 def test_an_unknown_argument_is_told_with_the_nearest_known_one(key, hint):
     with pytest.raises(ConfigError) as caught:
         tiny_config(DINOv3Backbone={key: 32})
-    assert f"unknown key 'DINOv3Backbone.{key}' (command line){hint}" in str(caught.value)
+    assert f"unknown key 'DINOv3Backbone.{key}' (command line){hint}" in str(
+        caught.value
+    )
 
 
 def test_an_argument_of_a_wrong_type_is_told():
     with pytest.raises(
-        ConfigError, match="DINOv3Backbone.upsample_mode is 'bicubic', expected one of 'bilinear', 'nearest'"
+        ConfigError,
+        match="DINOv3Backbone.upsample_mode is 'bicubic', expected one of 'bilinear', 'nearest'",
     ):
         tiny_config(DINOv3Backbone={"upsample_mode": "bicubic"})
 
@@ -148,7 +189,9 @@ def test_normalisation_is_no_part_of_the_state_dict():
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (64, 96), (160, 32)])
 def test_maps_fit_any_size_in_multiples_of_32(size):
     maps = small_backbone()(torch.rand(2, 3, *size))
-    assert [tuple(x.shape) for x in maps] == [(2, 16, size[0] // s, size[1] // s) for s in (8, 16, 32)]
+    assert [tuple(x.shape) for x in maps] == [
+        (2, 16, size[0] // s, size[1] // s) for s in (8, 16, 32)
+    ]
 
 
 @pytest.mark.parametrize("strides", [[8], [16], [32], [8, 32]])
@@ -166,7 +209,9 @@ def test_images_are_normalised_by_imagenet_statistics_inside():
 def test_maps_are_the_adapters_of_the_taps_of_the_normalised_image():
     backbone, images = small_backbone().eval(), torch.rand(2, 3, 32, 64)
     normalised = (images - IMAGENET_MEAN) / IMAGENET_STD
-    taps = backbone.vit.forward_intermediates(normalised, indices=[0, 1], norm=True, intermediates_only=True)
+    taps = backbone.vit.forward_intermediates(
+        normalised, indices=[0, 1], norm=True, intermediates_only=True
+    )
     for ours, expected in zip(backbone(images), backbone.adapter(taps, normalised)):
         torch.testing.assert_close(ours, expected)
 
@@ -183,19 +228,26 @@ def test_other_statistics_can_be_set():
 def test_adapter_gets_the_patch_tokens_without_the_class_token_and_the_four_registers():
     backbone, images = small_backbone().eval(), torch.rand(1, 3, 32, 64)
     taps, normalised = seen_by(backbone.adapter, lambda: backbone(images))
-    tokens = backbone.vit.forward_features(normalised)  # [1, 5 + 8, 32], after the final norm
+    tokens = backbone.vit.forward_features(
+        normalised
+    )  # [1, 5 + 8, 32], after the final norm
 
     def as_map(first):
         """Return eight tokens as a map of 2 x 4, counted from `first`."""
         return tokens[:, first : first + 8].transpose(1, 2).reshape(1, 32, 2, 4)
 
     torch.testing.assert_close(taps[-1], as_map(5))
-    assert not torch.allclose(taps[-1], as_map(4)) and not torch.allclose(taps[-1], as_map(1))
+    assert not torch.allclose(taps[-1], as_map(4)) and not torch.allclose(
+        taps[-1], as_map(1)
+    )
 
 
 @pytest.mark.parametrize("tap_norm", ["final", "own", "none"])
 def test_taps_get_the_final_norm_only_if_asked_for(tap_norm):
-    backbone, images = small_backbone(tap_norm=tap_norm).eval(), torch.rand(1, 3, 32, 32)
+    backbone, images = (
+        small_backbone(tap_norm=tap_norm).eval(),
+        torch.rand(1, 3, 32, 32),
+    )
     taps, normalised = seen_by(backbone.adapter, lambda: backbone(images))
     expected = backbone.vit.forward_intermediates(
         normalised, indices=[0, 1], norm=tap_norm == "final", intermediates_only=True
@@ -213,11 +265,14 @@ def test_blocks_after_the_last_tap_do_not_run():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+    ("dtype", "expected"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)],
 )
 def test_vit_stays_out_of_fp16_but_not_of_bf16(dtype, expected):
     backbone, seen = small_backbone().eval(), []
-    backbone.vit.blocks[0].mlp.fc1.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    backbone.vit.blocks[0].mlp.fc1.register_forward_hook(
+        lambda _, __, output: seen.append(output.dtype)
+    )
     with torch.autocast("cpu", dtype=dtype):
         backbone(torch.rand(1, 3, 32, 32))
     assert seen == [expected]
@@ -275,7 +330,12 @@ def test_frozen_blocks_stay_in_eval_mode_beside_trained_ones():
     backbone = small_backbone(depth=4, drop_path=0.5)
     backbone.set_trainable_blocks(2)
     backbone.train()
-    assert [block.training for block in backbone.vit.blocks] == [False, False, True, True]
+    assert [block.training for block in backbone.vit.blocks] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_eval_mode_reaches_every_block():
@@ -287,14 +347,19 @@ def test_eval_mode_reaches_every_block():
 def test_frozen_blocks_can_thaw_later():
     backbone = small_backbone(freeze_backbone=True).train()
     backbone.set_trainable_blocks(2)
-    assert all(p.requires_grad for p in backbone.parameters()) and all(m.training for m in backbone.modules())
+    assert all(p.requires_grad for p in backbone.parameters()) and all(
+        m.training for m in backbone.modules()
+    )
 
 
 @pytest.mark.parametrize("count", [-1, 3])
 def test_more_blocks_than_there_are_is_told(count):
     with pytest.raises(ConfigError) as caught:
         small_backbone().set_trainable_blocks(count)
-    assert str(caught.value) == f"{count} trainable blocks were asked for, but {PLAIN} has 2"
+    assert (
+        str(caught.value)
+        == f"{count} trainable blocks were asked for, but {PLAIN} has 2"
+    )
 
 
 def test_blocks_after_the_last_tap_are_not_trained():
@@ -330,7 +395,11 @@ def test_final_norm_is_not_trained_where_it_is_not_used(tap_norm):
 def test_every_trainable_parameter_gets_a_gradient(settings):
     backbone = small_backbone(**settings).train()
     sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [
+        name
+        for name, p in backbone.named_parameters()
+        if p.requires_grad and p.grad is None
+    ] == []
 
 
 # ---- training options ----
@@ -351,7 +420,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     saving.load_state_dict(plain.state_dict())
     expected = gradients(plain.train(), images)
     for name, gradient in gradients(saving.train(), images).items():
-        torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_gradient_checkpointing_computes_blocks_again_in_the_backward_pass():
@@ -363,16 +434,22 @@ def test_gradient_checkpointing_computes_blocks_again_in_the_backward_pass():
 
 def test_drop_path_grows_with_depth():
     blocks = small_backbone(depth=3, drop_path=0.4).vit.blocks
-    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks] == pytest.approx([0.0, 0.2, 0.4])
+    assert [
+        getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks
+    ] == pytest.approx([0.0, 0.2, 0.4])
 
 
-@pytest.mark.parametrize("settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
+)
 def test_chance_acts_in_training(settings):
     backbone, images = small_backbone(**settings).train(), torch.rand(4, 3, 64, 64)
     assert not torch.equal(backbone(images)[1], backbone(images)[1])
 
 
-@pytest.mark.parametrize("settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
+)
 def test_chance_does_not_act_in_evaluation(settings):
     plain, backbone, images = (
         small_backbone().eval(),
@@ -383,9 +460,14 @@ def test_chance_does_not_act_in_evaluation(settings):
     assert all(torch.equal(a, b) for a, b in zip(plain(images), backbone(images)))
 
 
-@pytest.mark.parametrize("settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
+)
 def test_chance_does_not_act_on_a_frozen_vit(settings):
-    backbone, images = small_backbone(freeze_backbone=True, **settings).train(), torch.rand(4, 3, 64, 64)
+    backbone, images = (
+        small_backbone(freeze_backbone=True, **settings).train(),
+        torch.rand(4, 3, 64, 64),
+    )
     assert all(torch.equal(a, b) for a, b in zip(backbone(images), backbone(images)))
 
 
@@ -406,7 +488,9 @@ def no_network(monkeypatch, tmp_path):
         raise AssertionError(f"a connection to {arguments} was tried")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache")
+    )
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.chdir(tmp_path)
 
@@ -427,12 +511,17 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
     [
         ("dinov3_small", "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
         (WITH_BIASES, "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
-        ("dinov3_small_plus", "weights/dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth"),
+        (
+            "dinov3_small_plus",
+            "weights/dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth",
+        ),
         ("dinov3_base", "weights/dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
         ("dinov3_large", "weights/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"),
     ],
 )
-def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(model_name, file, no_network):
+def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(
+    model_name, file, no_network
+):
     with pytest.raises(CheckpointError, match=f"there is no file {file}, and"):
         small_backbone(model_name, pretrained=True).load_pretrained()
 
@@ -442,12 +531,19 @@ def test_missing_file_of_ones_own_is_named(no_network, tmp_path):
         CheckpointError,
         match=rf"there is no file {tmp_path}/mine\.pth, and .*-u DINOv3Backbone\.pretrained=False",
     ):
-        small_backbone(pretrained=True, checkpoint_path=str(tmp_path / "mine.pth")).load_pretrained()
+        small_backbone(
+            pretrained=True, checkpoint_path=str(tmp_path / "mine.pth")
+        ).load_pretrained()
 
 
 def test_an_address_is_not_fetched(no_network):
-    with pytest.raises(CheckpointError, match="https://host/dinov3.pth is a URL; download the file yourself"):
-        small_backbone(pretrained=True, checkpoint_path="https://host/dinov3.pth").load_pretrained()
+    with pytest.raises(
+        CheckpointError,
+        match="https://host/dinov3.pth is a URL; download the file yourself",
+    ):
+        small_backbone(
+            pretrained=True, checkpoint_path="https://host/dinov3.pth"
+        ).load_pretrained()
 
 
 def test_nothing_is_read_without_pretrained(no_network):
@@ -464,7 +560,9 @@ def test_a_file_is_loaded_and_reported(no_network, tmp_path, caplog, monkeypatch
     backbone = small_backbone(pretrained=True, checkpoint_path=str(path))
     with caplog.at_level(logging.INFO, "dfine"):
         backbone.load_pretrained()
-    assert torch.equal(backbone.vit.blocks[1].mlp.fc1.weight, source.vit.blocks[1].mlp.fc1.weight)
+    assert torch.equal(
+        backbone.vit.blocks[1].mlp.fc1.weight, source.vit.blocks[1].mlp.fc1.weight
+    )
     assert f"DINOv3: {path}: official layout, 32 of 32 tensors, sha256 " in caplog.text
 
 
@@ -472,15 +570,21 @@ def test_building_from_a_configuration_loads_the_file(tmp_path):
     config = tiny_config()
     source, path = config.model.backbone.vit, tmp_path / "mine.pth"
     torch.save(official_layout(source, live_biases=False), path)
-    loaded = tiny_config(DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path)}).model.backbone.vit
+    loaded = tiny_config(
+        DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path)}
+    ).model.backbone.vit
     assert torch.equal(loaded.patch_embed.proj.weight, source.patch_embed.proj.weight)
 
 
-def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatch, tmp_path):
+def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(
+    monkeypatch, tmp_path
+):
     source, backbone = small_backbone(), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict() if name == PLAIN else {}
+        dinov3_weights,
+        "timm_state_dict",
+        lambda name: source.vit.state_dict() if name == PLAIN else {},
     )
     backbone.load_pretrained()
     assert torch.equal(backbone.vit.cls_token, source.vit.cls_token)
@@ -489,7 +593,9 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(monkeypatc
 def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_path):
     source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict())
+    monkeypatch.setattr(
+        dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict()
+    )
     with pytest.raises(CheckpointError) as caught:
         backbone.load_pretrained()
     assert (
@@ -499,7 +605,13 @@ def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_
 
 
 def test_taps_of_a_second_vit_are_read_as_the_backbone_reads_its_own():
-    backbone, other, images = small_backbone().eval(), small_backbone().eval(), torch.rand(1, 3, 32, 64)
+    backbone, other, images = (
+        small_backbone().eval(),
+        small_backbone().eval(),
+        torch.rand(1, 3, 32, 64),
+    )
     expected, _ = seen_by(other.adapter, lambda: other(images))
-    for ours, theirs in zip(backbone.taps_of(other.vit, (images - IMAGENET_MEAN) / IMAGENET_STD), expected):
+    for ours, theirs in zip(
+        backbone.taps_of(other.vit, (images - IMAGENET_MEAN) / IMAGENET_STD), expected
+    ):
         torch.testing.assert_close(ours, theirs)

@@ -9,13 +9,22 @@ from src.core.lengths import resolve_specification
 from tests.fixtures.vits import GATED, small_backbone
 
 RUN = RunLength(epochs=20, steps_per_epoch=10)
-EMBEDDING = {"cls_token", "reg_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+EMBEDDING = {
+    "cls_token",
+    "reg_token",
+    "patch_embed.proj.weight",
+    "patch_embed.proj.bias",
+}
 
 
 def backbone(**settings):
     """A backbone with four blocks, all of them read, whose lengths are those of a configuration."""
     resolved = resolve_specification({"type": "DINOv3Backbone", **settings}, RUN)
-    return small_backbone(depth=4, tap_blocks=[1, 2, 3], **{k: v for k, v in resolved.items() if k != "type"})
+    return small_backbone(
+        depth=4,
+        tap_blocks=[1, 2, 3],
+        **{k: v for k, v in resolved.items() if k != "type"},
+    )
 
 
 def blocks_by_epoch(made, epochs=20) -> list[int]:
@@ -40,10 +49,19 @@ def trained(made) -> set[str]:
         ({"freeze_backbone_epochs": 10}, [0] * 10 + [4] * 10),
         ({"freeze_backbone_epochs": 10, "unfreeze_blocks": 2}, [0] * 10 + [2] * 10),
         ({"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1}, [0] * 5 + [1] * 15),
-        ({"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1}, [0] * 3 + [1] * 17),
-        ({"unfreeze_plan": [[2, 1], [0.5, 3], ["15 epochs", 4]]}, [0] * 2 + [1] * 8 + [3] * 5 + [4] * 5),
+        (
+            {"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1},
+            [0] * 3 + [1] * 17,
+        ),
+        (
+            {"unfreeze_plan": [[2, 1], [0.5, 3], ["15 epochs", 4]]},
+            [0] * 2 + [1] * 8 + [3] * 5 + [4] * 5,
+        ),
         ({"unfreeze_plan": [[0, 2], [5, 4]]}, [2] * 5 + [4] * 15),
-        ({"unfreeze_plan": [[0.01, 1], [0.02, 2], [1, 3]]}, [0] + [3] * 19),  # all of them begin with epoch 1
+        (
+            {"unfreeze_plan": [[0.01, 1], [0.02, 2], [1, 3]]},
+            [0] + [3] * 19,
+        ),  # all of them begin with epoch 1
     ],
 )
 def test_blocks_that_train_in_each_epoch(settings, blocks):
@@ -54,8 +72,13 @@ def test_phase_b_thaws_the_last_blocks_and_the_final_norm_but_no_embedding():
     made = backbone(freeze_backbone_epochs=1, unfreeze_blocks=2)
     assert trained(made) == set()
     made.set_epoch(1)
-    assert {name.split(".")[1] for name in trained(made) if name.startswith("blocks.")} == {"2", "3"}
-    assert {name for name in trained(made) if not name.startswith("blocks.")} == {"norm.weight", "norm.bias"}
+    assert {
+        name.split(".")[1] for name in trained(made) if name.startswith("blocks.")
+    } == {"2", "3"}
+    assert {name for name in trained(made) if not name.startswith("blocks.")} == {
+        "norm.weight",
+        "norm.bias",
+    }
 
 
 def test_embedding_and_tokens_thaw_with_the_first_block():
@@ -68,9 +91,17 @@ def test_embedding_and_tokens_thaw_with_the_first_block():
 
 def test_frozen_blocks_stay_in_eval_mode_when_the_model_is_put_in_training_mode():
     made = backbone(freeze_backbone_epochs=1, unfreeze_blocks=2).train()
-    assert not any(module.training for module in made.vit.modules()) and made.adapter.training
+    assert (
+        not any(module.training for module in made.vit.modules())
+        and made.adapter.training
+    )
     made.set_epoch(1)
-    assert [block.training for block in made.train().vit.blocks] == [False, False, True, True]
+    assert [block.training for block in made.train().vit.blocks] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_frozen_vit_builds_no_graph_and_a_thawed_one_only_behind_the_frozen_blocks():
@@ -89,28 +120,47 @@ def test_a_frozen_vit_builds_no_graph_and_a_thawed_one_only_behind_the_frozen_bl
 
 
 def test_the_plan_tells_for_every_parameter_that_ever_trains_when_and_how_fast():
-    plan = backbone(unfreeze_plan=[[5, 1], [10, 2]], unfreeze_lr_factor=0.1).learning_plan()
-    assert {name.split(".")[2] for name in plan if name.startswith("vit.blocks.")} == {"2", "3"}
-    assert {
-        tuple(learning) for name, learning in plan.items() if name.startswith(("vit.blocks.3.", "vit.norm."))
-    } == {(5, 0.1)}
-    assert {tuple(learning) for name, learning in plan.items() if name.startswith("vit.blocks.2.")} == {
-        (10, 0.1)
+    plan = backbone(
+        unfreeze_plan=[[5, 1], [10, 2]], unfreeze_lr_factor=0.1
+    ).learning_plan()
+    assert {name.split(".")[2] for name in plan if name.startswith("vit.blocks.")} == {
+        "2",
+        "3",
     }
+    assert {
+        tuple(learning)
+        for name, learning in plan.items()
+        if name.startswith(("vit.blocks.3.", "vit.norm."))
+    } == {(5, 0.1)}
+    assert {
+        tuple(learning)
+        for name, learning in plan.items()
+        if name.startswith("vit.blocks.2.")
+    } == {(10, 0.1)}
 
 
 def test_asking_for_the_plan_changes_nothing():
     made = backbone(freeze_backbone_epochs=1).train()
-    before = [(p.requires_grad, m.training) for m in made.modules() for p in m.parameters(recurse=False)]
+    before = [
+        (p.requires_grad, m.training)
+        for m in made.modules()
+        for p in m.parameters(recurse=False)
+    ]
     made.learning_plan()
     assert [
-        (p.requires_grad, m.training) for m in made.modules() for p in m.parameters(recurse=False)
+        (p.requires_grad, m.training)
+        for m in made.modules()
+        for p in m.parameters(recurse=False)
     ] == before
 
 
 def test_what_trains_from_the_start_knows_no_thawing_factor():
-    plan = backbone(unfreeze_plan=[[0, 2], [5, 4]], unfreeze_lr_factor=0.1).learning_plan()
-    assert plan["vit.blocks.3.norm1.weight"] == (0, 1.0) and plan["vit.blocks.0.norm1.weight"] == (5, 0.1)
+    plan = backbone(
+        unfreeze_plan=[[0, 2], [5, 4]], unfreeze_lr_factor=0.1
+    ).learning_plan()
+    assert plan["vit.blocks.3.norm1.weight"] == (0, 1.0) and plan[
+        "vit.blocks.0.norm1.weight"
+    ] == (5, 0.1)
 
 
 def test_layer_wise_decay_slows_each_block_by_one_factor_more_than_the_next():
@@ -124,11 +174,16 @@ def test_layer_wise_decay_slows_each_block_by_one_factor_more_than_the_next():
 def test_layer_wise_decay_counts_from_the_last_block_that_runs():
     made = small_backbone(depth=4, tap_blocks=[0, 1], layer_decay=0.5)
     plan = made.learning_plan()
-    assert plan["vit.blocks.1.norm1.weight"].factor == 0.5 and "vit.blocks.2.norm1.weight" not in plan
+    assert (
+        plan["vit.blocks.1.norm1.weight"].factor == 0.5
+        and "vit.blocks.2.norm1.weight" not in plan
+    )
 
 
 def test_layer_wise_decay_and_the_thawing_factor_multiply():
-    plan = backbone(freeze_backbone_epochs=3, unfreeze_lr_factor=0.1, layer_decay=0.5).learning_plan()
+    plan = backbone(
+        freeze_backbone_epochs=3, unfreeze_lr_factor=0.1, layer_decay=0.5
+    ).learning_plan()
     assert plan["vit.blocks.2.norm1.weight"] == (3, pytest.approx(0.025))
 
 
@@ -152,13 +207,19 @@ def test_gated_mlps_thaw_too():
             {"freeze_backbone_epochs": 3, "unfreeze_plan": [[3, 2]]},
             "each say when the ViT trains; give one of them",
         ),
-        ({"unfreeze_plan": [[3, 2]], "unfreeze_blocks": 2}, "unfreeze_blocks has no meaning"),
+        (
+            {"unfreeze_plan": [[3, 2]], "unfreeze_blocks": 2},
+            "unfreeze_blocks has no meaning",
+        ),
         (
             {"freeze_backbone_epochs": 3, "unfreeze_blocks": 5},
             r"\[0, 5\] trainable blocks in turn, expected numbers from 0 to 4",
         ),
         ({"unfreeze_plan": [[3, 2], [5, 1]]}, "that do not fall"),
-        ({"unfreeze_plan": [[3]]}, "expected pairs of when and how many of the last blocks"),
+        (
+            {"unfreeze_plan": [[3]]},
+            "expected pairs of when and how many of the last blocks",
+        ),
         ({"unfreeze_plan": []}, "expected pairs"),
         (
             {"unfreeze_plan": [[5, 1], [5, 2]]},
@@ -188,17 +249,28 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        made = backbone(unfreeze_plan=[[0, blocks]], gradient_checkpointing=checkpointing).train()
+        made = backbone(
+            unfreeze_plan=[[0, blocks]], gradient_checkpointing=checkpointing
+        ).train()
         sum(
             level.square().sum()
-            for level in made(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+            for level in made(
+                torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+            )
         ).backward()
-        gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
+    assert all(
+        torch.equal(gradients[0][name], gradient)
+        for name, gradient in gradients[1].items()
+    )
 
 
 def test_phases_that_a_short_run_lays_together_learn_from_one_epoch_on():
     made = backbone(unfreeze_plan=[[0.01, 1], [0.02, 2]])
     assert {learning.thaw_epoch for learning in made.learning_plan().values()} == {1}
-    assert {name.split(".")[2] for name in made.learning_plan() if ".blocks." in name} == {"2", "3"}
+    assert {
+        name.split(".")[2] for name in made.learning_plan() if ".blocks." in name
+    } == {"2", "3"}

@@ -16,7 +16,11 @@ from tests.fixtures.vits import (
     timm_layout,
 )
 
-LAYOUTS = {"official": official_layout, "timm": timm_layout, "Hugging Face": hugging_face_layout}
+LAYOUTS = {
+    "official": official_layout,
+    "timm": timm_layout,
+    "Hugging Face": hugging_face_layout,
+}
 
 
 def write(path, state):
@@ -32,7 +36,9 @@ def refusal(state, folder, model_name=PLAIN, name="weights.pth", **settings):
     """Return the message with which a file is refused, with its path cut to the name."""
     path = write(folder / name, state)
     with pytest.raises(CheckpointError) as caught:
-        load_dinov3_weights(small_backbone(model_name, **settings).vit, path, model_name)
+        load_dinov3_weights(
+            small_backbone(model_name, **settings).vit, path, model_name
+        )
     return str(caught.value).replace(str(folder) + "/", "")
 
 
@@ -60,10 +66,14 @@ def test_file_of_any_layout_gives_the_features_of_the_model_it_came_from(
     )
     state = LAYOUTS[layout](source)
     load_dinov3_weights(vit, write(tmp_path / f"weights{suffix}", state), model_name)
-    torch.testing.assert_close(features(vit, images), features(source, images), rtol=0, atol=0)
+    torch.testing.assert_close(
+        features(vit, images), features(source, images), rtol=0, atol=0
+    )
 
 
-@pytest.mark.parametrize("prefix", ["layer.", "model.layer.", "encoder.layer.", "model.encoder.layer."])
+@pytest.mark.parametrize(
+    "prefix", ["layer.", "model.layer.", "encoder.layer.", "model.encoder.layer."]
+)
 def test_hugging_face_files_of_every_age_load(prefix, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
     report = load_dinov3_weights(
@@ -83,7 +93,9 @@ def test_hugging_face_files_of_every_age_load(prefix, tmp_path):
 )
 def test_state_dicts_inside_a_checkpoint_of_a_training_load(wrap, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
-    load_dinov3_weights(vit, write(tmp_path / "weights.pth", wrap(official_layout(source))), PLAIN)
+    load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", wrap(official_layout(source))), PLAIN
+    )
     assert torch.equal(vit.cls_token, source.cls_token)
 
 
@@ -94,7 +106,8 @@ def test_report_names_layout_counts_and_digest(layout, tmp_path):
     report = load_dinov3_weights(vit, path, PLAIN)
     count = len(vit.state_dict())
     assert (
-        str(report) == f"{path}: {layout} layout, {count} of {count} tensors, sha256 {file_sha256(path)[:8]}"
+        str(report)
+        == f"{path}: {layout} layout, {count} of {count} tensors, sha256 {file_sha256(path)[:8]}"
     )
 
 
@@ -102,7 +115,10 @@ def test_report_names_layout_counts_and_digest(layout, tmp_path):
 
 
 def test_biases_of_an_official_file_are_multiplied_by_their_mask(tmp_path):
-    vit, state = small_backbone(WITH_BIASES).vit, official_layout(small_backbone(WITH_BIASES).vit)
+    vit, state = (
+        small_backbone(WITH_BIASES).vit,
+        official_layout(small_backbone(WITH_BIASES).vit),
+    )
     state["blocks.0.attn.qkv.bias_mask"] *= 0.5
     load_dinov3_weights(vit, write(tmp_path / "weights.pth", state), WITH_BIASES)
     fused = state["blocks.0.attn.qkv.bias"]
@@ -113,14 +129,21 @@ def test_biases_of_an_official_file_are_multiplied_by_their_mask(tmp_path):
 
 
 def test_mask_of_zero_takes_a_bias_out_even_if_it_is_not_a_number(tmp_path):
-    vit, state = small_backbone(WITH_BIASES).vit, official_layout(small_backbone(WITH_BIASES).vit)
-    state["blocks.0.attn.qkv.bias"][32:64] = torch.nan  # older training code left NaN where the mask is zero
+    vit, state = (
+        small_backbone(WITH_BIASES).vit,
+        official_layout(small_backbone(WITH_BIASES).vit),
+    )
+    state["blocks.0.attn.qkv.bias"][32:64] = (
+        torch.nan
+    )  # older training code left NaN where the mask is zero
     load_dinov3_weights(vit, write(tmp_path / "weights.pth", state), WITH_BIASES)
     assert features(vit, torch.rand(1, 3, 32, 32)).isfinite().all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(layout, tmp_path):
+def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(
+    layout, tmp_path
+):
     message = refusal(LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path)
     assert message == (
         f"weights.pth has query and value biases that are not zero (4 tensors), for which {PLAIN} has no place; "
@@ -129,22 +152,37 @@ def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(lay
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_file_without_biases_loads_as_zeros_where_there_is_a_place_and_the_report_says_so(layout, tmp_path):
+def test_file_without_biases_loads_as_zeros_where_there_is_a_place_and_the_report_says_so(
+    layout, tmp_path
+):
     source, vit = small_backbone(PLAIN).vit, small_backbone(WITH_BIASES).vit
-    report = load_dinov3_weights(vit, write(tmp_path / "weights.pth", LAYOUTS[layout](source)), WITH_BIASES)
+    report = load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", LAYOUTS[layout](source)), WITH_BIASES
+    )
     assert report.remarks == ("its query and value biases are zero",)
-    assert all(not block.attn.q_bias.any() and not block.attn.v_bias.any() for block in vit.blocks)
+    assert all(
+        not block.attn.q_bias.any() and not block.attn.v_bias.any()
+        for block in vit.blocks
+    )
 
 
 def test_dead_biases_of_a_published_file_load_into_a_plain_model(tmp_path):
-    source, vit, images = small_backbone(WITH_BIASES).vit, small_backbone(PLAIN).vit, torch.rand(1, 3, 32, 32)
+    source, vit, images = (
+        small_backbone(WITH_BIASES).vit,
+        small_backbone(PLAIN).vit,
+        torch.rand(1, 3, 32, 32),
+    )
     load_dinov3_weights(
-        vit, write(tmp_path / "weights.pth", official_layout(source, live_biases=False)), PLAIN
+        vit,
+        write(tmp_path / "weights.pth", official_layout(source, live_biases=False)),
+        PLAIN,
     )
     for block in source.blocks:
         block.attn.q_bias.data.zero_()
         block.attn.v_bias.data.zero_()
-    torch.testing.assert_close(features(vit, images), features(source, images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        features(vit, images), features(source, images), rtol=0, atol=1e-6
+    )
 
 
 def test_key_bias_that_is_not_zero_is_refused(tmp_path):
@@ -159,7 +197,9 @@ def test_key_bias_that_is_not_zero_is_refused(tmp_path):
 
 
 def test_missing_file_is_told_with_the_folder_looked_from(tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist \(looked from "):
+    with pytest.raises(
+        CheckpointError, match=r"nowhere\.pth does not exist \(looked from "
+    ):
         load_dinov3_weights(small_backbone().vit, tmp_path / "nowhere.pth", PLAIN)
 
 
@@ -167,7 +207,9 @@ def test_missing_file_is_told_with_the_folder_looked_from(tmp_path):
 def test_truncated_file_is_told_with_its_size(suffix, tmp_path):
     path = write(tmp_path / f"weights{suffix}", official_layout(small_backbone().vit))
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(CheckpointError, match=rf"weights{suffix} \(20000 bytes\) is damaged"):
+    with pytest.raises(
+        CheckpointError, match=rf"weights{suffix} \(20000 bytes\) is damaged"
+    ):
         load_dinov3_weights(small_backbone().vit, path, PLAIN)
 
 
@@ -182,19 +224,30 @@ def test_digest_that_differs_from_the_name_is_told(tmp_path):
 
 
 def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
-    path = write(tmp_path / "weights.pth", official_layout(small_backbone().vit, live_biases=False))
+    path = write(
+        tmp_path / "weights.pth",
+        official_layout(small_backbone().vit, live_biases=False),
+    )
     path = path.rename(tmp_path / f"weights-{file_sha256(path)[:8]}.pth")
-    assert load_dinov3_weights(small_backbone().vit, path, PLAIN).remarks == ("as its name says",)
+    assert load_dinov3_weights(small_backbone().vit, path, PLAIN).remarks == (
+        "as its name says",
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("settings", "size"),
-    [({"embed_dim": 48}, "width 48, 2 blocks, patch 16"), ({"depth": 3}, "width 32, 3 blocks, patch 16")],
+    [
+        ({"embed_dim": 48}, "width 48, 2 blocks, patch 16"),
+        ({"depth": 3}, "width 32, 3 blocks, patch 16"),
+    ],
 )
 def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
     message = refusal(LAYOUTS[layout](small_backbone(**settings).vit), tmp_path)
-    assert message == f"weights.pth is a DINOv3 ViT with {size}; {PLAIN} has width 32, 2 blocks, patch 16"
+    assert (
+        message
+        == f"weights.pth is a DINOv3 ViT with {size}; {PLAIN} has width 32, 2 blocks, patch 16"
+    )
 
 
 def test_gated_file_for_an_ungated_model_is_told_with_both_sizes(tmp_path):
@@ -266,16 +319,24 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
                 "embeddings.cls_token": torch.zeros(1, 1, 384),
                 "embeddings.position_embeddings": torch.zeros(1, 1370, 384),
                 "embeddings.register_tokens": torch.zeros(1, 4, 384),
-                "embeddings.patch_embeddings.projection.weight": torch.zeros(384, 3, 14, 14),
+                "embeddings.patch_embeddings.projection.weight": torch.zeros(
+                    384, 3, 14, 14
+                ),
             },
             "DINOv2 ViT-S/14",
         ),
         (
-            {"pos_embed": torch.zeros(1, 197, 768), "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)},
+            {
+                "pos_embed": torch.zeros(1, 197, 768),
+                "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16),
+            },
             "a ViT-B/16 with absolute position embeddings (no DINOv3)",
         ),
         (
-            {"downsample_layers.0.0.weight": torch.zeros(96, 3, 4, 4), "stages.0.0.gamma": torch.zeros(96)},
+            {
+                "downsample_layers.0.0.weight": torch.zeros(96, 3, 4, 4),
+                "stages.0.0.gamma": torch.zeros(96),
+            },
             "a convolutional network (ConvNeXt or HGNetv2)",
         ),
         (
@@ -297,10 +358,20 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
             "a detector's checkpoint (use -r or -t for those)",
         ),
         (
-            {"ema": {"module": {"backbone.vit.cls_token": torch.zeros(1), "decoder.up": torch.zeros(1)}}},
+            {
+                "ema": {
+                    "module": {
+                        "backbone.vit.cls_token": torch.zeros(1),
+                        "decoder.up": torch.zeros(1),
+                    }
+                }
+            },
             "a detector's checkpoint (use -r or -t for those)",
         ),
-        ({"fc.weight": torch.zeros(3, 4)}, "no DINOv3 ViT (1 tensors, first fc.weight)"),
+        (
+            {"fc.weight": torch.zeros(3, 4)},
+            "no DINOv3 ViT (1 tensors, first fc.weight)",
+        ),
     ],
     ids=[
         "DINOv2",
@@ -316,9 +387,17 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
     ],
 )
 def test_a_file_of_another_model_is_told_as_what_it_is(state, description, tmp_path):
-    assert refusal(state, tmp_path) == f"weights.pth is {description}; {PLAIN} needs a DINOv3 ViT of its size"
+    assert (
+        refusal(state, tmp_path)
+        == f"weights.pth is {description}; {PLAIN} needs a DINOv3 ViT of its size"
+    )
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {0: torch.zeros(2)}], ids=str)
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"epoch": 3}, {0: torch.zeros(2)}], ids=str
+)
 def test_a_file_without_a_state_dict_is_told(content, tmp_path):
-    assert refusal(content, tmp_path) == "weights.pth holds no state dict (names to tensors)"
+    assert (
+        refusal(content, tmp_path)
+        == "weights.pth holds no state dict (names to tensors)"
+    )

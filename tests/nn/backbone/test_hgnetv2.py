@@ -15,14 +15,30 @@ from tests.fixtures.vits import randomize
 
 def small(**settings):
     return HGNetv2(
-        "B0", **({"use_lab": True, "freeze_at": -1, "freeze_norm": False, "pretrained": False} | settings)
+        "B0",
+        **(
+            {
+                "use_lab": True,
+                "freeze_at": -1,
+                "freeze_norm": False,
+                "pretrained": False,
+            }
+            | settings
+        ),
     )
 
 
 def frozen_parts(model):
     """Return the stem and stages none of whose parameters are trained."""
-    parts = {"stem": model.stem, **{str(i): stage for i, stage in enumerate(model.stages)}}
-    return [name for name, part in parts.items() if not any(p.requires_grad for p in part.parameters())]
+    parts = {
+        "stem": model.stem,
+        **{str(i): stage for i, stage in enumerate(model.stages)},
+    }
+    return [
+        name
+        for name, part in parts.items()
+        if not any(p.requires_grad for p in part.parameters())
+    ]
 
 
 # ---- forward ----
@@ -33,7 +49,8 @@ def test_maps_of_the_stages_asked_for_come_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [
-        (2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i]) for i in indices
+        (2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i])
+        for i in indices
     ]
 
 
@@ -46,14 +63,19 @@ def test_channels_and_strides_are_attributes():
 def test_stages_that_do_not_exist_are_told(indices):
     with pytest.raises(ConfigError) as caught:
         small(return_idx=indices)
-    assert str(caught.value) == f"HGNetv2.return_idx is {indices}, expected numbers from 0 to 3"
+    assert (
+        str(caught.value)
+        == f"HGNetv2.return_idx is {indices}, expected numbers from 0 to 3"
+    )
 
 
 @pytest.mark.parametrize("stage", [-2, 4])
 def test_freezing_of_a_stage_that_does_not_exist_is_told(stage):
     with pytest.raises(ConfigError) as caught:
         small(freeze_at=stage)
-    assert str(caught.value) == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
+    assert (
+        str(caught.value) == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
+    )
 
 
 # ---- freezing ----
@@ -88,8 +110,14 @@ def test_frozen_norms_hold_their_values_as_buffers():
 
 
 def test_frozen_norm_computes_what_a_norm_in_eval_mode_does():
-    plain, frozen, x = randomize(small()).eval(), small(freeze_norm=True).train(), torch.rand(1, 3, 64, 64)
-    frozen.load_state_dict({k: v for k, v in plain.state_dict().items() if "num_batches_tracked" not in k})
+    plain, frozen, x = (
+        randomize(small()).eval(),
+        small(freeze_norm=True).train(),
+        torch.rand(1, 3, 64, 64),
+    )
+    frozen.load_state_dict(
+        {k: v for k, v in plain.state_dict().items() if "num_batches_tracked" not in k}
+    )
     for a, b in zip(plain(x), frozen(x)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -109,7 +137,9 @@ def test_loading_into_a_frozen_norm_drops_the_count_of_batches():
 @pytest.fixture(scope="module")
 def timm_model():
     torch.manual_seed(1)
-    return randomize(timm.create_model("hgnetv2_b0", pretrained=False, features_only=False)).eval()
+    return randomize(
+        timm.create_model("hgnetv2_b0", pretrained=False, features_only=False)
+    ).eval()
 
 
 @pytest.fixture
@@ -121,7 +151,9 @@ def no_network(monkeypatch, tmp_path):
         raise AssertionError(f"a connection to {arguments} was tried")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache")
+    )
     monkeypatch.setattr(socket, "create_connection", refuse)
 
 
@@ -129,25 +161,38 @@ def no_network(monkeypatch, tmp_path):
 def test_weights_of_timm_load_strictly_and_give_timms_features(
     freeze_norm, timm_model, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(module_under_test, "timm_state_dict", lambda name: timm_model.state_dict())
+    monkeypatch.setattr(
+        module_under_test, "timm_state_dict", lambda name: timm_model.state_dict()
+    )
     model = small(
-        pretrained=True, return_idx=[3], freeze_norm=freeze_norm, local_model_dir=str(tmp_path)
+        pretrained=True,
+        return_idx=[3],
+        freeze_norm=freeze_norm,
+        local_model_dir=str(tmp_path),
     ).eval()
     model.load_pretrained()
     x = torch.rand(1, 3, 64, 96)
-    torch.testing.assert_close(model(x)[0], timm_model.forward_features(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(x)[0], timm_model.forward_features(x), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_the_model_that_timm_is_asked_for_is_the_official_start(timm_model, monkeypatch, tmp_path):
+def test_the_model_that_timm_is_asked_for_is_the_official_start(
+    timm_model, monkeypatch, tmp_path
+):
     asked = []
     monkeypatch.setattr(
-        module_under_test, "timm_state_dict", lambda name: asked.append(name) or timm_model.state_dict()
+        module_under_test,
+        "timm_state_dict",
+        lambda name: asked.append(name) or timm_model.state_dict(),
     )
     small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert asked == ["hgnetv2_b0.ssld_stage1_in22k_in1k"]
 
 
-def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(no_network, tmp_path, caplog, monkeypatch):
+def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(
+    no_network, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("dfine"), "propagate", True)
     source = randomize(small())
     torch.save(source.state_dict(), tmp_path / "PPHGNetV2_B0_stage1.pth")
@@ -162,7 +207,9 @@ def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(no_network, t
     )
 
 
-def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_network, tmp_path):
+def test_without_a_file_and_without_a_network_one_line_says_what_to_do(
+    no_network, tmp_path
+):
     with pytest.raises(CheckpointError) as caught:
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert str(caught.value) == (
@@ -172,9 +219,13 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
     )
 
 
-def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(no_network, tmp_path):
+def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(
+    no_network, tmp_path
+):
     torch.save(
-        HGNetv2("B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False).state_dict(),
+        HGNetv2(
+            "B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False
+        ).state_dict(),
         tmp_path / "PPHGNetV2_B0_stage1.pth",
     )
     with pytest.raises(
@@ -195,13 +246,20 @@ def test_a_file_with_other_keys_is_told(no_network, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [[1, 2], 3, {"model": {"fc.weight": torch.zeros(2)}}, {0: torch.zeros(2)}, {"fc.weight": 1.0}],
+    [
+        [1, 2],
+        3,
+        {"model": {"fc.weight": torch.zeros(2)}},
+        {0: torch.zeros(2)},
+        {"fc.weight": 1.0},
+    ],
     ids=str,
 )
 def test_a_file_without_a_state_dict_is_told(content, no_network, tmp_path):
     torch.save(content, tmp_path / "PPHGNetV2_B0_stage1.pth")
     with pytest.raises(
-        CheckpointError, match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)"
+        CheckpointError,
+        match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)",
     ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 

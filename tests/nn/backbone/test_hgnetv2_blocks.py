@@ -19,7 +19,9 @@ def test_learnable_affine_block_scales_and_shifts():
     block = LearnableAffineBlock()
     block.scale.data.fill_(2.0)
     block.bias.data.fill_(0.5)
-    torch.testing.assert_close(block(torch.tensor([[1.0, -1.0]])), torch.tensor([[2.5, -1.5]]))
+    torch.testing.assert_close(
+        block(torch.tensor([[1.0, -1.0]])), torch.tensor([[2.5, -1.5]])
+    )
 
 
 def test_learnable_affine_block_starts_as_the_identity():
@@ -28,27 +30,45 @@ def test_learnable_affine_block_starts_as_the_identity():
 
 
 @pytest.mark.parametrize(
-    ("use_act", "use_lab", "has_lab"), [(True, True, True), (True, False, False), (False, True, False)]
+    ("use_act", "use_lab", "has_lab"),
+    [(True, True, True), (True, False, False), (False, True, False)],
 )
 def test_affine_block_follows_an_activation_only(use_act, use_lab, has_lab):
-    assert hasattr(ConvBNAct(2, 3, 1, use_act=use_act, use_lab=use_lab).lab, "scale") == has_lab
+    assert (
+        hasattr(ConvBNAct(2, 3, 1, use_act=use_act, use_lab=use_lab).lab, "scale")
+        == has_lab
+    )
 
 
 def test_convolution_norm_relu_and_affine_block_come_in_this_order():
-    block, x = randomize(ConvBNAct(3, 4, 3, use_lab=True)).eval(), torch.randn(1, 3, 5, 6)
+    block, x = (
+        randomize(ConvBNAct(3, 4, 3, use_lab=True)).eval(),
+        torch.randn(1, 3, 5, 6),
+    )
     torch.testing.assert_close(block(x), block.lab(F.relu(block.bn(block.conv(x)))))
 
 
 def test_light_convolution_is_pointwise_without_then_depthwise_with_activation():
-    block, x = randomize(LightConvBNAct(3, 4, 5, use_lab=True)).eval(), torch.randn(1, 3, 6, 6)
-    assert (block.conv1.conv.kernel_size, block.conv2.conv.kernel_size, block.conv2.conv.groups) == (
+    block, x = (
+        randomize(LightConvBNAct(3, 4, 5, use_lab=True)).eval(),
+        torch.randn(1, 3, 6, 6),
+    )
+    assert (
+        block.conv1.conv.kernel_size,
+        block.conv2.conv.kernel_size,
+        block.conv2.conv.groups,
+    ) == (
         (1, 1),
         (5, 5),
         4,
     )
     torch.testing.assert_close(
         block(x),
-        block.conv2.lab(F.relu(block.conv2.bn(block.conv2.conv(block.conv1.bn(block.conv1.conv(x)))))),
+        block.conv2.lab(
+            F.relu(
+                block.conv2.bn(block.conv2.conv(block.conv1.bn(block.conv1.conv(x))))
+            )
+        ),
     )
 
 
@@ -75,7 +95,9 @@ def test_own_pooling_has_the_gradient_of_torchs():
 
 
 def test_own_pooling_sends_the_gradient_of_a_tie_to_one_place_as_torchs_does():
-    x = torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 2.0, 2.0]]]], requires_grad=True)
+    x = torch.tensor(
+        [[[[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 2.0, 2.0]]]], requires_grad=True
+    )
     (ours,) = torch.autograd.grad(_MaxOfFour.apply(x).sum(), x)
     (torchs,) = torch.autograd.grad(F.max_pool2d(x, 2, stride=1).sum(), x)
     torch.testing.assert_close(ours, torchs)
@@ -85,7 +107,9 @@ def test_own_pooling_sends_the_gradient_of_a_tie_to_one_place_as_torchs_does():
 @pytest.mark.parametrize("light", [False, True])
 def test_block_concatenates_every_layers_output(light, residual):
     block, x = (
-        randomize(HGBlock(8, 4, 8, 3, 3, light=light, residual=residual, use_lab=True)).eval(),
+        randomize(
+            HGBlock(8, 4, 8, 3, 3, light=light, residual=residual, use_lab=True)
+        ).eval(),
         torch.randn(1, 8, 5, 5),
     )
     outputs = [x]
@@ -109,4 +133,6 @@ def test_stage_halves_the_size_only_if_it_downsamples(downsample, size):
 def test_downsampling_is_depthwise_without_activation():
     stage = HGStage(4, 4, 8, 1, 2, 3, downsample=True, light=False, use_lab=True)
     assert stage.downsample.conv.groups == 4
-    assert isinstance(stage.downsample.act, nn.Identity) and isinstance(stage.downsample.lab, nn.Identity)
+    assert isinstance(stage.downsample.act, nn.Identity) and isinstance(
+        stage.downsample.lab, nn.Identity
+    )

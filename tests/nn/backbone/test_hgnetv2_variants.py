@@ -18,7 +18,11 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_variant_has_the_published_number_of_parameters(name):
     model = HGNetv2(
-        name, use_lab=name in ("B0", "B1", "B2", "B3"), freeze_at=-1, freeze_norm=False, pretrained=False
+        name,
+        use_lab=name in ("B0", "B1", "B2", "B3"),
+        freeze_at=-1,
+        freeze_norm=False,
+        pretrained=False,
     )
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 

@@ -11,22 +11,28 @@ WIDTH, OUT, TAPS = 12, 6, 2
 
 def adapter(strides=(8, 16, 32), **settings):
     return randomize(
-        SpatialTuningAdapter(WIDTH, OUT, strides, TAPS, **({"detail_channels": 4} | settings))
+        SpatialTuningAdapter(
+            WIDTH, OUT, strides, TAPS, **({"detail_channels": 4} | settings)
+        )
     ).eval()
 
 
 def inputs(height=64, width=96, batch=2):
     """Return taps and the images that they belong to."""
-    return [torch.randn(batch, WIDTH, height // 16, width // 16) for _ in range(TAPS)], torch.randn(
-        batch, 3, height, width
-    )
+    return [
+        torch.randn(batch, WIDTH, height // 16, width // 16) for _ in range(TAPS)
+    ], torch.randn(batch, 3, height, width)
 
 
-@pytest.mark.parametrize("strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)])
+@pytest.mark.parametrize(
+    "strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)]
+)
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 32)])
 def test_there_is_a_map_for_each_stride(strides, size):
     maps = adapter(strides)(*inputs(*size))
-    assert [tuple(x.shape) for x in maps] == [(2, OUT, size[0] // s, size[1] // s) for s in strides]
+    assert [tuple(x.shape) for x in maps] == [
+        (2, OUT, size[0] // s, size[1] // s) for s in strides
+    ]
 
 
 @pytest.mark.parametrize(
@@ -36,17 +42,32 @@ def test_there_is_a_map_for_each_stride(strides, size):
         {"layer_norm": True},
         {"position_encoding": True},
         {"detail_channels": 0},
-        {"upsample_mode": "nearest", "layer_norm": True, "position_encoding": True, "detail_channels": 0},
+        {
+            "upsample_mode": "nearest",
+            "layer_norm": True,
+            "position_encoding": True,
+            "detail_channels": 0,
+        },
     ],
 )
 def test_every_option_keeps_the_shapes(settings):
     maps = adapter(**settings)(*inputs())
-    assert [tuple(x.shape) for x in maps] == [(2, OUT, 8, 12), (2, OUT, 4, 6), (2, OUT, 2, 3)]
+    assert [tuple(x.shape) for x in maps] == [
+        (2, OUT, 8, 12),
+        (2, OUT, 4, 6),
+        (2, OUT, 2, 3),
+    ]
 
 
 def test_maps_may_differ_in_their_channels():
-    module = randomize(SpatialTuningAdapter(WIDTH, [5, 6, 7], (8, 16, 32), TAPS, detail_channels=4)).eval()
-    assert [tuple(x.shape) for x in module(*inputs())] == [(2, 5, 8, 12), (2, 6, 4, 6), (2, 7, 2, 3)]
+    module = randomize(
+        SpatialTuningAdapter(WIDTH, [5, 6, 7], (8, 16, 32), TAPS, detail_channels=4)
+    ).eval()
+    assert [tuple(x.shape) for x in module(*inputs())] == [
+        (2, 5, 8, 12),
+        (2, 6, 4, 6),
+        (2, 7, 2, 3),
+    ]
 
 
 @pytest.mark.parametrize("channels", [[6, 6], [6, 6, 6, 6], [6, 0, 6], 0, []])
@@ -73,7 +94,9 @@ def test_stride_16_is_a_mixture_of_all_taps_through_a_1x1_convolution():
     module, (taps, images) = adapter((16,), detail_channels=0), inputs()
     shares = module.tap_mix[0].softmax(-1)
     mixed = shares[0] * taps[0] + shares[1] * taps[1]
-    torch.testing.assert_close(module(taps, images)[0], F.gelu(module.norms[0](module.project[0](mixed))))
+    torch.testing.assert_close(
+        module(taps, images)[0], F.gelu(module.norms[0](module.project[0](mixed)))
+    )
 
 
 def test_taps_count_the_same_before_training():
@@ -83,19 +106,29 @@ def test_taps_count_the_same_before_training():
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_stride_8_is_upsampled_in_the_mode_asked_for(mode):
-    module, (taps, images) = adapter((8,), detail_channels=0, upsample_mode=mode), inputs()
+    module, (taps, images) = (
+        adapter((8,), detail_channels=0, upsample_mode=mode),
+        inputs(),
+    )
     taps = [taps[0], taps[0]]
     upsampled = F.interpolate(
         taps[0], scale_factor=2, mode=mode
     )  # before the projection, which is linear: the same result
     torch.testing.assert_close(
-        module(taps, images)[0], F.gelu(module.norms[0](module.project[0](upsampled))), rtol=1e-4, atol=1e-5
+        module(taps, images)[0],
+        F.gelu(module.norms[0](module.project[0](upsampled))),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_stride_32_goes_through_a_depthwise_convolution():
     module = adapter((32,))
-    assert (module.shrink.stride, module.shrink.groups, module.shrink.weight.numel()) == (
+    assert (
+        module.shrink.stride,
+        module.shrink.groups,
+        module.shrink.weight.numel(),
+    ) == (
         (2, 2),
         WIDTH,
         9 * WIDTH,
@@ -111,7 +144,9 @@ def test_layer_norm_takes_scale_and_offset_out_of_each_tap():
 
 def test_without_layer_norm_the_scale_of_a_tap_counts():
     module, (taps, images) = adapter(), inputs()
-    assert not torch.allclose(module(taps, images)[0], module([3 * taps[0] + 1, taps[1]], images)[0])
+    assert not torch.allclose(
+        module(taps, images)[0], module([3 * taps[0] + 1, taps[1]], images)[0]
+    )
 
 
 def test_without_position_encoding_the_same_features_give_the_same_map_wherever_they_are():
@@ -123,24 +158,33 @@ def test_without_position_encoding_the_same_features_give_the_same_map_wherever_
 def test_position_encoding_tells_rows_and_columns_apart():
     module = adapter((16,), detail_channels=0, position_encoding=True)
     x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[0]
-    assert not torch.allclose(x[..., 0, 0], x[..., 1, 0]) and not torch.allclose(x[..., 0, 0], x[..., 0, 1])
+    assert not torch.allclose(x[..., 0, 0], x[..., 1, 0]) and not torch.allclose(
+        x[..., 0, 0], x[..., 0, 1]
+    )
 
 
 def test_position_encoding_is_row_code_plus_column_code_at_its_own_size():
     module = adapter(position_encoding=True)
-    torch.testing.assert_close(module._position(torch.Size([40, 40])), module.row_code + module.column_code)
+    torch.testing.assert_close(
+        module._position(torch.Size([40, 40])), module.row_code + module.column_code
+    )
 
 
 def test_without_a_detail_branch_the_image_does_not_matter():
     module, (taps, images) = adapter(detail_channels=0), inputs()
     assert module.detail is None and module.add_detail is None
-    assert all(torch.equal(a, b) for a, b in zip(module(taps, images), module(taps, images + 1)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(module(taps, images), module(taps, images + 1))
+    )
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_with_a_detail_branch_the_image_reaches_every_level(level):
     module, (taps, images) = adapter(), inputs()
-    assert not torch.allclose(module(taps, images)[level], module(taps, images.flip(-1))[level])
+    assert not torch.allclose(
+        module(taps, images)[level], module(taps, images.flip(-1))[level]
+    )
 
 
 @pytest.mark.parametrize(("deepest", "layers"), [(8, 3), (16, 4), (32, 5)])
@@ -162,13 +206,18 @@ def test_detail_branch_gives_a_map_for_each_halving():
 
 def test_gradients_reach_every_parameter():
     module = SpatialTuningAdapter(
-        WIDTH, OUT, num_taps=TAPS, detail_channels=4, layer_norm=True, position_encoding=True
+        WIDTH,
+        OUT,
+        num_taps=TAPS,
+        detail_channels=4,
+        layer_norm=True,
+        position_encoding=True,
     )
     sum(x.square().sum() for x in module(*inputs())).backward()
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
 def test_batch_norms_are_plain_ones_so_that_a_cpu_can_train():
-    assert {type(m).__name__ for m in adapter().modules() if "BatchNorm" in type(m).__name__} == {
-        "BatchNorm2d"
-    }
+    assert {
+        type(m).__name__ for m in adapter().modules() if "BatchNorm" in type(m).__name__
+    } == {"BatchNorm2d"}

@@ -9,7 +9,9 @@ EMBEDDING, NORM = "patch_embed.proj.weight", "norm.weight"
 
 
 def plan(*phases, depth=4, last_block=3, **settings) -> ThawPlan:
-    return ThawPlan(depth, last_block, tuple(ThawPhase(*phase) for phase in phases), **settings)
+    return ThawPlan(
+        depth, last_block, tuple(ThawPhase(*phase) for phase in phases), **settings
+    )
 
 
 def weight(block: int) -> str:
@@ -39,12 +41,21 @@ def test_settings_describe_phases_that_begin_in_epoch_0(given, phases):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"frozen": True, "frozen_epochs": 3}, "each say when the ViT trains; give one of them"),
-        ({"frozen_epochs": 3, "plan": [[3, 2]]}, "each say when the ViT trains; give one of them"),
+        (
+            {"frozen": True, "frozen_epochs": 3},
+            "each say when the ViT trains; give one of them",
+        ),
+        (
+            {"frozen_epochs": 3, "plan": [[3, 2]]},
+            "each say when the ViT trains; give one of them",
+        ),
         ({"plan": [[3, 2]], "blocks": 2}, "unfreeze_blocks has no meaning"),
         ({"plan": []}, "expected pairs of when and how many of the last blocks"),
         ({"plan": [[3]]}, "expected pairs of when and how many of the last blocks"),
-        ({"plan": [[3, 0.5]]}, "expected pairs of when and how many of the last blocks"),
+        (
+            {"plan": [[3, 0.5]]},
+            "expected pairs of when and how many of the last blocks",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given, message):
@@ -55,8 +66,16 @@ def test_settings_that_contradict_each_other_are_refused(given, message):
 @pytest.mark.parametrize(
     ("phases", "given", "message"),
     [
-        ([(0, 0), (5, 2), (5, 3)], {}, r"phases begin in epochs \[0, 5, 5\] \(from 0\)"),
-        ([(0, 0), (5, 2), (4, 3)], {}, r"phases begin in epochs \[0, 5, 4\] \(from 0\)"),
+        (
+            [(0, 0), (5, 2), (5, 3)],
+            {},
+            r"phases begin in epochs \[0, 5, 5\] \(from 0\)",
+        ),
+        (
+            [(0, 0), (5, 2), (4, 3)],
+            {},
+            r"phases begin in epochs \[0, 5, 4\] \(from 0\)",
+        ),
         (
             [(0, 3), (5, 2)],
             {},
@@ -65,7 +84,11 @@ def test_settings_that_contradict_each_other_are_refused(given, message):
         ([(0, 5)], {}, r"\[5\] trainable blocks in turn"),
         ([(0, -1)], {}, r"\[-1\] trainable blocks in turn"),
         ([(0, 4)], {"lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
-        ([(0, 4)], {"layer_decay": 1.1}, "layer_decay is 1.1, expected above 0, at most 1"),
+        (
+            [(0, 4)],
+            {"layer_decay": 1.1},
+            "layer_decay is 1.1, expected above 0, at most 1",
+        ),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(phases, given, message):
@@ -74,10 +97,19 @@ def test_plans_that_make_no_sense_are_refused(phases, given, message):
 
 
 def test_blocks_of_each_epoch():
-    assert [plan((0, 0), (2, 1), (4, 3)).blocks_in(epoch) for epoch in range(6)] == [0, 0, 1, 1, 3, 3]
+    assert [plan((0, 0), (2, 1), (4, 3)).blocks_in(epoch) for epoch in range(6)] == [
+        0,
+        0,
+        1,
+        1,
+        3,
+        3,
+    ]
 
 
-@pytest.mark.parametrize(("phases", "ever"), [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)])
+@pytest.mark.parametrize(
+    ("phases", "ever"), [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)]
+)
 def test_a_plan_knows_whether_anything_ever_learns(phases, ever):
     assert plan(*phases).ever_learns is ever
 
@@ -86,19 +118,30 @@ def test_a_plan_knows_whether_anything_ever_learns(phases, ever):
     ("blocks", "trained"),
     [(0, []), (1, [weight(3), NORM]), (4, [EMBEDDING, *map(weight, range(4)), NORM])],
 )
-def test_the_last_blocks_train_with_the_norm_and_the_embedding_with_the_first(blocks, trained):
+def test_the_last_blocks_train_with_the_norm_and_the_embedding_with_the_first(
+    blocks, trained
+):
     names = [EMBEDDING, *map(weight, range(4)), NORM]
     assert [name for name in names if plan((0, 4)).trains(name, blocks)] == trained
 
 
 def test_blocks_that_do_not_run_and_a_norm_that_is_not_used_never_train():
     made = plan((0, 4), last_block=2, uses_final_norm=False)
-    assert [made.trains(name, 4) for name in (weight(2), weight(3), NORM)] == [True, False, False]
+    assert [made.trains(name, 4) for name in (weight(2), weight(3), NORM)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_with_lora_only_the_factors_train():
     made = plan((0, 0), (1, 1), lora_only=True)
-    names = ["blocks.3.attn.qkv.lora_up", "blocks.2.attn.qkv.lora_up", "blocks.3.attn.qkv.weight", NORM]
+    names = [
+        "blocks.3.attn.qkv.lora_up",
+        "blocks.2.attn.qkv.lora_up",
+        "blocks.3.attn.qkv.weight",
+        NORM,
+    ]
     assert [made.trains(name, 1) for name in names] == [True, False, False, False]
 
 
@@ -113,7 +156,9 @@ def test_what_never_trains_has_no_place_in_the_plan():
 
 def test_layer_wise_decay_counts_from_the_last_block_that_runs():
     made = plan((0, 4), last_block=2, layer_decay=0.5)
-    factors = [made.depth_factor(name) for name in (NORM, weight(2), weight(0), EMBEDDING)]
+    factors = [
+        made.depth_factor(name) for name in (NORM, weight(2), weight(0), EMBEDDING)
+    ]
     assert factors == [1.0, 0.5, 0.5**3, 0.5**4]
 
 

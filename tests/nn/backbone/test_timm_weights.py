@@ -65,7 +65,9 @@ def test_a_failed_connection_is_told_after_one_attempt(hub):
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_behind_a_proxy_no_direct_connection_is_tried(proxy, hub, published, monkeypatch):
+def test_behind_a_proxy_no_direct_connection_is_tried(
+    proxy, hub, published, monkeypatch
+):
     monkeypatch.setenv(proxy, "http://proxy:3128")
     timm_state_dict(NAME)
     assert hub == []
@@ -73,7 +75,8 @@ def test_behind_a_proxy_no_direct_connection_is_tried(proxy, hub, published, mon
 
 def test_cached_weights_need_no_network(hub, published, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache", lambda repository, file: str(tmp_path / file)
+        "huggingface_hub.try_to_load_from_cache",
+        lambda repository, file: str(tmp_path / file),
     )
     assert set(timm_state_dict(NAME)) == {"weight", "bias"} and hub == []
 
@@ -94,7 +97,10 @@ def test_a_download_that_fails_is_told_in_one_line(hub, monkeypatch):
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
-    assert str(caught.value) == f"{REPOSITORY} could not be fetched: 401: the repository is gated"
+    assert (
+        str(caught.value)
+        == f"{REPOSITORY} could not be fetched: 401: the repository is gated"
+    )
 
 
 def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypatch):
@@ -104,11 +110,17 @@ def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypat
         raise TimeoutError
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(CheckpointError, match=f"{REPOSITORY} could not be fetched: TimeoutError"):
+    with pytest.raises(
+        CheckpointError, match=f"{REPOSITORY} could not be fetched: TimeoutError"
+    ):
         timm_state_dict(NAME)
 
 
 def test_a_model_without_published_weights_is_told(hub, monkeypatch):
-    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: timm.models.PretrainedCfg(hf_hub_id=None))
+    monkeypatch.setattr(
+        timm,
+        "get_pretrained_cfg",
+        lambda name: timm.models.PretrainedCfg(hf_hub_id=None),
+    )
     with pytest.raises(CheckpointError, match=f"timm publishes no weights for {NAME}"):
         timm_state_dict(NAME)

@@ -30,13 +30,21 @@ def test_assignment_of_each_head_and_image_is_the_cheapest(counts):
     for head in range(2):
         for image, count in enumerate(counts):
             target, query = linear_sum_assignment(costs[head, image, :count])
-            expected += [(head, image, int(q), int(t + start[image])) for q, t in zip(query, target)]
+            expected += [
+                (head, image, int(q), int(t + start[image]))
+                for q, t in zip(query, target)
+            ]
     assert sorted(as_rows(solve_assignments(costs, counts))) == sorted(expected)
 
 
 def test_with_more_targets_than_queries_every_query_gets_one():
-    pairs = solve_assignments(np.random.default_rng(0).random((1, 1, 6, 4), np.float32), [6])
-    assert sorted(pairs.query.tolist()) == [0, 1, 2, 3] and len(set(pairs.target.tolist())) == 4
+    pairs = solve_assignments(
+        np.random.default_rng(0).random((1, 1, 6, 4), np.float32), [6]
+    )
+    assert (
+        sorted(pairs.query.tolist()) == [0, 1, 2, 3]
+        and len(set(pairs.target.tolist())) == 4
+    )
 
 
 def test_padding_is_never_matched():
@@ -60,11 +68,15 @@ def reference_union(pairs):
     for image in sorted(set(pairs.image.tolist())):
         counts = Counter(
             (q, t)
-            for i, q, t in zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist())
+            for i, q, t in zip(
+                pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist()
+            )
             if i == image
         )
         taken = set()
-        for (query, target), _ in sorted(counts.items(), key=lambda item: (-item[1], *item[0])):
+        for (query, target), _ in sorted(
+            counts.items(), key=lambda item: (-item[1], *item[0])
+        ):
             if query not in taken:
                 taken.add(query)
                 result.append((0, image, query, target))
@@ -79,7 +91,9 @@ def test_union_equals_its_definition(seed):
 
 
 def test_a_query_keeps_the_target_that_most_heads_gave_it():
-    assert as_rows(unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 4, 0), (2, 0, 4, 1)))) == [(0, 0, 4, 1)]
+    assert as_rows(
+        unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 4, 0), (2, 0, 4, 1)))
+    ) == [(0, 0, 4, 1)]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -89,11 +103,17 @@ def test_equal_counts_go_to_the_first_target_in_whatever_order_heads_come(order)
 
 
 def test_a_target_may_keep_several_queries():
-    assert as_rows(unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 2, 1)))) == [(0, 0, 2, 1), (0, 0, 4, 1)]
+    assert as_rows(unite_heads(make_pairs((0, 0, 4, 1), (1, 0, 2, 1)))) == [
+        (0, 0, 2, 1),
+        (0, 0, 4, 1),
+    ]
 
 
 def test_the_same_query_of_two_images_stays_apart():
-    assert as_rows(unite_heads(make_pairs((0, 0, 4, 0), (0, 1, 4, 1)))) == [(0, 0, 4, 0), (0, 1, 4, 1)]
+    assert as_rows(unite_heads(make_pairs((0, 0, 4, 0), (0, 1, 4, 1)))) == [
+        (0, 0, 4, 0),
+        (0, 1, 4, 1),
+    ]
 
 
 def test_union_of_nothing_is_nothing():

@@ -46,7 +46,9 @@ def test_fusing_twice_changes_nothing(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_fused_form_holds_convolutions_with_bias_and_no_norms(name):
     keys = set(convert(drawn(BLOCKS[name]())).state_dict())
-    assert all(key.endswith((".weight", ".bias")) for key in keys) and not any("norm." in key for key in keys)
+    assert all(key.endswith((".weight", ".bias")) for key in keys) and not any(
+        "norm." in key for key in keys
+    )
 
 
 def test_fused_keys_are_the_official_ones():
@@ -54,19 +56,25 @@ def test_fused_keys_are_the_official_ones():
         "conv_bn_fused.weight",
         "conv_bn_fused.bias",
     }
-    assert set(convert(drawn(VGGBlock(2, act="silu"))).state_dict()) == {"conv.weight", "conv.bias"}
+    assert set(convert(drawn(VGGBlock(2, act="silu"))).state_dict()) == {
+        "conv.weight",
+        "conv.bias",
+    }
 
 
 def test_vgg_block_sums_a_3x3_and_a_1x1_branch_without_an_identity():
     block, x = drawn(VGGBlock(4, act="silu")), torch.randn(1, 4, 5, 5)
-    expected = F.silu(block.conv1.norm(block.conv1.conv(x)) + block.conv2.norm(block.conv2.conv(x)))
+    expected = F.silu(
+        block.conv1.norm(block.conv1.conv(x)) + block.conv2.norm(block.conv2.conv(x))
+    )
     torch.testing.assert_close(block(x), expected)
 
 
 def test_csp_layer_sums_two_paths_one_of_them_through_the_bottlenecks():
     block, x = drawn(CSPLayer(6, 4, 2, act="silu")), torch.randn(1, 6, 5, 5)
     torch.testing.assert_close(
-        block(x), block.bottlenecks[1](block.bottlenecks[0](block.conv1(x))) + block.conv2(x)
+        block(x),
+        block.bottlenecks[1](block.bottlenecks[0](block.conv1(x))) + block.conv2(x),
     )
 
 
@@ -74,7 +82,9 @@ def test_gelan_block_concatenates_both_halves_and_two_stages():
     block, x = drawn(RepNCSPELAN4(6, 4, 8, 3, 2, act="silu")), torch.randn(1, 6, 5, 5)
     first, second = block.cv1(x).split(4, 1)
     third = block.cv2(second)
-    torch.testing.assert_close(block(x), block.cv4(torch.cat([first, second, third, block.cv3(third)], 1)))
+    torch.testing.assert_close(
+        block(x), block.cv4(torch.cat([first, second, third, block.cv3(third)], 1))
+    )
 
 
 @pytest.mark.parametrize("act", ["silu", "relu", "gelu"])

@@ -10,21 +10,32 @@ WIDTH, HEADS, SHAPES = 8, 2, [(4, 6), (2, 3)]
 
 
 @pytest.mark.parametrize(
-    ("layers", "widths"), [(1, [(3, 5)]), (2, [(3, 7), (7, 5)]), (3, [(3, 7), (7, 7), (7, 5)])]
+    ("layers", "widths"),
+    [(1, [(3, 5)]), (2, [(3, 7), (7, 5)]), (3, [(3, 7), (7, 7), (7, 5)])],
 )
 def test_mlp_has_so_many_linear_layers(layers, widths):
-    assert [(layer.in_features, layer.out_features) for layer in MLP(3, 7, 5, layers).layers] == widths
+    assert [
+        (layer.in_features, layer.out_features) for layer in MLP(3, 7, 5, layers).layers
+    ] == widths
 
 
 def test_mlp_has_relu_between_its_layers_and_none_at_the_end():
     mlp, x = MLP(3, 7, 5, 3), torch.randn(2, 4, 3)
-    torch.testing.assert_close(mlp(x), mlp.layers[2](F.relu(mlp.layers[1](F.relu(mlp.layers[0](x))))))
+    torch.testing.assert_close(
+        mlp(x), mlp.layers[2](F.relu(mlp.layers[1](F.relu(mlp.layers[0](x)))))
+    )
 
 
 def test_gate_is_the_norm_of_two_gated_streams():
-    gate, a, b = randomize(Gate(WIDTH)), torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH)
+    gate, a, b = (
+        randomize(Gate(WIDTH)),
+        torch.randn(2, 5, WIDTH),
+        torch.randn(2, 5, WIDTH),
+    )
     share = torch.sigmoid(gate.gate(torch.cat([a, b], -1)))
-    torch.testing.assert_close(gate(a, b), gate.norm(share[..., :WIDTH] * a + share[..., WIDTH:] * b))
+    torch.testing.assert_close(
+        gate(a, b), gate.norm(share[..., :WIDTH] * a + share[..., WIDTH:] * b)
+    )
 
 
 def test_gate_starts_with_both_streams_half_open():
@@ -36,7 +47,12 @@ def test_quality_estimator_reads_the_top_probabilities_of_each_edge_and_their_me
     lqe, corners = randomize(LQE()), torch.randn(2, 3, 4 * 33)
     statistics = []
     for edge in range(4):
-        top = corners[..., 33 * edge : 33 * edge + 33].softmax(-1).sort(-1, descending=True).values[..., :4]
+        top = (
+            corners[..., 33 * edge : 33 * edge + 33]
+            .softmax(-1)
+            .sort(-1, descending=True)
+            .values[..., :4]
+        )
         statistics += [top, top.mean(-1, keepdim=True)]
     torch.testing.assert_close(lqe(corners), lqe.reg_conf(torch.cat(statistics, -1)))
 
@@ -74,8 +90,12 @@ def test_a_masked_query_does_not_see_another():
     mask[0, 4] = True
     changed = x.clone()
     changed[:, 4] += 1
-    before, after = (layer(t, reference, values, position, mask)[:, :2] for t in (x, changed))
-    assert torch.equal(before[:, 0], after[:, 0]) and not torch.equal(before[:, 1], after[:, 1])
+    before, after = (
+        layer(t, reference, values, position, mask)[:, :2] for t in (x, changed)
+    )
+    assert torch.equal(before[:, 0], after[:, 0]) and not torch.equal(
+        before[:, 1], after[:, 1]
+    )
 
 
 def test_feed_forward_sum_is_kept_within_half_precision():
@@ -86,12 +106,26 @@ def test_feed_forward_sum_is_kept_within_half_precision():
 
 
 def test_layer_has_no_second_norm():
-    names = {name.split(".")[0] for name in DecoderLayer(WIDTH, HEADS, 12, 0.0, "relu", [2, 3]).state_dict()}
-    assert names == {"self_attn", "norm1", "cross_attn", "gateway", "linear1", "linear2", "norm3"}
+    names = {
+        name.split(".")[0]
+        for name in DecoderLayer(WIDTH, HEADS, 12, 0.0, "relu", [2, 3]).state_dict()
+    }
+    assert names == {
+        "self_attn",
+        "norm1",
+        "cross_attn",
+        "gateway",
+        "linear1",
+        "linear2",
+        "norm3",
+    }
 
 
 @pytest.mark.parametrize("name", ["linear1", "linear2"])
 def test_feed_forward_weights_start_xavier_uniform(name):
     weight = getattr(DecoderLayer(64, 2, 128, 0.0, "relu", [2, 3]), name).weight
     bound = (6 / sum(weight.shape)) ** 0.5
-    assert weight.abs().max().item() == pytest.approx(bound, rel=0.01) and weight.abs().max() <= bound
+    assert (
+        weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        and weight.abs().max() <= bound
+    )

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from src.core import ConfigError
-from src.zoo.dfine.deformable_attention import MultiScaleDeformableAttention, split_heads
+from src.zoo.dfine.deformable_attention import (
+    MultiScaleDeformableAttention,
+    split_heads,
+)
 from tests.fixtures.vits import randomize
 
 WIDTH, HEADS, POINTS, SHAPES = 8, 2, [2, 3], [(4, 6), (2, 3)]
@@ -32,7 +35,11 @@ def sampled(map_chw, x, y):
     for row in (math.floor(py), math.floor(py) + 1):
         for column in (math.floor(px), math.floor(px) + 1):
             if 0 <= row < height and 0 <= column < width:
-                total += (1 - abs(py - row)) * (1 - abs(px - column)) * map_chw[:, row, column]
+                total += (
+                    (1 - abs(py - row))
+                    * (1 - abs(px - column))
+                    * map_chw[:, row, column]
+                )
     return total
 
 
@@ -40,7 +47,9 @@ def nearest(map_chw, x, y):
     """Return the pixel of a map at trunc(x * w + 0.5), clamped."""
     _, height, width = map_chw.shape
     return map_chw[
-        :, min(max(int(y * height + 0.5), 0), height - 1), min(max(int(x * width + 0.5), 0), width - 1)
+        :,
+        min(max(int(y * height + 0.5), 0), height - 1),
+        min(max(int(x * width + 0.5), 0), width - 1),
     ]
 
 
@@ -49,9 +58,9 @@ def nearest(map_chw, x, y):
 def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
     module, (query, reference, tokens) = attention(discrete=discrete), inputs()
     result = module(query, reference, split_heads(tokens, HEADS, SHAPES))
-    offsets = F.linear(query, module.sampling_offsets.weight, module.sampling_offsets.bias).view(
-        2, 5, HEADS, 5, 2
-    )
+    offsets = F.linear(
+        query, module.sampling_offsets.weight, module.sampling_offsets.bias
+    ).view(2, 5, HEADS, 5, 2)
     weights = (
         F.linear(query, module.attention_weights.weight, module.attention_weights.bias)
         .view(2, 5, HEADS, 5)
@@ -61,33 +70,48 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
     level_of, scale = [0, 0, 1, 1, 1], [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3]
     starts = [0, 24, 30]
     for b in range(2):
-        maps = [tokens[b, starts[i] : starts[i + 1]].T.reshape(WIDTH, *SHAPES[i]) for i in range(2)]
+        maps = [
+            tokens[b, starts[i] : starts[i + 1]].T.reshape(WIDTH, *SHAPES[i])
+            for i in range(2)
+        ]
         for q in range(5):
             for head in range(HEADS):
                 channels = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
                 for point in range(5):
                     x, y = (
                         reference[b, q, :2]
-                        + offsets[b, q, head, point] * scale[point] * reference[b, q, 2:] * 0.5
+                        + offsets[b, q, head, point]
+                        * scale[point]
+                        * reference[b, q, 2:]
+                        * 0.5
                     ).tolist()
-                    sample = (nearest if discrete else sampled)(maps[level_of[point]][channels], x, y)
+                    sample = (nearest if discrete else sampled)(
+                        maps[level_of[point]][channels], x, y
+                    )
                     expected[b, q, channels] += weights[b, q, head, point] * sample
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_points_of_a_head_start_on_a_ray_as_published():
-    bias = MultiScaleDeformableAttention(256, 8, [3, 6, 3]).sampling_offsets.bias.view(8, 12, 2)
-    assert bias[1].round(decimals=5).tolist() == [[n, n] for n in (1, 2, 3, 1, 2, 3, 4, 5, 6, 1, 2, 3)]
+    bias = MultiScaleDeformableAttention(256, 8, [3, 6, 3]).sampling_offsets.bias.view(
+        8, 12, 2
+    )
+    assert bias[1].round(decimals=5).tolist() == [
+        [n, n] for n in (1, 2, 3, 1, 2, 3, 4, 5, 6, 1, 2, 3)
+    ]
 
 
 def test_rays_of_the_heads_point_all_around_and_reach_a_square():
     bias = MultiScaleDeformableAttention(256, 8, [1]).sampling_offsets.bias.view(8, 2)
     expected = [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
-    torch.testing.assert_close(bias.detach(), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        bias.detach(), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["sampling_offsets.weight", "attention_weights.weight", "attention_weights.bias"]
+    "name",
+    ["sampling_offsets.weight", "attention_weights.weight", "attention_weights.bias"],
 )
 def test_other_parameters_start_from_zero(name):
     assert not MultiScaleDeformableAttention(16, 2, [3, 6]).get_parameter(name).any()
@@ -106,7 +130,9 @@ def test_offsets_are_scaled_by_the_points_of_their_level():
 
 def test_there_is_no_projection_of_values_or_output():
     assert {name for name, _ in attention().named_parameters()} == {
-        f"{part}.{kind}" for part in ("sampling_offsets", "attention_weights") for kind in ("weight", "bias")
+        f"{part}.{kind}"
+        for part in ("sampling_offsets", "attention_weights")
+        for kind in ("weight", "bias")
     }
 
 
@@ -116,7 +142,9 @@ def test_offsets_are_not_trained_where_they_have_no_gradient(discrete, trained):
 
 
 def test_width_that_heads_do_not_divide_is_told():
-    with pytest.raises(ConfigError, match="decoder width 10 is not a multiple of nhead 4"):
+    with pytest.raises(
+        ConfigError, match="decoder width 10 is not a multiple of nhead 4"
+    ):
         MultiScaleDeformableAttention(10, 4, [2])
 
 

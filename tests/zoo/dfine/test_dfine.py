@@ -17,7 +17,9 @@ class Backbone(nn.Module):
 
     def __init__(self, channels=(4, 6, 8), strides=(8, 16, 32)):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3, c, s, s) for c, s in zip((4, 6, 8), (8, 16, 32)))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(3, c, s, s) for c, s in zip((4, 6, 8), (8, 16, 32))
+        )
         if channels:
             self.out_channels = list(channels)
         if strides:
@@ -77,7 +79,10 @@ def detector(**settings):
                 Backbone,
                 encoder,
                 lambda: small_decoder(
-                    feat_channels=[16, 16], feat_strides=[8, 16], num_levels=2, num_points=2
+                    feat_channels=[16, 16],
+                    feat_strides=[8, 16],
+                    num_levels=2,
+                    num_points=2,
                 ),
             ),
             "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
@@ -91,12 +96,16 @@ def test_parts_that_do_not_fit_are_told_with_both_lists(parts, message):
 
 
 def test_a_backbone_that_does_not_say_what_it_gives_is_taken_at_its_word():
-    model = DFINE(Backbone(channels=None, strides=None), encoder(), small_decoder()).eval()
+    model = DFINE(
+        Backbone(channels=None, strides=None), encoder(), small_decoder()
+    ).eval()
     assert model(torch.rand(1, 3, 64, 64))["pred_boxes"].shape == (1, 10, 4)
 
 
 def test_levels_that_the_decoder_adds_itself_do_not_disagree():
-    assert detector(num_levels=4, num_points=2).eval()(torch.rand(1, 3, 64, 64))["pred_boxes"].shape == (
+    assert detector(num_levels=4, num_points=2).eval()(torch.rand(1, 3, 64, 64))[
+        "pred_boxes"
+    ].shape == (
         1,
         10,
         4,
@@ -104,7 +113,9 @@ def test_levels_that_the_decoder_adds_itself_do_not_disagree():
 
 
 def test_parts_stand_in_the_state_in_the_official_order():
-    assert list(dict.fromkeys(key.split(".")[0] for key in detector().state_dict())) == [
+    assert list(
+        dict.fromkeys(key.split(".")[0] for key in detector().state_dict())
+    ) == [
         "backbone",
         "decoder",
         "encoder",
@@ -123,10 +134,22 @@ def test_every_multiple_of_32_works(size):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((100, 64), "image height 100 is not a multiple of 32; the nearest valid sizes are 96 or 128"),
-        ((64, 650), "image width 650 is not a multiple of 32; the nearest valid sizes are 640 or 672"),
-        ((20, 64), "image height 20 is not a multiple of 32; the nearest valid sizes are 32"),
-        ((64, 33), "image width 33 is not a multiple of 32; the nearest valid sizes are 32 or 64"),
+        (
+            (100, 64),
+            "image height 100 is not a multiple of 32; the nearest valid sizes are 96 or 128",
+        ),
+        (
+            (64, 650),
+            "image width 650 is not a multiple of 32; the nearest valid sizes are 640 or 672",
+        ),
+        (
+            (20, 64),
+            "image height 20 is not a multiple of 32; the nearest valid sizes are 32",
+        ),
+        (
+            (64, 33),
+            "image width 33 is not a multiple of 32; the nearest valid sizes are 32 or 64",
+        ),
     ],
 )
 def test_other_sizes_are_told_with_the_nearest_valid_ones(size, message):
@@ -147,7 +170,9 @@ def test_a_detector_built_for_one_size_evaluates_and_trains_at_others(size):
         detections = model.eval()(images)
     losses = tiny_config().criterion(model.train()(images, targets=targets), targets)
     sum(losses.values()).backward()
-    assert detections["pred_boxes"].isfinite().all() and all(loss.isfinite() for loss in losses.values())
+    assert detections["pred_boxes"].isfinite().all() and all(
+        loss.isfinite() for loss in losses.values()
+    )
 
 
 # ---- deployment ----
@@ -211,9 +236,14 @@ def test_deployed_form_is_in_eval_mode(trained):
         ("x", 1019, 61_601_635),
     ],
 )
-def test_deployed_form_of_a_published_size_has_its_keys_and_parameters(size, keys, parameters):
+def test_deployed_form_of_a_published_size_has_its_keys_and_parameters(
+    size, keys, parameters
+):
     deployed = coco_config(size).model.deploy()
-    assert (len(deployed.state_dict()), sum(p.numel() for p in deployed.parameters())) == (keys, parameters)
+    assert (
+        len(deployed.state_dict()),
+        sum(p.numel() for p in deployed.parameters()),
+    ) == (keys, parameters)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +261,9 @@ def test_deployed_form_of_a_published_size_has_its_keys_and_parameters(size, key
 def test_deployed_form_of_other_settings_computes_the_same(settings):
     model, images = detector(**settings).eval(), torch.rand(2, 3, 64, 96)
     for key, value in model(images).items():
-        torch.testing.assert_close(model.deploy()(images)[key], value, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            model.deploy()(images)[key], value, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_a_copy_of_a_detector_keeps_shared_parameters_shared():
@@ -243,12 +275,16 @@ def test_a_copy_of_a_detector_keeps_shared_parameters_shared():
 def test_published_sizes_keep_reg_scale_as_a_whole_number(size):
     config = YAMLConfig(ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml").yaml_cfg
     settings = config["DFINETransformer"]
-    assert isinstance(settings["reg_scale"], int) and settings["reg_scale"] == (8 if size == "x" else 4)
+    assert isinstance(settings["reg_scale"], int) and settings["reg_scale"] == (
+        8 if size == "x" else 4
+    )
 
 
 def test_one_image_gives_the_gradients_that_two_copies_of_it_give():
     torch.manual_seed(0)
-    model = randomize(tiny_config(num_classes=4, DFINETransformer={"num_denoising": 0}).model).train()
+    model = randomize(
+        tiny_config(num_classes=4, DFINETransformer={"num_denoising": 0}).model
+    ).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -256,17 +292,32 @@ def test_one_image_gives_the_gradients_that_two_copies_of_it_give():
     for copies in (1, 2):
         outputs = model(
             image.repeat(copies, 1, 1, 1),
-            targets=[{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}] * copies,
+            targets=[
+                {
+                    "labels": torch.tensor([1]),
+                    "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]]),
+                }
+            ]
+            * copies,
         )
-        loss = sum(outputs[name].square().sum() / copies for name in ("pred_logits", "pred_boxes"))
+        loss = sum(
+            outputs[name].square().sum() / copies
+            for name in ("pred_logits", "pred_boxes")
+        )
         loss += sum(
             outputs["enc_aux_outputs"][0][name].square().sum() / copies
             for name in ("pred_logits", "pred_boxes")
         )
         model.zero_grad()
         loss.backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        found.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
     for name, one in found[0].items():
         torch.testing.assert_close(
-            one, found[1][name], rtol=1e-3, atol=1e-3 * max(1.0, found[1][name].abs().max().item()), msg=name
+            one,
+            found[1][name],
+            rtol=1e-3,
+            atol=1e-3 * max(1.0, found[1][name].abs().max().item()),
+            msg=name,
         )

@@ -38,14 +38,18 @@ def expected_names(layers, denoising=True):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_terms_of_every_head_are_emitted(layers):
-    losses = small_criterion()(*training_outputs(3, 1, decoder=small_decoder(num_layers=layers)))
+    losses = small_criterion()(
+        *training_outputs(3, 1, decoder=small_decoder(num_layers=layers))
+    )
     assert set(losses) == expected_names(layers)
 
 
 @pytest.mark.parametrize(("size", "count"), list(zip(SIZES, (38, 38, 48, 68, 68))))
 def test_published_sizes_have_the_published_number_of_terms(size, count):
     layers = coco_config(size).yaml_cfg["DFINETransformer"]["num_layers"]
-    losses = small_criterion()(*training_outputs(2, decoder=small_decoder(num_layers=layers)))
+    losses = small_criterion()(
+        *training_outputs(2, decoder=small_decoder(num_layers=layers))
+    )
     assert len(losses) == count
 
 
@@ -55,15 +59,21 @@ def test_without_denoising_all_other_terms_stay():
 
 
 def test_without_auxiliary_outputs_the_last_layers_terms_stay():
-    losses = small_criterion()(*training_outputs(3, 1, decoder=small_decoder(aux_loss=False)))
+    losses = small_criterion()(
+        *training_outputs(3, 1, decoder=small_decoder(aux_loss=False))
+    )
     assert set(losses) == {"loss_vfl", "loss_bbox", "loss_giou", "loss_fgl"}
 
 
 @pytest.mark.parametrize("left_out", LOSS_WEIGHTS)
 def test_a_term_without_a_weight_is_left_out(left_out):
-    weights = {name: weight for name, weight in LOSS_WEIGHTS.items() if name != left_out}
+    weights = {
+        name: weight for name, weight in LOSS_WEIGHTS.items() if name != left_out
+    }
     losses = small_criterion(weight_dict=weights)(*training_outputs(3, 1))
-    assert set(losses) == {name for name in expected_names(3) if not name.startswith(left_out)}
+    assert set(losses) == {
+        name for name in expected_names(3) if not name.startswith(left_out)
+    }
 
 
 def test_a_weight_that_no_loss_uses_is_refused():
@@ -80,7 +90,10 @@ def test_every_term_is_multiplied_by_its_weight(factor):
     outputs, targets = training_outputs(3, 1)
     base, scaled = (
         small_criterion(weight_dict=weights)(outputs, targets)
-        for weights in (LOSS_WEIGHTS, {name: factor * weight for name, weight in LOSS_WEIGHTS.items()})
+        for weights in (
+            LOSS_WEIGHTS,
+            {name: factor * weight for name, weight in LOSS_WEIGHTS.items()},
+        )
     )
     for name in base:
         torch.testing.assert_close(scaled[name], factor * base[name])
@@ -96,7 +109,9 @@ def union(head_pairs):
         for pair in pairs:
             counts[pair] = counts.get(pair, 0) + 1
     kept = {}
-    for (query, target), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    for (query, target), _ in sorted(
+        counts.items(), key=lambda item: (-item[1], item[0])
+    ):
         kept.setdefault(query, target)
     return sorted(kept.items())
 
@@ -107,9 +122,9 @@ def reference_losses(outputs, targets):
     total = max(sum(len(t["labels"]) for t in targets), 1)
 
     def matched(head):
-        indices = matcher({key: head[key].detach() for key in ("pred_logits", "pred_boxes")}, targets)[
-            "indices"
-        ]
+        indices = matcher(
+            {key: head[key].detach() for key in ("pred_logits", "pred_boxes")}, targets
+        )["indices"]
         return [list(zip(query.tolist(), target.tolist())) for query, target in indices]
 
     layers = [*outputs["aux_outputs"], outputs]
@@ -149,7 +164,9 @@ def reference_losses(outputs, targets):
     for i, head in enumerate(outputs["dn_outputs"]):
         is_teacher = i == len(layers) - 1
         losses[f"loss_ddf_dn_{i}"] = (
-            torch.zeros(()) if is_teacher else 1.5 * distillation(head, pairs, targets, counts)
+            torch.zeros(())
+            if is_teacher
+            else 1.5 * distillation(head, pairs, targets, counts)
         )
     return losses
 
@@ -162,7 +179,8 @@ def overlaps(head, image, pairs, targets):
         else [torch.zeros(0, dtype=torch.int64)] * 2
     )
     return iou_and_giou(
-        cxcywh_to_xyxy(head["pred_boxes"][image, query]), cxcywh_to_xyxy(targets[image]["boxes"][target])
+        cxcywh_to_xyxy(head["pred_boxes"][image, query]),
+        cxcywh_to_xyxy(targets[image]["boxes"][target]),
     )
 
 
@@ -178,7 +196,11 @@ def add_class_terms(losses, suffix, head, pairs, targets, normalizer):
         weight = ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + soft
         loss = (
             loss
-            + (weight * F.binary_cross_entropy_with_logits(logits, soft, reduction="none")).sum() / normalizer
+            + (
+                weight
+                * F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+            ).sum()
+            / normalizer
         )
     losses[f"loss_vfl{suffix}"] = loss
 
@@ -186,7 +208,9 @@ def add_class_terms(losses, suffix, head, pairs, targets, normalizer):
 def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
     l1 = giou_loss = fgl = 0.0
     scale = float(outputs["reg_scale"])
-    weights = weighting_sequence(BINS - 1, outputs["up"].detach(), outputs["reg_scale"].detach())
+    weights = weighting_sequence(
+        BINS - 1, outputs["up"].detach(), outputs["reg_scale"].detach()
+    )
     for image, of_image in enumerate(pairs):
         ious, gious = overlaps(head, image, of_image, targets)
         for (query, target), iou, giou in zip(of_image, ious.detach(), gious):
@@ -213,8 +237,15 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
                     else float((distance - weights[k]) / (weights[k + 1] - weights[k]))
                 )
                 k = min(max(k, 0), BINS - 2)
-                log_p = head["pred_corners"][image, query].view(4, BINS)[edge].log_softmax(-1)
-                fgl = fgl - iou * (log_p[k] * (1 - right) + log_p[k + 1] * right) / normalizer
+                log_p = (
+                    head["pred_corners"][image, query]
+                    .view(4, BINS)[edge]
+                    .log_softmax(-1)
+                )
+                fgl = (
+                    fgl
+                    - iou * (log_p[k] * (1 - right) + log_p[k + 1] * right) / normalizer
+                )
     losses[f"loss_bbox{suffix}"], losses[f"loss_giou{suffix}"] = 5 * l1, 2 * giou_loss
     if "pred_corners" in head:
         losses[f"loss_fgl{suffix}"] = 0.15 * fgl
@@ -222,7 +253,9 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
 
 def edge_counts(pairs, queries, batch):
     positive = 4 * sum(map(len, pairs))
-    return (8 / batch * positive) ** 0.5, (8 / batch * (4 * queries * batch - positive)) ** 0.5
+    return (8 / batch * positive) ** 0.5, (
+        8 / batch * (4 * queries * batch - positive)
+    ) ** 0.5
 
 
 def distillation(head, pairs, targets, counts):
@@ -231,7 +264,9 @@ def distillation(head, pairs, targets, counts):
         torch.zeros(head["pred_logits"].shape[:2], dtype=torch.bool),
     )
     for image, of_image in enumerate(pairs):
-        for (query, _), iou in zip(of_image, overlaps(head, image, of_image, targets)[0].detach()):
+        for (query, _), iou in zip(
+            of_image, overlaps(head, image, of_image, targets)[0].detach()
+        ):
             trust[image, query], positive[image, query] = iou, True
     log_p, log_t = (
         (head[key].unflatten(-1, (4, BINS)) / 5).log_softmax(-1)
@@ -260,7 +295,10 @@ def test_every_term_equals_a_plain_reading_of_the_recipe(case):
         outputs, targets = training_outputs(*counts, decoder=small_decoder(**settings))
         ours, expected = (
             {name: float(loss) for name, loss in losses.items()}
-            for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets))
+            for losses in (
+                small_criterion()(outputs, targets),
+                reference_losses(outputs, targets),
+            )
         )
     assert ours == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -270,8 +308,13 @@ def test_gradients_equal_those_of_a_plain_reading_of_the_recipe():
     outputs, targets = training_outputs(3, 1, decoder=decoder)
     leaves = [p for p in decoder.parameters() if p.requires_grad]
     ours, expected = (
-        torch.autograd.grad(sum(losses.values()), leaves, retain_graph=True, allow_unused=True)
-        for losses in (small_criterion()(outputs, targets), reference_losses(outputs, targets))
+        torch.autograd.grad(
+            sum(losses.values()), leaves, retain_graph=True, allow_unused=True
+        )
+        for losses in (
+            small_criterion()(outputs, targets),
+            reference_losses(outputs, targets),
+        )
     )
     for a, b in zip(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
@@ -282,17 +325,26 @@ def test_gradients_equal_those_of_a_plain_reading_of_the_recipe():
 
 def test_terms_of_matching_queries_do_not_see_denoising_ones():
     outputs, targets = training_outputs(3, 1)
-    without = {key: value for key, value in outputs.items() if not key.startswith("dn_")}
-    full, expected = small_criterion()(outputs, targets), small_criterion()(without, targets)
+    without = {
+        key: value for key, value in outputs.items() if not key.startswith("dn_")
+    }
+    full, expected = (
+        small_criterion()(outputs, targets),
+        small_criterion()(without, targets),
+    )
     assert all(torch.equal(full[name], value) for name, value in expected.items())
 
 
 def test_a_denoising_query_that_changes_changes_denoising_terms_alone():
     outputs, targets = training_outputs(3, 1)
     before = small_criterion()(outputs, targets)
-    outputs["dn_outputs"][1]["pred_logits"] = outputs["dn_outputs"][1]["pred_logits"] + 1
+    outputs["dn_outputs"][1]["pred_logits"] = (
+        outputs["dn_outputs"][1]["pred_logits"] + 1
+    )
     after = small_criterion()(outputs, targets)
-    assert [name for name in before if not torch.equal(before[name], after[name])] == ["loss_vfl_dn_1"]
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "loss_vfl_dn_1"
+    ]
 
 
 def test_the_last_denoising_layer_is_its_own_teacher():
@@ -310,20 +362,31 @@ def test_denoising_distillation_takes_the_balance_of_matching_queries():
         }
         for head in outputs["dn_outputs"]
     ]  # one group of six in place of two
-    outputs["dn_pre_outputs"] = {key: value[:, :6] for key, value in outputs["dn_pre_outputs"].items()}
+    outputs["dn_pre_outputs"] = {
+        key: value[:, :6] for key, value in outputs["dn_pre_outputs"].items()
+    }
     outputs["dn_meta"] |= {
         "dn_num_group": 1,
-        "dn_positive_idx": [index[index < 6] for index in outputs["dn_meta"]["dn_positive_idx"]],
+        "dn_positive_idx": [
+            index[index < 6] for index in outputs["dn_meta"]["dn_positive_idx"]
+        ],
     }
-    after, expected = small_criterion()(outputs, targets), reference_losses(outputs, targets)
+    after, expected = (
+        small_criterion()(outputs, targets),
+        reference_losses(outputs, targets),
+    )
     assert before["loss_ddf_dn_0"] != after["loss_ddf_dn_0"]
-    assert after["loss_ddf_dn_0"].item() == pytest.approx(expected["loss_ddf_dn_0"].item(), rel=1e-4)
+    assert after["loss_ddf_dn_0"].item() == pytest.approx(
+        expected["loss_ddf_dn_0"].item(), rel=1e-4
+    )
 
 
 def test_encoder_without_classes_takes_every_object_as_the_same():
     decoder = small_decoder(query_select_method="agnostic")
     outputs, targets = training_outputs(3, 2, decoder=decoder)
-    relabelled = [target | {"labels": (target["labels"] + 1) % CLASSES} for target in targets]
+    relabelled = [
+        target | {"labels": (target["labels"] + 1) % CLASSES} for target in targets
+    ]
     a, b = small_criterion()(outputs, targets), small_criterion()(outputs, relabelled)
     assert torch.equal(a["loss_vfl_enc_0"], b["loss_vfl_enc_0"]) and not torch.equal(
         a["loss_vfl"], b["loss_vfl"]
@@ -334,13 +397,16 @@ def test_encoder_without_classes_takes_every_object_as_the_same():
 def test_boxes_can_be_weighted_by_their_overlap(weight_by):
     outputs, targets = training_outputs(1, decoder=small_decoder(aux_loss=False))
     losses = small_criterion(
-        boxes_weight_format=weight_by, weight_dict={"loss_vfl": 1, "loss_giou": 1}, losses=["vfl", "boxes"]
+        boxes_weight_format=weight_by,
+        weight_dict={"loss_vfl": 1, "loss_giou": 1},
+        losses=["vfl", "boxes"],
     )(outputs, targets)
     query = small_criterion().matcher(outputs, targets)["indices"][0][0]
     iou, giou = (
         x.item()
         for x in iou_and_giou(
-            cxcywh_to_xyxy(outputs["pred_boxes"][0, query]), cxcywh_to_xyxy(targets[0]["boxes"])
+            cxcywh_to_xyxy(outputs["pred_boxes"][0, query]),
+            cxcywh_to_xyxy(targets[0]["boxes"]),
         )
     )
     quality = {"iou": iou, "giou": giou}[weight_by]
@@ -358,7 +424,11 @@ def cut(outputs, images):
             return [part(item) for item in value]
         if isinstance(value, dict):
             return {key: part(item) for key, item in value.items()}
-        return value[images] if isinstance(value, torch.Tensor) and value.ndim > 1 else value
+        return (
+            value[images]
+            if isinstance(value, torch.Tensor) and value.ndim > 1
+            else value
+        )
 
     return part(outputs)
 
@@ -369,10 +439,16 @@ def halves():
     torch.manual_seed(0)
     criterion = small_criterion()
     outputs, targets = training_outputs(3, 0, 1, 4, denoise=False)
-    counts = [criterion.count(cut(outputs, images), targets[images]) for images in (slice(0, 2), slice(2, 4))]
-    normalizers = Normalizers(float(sum(c[0] for c in counts)), float(sum(c[1] for c in counts)), share=0.5)
+    counts = [
+        criterion.count(cut(outputs, images), targets[images])
+        for images in (slice(0, 2), slice(2, 4))
+    ]
+    normalizers = Normalizers(
+        float(sum(c[0] for c in counts)), float(sum(c[1] for c in counts)), share=0.5
+    )
     parts = [
-        criterion(cut(outputs, images), targets[images], normalizers) for images in (slice(0, 2), slice(2, 4))
+        criterion(cut(outputs, images), targets[images], normalizers)
+        for images in (slice(0, 2), slice(2, 4))
     ]
     return criterion(outputs, targets), parts, counts, criterion.count(outputs, targets)
 
@@ -383,32 +459,46 @@ def test_terms_of_two_halves_add_up_to_those_of_the_batch(term, halves):
     names = [name for name in whole if name.startswith(term)]
     assert len(names) >= 3
     for name in names:
-        torch.testing.assert_close(first[name] + second[name], whole[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            first[name] + second[name], whole[name], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_counts_of_two_halves_add_up_to_those_of_the_batch(halves):
     _, _, counts, whole = halves
-    assert whole == (counts[0][0] + counts[1][0], counts[0][1] + counts[1][1]) and whole[0] == 8
+    assert (
+        whole == (counts[0][0] + counts[1][0], counts[0][1] + counts[1][1])
+        and whole[0] == 8
+    )
 
 
 def test_distillation_of_a_part_counts_by_its_share():
     outputs, targets = training_outputs(3, 1, denoise=False)
     counts = small_criterion().count(outputs, targets)
     whole, quarter = (
-        small_criterion()(outputs, targets, Normalizers(*map(float, counts), share=share))
+        small_criterion()(
+            outputs, targets, Normalizers(*map(float, counts), share=share)
+        )
         for share in (1.0, 0.25)
     )
-    torch.testing.assert_close(quarter["loss_ddf_aux_0"], 0.25 * whole["loss_ddf_aux_0"])
+    torch.testing.assert_close(
+        quarter["loss_ddf_aux_0"], 0.25 * whole["loss_ddf_aux_0"]
+    )
 
 
 def test_normalizers_are_those_of_the_batch_if_none_are_given():
     outputs, targets = training_outputs(3, 1, denoise=False)
     given = Normalizers(*map(float, small_criterion().count(outputs, targets)))
-    ours, expected = small_criterion()(outputs, targets), small_criterion()(outputs, targets, given)
+    ours, expected = (
+        small_criterion()(outputs, targets),
+        small_criterion()(outputs, targets, given),
+    )
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(("counts", "expected"), [((0, 0), (1.0, 1.0)), ((5, 9), (5.0, 9.0))])
+@pytest.mark.parametrize(
+    ("counts", "expected"), [((0, 0), (1.0, 1.0)), ((5, 9), (5.0, 9.0))]
+)
 def test_normalizers_of_one_rank_are_its_counts_but_at_least_one(counts, expected):
     assert all_rank_normalizers(*counts, torch.device("cpu"))[:2] == expected
 
@@ -420,7 +510,9 @@ def test_normalizers_of_one_rank_are_its_counts_but_at_least_one(counts, expecte
 def test_a_batch_without_any_object_has_finite_terms_and_gradients(counts):
     decoder = small_decoder()
     losses = small_criterion()(*training_outputs(*counts, decoder=decoder))
-    assert set(losses) == expected_names(3) and all(loss.isfinite() for loss in losses.values())
+    assert set(losses) == expected_names(3) and all(
+        loss.isfinite() for loss in losses.values()
+    )
     sum(losses.values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
 
@@ -428,7 +520,11 @@ def test_a_batch_without_any_object_has_finite_terms_and_gradients(counts):
 def test_every_trained_parameter_gets_a_gradient_even_without_objects():
     decoder = small_decoder()
     sum(small_criterion()(*training_outputs(0, 0, decoder=decoder)).values()).backward()
-    assert [name for name, p in decoder.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [
+        name
+        for name, p in decoder.named_parameters()
+        if p.requires_grad and p.grad is None
+    ] == []
 
 
 def test_nothing_is_left_behind_by_a_call():
@@ -441,7 +537,11 @@ def test_nothing_is_left_behind_by_a_call():
 
 def test_the_arguments_are_not_changed():
     outputs, targets = training_outputs(3, 1)
-    before = {key: value.clone() for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+    before = {
+        key: value.clone()
+        for key, value in outputs.items()
+        if isinstance(value, torch.Tensor)
+    }
     sum(small_criterion()(outputs, targets).values()).backward()
     assert all(torch.equal(outputs[key], value) for key, value in before.items())
 
@@ -460,17 +560,25 @@ def test_terms_are_computed_in_single_precision_under_autocast(dtype):
 
 @pytest.mark.parametrize(
     ("head", "key", "term"),
-    [("pre_outputs", "pred_logits", "cost_class"), ("pre_outputs", "pred_boxes", "cost_bbox")],
+    [
+        ("pre_outputs", "pred_logits", "cost_class"),
+        ("pre_outputs", "pred_boxes", "cost_bbox"),
+    ],
 )
 def test_a_prediction_that_is_not_finite_is_told(head, key, term):
     outputs, targets = training_outputs(3, 1)
     outputs[head][key] = torch.full_like(outputs[head][key], torch.nan)
-    with pytest.raises(NumericsError, match=f"matching {term} is not finite for image 0 of 2 in the batch"):
+    with pytest.raises(
+        NumericsError,
+        match=f"matching {term} is not finite for image 0 of 2 in the batch",
+    ):
         small_criterion()(outputs, targets)
 
 
 def test_focal_loss_can_take_the_place_of_the_varifocal_one():
-    losses = small_criterion(losses=["focal"], weight_dict={"loss_focal": 1})(*training_outputs(3, 1))
+    losses = small_criterion(losses=["focal"], weight_dict={"loss_focal": 1})(
+        *training_outputs(3, 1)
+    )
     assert {name for name in losses if "enc" in name or name == "loss_focal"} == {
         "loss_focal",
         "loss_focal_enc_0",
@@ -479,8 +587,12 @@ def test_focal_loss_can_take_the_place_of_the_varifocal_one():
 
 def test_matchability_aware_loss_can_take_the_place_of_the_varifocal_one():
     outputs, targets = training_outputs(3, 1)
-    losses = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1})(outputs, targets)
-    half = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1}, mal_alpha=0.5)(outputs, targets)
+    losses = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1})(
+        outputs, targets
+    )
+    half = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1}, mal_alpha=0.5)(
+        outputs, targets
+    )
     assert "loss_mal_aux_0" in losses and "loss_mal_dn_pre" in losses
     assert half["loss_mal"] < losses["loss_mal"]
 

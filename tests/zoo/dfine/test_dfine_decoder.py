@@ -6,7 +6,11 @@ import torch
 from src.core import ConfigError
 from src.ops.activations import inverse_sigmoid
 from src.zoo.dfine.deformable_attention import split_heads
-from src.zoo.dfine.distribution import distance_to_box, expected_distances, weighting_sequence
+from src.zoo.dfine.distribution import (
+    distance_to_box,
+    expected_distances,
+    weighting_sequence,
+)
 from src.zoo.dfine.query_selection import make_anchors
 from tests.fixtures.detector import (
     BINS,
@@ -30,7 +34,9 @@ def xavier_bound(weight):
     return math.sqrt(6 / (weight.shape[0] + weight.shape[1]))
 
 
-@pytest.mark.parametrize("name", ["enc_score_head.bias", "dec_score_head.0.bias", "dec_score_head.2.bias"])
+@pytest.mark.parametrize(
+    "name", ["enc_score_head.bias", "dec_score_head.0.bias", "dec_score_head.2.bias"]
+)
 def test_every_class_starts_with_a_score_of_one_percent(name):
     bias = small_decoder(drawn=False).get_parameter(name)
     torch.testing.assert_close(bias.detach(), torch.full_like(bias, -4.59512))
@@ -83,26 +89,34 @@ def test_all_layers_start_from_equal_weights():
     )
 
 
-@pytest.mark.parametrize(("reg_scale", "dtype"), [(4, torch.int64), (8, torch.int64), (4.0, torch.float32)])
+@pytest.mark.parametrize(
+    ("reg_scale", "dtype"), [(4, torch.int64), (8, torch.int64), (4.0, torch.float32)]
+)
 def test_reg_scale_keeps_the_kind_of_number_that_was_written(reg_scale, dtype):
     state = small_decoder(reg_scale=reg_scale).state_dict()
-    assert state["reg_scale"].dtype == state["decoder.reg_scale"].dtype == dtype and state[
-        "reg_scale"
-    ].tolist() == [reg_scale]
+    assert state["reg_scale"].dtype == state[
+        "decoder.reg_scale"
+    ].dtype == dtype and state["reg_scale"].tolist() == [reg_scale]
 
 
 def test_up_and_reg_scale_stand_twice_in_the_state_and_share_memory():
     decoder = small_decoder()
-    assert decoder.up is decoder.decoder.up and decoder.reg_scale is decoder.decoder.reg_scale
     assert (
-        not decoder.up.requires_grad and not decoder.reg_scale.requires_grad and decoder.up.tolist() == [0.5]
+        decoder.up is decoder.decoder.up
+        and decoder.reg_scale is decoder.decoder.reg_scale
+    )
+    assert (
+        not decoder.up.requires_grad
+        and not decoder.reg_scale.requires_grad
+        and decoder.up.tolist() == [0.5]
     )
 
 
 def test_anchors_are_buffers_only_where_the_size_of_evaluation_is_known():
     with_size, without = small_decoder(eval_spatial_size=[64, 96]), small_decoder()
     assert (
-        with_size.anchors.shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 4) and with_size.valid_mask.dtype == torch.bool
+        with_size.anchors.shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 4)
+        and with_size.valid_mask.dtype == torch.bool
     )
     assert not {"anchors", "valid_mask"} & set(without.state_dict())
 
@@ -116,21 +130,45 @@ def reference_layers(decoder, maps):
     shapes = tuple(tuple(x.shape[-2:]) for x in maps)
     anchors, valid = make_anchors(shapes, 0.01, CPU)
     e = decoder.enc_output.norm(decoder.enc_output.proj(memory * valid))
-    chosen = decoder.enc_score_head(e).max(-1).values.argsort(-1, descending=True)[:, : decoder.num_queries]
+    chosen = (
+        decoder.enc_score_head(e)
+        .max(-1)
+        .values.argsort(-1, descending=True)[:, : decoder.num_queries]
+    )
     rows = torch.arange(len(memory))[:, None]
     x = e[rows, chosen].detach()
     reference = (
-        (decoder.enc_bbox_head(x) + anchors.expand(len(memory), -1, -1)[rows, chosen]).sigmoid().detach()
+        (decoder.enc_bbox_head(x) + anchors.expand(len(memory), -1, -1)[rows, chosen])
+        .sigmoid()
+        .detach()
     )
     weights = weighting_sequence(BINS - 1, decoder.up, decoder.reg_scale)
-    values, corners, previous, results = split_heads(memory, decoder.nhead, list(shapes)), 0, 0, []
+    values, corners, previous, results = (
+        split_heads(memory, decoder.nhead, list(shapes)),
+        0,
+        0,
+        [],
+    )
     for i, layer in enumerate(decoder.decoder.layers):
-        x = layer(x, reference, values, decoder.query_pos_head(reference).clamp(-10, 10), None)
+        x = layer(
+            x, reference, values, decoder.query_pos_head(reference).clamp(-10, 10), None
+        )
         if i == 0:
-            initial = (decoder.pre_bbox_head(x) + inverse_sigmoid(reference)).sigmoid().detach()
+            initial = (
+                (decoder.pre_bbox_head(x) + inverse_sigmoid(reference))
+                .sigmoid()
+                .detach()
+            )
         corners = decoder.dec_bbox_head[i](x + previous) + corners
-        boxes = distance_to_box(initial, expected_distances(corners, weights), decoder.reg_scale)
-        results.append((decoder.dec_score_head[i](x) + decoder.decoder.lqe_layers[i](corners), boxes))
+        boxes = distance_to_box(
+            initial, expected_distances(corners, weights), decoder.reg_scale
+        )
+        results.append(
+            (
+                decoder.dec_score_head[i](x) + decoder.decoder.lqe_layers[i](corners),
+                boxes,
+            )
+        )
         reference, previous = boxes.detach(), x.detach()
     return results
 
@@ -152,13 +190,20 @@ def test_every_layers_output_in_training_equals_a_plain_reading_of_the_recipe():
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_recipe(layer):
-    decoder, maps = small_decoder().train(), [x.requires_grad_(True) for x in feature_maps()]
+def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_recipe(
+    layer,
+):
+    decoder, maps = (
+        small_decoder().train(),
+        [x.requires_grad_(True) for x in feature_maps()],
+    )
     outputs = decoder(maps)
     head = [*outputs["aux_outputs"], outputs][layer]
     leaves = [*maps, *(p for p in decoder.parameters() if p.requires_grad)]
     ours, expected = (
-        torch.autograd.grad(logits.square().sum() + boxes.square().sum(), leaves, allow_unused=True)
+        torch.autograd.grad(
+            logits.square().sum() + boxes.square().sum(), leaves, allow_unused=True
+        )
         for logits, boxes in (
             (head["pred_logits"], head["pred_boxes"]),
             reference_layers(decoder, maps)[layer],
@@ -167,7 +212,9 @@ def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_
     for a, b in zip(ours, expected):
         assert (a is None) == (b is None)
         if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-6)
+            torch.testing.assert_close(
+                a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-6
+            )
 
 
 @pytest.mark.parametrize("eval_idx", [0, 1, 2, -1, -3])
@@ -198,7 +245,9 @@ def test_evaluation_gives_logits_and_boxes_alone():
 def test_decoder_attends_to_tokens_at_the_border_too():
     decoder, maps = small_decoder().eval(), feature_maps(height=640, width=640)
     before = decoder(maps)
-    maps[0][:, :, 0] += 100 * torch.randn(2, WIDTH, 80)  # the border ring, whose anchors are invalid
+    maps[0][:, :, 0] += 100 * torch.randn(
+        2, WIDTH, 80
+    )  # the border ring, whose anchors are invalid
     assert not torch.equal(before["pred_logits"], decoder(maps)["pred_logits"])
 
 
@@ -225,9 +274,17 @@ def test_training_outputs_are_those_that_the_loss_is_promised():
     )
     assert all(
         set(head) == {"pred_logits", "pred_boxes"}
-        for head in (*outputs["enc_aux_outputs"], outputs["pre_outputs"], outputs["dn_pre_outputs"])
+        for head in (
+            *outputs["enc_aux_outputs"],
+            outputs["pre_outputs"],
+            outputs["dn_pre_outputs"],
+        )
     )
-    assert (len(outputs["aux_outputs"]), len(outputs["enc_aux_outputs"]), len(outputs["dn_outputs"])) == (
+    assert (
+        len(outputs["aux_outputs"]),
+        len(outputs["enc_aux_outputs"]),
+        len(outputs["dn_outputs"]),
+    ) == (
         2,
         1,
         3,
@@ -236,43 +293,71 @@ def test_training_outputs_are_those_that_the_loss_is_promised():
 
 def test_matching_and_denoising_queries_are_split_apart():
     outputs, _ = training_outputs(3, 1)  # 6 // 3 = 2 groups of 2 x 3
-    assert outputs["dn_meta"]["dn_num_split"] == [12, QUERIES] and outputs["dn_meta"]["dn_num_group"] == 2
+    assert (
+        outputs["dn_meta"]["dn_num_split"] == [12, QUERIES]
+        and outputs["dn_meta"]["dn_num_group"] == 2
+    )
     assert {
         head["pred_logits"].shape[1]
-        for head in [outputs, *outputs["aux_outputs"], outputs["pre_outputs"], *outputs["enc_aux_outputs"]]
+        for head in [
+            outputs,
+            *outputs["aux_outputs"],
+            outputs["pre_outputs"],
+            *outputs["enc_aux_outputs"],
+        ]
     } == {QUERIES}
-    assert {head["pred_logits"].shape[1] for head in [*outputs["dn_outputs"], outputs["dn_pre_outputs"]]} == {
-        12
-    }
+    assert {
+        head["pred_logits"].shape[1]
+        for head in [*outputs["dn_outputs"], outputs["dn_pre_outputs"]]
+    } == {12}
 
 
 def test_matching_queries_compute_the_same_with_and_without_denoising():
-    decoder, maps, targets = small_decoder().train(), feature_maps(), random_targets(3, 1)
+    decoder, maps, targets = (
+        small_decoder().train(),
+        feature_maps(),
+        random_targets(3, 1),
+    )
     torch.testing.assert_close(
-        decoder(maps, targets)["pred_logits"], decoder(maps)["pred_logits"], rtol=1e-4, atol=1e-4
+        decoder(maps, targets)["pred_logits"],
+        decoder(maps)["pred_logits"],
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
 def test_last_layer_teaches_the_others():
     outputs, _ = training_outputs(3, 1)
     assert all(
-        torch.equal(head["teacher_corners"], outputs["pred_corners"]) for head in outputs["aux_outputs"]
+        torch.equal(head["teacher_corners"], outputs["pred_corners"])
+        for head in outputs["aux_outputs"]
     )
     last = outputs["dn_outputs"][-1]
-    assert all(torch.equal(head["teacher_logits"], last["pred_logits"]) for head in outputs["dn_outputs"])
+    assert all(
+        torch.equal(head["teacher_logits"], last["pred_logits"])
+        for head in outputs["dn_outputs"]
+    )
 
 
 def test_a_batch_without_objects_has_denoising_outputs_of_no_length():
     outputs, _ = training_outputs(0, 0)
-    assert outputs["dn_meta"]["dn_num_split"] == [0, QUERIES] and outputs["dn_meta"]["dn_num_group"] == 0
+    assert (
+        outputs["dn_meta"]["dn_num_split"] == [0, QUERIES]
+        and outputs["dn_meta"]["dn_num_group"] == 0
+    )
     assert outputs["dn_outputs"][0]["pred_logits"].shape == (2, 0, CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("settings", "with_targets"), [({"num_denoising": 0}, True), ({}, False), ({"aux_loss": False}, True)]
+    ("settings", "with_targets"),
+    [({"num_denoising": 0}, True), ({}, False), ({"aux_loss": False}, True)],
 )
-def test_there_is_no_denoising_without_queries_targets_or_auxiliary_losses(settings, with_targets):
-    outputs, _ = training_outputs(3, 1, decoder=small_decoder(**settings), denoise=with_targets)
+def test_there_is_no_denoising_without_queries_targets_or_auxiliary_losses(
+    settings, with_targets
+):
+    outputs, _ = training_outputs(
+        3, 1, decoder=small_decoder(**settings), denoise=with_targets
+    )
     assert not any(key.startswith("dn_") for key in outputs)
 
 
@@ -282,7 +367,14 @@ def test_without_denoising_there_is_no_embedding_of_labels():
 
 def test_without_auxiliary_losses_the_last_layer_comes_alone():
     outputs, _ = training_outputs(3, 1, decoder=small_decoder(aux_loss=False))
-    assert set(outputs) == {"pred_logits", "pred_boxes", "pred_corners", "ref_points", "up", "reg_scale"}
+    assert set(outputs) == {
+        "pred_logits",
+        "pred_boxes",
+        "pred_corners",
+        "ref_points",
+        "up",
+        "reg_scale",
+    }
 
 
 def test_reference_boxes_are_the_pre_heads_without_a_gradient():
@@ -294,7 +386,11 @@ def test_reference_boxes_are_the_pre_heads_without_a_gradient():
 
 
 def test_denoising_queries_of_another_group_do_not_matter():
-    decoder, maps, targets = small_decoder().train(), feature_maps(), random_targets(3, 2)
+    decoder, maps, targets = (
+        small_decoder().train(),
+        feature_maps(),
+        random_targets(3, 2),
+    )
     torch.manual_seed(1)
     before = decoder(maps, targets)["dn_outputs"][-1]["pred_logits"]
     decoder.denoising_class_embed.register_forward_hook(
@@ -334,7 +430,9 @@ VARIANTS = {
 def variant_maps(settings, height=64, width=96):
     return [
         torch.randn(2, channels, height // stride, width // stride)
-        for channels, stride in zip(settings.get("feat_channels", [WIDTH] * 3), (8, 16, 32))
+        for channels, stride in zip(
+            settings.get("feat_channels", [WIDTH] * 3), (8, 16, 32)
+        )
     ]
 
 
@@ -343,10 +441,18 @@ def test_every_variant_trains(name):
     settings, targets = VARIANTS[name], random_targets(3, 1)
     decoder = small_decoder(**settings).train()
     weights = {
-        "weight_dict": {"loss_vfl": 1, "loss_bbox": 5, "loss_giou": 2, "loss_fgl": 0.15, "loss_ddf": 1.5},
+        "weight_dict": {
+            "loss_vfl": 1,
+            "loss_bbox": 5,
+            "loss_giou": 2,
+            "loss_fgl": 0.15,
+            "loss_ddf": 1.5,
+        },
         "reg_max": settings.get("reg_max", 32),
     }
-    losses = small_criterion(**weights)(decoder(variant_maps(settings), targets), targets)
+    losses = small_criterion(**weights)(
+        decoder(variant_maps(settings), targets), targets
+    )
     sum(losses.values()).backward()
     without = {
         n
@@ -383,13 +489,17 @@ def test_every_variant_evaluates_the_same_after_deployment(name):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eval_idx": 0, "layer_scale": 2}, {"eval_idx": 1, "layer_scale": 1.5}], ids=str
+    "settings",
+    [{"eval_idx": 0, "layer_scale": 2}, {"eval_idx": 1, "layer_scale": 1.5}],
+    ids=str,
 )
 def test_layers_after_the_one_that_is_used_are_wider(settings):
     decoder = small_decoder(**settings)
     wide = round(settings["layer_scale"] * WIDTH)
     widths = [WIDTH if i <= settings["eval_idx"] else wide for i in range(3)]
-    assert [layer.norm1.normalized_shape[0] for layer in decoder.decoder.layers] == widths
+    assert [
+        layer.norm1.normalized_shape[0] for layer in decoder.decoder.layers
+    ] == widths
     assert [head.in_features for head in decoder.dec_score_head] == widths
     assert [head.layers[0].out_features for head in decoder.dec_bbox_head] == widths
 
@@ -397,23 +507,31 @@ def test_layers_after_the_one_that_is_used_are_wider(settings):
 def test_input_of_a_wide_layer_is_stretched_to_the_nearest():
     decoder, seen = small_decoder(eval_idx=0, layer_scale=2).train(), []
     for layer in decoder.decoder.layers[:2]:
-        layer.register_forward_hook(lambda _, arguments, output: seen.append((arguments[0], output)))
+        layer.register_forward_hook(
+            lambda _, arguments, output: seen.append((arguments[0], output))
+        )
     decoder(feature_maps())
     assert torch.equal(seen[1][0], seen[0][1].repeat_interleave(2, -1))
 
 
 def test_learned_content_takes_the_place_of_tokens():
     decoder, seen = small_decoder(learn_query_content=True).eval(), []
-    decoder.decoder.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    decoder.decoder.layers[0].register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0])
+    )
     decoder(feature_maps())
     assert torch.equal(seen[0], decoder.tgt_embed.weight.expand(2, -1, -1))
 
 
 def test_agnostic_selection_scores_tokens_by_a_single_number():
-    outputs, _ = training_outputs(3, 1, decoder=small_decoder(query_select_method="agnostic"))
-    assert outputs["enc_aux_outputs"][0]["pred_logits"].shape == (2, QUERIES, 1) and outputs["enc_meta"] == {
-        "class_agnostic": True
-    }
+    outputs, _ = training_outputs(
+        3, 1, decoder=small_decoder(query_select_method="agnostic")
+    )
+    assert outputs["enc_aux_outputs"][0]["pred_logits"].shape == (
+        2,
+        QUERIES,
+        1,
+    ) and outputs["enc_meta"] == {"class_agnostic": True}
 
 
 def test_one_to_many_selection_takes_a_token_for_several_classes():
@@ -427,7 +545,13 @@ def test_one_to_many_selection_takes_a_token_for_several_classes():
 def test_extra_levels_halve_the_coarsest_map():
     decoder = small_decoder(num_levels=5, num_points=2).eval()
     _, shapes = decoder._flatten(feature_maps())
-    assert shapes == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)] and decoder.feat_strides == [
+    assert shapes == [
+        (8, 12),
+        (4, 6),
+        (2, 3),
+        (1, 2),
+        (1, 1),
+    ] and decoder.feat_strides == [
         8,
         16,
         32,
@@ -467,7 +591,12 @@ def test_sizes_other_than_that_of_evaluation_compute_what_a_decoder_for_them_doe
         feature_maps(2, *size),
     )
     own.load_state_dict(
-        {k: v for k, v in other.state_dict().items() if k not in ("anchors", "valid_mask")}, strict=False
+        {
+            k: v
+            for k, v in other.state_dict().items()
+            if k not in ("anchors", "valid_mask")
+        },
+        strict=False,
     )
     for key, value in own(maps).items():
         torch.testing.assert_close(other(maps)[key], value)
@@ -506,9 +635,18 @@ def test_training_after_evaluation_at_the_same_size_works():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feat_strides": [8, 16]}, "feat_channels [16, 16, 16] and feat_strides [8, 16] differ in length"),
-        ({"num_levels": 2, "num_points": [1, 1]}, "num_levels is 2, but there are 3 feat_channels"),
-        ({"num_points": [3, 6]}, "num_points [3, 6] needs one number for each of 3 levels"),
+        (
+            {"feat_strides": [8, 16]},
+            "feat_channels [16, 16, 16] and feat_strides [8, 16] differ in length",
+        ),
+        (
+            {"num_levels": 2, "num_points": [1, 1]},
+            "num_levels is 2, but there are 3 feat_channels",
+        ),
+        (
+            {"num_points": [3, 6]},
+            "num_points [3, 6] needs one number for each of 3 levels",
+        ),
         ({"eval_idx": 3}, "eval_idx must point at one of 3 layers"),
         ({"eval_idx": -4}, "eval_idx must point at one of 3 layers"),
         ({"layer_scale": 0.5}, "layer_scale is 0.5, expected at least 1"),
@@ -529,14 +667,16 @@ def test_half_precision_keeps_boxes_and_corners_in_single():
     decoder, maps = small_decoder().train(), feature_maps()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = decoder(maps, random_targets(3, 1))
-    assert {key: outputs[key].dtype for key in ("pred_boxes", "pred_corners", "ref_points")} == dict.fromkeys(
-        ("pred_boxes", "pred_corners", "ref_points"), torch.float32
-    )
+    assert {
+        key: outputs[key].dtype for key in ("pred_boxes", "pred_corners", "ref_points")
+    } == dict.fromkeys(("pred_boxes", "pred_corners", "ref_points"), torch.float32)
 
 
 def test_position_code_of_a_query_is_limited():
     decoder, seen = small_decoder().eval(), []
     decoder.query_pos_head.layers[1].bias.data.fill_(1e4)
-    decoder.decoder.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
+    decoder.decoder.layers[0].register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[3])
+    )
     decoder(feature_maps())
     assert seen[0].max() == 10

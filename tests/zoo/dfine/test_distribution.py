@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from src.zoo.dfine.distribution import box_to_bins, distance_to_box, expected_distances, weighting_sequence
+from src.zoo.dfine.distribution import (
+    box_to_bins,
+    distance_to_box,
+    expected_distances,
+    weighting_sequence,
+)
 
 UP = torch.tensor([0.5])
 W = {
@@ -53,7 +58,9 @@ def sequence(reg_scale):
 
 @pytest.mark.parametrize("reg_scale", W)
 def test_upper_half_of_the_weighting_sequence_is_the_published_one(reg_scale):
-    torch.testing.assert_close(sequence(reg_scale)[16:], torch.tensor(W[reg_scale]), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        sequence(reg_scale)[16:], torch.tensor(W[reg_scale]), rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("reg_scale", W)
@@ -92,17 +99,25 @@ def test_equal_logits_leave_a_box_where_it_is():
 
 
 def test_distances_move_edges_as_in_the_published_example():
-    box = distance_to_box(torch.tensor([0.5, 0.5, 0.4, 0.2]), torch.tensor([0.1, -0.2, 0.3, 0.0]), 4.0)
+    box = distance_to_box(
+        torch.tensor([0.5, 0.5, 0.4, 0.2]), torch.tensor([0.1, -0.2, 0.3, 0.0]), 4.0
+    )
     torch.testing.assert_close(box, torch.tensor([0.51, 0.505, 0.44, 0.19]))
 
 
 def test_bins_of_a_box_are_those_of_the_published_example():
     bins = box_to_bins(
-        torch.tensor([[0.5, 0.5, 0.4, 0.2]]), torch.tensor([[0.28, 0.42, 0.75, 0.58]]), sequence(4), 4.0
+        torch.tensor([[0.5, 0.5, 0.4, 0.2]]),
+        torch.tensor([[0.28, 0.42, 0.75, 0.58]]),
+        sequence(4),
+        4.0,
     )
     assert bins.left_bin.tolist() == [[18, 11, 21, 11]]
     torch.testing.assert_close(
-        bins.right_weight, torch.tensor([[0.4802, 0.4148, 0.5269, 0.4148]]), rtol=0, atol=1e-4
+        bins.right_weight,
+        torch.tensor([[0.4802, 0.4148, 0.5269, 0.4148]]),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -120,9 +135,14 @@ def test_bins_of_a_box_are_those_of_the_published_example():
     ],
 )
 def test_bin_of_a_distance_is_the_published_one(distance, left_bin, right_weight):
-    left_edge = 0.5 - (distance + 2) * 0.25  # seen from a reference as wide as the image
+    left_edge = (
+        0.5 - (distance + 2) * 0.25
+    )  # seen from a reference as wide as the image
     bins = box_to_bins(
-        torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([[left_edge, 0.0, 1.0, 1.0]]), sequence(4), 4.0
+        torch.tensor([[0.5, 0.5, 1.0, 1.0]]),
+        torch.tensor([[left_edge, 0.0, 1.0, 1.0]]),
+        sequence(4),
+        4.0,
     )
     assert bins.left_bin[0, 0] == left_bin
     assert bins.right_weight[0, 0].item() == pytest.approx(right_weight, abs=1e-5)
@@ -137,9 +157,14 @@ def test_weights_of_both_bins_add_up_to_one():
 def test_both_bins_together_give_the_distance_back():
     references, weights = torch.rand(50, 4).double() * 0.2 + 0.4, sequence(4).double()
     targets = distance_to_box(references, torch.rand(50, 4).double() * 7 - 3.5, 4.0)
-    boxes = torch.cat([targets[:, :2] - targets[:, 2:] / 2, targets[:, :2] + targets[:, 2:] / 2], -1)
+    boxes = torch.cat(
+        [targets[:, :2] - targets[:, 2:] / 2, targets[:, :2] + targets[:, 2:] / 2], -1
+    )
     bins = box_to_bins(references, boxes, weights, 4.0)
-    distances = bins.left_weight * weights[bins.left_bin] + bins.right_weight * weights[bins.left_bin + 1]
+    distances = (
+        bins.left_weight * weights[bins.left_bin]
+        + bins.right_weight * weights[bins.left_bin + 1]
+    )
     torch.testing.assert_close(distance_to_box(references, distances, 4.0), targets)
 
 

@@ -24,7 +24,8 @@ def encoder(**settings):
 
 def maps(height=64, width=96, channels=CHANNELS):
     return [
-        torch.randn(2, c, height // s, width // s) for c, s in zip(channels, (8, 16, 32)[3 - len(channels) :])
+        torch.randn(2, c, height // s, width // s)
+        for c, s in zip(channels, (8, 16, 32)[3 - len(channels) :])
     ]
 
 
@@ -34,10 +35,16 @@ def maps(height=64, width=96, channels=CHANNELS):
 def test_position_codes_are_the_published_ones():
     table = position_table(2, 2, 8, 10000, CPU)[0]
     torch.testing.assert_close(
-        table[1], torch.tensor([0, 0, 1, 1, 0.84147, 0.01, 0.54030, 0.99995]), rtol=0, atol=1e-5
+        table[1],
+        torch.tensor([0, 0, 1, 1, 0.84147, 0.01, 0.54030, 0.99995]),
+        rtol=0,
+        atol=1e-5,
     )
     torch.testing.assert_close(
-        table[2], torch.tensor([0.84147, 0.01, 0.54030, 0.99995, 0, 0, 1, 1]), rtol=0, atol=1e-5
+        table[2],
+        torch.tensor([0.84147, 0.01, 0.54030, 0.99995, 0, 0, 1, 1]),
+        rtol=0,
+        atol=1e-5,
     )
 
 
@@ -54,7 +61,9 @@ def test_position_codes_of_a_square_map_are_the_official_table(side):
         ],
         1,
     )
-    torch.testing.assert_close(position_table(side, side, 16, 10000, CPU)[0], official, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        position_table(side, side, 16, 10000, CPU)[0], official, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 5), (5, 2), (1, 4)])
@@ -63,8 +72,12 @@ def test_position_code_of_each_token_is_that_of_its_row_and_column(height, width
     for y in range(height):
         for x in range(width):
             angles = torch.tensor([y, y * 0.01, x, x * 0.01])
-            expected = torch.cat([angles[:2].sin(), angles[:2].cos(), angles[2:].sin(), angles[2:].cos()])
-            torch.testing.assert_close(table[y * width + x], expected, rtol=0, atol=1e-5)
+            expected = torch.cat(
+                [angles[:2].sin(), angles[:2].cos(), angles[2:].sin(), angles[2:].cos()]
+            )
+            torch.testing.assert_close(
+                table[y * width + x], expected, rtol=0, atol=1e-5
+            )
 
 
 def test_position_codes_made_during_inference_can_be_trained_with():
@@ -89,11 +102,19 @@ def test_levels_are_fused_top_down_then_bottom_up():
     module, x = encoder(use_encoder_idx=[]).eval(), maps()
     fine, middle, coarse = [project(y) for project, y in zip(module.input_proj, x)]
     top = module.lateral_convs[0](coarse)
-    inner = module.fpn_blocks[0](torch.cat([F.interpolate(top, scale_factor=2, mode="nearest"), middle], 1))
+    inner = module.fpn_blocks[0](
+        torch.cat([F.interpolate(top, scale_factor=2, mode="nearest"), middle], 1)
+    )
     middle = module.lateral_convs[1](inner)
-    fine = module.fpn_blocks[1](torch.cat([F.interpolate(middle, scale_factor=2, mode="nearest"), fine], 1))
-    out_middle = module.pan_blocks[0](torch.cat([module.downsample_convs[0](fine), middle], 1))
-    out_coarse = module.pan_blocks[1](torch.cat([module.downsample_convs[1](out_middle), top], 1))
+    fine = module.fpn_blocks[1](
+        torch.cat([F.interpolate(middle, scale_factor=2, mode="nearest"), fine], 1)
+    )
+    out_middle = module.pan_blocks[0](
+        torch.cat([module.downsample_convs[0](fine), middle], 1)
+    )
+    out_coarse = module.pan_blocks[1](
+        torch.cat([module.downsample_convs[1](out_middle), top], 1)
+    )
     for ours, expected in zip(module(x), (fine, out_middle, out_coarse)):
         torch.testing.assert_close(ours, expected)
 
@@ -102,7 +123,9 @@ def test_attention_acts_on_the_levels_asked_for():
     module, x = encoder(use_encoder_idx=[1, 2]), maps()
     seen = []
     for layer in module.encoder:
-        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[1]))
+        layer.register_forward_pre_hook(
+            lambda _, arguments: seen.append(arguments[0].shape[1])
+        )
     module(x)
     assert seen == [4 * 6, 2 * 3]
 
@@ -110,7 +133,9 @@ def test_attention_acts_on_the_levels_asked_for():
 def test_attention_layer_is_post_norm_with_positions_in_queries_and_keys():
     layer = randomize(TransformerEncoder(8, 2, 12, 0.0, "gelu", 1)).layers[0]
     tokens, position = torch.randn(2, 6, 8), torch.randn(1, 6, 8)
-    first = layer.norm1(tokens + layer.self_attn(tokens + position, tokens + position, tokens)[0])
+    first = layer.norm1(
+        tokens + layer.self_attn(tokens + position, tokens + position, tokens)[0]
+    )
     expected = layer.norm2(first + layer.linear2(F.gelu(layer.linear1(first))))
     torch.testing.assert_close(layer(tokens, position), expected)
 
@@ -119,29 +144,42 @@ def test_all_layers_of_a_stack_start_from_equal_weights():
     layers = TransformerEncoder(8, 2, 12, 0.0, "gelu", 3).layers
     first = layers[0].state_dict()
     assert all(
-        torch.equal(value, first[key]) for layer in layers[1:] for key, value in layer.state_dict().items()
+        torch.equal(value, first[key])
+        for layer in layers[1:]
+        for key, value in layer.state_dict().items()
     )
 
 
 @pytest.mark.parametrize(
-    ("expansion", "hidden_dim", "inner"), [(0.34, 128, 21), (0.5, 256, 64), (1.0, 256, 128), (1.0, 384, 192)]
+    ("expansion", "hidden_dim", "inner"),
+    [(0.34, 128, 21), (0.5, 256, 64), (1.0, 256, 128), (1.0, 384, 192)],
 )
 def test_inner_width_follows_from_expansion_as_published(expansion, hidden_dim, inner):
-    module = HybridEncoder(in_channels=CHANNELS, hidden_dim=hidden_dim, expansion=expansion, depth_mult=0.34)
+    module = HybridEncoder(
+        in_channels=CHANNELS,
+        hidden_dim=hidden_dim,
+        expansion=expansion,
+        depth_mult=0.34,
+    )
     assert module.fpn_blocks[0].cv2[1].conv.out_channels == inner
 
 
-@pytest.mark.parametrize(("depth_mult", "blocks"), [(0.34, 1), (0.5, 2), (0.67, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("depth_mult", "blocks"), [(0.34, 1), (0.5, 2), (0.67, 2), (1, 3)]
+)
 def test_number_of_blocks_follows_from_depth_as_published(depth_mult, blocks):
-    assert len(encoder(depth_mult=depth_mult).fpn_blocks[0].cv2[0].bottlenecks) == blocks
+    assert (
+        len(encoder(depth_mult=depth_mult).fpn_blocks[0].cv2[0].bottlenecks) == blocks
+    )
 
 
 @pytest.mark.parametrize("act", ["silu", "relu"])
 def test_act_is_the_activation_of_the_fusion_blocks(act):
     module = encoder(act=act)
-    assert {type(block.cv1.act).__name__.lower() for block in (*module.fpn_blocks, *module.pan_blocks)} == {
-        act
-    }
+    assert {
+        type(block.cv1.act).__name__.lower()
+        for block in (*module.fpn_blocks, *module.pan_blocks)
+    } == {act}
 
 
 def test_lateral_and_down_sampling_convolutions_have_no_activation():
@@ -181,10 +219,22 @@ def test_gradients_reach_every_parameter():
             {"feat_strides": [8, 16]},
             r"HybridEncoder.in_channels [4, 6, 8] and feat_strides [8, 16] differ in length",
         ),
-        ({"use_encoder_idx": [3]}, "HybridEncoder.use_encoder_idx is [3], expected levels from 0 to 2"),
-        ({"use_encoder_idx": [-1]}, "HybridEncoder.use_encoder_idx is [-1], expected levels from 0 to 2"),
-        ({"hidden_dim": 10}, "HybridEncoder.hidden_dim 10 must be a multiple of 4 and of nhead 2"),
-        ({"hidden_dim": 8, "nhead": 3}, "HybridEncoder.hidden_dim 8 must be a multiple of 4 and of nhead 3"),
+        (
+            {"use_encoder_idx": [3]},
+            "HybridEncoder.use_encoder_idx is [3], expected levels from 0 to 2",
+        ),
+        (
+            {"use_encoder_idx": [-1]},
+            "HybridEncoder.use_encoder_idx is [-1], expected levels from 0 to 2",
+        ),
+        (
+            {"hidden_dim": 10},
+            "HybridEncoder.hidden_dim 10 must be a multiple of 4 and of nhead 2",
+        ),
+        (
+            {"hidden_dim": 8, "nhead": 3},
+            "HybridEncoder.hidden_dim 8 must be a multiple of 4 and of nhead 3",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_told(settings, message):

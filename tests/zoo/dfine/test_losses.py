@@ -44,10 +44,14 @@ def class_inputs():
 def plain_varifocal(logits, matched, labels, quality):
     one_hot = torch.zeros_like(logits)
     target = torch.zeros_like(logits)
-    for head, image, query, label, q in zip(matched.head, matched.image, matched.query, labels, quality):
+    for head, image, query, label, q in zip(
+        matched.head, matched.image, matched.query, labels, quality
+    ):
         one_hot[head, image, query, label], target[head, image, query, label] = 1, q
     weight = ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + target
-    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum((1, 2, 3))
+    return (
+        weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    ).sum((1, 2, 3))
 
 
 def plain_focal(logits, matched, labels):
@@ -61,15 +65,24 @@ def plain_focal(logits, matched, labels):
 
 def gradient(losses, leaf):
     """Return the gradient of a sum in which every head has another weight."""
-    return torch.autograd.grad((losses * torch.arange(1, len(losses) + 1)).sum(), leaf)[0]
+    return torch.autograd.grad((losses * torch.arange(1, len(losses) + 1)).sum(), leaf)[
+        0
+    ]
 
 
 def plain_matchability(logits, matched, labels, quality, alpha):
     one_hot, target = torch.zeros_like(logits), torch.zeros_like(logits)
-    for head, image, query, label, q in zip(matched.head, matched.image, matched.query, labels, quality):
-        one_hot[head, image, query, label], target[head, image, query, label] = 1, q**GAMMA
+    for head, image, query, label, q in zip(
+        matched.head, matched.image, matched.query, labels, quality
+    ):
+        one_hot[head, image, query, label], target[head, image, query, label] = (
+            1,
+            q**GAMMA,
+        )
     weight = alpha * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + one_hot
-    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum((1, 2, 3))
+    return (
+        weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    ).sum((1, 2, 3))
 
 
 # ---- classes ----
@@ -85,8 +98,12 @@ def test_varifocal_loss_equals_its_formula():
 
 def test_gradient_of_the_varifocal_loss_is_that_of_its_formula_with_a_constant_weight():
     logits, labels, quality = class_inputs()
-    ours = gradient(varifocal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA), logits)
-    torch.testing.assert_close(ours, gradient(plain_varifocal(logits, pairs(), labels, quality), logits))
+    ours = gradient(
+        varifocal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA), logits
+    )
+    torch.testing.assert_close(
+        ours, gradient(plain_varifocal(logits, pairs(), labels, quality), logits)
+    )
 
 
 def test_no_gradient_flows_into_the_quality_of_a_pair():
@@ -109,7 +126,9 @@ def test_varifocal_loss_without_pairs_is_that_of_negatives_alone():
 @pytest.mark.parametrize("value", [-80.0, 80.0])
 def test_varifocal_loss_is_finite_for_large_logits(value):
     logits = torch.full((K, B, Q, C), value, requires_grad=True)
-    losses = varifocal_loss(logits, pairs(), torch.zeros(6, dtype=torch.int64), torch.ones(6), ALPHA, GAMMA)
+    losses = varifocal_loss(
+        logits, pairs(), torch.zeros(6, dtype=torch.int64), torch.ones(6), ALPHA, GAMMA
+    )
     assert losses.isfinite().all() and gradient(losses, logits).isfinite().all()
 
 
@@ -131,7 +150,9 @@ def test_a_pair_that_overlaps_little_pulls_in_the_matchability_aware_loss_alone(
     )
     poor = torch.full((6,), 0.01, dtype=torch.float64)
     pull = [
-        gradient(loss(logits, pairs(), labels, poor, 1.0, GAMMA), logits)[0, 0, 4, 0].abs()
+        gradient(loss(logits, pairs(), labels, poor, 1.0, GAMMA), logits)[
+            0, 0, 4, 0
+        ].abs()
         for loss in (matchability_aware_loss, varifocal_loss)
     ]
     assert pull[0] > 10 * pull[1]
@@ -140,7 +161,8 @@ def test_a_pair_that_overlaps_little_pulls_in_the_matchability_aware_loss_alone(
 def test_focal_loss_equals_its_formula():
     logits, labels, quality = class_inputs()
     torch.testing.assert_close(
-        focal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA), plain_focal(logits, pairs(), labels)
+        focal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA),
+        plain_focal(logits, pairs(), labels),
     )
 
 
@@ -172,7 +194,9 @@ def test_box_losses_are_sums_of_l1_distances_and_of_one_minus_giou():
 @pytest.mark.parametrize("part", ["l1", "giou"])
 def test_gradients_of_the_box_losses_are_those_of_differences(part):
     boxes, targets = box_inputs()
-    assert torch.autograd.gradcheck(lambda x: getattr(box_losses(x, targets), part), (boxes,))
+    assert torch.autograd.gradcheck(
+        lambda x: getattr(box_losses(x, targets), part), (boxes,)
+    )
 
 
 def test_overlaps_carry_no_gradient():
@@ -211,14 +235,19 @@ def test_fine_grained_loss_is_cross_entropy_against_two_bins_weighted_by_overlap
                 log_p = corners[head, pair, edge].log_softmax(-1)
                 k = int(bins.left_bin[pair, edge])
                 expected[head] -= iou[head, pair] * (
-                    log_p[k] * bins.left_weight[pair, edge] + log_p[k + 1] * bins.right_weight[pair, edge]
+                    log_p[k] * bins.left_weight[pair, edge]
+                    + log_p[k + 1] * bins.right_weight[pair, edge]
                 )
-    torch.testing.assert_close(fine_grained_localization_loss(corners, bins, iou), expected.detach())
+    torch.testing.assert_close(
+        fine_grained_localization_loss(corners, bins, iou), expected.detach()
+    )
 
 
 def test_gradient_of_the_fine_grained_loss_is_that_of_differences():
     corners, bins, iou = localization_inputs(heads=2, count=1)
-    assert torch.autograd.gradcheck(lambda x: fine_grained_localization_loss(x, bins, iou), (corners,))
+    assert torch.autograd.gradcheck(
+        lambda x: fine_grained_localization_loss(x, bins, iou), (corners,)
+    )
 
 
 # ---- distillation ----
@@ -233,11 +262,19 @@ def distillation_inputs(positive):
 def plain_distillation(corners, teacher, trust, positive, balance):
     teacher, losses = teacher.detach(), []
     for head in range(len(corners)):
-        log_p, log_t = (corners[head] / TEMPERATURE).log_softmax(-1), (teacher / TEMPERATURE).log_softmax(-1)
+        log_p, log_t = (
+            (corners[head] / TEMPERATURE).log_softmax(-1),
+            (teacher / TEMPERATURE).log_softmax(-1),
+        )
         divergence = (
-            trust[head][..., None] * TEMPERATURE**2 * (log_t.exp() * (log_t - log_p)).sum(-1)
+            trust[head][..., None]
+            * TEMPERATURE**2
+            * (log_t.exp() * (log_t - log_p)).sum(-1)
         )  # [B, Q, 4]
-        means = [divergence[mask].mean() if mask.any() else torch.zeros(()) for mask in (positive, ~positive)]
+        means = [
+            divergence[mask].mean() if mask.any() else torch.zeros(())
+            for mask in (positive, ~positive)
+        ]
         losses.append(
             (means[0] * balance.positive + means[1] * balance.negative)
             / (balance.positive + balance.negative)
@@ -245,7 +282,12 @@ def plain_distillation(corners, teacher, trust, positive, balance):
     return torch.stack(losses)
 
 
-SOME = torch.tensor([[True, False, False, True, False, False], [False, False, True, False, False, False]])
+SOME = torch.tensor(
+    [
+        [True, False, False, True, False, False],
+        [False, False, True, False, False, False],
+    ]
+)
 POSITIVES = pytest.mark.parametrize(
     "positive",
     [SOME, torch.zeros(B, Q, dtype=torch.bool), torch.ones(B, Q, dtype=torch.bool)],
@@ -257,7 +299,8 @@ POSITIVES = pytest.mark.parametrize(
 def test_distillation_loss_equals_its_formula(positive):
     inputs, balance = distillation_inputs(positive), distillation_balance(positive)
     torch.testing.assert_close(
-        decoupled_distillation_loss(*inputs, balance), plain_distillation(*inputs, balance)
+        decoupled_distillation_loss(*inputs, balance),
+        plain_distillation(*inputs, balance),
     )
 
 
@@ -265,15 +308,23 @@ def test_distillation_loss_equals_its_formula(positive):
 def test_gradient_of_the_distillation_loss_is_that_of_its_formula(positive):
     inputs, balance = distillation_inputs(positive), distillation_balance(positive)
     ours = gradient(decoupled_distillation_loss(*inputs, balance), inputs[0])
-    torch.testing.assert_close(ours, gradient(plain_distillation(*inputs, balance), inputs[0]))
+    torch.testing.assert_close(
+        ours, gradient(plain_distillation(*inputs, balance), inputs[0])
+    )
 
 
 def test_gradient_of_the_distillation_loss_is_that_of_differences():
     corners, teacher, trust, positive = distillation_inputs(SOME)
-    few = corners[:1, :, :, :1, :4].detach().requires_grad_(True)  # differences take a pass for each number
+    few = (
+        corners[:1, :, :, :1, :4].detach().requires_grad_(True)
+    )  # differences take a pass for each number
     assert torch.autograd.gradcheck(
         lambda x: decoupled_distillation_loss(
-            x, teacher[:, :, :1, :4], trust[:1], positive, Balance(torch.tensor(2.0), torch.tensor(3.0))
+            x,
+            teacher[:, :, :1, :4],
+            trust[:1],
+            positive,
+            Balance(torch.tensor(2.0), torch.tensor(3.0)),
         ),
         (few,),
     )
@@ -290,7 +341,11 @@ def test_the_teacher_gets_no_gradient():
 def test_a_student_like_its_teacher_loses_nothing():
     _, teacher, trust, positive = distillation_inputs(SOME)
     losses = decoupled_distillation_loss(
-        teacher[None].repeat(K, 1, 1, 1, 1), teacher, trust, positive, distillation_balance(positive)
+        teacher[None].repeat(K, 1, 1, 1, 1),
+        teacher,
+        trust,
+        positive,
+        distillation_balance(positive),
     )
     torch.testing.assert_close(losses, torch.zeros(K, dtype=torch.float64))
 
@@ -303,4 +358,7 @@ def test_balance_is_the_root_of_the_edges_scaled_to_eight_images():
 
 
 def test_balance_of_no_images_is_nothing():
-    assert [float(part) for part in distillation_balance(torch.zeros(0, Q, dtype=torch.bool))] == [0, 0]
+    assert [
+        float(part)
+        for part in distillation_balance(torch.zeros(0, Q, dtype=torch.bool))
+    ] == [0, 0]

@@ -20,13 +20,21 @@ TWO_LEVELS = ((40, 40), (20, 20))
 )
 def test_anchors_at_640_pixels_are_the_published_ones(shapes, index, values):
     anchors, _ = make_anchors(shapes, 0.01, CPU)
-    torch.testing.assert_close(anchors[0, index], torch.tensor(values), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        anchors[0, index], torch.tensor(values), rtol=0, atol=2e-6
+    )
 
 
-@pytest.mark.parametrize(("shapes", "total", "invalid"), [(THREE_LEVELS, 8400, 316), (TWO_LEVELS, 2000, 0)])
+@pytest.mark.parametrize(
+    ("shapes", "total", "invalid"), [(THREE_LEVELS, 8400, 316), (TWO_LEVELS, 2000, 0)]
+)
 def test_anchors_at_the_border_are_not_used(shapes, total, invalid):
     anchors, valid = make_anchors(shapes, 0.01, CPU)
-    assert (anchors.shape, valid.shape, int((~valid).sum())) == ((1, total, 4), (1, total, 1), invalid)
+    assert (anchors.shape, valid.shape, int((~valid).sum())) == (
+        (1, total, 4),
+        (1, total, 1),
+        invalid,
+    )
     assert torch.equal(torch.isinf(anchors).all(-1, keepdim=True), ~valid)
 
 
@@ -39,7 +47,9 @@ def test_anchors_of_a_map_that_is_not_square_are_in_row_major_order():
 
 def test_anchors_double_with_each_level():
     anchors, _ = make_anchors(((2, 2), (1, 1)), 0.0, CPU)
-    torch.testing.assert_close(anchors.sigmoid()[0, :, 2:], torch.tensor([[0.05, 0.05]] * 4 + [[0.1, 0.1]]))
+    torch.testing.assert_close(
+        anchors.sigmoid()[0, :, 2:], torch.tensor([[0.05, 0.05]] * 4 + [[0.1, 0.1]])
+    )
 
 
 def test_anchors_made_during_inference_can_be_trained_with():
@@ -61,14 +71,21 @@ def test_one_to_many_ranks_pairs_of_token_and_class():
 
 
 def test_agnostic_ranks_by_a_single_score():
-    assert select_tokens(torch.tensor([[[1.0], [3.0], [2.0]]]), 2, "agnostic").tolist() == [[1, 2]]
+    assert select_tokens(
+        torch.tensor([[[1.0], [3.0], [2.0]]]), 2, "agnostic"
+    ).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("method", ["default", "one2many", "agnostic"])
 def test_no_more_tokens_are_taken_than_there_are(method):
-    assert select_tokens(torch.randn(2, 6, 1 if method == "agnostic" else 3), 300, method).shape == (2, 6)
+    assert select_tokens(
+        torch.randn(2, 6, 1 if method == "agnostic" else 3), 300, method
+    ).shape == (2, 6)
 
 
 def test_gathered_tokens_are_those_of_the_indices():
     tokens, indices = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 1]])
-    assert torch.equal(gather_tokens(tokens, indices), torch.stack([tokens[0, [4, 0]], tokens[1, [1, 1]]]))
+    assert torch.equal(
+        gather_tokens(tokens, indices),
+        torch.stack([tokens[0, [4, 0]], tokens[1, [1, 1]]]),
+    )
