@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, NumericsError
+from ..core.schemas import checked, shown
 from ..core.yaml_config import YAMLConfig
 from ..runtime.finite import first_non_finite
 from ..runtime.weight_files import checked_path, read_tensor_file
 from .class_names import named_classes
+from .notes import ADVICE, checked_notes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class WeightFile:
         if self.num_classes is None:
             raise CheckpointError(
                 f"{self.path} is not a D-FINE checkpoint: no class head found"
+            )
+        if self.classes is not None and len(self.classes) > self.num_classes:
+            raise CheckpointError(
+                f"{self.path}: meta.classes lists {len(self.classes)} classes, but the class head has "
+                f"{self.num_classes}; {ADVICE}"
             )
         return named_classes(self.classes, self.num_classes)
 
@@ -116,20 +123,31 @@ def read_weights(path: str | Path) -> WeightFile:
         raise CheckpointError(
             f"{path} contains a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
         )
+    weights = _weights_in(path, content)
+    notes = checked_notes(path, content.get("meta"))
+    refuse_non_finite(path, weights)
+    return WeightFile(path, weights, notes)
+
+
+def _weights_in(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
+    """Return the EMA weights of a checkpoint, else those of the model, without the prefix of DDP."""
     ema = content.get("ema")
-    weights = ema.get("module") if isinstance(ema, dict) else None
-    weights = weights or content.get("model") or content
-    has_weights = isinstance(weights, dict) and len(weights) > 0
-    if not has_weights or not all(
+    if ema is not None and not isinstance(ema, dict):
+        raise CheckpointError(
+            f"{path}: ema is {shown(ema)}, expected a mapping with the EMA weights as 'module'; {ADVICE}"
+        )
+    averaged = ema.get("module") if ema else None
+    weights = averaged or content.get("model") or content
+    if not isinstance(weights, dict) or not any(
         isinstance(value, Tensor) for value in weights.values()
     ):
         raise CheckpointError(
             f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has "
             f"{', '.join(map(str, list(content)[:8]))}"
         )
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    refuse_non_finite(path, weights)
-    return WeightFile(path, weights, content.get("meta") or {})
+    part = "ema.module" if averaged else "model" if content.get("model") else ""
+    checked(weights, dict[str, Tensor], file=path, part=part, advice=ADVICE)
+    return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
 def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -156,6 +174,7 @@ def class_count(weights: Mapping[str, Tensor]) -> int | None:
         weights: state dict of a detector, or weights from a file.
     """
     for key, value in sorted(weights.items()):
-        if key.startswith("decoder.dec_score_head.") and key.endswith(".bias"):
+        is_class_bias = key.startswith("decoder.dec_score_head.") and key.endswith(".bias")
+        if is_class_bias and value.ndim == 1:
             return len(value)
     return None

@@ -331,12 +331,12 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
 def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
     meta = detector.meta
     return Metadata(
-        detector.preprocessing.ops,
-        detector.classes,
-        detector.threshold,
-        list(detector.preprocessing.input_size),
-        batch_size,
-        list(meta.get("licences") or []),
-        meta.get("commit"),
-        Path(meta["file"]).name if "file" in meta else None,
+        preprocessing=detector.preprocessing.ops,
+        classes=detector.classes,
+        threshold=detector.threshold,
+        input_size=list(detector.preprocessing.input_size),
+        batch_size=batch_size,
+        licences=list(meta.get("licences") or []),
+        commit=meta.get("commit"),
+        checkpoint=Path(meta["file"]).name if "file" in meta else None,
     )
