@@ -185,4 +185,3 @@ def _fault(text: str, wrong: Any) -> str:
     types = expected[1].split(" | ")
     words = " or ".join(_WORDS.get(name, name) for name in types)
     return f" is {shown(wrong)}, expected {words}{expected[2]}"
-

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .build import create
-from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .config_file import ConfigTree, load_config_tree, parse_config_tree
 from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
+from .yaml_text import dump_yaml
 
 _logger = logging.getLogger(
     "dfine"

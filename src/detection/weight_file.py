@@ -174,7 +174,9 @@ def class_count(weights: Mapping[str, Tensor]) -> int | None:
         weights: state dict of a detector, or weights from a file.
     """
     for key, value in sorted(weights.items()):
-        is_class_bias = key.startswith("decoder.dec_score_head.") and key.endswith(".bias")
+        is_class_bias = key.startswith("decoder.dec_score_head.") and key.endswith(
+            ".bias"
+        )
         if is_class_bias and value.ndim == 1:
             return len(value)
     return None

@@ -52,7 +52,9 @@ class Metadata(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for step in self.preprocessing:
             if not isinstance(step.get("type"), str):
-                raise ValueError("Expected `{type: name, ...}` for each step of preprocessing")
+                raise ValueError(
+                    "Expected `{type: name, ...}` for each step of preprocessing"
+                )
 
     def to_json(self) -> str:
         """Return the JSON text."""
