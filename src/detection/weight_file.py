@@ -74,31 +74,6 @@ class WeightFile:
         size = self.meta.get("input_size")
         return (size[0], size[1]) if size else None
 
-    def configuration(self, config: str | Path | None = None) -> YAMLConfig:
-        """Return the configuration of the model, prepared for these weights (`prepare`).
-
-        Args:
-            config: a configuration file, for weight files without a configuration.
-
-        Raises:
-            CheckpointError: if neither the file nor `config` provides a configuration.
-            ConfigError: for faults in the configuration.
-        """
-        if self.config_text is not None:
-            cfg = YAMLConfig.from_text(
-                self.config_text, f"the configuration in {self.path}"
-            )
-        elif config is not None:
-            cfg = YAMLConfig(config)
-        else:
-            raise CheckpointError(
-                f"{self.path} contains no configuration, like all files of D-FINE; give the configuration "
-                "that "
-                "it was trained with: -c configs/dfine/...yml"
-            )
-        self.prepare(cfg)
-        return cfg
-
     def prepare(self, cfg: YAMLConfig) -> None:
         """Adjust a configuration to these weights, before `cfg.model` is built.
 

@@ -28,6 +28,7 @@ from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
 from ..detection.fitting import load_strictly
+from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
@@ -130,7 +131,7 @@ class Detector:
         """
         file = read_weights(path)
         picked = pick_device(device)
-        cfg = file.configuration(config)
+        cfg = model_config(file, config)
         return cls.from_weights(
             file, cfg, picked, input_size=input_size, use_amp=use_amp
         )

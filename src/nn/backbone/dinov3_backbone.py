@@ -64,6 +64,7 @@ def _timm_arguments() -> dict[str, Argument]:
 class DINOv3Backbone(nn.Module):
     """Images `[B, 3, H, W]` in 0..1 to maps `[P8, P16, P32]`; any H and W that are multiples of 32."""
 
+    __role__ = "backbone"
     image_mean: Tensor
     image_std: Tensor
 

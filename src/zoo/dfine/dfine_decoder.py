@@ -171,6 +171,7 @@ class _Heads(NamedTuple):
 class DFINETransformer(nn.Module):
     """D-FINE's decoder with query selection, denoising and all heads."""
 
+    __role__ = "decoder"
     __share__ = ["num_classes", "eval_spatial_size"]
 
     anchors: Tensor
@@ -286,7 +287,7 @@ class DFINETransformer(nn.Module):
         )  # int64 for a whole number
         if self.eval_spatial_size:
             anchors, valid = make_anchors(
-                self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu")
+                self._shapes_of(self.eval_spatial_size), eps, torch.get_default_device()
             )
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())

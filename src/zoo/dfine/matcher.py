@@ -29,6 +29,7 @@ class HungarianMatcher(nn.Module):
     Huang et al., 2025): late in training a match must be what would be scored as one.
     """
 
+    __role__ = "matcher"
     __share__ = ["use_focal_loss"]
 
     def __init__(
