@@ -79,7 +79,7 @@ def shown(value: Any) -> str:
 
     Example:
         >>> shown([1, 2, 3]), shown("a" * 100)[-8:]
-        ('a list of 3', "aaaa ...")
+        ('a list of 3', 'aaaa ...')
     """
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"

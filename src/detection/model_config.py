@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..core.build import create
 from ..core.errors import CheckpointError, ConfigError
@@ -23,10 +22,9 @@ from .weight_file import WeightFile
 LARGEST_NUMBER = 16_384
 """Maximum of an integer in the settings of a model, unless a tensor of the file has a longer side."""
 
-EXTRA_PARAMETERS = 1_000
-"""Parameters that a model may have besides those of its file, such as LoRA factors."""
-
-MODULES_PER_TENSOR = 20
+OPERATIONS_PER_TENSOR = 12
+EXTRA_OPERATIONS = 2_000
+"""Operations on tensors that building a model may take, for each tensor of its file and besides."""
 
 
 def model_config(file: WeightFile, config: str | Path | None = None) -> YAMLConfig:
@@ -79,7 +77,7 @@ def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:
     place = f"the configuration in {file.path}"
     _refuse_large_numbers(cfg.yaml_cfg, file.weights, place)
     try:
-        with _limited_parts(len(file.weights), place), torch.device("meta"):
+        with _LimitedBuilding(len(file.weights), place), torch.device("meta"):
             model = create(cfg.yaml_cfg["model"], cfg.resolved_cfg, load_files=False)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{place} describes no model: {error}") from None
@@ -127,40 +125,32 @@ def _integers_in(value: Any) -> Iterator[int]:
             yield from _integers_in(item)
 
 
-@contextmanager
-def _limited_parts(tensors: int, place: str) -> Iterator[None]:
-    """Raise an error when more parameters or modules are created than a file can have weights for.
+class _LimitedBuilding(TorchFunctionMode):
+    """Raise an error when building a model takes more operations on tensors than its file has weights for.
 
-    Args:
-        tensors: number of tensors in the file.
-        place: source of the settings, for messages.
+    Creating, initializing and copying a tensor are such operations.
     """
-    limits = {
-        "parameters": tensors + EXTRA_PARAMETERS,
-        "modules": MODULES_PER_TENSOR * tensors + EXTRA_PARAMETERS,
-    }
-    counts = dict.fromkeys(limits, 0)
 
-    def count(kind: str) -> None:
-        counts[kind] += 1
-        if counts[kind] > limits[kind]:
+    def __init__(self, tensors: int, place: str) -> None:
+        """Set the limit.
+
+        Args:
+            tensors: number of tensors in the file.
+            place: source of the settings, for messages.
+        """
+        super().__init__()
+        self.tensors = tensors
+        self.place = place
+        self.left = OPERATIONS_PER_TENSOR * tensors + EXTRA_OPERATIONS
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count an operation and do it."""
+        self.left -= 1
+        if self.left < 0:
             raise CheckpointError(
-                f"{place} describes a model of more than {limits[kind]} {kind}, but the file has only "
-                f"{tensors} tensors; the file was changed"
+                f"{self.place} describes a model with far more parts than the {self.tensors} tensors in "
+                "the file; the file was changed"
             )
-
-    def count_parameter(owner: nn.Module, name: str, value: Any) -> None:
-        count("parameters")
-
-    def count_module(owner: nn.Module, name: str, value: Any) -> None:
-        count("modules")
-
-    handles = [
-        torch_module.register_module_parameter_registration_hook(count_parameter),
-        torch_module.register_module_module_registration_hook(count_module),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return func(*args, **(kwargs or {}))

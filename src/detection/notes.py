@@ -16,9 +16,6 @@ MAX_CLASSES = 100_000
 ClassId = Annotated[int, Meta(ge=-1, le=2**53)]
 """Category id of a data set; -1 marks a label without a class."""
 
-_Score = float | str | bool | list[Any] | None
-"""One result of an evaluator."""
-
 
 class ClassEntry(TypedDict):
     """Category id and name of one label."""
@@ -45,7 +42,7 @@ class Notes(Struct):
     epoch: Count | None = None
     score: Finite | None = None
     metric: Text | None = None
-    metrics: dict[str, _Score | dict[str, _Score]] | None = None
+    metrics: dict[str, Any] | None = None
     threshold: Fraction | None = None
     preprocessing: list[Transform] | None = None
     input_size: list[Side] | None = None
@@ -57,7 +54,22 @@ class Notes(Struct):
 
     def __post_init__(self) -> None:
         if self.input_size and len(self.input_size) != 2:
-            raise ValueError("Expected `(height, width)`")
+            raise ValueError("Expected `(height, width)` as input_size")
+        refuse_repeated_ids(self.classes or [])
+        for name, value in (self.metrics or {}).items():
+            if not _is_plain(value):
+                raise ValueError(f"Expected `numbers and texts` as metrics.{name}")
+
+
+def refuse_repeated_ids(classes: list[ClassEntry]) -> None:
+    """Check that no two labels have the same category id, except -1.
+
+    Raises:
+        ValueError: as msgspec expects it of a schema.
+    """
+    ids = [entry["id"] for entry in classes if entry["id"] != -1]
+    if len(set(ids)) < len(ids):
+        raise ValueError("Expected `a different id for each of the classes`")
 
 
 def checked_notes(path: str | Path, notes: Any) -> dict[str, Any]:
@@ -78,6 +90,16 @@ def checked_notes(path: str | Path, notes: Any) -> dict[str, Any]:
         )
     checked(notes, Notes, file=path, part="meta", advice=ADVICE)
     return notes
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a result of an evaluator consists of what JSON can store."""
+    if isinstance(value, dict):
+        keys_are_texts = all(isinstance(key, str) for key in value)
+        return keys_are_texts and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 ADVICE = "the file is damaged or was changed; use another copy of it"

@@ -35,7 +35,7 @@ from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
-from .metadata import metadata_for
+from .metadata import Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
@@ -225,7 +225,7 @@ class Detector:
         metadata = metadata_for(Path(path), engine.metadata)
         return cls(
             engine,
-            Preprocessing(metadata.preprocessing),
+            _exported_preprocessing(metadata, engine, path),
             metadata.classes,
             metadata.threshold,
             {
@@ -339,6 +339,7 @@ class Detector:
             for part in self.engine(*self.preprocessing(images))
         )
         minimum = self.threshold if threshold is None else threshold
+        self._refuse_unknown_labels(labels)
         result = []
         refuse_non_finite_outputs(
             {"scores": scores, "boxes": boxes}, batch_image_names(len(images))
@@ -360,6 +361,41 @@ class Detector:
                 else prediction.select(_rows_after_nms(prediction, nms))
             )
         return result
+
+    def _refuse_unknown_labels(self, labels: np.ndarray) -> None:
+        """Check that every label of a batch has a class."""
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise CheckpointError(
+                f"{self.meta.get('file', 'the model')} gives labels from {labels.min()} to {labels.max()}, "
+                f"but its metadata names {len(self.classes)} classes"
+            )
+
+
+def _exported_preprocessing(
+    metadata: Metadata, engine: ExportedEngine, path: str | Path
+) -> Preprocessing:
+    """Return the preprocessing of an exported model, after comparing its size with that of the graph.
+
+    Raises:
+        CheckpointError: if a transform cannot be built, or the sizes differ.
+    """
+    try:
+        preprocessing = Preprocessing(metadata.preprocessing)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: metadata.preprocessing cannot be used: {error}; export the model again"
+        ) from None
+    sizes = {
+        "metadata.input_size": tuple(metadata.input_size),
+        "the graph": engine.input_size,
+    }
+    for name, size in sizes.items():
+        if size is not None and size != preprocessing.input_size:
+            raise CheckpointError(
+                f"{path}: metadata.preprocessing resizes images to {preprocessing.input_size} (height, "
+                f"width), but {name} has {size}; export the model again"
+            )
+    return preprocessing
 
 
 def _as_several(

@@ -41,6 +41,8 @@ class ExportedEngine(ABC):
     """Fixed batch size; None accepts any size."""
     largest: int | None = None
     """Maximum batch size; None if there is no limit."""
+    input_size: tuple[int, int] | None = None
+    """(height, width) of the model's input; None accepts any size."""
     metadata: str | None = None
     """Metadata in the file, as JSON; None if the file has none."""
 
@@ -113,12 +115,11 @@ class OnnxEngine(ExportedEngine):
             [entry.name for entry in self._session.get_inputs()],
             [entry.name for entry in self._session.get_outputs()],
         )
-        first = next(
-            entry.shape[0]
-            for entry in self._session.get_inputs()
-            if entry.name == INPUTS[0]
-        )
-        self.batch_size = first if isinstance(first, int) else None
+        inputs = {entry.name: entry.shape for entry in self._session.get_inputs()}
+        batch, _, height, width = inputs[INPUTS[0]]
+        self.batch_size = batch if isinstance(batch, int) else None
+        if isinstance(height, int) and isinstance(width, int):
+            self.input_size = (height, width)
         self.metadata = self._session.get_modelmeta().custom_metadata_map.get(
             METADATA_KEY
         )
@@ -181,8 +182,10 @@ class OpenVinoEngine(ExportedEngine):
             path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants)
         )
         self._model = core.compile_model(model, device, settings)
-        first = model.input(INPUTS[0]).partial_shape[0]
-        self.batch_size = None if first.is_dynamic else first.get_length()
+        batch, _, height, width = model.input(INPUTS[0]).partial_shape
+        self.batch_size = None if batch.is_dynamic else batch.get_length()
+        if not height.is_dynamic and not width.is_dynamic:
+            self.input_size = (height.get_length(), width.get_length())
         self.metadata = _onnx_metadata(path) if path.suffix == ".onnx" else None
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:

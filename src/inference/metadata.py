@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
 from ..core.schemas import Fraction, Positive, Side, Text, checked
-from ..detection.notes import Classes
+from ..detection.notes import Classes, refuse_repeated_ids
 
 METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
@@ -50,6 +50,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
     format: Positive = FORMAT
 
     def __post_init__(self) -> None:
+        refuse_repeated_ids(self.classes)
         for step in self.preprocessing:
             if not isinstance(step.get("type"), str):
                 raise ValueError(
