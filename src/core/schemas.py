@@ -151,7 +151,7 @@ def _replaced(value: Any, keys: list[str | int], new: Any) -> Any:
     """Return a copy of nested containers in which the part at `keys` is `new`."""
     if not keys:
         return new
-    copied = dict(value) if isinstance(value, Mapping) else list(value)
+    copied: Any = dict(value) if isinstance(value, Mapping) else list(value)
     copied[keys[0]] = _replaced(value[keys[0]], keys[1:], new)
     return copied
 

@@ -41,15 +41,15 @@ def model_config(file: WeightFile, config: str | Path | None = None) -> YAMLConf
             in the file has faults or describes another model.
         ConfigError: for faults in the file `config`.
     """
-    if file.config_text is None and config is None:
+    if file.config_text is None:
+        if config is not None:
+            cfg = YAMLConfig(config)
+            file.prepare(cfg)
+            return cfg
         raise CheckpointError(
             f"{file.path} contains no configuration, like all files of D-FINE; give the configuration that "
             "it was trained with: -c configs/dfine/...yml"
         )
-    if file.config_text is None:
-        cfg = YAMLConfig(config)
-        file.prepare(cfg)
-        return cfg
     try:
         cfg = YAMLConfig.from_text(
             file.config_text, f"the configuration in {file.path}"

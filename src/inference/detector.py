@@ -226,7 +226,7 @@ class Detector:
         return cls(
             engine,
             _exported_preprocessing(metadata, engine, path),
-            metadata.classes,
+            [dict(entry) for entry in metadata.classes],
             metadata.threshold,
             {
                 "file": str(path),
