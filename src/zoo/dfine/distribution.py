@@ -50,6 +50,11 @@ def distance_to_box(
 
     Returns:
         Boxes `[..., 4]` cxcywh, not clamped to the image.
+
+    Example:
+        >>> box = torch.tensor([0.5, 0.5, 0.4, 0.4])
+        >>> distance_to_box(box, torch.tensor([0.0, 0.0, 1.0, 0.0]), 4.0)
+        tensor([0.5500, 0.5000, 0.5000, 0.4000])
     """
     scale = reg_scale.abs() if isinstance(reg_scale, Tensor) else abs(reg_scale)
     centre = reference_cxcywh[..., :2]

@@ -56,6 +56,13 @@ def select_tokens(logits: Tensor, num_queries: int, method: SelectMethod) -> Ten
         method: "default" ranks tokens by the score of their best class. "one2many" ranks (token, class)
             pairs, so that a token can be selected several times. "agnostic" ranks tokens by a single
             foreground score (C = 1).
+
+    Example:
+        >>> logits = torch.tensor([[[0.1, 0.2], [0.8, 0.9], [0.6, 0.3]]])
+        >>> select_tokens(logits, 2, "default")
+        tensor([[1, 2]])
+        >>> select_tokens(logits, 2, "one2many")
+        tensor([[1, 1]])
     """
     count = min(num_queries, logits.shape[1])
     if method == "one2many":
