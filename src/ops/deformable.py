@@ -42,11 +42,12 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
     n, channels, height, width = value.shape
     size = torch.tensor([width, height], device=value.device)
     index = (locations * size + 0.5).long().clamp(min=0)
-    flat = index[..., 1].clamp(max=height - 1) * width + index[..., 0].clamp(
-        max=width - 1
-    )  # [n, Q, P]
+    column = index[..., 0].clamp(max=width - 1)
+    row = index[..., 1].clamp(max=height - 1)
+    flat = row * width + column  # [n, Q, P]
     points = flat.flatten(1)[:, None].expand(n, channels, -1)
-    return value.flatten(2).gather(2, points).view(n, channels, *flat.shape[1:])
+    sampled = value.flatten(2).gather(2, points)  # [n, c, Q * P]
+    return sampled.view(n, channels, *flat.shape[1:])
 
 
 def deformable_attention(

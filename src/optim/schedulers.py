@@ -118,7 +118,8 @@ class FlatCosineLR:
         length = max(self._end - self._flat, 1e-9)
         done = (epoch + share - self._flat) / length
         done = min(max(done, 0.0), 1.0)
-        factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
+        cosine = 1 + math.cos(math.pi * done)
+        factor = self._gamma + (1 - self._gamma) * cosine / 2
         return [rate * factor for rate in self._initial]
 
 
@@ -131,9 +132,11 @@ _LENGTHS: dict[str, Any] = {
 
 
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [
-        group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups
-    ]
+    """Return the full rates of all groups, and store them as `initial_lr` where they are not yet stored."""
+    rates = []
+    for group in optimizer.param_groups:
+        rates.append(group.setdefault("initial_lr", group["lr"]))
+    return rates
 
 
 def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
@@ -160,9 +163,8 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     del arguments["last_epoch"]  # the run knows its epoch
     accepted: dict[str, Argument] = {}
     for name, argument in arguments.items():
-        accepted[name] = Argument(
-            argument.default, _LENGTHS.get(name, argument.annotation)
-        )
+        annotation = _LENGTHS.get(name, argument.annotation)
+        accepted[name] = Argument(argument.default, annotation)
     register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 

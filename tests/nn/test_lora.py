@@ -171,7 +171,7 @@ def test_a_rank_out_of_range_is_told(rank):
         small_backbone(lora_rank=rank)
     assert (
         str(caught.value)
-        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the least width of the layers attention, mlp"
+        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the smallest width of the layers attention, mlp"
     )
 
 

@@ -330,7 +330,7 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
                 "pos_embed": torch.zeros(1, 197, 768),
                 "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16),
             },
-            "a ViT-B/16 with absolute position embeddings (no DINOv3)",
+            "a ViT-B/16 with absolute position embeddings (not DINOv3)",
         ),
         (
             {
@@ -370,7 +370,7 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
         ),
         (
             {"fc.weight": torch.zeros(3, 4)},
-            "no DINOv3 ViT (1 tensors, first fc.weight)",
+            "not a DINOv3 ViT (1 tensors, first fc.weight)",
         ),
     ],
     ids=[
@@ -399,5 +399,5 @@ def test_a_file_of_another_model_is_told_as_what_it_is(state, description, tmp_p
 def test_a_file_without_a_state_dict_is_told(content, tmp_path):
     assert (
         refusal(content, tmp_path)
-        == "weights.pth holds no state dict (names to tensors)"
+        == "weights.pth is not a state dict (names to tensors)"
     )

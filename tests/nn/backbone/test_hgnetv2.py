@@ -259,7 +259,7 @@ def test_a_file_without_a_state_dict_is_told(content, no_network, tmp_path):
     torch.save(content, tmp_path / "PPHGNetV2_B0_stage1.pth")
     with pytest.raises(
         CheckpointError,
-        match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)",
+        match=r"PPHGNetV2_B0_stage1.pth is not a state dict \(names to tensors\)",
     ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 

@@ -113,7 +113,7 @@ def test_heads_with_one_class_are_matched_whatever_the_label():
 
 @pytest.mark.parametrize("piece", [1, 100, 1 << 20])
 def test_heads_matched_together_are_matched_as_each_alone(piece, monkeypatch):
-    monkeypatch.setitem(matcher._COSTS_AT_ONCE, True, piece)
+    monkeypatch.setattr(matcher, "_COSTS_PER_PIECE_CPU", piece)
     targets, counts = random_targets(4, 0, 2), [4, 0, 2]
     stacks = [outputs(3) for _ in range(3)]
     heads = [
