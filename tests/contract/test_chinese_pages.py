@@ -8,6 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+COMPLETE_PAGES = {
+    "README_cn.md": "README.md",
+    "docs/data_cn.md": "docs/data.md",
+    "docs/deployment_cn.md": "docs/deployment.md",
+}
+"""Chinese pages that translate the whole English page."""
+
 SECTIONS_OF_TRAINING = {
     "输出文件": "Output files",
     "训练阶段与时长": "Stages, phases and lengths",
@@ -62,27 +69,37 @@ def read(name: str) -> str:
 
 
 def without_file_tree(text: str) -> str:
-    """Remove the descriptions of the file tree, which are prose."""
-    return re.sub(r"```\ntrain\.py.*?```", "", text, flags=re.DOTALL)
+    """Remove the descriptions of file trees, which are prose."""
+    return re.sub(r"```\n(?:train\.py|DATA/).*?```", "", text, flags=re.DOTALL)
 
 
-def test_the_chinese_readme_has_the_headings_of_the_english_one():
-    assert parse(read("README_cn.md")).levels == parse(read("README.md")).levels
+@pytest.mark.parametrize(("chinese", "english"), COMPLETE_PAGES.items())
+def test_a_complete_chinese_page_has_the_headings_of_the_english_one(chinese, english):
+    assert parse(read(chinese)).levels == parse(read(english)).levels
 
 
-def test_the_chinese_readme_has_the_commands_of_the_english_one():
-    chinese, english = (
-        parse(without_file_tree(read(name))) for name in ("README_cn.md", "README.md")
-    )
-    assert chinese.code == english.code
+@pytest.mark.parametrize(("chinese", "english"), COMPLETE_PAGES.items())
+def test_a_complete_chinese_page_has_the_commands_of_the_english_one(chinese, english):
+    ours, theirs = (parse(without_file_tree(read(name))) for name in (chinese, english))
+    assert ours.code == theirs.code
 
 
-def test_the_chinese_readme_has_the_tables_of_the_english_one():
-    chinese, english = (parse(read(name)) for name in ("README_cn.md", "README.md"))
-    assert [len(table) for table in chinese.tables] == [
-        len(table) for table in english.tables
+@pytest.mark.parametrize(("chinese", "english"), COMPLETE_PAGES.items())
+def test_a_complete_chinese_page_has_the_tables_of_the_english_one(chinese, english):
+    ours, theirs = (parse(read(name)) for name in (chinese, english))
+    assert [len(table) for table in ours.tables] == [
+        len(table) for table in theirs.tables
     ]
-    assert numbers(chinese.tables) == numbers(english.tables)
+    assert numbers(ours.tables) == numbers(theirs.tables)
+
+
+def test_every_chinese_page_is_compared_and_linked_from_the_chinese_readme():
+    pages = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*_cn.md")
+    }
+    assert pages == {*COMPLETE_PAGES, "docs/training_cn.md"} - {"README_cn.md"}
+    for page in pages:
+        assert f"]({page})" in read("README_cn.md")
 
 
 @pytest.mark.parametrize(("chinese", "english"), SECTIONS_OF_TRAINING.items())
