@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_imported_is_a_fault_of_the_configuration(
 
 
 def test_the_chinese_page_has_the_same_code():
-    assert blocks("docs/training_cn.md", "python", "自己的数据集") == blocks(
+    assert blocks("docs/data_cn.md", "python", "自定义数据集") == blocks(
         "docs/data.md", "python"
     )
 
