@@ -102,7 +102,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     epoch: int = 0
     """Epoch in progress. The loader sets it; random numbers should depend only on (seed, epoch, index)."""
     has_checked_labels: bool = False
-    """True if labels are read from a file and checked there. Other data sets are checked at the start of a run."""
+    """True if labels are read from a file and checked there. Others are checked at the start of a run."""
     remap_mscoco_category: bool = False
     """Whether detections carry `category_ids` instead of labels."""
 
@@ -277,7 +277,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             cache: file in which results are stored, so that the next start is faster.
 
         Returns:
-            Warnings, each of one line. The default checks the objects of all images, their ids and their names.
+            Warnings, each of one line. The default checks the objects, ids and names of all images.
 
         Raises:
             DataError: if the data cannot be used.
@@ -297,18 +297,20 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         (most_common, count), *_ = Counter(ids).most_common(1)
         if count > 1:
             raise DataError(
-                f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another number for "
-                f"each image; see {DATA_GUIDE}"
+                f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another "
+                f"number for each image; see {DATA_GUIDE}"
             )
         names = [call(self, self.image_name, index) for index in range(len(self))]
         other = next((name for name in names if not isinstance(name, str)), None)
         if other is not None:
             raise DataError(
-                f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see {DATA_GUIDE}"
+                f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see "
+                f"{DATA_GUIDE}"
             )
-        if len(set(names)) < len(names):
+        repeated = len(names) - len(set(names))
+        if repeated:
             return [
-                f"{self.ann_file}: {len(names) - len(set(names))} images have the name of another (image_name)"
+                f"{self.ann_file}: {repeated} images have the name of another image (image_name)"
             ]
         return []
 

@@ -1,4 +1,4 @@
-"""Checks of what a user's own data set returns, so that a mistake in it is reported by class, method and index."""
+"""Check the return values of a user's own data set; faults are reported with class, method and index."""
 
 from __future__ import annotations
 
@@ -71,55 +71,54 @@ def check_class_names(data: object, names: Any) -> None:
 
 
 def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
-    """Make sure that each class has a category id of its own.
+    """Check that each class has its own category id.
 
     Raises:
         ConfigError: if it does not.
     """
     found = list(ids)
-    whole = all(
-        isinstance(value, Integral) and not isinstance(value, bool) for value in found
-    )
-    if not whole or len(found) != len(names) or len(set(found)) != len(found):
+    are_different = len(set(found)) == len(found)
+    are_integers = all(map(_is_integer, found))
+    if not are_integers or not are_different or len(found) != len(names):
         raise ConfigError(
-            f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, one for "
-            "each name in class_names"
+            f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, "
+            "one for each name in class_names"
         )
 
 
 def check_length(data: Any) -> None:
-    """Make sure that a data set has images.
+    """Check that a data set has images.
 
     Raises:
-        DataError: if `__len__` returns something else than an integer above 0.
+        DataError: if `__len__` does not return an integer above 0.
     """
     count = data.__len__()
     if not isinstance(count, Integral) or count < 1:
         raise DataError(
-            f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; see {DATA_GUIDE}"
+            f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; "
+            f"see {DATA_GUIDE}"
         )
 
 
 def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> None:
-    """Make sure that the objects of an image have the types and shapes of the contract.
+    """Check that the objects of an image have the types and shapes of the contract.
 
     Args:
-        where: names the call in messages.
-        objects: what was returned.
+        where: the call that returned the objects, used in messages.
+        objects: the returned value.
         kind: `core.contracts.Objects`.
         num_classes: number of names in `class_names`.
 
     Raises:
-        DataError: with what was found and what was expected.
+        DataError: with the value that was found and the expected one.
     """
     if not isinstance(objects, kind):
         _refuse(where, f"a {type(objects).__name__}", "Objects(boxes, labels)")
     parts = {"boxes": objects.boxes, "labels": objects.labels}
-    parts |= {
-        name: getattr(objects, name)
-        for name in ("ignored", "areas")
-        if getattr(objects, name) is not None
-    }
+    for name in ("ignored", "areas"):
+        value = getattr(objects, name)
+        if value is not None:
+            parts[name] = value
     for name, value in parts.items():
         if not isinstance(value, Tensor):
             _refuse(
@@ -147,7 +146,8 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
 
 
 def _check_types(where: str, parts: dict[str, Tensor]) -> None:
-    labels, ignored = parts["labels"], parts.get("ignored")
+    labels = parts["labels"]
+    ignored = parts.get("ignored")
     if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
         _refuse(
             where,
@@ -159,7 +159,8 @@ def _check_types(where: str, parts: dict[str, Tensor]) -> None:
 
 
 def _check_values(where: str, objects: Any, num_classes: int) -> None:
-    boxes, labels = objects.boxes.detach().double(), objects.labels
+    boxes = objects.boxes.detach().double()
+    labels = objects.labels
     if not bool(torch.isfinite(boxes).all()):
         _refuse(where, "boxes with NaN or infinity", "x1, y1, x2, y2 in pixels")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -252,11 +253,9 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
         _refuse(where, f"an image {list(image.shape)} of type {image.dtype}", expected)
     if float(image.max()) > 32:
         _refuse(where, f"an image with values up to {float(image.max()):g}", expected)
-    needed = (
-        ("boxes", "labels")
-        if training
-        else ("boxes", "labels", "image_id", "orig_size")
-    )
+    needed = ["boxes", "labels"]
+    if not training:
+        needed += ["image_id", "orig_size"]
     for key in needed:
         if not isinstance(target.get(key), Tensor):
             _refuse(
@@ -264,7 +263,8 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
                 f"a target whose {key} is {type(target.get(key)).__name__}",
                 f"a torch.Tensor {key}",
             )
-    boxes, labels = target["boxes"], target["labels"]
+    boxes = target["boxes"]
+    labels = target["labels"]
     if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
         _refuse(
             where,
@@ -287,3 +287,7 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
 
 def _refuse(where: str, found: str, expected: str) -> None:
     raise DataError(f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

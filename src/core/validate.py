@@ -69,7 +69,8 @@ _WORDS = {
 
 def type_name(annotation: Any) -> str:
     """Describe an annotation for a user: `int | None` gives "an integer or null"."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         return "a length" if length_unit(annotation) else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
