@@ -31,7 +31,7 @@ def call(data: object, method: Callable[[int], Result], index: int) -> Result:
     """
     try:
         return method(index)
-    except (RunError, MemoryError):  # these have an exit code of their own
+    except (RunError, MemoryError):  # these have their own exit codes
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
@@ -43,12 +43,12 @@ def call(data: object, method: Callable[[int], Result], index: int) -> Result:
 
 
 def place(data: object, method: str, index: int) -> str:
-    """Return how messages name a call, such as `TableDetection.objects(3)`."""
+    """Return the name of a call in messages, such as `TableDetection.objects(3)`."""
     return f"{type(data).__name__}.{method}({index})"
 
 
 def check_class_names(data: object, names: Any) -> None:
-    """Make sure that class names are a list of different texts.
+    """Check that class names are a list of different texts.
 
     Raises:
         ConfigError: if they are not.
@@ -66,7 +66,7 @@ def check_class_names(data: object, names: Any) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(
-            f"{who} has {listed(repeated, ', ')} more than once; names tell classes apart"
+            f"{who} has {listed(repeated, ', ')} more than once; names identify classes"
         )
 
 
@@ -179,25 +179,23 @@ def _check_values(where: str, objects: Any, num_classes: int) -> None:
 
 
 def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> None:
-    """Make sure that boxes lie in their image, but for a margin of a tenth.
+    """Check that boxes are inside their image; a tenth of its size is tolerated on each side.
 
     Args:
-        where: names the call in messages.
+        where: the call that returned the boxes, used in messages.
         boxes: `[T, 4]` xyxy in pixels.
-        width: of the image in pixels.
-        height: of the image in pixels.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
 
     Raises:
-        DataError: if a box reaches further out of its image, or all boxes are fractions.
+        DataError: if a box extends further beyond its image, or all boxes are fractions.
     """
     if not len(boxes):
         return
     values = boxes.detach().double()
-    if (
-        float(values.abs().max()) <= 1.01
-        and min(width, height) > 4
-        and bool((values % 1 != 0).any())
-    ):
+    are_small = float(values.abs().max()) <= 1.01
+    has_fractions = bool((values % 1 != 0).any())
+    if are_small and has_fractions and min(width, height) > 4:
         _refuse(
             where,
             f"boxes with numbers from 0 to 1, such as {values[0].tolist()}",
@@ -215,7 +213,7 @@ def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> No
 
 
 def check_image(where: str, image: Any) -> None:
-    """Make sure that `load_image` returned `[3, H, W]` uint8.
+    """Check that `load_image` returned `[3, H, W]` uint8.
 
     Raises:
         DataError: if it did not.
@@ -228,16 +226,16 @@ def check_image(where: str, image: Any) -> None:
 
 
 def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> None:
-    """Make sure that an item of a data set can be put into a batch.
+    """Check that an item of a data set can be put into a batch.
 
     Args:
-        where: names the call in messages.
-        item: what `__getitem__` returned.
+        where: the call that returned the item, used in messages.
+        item: return value of `__getitem__`.
         num_classes: C.
-        training: whether boxes have to be cxcywh in 0..1.
+        training: whether boxes must be cxcywh in 0..1.
 
     Raises:
-        DataError: with what was found and what was expected.
+        DataError: with the value that was found and the expected one.
     """
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], dict):
         _refuse(
