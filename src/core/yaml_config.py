@@ -20,9 +20,8 @@ from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
 
-_logger = logging.getLogger(
-    "dfine"
-)  # the logger of runtime.log, which this package may not import
+_logger = logging.getLogger("dfine")
+"""The logger of `runtime.log`, which this package may not import."""
 
 
 @dataclass
@@ -121,9 +120,8 @@ class YAMLConfig:
         """
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
-            _logger.debug(
-                "task has no effect, every run is a detection (%s)", self.origin("task")
-            )
+            place = self.origin("task")
+            _logger.debug("task has no effect, every run is a detection (%s)", place)
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -153,6 +151,7 @@ class YAMLConfig:
     def _load(
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
+        """Validate a configuration with its overrides, and store it."""
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -162,18 +161,12 @@ class YAMLConfig:
         self._tree = tree
         self._run_length: RunLength | None = None
         self._lengths: list[ResolvedLength] | None = None
+        known = tree.values.keys() & _top_level().keys()
         try:
-            self.settings = RunSettings(
-                **{
-                    name: tree.values[name]
-                    for name in _top_level()
-                    if name in tree.values
-                }
-            )
-        except ConfigError as error:  # its text begins with the key
-            raise ConfigError(
-                f"{error} ({tree.origin((str(error).partition(' ')[0],))})"
-            ) from None
+            self.settings = RunSettings(**{name: tree.values[name] for name in known})
+        except ConfigError as error:
+            key = str(error).partition(" ")[0]  # the text begins with the key
+            raise ConfigError(f"{error} ({tree.origin((key,))})") from None
 
     @property
     def yaml_cfg(self) -> dict[str, Any]:

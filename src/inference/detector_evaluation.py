@@ -212,4 +212,6 @@ def count_errors(
     objects = evaluation.objects.get(image_id)
     found = match_image(rows, objects)
     total = 0 if objects is None else int((objects[:, 5] == 0).sum())
-    return total - int((found >= 0).sum()), int((found == MISSED).sum())
+    missed = total - int((found >= 0).sum())
+    false = int((found == MISSED).sum())
+    return missed, false

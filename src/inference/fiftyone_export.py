@@ -70,7 +70,8 @@ def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
                 eval=verdict,
             )
             predictions.append(predicted_box)
-        missed = int((objects[:, 5] == 0).sum()) - int((found >= 0).sum())
+        total = int((objects[:, 5] == 0).sum())
+        missed = total - int((found >= 0).sum())
         samples.append(
             fo.Sample(
                 filepath=str(data.image_path(index).resolve()),

@@ -92,17 +92,19 @@ def predict_tiled(
     windows = tiling.windows(*size)
     found: list[Prediction] = []
     for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        found += predict([image[:, y0:y1, x0:x1] for x0, y0, x1, y1 in batch])
+        batch = []
+        for x0, y0, x1, y1 in windows[start : start + batch_size]:
+            batch.append(image[:, y0:y1, x0:x1])
+        found += predict(batch)
     if len(windows) == 1:
         return found[0]
     cut = []
     moved = []
     names: list[str] = []
     for part, window in zip(found, windows):
-        x0, y0, _, _ = window
+        corner = np.array(window[:2], np.float32)
         cut.append(_is_cut(part.boxes, window, size))
-        moved.append(part.boxes + np.array([x0, y0, x0, y0], np.float32))
+        moved.append(part.boxes + np.tile(corner, 2))
         names += part.names
     together = Prediction(
         boxes=np.concatenate(moved),
@@ -126,9 +128,10 @@ def _is_cut(
 ) -> np.ndarray:
     """Return whether each box, in pixels of its window, touches a side that is not a side of the image."""
     x0, y0, x1, y1 = window
+    image_width, image_height = size
     width = x1 - x0
     height = y1 - y0
-    inner = np.array([x0 > 0, y0 > 0, x1 < size[0], y1 < size[1]])
+    inner = np.array([x0 > 0, y0 > 0, x1 < image_width, y1 < image_height])
     near = np.column_stack(
         [
             boxes[:, 0] <= CUT_MARGIN_PX,
@@ -152,7 +155,8 @@ def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tenso
     low = torch.maximum(boxes[parts, None, :2], boxes[None, whole, :2])
     high = torch.minimum(boxes[parts, None, 2:], boxes[None, whole, 2:])
     overlap = (high - low).clamp(min=0).prod(2)
-    own = (boxes[parts, 2:] - boxes[parts, :2]).clamp(min=0).prod(1, keepdim=True)
+    sides = boxes[parts, 2:] - boxes[parts, :2]
+    own = sides.clamp(min=0).prod(1, keepdim=True)
     is_same_class = labels[parts, None] == labels[None, whole]
     is_contained = is_same_class & (overlap >= CONTAINED_FRACTION * own)
     parts = without_duplicates(parts[~is_contained.any(1)])

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.contracts import Target
 from ...core.errors import ConfigError
 from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from .sample import PixelWindow
 
 BLEND_RANGE = (0.45, 0.55)
 """Range of weights of the image that is blended in: near one half, because the objects of both count in
@@ -120,10 +121,6 @@ def _relative(boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> Ten
     return xyxy_to_cxcywh(corners).to(dtype)
 
 
-Window = tuple[int, int, int, int]
-"""Whole pixels of an image, xyxy."""
-
-
 class _Copy(NamedTuple):
     """A patch, and the part of an image that it is copied to."""
 
@@ -132,15 +129,15 @@ class _Copy(NamedTuple):
     weight: float
 
 
-def _slices(window: Window) -> tuple[slice, slice]:
+def _slices(window: PixelWindow) -> tuple[slice, slice]:
     """Return the rows and the columns of a window as slices."""
     x0, y0, x1, y1 = window
     return slice(y0, y1), slice(x0, x1)
 
 
 def _random_place(
-    window: Window, width: int, height: int, rng: np.random.Generator
-) -> Window:
+    window: PixelWindow, width: int, height: int, rng: np.random.Generator
+) -> PixelWindow:
     """Return a window of the same size at a random place in an image."""
     x0, y0, x1, y1 = window
     window_width = x1 - x0
@@ -271,7 +268,7 @@ class CopyBlend:
 
     def _window(
         self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator
-    ) -> Window:
+    ) -> PixelWindow:
         """Return the pixels to copy for an object."""
         start = box_px[:2]
         end = box_px[2:]

@@ -121,7 +121,8 @@ class RandomIoUCrop:
         centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
         inside = (centres > crop[:2]) & (centres < crop[2:])
         sample.keep(inside.all(1))
-        sample.move((1, 1), (-left, -top), (int(right - left), int(bottom - top)))
+        canvas = (int(right - left), int(bottom - top))
+        sample.move((1, 1), (-left, -top), canvas)
 
     def _find_crop(self, sample: Sample, min_iou: float) -> np.ndarray | None:
         """Draw all trials at once, and return the first suitable crop, xyxy, or None."""

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from ...core.contracts import Target
 
+PixelWindow = tuple[int, int, int, int]
+"""Whole pixels of an image, xyxy."""
+
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """Weights of ITU-R 601 luma, as in Pillow and torchvision."""
 
@@ -159,7 +162,7 @@ class Sample:
 
     def _snap(
         self, stretch: np.ndarray, width: int, height: int
-    ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    ) -> tuple[PixelWindow, PixelWindow]:
         """Return the visible pixels of the file and the pixels that they are drawn to, both xyxy, integers.
 
         Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
@@ -177,9 +180,7 @@ class Sample:
         target = (out_left, out_top, out_right, out_bottom)
         return source, target
 
-    def _resample(
-        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
-    ) -> Tensor:
+    def _resample(self, source: PixelWindow, target: PixelWindow) -> Tensor:
         """Cut the source out of the file, resize it to the target, and flip it if the canvas is mirrored."""
         x0, y0, x1, y1 = source
         pixels = self.image[None, :, y0:y1, x0:x1]
@@ -215,9 +216,7 @@ class Sample:
                 mixed.round_()
             out.copy_(mixed.view(pixels.shape))
 
-    def _final_boxes(
-        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
-    ) -> np.ndarray:
+    def _final_boxes(self, source: PixelWindow, target: PixelWindow) -> np.ndarray:
         """Map the boxes from the canvas back to the file, and from there to the rendered image."""
         low = np.array(source[:2], float)
         high = np.array(source[2:], float)
