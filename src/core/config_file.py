@@ -97,10 +97,8 @@ class ConfigTree:
             match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
             if match:
                 container[key] = lookup(match, path)
-                target = tuple(
-                    int(part) if part.isdigit() else part
-                    for part in match[1].split(".")
-                )
+                parts = match[1].split(".")
+                target = tuple(int(part) if part.isdigit() else part for part in parts)
                 self.origins[path] = (
                     f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
                 )
@@ -190,18 +188,16 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(
-            error, "context_mark", None
-        )
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            mark = getattr(error, "context_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # e.g. a date that does not exist, a list as a key
+    except (ValueError, TypeError) as error:
+        # for example a date that does not exist, or a list as a key
         raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
 
 
@@ -214,9 +210,12 @@ def dotted(path: KeyPath) -> str:
     """Return a key path as text: ("a", "ops", 0, "p") becomes "a.ops[0].p"."""
     text = ""
     for part in path:
-        text += (
-            f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-        )
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif text:
+            text += f".{part}"
+        else:
+            text = part
     return text
 
 
@@ -255,13 +254,13 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
                 f"{origin}: __import__ names {file}, but {first} has the same name; rename one of them"
             )
         import_file(file, origin)
-    tree.merge(
-        {key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)},
-        places,
-    )
+    values.pop(INCLUDE, None)
+    values.pop(IMPORT, None)
+    tree.merge(values, places)
 
 
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
+    """Return the file names listed under a key of a configuration file."""
     names = values.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: {key} must be a list of file names, not {names!r}")
@@ -354,10 +353,10 @@ def _merge(
         base[key] = copy.deepcopy(value)
         if isinstance(places, str):
             origins[here] = places
-        else:
-            origins.update(
-                {p: place for p, place in places.items() if p[: len(here)] == here}
-            )
+            continue
+        for place_path, place in places.items():
+            if place_path[: len(here)] == here:
+                origins[place_path] = place
 
 
 def _same_type(old: dict, new: dict) -> bool:
@@ -370,9 +369,9 @@ def _same_type(old: dict, new: dict) -> bool:
 
 def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
     """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
-    for key, value in (
-        container.items() if isinstance(container, dict) else enumerate(container)
-    ):
+    is_mapping = isinstance(container, dict)
+    entries = container.items() if is_mapping else enumerate(container)
+    for key, value in entries:
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):
             yield from _leaves(value, (*path, key))
