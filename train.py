@@ -67,7 +67,8 @@ def parse_arguments() -> argparse.Namespace:
         "--use-amp",
         action="store_true",
         default=None,
-        help="use mixed precision: bf16, or fp16 if the device does not support bf16",
+        help="use mixed precision: bf16, or fp16 if the device does not support bf16; "
+        "on a CPU only with -d cpu",
     )
     parser.add_argument(
         "--opt-level",

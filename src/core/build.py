@@ -11,6 +11,15 @@ from .lengths import with_whole_numbers
 from .registry import Component, find, names
 from .validate import did_you_mean
 
+_CONSTRUCTION_ERRORS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
+"""Errors of constructors that refuse a value; torch's classes raise the last two."""
+
 
 def create(
     spec: str | Mapping[str, Any],
@@ -51,16 +60,9 @@ def create(
         built = component.factory(**arguments)
     except RunError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # the last two are torch's
-        if "shared memory" in str(
-            error
-        ):  # a system limit, which `runtime.process.explain` reports
+    except _CONSTRUCTION_ERRORS as error:
+        # a system limit, which `runtime.process.explain` reports
+        if "shared memory" in str(error):
             raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load and load_files:
@@ -87,7 +89,7 @@ def _shared(
         if key in settings and settings[key] != value:
             raise ConfigError(
                 f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep "
-                f"one of them"
+                "one of them"
             )
     return shared
 

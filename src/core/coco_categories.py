@@ -195,16 +195,15 @@ def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[s
     if same_names(ours, theirs):
         return []
     differences = []
-    for i in sorted(set(ours) | set(theirs)):
+    for i in sorted(ours.keys() | theirs.keys()):
+        our_name = ours.get(i, "none")
+        their_name = theirs.get(i, "none")
         if ours.get(i) != theirs.get(i):
-            differences.append(
-                f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}"
-            )
+            differences.append(f"id {i}: {our_name} / {their_name}")
     return differences
 
 
 def same_names(ours: dict[int, str], theirs: dict[int, str]) -> bool:
     """Return whether two tables (names by id) have the same names, without duplicates."""
-    return sorted(ours.values()) == sorted(theirs.values()) and len(
-        set(ours.values())
-    ) == len(ours)
+    are_unique = len(set(ours.values())) == len(ours)
+    return are_unique and sorted(ours.values()) == sorted(theirs.values())

@@ -198,13 +198,13 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
                 f"{origin}: __import__ names {file}, but {first} has the same name; rename one of them"
             )
         import_file(file, origin)
-    tree.merge(
-        {key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)},
-        places,
-    )
+    values.pop(INCLUDE, None)
+    values.pop(IMPORT, None)
+    tree.merge(values, places)
 
 
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
+    """Return the file names listed under a key of a configuration file."""
     names = values.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: {key} must be a list of file names, not {names!r}")
@@ -273,9 +273,9 @@ def _same_type(old: dict, new: dict) -> bool:
 
 def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
     """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
-    for key, value in (
-        container.items() if isinstance(container, dict) else enumerate(container)
-    ):
+    is_mapping = isinstance(container, dict)
+    entries = container.items() if is_mapping else enumerate(container)
+    for key, value in entries:
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):
             yield from _leaves(value, (*path, key))

@@ -33,13 +33,11 @@ def import_file(path: Path, origin: str) -> None:
         raise ConfigError(
             f"{origin}: __import__ names {path}, which does not exist{did_you_mean_file(path)}"
         )
-    if _imported.get(name) == path or getattr(
-        sys.modules.get(name), "__file__", None
-    ) == str(path):
+    loaded_from = getattr(sys.modules.get(name), "__file__", None)
+    if _imported.get(name) == path or loaded_from == str(path):
         return
-    if name not in _imported and (
-        name in sys.modules or importlib.util.find_spec(name) is not None
-    ):
+    is_taken = name in sys.modules or importlib.util.find_spec(name) is not None
+    if is_taken and name not in _imported:
         raise ConfigError(
             f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
         )

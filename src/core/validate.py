@@ -78,15 +78,16 @@ _WORDS = {
 
 def type_name(annotation: Any) -> str:
     """Describe an annotation for a user: `int | None` gives "an integer or null"."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         return "a length" if length_unit(annotation) else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
         # types that YAML cannot express, such as tensors, are left out
-        writable = [
-            a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
-        ]
-        return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
+        known = (*_WORDS, *_LISTS)
+        writable = [a for a in arguments if typing.get_origin(a) or a in known]
+        alternatives = [type_name(a) for a in writable or arguments]
+        return " or ".join(dict.fromkeys(alternatives))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     base = dict if typing.is_typeddict(annotation) else origin or annotation
@@ -96,10 +97,9 @@ def type_name(annotation: Any) -> str:
             return f"a pair of {inner[0]} and {inner[1]}"
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
-        first, _, rest = (
-            inner[0].removeprefix("a ").removeprefix("an ").partition(" of ")
-        )
-        return f"a list of {first}s" + (f" of {rest}" if rest else "")
+        noun = inner[0].removeprefix("a ").removeprefix("an ")
+        first, _, rest = noun.partition(" of ")
+        return f"a list of {first}s of {rest}" if rest else f"a list of {first}s"
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 
@@ -110,11 +110,9 @@ def matches(value: Any, annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        return (
-            _matches_length(value, annotation)
-            if length_unit(annotation)
-            else matches(value, arguments[0])
-        )
+        if length_unit(annotation):
+            return _matches_length(value, annotation)
+        return matches(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, a) for a in arguments)
     if origin is typing.Literal:
@@ -127,10 +125,10 @@ def matches(value: Any, annotation: Any) -> bool:
     if base in (list, tuple, Sequence, Iterable):
         return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
     if base in (dict, Mapping):
+        if not isinstance(value, dict):
+            return False
         inner = arguments[1] if len(arguments) == 2 else Any
-        return isinstance(value, dict) and all(
-            matches(v, inner) for v in value.values()
-        )
+        return all(matches(item, inner) for item in value.values())
     return isinstance(value, base) if isinstance(base, type) else True
 
 
@@ -155,9 +153,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
     if base is tuple and arguments and Ellipsis not in arguments:
-        return len(value) == len(arguments) and all(
-            matches(v, a) for v, a in zip(value, arguments)
-        )
+        if len(value) != len(arguments):
+            return False
+        return all(map(matches, value, arguments))
     return not arguments or all(matches(v, arguments[0]) for v in value)
 
 
@@ -294,9 +292,7 @@ def _component_faults(
             if value is not None:
                 for item_path, item in _injected(here, value):
                     yield from _typed_faults(tree, item_path, item)
-        elif value != arguments[key].default and not matches(
-            value, arguments[key].annotation
-        ):
+        elif not _is_allowed(value, arguments[key]):
             yield (
                 f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} "
                 f"({tree.origin(here)})"
@@ -306,11 +302,15 @@ def _component_faults(
         if key in component.share and key in tree.values and tree.values[key] != value:
             yield (
                 f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: "
-                f"{tree.values[key]!r} "
-                f"({tree.origin((key,))}); keep one of them"
+                f"{tree.values[key]!r} ({tree.origin((key,))}); keep one of them"
             )
     if check_missing:
         yield from _missing_faults(tree, path, component, settings, supplied)
+
+
+def _is_allowed(value: Any, argument: Argument) -> bool:
+    """Return whether a value is the default of an argument or has its type."""
+    return value == argument.default or matches(value, argument.annotation)
 
 
 def _length_faults(
@@ -348,7 +348,8 @@ def _missing_faults(
 def _injected(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
     """Yield path and value of each component in an injected argument, which may be a list of components."""
     if isinstance(value, list):
-        yield from (((*path, index), item) for index, item in enumerate(value))
+        for index, item in enumerate(value):
+            yield (*path, index), item
     else:
         yield path, value
 

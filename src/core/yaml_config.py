@@ -21,9 +21,8 @@ from .registry import Argument, components, find, shared_names
 from .validate import validate
 from .yaml_text import dump_yaml
 
-_logger = logging.getLogger(
-    "dfine"
-)  # the logger of runtime.log, which this package may not import
+_logger = logging.getLogger("dfine")
+"""The logger of `runtime.log`, which this package may not import."""
 
 
 @dataclass
@@ -129,9 +128,8 @@ class YAMLConfig:
         """
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
-            _logger.debug(
-                "task has no effect, every run is a detection (%s)", self.origin("task")
-            )
+            place = self.origin("task")
+            _logger.debug("task has no effect, every run is a detection (%s)", place)
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -167,6 +165,7 @@ class YAMLConfig:
     def _load(
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
+        """Validate a configuration with its overrides, and store it."""
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -176,18 +175,12 @@ class YAMLConfig:
         self._tree = tree
         self._run_length: RunLength | None = None
         self._lengths: list[ResolvedLength] | None = None
+        known = tree.values.keys() & _top_level().keys()
         try:
-            self.settings = RunSettings(
-                **{
-                    name: tree.values[name]
-                    for name in _top_level()
-                    if name in tree.values
-                }
-            )
-        except ConfigError as error:  # its text begins with the key
-            raise ConfigError(
-                f"{error} ({tree.origin((str(error).partition(' ')[0],))})"
-            ) from None
+            self.settings = RunSettings(**{name: tree.values[name] for name in known})
+        except ConfigError as error:
+            key = str(error).partition(" ")[0]  # the text begins with the key
+            raise ConfigError(f"{error} ({tree.origin((key,))})") from None
 
     @property
     def yaml_cfg(self) -> dict[str, Any]:
@@ -240,11 +233,8 @@ class YAMLConfig:
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
-        loader = (
-            self.yaml_cfg.get("val_dataloader")
-            or self._unknown_data.get("val_dataloader")
-            or {}
-        )
+        key = "val_dataloader"
+        loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
         transforms = loader.get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
@@ -257,15 +247,13 @@ class YAMLConfig:
         self._load_files = False
         for component in components():
             if component.name in self.yaml_cfg and "pretrained" in component.arguments:
-                self.set(
-                    component.name, {"pretrained": False}, "a checkpoint was given"
-                )
+                disabled = {"pretrained": False}
+                self.set(component.name, disabled, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as one YAML file; a comment at its top lists the lengths as integers."""
-        Path(path).write_text(
-            self.describe_lengths() + self.to_yaml(), encoding="utf-8"
-        )
+        text = self.describe_lengths() + self.to_yaml()
+        Path(path).write_text(text, encoding="utf-8")
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text, with lengths as they were written."""
@@ -314,11 +302,9 @@ class YAMLConfig:
     @cached_property
     def ema(self) -> Any:
         """The exponential moving average (EMA) of `model`, or None if `use_ema` is off."""
-        return (
-            self._create_block("ema", model=self.model)
-            if self.settings.use_ema
-            else None
-        )
+        if not self.settings.use_ema:
+            return None
+        return self._create_block("ema", model=self.model)
 
     @cached_property
     def gram_anchoring(self) -> Any:
@@ -381,8 +367,9 @@ def _has_unknown_data(loader: Any) -> bool:
 
 
 def _top_level() -> dict[str, Argument]:
+    """Return the settings of `RunSettings` with their defaults and types."""
     types = typing.get_type_hints(RunSettings)
-    return {
-        f.name: Argument(f.default, types[f.name])
-        for f in dataclasses.fields(RunSettings)
-    }
+    arguments = {}
+    for field in dataclasses.fields(RunSettings):
+        arguments[field.name] = Argument(field.default, types[field.name])
+    return arguments

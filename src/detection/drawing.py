@@ -52,7 +52,8 @@ class DrawnObjects(NamedTuple):
     def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
         """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score, label."""
         found = torch.from_numpy(rows)
-        boxes_xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
+        corner = found[:, :2]
+        boxes_xyxy = torch.cat([corner, corner + found[:, 2:4]], 1)
         return cls(boxes_xyxy, found[:, 5].long(), names, found[:, 4])
 
 
@@ -88,13 +89,9 @@ def draw_boxes(
         score = "" if scores is None else f" {scores[position].item():.2f}"
         texts.append(f" {name}{score}")
         colours.append(_colour(name))
+    boxes = boxes_xyxy.float() * factor
     return draw_bounding_boxes(
-        image,
-        boxes_xyxy.float() * factor,
-        texts,
-        colors=colours,
-        width=2,
-        fill_labels=True,
+        image, boxes, texts, colors=colours, width=2, fill_labels=True
     )
 
 

@@ -116,9 +116,9 @@ def _weights_in(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not any(
         isinstance(value, Tensor) for value in weights.values()
     ):
+        first_keys = ", ".join(map(str, list(content)[:8]))
         raise CheckpointError(
-            f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has "
-            f"{', '.join(map(str, list(content)[:8]))}"
+            f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has {first_keys}"
         )
     part = "ema.module" if averaged else "model" if content.get("model") else ""
     checked(weights, dict[str, Tensor], file=path, part=part, advice=ADVICE)

@@ -29,7 +29,19 @@ FORMAT = 1
 
 
 class Metadata(Struct, frozen=True, kw_only=True):
-    """Usage and origin of an exported model."""
+    """Usage and origin of an exported model.
+
+    Example:
+        >>> metadata = Metadata(
+        ...     preprocessing=[{"type": "Resize", "size": [64, 64]}],
+        ...     classes=[{"id": 1, "name": "cat"}],
+        ...     threshold=0.4,
+        ...     input_size=[64, 64],
+        ...     batch_size=None,
+        ... )
+        >>> Metadata.from_json(metadata.to_json(), Path("model.onnx")) == metadata
+        True
+    """
 
     preprocessing: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=100)]
     """`Preprocessing.ops`."""
@@ -87,6 +99,13 @@ class Metadata(Struct, frozen=True, kw_only=True):
 def metadata_for(path: Path, text: str | None) -> Metadata:
     """Return a model's metadata, from `text` (stored in the file) or else from NAME.json beside it.
 
+    Example:
+        >>> classes = [{"id": 1, "name": "cat"}]
+        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> size = Path("model.json").write_text(metadata.to_json())
+        >>> metadata_for(Path("model.onnx"), None).classes
+        [{'id': 1, 'name': 'cat'}]
+
     Raises:
         CheckpointError: if neither exists.
     """
@@ -96,13 +115,17 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     if not beside.is_file():
         raise CheckpointError(
             f"{path} has no metadata about preprocessing and classes, and {beside.name} does not exist "
-            "beside "
-            "it; tools/deployment/export_onnx.py writes both files, keep them together"
+            "beside it; tools/deployment/export_onnx.py writes both files, keep them together"
         )
     return Metadata.from_json(_read_metadata_text(beside), beside)
 
 
 def _read_metadata_text(path: Path) -> str:
+    """Return the text of NAME.json.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
     try:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:

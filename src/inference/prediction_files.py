@@ -43,7 +43,9 @@ class PredictionFile:
         assert self._file is not None, "used outside of its block"
         self.num_images += 1
         for entry in entries:
-            self._file.write((b",\n" if self.num_entries else b"") + json_bytes(entry))
+            if self.num_entries:
+                self._file.write(b",\n")
+            self._file.write(json_bytes(entry))
             self.num_entries += 1
 
     def __exit__(
@@ -62,7 +64,8 @@ class PredictionFile:
             incomplete = self.path.with_stem(f"{self.path.stem}.incomplete")
             self._temporary.replace(incomplete)
             raise ResourceError(
-                f"{self.path} cannot be written: {failure.strerror or failure}; what fits is in {incomplete}"
+                f"{self.path} cannot be written: {failure.strerror or failure}; the complete part is in "
+                f"{incomplete}"
             ) from None
         if kind is not None and not self.num_images:  # earlier results stay
             self._temporary.unlink()
@@ -76,7 +79,12 @@ class PredictionFile:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return a key that is the same for all names and mounts of a path; None if the path does not exist."""
+    """Return a key that is the same for all names and mounts of a path; None if the path does not exist.
+
+    Example:
+        >>> file_identity(Path("image.jpg")) == file_identity(Path("images/../image.jpg"))
+        True
+    """
     try:
         state = path.stat()
     except OSError:

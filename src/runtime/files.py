@@ -30,6 +30,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_NAME = 200
 """Maximum bytes of a name that a temporary name keeps; file systems allow 255 bytes in all."""
 
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Flags for reading a file without following a symbolic link or waiting for the writer of a pipe."""
+
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.dfine-tmp(\.\w+)?")
 """Pattern of the names that `temporary_path` returns."""
 
@@ -44,9 +47,8 @@ def temporary_path(path: Path, suffix: str = "") -> Path:
     name = path.name
     while len(os.fsencode(name)) > LONGEST_NAME:
         name = name[:-1]
-    return path.with_name(
-        f".{name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}"
-    )
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{name}.{unique}.dfine-tmp{suffix}")
 
 
 @contextmanager
@@ -117,8 +119,7 @@ class DiskFullError(ResourceError):
         free = shutil.disk_usage(path.parent).free
         super().__init__(
             f"disk full writing {path}: {need}free {free / 1e6:.1f} MB, {written / 1e6:.1f} MB written "
-            "before "
-            "the error"
+            "before the error"
         )
 
 
@@ -142,9 +143,8 @@ def write_atomically(
         with atomic_file(path, keep_previous=keep_previous) as file:
             write(file)
     except DiskFullError as error:
-        raise DiskFullError(
-            error.path, error.written, _size_of(write)
-        ) from error.__cause__
+        needed = _size_of(write)
+        raise DiskFullError(error.path, error.written, needed) from error.__cause__
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
@@ -222,10 +222,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 def _is_abandoned(path: Path) -> bool:
     """Return whether a path is a regular file that no process has locked."""
     try:
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
-            "rb",
-        ) as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,9 +246,9 @@ def locked(folder: Path) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        reason = (
-            "it is a symbolic link" if path.is_symlink() else error.strerror or error
-        )
+        reason: object = error.strerror or error
+        if path.is_symlink():
+            reason = "it is a symbolic link"
         raise ConfigError(
             f"{path} cannot be used as a lock: {reason}; choose another --output-dir"
         ) from None
@@ -293,10 +290,7 @@ def is_in_use(folder: Path) -> bool:
     if path.resolve() in _held:
         return False
     try:
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
-            "rb",
-        ) as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -348,12 +342,12 @@ def _keep(path: Path, name: Path) -> None:
             shutil.copyfile(path, link)
         os.replace(link, name)
     finally:
-        link.unlink(
-            missing_ok=True
-        )  # it still exists if both names were the same file already
+        # it still exists if both names were the same file already
+        link.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
+    """Write the entries of a folder to disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

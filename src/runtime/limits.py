@@ -24,11 +24,8 @@ _NO_MEMORY = ("No space left", "insufficient", "Cannot allocate memory")
 
 def is_system_limit(error: BaseException) -> bool:
     """Return whether an error is about the process or the system and not about the file being read."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-    )
+    limits = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in limits
 
 
 def explain_limit(error: BaseException) -> str | None:
@@ -41,11 +38,9 @@ def explain_limit(error: BaseException) -> str | None:
     if limit is not None:
         return describe_limit(limit)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        place = (
-            f"disk full writing {error.filename}"
-            if error.filename
-            else "a disk or shared memory is full"
-        )
+        place = "a disk or shared memory is full"
+        if error.filename:
+            place = f"disk full writing {error.filename}"
         return (
             f"{place}: {error.strerror}; free some space, then start the command again (a training run with "
             "-r auto)"
@@ -89,7 +84,11 @@ def describe_limit(limit: int) -> str:
     size = ""
     if SHARED_MEMORY.is_dir():
         usage = shutil.disk_usage(SHARED_MEMORY)
-        size = f" ({SHARED_MEMORY} has {usage.total / 1e6:.0f} MB, of which {usage.free / 1e6:.0f} are free now)"
+        total = usage.total / 1e6
+        free = usage.free / 1e6
+        size = (
+            f" ({SHARED_MEMORY} has {total:.0f} MB, of which {free:.0f} are free now)"
+        )
     return (
         f"shared memory is full{size}, and workers pass batches through it; start the container with "
         "--shm-size=8g, or reduce num_workers, prefetch_factor or total_batch_size"

@@ -55,22 +55,20 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
     handler.addFilter(_OneLine())
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(
-        logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO
-    )
+    if not speaks:
+        logger.setLevel(logging.ERROR)
+    else:
+        logger.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def printable(text: str) -> str:
     """Return a message as one line of bounded length, without control characters from names in files."""
-    cut = (
-        f" ... ({len(text) - LONGEST_LINE} more characters)"
-        if len(text) > LONGEST_LINE
-        else ""
-    )
-    return (
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE])
-        + cut
-    )
+    shown = ""
+    for character in text[:LONGEST_LINE]:
+        shown += character if character.isprintable() else repr(character)[1:-1]
+    if len(text) > LONGEST_LINE:
+        shown += f" ... ({len(text) - LONGEST_LINE} more characters)"
+    return shown
 
 
 class _OneLine(logging.Filter):

@@ -11,7 +11,7 @@ from .distributed import rank, tell_stacks, tell_step, world_size
 
 
 class Watchdog:
-    """Watches the steps of one rank of several; in a single process it does nothing."""
+    """Watch the steps of one rank of several; in a single process, do nothing."""
 
     def __init__(self, folder: Path, timeout: float) -> None:
         """Store the settings.

@@ -94,9 +94,8 @@ def build_run(
     plan = make_plan(settings, data.train_loader, thaws)
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
-    amp_dtype = amp_dtype_of_run(
-        settings.use_amp, device, named=settings.device is not None
-    )
+    has_named_device = settings.device is not None
+    amp_dtype = amp_dtype_of_run(settings.use_amp, device, named=has_named_device)
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
@@ -217,9 +216,8 @@ def build_model(
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
-    broadcast_tensors(
-        list(model.state_dict().values())
-    )  # before the EMA copies the weights
+    # before the EMA copies the weights
+    broadcast_tensors(list(model.state_dict().values()))
     return model, origin
 
 
@@ -246,9 +244,8 @@ def _build_rates(
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
         scale_to_batch(optimizer, base, plan.batch_size, schedule)
     if cfg.lr_scheduler is not None:
-        cfg.lr_scheduler.rates(
-            plan.epochs - 1
-        )  # raises now if the schedule ends before the run
+        # raises now if the schedule ends before the run
+        cfg.lr_scheduler.rates(plan.epochs - 1)
     return LearningRates(
         optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch
     )
@@ -290,9 +287,9 @@ def _resume(
         if is_main():
             checkpoints.set_best_aside()
     elif state.best.epoch is not None:
-        found = (
-            checkpoints.has_best(state.best.epoch, start.path) if is_main() else None
-        )
+        found = None
+        if is_main():
+            found = checkpoints.has_best(state.best.epoch, start.path)
         if not broadcast_object(found):
             _continue_without_best(state, plan, checkpoints.folder, start.path)
     logger.info(

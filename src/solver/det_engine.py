@@ -76,7 +76,7 @@ def evaluate(
         device: device of the model.
         between: function called before each batch.
         folder: folder in which a batch with NaN outputs is saved; None saves nothing.
-        advice: end of the error message in this case: what the user can do.
+        advice: end of the error message in this case, with advice for the user.
 
     Returns:
         Metrics by name, identical on every rank.

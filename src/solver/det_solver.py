@@ -118,22 +118,18 @@ class DetSolver:
         data.val_loader.report_images()
         if is_main():
             weights = None if start.path is None or start.tunes else str(start.path)
-            write_json(
-                self.output_dir / EVALUATION,
-                marked_json({"weights": weights, **plain(metrics)}),
-            )
+            content = marked_json({"weights": weights, **plain(metrics)})
+            write_json(self.output_dir / EVALUATION, content)
         for name, value in metrics.items():
             if not isinstance(value, dict):
-                logger.info(
-                    "%-10s %s", name, "n/a" if value is None else f"{value:.4f}"
-                )
+                shown = "n/a" if value is None else f"{value:.4f}"
+                logger.info("%-10s %s", name, shown)
         return metrics
 
     def _open_log(self, run: Run) -> RunLog:
         """Open the log; results of an earlier run that is not resumed are moved to `earlier/` first."""
         if is_main() and not resumes_in(self.output_dir, self.settings.resume):
-            set_aside_earlier_run(
-                self.output_dir, [self.settings.tuning, self.settings.resume]
-            )
+            inputs = [self.settings.tuning, self.settings.resume]
+            set_aside_earlier_run(self.output_dir, inputs)
         first_epoch = run.state.progress.epoch
         return open_run_log(self.cfg, run.plan, first_epoch, run.facts.config_text)

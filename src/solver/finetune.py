@@ -57,10 +57,9 @@ def load_for_tuning(
     for key in layers:
         weights[key] = _mapped_rows(weights.get(key), own[key], mapping, theirs)
     for key in list(filter(_CLASS_LAYERS.match, weights)):
+        # for example the denoising embedding, if the model has no denoising
         if key not in own:
-            del weights[
-                key
-            ]  # for example the denoising embedding, if the model has no denoising
+            del weights[key]
     faults = describe_misfits(weights, own)
     if faults:
         raise CheckpointError(
@@ -118,9 +117,9 @@ def map_classes(
             exact.setdefault(name, index)
             any_case.setdefault(name.casefold(), index)
         row = any_case | exact
-        mapping: ClassMap = [
-            row.get(name, row.get(name.casefold())) for name in our_names
-        ]
+        mapping: ClassMap = []
+        for name in our_names:
+            mapping.append(row.get(name, row.get(name.casefold())))
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
         return [index + 1 for index in COCO_TO_OBJECTS365]

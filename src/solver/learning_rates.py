@@ -1,7 +1,8 @@
 """Compute the learning rate of each parameter group at each step.
 
-A rate is the group's configured `lr` (`optimizer.params`), times the factor of its block (`nn/backbone/thaw_plan.py`,
-applied in `optim/param_groups.py`), times the batch scale (`scale_to_batch`), times the schedule and the warm-up.
+A rate is the group's configured `lr` (`optimizer.params`), times the factor of its block
+(`nn/backbone/thaw_plan.py`, applied in `optim/param_groups.py`), times the batch scale (`scale_to_batch`),
+times the schedule and the warm-up.
 """
 
 from __future__ import annotations
@@ -42,10 +43,8 @@ class LearningRates:
     def scheduled(self, progress: Progress) -> list[float]:
         """Return the rate of each group before warm-up."""
         if self.schedule is None:
-            return [
-                group.setdefault("initial_lr", group["lr"])
-                for group in self.optimizer.param_groups
-            ]
+            groups = self.optimizer.param_groups
+            return [group.setdefault("initial_lr", group["lr"]) for group in groups]
         return self.schedule.rates(progress.epoch, progress.step / self.steps_per_epoch)
 
     def set(self, progress: Progress) -> None:

@@ -81,12 +81,17 @@ def rehearse_largest_step(
         ResourceError: if the step does not fit into memory; the message says how to reduce it.
     """
     device = step.device
-    shown = f"{images} image(s) of {size_hw[0]} x {size_hw[1]} pixels with {objects} objects each"
+    height, width = size_hw
+    shown = (
+        f"{images} image(s) of {height} x {width} pixels with {objects} objects each"
+    )
+    devices_with_rng = []
     if device.type == "cuda":
+        devices_with_rng.append(device)
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            pixels = torch.rand(images, 3, *size_hw)
+        with torch.random.fork_rng(devices_with_rng):
+            pixels = torch.rand(images, 3, height, width)
             targets = [_noise_target(objects, num_classes) for _ in range(images)]
             step.rehearse((pixels, targets))
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -125,6 +130,7 @@ def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _noise_target(objects: int, num_classes: int) -> Target:
+    """Return random labels, and random boxes inside the image."""
     labels = torch.randint(num_classes, (objects,))
     centres = torch.rand(objects, 2) * 0.5 + 0.25
     sizes = torch.rand(objects, 2) * 0.2 + 0.02

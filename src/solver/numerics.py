@@ -1,4 +1,7 @@
-"""Count and log skipped steps; too many of them end the run. `training_step.py` decides which step is skipped."""
+"""Count and log skipped steps; too many of them end the run.
+
+`training_step.py` decides which steps are skipped.
+"""
 
 from __future__ import annotations
 
@@ -78,9 +81,9 @@ class NumericsGuard:
             if not why:
                 continue
             failed_ranks.append(number)
-            shown = ", ".join(paths[:IMAGES_NAMED]) + (
-                " ..." if len(paths) > IMAGES_NAMED else ""
-            )
+            shown = ", ".join(paths[:IMAGES_NAMED])
+            if len(paths) > IMAGES_NAMED:
+                shown += " ..."
             logger.warning(
                 "step %d skipped: %s on rank %d; images: %s", step, why, number, shown
             )
@@ -88,9 +91,8 @@ class NumericsGuard:
         if self.in_a_row < IN_A_ROW and self.in_epoch <= tolerated:
             return
         writer = failed_ranks[0] if failed_ranks else 0
-        saved = (
-            f"the batch of rank {writer} is in {(self.folder or Path()) / BAD_BATCH}"
-        )
+        path = (self.folder or Path()) / BAD_BATCH
+        saved = f"the batch of rank {writer} is in {path}"
         if rank() == writer:
             saved = keep_batch(self.folder, step, reason, batches, losses)
         barrier()  # the first rank to exit ends the others: let the file be written before
@@ -130,7 +132,8 @@ def keep_batch(
     content: dict[str, Any] = {"step": step, "reason": reason, "rank": rank()}
     content["batches"] = []
     for images, targets in batches:
-        batch = {"images": images.detach().cpu(), "targets": list(map(_plain, targets))}
+        plain_targets = [_plain(target) for target in targets]
+        batch = {"images": images.detach().cpu(), "targets": plain_targets}
         content["batches"].append(batch)
     content["losses"] = list(map(_plain, losses))
     try:

@@ -29,9 +29,8 @@ class Phases:
         """
         self.step = step
         self.find_unused_parameters = find_unused_parameters
-        self._phased = [
-            module for module in step.model.modules() if isinstance(module, Phased)
-        ]
+        modules = step.model.modules()
+        self._phased = [module for module in modules if isinstance(module, Phased)]
         self._begun = False
 
     def apply(self, epoch: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ class TrainingPlan:
 
 def steps_per_epoch(loader: DetectionLoader, grad_accum_steps: int) -> int:
     """Return the optimizer steps of an epoch; the last one may have fewer batches."""
-    return -(-len(loader) // grad_accum_steps)
+    return math.ceil(len(loader) / grad_accum_steps)
 
 
 def make_plan(

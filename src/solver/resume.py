@@ -139,13 +139,15 @@ def _differences(
         after = new.get(key, _UNSET)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, here)
-        elif before != after and not (
-            before in (None, _UNSET) and after in (None, _UNSET)
-        ):
+            continue
+        both_unset = before in (None, _UNSET) and after in (None, _UNSET)
+        if before != after and not both_unset:
             yield here, before, after
 
 
 class _Unset:
+    """Stands for a setting that a configuration does not have."""
+
     def __repr__(self) -> str:
         return "not set"
 

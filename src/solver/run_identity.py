@@ -107,11 +107,15 @@ def _images(count: int) -> str:
 
 
 def _shown(names: Sequence[int], index_of: Mapping[int, int], data: Any) -> str:
+    """Return the names of the first images."""
     files = [data.image_name(index_of[name]) for name in names[:SHOWN]]
-    return ", ".join(files) + (", ..." if len(names) > SHOWN else "")
+    if len(names) > SHOWN:
+        files.append("...")
+    return ", ".join(files)
 
 
 def _listed(classes: Sequence[Sequence[Any]]) -> str:
-    return (
-        ", ".join(f"{name} ({category})" for category, name in classes[:20]) or "none"
-    )
+    """Return names and ids of the first classes."""
+    if not classes:
+        return "none"
+    return ", ".join(f"{name} ({category})" for category, name in classes[:20])

@@ -90,9 +90,8 @@ class RunLog:
     ) -> None:
         """Draw the images of a training batch with their boxes, in some epochs."""
         if self._shows(epoch):
-            self._write_picture(
-                epoch, "training", training_grid(images, targets, names)
-            )
+            picture = training_grid(images, targets, names)
+            self._write_picture(epoch, "training", picture)
 
     def show_validation(
         self,
@@ -113,11 +112,8 @@ class RunLog:
             writer.close()
 
     def _shows(self, epoch: int) -> bool:
-        return (
-            self.pictures
-            and bool(self.writers)
-            and has_pictures(epoch, self.plan.epochs)
-        )
+        can_write = self.pictures and bool(self.writers)
+        return can_write and has_pictures(epoch, self.plan.epochs)
 
     def _write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         for writer in self.writers:
@@ -146,15 +142,13 @@ def open_run_log(
         JsonLinesWriter(folder, first_epoch),
         PictureFolder(folder),
     ]
-    board = open_tensorboard(
-        Path(settings.summary_dir or folder / "summary"), config_text
-    )
+    summary_dir = Path(settings.summary_dir or folder / "summary")
+    board = open_tensorboard(summary_dir, config_text)
     if board is not None:
         writers.append(board)
     if settings.use_wandb:
-        writers.append(
-            WandbWriter(settings.project_name, settings.exp_name, cfg.yaml_cfg, folder)
-        )
+        project = settings.project_name
+        writers.append(WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder))
     return RunLog(writers, plan, pictures=settings.pictures)
 
 
@@ -197,11 +191,8 @@ def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, 
         return
     yield "EMA horizon", horizon
     restart = plan.ema_restart_decay
-    if (
-        restart is None
-        or plan.stop_epoch is None
-        or not 0 < plan.stop_epoch < plan.epochs
-    ):
+    stop = plan.stop_epoch
+    if restart is None or stop is None or not 0 < stop < plan.epochs:
         return
     restarted = 1 / (1 - restart) if restart < 1 else math.inf
     if not math.isclose(restarted, horizon, rel_tol=1e-6):
@@ -237,11 +228,9 @@ def log_data(
     """
     boxes = train_data.boxes_per_image()
     most = int(boxes.max())
-    accumulated = (
-        f" ({plan.window} x {plan.batch_size // plan.window})"
-        if plan.window > 1
-        else ""
-    )
+    accumulated = ""
+    if plan.window > 1:
+        accumulated = f" ({plan.window} x {plan.batch_size // plan.window})"
     logger.info(
         "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
         "%d%s, %d steps per epoch, %d epochs",

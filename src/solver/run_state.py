@@ -132,11 +132,9 @@ class RunState:
                 state["world_size"],
             )
         device = next(self.model.parameters()).device
-        self.meter = (
-            EpochMeter.from_state(state["meter"], device)
-            if state.get("meter")
-            else None
-        )
+        self.meter = None
+        if state.get("meter"):
+            self.meter = EpochMeter.from_state(state["meter"], device)
 
     def restart_epoch(self) -> None:
         """Restart the epoch and reset the best score, because the data has changed."""
@@ -147,17 +145,14 @@ class RunState:
     def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
         """Complete an epoch; return whether its score is the best so far."""
         epoch = self.progress.epoch
-        improved = self.best.consider(
-            epoch, metrics, self.scored.state_dict(), plan.stage(epoch)
-        )
+        weights = self.scored.state_dict()
+        improved = self.best.consider(epoch, metrics, weights, plan.stage(epoch))
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:
-            consequence = (
-                "the run ends early"
-                if plan.is_over(self.progress)
-                else "stage 2 begins early"
-            )
+            consequence = "stage 2 begins early"
+            if plan.is_over(self.progress):
+                consequence = "the run ends early"
             logger.info(
                 "no better %s for %d epochs: %s",
                 self.best.metric,

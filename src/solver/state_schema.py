@@ -194,11 +194,8 @@ def check_optimizer_state(
         ids += group["params"]
     for number, parameter in zip(ids, parameters):
         for name, value in state["state"].get(number, {}).items():
-            if (
-                isinstance(value, Tensor)
-                and value.ndim
-                and value.shape != parameter.shape
-            ):
+            is_scalar = not isinstance(value, Tensor) or not value.ndim
+            if not is_scalar and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"{path}: {name} of the optimizer's parameter {number} has the shape "
                     f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "

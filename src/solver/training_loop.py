@@ -34,22 +34,19 @@ from .saving import Saver
 def log_run(run: Run) -> None:
     """Log a summary of the run before it starts."""
     model = run.state.model
-    precision = (
-        "float32"
-        if run.step.amp_dtype is None
-        else str(run.step.amp_dtype).removeprefix("torch.")
-    )
+    dtype = run.step.amp_dtype or torch.float32
     logger.info(
         "%s on %s, %d rank(s), %s",
         type(model).__name__,
         run.device,
         world_size(),
-        precision,
+        str(dtype).removeprefix("torch."),
     )
-    queries = next(
-        (part.num_queries for part in model.modules() if isinstance(part, HasQueries)),
-        None,
-    )
+    queries = None
+    for part in model.modules():
+        if isinstance(part, HasQueries):
+            queries = part.num_queries
+            break
     train_data = run.data.train_loader.dataset
     log_data(
         train_data,
@@ -87,16 +84,14 @@ def rehearse(run: Run) -> None:
 def begin_epoch(run: Run, epoch: int) -> None:
     """Prepare an epoch; a run that resumes within the epoch skips what happens only at its first step."""
     progress = run.state.progress
-    run.data.train_loader.set_epoch(
-        epoch, progress.step * run.settings.grad_accum_steps
-    )
+    first_batch = progress.step * run.settings.grad_accum_steps
+    run.data.train_loader.set_epoch(epoch, first_batch)
     for part in (run.step.criterion, run.step.anchoring):
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
     if run.phases.begin(epoch):
-        log_trainable_parameters(
-            epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress)
-        )
+        rates = run.rates.scheduled(progress)
+        log_trainable_parameters(epoch, run.state.model, run.state.optimizer, rates)
     if progress.step:
         return
     run.state.guard.start_epoch()
@@ -107,9 +102,8 @@ def begin_epoch(run: Run, epoch: int) -> None:
 def load_best_weights(run: Run) -> None:
     """Start stage 2 from the best weights of stage 1, of which every rank has a copy."""
     best = run.state.best
-    weights = completed(
-        best.stage_one_weights, run.state.model
-    )  # the input size may have changed
+    # the input size may have changed, and with it the computed tables
+    weights = completed(best.stage_one_weights, run.state.model)
     best.stage_one_weights = {}
     run.state.model.load_state_dict(weights)
     if run.state.ema is not None:
@@ -216,12 +210,11 @@ def end_epoch(
     losses = meter.means()
     explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
     evaluator = run.data.evaluator
-    detections = (
-        evaluator.detections if isinstance(evaluator, KeepsDetections) else None
-    )
-    log.show_validation(
-        epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold")
-    )
+    detections = None
+    if isinstance(evaluator, KeepsDetections):
+        detections = evaluator.detections
+    val_data = run.data.val_loader.dataset
+    log.show_validation(epoch, val_data, detections, metrics.get("F1_threshold"))
     improved = state.close_epoch(metrics, run.plan)
     run.data.train_loader.report_images()
     run.data.val_loader.report_images()

@@ -114,25 +114,19 @@ class TrainStep:
     def _normalizers(self, window: Sequence[Batch], sizes: list[int]) -> list[Any]:
         """Return the normalizers of the criterion for each batch; None lets a batch use its own counts."""
         criterion = self.criterion
-        if (
-            len(window) == 1
-            or not self.exact
-            or not isinstance(criterion, CountsObjects)
-        ):
+        is_exact = self.exact and len(window) > 1
+        if not is_exact or not isinstance(criterion, CountsObjects):
             return [None] * len(window)
         counts = []
-        with (
-            self._isolated_rng(),
-            torch.no_grad(),
-        ):  # the loss draws the same random numbers again
+        # the loss draws the same random numbers again
+        with self._isolated_rng(), torch.no_grad():
             for batch in window:
                 images, targets = self._to_device(batch)
                 try:
                     outputs = self._forward(self.model, images, targets)
                     counts.append(criterion.count(outputs, targets))
-                except (
-                    NumericsError
-                ):  # raised again, and reported, when the loss is computed
+                except NumericsError:
+                    # raised again, and reported, when the loss is computed
                     objects = sum(len(target["labels"]) for target in targets)
                     counts.append((objects, 0))
         self.statistics.restore()
@@ -158,9 +152,8 @@ class TrainStep:
             else:
                 losses = _scaled(self.criterion(outputs, targets), fraction)
             if self.anchoring:
-                with (
-                    self._isolated_rng()
-                ):  # `_normalizers` runs without it and must draw the same numbers
+                # `_normalizers` runs without the anchoring and must draw the same numbers
+                with self._isolated_rng():
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * fraction
@@ -177,16 +170,15 @@ class TrainStep:
     def _forward(
         self, module: nn.Module, images: Tensor, targets: list[Target]
     ) -> dict[str, Any]:
-        with torch.autocast(
-            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        ):
+        """Run the model in the precision of the run."""
+        uses_amp = self.amp_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=uses_amp):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:
         """Isolate the random state: draws inside do not affect draws after."""
-        return torch.random.fork_rng(
-            [self.device] if self.device.type == "cuda" else []
-        )
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices)
 
     def _to_device(self, batch: Batch) -> Batch:
         """Copy images, boxes and labels to the device."""
@@ -218,22 +210,18 @@ class TrainStep:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameters.append(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(
-            parameters, self.clip_max_norm or float("inf")
-        )
-        finite = [
-            torch.as_tensor(part.is_finite(), device=norm.device) for part in parts
-        ]
-        continues = torch.tensor(not self.is_stop_asked(), device=norm.device)
-        checks = torch.stack(
-            [torch.stack(finite).all(), torch.isfinite(norm), continues]
-        )
+        max_norm = self.clip_max_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        device = norm.device
+        finite = [torch.as_tensor(part.is_finite(), device=device) for part in parts]
+        all_finite = torch.stack(finite).all()
+        continues = torch.tensor(not self.is_stop_asked(), device=device)
+        checks = torch.stack([all_finite, torch.isfinite(norm), continues])
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
         if self.scaler:
-            self.scaler.step(
-                self.optimizer
-            )  # skips the update if a gradient overflowed
+            # skips the update if a gradient overflowed
+            self.scaler.step(self.optimizer)
             self.scaler.update()
         elif finite_loss and finite_gradient:
             self.optimizer.step()
@@ -250,9 +238,9 @@ class TrainStep:
                 break
         part = parts[bad]
         images, _ = window[bad]
-        reason = part.failure or first_bad_tensor(
-            images, part.outputs, part.losses, self.model
-        )
+        reason = part.failure
+        if not reason:
+            reason = first_bad_tensor(images, part.outputs, part.losses, self.model)
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
         losses = [part.losses for part in parts[reported]]

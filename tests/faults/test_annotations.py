@@ -291,7 +291,7 @@ def test_f64_fewer_classes_than_the_file_has_are_a_fault_of_the_configuration(
     assert ended.code == 2
     assert (
         "num_classes is 3, but" in ended.err
-        and "has 4 categories; set it to 4 or take it out" in ended.err
+        and "has 4 categories; set it to 4 or remove it" in ended.err
     )
 
 

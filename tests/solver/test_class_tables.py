@@ -46,7 +46,7 @@ def test_the_number_of_classes_follows_from_the_data_if_it_is_left_open(cats_and
 def test_too_few_classes_name_both_numbers(cats_and_dogs):
     with pytest.raises(
         ConfigError,
-        match="num_classes is 1, but .* has 2 categories; set it to 2 or take it out",
+        match="num_classes is 1, but .* has 2 categories; set it to 2 or remove it",
     ):
         settle_classes(
             tiny_config(num_classes=1), [cats_and_dogs], None, same_classes=True
