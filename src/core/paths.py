@@ -1,14 +1,17 @@
-"""Paths given by users, and text files written by other programs."""
+"""Paths and files given by users: only regular files are opened, so that reading never waits for a writer."""
 
 from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 NAME_SIMILARITY = 0.8
@@ -29,6 +32,46 @@ def user_path(text: str | Path) -> Path:
     return Path(text).expanduser()
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for binary reading; a FIFO, a socket or a device is refused, which could wait forever.
+
+    Raises:
+        OSError: if the file cannot be opened or is not a regular file.
+    """
+    refuse_special_file(path)  # opening a device can already have an effect
+    return open(path, "rb", opener=_open_regular)
+
+
+def refuse_special_file(path: str | Path) -> None:
+    """Check a path before a library opens it: it must not be a FIFO, a socket or a device.
+
+    Raises:
+        OSError: if the path does not exist or is such a file. A folder is left to the library.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a null character, or a surrogate
+        raise OSError(errno.EINVAL, f"not a valid path ({error})", str(path)) from None
+    _refuse_special_mode(mode, path)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Return a descriptor of a regular file or a folder; `open` itself refuses folders."""
+    # the file may have been replaced meanwhile; O_NONBLOCK does not wait for the writer of a FIFO
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _refuse_special_mode(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_special_mode(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def read_text(path: str | Path, *, errors: str = "strict") -> str:
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 if the file begins with a byte order mark.
 
@@ -37,10 +80,11 @@ def read_text(path: str | Path, *, errors: str = "strict") -> str:
         errors: error handling, as in `bytes.decode`.
 
     Raises:
-        OSError: if the file cannot be read.
+        OSError: if the file cannot be read or is not a regular file.
         UnicodeDecodeError: if the bytes are not valid and `errors` is "strict".
     """
-    return decode_text(Path(path).read_bytes(), errors=errors)
+    with open_regular(path) as file:
+        return decode_text(file.read(), errors=errors)
 
 
 def decode_text(raw: bytes, *, errors: str = "strict") -> str:

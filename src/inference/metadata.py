@@ -112,7 +112,7 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     if text is not None:
         return Metadata.from_json(text, path)
     beside = path.with_suffix(".json")
-    if not beside.is_file():
+    if not beside.exists():
         raise CheckpointError(
             f"{path} has no metadata about preprocessing and classes, and {beside.name} does not exist "
             "beside it; tools/deployment/export_onnx.py writes both files, keep them together"

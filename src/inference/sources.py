@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.paths import did_you_mean_file, user_path
+from ..core.paths import did_you_mean_file, refuse_special_file, user_path
 from ..data.dataset.image_names import find_image_files
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -77,7 +77,7 @@ def open_source(text: str) -> Source:
         text: a path, the URL of a video stream, `camera:N`, N or `/dev/videoN`.
 
     Raises:
-        DataError: if the file or folder does not exist.
+        DataError: if the file or folder does not exist, or is a FIFO, a socket or a device.
 
     Example:
         >>> open_source("camera:0")
@@ -96,8 +96,21 @@ def open_source(text: str) -> Source:
         raise DataError(
             f"{text} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}"
         )
+    _refuse_special(path)
     is_video = path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
     return Source(path, is_video)
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse a FIFO, a socket or a device, for which OpenCV could wait forever.
+
+    Raises:
+        DataError: if the path is not a file or a folder.
+    """
+    try:
+        refuse_special_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def image_files(path: Path) -> list[Path]:
@@ -145,6 +158,8 @@ class Video:
         self.was_stopped = False
         place = source.place
         is_file = isinstance(place, Path)
+        if isinstance(place, Path):
+            _refuse_special(place)
         self._capture = cv2.VideoCapture(str(place) if is_file else place)
         if not self._capture.isOpened():
             hint = (

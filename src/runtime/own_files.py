@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ConfigError
+from ..core.paths import open_regular
 from .files import prepare_output_dir, write_atomically, write_json
 from .weight_files import is_marked_tensor_file
 
@@ -284,7 +285,7 @@ def _is_our_log(path: Path) -> bool:
 
 
 def _is_our_cache(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as content:
+    with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
         return set(content.files) == {"names", "rows"}
 
 
@@ -297,25 +298,25 @@ def _is_our_picture(path: Path) -> bool:
 
 
 def _comment(path: Path) -> bytes | None:
-    with Image.open(path) as image:
+    with open_regular(path) as file, Image.open(file) as image:
         return image.info.get("comment")
 
 
 def _is_our_video(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - _MP4_BOX))
         return file.read() == _video_mark()
 
 
 def _is_our_graph(path: Path) -> bool:
     """Return whether an ONNX file has this project's key in its metadata, near the end of the file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - LARGEST_READ))
         return b"\n\x05dfine" in file.read()
 
 
 def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(LARGEST_READ)
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from ..core.errors import CheckpointError, first_line
-from ..core.paths import did_you_mean_file
+from ..core.paths import did_you_mean_file, open_regular
 from .files import write_atomically
 
 EXPANSION_LIMIT = 1.1
@@ -67,7 +67,7 @@ def write_tensor_file(
 
 def verify_digest(path: Path) -> bool | None:
     """Return whether a file matches the digest inside it; None if there is no digest."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         if size < _COMMENT_LENGTH + 2:
             return None
@@ -84,7 +84,7 @@ def verify_digest(path: Path) -> bool | None:
 
 def is_marked_tensor_file(path: Path) -> bool:
     """Return whether `write_tensor_file` wrote a file, even if it has been damaged since."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if MARK.encode() in head and WRITER.encode() in head:
         return True
@@ -177,7 +177,7 @@ def checked_path(path: str | Path) -> Path:
         hint = did_you_mean_file(path)
         raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()}){hint}")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file")
+        raise CheckpointError(f"{path} is not a regular file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes)")
     return path
@@ -201,7 +201,7 @@ def refuse_address(path: str | Path) -> str:
 
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return _digest(file, Path(path).stat().st_size).hexdigest()
 
 

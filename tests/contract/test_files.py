@@ -90,3 +90,19 @@ def test_yaml_of_users_is_read_by_one_loader_that_keeps_names_as_they_are(module
         "src/data/preparation/convert.py": {"yaml.safe_load"},
     }
     assert loads <= allowed.get(module, set())
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"src/core/paths.py"}))
+def test_files_of_users_are_opened_where_a_fifo_is_refused(module):
+    """See `open_regular`; src/runtime/files.py opens its own files by `os.open`, without waiting."""
+    assert "rb" not in opened(module) or module == "src/runtime/files.py"
+    own = {
+        "src/inference/exported_engines.py": "after `checked_path`",
+        "src/runtime/stop.py": "/proc",
+        "src/solver/checkpoint.py": "after `read_tensor_file`",
+    }
+    reads = [name for name, _ in calls(module) if name.endswith(".read_bytes")]
+    assert not reads or module in own
+    for name, call in calls(module):
+        if name in ("Image.open", "np.load"):
+            assert ast.unparse(call.args[0]) in ("file", "io.BytesIO(raw)")

@@ -297,7 +297,7 @@ def test_missing_file_is_refused_with_where_it_was_looked_for(tmp_path):
 
 
 def test_folder_is_refused(tmp_path):
-    assert refused(tmp_path) == "FILE is not a file"
+    assert refused(tmp_path) == "FILE is not a regular file"
 
 
 @pytest.mark.parametrize(

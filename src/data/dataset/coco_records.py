@@ -21,7 +21,12 @@ import msgspec
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.paths import decode_text, did_you_mean_file, files_inside
+from ...core.paths import (
+    decode_text,
+    did_you_mean_file,
+    files_inside,
+    open_regular,
+)
 from ...runtime.limits import is_system_limit
 from .findings import Findings, Kind
 from .segmentation import box_of_segmentation, mask_size
@@ -246,7 +251,8 @@ def read_annotation_file(path: Path) -> bytes:
         DataError: if the file cannot be read.
     """
     try:
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except OSError as error:
         if is_system_limit(error):
             raise

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.errors import DataError, first_line
+from ...core.paths import open_regular
 from ...runtime.limits import is_system_limit
 
 try:
@@ -128,7 +129,7 @@ def inspect_image(
         ImageSizeError: if the image has another size than `expected_wh`.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             check(os.fstat(file.fileno()))
             raw = file.read()
     except OSError as error:
@@ -289,7 +290,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 stored = image.size
                 rotated = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 return stored, stored[::-1] if rotated else stored

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ...core.errors import ResourceError
+from ...core.paths import open_regular
 from ...runtime.distributed import gather_objects, is_main, machine, rank, world_size
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
@@ -198,7 +199,7 @@ def _row(path: str, known: np.ndarray) -> list[int]:
         row[CHANGED] = stat.st_mtime_ns
         if known[WIDTH] != UNKNOWN and row[:2] == known[:2].tolist():
             return known.tolist()
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             found = [*image.size, UNKNOWN, int(getattr(image, "is_animated", False))]
             file.seek(max(0, stat.st_size - TAIL_BYTES))
             row[WIDTH:] = [*found, zlib.crc32(file.read())]
@@ -214,7 +215,10 @@ def _read_cache(cache: Path | None, names: str, count: int) -> np.ndarray:
     if cache is None or not cache.exists():
         return nothing
     try:
-        with np.load(cache, allow_pickle=False) as content:
+        with (
+            open_regular(cache) as file,
+            np.load(file, allow_pickle=False) as content,
+        ):
             rows = content["rows"]
             same_names = str(content["names"]) == names
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ...core.paths import close_names, folded_name
+from ...core.paths import close_names, folded_name, open_regular
 from .decoding import IMAGE_SUFFIXES
 
 SNIFFED_BYTES = 32
@@ -99,7 +99,7 @@ def is_image_file(path: str | Path) -> bool:
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         return True
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _MAGIC.match(file.read(SNIFFED_BYTES)) is not None
     except OSError:
         return False

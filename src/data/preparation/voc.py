@@ -18,7 +18,7 @@ from xml.parsers import expat
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.paths import read_text
+from ...core.paths import open_regular, read_text
 from ...runtime.limits import is_system_limit
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
@@ -191,7 +191,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
         )
 
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
         if is_system_limit(error):
