@@ -13,9 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..runtime.log import logger
-from .detector import Detector, Readable
+from .detector import Detector
 from .detector_evaluation import open_labelled_images
 from .prediction import Prediction
+from .reading import Readable
 from .sources import image_files
 
 BOX_TOLERANCE_PX = 1.0

@@ -18,8 +18,9 @@ from ..runtime.own_files import (
     refuse_leaving,
     write_picture,
 )
-from .detector import Detector, LabelledFile
+from .detector import Detector
 from .prediction_settings import PredictionSettings
+from .reading import LabelledFile
 
 
 def draw_comparisons(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from itertools import islice
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
+from ..data.dataset.decoding import ImageError
 from ..detection.fitting import load_strictly
 from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
@@ -31,32 +29,19 @@ from .metadata import Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
+from .reading import LabelledFile, Readable, ReadImage, batches, read_ahead
 from .tiling import Tiling, predict_tiled
 
+Errors: TypeAlias = Literal["raise", "skip"]
+"""Handling of an image without a prediction: raise the error, or keep it in `Prediction.error`."""
 
-class LabelledFile(NamedTuple):
-    """An image file with the image size that its labels refer to.
-
-    A rotation in the file's EXIF data is applied only if the image then has this size.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    """(width, height)."""
-
-
-Readable = str | Path | Image.Image | np.ndarray | Tensor | LabelledFile
-"""An image: a file; a PIL image; an array `[H, W, 3]` (RGB) or `[H, W]` (grey), uint8; or a tensor `[3, H,
-W]`, uint8, RGB."""
+_Predict = Callable[[Sequence[Tensor]], list[Prediction]]
 
 DEFAULT_THRESHOLD = 0.4
 """Minimum score if the checkpoint contains none, as in D-FINE's tools."""
 
 MAX_LISTED_FILES = 8
 """Maximum number of files that an error message names."""
-
-READING_THREADS = 4
-"""Threads that read images while the model computes."""
 
 
 class ImagePrediction(NamedTuple):
@@ -243,6 +228,7 @@ class Detector:
         batch_size: int = 8,
         nms: float | None = None,
         tiling: Tiling | None = None,
+        errors: Errors = "raise",
     ) -> Prediction | list[Prediction]:
         """Detect objects.
 
@@ -252,9 +238,11 @@ class Detector:
             batch_size: as in `PredictionSettings`.
             nms: as in `PredictionSettings`.
             tiling: as in `PredictionSettings`.
+            errors: "raise" raises the first error; "skip" gives an image that cannot be read, is not an
+                image, or for which the model gives NaN an empty prediction with `Prediction.error`.
 
         Returns:
-            The prediction for a single image, or a list with the prediction for each image.
+            The prediction for a single image, or a list with the prediction for each image, in order.
 
         Raises:
             DataError: if an image cannot be read.
@@ -266,10 +254,14 @@ class Detector:
             >>> found = detector.predict(["image.jpg", "images/val_00001.jpg"], threshold=0.5)
             >>> [prediction.size for prediction in found]
             [(64, 64), (64, 64)]
+            >>> found = detector.predict(["missing.jpg", "image.jpg"], errors="skip")
+            >>> [prediction.error for prediction in found]
+            ['image missing.jpg cannot be read: No such file or directory', None]
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
         several, is_single = _as_several(images)
-        found = [predicted.prediction for predicted in self.stream(several, settings)]
+        stream = self.stream(several, settings, errors=errors)
+        found = list(map(attrgetter("prediction"), stream))  # keeps no image
         return found[0] if is_single else found
 
     def stream(
@@ -277,15 +269,19 @@ class Detector:
         images: Iterable[Readable],
         settings: PredictionSettings = DEFAULT_SETTINGS,
         *,
+        errors: Errors = "raise",
         unreadable: list[ImageError] | None = None,
     ) -> Iterator[ImagePrediction]:
         """Detect objects in a stream of images, keeping only a few images in memory.
 
+        An error is raised after the predictions for the images before it.
+
         Args:
-            images: any number of images.
+            images: any number of images. An error of the iterable itself is raised whatever `errors` is.
             settings: settings of the prediction.
-            unreadable: list to which the errors of unreadable images are appended; these images are skipped.
-                None raises the first error.
+            errors: as for `predict`. The image of an image that cannot be read has no pixels.
+            unreadable: list to which the errors of unreadable images are appended; these images are left out.
+                None treats them according to `errors`.
 
         Raises:
             ConfigError: immediately, if a setting is out of range.
@@ -304,36 +300,17 @@ class Detector:
         for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
+        if errors not in get_args(Errors):
+            raise ConfigError(f'errors is {errors!r}, expected "raise" or "skip"')
         predict = partial(
             self._predict_batch, threshold=settings.threshold, nms=settings.nms
         )
-        return self._stream(images, predict, size, settings.tiling, unreadable)
-
-    def _stream(
-        self,
-        images: Iterable[Readable],
-        predict: Callable[[Sequence[Tensor]], list[Prediction]],
-        size: int,
-        tiling: Tiling | None,
-        unreadable: list[ImageError] | None,
-    ) -> Iterator[ImagePrediction]:
-        images_per_step = 1 if tiling else size
-        reading = _read_ahead(images, unreadable, ahead=2 * images_per_step)
-        while True:
-            chunk = list(islice(reading, images_per_step))
-            if not chunk:
-                return
-            batch = [image for image, _ in chunk]
-            try:
-                if tiling:
-                    found = [predict_tiled(batch[0], tiling, predict, size)]
-                else:
-                    found = predict(batch)
-            except NumericsError as error:
-                files = _listed_files(source for _, source in chunk)
-                raise NumericsError(f"{error}{files}") from None
-            for (image, source), prediction in zip(chunk, found):
-                yield ImagePrediction(image, replace(prediction, source=source))
+        if settings.tiling:
+            # one image at a time, whose tiles make the batches
+            predict = partial(_tiled, settings.tiling, predict, size)
+            size = 1
+        read = _usable(read_ahead(images, ahead=2 * size), errors, unreadable)
+        return _predictions(batches(read, size), predict, errors)
 
     def _predict_batch(
         self,
@@ -403,6 +380,64 @@ def _exported_preprocessing(
     return preprocessing
 
 
+def _usable(
+    images: Iterator[ReadImage], errors: Errors, unreadable: list[ImageError] | None
+) -> Iterator[ReadImage]:
+    """Yield images; raise, keep or list the errors of those that have one."""
+    for image in images:
+        if unreadable is not None and isinstance(image.error, ImageError):
+            unreadable.append(image.error)
+        elif image.error is not None and errors == "raise":
+            raise image.error
+        else:
+            yield image
+        del image  # only the caller keeps it
+
+
+def _predictions(
+    chunks: Iterator[list[ReadImage]], predict: _Predict, errors: Errors
+) -> Iterator[ImagePrediction]:
+    """Yield the predictions of batches of images, some of which may have errors."""
+    for chunk in chunks:
+        good = [image for image in chunk if image.error is None]
+        found = iter(_predict_each(good, predict, errors) if good else [])
+        for image in chunk:
+            if image.error is None:
+                prediction = replace(next(found), source=image.source)
+            else:
+                reason = str(image.error) or type(image.error).__name__
+                prediction = Prediction.failed(reason, source=image.source)
+            yield ImagePrediction(image.image, prediction)
+        del chunk, good, image  # so that they are gone while the next ones are read
+
+
+def _predict_each(
+    images: Sequence[ReadImage], predict: _Predict, errors: Errors
+) -> list[Prediction]:
+    """Return the predictions of a batch.
+
+    If the model gives NaN and errors are skipped, each image is computed alone, so that only the images with
+    NaN lose their predictions.
+    """
+    try:
+        return predict([image.image for image in images])
+    except NumericsError as error:
+        reason = f"{error}{_listed_files(image.source for image in images)}"
+        if errors == "raise":
+            raise NumericsError(reason) from None
+    if len(images) == 1:
+        height, width = images[0].image.shape[1:]
+        return [Prediction.failed(reason, (width, height))]
+    return [_predict_each([image], predict, errors)[0] for image in images]
+
+
+def _tiled(
+    tiling: Tiling, predict: _Predict, size: int, images: Sequence[Tensor]
+) -> list[Prediction]:
+    """Return the predictions of images and their tiles."""
+    return [predict_tiled(image, tiling, predict, size) for image in images]
+
+
 def _listed_files(sources: Iterable[str | None]) -> str:
     """Return the files of a batch as the end of a message; an empty string if there are none."""
     files = [source for source in sources if source is not None]
@@ -418,10 +453,14 @@ def _as_several(
     images: Readable | Iterable[Readable],
 ) -> tuple[Iterable[Readable], bool]:
     """Return an iterable of images, and whether a single image was given."""
-    if isinstance(images, (str, Path, Image.Image, LabelledFile)):
-        return [images], True
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4:
-        return [images], True
+    if isinstance(images, (np.ndarray, Tensor)):
+        is_single = images.ndim < 4
+    else:
+        # an object that is not an image and not a collection of images is refused as a single image
+        kinds = (str, Path, Image.Image, LabelledFile, bytes, bytearray, Mapping)
+        is_single = isinstance(images, kinds) or not isinstance(images, Iterable)
+    if is_single:
+        return [cast("Readable", images)], True
     # iterating over an array or tensor gives its images
     return cast("Iterable[Readable]", images), False
 
@@ -438,93 +477,6 @@ def _checked_threshold(value: Any) -> float:
             f"the threshold in the file is {value!r}, expected a number from 0 to 1"
         )
     return value
-
-
-@cache
-def _warn_of_several_frames(folder: Path) -> None:
-    """Warn, once for each folder, that only the first frame of an image file is used."""
-    logger.warning(
-        "images in %s have several frames or pages, of which only the first is used",
-        folder,
-    )
-
-
-def read_image(image: Readable) -> tuple[Tensor, str | None]:
-    """Return an image as `[3, H, W]` uint8, RGB, and its file name if it came from a file.
-
-    Example:
-        >>> pixels, source = read_image("image.jpg")
-        >>> pixels.shape, source
-        (torch.Size([3, 64, 64]), 'image.jpg')
-
-    Raises:
-        ImageError: if a file cannot be read.
-        ConfigError: if it is not an image, or an array with a wrong shape or type.
-    """
-    if isinstance(image, LabelledFile):
-        return _read_file(image.path, image.size), str(image.path)
-    if isinstance(image, str | Path):
-        return _read_file(Path(image)), str(image)
-    if isinstance(image, Image.Image):
-        return image_from_pil(image), getattr(image, "filename", None) or None
-    if not isinstance(image, (np.ndarray, Tensor)):
-        raise ConfigError(
-            f"a {type(image).__name__} is not an image; pass a file, a PIL image, an array [H, W, 3] or a "
-            "tensor [3, H, W]"
-        )
-    if isinstance(image, Tensor):
-        pixels = image
-        expected = "[3, H, W] uint8"
-    else:
-        pixels = _channels_first(image)
-        expected = "[H, W, 3] (RGB) or [H, W] (grey), uint8"
-    has_shape = pixels.ndim == 3 and pixels.shape[0] == 3 and 0 not in pixels.shape
-    if pixels.dtype != torch.uint8 or not has_shape:
-        raise ConfigError(
-            f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {expected}"
-        )
-    return pixels.cpu(), None
-
-
-def _read_file(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Read an image file; warn if it has several frames."""
-    pixels, flags = inspect_image(path, size)
-    if ImageFlag.SEVERAL_FRAMES in flags:
-        _warn_of_several_frames(path.parent)
-    return pixels
-
-
-def _channels_first(image: np.ndarray) -> Tensor:
-    """Return an array `[H, W, 3]` or `[H, W]` as a tensor `[3, H, W]`; other shapes are not changed."""
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
-    if pixels.ndim == 2:
-        pixels = pixels[..., None].expand(-1, -1, 3)
-    if pixels.ndim == 3:
-        pixels = pixels.permute(2, 0, 1)
-    return pixels
-
-
-def _read_ahead(
-    images: Iterable[Readable],
-    unreadable: list[ImageError] | None,
-    *,
-    ahead: int,
-) -> Iterator[tuple[Tensor, str | None]]:
-    """Read images in threads, up to `ahead` at a time, and yield them in order."""
-    source = iter(images)
-    waiting: deque[Future[tuple[Tensor, str | None]]] = deque()
-    with ThreadPoolExecutor(READING_THREADS) as readers:
-        while True:
-            for image in islice(source, ahead - len(waiting)):
-                waiting.append(readers.submit(read_image, image))
-            if not waiting:
-                return
-            try:
-                yield waiting.popleft().result()
-            except ImageError as error:
-                if unreadable is None:
-                    raise
-                unreadable.append(error)
 
 
 def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:

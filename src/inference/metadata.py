@@ -101,7 +101,13 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
 
     Example:
         >>> classes = [{"id": 1, "name": "cat"}]
-        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> metadata = Metadata(
+        ...     preprocessing=[{"type": "Resize", "size": [64, 64]}],
+        ...     classes=classes,
+        ...     threshold=0.4,
+        ...     input_size=[64, 64],
+        ...     batch_size=None,
+        ... )
         >>> size = Path("model.json").write_text(metadata.to_json())
         >>> metadata_for(Path("model.onnx"), None).classes
         [{'id': 1, 'name': 'cat'}]

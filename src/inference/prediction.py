@@ -34,6 +34,30 @@ class Prediction:
     """(width, height) of the image."""
     source: str | None = None
     """Path of the image file; None if the image did not come from a file."""
+    error: str | None = None
+    """Why there is no prediction for this image, with `errors="skip"`; None if there is one."""
+
+    @classmethod
+    def failed(
+        cls, error: str, size: tuple[int, int] = (0, 0), source: str | None = None
+    ) -> Prediction:
+        """Return an empty prediction with the reason why the image has none.
+
+        Example:
+            >>> found = Prediction.failed("image a.jpg is empty (0 bytes)", source="a.jpg")
+            >>> len(found), found.error
+            (0, 'image a.jpg is empty (0 bytes)')
+        """
+        return cls(
+            boxes=np.zeros((0, 4), np.float32),
+            scores=np.zeros(0, np.float32),
+            labels=np.zeros(0, np.int64),
+            category_ids=np.zeros(0, np.int64),
+            names=[],
+            size=size,
+            source=source,
+            error=error,
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

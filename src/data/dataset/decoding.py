@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntFlag
 from pathlib import Path
 
@@ -61,6 +61,9 @@ IMAGE_SUFFIXES = frozenset(
 """Suffixes of image files, in lower case; files with other suffixes are recognized by content
 (`image_names`)."""
 
+STRIP_PIXELS = 1 << 22
+"""Large images are converted in strips of about this many pixels, so that no whole copies of them are made."""
+
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels: white, as in most viewers."""
 
@@ -112,6 +115,7 @@ def inspect_image(
     path: str | Path,
     expected_wh: tuple[int, int] | None = None,
     check: Callable[[os.stat_result], None] = lambda _: None,
+    before_decoding: Callable[[int], None] = lambda _: None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image and return it with its flags.
 
@@ -120,6 +124,8 @@ def inspect_image(
         expected_wh: (width, height) that the labels were made for. The EXIF rotation is applied only if the
             result has this size; if neither orientation has it, the file contradicts its labels.
         check: function that gets the status of the opened file and may raise an error.
+        before_decoding: function that gets the number of pixels in the header before memory is allocated for
+            them. It can be called twice for an image.
 
     Returns:
         The image `[3, H, W]` uint8, RGB; and its flags.
@@ -143,9 +149,9 @@ def inspect_image(
     image = None
     flags = ImageFlag(0)
     if decode_jpeg and raw[:3] == b"\xff\xd8\xff":
-        image = _decode_plain_jpeg(raw)
+        image = _decode_plain_jpeg(raw, before_decoding)
     if image is None:
-        image, flags = _decode_any(raw, path, expected_wh)
+        image, flags = _decode_any(raw, path, expected_wh, before_decoding)
     height, width = image.shape[1:]
     if expected_wh is not None and (width, height) != tuple(expected_wh):
         raise ImageSizeError(
@@ -162,21 +168,30 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
         ImageError: if the image is damaged or has a mode without a defined range.
     """
     try:
-        upright = ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ) as error:  # Pillow decodes an image when it is first used; see _decode_any
+        upright, _ = _upright(image)
+    except Exception as error:  # of Pillow's plugins; see _decode_any
         raise ImageError(f"image {name} is damaged: {first_line(error)}") from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
 
-def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Decode an image; return it rotated according to its EXIF tag, and whether it has a rotation."""
+    image.load()
+    rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    # without a rotation, exif_transpose would return a copy
+    return ImageOps.exif_transpose(image) if rotated else image, rotated
+
+
+def _decode_plain_jpeg(
+    raw: bytes, before_decoding: Callable[[int], None]
+) -> Tensor | None:
     """Decode a grey or YCbCr JPEG without EXIF data; return None for all other files, which Pillow
     decodes.
     """
-    components = _jpeg_components(raw)
+    components, pixels = _jpeg_header(raw)
     if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
         return None
+    before_decoding(pixels)
     buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     try:
         return decode_jpeg(buffer, mode=ImageReadMode.RGB)
@@ -184,9 +199,10 @@ def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
         return None  # Pillow reports the reason
 
 
-def _jpeg_components(raw: bytes) -> int | None:
-    """Return the number of colour components in the first frame header; None if it is missing or too
-    large.
+def _jpeg_header(raw: bytes) -> tuple[int | None, int]:
+    """Return the numbers of colour components and pixels in the first frame header.
+
+    The components are None if the header is missing or the image is too large.
     """
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
@@ -195,13 +211,17 @@ def _jpeg_components(raw: bytes) -> int | None:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height = int.from_bytes(raw[at + 5 : at + 7], "big")
             width = int.from_bytes(raw[at + 7 : at + 9], "big")
-            return raw[at + 9] if 0 < height * width <= MAX_PIXELS else None
+            pixels = height * width
+            return (raw[at + 9] if 0 < pixels <= MAX_PIXELS else None), pixels
         at += 1 if marker == 0xFF else 2 + length
-    return None
+    return None, 0
 
 
 def _decode_any(
-    raw: bytes, path: str | Path, expected_wh: tuple[int, int] | None
+    raw: bytes,
+    path: str | Path,
+    expected_wh: tuple[int, int] | None,
+    before_decoding: Callable[[int], None],
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image with Pillow."""
     flags = ImageFlag(0)
@@ -218,9 +238,8 @@ def _decode_any(
                 )
             if getattr(image, "is_animated", False):
                 flags |= ImageFlag.SEVERAL_FRAMES
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+            before_decoding(image.width * image.height)
+            upright, rotated = _upright(image)
     except ImageError:
         raise
     except (
@@ -253,16 +272,32 @@ def _decode_any(
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     """Convert any mode to `[H, W, 3]` uint8."""
     if _is_16_bit(image):
-        return _grey_to_rgb(np.asarray(image).astype(np.int64), path)
+        return _grey_to_rgb(np.asarray(image), path)
     if image.mode == "F":
         raise ImageError(
             f"image {path} has floating-point values without a defined range; convert it to 8 or 16 bits"
         )
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(background, image)
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    try:
+        for top, bottom in _strips(image.height, image.width):
+            strip = image.crop((0, top, image.width, bottom))
+            if strip.mode in _TRANSPARENT_MODES or "transparency" in strip.info:
+                strip = strip.convert("RGBA")
+                background = Image.new("RGBA", strip.size, (*BACKGROUND, 255))
+                strip = Image.alpha_composite(background, strip)
+            pixels[top:bottom] = np.asarray(strip.convert("RGB"))
+    except ValueError as error:  # for example mode La
+        raise ImageError(
+            f"image {path} of mode {image.mode} cannot be converted to RGB: {first_line(error)}"
+        ) from None
+    return pixels
+
+
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each strip, and the row after its last one."""
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
 
 
 def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
@@ -273,8 +308,12 @@ def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
         raise ImageError(
             f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits"
         )
-    eight_bits = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
-    return np.repeat(eight_bits[..., None], 3, axis=2)
+    pixels = np.empty((*grey.shape, 3), np.uint8)
+    for top, bottom in _strips(*grey.shape):
+        strip = grey[top:bottom].astype(np.int64)
+        eight_bits = ((strip + 128) // 257).clip(0, 255).astype(np.uint8)
+        pixels[top:bottom] = eight_bits[..., None]
+    return pixels
 
 
 def _is_16_bit(image: Image.Image) -> bool:
