@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from ..core.errors import ResourceError
 from ..runtime.limits import describe_limit, limit_of
+from ..runtime.process import end_from_thread
 
 POLL_SECONDS = 5.0
 """Interval at which the workers are checked while a batch is awaited; the same as in torch."""
@@ -73,19 +74,85 @@ def watched(
         last_image: function from the number of a worker to the name of the image that it started last.
 
     Raises:
-        ResourceError: if a worker dies, or if a batch does not arrive in time.
+        ResourceError: if a worker dies, or if a batch does not arrive in time. If the thread that waits
+            cannot raise it, another thread ends the command with its exit code.
     """
     with _without_sigchld_handler():
         batches = start()
-    while True:
-        try:
-            batch = _next_batch(batches, timeout_seconds, last_image)
-        except StopIteration:
-            return
-        except Exception:  # the run ends: unfinished batches are not needed
-            _kill_all(batches._workers)
-            raise
-        yield batch
+    watch = _Watch(batches._workers, timeout_seconds, last_image)
+    try:
+        while True:
+            try:
+                with watch:
+                    batch = _next_batch(batches, timeout_seconds, last_image)
+            except StopIteration:
+                return
+            except Exception as error:
+                if watch.fault is None:
+                    raise
+                raise watch.fault from error
+            if watch.fault is not None:
+                raise watch.fault
+            yield batch
+    finally:
+        # unfinished batches are not needed, and a stopped worker would never end by itself
+        _kill_all(batches._workers)
+        watch.end()
+
+
+class _Watch:
+    """A thread that ends the wait for a batch when the waiting thread cannot do it itself.
+
+    `_next_batch` looks at the time between its attempts to get a batch. An attempt itself can block: for
+    example if a worker is stopped after it has announced a batch and before it has handed over its memory.
+    Then this thread kills the workers, which ends the transfer with an error. If the waiting thread does not
+    come back even then, the thread ends the process.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[BaseProcess],
+        timeout_seconds: float,
+        last_image: Callable[[int], str],
+    ) -> None:
+        """Start the thread, unless there is no limit."""
+        self.fault: ResourceError | None = None
+        self._workers = workers
+        self._timeout = timeout_seconds
+        self._last_image = last_image
+        self._began: float | None = None
+        self._is_over = threading.Event()
+        if timeout_seconds:
+            name = "data_timeout"
+            threading.Thread(target=self._watch, name=name, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._began = None
+
+    def end(self) -> None:
+        """End the thread."""
+        self._is_over.set()
+
+    def _watch(self) -> None:
+        # by then, `_next_batch` has had the time to raise the error itself
+        limit = self._timeout + 2 * POLL_SECONDS
+        while not self._waits_longer_than(limit):
+            if self._is_over.wait(POLL_SECONDS):
+                return
+        workers = range(len(self._workers))
+        self.fault = _timed_out(self._timeout, workers, self._last_image)
+        _kill_all(self._workers)
+        while not self._is_over.wait(POLL_SECONDS):
+            if self._waits_longer_than(limit + 2 * POLL_SECONDS):
+                end_from_thread(self.fault)
+                return
+
+    def _waits_longer_than(self, seconds: float) -> bool:
+        began = self._began
+        return began is not None and time.monotonic() - began > seconds
 
 
 def _next_batch(
@@ -104,13 +171,19 @@ def _next_batch(
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
-                images = ", ".join(map(last_image, range(len(batches._workers))))
-                raise ResourceError(
-                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): a loader "
-                    "worker hangs or is very "
-                    f"slow; last images of the workers: {images}; check that the storage answers, "
-                    "or raise data_timeout"
-                ) from error
+                workers = range(len(batches._workers))
+                raise _timed_out(timeout_seconds, workers, last_image) from error
+
+
+def _timed_out(
+    seconds: float, workers: Iterable[int], last_image: Callable[[int], str]
+) -> ResourceError:
+    """Return the error for a batch that did not arrive."""
+    images = ", ".join(map(last_image, workers))
+    return ResourceError(
+        f"no batch arrived within {seconds:g} s (data_timeout): a loader worker hangs or is very slow; "
+        f"last images of the workers: {images}; check that the storage answers, or raise data_timeout"
+    )
 
 
 def _raise_if_dead(

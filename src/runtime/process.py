@@ -50,6 +50,10 @@ _PATH_FAULTS = (
 """Error numbers for paths that cannot be used."""
 
 
+_status_dirs: list[Callable[[], Path | None]] = []
+"""`status_dir` of the command that is running, if one is."""
+
+
 def run_command(
     command: Callable[[], None],
     *,
@@ -65,6 +69,7 @@ def run_command(
             that hide exit codes; None writes no status.
     """
     true_code = 0
+    _status_dirs.append(status_dir)
     try:
         command()
         code = 0
@@ -79,8 +84,9 @@ def run_command(
             traceback.print_exc()
         if lost is None:
             tell_error(code, printable(message))
-        where = f" (rank {rank()})" if is_distributed() else ""
-        sys.stderr.write(f"error[{code}]: {printable(message)}{where}\n")
+        sys.stderr.write(_error_line(code, message))
+    finally:
+        _status_dirs.pop()
     _write_status(status_dir(), true_code, printable(message))
     try:
         sys.stdout.flush()
@@ -93,6 +99,28 @@ def run_command(
     if not code:
         leave_group()
     # threads of the group may still run, with which a normal exit of the interpreter sometimes aborts
+    os._exit(code)
+
+
+def _error_line(code: int, message: str) -> str:
+    """Return the line about an error on standard error."""
+    where = f" (rank {rank()})" if is_distributed() else ""
+    return f"error[{code}]: {printable(message)}{where}\n"
+
+
+def end_from_thread(error: RunError) -> None:
+    """End the running command with an error, from a thread, because the main thread does not come back.
+
+    Outside `run_command`, as in a notebook, the error is only logged.
+    """
+    code, message = explain(error)
+    if not _status_dirs:
+        logger.error("%s", message)
+        return
+    sys.stderr.write(_error_line(code, message))
+    sys.stderr.flush()
+    _write_status(_status_dirs[-1](), code, printable(message))
+    tell_error(code, printable(message))
     os._exit(code)
 
 

@@ -1,9 +1,12 @@
 """Workers that die or hang are told of by the batch that they owed."""
 
+import json
 import os
 import signal
+import threading
 import time
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,9 @@ from src.core.contracts import DetectionData
 from src.core.errors import DataError, ResourceError
 from src.data import dataloader, worker_watch
 from src.data.dataloader import DataLoader
+from src.data.worker_watch import watched
+from src.runtime import process
+from tests.fixtures.processes import run_forked
 from tests.fixtures.progress import wait_until
 
 
@@ -87,14 +93,20 @@ def test_worker_that_ended_by_itself_is_told_with_its_code():
     assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
 
 
-def test_death_is_told_by_the_next_batch_and_not_in_between(monkeypatch):
-    inner, original = [], torch.utils.data.DataLoader.__iter__
+@pytest.fixture
+def inner(monkeypatch):
+    """Return a list of torch's iterators, in the order in which they are made."""
+    made, original = [], torch.utils.data.DataLoader.__iter__
 
     def remember(loader):
-        inner.append(original(loader))
-        return inner[-1]
+        made.append(original(loader))
+        return made[-1]
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", remember)
+    return made
+
+
+def test_death_is_told_by_the_next_batch_and_not_in_between(inner):
     received = torch.zeros(1).share_memory_()
 
     def happen():
@@ -136,6 +148,88 @@ def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
     assert fault(signal.pause, data_timeout=0.6).startswith(
         "no batch arrived within 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;"
     )
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def stop_itself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def in_memory(numbers) -> torch.Tensor:
+    """Collate numbers into a tensor, whose memory the worker hands over when it is asked."""
+    return torch.tensor(numbers)
+
+
+def test_worker_stopped_before_its_batch_ends_the_wait():
+    message = fault(stop_itself, data_timeout=0.6)
+    assert message.startswith("no batch arrived within 0.6 s (data_timeout)")
+    assert "last images of the workers: number 5;" in message
+
+
+def test_worker_stopped_between_announcing_and_handing_over_ends_the_wait(inner):
+    """The waiting thread is then blocked inside the transfer, where torch's timeout does not count."""
+    loader = DataLoader(
+        Numbers(stop_itself), in_memory, batch_size=2, num_workers=1,
+        pin_memory=False, data_timeout=0.6,
+    )  # fmt: skip
+    began = iter(loader)
+    assert next(began).tolist() == [0, 1]
+    worker = inner[0]._workers[0]
+    wait_until(lambda: is_stopped(worker.pid), os.getpid(), lambda: "it still runs")
+    with pytest.raises(ResourceError, match=r"no batch arrived within 0\.6 s"):
+        next(began)
+    worker.join()
+
+
+@pytest.mark.parametrize("ends", ["all batches", "early"])
+def test_worker_that_is_stopped_at_the_end_does_not_live_on(inner, ends):
+    batches = iter(
+        DataLoader(Numbers(lambda: None), list, batch_size=2, num_workers=1,
+                   pin_memory=False)
+    )  # fmt: skip
+    for _ in range(4 if ends == "all batches" else 1):
+        next(batches)
+    worker = inner[0]._workers[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    if ends == "early":
+        batches.close()
+    else:
+        assert list(batches) == []
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+
+
+class Blocked:
+    """Stands for an iterator whose thread never comes back, whatever happens to the workers."""
+
+    _workers = ()
+
+    def __next__(self):
+        threading.Event().wait()
+
+
+def test_command_whose_main_thread_never_comes_back_is_ended_with_the_reason(tmp_path):
+    def command():
+        list(watched(Blocked, 0.5, str))
+
+    ended = run_forked(
+        lambda: process.run_command(command, status_dir=lambda: tmp_path), tmp_path
+    )
+    assert ended.code == 6
+    assert ended.err.startswith(
+        "error[6]: no batch arrived within 0.5 s (data_timeout)"
+    )
+    status = json.loads((tmp_path / "run_status.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("failed", 6)
+    assert status["message"].startswith("no batch arrived within 0.5 s")
+
+
+def test_outside_a_command_the_reason_is_only_logged(caplog):
+    process.end_from_thread(ResourceError("no batch"))
+    assert "no batch" in caplog.text
 
 
 @pytest.mark.parametrize("timeout", [0, 60])

@@ -1,5 +1,6 @@
 """Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F42, F74, F76)."""
 
+import json
 import os
 import resource
 import signal
@@ -154,6 +155,20 @@ def test_f40_hanging_worker_ends_the_run_after_the_timeout(
         "error[6]: no batch arrived within 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: "
     )
     assert "14 (train_00013.jpg)" in ended.err
+
+
+def test_f40_stopped_worker_ends_the_run_after_the_timeout(
+    own_data, tmp_path, in_a_worker
+):
+    in_a_worker(13, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    settings = {"num_workers": 1, "total_batch_size": 4, "data_timeout": 2.0}
+    config = write_tiny_config(tmp_path, own_data, train_dataloader=settings)
+    ended = run_forked(lambda: train_here_and_exit("-c", config, "--seed=0"), tmp_path)
+    assert ended.code == 6
+    assert "error[6]: no batch arrived within 2 s (data_timeout)" in ended.err
+    assert "14 (train_00013.jpg)" in ended.err
+    status = json.loads((tmp_path / "run/run_status.json").read_text())
+    assert status["exit_code"] == 6 and "data_timeout" in status["message"]
 
 
 # ---- limits of the system ----
