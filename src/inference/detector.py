@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
+from ..runtime.forks import prepare_torch_after_fork
 from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
 from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
@@ -91,6 +93,7 @@ class Detector:
         self.threshold = DEFAULT_THRESHOLD
         if threshold is not None:
             self.threshold = _checked_threshold(threshold)
+        self._process = os.getpid()
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array([entry["name"] for entry in self.classes], object)
 
@@ -118,6 +121,7 @@ class Detector:
                 and none is given.
             ConfigError: if the device does not exist or the model cannot use the input size.
         """
+        prepare_torch_after_fork()
         file = read_weights(path)
         picked = pick_device(device)
         cfg = model_config(file, config)
@@ -148,6 +152,7 @@ class Detector:
             CheckpointError: if the weights do not fit the configuration.
             ConfigError: if the model cannot use the input size.
         """
+        prepare_torch_after_fork()
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
         if input_size is not None and tuple(input_size) != preprocessing.input_size:
@@ -246,7 +251,8 @@ class Detector:
 
         Raises:
             DataError: if an image cannot be read.
-            ConfigError: if an object is not an image.
+            ConfigError: if an object is not an image, or if the process was forked from the one that created
+                this detector and its engine does not survive that.
             NumericsError: if the model gives NaN or infinity.
 
         Example:
@@ -319,6 +325,7 @@ class Detector:
         nms: float | None,
     ) -> list[Prediction]:
         """Return the detections of a batch of images with at least the minimum score."""
+        self._prepare_after_fork()
         found = self.engine(*self.preprocessing(images))
         labels = found[0].numpy()
         boxes = found[1].float().numpy()
@@ -343,6 +350,25 @@ class Detector:
                 prediction = prediction.select(_rows_after_nms(prediction, nms))
             result.append(prediction)
         return result
+
+    def _prepare_after_fork(self) -> None:
+        """Make predictions work in a process that was forked from the one that loaded the model.
+
+        Raises:
+            ConfigError: if the engine does not survive a fork.
+        """
+        prepare_torch_after_fork()
+        is_on_cpu = isinstance(self.engine, TorchEngine) and (
+            self.engine.device.type == "cpu"
+        )
+        # other engines have threads or a device context of their own, which a fork does not copy
+        is_known = isinstance(self.engine, TorchEngine | ExportedEngine)
+        if os.getpid() != self._process and is_known and not is_on_cpu:
+            raise ConfigError(
+                f"this Detector was created in process {self._process} and cannot be used in process "
+                f"{os.getpid()}, which was forked from it: create the Detector in each process, or start "
+                "processes with multiprocessing's spawn method"
+            )
 
     def _refuse_unknown_labels(self, labels: np.ndarray) -> None:
         """Check that every label of a batch has a class."""
