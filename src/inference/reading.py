@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ class PixelBudget:
 
     def clear(self) -> None:
         """Free all room, as in a forked process, which has no threads that read images."""
-        self._lock = Lock()
+        self._lock = RLock()  # garbage collection inside `take` can call `release`
         self._held = 0
 
     def take(self, pixels: int) -> bool:
@@ -127,6 +127,10 @@ class _AheadReader:
         """Free the room."""
         self.budget.release(self.held)
         self.held = 0
+
+    def abandon(self, _: Future[ReadImage | None]) -> None:
+        """Free the room of an image that nobody will use."""
+        self.release()
 
     def _take(self, pixels: int) -> None:
         if self.held:  # a second decoder tries the same image
@@ -198,9 +202,11 @@ def read_ahead(
             yield image
             del image
     finally:
-        readers.shutdown(cancel_futures=True)
+        # The garbage collector can run this in the middle of the start of a thread, where joining a thread
+        # would wait forever, so the threads end by themselves.
+        readers.shutdown(wait=False, cancel_futures=True)
         for task in tasks:
-            task.reader.release()
+            task.future.add_done_callback(task.reader.abandon)
     if fault is not None:
         raise fault
 

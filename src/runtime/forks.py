@@ -10,7 +10,7 @@ from .log import logger
 
 
 class _State:
-    """What this process knows about forks."""
+    """State of this process: whether it is a fork, and whether torch is prepared for that."""
 
     is_forked = False
     is_prepared = False

@@ -86,6 +86,14 @@ def test_the_cost_of_safety_is_measured():
     assert result.stdout.count("\n| ") == 6 and "% of its " in result.stdout
 
 
+@pytest.mark.slow
+def test_a_service_keeps_its_results_its_order_and_its_memory():
+    result = run_python("-W", "ignore", "tests/harness/service.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2000 predictions in " in result.stdout
+    assert "missing, in another place or different: 0\n" in result.stdout
+
+
 @pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
 def test_a_word_that_is_no_number_is_refused(tool):
     assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +458,16 @@ def test_a_limit_of_the_process_is_not_an_error_of_an_image(
 def test_errors_of_another_name_are_refused(detector):
     with pytest.raises(ConfigError, match="errors is 'ignore', expected"):
         detector.predict([], errors="ignore")
+
+
+def test_threads_share_a_detector(detector, val_images):
+    expected = detector.predict(val_images, threshold=0.1)
+    with ThreadPoolExecutor(4) as threads:
+        calls = [
+            threads.submit(detector.predict, val_images, threshold=0.1)
+            for _ in range(8)
+        ]
+    for call in calls:
+        assert all(
+            same(one, other) for one, other in zip(call.result(), expected, strict=True)
+        )

@@ -14,6 +14,7 @@ from PIL import Image
 from src.data.dataset import decoding
 from src.inference import reading
 from src.inference.reading import PixelBudget, ReadImage, batches, read_ahead
+from tests.fixtures.progress import wait_until
 from tests.fixtures.tiny import ROOT
 
 
@@ -64,7 +65,28 @@ def test_room_is_freed_when_a_stream_is_left_early(files):
     stream = read_ahead([*files, None], ahead=6, budget=budget)
     next(stream)
     stream.close()
-    assert budget.take(40_000)
+    wait_until(lambda: budget.take(40_000), os.getpid(), lambda: "room is not freed")
+
+
+def test_leaving_a_stream_does_not_wait_for_its_threads(files, monkeypatch):
+    """The garbage collector may leave it inside the start of a thread, where joining a thread never ends."""
+    goes_on = threading.Event()
+    original = reading.read_image
+
+    def read_image(image, *arguments):
+        if image == files[1]:
+            goes_on.wait()
+        return original(image, *arguments)
+
+    monkeypatch.setattr(reading, "read_image", read_image)
+    stream = read_ahead(files, ahead=6)
+    next(stream)
+    closing = threading.Thread(target=stream.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    has_ended = not closing.is_alive()
+    goes_on.set()
+    assert has_ended
 
 
 def test_a_suspended_stream_does_not_hold_up_another(files):
@@ -105,8 +127,10 @@ print(json.dumps([peak() - before, [one.size for one in found]]))
 """
 
 
-def test_memory_for_several_huge_images_is_that_of_one(tmp_path):
-    """36 million pixels: 144 MB in Pillow, 108 MB as a tensor; four of them would have 432 MB decoded."""
+def test_memory_for_several_huge_images_is_bounded(tmp_path):
+    """36 million pixels: 144 MB in Pillow, 108 MB as a tensor. At most one is read in a thread, one by the
+    caller and one computed, which is 612 MB; without limits and strips, four took 2 GB.
+    """
     path = tmp_path / "huge.png"
     Image.new("RGB", (6000, 6000)).save(path)
     assert path.stat().st_size < 500_000
@@ -120,4 +144,4 @@ def test_memory_for_several_huge_images_is_that_of_one(tmp_path):
     )
     megabytes, sizes = json.loads(result.stdout)
     assert sizes == [[6000, 6000]] * 4
-    assert megabytes < 550
+    assert megabytes < 800
