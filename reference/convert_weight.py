@@ -37,7 +37,8 @@ def convert(file: str) -> Path:
     ema = content.get("ema")
     if not (isinstance(ema, dict) and ema.get("module")):
         raise CheckpointError(
-            f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are"
+            f"{file} has no average of weights ('ema'), so there is nothing to convert; "
+            "best.pth and released files are ready as they are"
         )
     path = read.path.with_stem(f"{read.path.stem}_converted")
     refuse_foreign([path], "move it away")

@@ -130,6 +130,7 @@ def test_a_users_backbone_takes_its_settings_from_the_section_of_its_name():
 def test_channels_of_a_users_backbone_that_do_not_fit_are_told_with_both_lists():
     with pytest.raises(
         ConfigError,
-        match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives \[8, 8, 8\]; set in_channels to match",
+        match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives "
+        r"\[8, 8, 8\]; set in_channels to match",
     ):
         _ = tiny_config(DFINE={"backbone": "TellingBackbone"}).model

@@ -58,7 +58,8 @@ PATTERNS = {
     r"\bwhere (?:all|it all) (?:follows|comes) from\b": "source, seed",
     r"\bat last\b(?!\.pth| (?:one|epoch|step|batch))": "finally",
     # negation with "not": "is not a file", except in fixed phrases such as "is no longer"
-    r"(?<!there )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|way\b|need\b|such\b|default\b|one\b)[a-z]": "is not a",
+    r"(?<!there )\b(?:is|are|was|were) no "
+    r"(?!longer\b|more\b|less\b|way\b|need\b|such\b|default\b|one\b)[a-z]": "is not a",
 }
 """Expressions that are not used, each with what to write instead."""
 

@@ -209,8 +209,8 @@ def test_file_that_is_not_utf8_is_refused(tmp_path):
 def test_oversized_file_is_refused_with_both_sizes(tmp_path):
     message = refused(tmp_path, "#" * (MAX_FILE_BYTES + 1))
     assert (
-        message
-        == f"{tmp_path / 'config.yml'} has {MAX_FILE_BYTES + 1} bytes; a configuration may have at most {MAX_FILE_BYTES}"
+        message == f"{tmp_path / 'config.yml'} has {MAX_FILE_BYTES + 1} bytes; "
+        f"a configuration may have at most {MAX_FILE_BYTES}"
     )
 
 

@@ -126,9 +126,10 @@ def test_a_class_that_lacks_members_is_refused_with_what_they_return():
     with pytest.raises(ConfigError) as caught:
         refuse_incomplete_class(Short)
     assert str(caught.value) == (
-        "Short cannot be used as a data set: it lacks __getitem__ (returns the model's input, an image `[3, H, W]`, float in 0..1, "
-        "and its `Target`), objects (returns the `Objects` of an image, without reading the image); see 'A data set of your own' in "
-        "docs/data.md"
+        "Short cannot be used as a data set: it lacks __getitem__ "
+        "(returns the model's input, an image `[3, H, W]`, float in 0..1, and its `Target`), "
+        "objects (returns the `Objects` of an image, without reading the image); "
+        "see 'A data set of your own' in docs/data.md"
     )
 
 

@@ -70,7 +70,8 @@ def test_a_share_that_floats_make_a_little_less_is_not_rounded_to_the_epoch_befo
 def test_what_is_no_length_is_refused_with_what_is_one(duration):
     with pytest.raises(
         ConfigError,
-        match=r"^ema.warmups is .*, expected an integer number of steps, a fraction of the run from 0.0 to 1.0, or a text such as",
+        match=r"^ema.warmups is .*, expected an integer number of steps, "
+        r"a fraction of the run from 0.0 to 1.0, or a text such as",
     ):
         read_duration(duration, "ema.warmups", "steps")
 

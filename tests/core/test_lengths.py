@@ -222,7 +222,8 @@ def test_written_and_whole_number_stand_side_by_side(parts):
         ),
         (
             "BatchImageCollateFunction: {stop_epoch: 500 steps}\n",
-            "BatchImageCollateFunction.stop_epoch is '500 steps', but the data are built before the number of steps is known; "
+            "BatchImageCollateFunction.stop_epoch is '500 steps', "
+            "but the data are built before the number of steps is known; "
             "give it in epochs or as a fraction of the run (config.yml:1)",
         ),
     ],

@@ -12,7 +12,10 @@ from src.core.validate import did_you_mean, matches, require, type_name
 from tests.fixtures.config_files import config_from
 from tests.fixtures.tiny import tiny_config
 
-DATASET = "train_dataloader:\n  type: DataLoader\n  dataset:\n    type: CocoDetection\n    img_folder: a\n    ann_file: b\n"
+DATASET = (
+    "train_dataloader:\n  type: DataLoader\n  dataset:\n    type: CocoDetection\n"
+    "    img_folder: a\n    ann_file: b\n"
+)
 
 
 def faults(folder, text: str, **overrides) -> str:
@@ -66,8 +69,8 @@ def faults(folder, text: str, **overrides) -> str:
             "unknown key 'train_dataloader.shufle' (config.yml:7); did you mean 'shuffle'?",
         ),
         (
-            DATASET
-            + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resize, size: [1, 2]}\n        - {type: RandomIoUCrop, pp: 1}\n",
+            DATASET + "    transforms:\n      type: Compose\n      ops:\n"
+            "        - {type: Resize, size: [1, 2]}\n        - {type: RandomIoUCrop, pp: 1}\n",
             "unknown key 'train_dataloader.dataset.transforms.ops[1].pp' (config.yml:11); did you mean 'p'?",
         ),
     ],
@@ -100,8 +103,8 @@ def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, 
 
 def test_all_faults_are_listed_at_once(tmp_path):
     assert faults(tmp_path, "epochs: abc\nfoo: 1\nuse_amp: 3\n") == (
-        "the configuration has 3 faults: epochs is 'abc', expected an integer (config.yml:1); unknown key 'foo' (config.yml:2); "
-        "use_amp is 3, expected true or false (config.yml:3)"
+        "the configuration has 3 faults: epochs is 'abc', expected an integer (config.yml:1); "
+        "unknown key 'foo' (config.yml:2); use_amp is 3, expected true or false (config.yml:3)"
     )
 
 
@@ -146,7 +149,10 @@ def test_all_faults_are_listed_at_once(tmp_path):
         ),
         (
             "DFINETransformer:\n  num_points: [3, x, 3]\n",
-            "DFINETransformer.num_points is [3, 'x', 3], expected an integer or a list of integers (config.yml:2)",
+            (
+                "DFINETransformer.num_points is [3, 'x', 3], "
+                "expected an integer or a list of integers (config.yml:2)"
+            ),
         ),
         (
             "HGNetv2: {name: B9}\n",
@@ -250,12 +256,18 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
         ),
         (
             DATASET + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
-            "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of integers (config.yml:9)",
+            (
+                "train_dataloader.dataset.transforms.ops[0].size is missing, "
+                "expected a list of integers (config.yml:9)"
+            ),
         ),
         (
             DATASET
             + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",
-            "train_dataloader.dataset.transforms.ops[0].type is 'Resze', which is not registered (config.yml:10); did you mean 'Resize'?",
+            (
+                "train_dataloader.dataset.transforms.ops[0].type is 'Resze', "
+                "which is not registered (config.yml:10); did you mean 'Resize'?"
+            ),
         ),
     ],
 )
@@ -278,7 +290,8 @@ def test_component_that_cannot_be_built_is_named(tmp_path, text, fault):
 def test_argument_that_the_program_supplies_is_refused(tmp_path, text, key):
     assert (
         faults(tmp_path, text)
-        == f"the configuration has a fault: {key} is set by the program, not by a configuration (config.yml:1)"
+        == f"the configuration has a fault: {key} is set by the program, "
+        "not by a configuration (config.yml:1)"
     )
 
 
@@ -286,8 +299,8 @@ def test_shared_value_that_contradicts_a_components_own_names_both_places(tmp_pa
     assert faults(
         tmp_path, "num_classes: 3\nDFINETransformer:\n  num_classes: 4\n"
     ) == (
-        "the configuration has a fault: DFINETransformer.num_classes is 4 (config.yml:3) but the top level says num_classes: 3 (config.yml:1); "
-        "keep one of them"
+        "the configuration has a fault: DFINETransformer.num_classes is 4 "
+        "(config.yml:3) but the top level says num_classes: 3 (config.yml:1); keep one of them"
     )
 
 

@@ -406,12 +406,18 @@ def test_batch_size_is_that_of_a_rank_or_of_all(
         (
             2,
             5,
-            "total_batch_size is 5, which cannot be divided among 2 ranks; the nearest valid sizes are 4 and 6",
+            (
+                "total_batch_size is 5, which cannot be divided among 2 ranks; "
+                "the nearest valid sizes are 4 and 6"
+            ),
         ),
         (
             8,
             33,
-            "total_batch_size is 33, which cannot be divided among 8 ranks; the nearest valid sizes are 32 and 40",
+            (
+                "total_batch_size is 33, which cannot be divided among 8 ranks; "
+                "the nearest valid sizes are 32 and 40"
+            ),
         ),
         (
             4,
@@ -443,7 +449,8 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
 def test_batch_size_is_given_once(loader, settings):
     with pytest.raises(
         ConfigError,
-        match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size \(images over all ranks\)$",
+        match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size "
+        r"\(images over all ranks\)$",
     ):
         loader(**settings)
 
@@ -472,7 +479,10 @@ def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
         ),
         (
             {"persistent_workers": True},
-            "persistent_workers is true, which is not supported: workers are restarted every epoch; set it to false",
+            (
+                "persistent_workers is true, which is not supported: "
+                "workers are restarted every epoch; set it to false"
+            ),
         ),
     ],
 )
@@ -484,7 +494,8 @@ def test_setting_out_of_range_is_refused(loader, settings, fault):
 def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(data_folder):
     with pytest.raises(
         ConfigError,
-        match="^DataLoader cannot be built: prefetch_factor option could only be specified in multiprocessing",
+        match="^DataLoader cannot be built: prefetch_factor option could only be "
+        "specified in multiprocessing",
     ):
         create(
             {"type": "DataLoader", "batch_size": 2, "prefetch_factor": 4},

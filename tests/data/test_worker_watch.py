@@ -134,7 +134,8 @@ def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
     monkeypatch.setattr(worker_watch, "time", clock)
     Numbers.last.fill_(-1)
     assert fault(signal.pause, data_timeout=0.6).startswith(
-        "no batch arrived within 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;"
+        "no batch arrived within 0.6 s (data_timeout): a loader worker hangs or is very slow; "
+        "last images of the workers: number 5;"
     )
 
 

@@ -24,7 +24,8 @@ def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]
 def test_classes_that_a_checkpoint_does_not_know_are_named():
     with pytest.raises(
         CheckpointError,
-        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); its classes are cat, cow; use -t",
+        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); "
+        r"its classes are cat, cow; use -t",
     ):
         labels_in_best(known((3, "cat"), (9, "cow")), {3: "cat", 7: "dog"})
 

@@ -249,7 +249,8 @@ def test_f62_many_boxes_outside_are_taken_for_corners(fault):
         ]
     )
     assert (
-        "boxes lie entirely outside their image; COCO has [x, y, width, height] in pixels, and no other format fits either"
+        "boxes lie entirely outside their image; "
+        "COCO has [x, y, width, height] in pixels, and no other format fits either"
         in message
     )
 
@@ -327,8 +328,8 @@ def test_f66_images_of_other_sizes_than_their_labels_say_are_counted_and_named_b
         f"error[3]: 2 of 24 images of {own_data.folder}/train.json have sizes that differ from their labels: "
     )
     assert (
-        f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; {image_path(own_data, 7)} has 64 x 64"
-        in ended.err
+        f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; "
+        f"{image_path(own_data, 7)} has 64 x 64" in ended.err
     )
     assert (
         "correct width and height in the annotation file" in ended.err
@@ -351,7 +352,10 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(
     assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(
         data.labels.boxes, before.boxes
     )
-    told = "sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
+    told = (
+        "sizes taken from the image files: 24 (first: images[0] "
+        "(id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
+    )
     assert any(told in line for line in data.labels.findings.describe())
 
 

@@ -488,7 +488,8 @@ def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(
     )
     assert code == 4
     assert message.startswith(
-        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)"
+        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, "
+        f"expected {digest} (checkpoint_sha256)"
     )
 
 

@@ -13,12 +13,19 @@ from src.runtime.process import explain, run_command
 from tests.fixtures.ports import free_port
 from tests.fixtures.processes import run_forked
 
-ECC = "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call"
+ECC = (
+    "CUDA error: uncorrectable ECC error encountered\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call"
+)
 IN_A_COLLECTIVE = (
-    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\n"
     "Last error: Cuda failure 'uncorrectable NVLink error detected during the execution'"
 )
-TIMEOUT = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=71, OpType=ALLREDUCE) ran for 600025 milliseconds before timing out"
+TIMEOUT = (
+    "Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=71, OpType=ALLREDUCE) ran for 600025 milliseconds before timing out"
+)
 
 
 @pytest.fixture

@@ -430,10 +430,12 @@ def test_f54_images_with_the_content_of_another_are_counted_within_and_across_da
     ended = fit()
     assert ended.code == 0
     assert (
-        f"train.json: images with the content of another one: 2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
+        "train.json: images with the content of another one: "
+        f"2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
     ) in ended.out
     assert (
-        f"1 images are in both data sets under different names (first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
+        "1 images are in both data sets under different names "
+        f"(first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
         in ended.out
     )
 

@@ -151,7 +151,8 @@ def test_f40_hanging_worker_ends_the_run_after_the_timeout(
     )
     assert ended.code == 6
     assert ended.err.startswith(
-        "error[6]: no batch arrived within 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: "
+        "error[6]: no batch arrived within 1 s (data_timeout): "
+        "a loader worker hangs or is very slow; last images of the workers: "
     )
     assert "14 (train_00013.jpg)" in ended.err
 

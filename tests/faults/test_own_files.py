@@ -285,7 +285,10 @@ def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_fold
         [
             sys.executable,
             "-c",
-            "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(600)",
+            (
+                "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, 2); "
+                "print(1, flush=True); time.sleep(600)"
+            ),
             folder / ".dfine.lock",
         ],
         stdout=subprocess.PIPE,

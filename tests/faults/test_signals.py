@@ -251,8 +251,8 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
     said, _ = on_ranks(2, train, rank_timeout=4)
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
     assert (
-        said
-        == f"rank 1 did not reach step 123 (last seen at step 122); it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
+        said == "rank 1 did not reach step 123 (last seen at step 122); "
+        f"it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
     )
     assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
 
@@ -279,7 +279,10 @@ def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_pat
     assert (
         on_ranks(2, known)
         == [
-            "rank(s) 1 and rank 0 differ in the configuration; start all ranks with the same command and files"
+            (
+                "rank(s) 1 and rank 0 differ in the configuration; "
+                "start all ranks with the same command and files"
+            )
         ]
         * 2
     )
@@ -311,7 +314,8 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
     port = free_port()
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     agents = [
-        f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one --max-restarts=3 --node_rank={n}".split()
+        f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one "
+        f"--max-restarts=3 --node_rank={n}".split()
         for n in range(2)
     ]
     with (

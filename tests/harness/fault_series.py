@@ -612,7 +612,8 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
             )
             if not good[-1]:
                 sys.stderr.write(
-                    f"{kind} of rank {culprit} in step {step}: {codes} after {seconds[-1]:.1f} s {last_lines}\n"
+                    f"{kind} of rank {culprit} in step {step}: "
+                    f"{codes} after {seconds[-1]:.1f} s {last_lines}\n"
                 )
         yield (
             f"{kind} of a rank, over within {limit} s and told last",
@@ -649,7 +650,8 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
         good.append(dropped and kept.exists())
         if not good[-1]:
             sys.stderr.write(
-                f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
+                f"{value} in the {where} of step {step}: "
+                f"dropped {dropped}, kept {kept.exists()}; {run.said}\n"
             )
     yield (
         "skipped, with weights, EMA and optimizer unchanged",

@@ -68,7 +68,8 @@ def main() -> None:
                 sys.stderr.write(f"{kind}: {fault}\n")
             path.unlink()
     print(
-        f"hostile files refused with code 4 and one line, no code ran: {len(kinds) - len(faults)} of {len(kinds)}; "
+        "hostile files refused with code 4 and one line, no code ran: "
+        f"{len(kinds) - len(faults)} of {len(kinds)}; "
         f"memory grew by {max(grown) / 1e3:.0f} MB at most"
     )
     sys.exit(1 if faults else 0)

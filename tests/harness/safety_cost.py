@@ -92,7 +92,10 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
             seconds[way].append(time.perf_counter() - began)
     plain, whole = (statistics.median(seconds[way]) for way in ("plain", "whole"))
     size = (folder / "plain.pth").stat().st_size / 1e6
-    return f"| save of {what}, {size:.0f} MB | {whole:.2f} s, plain {plain:.2f} s; allowed (1.5 x + 0.5 s): {1.5 * plain + 0.5:.2f} s |"
+    return (
+        f"| save of {what}, {size:.0f} MB | {whole:.2f} s, plain {plain:.2f} s; "
+        f"allowed (1.5 x + 0.5 s): {1.5 * plain + 0.5:.2f} s |"
+    )
 
 
 def data_check(folder: Path, count: int) -> str:
@@ -139,7 +142,9 @@ def data_check(folder: Path, count: int) -> str:
         rates.append(count / (time.process_time() - began))
     return (
         f"| labels and file names at the start | {rates[0]:.0f} images a CPU second |\n"
-        f"| headers of images, in the page cache, at the first start and at the next | {rates[1]:.0f} and {rates[2]:.0f} images a CPU second |"
+        "| headers of images, in the page cache, "
+        f"at the first start and at the next | {rates[1]:.0f} and "
+        f"{rates[2]:.0f} images a CPU second |"
     )
 
 
@@ -232,8 +237,8 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     )
     dearest = max(safety, key=safety.get)
     return (
-        f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its {whole / count:.2f} CPU seconds; the dearest: {dearest}, "
-        f"{safety[dearest] / whole:.2%} |"
+        f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its "
+        f"{whole / count:.2f} CPU seconds; the dearest: {dearest}, {safety[dearest] / whole:.2%} |"
     ), kept
 
 

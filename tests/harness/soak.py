@@ -330,8 +330,10 @@ def long_soak(
             for part in (own[:quarter], own[-quarter:])
         ]
         print(
-            f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
-            f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
+            f"{name} of the training: within an attempt {statistics.median(within):+.1%} "
+            f"(median; at most {max(within):+.1%}); "
+            f"first to last quarter of the attempts {over[0]:.1f} to {over[1]:.1f}{unit} "
+            f"({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
         )
         if len(attempts) >= ENOUGH:
             faults += statistics.median(within) > GROWTH or over[1] > over[0] * (
@@ -348,7 +350,8 @@ def long_soak(
             for files in (disk[0], disk[-1])
         ]
         print(
-            f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
+            f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, "
+            f"at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
         )
     return faults
 

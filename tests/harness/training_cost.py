@@ -66,7 +66,8 @@ def main() -> None:
         if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
     ]
     print(
-        f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | of the full step | peak memory | of the full step |"
+        f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | "
+        "of the full step | peak memory | of the full step |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     full = None
@@ -75,7 +76,8 @@ def main() -> None:
             trained, seconds, memory = pool.apply(measure, (arguments, *ROWS[name]))
         full = full or (seconds, memory)
         print(
-            f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | {memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |",
+            f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | "
+            f"{memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |",
             flush=True,
         )
 

@@ -84,7 +84,8 @@ def test_the_check_names_the_worst_image_of_a_file_that_differs(
     names = [path.name for path in val_images]
     with pytest.raises(
         ExportError,
-        match=r"gives other predictions than its model: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
+        match=r"gives other predictions than its model: "
+        r"\d of 8 images differ, worst val_\d+.jpg, where a box differs by",
     ):
         check_agreement(detector, other, val_images, names)
 

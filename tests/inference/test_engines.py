@@ -135,7 +135,8 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
     )
     with pytest.raises(
         CheckpointError,
-        match="foreign.onnx takes input and gives output, expected images, orig_target_sizes and labels, boxes, scores",
+        match="foreign.onnx takes input and gives output, expected images, "
+        "orig_target_sizes and labels, boxes, scores",
     ):
         load(tmp_path / "foreign.onnx")
 

@@ -146,8 +146,8 @@ def test_a_video_that_is_cut_says_how_many_frames_are_missing(tmp_path):
     frames, fault = faults[1]
     assert 0 < frames < 30
     assert (
-        fault
-        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: the file is truncated or damaged"
+        fault == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: "
+        "the file is truncated or damaged"
     )
 
 

@@ -465,11 +465,12 @@ def test_missing_weights_are_told_with_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         GramAnchoring(Detector(small_backbone())).load_teacher()
     assert str(caught.value).startswith(
-        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
+        "DINOv3 weights not found: there is no file "
+        "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
     )
     assert (
-        "name another with -u gram_anchoring.checkpoint_path=FILE, or train without Gram anchoring: -u gram_anchoring=~ ("
-        in str(caught.value)
+        "name another with -u gram_anchoring.checkpoint_path=FILE, "
+        "or train without Gram anchoring: -u gram_anchoring=~ (" in str(caught.value)
     )
 
 
@@ -522,8 +523,8 @@ def test_weights_that_are_none_are_told(weight):
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(Detector(small_backbone()), weight)
     assert str(caught.value) == (
-        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
-        f"[[0, 100], ['50 %', 0]]"
+        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, "
+        "or pairs of a length and such a number: [[0, 100], ['50 %', 0]]"
     )
 
 

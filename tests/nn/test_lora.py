@@ -171,7 +171,8 @@ def test_a_rank_out_of_range_is_told(rank):
         small_backbone(lora_rank=rank)
     assert (
         str(caught.value)
-        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the least width of the layers attention, mlp"
+        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, "
+        "the least width of the layers attention, mlp"
     )
 
 
@@ -515,8 +516,9 @@ def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(
     with pytest.raises(CheckpointError) as caught:
         load(plain, file)
     assert str(caught.value) == (
-        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), but this model has no LoRA; use that run's best.pth, "
-        f"whose weights are merged, or set DINOv3Backbone.lora_rank=4"
+        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), "
+        "but this model has no LoRA; use that run's best.pth, whose weights are merged, "
+        "or set DINOv3Backbone.lora_rank=4"
     )
 
 

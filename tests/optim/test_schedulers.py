@@ -48,8 +48,9 @@ def test_rates_are_those_of_torchs_scheduler(name, settings):
 def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
     with pytest.raises(
         ConfigError,
-        match=r"^OneCycleLR.max_lr is 0.3 for all 2 parameter groups and would replace their own rates \(0.02, 0.1; "
-        r"from optimizer.params, layer_decay, unfreeze_lr_factor\); set max_lr to a list of 2 rates",
+        match=r"^OneCycleLR.max_lr is 0.3 for all 2 parameter groups and would replace their "
+        r"own rates \(0.02, 0.1; from optimizer.params, layer_decay, unfreeze_lr_factor\); "
+        r"set max_lr to a list of 2 rates",
     ):
         create(
             {"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12},

@@ -132,7 +132,8 @@ class TestWithTwoGpus:
     def test_gpu_that_is_not_there_is_missed(self, two_gpus):
         with pytest.raises(
             ConfigError,
-            match="^device cuda:2 was requested, but there are 2 CUDA devices; start fewer processes per machine$",
+            match="^device cuda:2 was requested, but there are 2 CUDA devices; "
+            "start fewer processes per machine$",
         ):
             pick_device("cuda:2")
 

@@ -170,7 +170,8 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, "
+            r"1\.0 MB written before the error$",
         ):
             write_atomically(
                 path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)]

@@ -110,7 +110,8 @@ def test_foreign_files_are_named_and_ours_and_free_names_are_not(tmp_path):
             [tmp_path / "config.yml", tmp_path / "theirs.yml"], "choose another place"
         )
     assert str(caught.value) == (
-        f"{tmp_path / 'theirs.yml'} would be replaced, but this project did not write it; choose another place"
+        f"{tmp_path / 'theirs.yml'} would be replaced, "
+        "but this project did not write it; choose another place"
     )
 
 

@@ -129,7 +129,8 @@ def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, "
+            r"1\.0 MB written before the error$",
         ):
             write_tensor_file(path, {"big": torch.zeros(1 << 19)})
 
@@ -446,7 +447,10 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
         ),
         (
             lambda: torch.ones(1 << 40, device="meta"),
-            "contains a tensor that is sparse, quantized or without data, expected dense tensors; it was not loaded",
+            (
+                "contains a tensor that is sparse, quantized or without data, "
+                "expected dense tensors; it was not loaded"
+            ),
         ),
         (
             lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)),

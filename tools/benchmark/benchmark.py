@@ -108,15 +108,17 @@ def benchmark(arguments) -> list[dict]:
             },
         )
     print(
-        f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
-        f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
-        f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
-        f"| --- | --- | --- | --- | --- | --- | --- | --- |"
+        f"{arguments.resume or arguments.config}: "
+        f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
+        f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
+        f"torch {torch.__version__}\n\n| engine | median ms | p10 | p90 | CPU ms | images/s | "
+        f"times {YARDSTICK} | by CPU time |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for row in rows:
         print(
-            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
-            f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
+            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "
+            f"{row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | {row['images_per_second']:.2f} | "
+            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
         )
     return rows
 

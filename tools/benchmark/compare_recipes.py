@@ -62,8 +62,10 @@ def main() -> None:
         best = [max(run["records"], key=lambda record: record["AP"]) for run in runs]
         scores = [record["AP"] for record in best]
         print(
-            f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | {statistics.mean(scores):.3f} | "
-            f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | {statistics.mean(record['AP50'] for record in best):.3f} | "
+            f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | "
+            f"{statistics.mean(scores):.3f} | "
+            f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | "
+            f"{statistics.mean(record['AP50'] for record in best):.3f} | "
             f"{statistics.mean(run['minutes'] for run in runs):.1f} |",
             flush=True,
         )
@@ -94,7 +96,8 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
             )
         if ended.returncode:
             sys.exit(
-                f"{config}, seed {seed}: train.py ended with code {ended.returncode}; see {folder / 'stdout.txt'}"
+                f"{config}, seed {seed}: train.py ended with code {ended.returncode}; "
+                f"see {folder / 'stdout.txt'}"
             )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         minutes = (

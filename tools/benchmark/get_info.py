@@ -197,8 +197,10 @@ def as_text(info: dict, device) -> str:
         [
             *lines,
             "",
-            f"{info['trainable']:,} parameters are trained at the start; input {height} x {width}; a forward pass of {info['memory_of']} "
-            f"image(s) on {device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and images (torch {info['torch']})",
+            f"{info['trainable']:,} parameters are trained at the start; "
+            f"input {height} x {width}; a forward pass of {info['memory_of']} image(s) on "
+            f"{device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and "
+            f"images (torch {info['torch']})",
         ]
     )
 

@@ -75,7 +75,8 @@ def benchmark(arguments) -> None:
             times[: max(1, len(times) // 10)].mean(),
         )
         print(
-            f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | {high:.3f} | {fastest:.3f} |",
+            f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | "
+            f"{high:.3f} | {fastest:.3f} |",
             flush=True,
         )
 

@@ -201,7 +201,8 @@ def test_remap_of_ids_that_coco_has_not_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         data_set(tmp_path, content, remap_mscoco_category=True)
     assert str(caught.value) == (
-        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO does not have: [12]; set it to False"
+        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that "
+        "COCO does not have: [12]; set it to False"
     )
 
 
@@ -399,8 +400,8 @@ def test_missing_images_are_counted_and_named(tmp_path):
         data.check_images_exist()
     assert (
         str(caught.value)
-        == f"2 of 3 images of {tmp_path / 'labels.json'} do not exist in {tmp_path}: images[0] (id 1) '1.png'; "
-        "images[2] (id 3) '3.png'"
+        == f"2 of 3 images of {tmp_path / 'labels.json'} do not exist in {tmp_path}: "
+        "images[0] (id 1) '1.png'; images[2] (id 3) '3.png'"
     )
 
 
@@ -436,7 +437,8 @@ def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
     (folder / "2.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(
         DataError,
-        match=r"^1 of 3 images of .* are symbolic links out of .*: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
+        match=r"^1 of 3 images of .* are symbolic links out of .*: "
+        r"images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
     ):
         CocoDetection(str(folder), str(labels)).check_images_exist()
     CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
@@ -509,8 +511,9 @@ def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_p
         data.sample(4)
     bad = [str(tmp_path / f"{i}.png") for i in (4, 5)]
     assert str(caught.value) == (
-        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than bad_images allows (10 %): "
-        f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
+        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, "
+        f"more than bad_images allows (10 %): {bad[0]}, {bad[1]}; the last: "
+        f"image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
     )
 
 
@@ -597,7 +600,8 @@ def test_share_out_of_range_is_refused(tmp_path, share):
 def test_evaluation_leaves_out_no_image(tmp_path):
     with pytest.raises(
         ConfigError,
-        match="^val_dataloader.dataset.bad_images is 0.1; the objects of a skipped image would count as missed, set it to 0$",
+        match="^val_dataloader.dataset.bad_images is 0.1; "
+        "the objects of a skipped image would count as missed, set it to 0$",
     ):
         data_set(tmp_path, bad_images=0.1).ground_truth()
 

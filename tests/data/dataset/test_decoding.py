@@ -485,7 +485,11 @@ def test_garbled_images_are_read_or_refused_by_name(tmp_path):
         ),
         (
             16_000,
-            "image FILE was not decoded: Image size (256000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack.",
+            (
+                "image FILE was not decoded: Image size "
+                "(256000000 pixels) exceeds limit of 178956970 pixels, "
+                "could be decompression bomb DOS attack."
+            ),
         ),
     ],
 )

@@ -35,7 +35,10 @@ def detections(
         ),
         (
             detections(score=0.01),
-            "boxes match objects (2 of the 2 best detections) and labels do, too, but scores of the best detections go from 0.010 to 0.010",
+            (
+                "boxes match objects (2 of the 2 best detections) and labels do, too, "
+                "but scores of the best detections go from 0.010 to 0.010"
+            ),
         ),
         ({}, "the model gives no detections at all"),
         ({1: np.zeros((0, 6))}, "the model gives no detections at all"),

@@ -191,8 +191,9 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
     assert found(tmp_path) == [
         (
             "",
-            "20 of 20 boxes reach out of their image, nearly all would fit as xyxy in pixels (or cxcywh in pixels); COCO has "
-            "[x, y, width, height] in pixels: convert the file with tools/dataset/check.py --fix DIR --boxes xyxy --units "
+            "20 of 20 boxes reach out of their image, nearly all would fit as xyxy in pixels "
+            "(or cxcywh in pixels); COCO has [x, y, width, height] in pixels: "
+            "convert the file with tools/dataset/check.py --fix DIR --boxes xyxy --units "
             "pixels, or set dataset.box_order=xyxy and dataset.box_unit=pixels",
         )
     ]
@@ -310,13 +311,19 @@ def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     assert remarks(DataSet(path, tmp_path)) == [
         f"{path}: {text}"
         for text in (
-            "boxes reaching beyond their image: 1 (first: annotations[0] (id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])",
+            (
+                "boxes reaching beyond their image: 1 (first: annotations[0] "
+                "(id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])"
+            ),
             "missing areas: 1 (first: annotations[1] (id 2): no area)",
             "images without objects: 1 (first: images[5] (id 6): 6.png)",
             "images with several frames, of which the first is used: 1 (first: images[2] (id 3): 3.png)",
             "images rotated according to their EXIF tag: 1 (first: images[4] (id 5): 5.png)",
             "16-bit images, scaled to 8 bits: 1 (first: images[3] (id 4): 4.png)",
-            f"images with the content of another one: 1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})",
+            (
+                "images with the content of another one: "
+                f"1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})"
+            ),
         )
     ]
 
@@ -330,9 +337,12 @@ def test_images_in_training_and_validation_are_remarks(tmp_path):
     ]
     (tmp_path / "renamed.png").write_bytes((tmp_path / "2.png").read_bytes())
     assert remarks(*data_sets) == [
-        f"{tmp_path / 'train.json'}: images that are used for training too: 2 (first: images[0] (id 1): 1.png)",
-        f"{tmp_path / 'train.json'}: images that are used for training too, under other names: 1 (first: images[1] (id 2): 2.png: has the content of "
-        f"{tmp_path / 'renamed.png'})",
+        (
+            f"{tmp_path / 'train.json'}: images that are used for training too: "
+            "2 (first: images[0] (id 1): 1.png)"
+        ),
+        f"{tmp_path / 'train.json'}: images that are used for training too, under other names: "
+        f"1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / 'renamed.png'})",
     ]
 
 

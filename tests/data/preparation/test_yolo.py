@@ -214,7 +214,8 @@ def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_
     for stem in "ab":
         (tmp_path / f"labels/train/{stem}.txt").unlink()
     assert refused(path).endswith(
-        f"no training image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt"
+        f"no training image has a box; labels of {tmp_path}/images/train/a.png would be in "
+        f"{tmp_path}/labels/train/a.txt"
     )
 
 

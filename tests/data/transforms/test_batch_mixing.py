@@ -375,8 +375,9 @@ def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, fo
     with pytest.raises(ConfigError) as caught:
         check_mixable(images, [{"boxes": torch.tensor([box])}], box_format)
     assert str(caught.value) == (
-        f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {found}; end the transforms with "
-        "ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)"
+        "mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, "
+        f"but got {found}; end the transforms with ConvertPILImage and ConvertBoxes "
+        "(fmt: cxcywh, normalize: True)"
     )
 
 

@@ -21,10 +21,13 @@ from tests.fixtures.lengths import built_for
 from tests.fixtures.samples import plain_sample
 
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}
-LENGTH = "expected an integer number of epochs, a fraction of the run from 0.0 to 1.0, or a text such as '5 epochs', '500 steps' or '10 %'"
+LENGTH = (
+    "expected an integer number of epochs, a fraction of the run from 0.0 to 1.0, "
+    "or a text such as '5 epochs', '500 steps' or '10 %'"
+)
 EXPECTED = (
-    "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: when they start, when Mosaic stops, when all stop) "
-    "and ops (a list of class names)"
+    "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: "
+    "when they start, when Mosaic stops, when all stop) and ops (a list of class names)"
 )
 THREE = {
     "name": "stop_epoch",
@@ -266,7 +269,10 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
         (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
         (
             POLICY | {"epoch": [34, 4, 60]},
-            "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; they must be in ascending order",
+            (
+                "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; "
+                "they must be in ascending order"
+            ),
         ),
         (
             POLICY | {"epoch": [4, 34]},

@@ -444,7 +444,10 @@ def test_probability_of_zero_changes_nothing(transform):
         ),
         (
             {"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
-            "RandomIoUCrop.sampler_options is [0.1, 0.5], expected a value of at least 1 among them, which ends the search",
+            (
+                "RandomIoUCrop.sampler_options is [0.1, 0.5], "
+                "expected a value of at least 1 among them, which ends the search"
+            ),
         ),
         (
             {"type": "RandomHorizontalFlip", "p": 2},

@@ -394,7 +394,8 @@ def test_mosaic_takes_the_settings_of_deims_files_and_logs_which_have_no_effect(
 def test_data_set_whose_samples_know_no_others_is_refused():
     with pytest.raises(
         ConfigError,
-        match="^Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does$",
+        match="^Mosaic needs other images, but the data set's samples have no `draw_other`; "
+        "set it as CocoDetection does$",
     ):
         Mosaic()(plain_sample(40, 40))
 
@@ -404,7 +405,11 @@ def test_data_set_whose_samples_know_no_others_is_refused():
     [
         (
             {"use_cache": True},
-            "use_cache is true, which is not supported: the other images are decoded each time, so that a run is reproducible; set it to False",
+            (
+                "use_cache is true, which is not supported: "
+                "the other images are decoded each time, "
+                "so that a run is reproducible; set it to False"
+            ),
         ),
         ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
         ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),

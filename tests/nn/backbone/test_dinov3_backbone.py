@@ -68,7 +68,8 @@ def test_a_name_that_is_no_dinov3_vit_is_told_with_the_known_ones(name):
     with pytest.raises(ConfigError) as caught:
         DINOv3Backbone(name, pretrained=False)
     assert str(caught.value).startswith(
-        f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are dinov3_small, "
+        f"DINOv3Backbone.model_name is '{name}', "
+        "which timm does not know as a DINOv3 ViT; known are dinov3_small, "
     )
     assert PLAIN in str(caught.value)
 
@@ -113,7 +114,8 @@ def test_sizes_that_timm_cannot_build_are_told(settings):
 def test_a_width_that_rotary_codes_cannot_take_is_told(embed_dim, num_heads):
     with pytest.raises(
         ConfigError,
-        match=f"DINOv3Backbone.embed_dim is {embed_dim}, expected a multiple of 4 times num_heads {num_heads}: rotary",
+        match=f"DINOv3Backbone.embed_dim is {embed_dim}, "
+        f"expected a multiple of 4 times num_heads {num_heads}: rotary",
     ):
         small_backbone(embed_dim=embed_dim, num_heads=num_heads)
 
@@ -499,10 +501,13 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
     with pytest.raises(CheckpointError) as caught:
         small_backbone(pretrained=True).load_pretrained()
     assert str(caught.value) == (
-        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and "
-        "timm/vit_small_patch16_dinov3.lvd1689m is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set). "
-        "Put the official, timm or Hugging Face file of vit_small_patch16_dinov3 there, name another with -u DINOv3Backbone.checkpoint_path=FILE, "
-        "or start without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)"
+        "DINOv3 weights not found: there is no file "
+        "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, "
+        "and timm/vit_small_patch16_dinov3.lvd1689m is not in the local cache and "
+        "https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set). Put the official, "
+        "timm or Hugging Face file of vit_small_patch16_dinov3 there, "
+        "name another with -u DINOv3Backbone.checkpoint_path=FILE, or start without it: "
+        "-u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)"
     )
 
 
@@ -600,7 +605,8 @@ def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_
         backbone.load_pretrained()
     assert (
         str(caught.value)
-        == f"what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; {PLAIN} has width 32, 2 blocks, patch 16"
+        == "what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; "
+        f"{PLAIN} has width 32, 2 blocks, patch 16"
     )
 
 

@@ -146,8 +146,8 @@ def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(
 ):
     message = refusal(LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path)
     assert message == (
-        f"weights.pth has query and value biases that are not zero (4 tensors), for which {PLAIN} has no place; "
-        f"set DINOv3Backbone.model_name to {PLAIN}_qkvb"
+        "weights.pth has query and value biases that are not zero (4 tensors), "
+        f"for which {PLAIN} has no place; set DINOv3Backbone.model_name to {PLAIN}_qkvb"
     )
 
 
@@ -189,7 +189,8 @@ def test_key_bias_that_is_not_zero_is_refused(tmp_path):
     state = hugging_face_layout(small_backbone(WITH_BIASES).vit)
     state["model.layer.1.attention.k_proj.bias"] = torch.ones(32)
     assert refusal(state, tmp_path, WITH_BIASES) == (
-        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); DINOv3 has none, so this is another model"
+        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); "
+        "DINOv3 has none, so this is another model"
     )
 
 
@@ -218,8 +219,8 @@ def test_digest_that_differs_from_the_name_is_told(tmp_path):
     message = refusal(state, tmp_path, name="dinov3_vits16-08c60483.pth")
     digest = file_sha256(tmp_path / "dinov3_vits16-08c60483.pth")[:8]
     assert (
-        message
-        == f"dinov3_vits16-08c60483.pth is damaged or not what its name says: its sha256 begins with {digest}, expected 08c60483; download it again"
+        message == "dinov3_vits16-08c60483.pth is damaged or not what its name says: "
+        f"its sha256 begins with {digest}, expected 08c60483; download it again"
     )
 
 
@@ -252,7 +253,8 @@ def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
 
 def test_gated_file_for_an_ungated_model_is_told_with_both_sizes(tmp_path):
     assert refusal(official_layout(small_backbone(GATED).vit), tmp_path) == (
-        f"weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; {PLAIN} has width 32, 2 blocks, patch 16"
+        "weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; "
+        f"{PLAIN} has width 32, 2 blocks, patch 16"
     )
 
 
@@ -272,7 +274,8 @@ def test_unexpected_and_reshaped_tensors_are_named(tmp_path):
     }
     assert (
         refusal(state, tmp_path)
-        == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), 1 of another shape (first norm.bias)"
+        == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), "
+        "1 of another shape (first norm.bias)"
     )
 
 

@@ -213,9 +213,11 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(
     with pytest.raises(CheckpointError) as caught:
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert str(caught.value) == (
-        f"ImageNet weights for HGNetv2 B0 not found: no file {tmp_path}/PPHGNetV2_B0_stage1.pth, and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in "
-        f"the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); put the file there, or start without it: "
-        f"-u HGNetv2.pretrained=False"
+        "ImageNet weights for HGNetv2 B0 not found: "
+        f"no file {tmp_path}/PPHGNetV2_B0_stage1.pth, "
+        "and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in the local cache and "
+        "https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); "
+        "put the file there, or start without it: -u HGNetv2.pretrained=False"
     )
 
 

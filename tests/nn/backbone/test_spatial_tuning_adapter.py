@@ -75,8 +75,8 @@ def test_channels_that_do_not_fit_the_strides_are_refused(channels):
     with pytest.raises(ConfigError) as caught:
         SpatialTuningAdapter(WIDTH, channels, (8, 16, 32), TAPS)
     assert str(caught.value) == (
-        f"DINOv3Backbone.out_channels is {channels}, expected one number from 1, or one for each of the 3 strides "
-        "[8, 16, 32]"
+        f"DINOv3Backbone.out_channels is {channels}, expected one number from 1, "
+        "or one for each of the 3 strides [8, 16, 32]"
     )
 
 

@@ -49,7 +49,8 @@ def test_offline_mode_is_told_without_a_connection(value, hub, monkeypatch):
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (HF_HUB_OFFLINE is set)"
     )
     assert hub == []
 
@@ -59,7 +60,8 @@ def test_a_failed_connection_is_told_after_one_attempt(hub):
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (Network is unreachable)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (Network is unreachable)"
     )
     assert hub == [("huggingface.co", 443)]
 

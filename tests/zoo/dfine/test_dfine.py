@@ -56,7 +56,10 @@ def detector(**settings):
     [
         (
             (lambda: Backbone(channels=(256, 256, 256)), encoder, small_decoder),
-            "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives [256, 256, 256]; set in_channels to match",
+            (
+                "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives "
+                "[256, 256, 256]; set in_channels to match"
+            ),
         ),
         (
             (lambda: Backbone(channels=(4, 6)), encoder, small_decoder),
@@ -64,15 +67,24 @@ def detector(**settings):
         ),
         (
             (lambda: Backbone(strides=(4, 8, 16)), encoder, small_decoder),
-            "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; set feat_strides to match",
+            (
+                "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; "
+                "set feat_strides to match"
+            ),
         ),
         (
             (Backbone, encoder, lambda: small_decoder(feat_channels=[16, 16, 32])),
-            "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
         (
             (Backbone, encoder, lambda: small_decoder(feat_strides=[4, 8, 16])),
-            "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives [8, 16, 32]; set feat_strides to match",
+            (
+                "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives "
+                "[8, 16, 32]; set feat_strides to match"
+            ),
         ),
         (
             (
@@ -85,7 +97,10 @@ def detector(**settings):
                     num_points=2,
                 ),
             ),
-            "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
     ],
 )

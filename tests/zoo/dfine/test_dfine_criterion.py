@@ -80,8 +80,8 @@ def test_a_weight_that_no_loss_uses_is_refused():
     with pytest.raises(ConfigError) as caught:
         small_criterion(losses=["vfl", "boxes"])
     assert (
-        str(caught.value)
-        == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, which none of losses ['vfl', 'boxes'] computes"
+        str(caught.value) == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, "
+        "which none of losses ['vfl', 'boxes'] computes"
     )
 
 

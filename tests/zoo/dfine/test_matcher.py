@@ -213,7 +213,8 @@ def test_weights_that_are_not_those_of_the_three_costs_are_told(weights):
         HungarianMatcher(weights)
     assert (
         str(caught.value)
-        == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, cost_bbox, cost_giou, not all zero"
+        == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, "
+        "cost_bbox, cost_giou, not all zero"
     )
 
 
