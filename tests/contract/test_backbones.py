@@ -1,4 +1,4 @@
-"""What the encoder relies on, held against every backbone of `src.nn.backbone` and against one as a user writes it."""
+"""Every backbone of `src.nn.backbone`, and one written by a user, has all that the encoder needs."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ SMALL = {
 
 @register()
 class PlainBackbone(nn.Module):
-    """A user's own backbone, as it would stand in a file of D-FINE: it does not say its channels and strides."""
+    """A user's own backbone as D-FINE has them: it has no attributes for its channels and strides."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -127,7 +127,7 @@ def test_a_users_backbone_takes_its_settings_from_the_section_of_its_name():
     assert config.model.backbone.out_channels == [12, 12, 12]
 
 
-def test_channels_of_a_users_backbone_that_do_not_fit_are_told_with_both_lists():
+def test_channels_of_a_users_backbone_that_do_not_fit_are_refused_with_both_lists():
     with pytest.raises(
         ConfigError,
         match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives "

@@ -1,7 +1,7 @@
-"""Names that users' files, commands and code hold on to. Adding is free; taking away or renaming breaks them.
+"""Names that users' files, commands and code depend on. Names may be added, not removed or renamed.
 
-Class and argument names are those of D-FINE's YAML files, of DEIM's for its additions, and of `DINOv3Backbone`. Official settings
-that act nowhere are not accepted (docs/decisions), so they are not on the list.
+Class and argument names are those of the YAML files of D-FINE, those of DEIM for its additions, and those of
+`DINOv3Backbone`. Official settings without effect are not accepted (docs/decisions) and not listed.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What every data set needs, and the defaults of what it may know besides."""
+"""Methods that every data set needs, and the defaults of the optional ones."""
 
 import pytest
 import torch
@@ -148,7 +148,7 @@ def test_a_data_set_without_class_names_is_refused():
         require_detection_data(data)
 
 
-def test_a_class_that_does_not_derive_from_the_base_is_told_to():
+def test_a_class_that_does_not_derive_from_the_base_is_refused_with_advice():
     class Foreign:
         class_names, objects = (), None
         __len__ = __getitem__ = None

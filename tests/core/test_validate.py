@@ -1,4 +1,4 @@
-"""A configuration is held against what the registered classes accept."""
+"""A configuration is checked against the arguments of the registered classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -81,7 +81,7 @@ def test_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
     assert faults(tmp_path, text) == f"the configuration has a fault: {fault}"
 
 
-def test_unknown_key_from_the_command_line_says_so(tmp_path):
+def test_unknown_key_from_the_command_line_is_reported_as_such(tmp_path):
     assert faults(tmp_path, "HGNetv2: {name: B0}\n", HGNetv2={"nme": "B1"}).endswith(
         "unknown key 'HGNetv2.nme' (command line); did you mean 'name'?"
     )
@@ -95,7 +95,7 @@ def test_unknown_key_from_an_include_names_that_file(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["path", "self", "cfg"])
-def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, key):
+def test_override_is_not_treated_as_an_argument_of_the_constructor(tmp_path, key):
     assert f"unknown key '{key}' (command line)" in faults(
         tmp_path, "epochs: 3\n", **{key: 1}
     )

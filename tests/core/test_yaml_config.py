@@ -296,7 +296,7 @@ def test_official_style_file_with_unused_sections_loads(tmp_path):
     }
 
 
-def test_spoilt_configurations_load_or_are_refused(tmp_path):
+def test_malformed_configurations_load_or_are_refused(tmp_path):
     """Values and keys changed at random: no exception but a `ConfigError`."""
     rng, refusals = random.Random(0), 0
     junk = [

@@ -164,7 +164,7 @@ def test_same_seed_and_epoch_have_the_same_order(shares):
     assert shares(64, 1, 8, seed=3, epoch=5) == shares(64, 1, 8, seed=3, epoch=5)
 
 
-def test_order_does_not_depend_on_torchs_own_chance(shares):
+def test_order_does_not_depend_on_torchs_random_state(shares):
     before = shares(64, 1, 8)
     torch.manual_seed(99)
     assert shares(64, 1, 8) == before
@@ -185,7 +185,7 @@ def test_largest_seeds_and_epochs_will_do(shares):
 
 
 def images(folder) -> CocoDetection:
-    """Return a data set with every kind of chance in it, from a folder with labels.json."""
+    """Return a data set with every random transform, from a folder with labels.json."""
     transforms = Compose(
         [
             Mosaic(32),
@@ -283,7 +283,7 @@ def test_another_epoch_or_seed_gives_other_batches(loader, workers, change):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(loader, workers):
+def test_epoch_resumed_in_the_middle_continues_with_the_same_batches(loader, workers):
     one = loader(num_workers=workers)
     assert equal(epoch_of(one, 2)[1:], epoch_of(one, 2, start=1))
 
@@ -369,7 +369,7 @@ def test_data_set_that_lacks_a_member_is_refused():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_image_is_named_in_one_line_wherever_it_was_met(tmp_path, workers):
+def test_faulty_image_is_named_in_one_line_wherever_it_was_found(tmp_path, workers):
     data = images(write_coco(tmp_path, sound_coco(4)).parent)
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError) as caught:
@@ -456,7 +456,7 @@ def test_batch_size_is_given_once(loader, settings):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
+def test_data_smaller_than_a_batch_are_refused(ranks, loader, count):
     ranks(0, count)
     with pytest.raises(
         ConfigError,
@@ -527,7 +527,7 @@ def test_loader_is_built_from_a_configuration(data_folder):
     ]
 
 
-def test_chance_of_numpy_and_torch_is_left_alone(loader):
+def test_the_random_states_of_numpy_and_torch_are_unchanged(loader):
     np.random.seed(3)
     torch.manual_seed(3)
     expected = np.random.rand(), torch.rand(1).item()

@@ -1,4 +1,4 @@
-"""Workers that die or hang are told of by the batch that they owed."""
+"""Workers that die or hang are reported when their next batch is due."""
 
 import os
 import signal
@@ -78,16 +78,16 @@ def fault(happen, **settings) -> str:
         (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
     ],
 )
-def test_killed_worker_is_told_with_its_signal_and_images(workers, number, text):
+def test_killed_worker_is_reported_with_its_signal_and_images(workers, number, text):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)
     assert message.startswith("loader worker 0 (pid ") and text in message
 
 
-def test_worker_that_ended_by_itself_is_told_with_its_code():
+def test_worker_that_ended_by_itself_is_reported_with_its_code():
     assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
 
 
-def test_death_is_told_by_the_next_batch_and_not_in_between(monkeypatch):
+def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(monkeypatch):
     inner, original = [], torch.utils.data.DataLoader.__iter__
 
     def remember(loader):
@@ -125,7 +125,7 @@ def test_data_set_that_does_not_know_its_last_image_is_watched_too(monkeypatch):
     assert "its last image: not known;" in fault(lambda: os._exit(3))
 
 
-def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
+def test_hanging_worker_is_reported_after_the_timeout(monkeypatch):
     """Time passes once the worker hangs: how long a busy machine took until then does not matter."""
     seconds = count(1)
     clock = SimpleNamespace(

@@ -30,7 +30,7 @@ def test_classes_that_a_checkpoint_does_not_know_are_named():
         labels_in_best(known((3, "cat"), (9, "cow")), {3: "cat", 7: "dog"})
 
 
-def test_names_that_repeat_are_told_apart_by_id():
+def test_duplicate_names_are_distinguished_by_id():
     assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [
         0,
         1,

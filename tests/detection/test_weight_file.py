@@ -58,7 +58,7 @@ def test_every_form_of_official_checkpoint_is_read(path, wrap):
 @pytest.mark.parametrize(
     "content", [{}, [1, 2], {"foo": 1}, {"model": {}}, {"model": {"w": "text"}}]
 )
-def test_what_is_no_checkpoint_is_told_so(path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(path, content):
     torch.save(content, path)
     with pytest.raises(
         CheckpointError,

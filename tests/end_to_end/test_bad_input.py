@@ -61,7 +61,7 @@ CONFIG_FAULTS = {
             "[32, 32, 32]; set in_channels to match"
         ),
     ),
-    "a size that is no multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
+    "a size that is not a multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
     "code in an override": (
         ["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"],
         "could not determine a constructor",
@@ -191,7 +191,7 @@ def test_labels_without_a_usable_box_are_refused(
     assert "no usable box" in message
 
 
-def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
+def test_more_objects_than_queries_are_logged(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,

@@ -87,5 +87,5 @@ def test_the_cost_of_safety_is_measured():
 
 
 @pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
-def test_a_word_that_is_no_number_is_refused(tool):
+def test_a_word_that_is_not_a_number_is_refused(tool):
     assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2

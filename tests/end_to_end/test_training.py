@@ -227,7 +227,7 @@ def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
     assert "loaded" in result.stdout and "re-initialised" not in result.stdout
 
 
-def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
+def test_resuming_continues_after_the_last_epoch(trained, tmp_path):
     config, run, _ = trained
     result = run_python(
         "train.py",

@@ -1,4 +1,4 @@
-"""Fifteen changes of the data between two parts of a run: none is silent, and an accepted one restarts the epoch (K5)."""
+"""Fifteen changes of data between parts of a run: all are reported; accepted ones restart the epoch (K5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, hostile, foreign or half-written: rows F02 to F10, F14, F15, F17, F18 and F20."""
+"""Checkpoints that are damaged, hostile, foreign or incomplete: F02 to F10, F14, F15, F17, F18 and F20."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def straight(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tiny_data, tmp_path_factory):
-    """The folder of a run that was stopped in its second epoch, with `last.pth`, the one before it and `best.pth`."""
+    """Folder of a run stopped in its second epoch: `last.pth`, the one before it and `best.pth`."""
     folder = tmp_path_factory.mktemp("stopped")
     assert not run(tiny_data, folder, stop_after=9, **SHORT)
     return folder
@@ -79,7 +79,7 @@ def other_classes(tiny_data, tmp_path):
 
 
 def crash_at(point: int) -> list[int]:
-    """End this process before the given call of those that make a file durable; return a list whose length counts them."""
+    """End this process before the given call that makes a file durable; return a list of these calls."""
     calls: list[int] = []
 
     def crashing(function):
@@ -280,7 +280,7 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
     assert "has 4 classes, the configuration has 9; use -t" in message
 
 
-def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tells_which_are_new(
+def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_logs_the_new_ones(
     stopped, other_classes, tmp_path, caplog
 ):
     with caplog.at_level("INFO"):
@@ -452,7 +452,7 @@ def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_numb
 def test_f18_a_crash_in_the_last_evaluation_costs_no_result(
     straight, tiny_data, folder
 ):
-    """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
+    """The last stage is the evaluation after the last epoch. Steps since the last save are repeated."""
 
     def crashing() -> None:
         training_loop.evaluate = lambda *_, **__: os._exit(KILLED)

@@ -11,7 +11,7 @@ from tests.fixtures.commands import write_tiny_config
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tiny_data, tmp_path):
-    """Return a function that runs train.py on a configuration with some text after it, and gives the one line it ends with."""
+    """Return a function that runs train.py on a config with appended text, and returns its last line."""
     logger = logging.getLogger("dfine")
     before = logger.handlers[:], logger.propagate, logger.level
     config = write_tiny_config(tmp_path, tiny_data)

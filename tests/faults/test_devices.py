@@ -30,7 +30,7 @@ TIMEOUT = (
 
 @pytest.fixture
 def collective_fails(tmp_path, monkeypatch):
-    """Return a function that lets `all_reduce` of a run on one of two ranks fail so, and gives how that rank ends."""
+    """Return a function that fails `all_reduce` on one of two ranks, and returns how that rank ends."""
     monkeypatch.setattr("src.runtime.distributed._GRACE", 0.0)
 
     def run(words: str, recorded: bool = True):

@@ -176,7 +176,7 @@ def test_f47_sixteen_bit_images_keep_their_brightness(own_data):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(
+def test_f48_images_are_turned_upright_if_their_labels_are_and_counted(
     own_data, orientation, caplog
 ):
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F42, F74, F76)."""
+"""Faults of data loading: sharding, dead or hanging workers, links (F31, F33, F39, F40, F42, F74, F76)."""
 
 import os
 import resource

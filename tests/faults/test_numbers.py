@@ -1,4 +1,4 @@
-"""Numbers that are not finite, rates that diverge, memory that runs out within a step: rows F35, F36, F37 and F41."""
+"""Non-finite numbers, diverging learning rates, out of memory within a step: F35, F36, F37 and F41."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def weights(step: TrainStep) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def faulty(monkeypatch):
-    """Put faults into chosen steps; watch that such a step changes neither model nor average. Returns the steps met."""
+    """Put faults into steps, and check that these change neither model nor EMA; return the steps reached."""
 
     def install(steps, fault) -> list[int]:
         met, ordinary = [], TrainStep.__call__

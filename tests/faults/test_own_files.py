@@ -247,7 +247,7 @@ def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(
 @pytest.mark.parametrize(
     "make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"]
 )
-def test_what_is_no_folder_under_the_name_of_one_is_refused_at_the_start(
+def test_a_file_under_the_name_of_a_folder_is_refused_at_the_start(
     config, folder, name, make
 ):
     make(folder / name)
@@ -304,7 +304,7 @@ def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_fold
     refused("-c", config, "-u", "epoch=3", text="unknown key 'epoch'")
 
 
-def test_a_lock_that_is_no_file_is_refused(config, folder):
+def test_a_lock_that_is_not_a_file_is_refused(config, folder):
     os.mkfifo(folder / ".dfine.lock")
     refused("-c", config, text=".dfine.lock is not a regular file")
 

@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed gives the same result as an uninterrupted run: rows F01, F11, F12, F13, F16 and F19."""
+"""A stopped and resumed run gives the result of an uninterrupted one: F01, F11, F12, F13, F16 and F19."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_f11_workers_of_the_loader_change_nothing(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
+def test_f11_another_number_of_ranks_resumes_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
@@ -85,7 +85,7 @@ def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
 
 
-def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
+def test_f11_another_batch_resumes_within_the_epoch_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, stop_after=4)
@@ -122,9 +122,7 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(
-    tiny_data, tmp_path, caplog
-):
+def test_f12_a_changed_configuration_resumes_on_request(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
     assert (

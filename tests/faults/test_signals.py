@@ -22,7 +22,7 @@ ERROR = "error["
 
 @pytest.fixture
 def config(tiny_data, tmp_path):
-    """A run that does not end by itself within the test; every step is told."""
+    """A run that does not end by itself within the test; every step is logged."""
     return write_tiny_config(
         tmp_path,
         tiny_data,
@@ -54,7 +54,7 @@ def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, na
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f21_a_run_goes_on_after_a_signal(tiny_data, tmp_path):
+def test_f21_a_run_resumes_after_a_signal(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -149,7 +149,7 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(
     assert saved_step(tmp_path / "run") >= 6
 
 
-def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(
+def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
     tiny_data, tmp_path
 ):
     config = write_tiny_config(
@@ -177,7 +177,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
 
 
-def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(
+def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
     config, tiny_data, tmp_path
 ):
     images = tmp_path / "images"

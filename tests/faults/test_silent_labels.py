@@ -1,6 +1,6 @@
-"""Forty label files with one fault each that used to be silent: every box that does not reach the loss is counted (K1).
+"""Forty label files with one fault each, once silent: every box that does not reach the loss is counted (K1).
 
-The counts stand in this file; each is compared with the account that training shows at its start, and with `check.py`.
+This file has the counts. Each is compared with the summary at the start of training, and with `check.py`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ COMPRESSED = {"size": [HEIGHT, WIDTH], "counts": masks.encode(_MASK)["counts"].d
 
 
 class Counted(NamedTuple):
-    """Labels that are used, with the account that must be given of them: the reason and the number of boxes."""
+    """Labels that are accepted, with the expected summary: the reason and the number of boxes."""
 
     change: Callable[[Labels], None]
     account: dict[str, int]

@@ -1,18 +1,24 @@
-"""Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
+"""Inject one kind of fault into many small runs, and count the runs that behave as documented.
 
-    python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
-    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, another random seed
+    python tests/harness/fault_series.py                                # all, about 20 minutes on one core
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1    # one series, another random seed
 
-resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
+resume    killed at six places of a run and resumed, on 1 and 2 ranks: all losses and the final state are
+          bit-identical to those of an uninterrupted run
 workers   0, 1, 2 and 4 loader workers: the same
-signals   SIGTERM, SIGUSR1, SIGINT at random times, on 1 and 2 ranks: saved and gone within ten seconds, code 75, one step for all
-restarts  torchrun --max-restarts whose ranks are killed one after another: the losses and the end are those of an undisturbed run
-ranks     an error or a silence of one of two ranks at a random step: the other ends in time and says why
-numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and nothing has changed
-disk      files may grow to a random limit: what was saved stays whole, and what is needed and free is said
+signals   SIGTERM, SIGUSR1 and SIGINT at random times, on 1 and 2 ranks: saved and ended within ten seconds
+          with exit code 75, all ranks at the same step
+restarts  torchrun --max-restarts whose ranks are killed one after another: losses and final state are those
+          of an uninterrupted run
+ranks     one of two ranks raises an error or hangs at a random step: the other ends in time and reports why
+numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and leaves
+          the state unchanged
+disk      file sizes are limited at random: files that were saved stay intact, and the error reports the
+          required and the free space
 
-Ranks are forked here and run `train.py`, which saves the seconds of an import, and meet as under torchrun; only restarts need it.
-Exit code 1 if anything went otherwise.
+docs/reliability.md has the results. Ranks are forked from this process and run `train.py`, which saves the
+time of an import; they connect as under torchrun, which only `restarts` uses. The exit code is 1 if any run
+behaved otherwise.
 """
 
 import argparse
@@ -45,7 +51,7 @@ from tests.harness.soak import (
     is_whole,
     note_losses,
     same,
-)  # noqa: E402
+)
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
@@ -67,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
         "series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all"
     )
     parser.add_argument(
-        "--repeat", type=int, help="how often, in place of each series' own count"
+        "--repeat", type=int, help="number of runs; default: the series' own number"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
@@ -117,7 +123,7 @@ def main() -> None:
 
 
 class Run:
-    """A `train.py` in forks of this process, one for each rank; goes on with its folder's run."""
+    """A `train.py` in forks of this process, one for each rank; it resumes the run of its folder."""
 
     def __init__(
         self,
@@ -150,10 +156,8 @@ class Run:
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
                 # the parent's streams may have been opened for a file, which can seek; a pipe cannot
-                sys.stdout, sys.stderr = (
-                    open(1, "w", closefd=False),
-                    open(2, "w", closefd=False),
-                )  # noqa: SIM115
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
                 if ranks > 1:
                     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
                 self._train(
@@ -203,7 +207,7 @@ class Run:
         os._exit(code)
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Wait for all ranks; return their exit codes, -n for signal n, None for one that had to be ended here."""
+        """Wait for all ranks; return their exit codes: -n for signal n, None if the rank was ended here."""
         end = time.monotonic() + seconds
         while len(self.codes) < len(self.pids) and time.monotonic() < end:
             for pid in set(self.pids) - self.codes.keys():
@@ -266,7 +270,7 @@ def _store():
 
 
 def equal(run: Run, straight: Run) -> bool:
-    """Tell whether a run has each step's loss, the log's records and the end of an undisturbed one."""
+    """Return whether losses, log records and final state of a run equal those of an uninterrupted one."""
     for ours, theirs in zip(run.losses(), straight.losses()):
         theirs = dict(theirs)
         if dict(ours).keys() != theirs.keys() or any(

@@ -1,11 +1,14 @@
-"""Spoils annotation files, configurations, checkpoints and images at random and looks at what becomes of them.
+"""Corrupt annotation files, configurations, checkpoints and images at random, and check how they are handled.
 
-    python tests/harness/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
+    # 500 + 300 + 100 + 60 files, about a minute on one core
+    python tests/harness/fuzz.py --seed 0
+
     python tests/harness/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
 
-Each malformed file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
-it, with every dropped or clipped box counted in the findings. Anything else is a fault: another exception, a silent change, ten seconds without
-an answer, a file that is written to, code that runs. Exit code 1 if there is one.
+Each malformed file must either be refused by one of the project's own errors, or be read correctly: with
+the same result as a simple reader of the same file, and with every dropped or clipped box counted in the
+findings. Anything else is a fault: another exception, a silent change, no answer within ten seconds, a file
+that is written to, code that runs. The exit code is 1 if there is a fault.
 """
 
 import argparse
@@ -69,9 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", type=int, default=count, help=f"number of malformed {name}"
         )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="where all damage follows from"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
 
@@ -170,7 +171,7 @@ def labels(folder: Path, rng: random.Random):
 
 
 def sound_labels(rng: random.Random) -> dict:
-    """Return labels of 12 images of 200 x 100 pixels with ids and categories out of order, polygons, a crowd region."""
+    """Return labels of 12 images of 200 x 100 pixels: unordered ids, categories, polygons, a crowd."""
     ids, categories = rng.sample(range(1000), 12), rng.sample(range(100), 4)
     annotations = [
         {
@@ -247,7 +248,7 @@ def compare_labels(found, content: dict) -> None:
     }
     expected, changes = {image["id"]: [] for image in content["images"]}, Counter()
     if len(sizes) != len(content["images"]) or len(names) != len(content["categories"]):
-        raise Wrong("an id is there twice")
+        raise Wrong("duplicate id")
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
         with np.errstate(over="ignore"):
@@ -303,7 +304,7 @@ def configs(folder: Path, rng: random.Random):
     from src.core.config_file import dump_yaml
 
     path, sound = (
-        folder / "spoilt.yml",
+        folder / "malformed.yml",
         YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml").yaml_cfg,
     )
     tags = [
@@ -405,7 +406,7 @@ def checkpoints(folder: Path, rng: random.Random):
     from src.detection.weight_file import read_weights
     from src.runtime.weight_files import write_tensor_file
 
-    path = folder / "spoilt.pth"
+    path = folder / "malformed.pth"
     sound = {
         f"layer{n}.weight": torch.randn(
             20, 20, generator=torch.Generator().manual_seed(n)

@@ -1,10 +1,11 @@
-"""What safety costs: whole checkpoints against plain ones, the check of data at the start, the checks of every step (docs/reliability.md).
+"""Measure the cost of safety: atomic checkpoints, the data check at the start, the checks of every step.
 
     python tests/harness/safety_cost.py                       # about two minutes on one core
     python tests/harness/safety_cost.py --millions 25 --images 20000 --steps 30
 
-Saves are timed by the clock, in turns, and the median counts; all else in CPU seconds of this process. The steps are the demo's, on drawn data.
-Prints a Markdown table.
+Saves are measured in wall time, alternating with plain saves, and the median is reported. Everything else
+is measured in CPU seconds of this process. The steps are those of the demo, on synthetic data. The result
+is a Markdown table, as in docs/reliability.md.
 """
 
 import argparse
@@ -28,16 +29,20 @@ def parse_arguments() -> argparse.Namespace:
         "--millions",
         type=float,
         default=25,
-        help="parameters of the larger model, with average and AdamW's state",
+        help="parameters of the larger model in millions, with EMA and AdamW's state",
     )
-    parser.add_argument("--saves", type=int, default=5, help="saves of each kind")
+    parser.add_argument(
+        "--saves", type=int, default=5, help="number of saves of each kind"
+    )
     parser.add_argument(
         "--images",
         type=int,
         default=20000,
-        help="images of the labels to check, seven boxes each",
+        help="number of images of the labels to check, seven boxes each",
     )
-    parser.add_argument("--steps", type=int, default=30, help="steps of the demo")
+    parser.add_argument(
+        "--steps", type=int, default=30, help="number of steps of the demo"
+    )
     return parser.parse_args()
 
 
@@ -99,7 +104,7 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
 
 
 def data_check(folder: Path, count: int) -> str:
-    """Time what a run does with labels and images before it builds a model: read every record, list the folder, open headers."""
+    """Time the data check before a model is built: read every record, list the folder, open headers."""
     import numpy as np
     from PIL import Image
 

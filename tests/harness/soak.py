@@ -1,16 +1,18 @@
-"""Kills a small training at random moments until it has survived so many kills, and damages its checkpoints bit by bit.
+"""Kill a small training at random moments and resume it, many times; damage its checkpoints bit by bit.
 
     python tests/harness/soak.py --kills 200 --seed 0                 # about two minutes on one core
     python tests/harness/soak.py --kills 0 --bits 200 --cuts 50       # damage only
-    python tests/harness/soak.py --minutes 120 --seed 0               # one long run, killed every 20 to 60 seconds
+    python tests/harness/soak.py --minutes 120 --seed 0     # one long run, killed every 20 to 60 seconds
 
-A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and started again with `-r auto`; half of the kills come at any
-time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of
-an undisturbed run, bit for bit, and the next run begins, until the kills are reached. Exit code 1 if anything was lost.
+A run on synthetic data saves every three steps. It is forked, ended by SIGKILL, and started again with
+`-r auto`. Half of the kills come at any time, half wait for a step, a save or an evaluation. When a run ends,
+its model, EMA weights and optimizer are compared bit for bit with those of an uninterrupted run, and the next
+run begins, until the number of kills is reached. The exit code is 1 if anything was lost.
 
-With `--minutes` one run of 20000 epochs, with a loader worker, is killed again and again. An undisturbed one would take as long once more, so every step
-that is learned again after a kill is compared with itself: its loss must be the one of before, to the bit. Memory and open files of the training are
-looked at every second; exit code 1 also if they grow by more than 5 %, within attempts or over all of them.
+With `--minutes`, one run of 20000 epochs with a loader worker is killed again and again. An uninterrupted run
+to compare with would take as long again. Instead, every step that is repeated after a kill must give a loss
+bit-identical to the first one. Memory and open files of the training are sampled every second; the exit code
+is also 1 if they grow by more than 5 %, within attempts or over all of them.
 """
 
 import argparse
@@ -81,10 +83,16 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--kills", type=int, default=200, help="kills to survive; not with --minutes"
+        "--kills",
+        type=int,
+        default=200,
+        help="number of kills; not used with --minutes",
     )
     parser.add_argument(
-        "--minutes", type=float, default=0, help="keep killing one long run for so long"
+        "--minutes",
+        type=float,
+        default=0,
+        help="duration of one long run that is killed repeatedly",
     )
     parser.add_argument(
         "--wait",
@@ -92,20 +100,21 @@ def parse_arguments() -> argparse.Namespace:
         nargs=2,
         default=(20, 60),
         metavar=("LEAST", "MOST"),
-        help="seconds to a kill of the long run",
+        help="minimum and maximum seconds between kills of the long run",
     )
     parser.add_argument(
         "--bits",
         type=int,
         default=0,
-        help="single bits of last.pth to flip, one at a time",
+        help="number of single bits of last.pth to flip, one at a time",
     )
     parser.add_argument(
-        "--cuts", type=int, default=0, help="places to cut last.pth at, one at a time"
+        "--cuts",
+        type=int,
+        default=0,
+        help="number of places to truncate last.pth at, one at a time",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="where moments and places follow from"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
 
@@ -359,7 +368,7 @@ def long_soak(
 def long_attempt(
     folder: Path, seconds: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Start the long run, kill it after so many seconds; return what it took a little after its first steps and at the end."""
+    """Start the long run and kill it; return its resources after its first steps and at the end."""
     (folder / "losses").unlink(missing_ok=True)
     child = os.fork()
     if not child:
@@ -433,7 +442,7 @@ def flip(raw: bytes, rng: random.Random) -> bytes:
 
 
 def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
-    """Spoil `last.pth` again and again; print and return how often that went unnoticed or without the file before it."""
+    """Damage `last.pth` repeatedly; print and return how often this was missed or no older file was used."""
     from src.solver.checkpoint import CheckpointFolder
 
     if not count:

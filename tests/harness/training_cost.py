@@ -1,11 +1,14 @@
-"""What a training step costs under each way of training the backbone: parameters, CPU seconds, peak memory.
+"""Measure a training step for each way of training the backbone: parameters, CPU seconds, peak memory.
 
-    python tests/harness/training_cost.py                                       # the table of docs/training.md, about 10 minutes
-    python tests/harness/training_cost.py --only "phase A" "full fine-tuning"   # some rows, with the full step as the measure
+    # the table of docs/training.md, about 10 minutes
+    python tests/harness/training_cost.py
 
-Every row is measured in a process of its own, on one thread: the least of some steps in CPU seconds, and the most that the process held
-beyond what it held before the model was built (weights, gradients, optimizer, activations). Images are noise; what a step costs does not
-depend on what they show. Prints a Markdown table.
+    # some rows, relative to the full step
+    python tests/harness/training_cost.py --only "phase A" "full fine-tuning"
+
+Every row is measured in a process of its own, on one thread: the minimum of several steps in CPU seconds, and
+the peak of memory beyond that before the model was built (weights, gradients, optimizer, activations). Images
+are noise; the cost of a step does not depend on their content. The result is a Markdown table.
 """
 
 import argparse
@@ -44,16 +47,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, default=640, help="height and width of the images"
     )
-    parser.add_argument("--batch", type=int, default=2, help="images of a step")
-    parser.add_argument("--boxes", type=int, default=15, help="objects of an image")
+    parser.add_argument("--batch", type=int, default=2, help="batch size")
+    parser.add_argument("--boxes", type=int, default=15, help="objects per image")
     parser.add_argument(
         "--steps",
         type=int,
         default=2,
-        help="the least of so many counts, after one that does not",
+        help="number of measured steps, after one warm-up step; the minimum is reported",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="ROW", help="rows whose names begin so"
+        "--only",
+        nargs="+",
+        metavar="ROW",
+        help="only rows whose name begins with one of these texts",
     )
     return parser.parse_args()
 

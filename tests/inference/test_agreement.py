@@ -136,7 +136,7 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
     )
 
 
-def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(
+def test_images_for_the_check_come_from_a_folder_or_the_validation_data_or_are_synthetic(
     detector, tiny_data, tmp_path
 ):
     files, names = images_for_check(detector, tiny_data.folder / "images", 5)

@@ -225,7 +225,7 @@ def test_cosine_scales_all_groups_alike():
         ),
     ],
 )
-def test_a_cosine_that_makes_no_sense_is_refused(settings, message):
+def test_an_invalid_cosine_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         flat_cosine(**settings)
 

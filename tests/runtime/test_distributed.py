@@ -107,7 +107,7 @@ class TestWithoutGpu:
         ):
             pick_device("cuda")
 
-    def test_name_that_is_no_device_is_refused(self):
+    def test_name_that_is_not_a_device_is_refused(self):
         with pytest.raises(
             ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"
         ):
@@ -183,7 +183,7 @@ def test_single_process_joins_nobody(monkeypatch, count):
         (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
     ],
 )
-def test_rank_without_an_address_never_goes_on_alone(
+def test_rank_without_an_address_never_continues_alone(
     launched, monkeypatch, missing, text
 ):
     launched()
@@ -196,7 +196,7 @@ def test_rank_without_an_address_never_goes_on_alone(
         join_group(CPU)
 
 
-def test_port_in_use_is_told(launched):
+def test_port_in_use_is_reported(launched):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -407,7 +407,7 @@ def test_bits_of_a_single_process_are_its_own():
     assert bits_over_ranks(torch.tensor([1, 2])).tolist() == [1, 2]
 
 
-def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others():
+def test_a_hanging_rank_that_hosts_the_store_does_not_silence_the_others():
     """The answer comes although rank 0 does not answer; without it this test would be stuck."""
 
     def explain() -> str:

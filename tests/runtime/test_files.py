@@ -165,7 +165,7 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
-def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
+def test_full_disk_is_reported_with_the_bytes_needed_free_and_written(path):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
@@ -181,7 +181,7 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
     assert (ended.code, content_of(path.parent)) == (0, {"file.bin": b"old"}), ended.err
 
 
-def test_folder_that_is_not_there_is_told(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with pytest.raises(
         ResourceError,
         match=r"/absent/file.bin cannot be written: No such file or directory$",
@@ -306,7 +306,7 @@ def test_json_holds_file_names_that_are_not_utf8():
     assert json_bytes({"name": "Zoë"}) == '{"name": "Zoë"}'.encode()
 
 
-def test_file_half_written_by_a_killed_process_is_taken_for_a_leftover(path):
+def test_file_half_written_by_a_killed_process_is_treated_as_a_leftover(path):
     def child():
         write_atomically(path, lambda file: os._exit(9))
 
@@ -375,7 +375,7 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
         assert (tmp_path / "run" / LOCK).read_text() == str(os.getpid())
 
 
-def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(
+def test_folder_is_free_after_its_holder_was_killed_although_a_child_of_it_still_runs(
     tmp_path,
 ):
     ready, begun = os.pipe()

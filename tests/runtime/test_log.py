@@ -36,7 +36,7 @@ def test_warning_is_marked(capsys):
     assert said(capsys) == ["warning: disk nearly full"]
 
 
-def test_silent_rank_shows_errors_alone(capsys):
+def test_silent_rank_logs_only_errors(capsys):
     set_up_logging(speaks=False)
     logger.info("progress")
     logger.warning("odd")

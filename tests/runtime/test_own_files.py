@@ -80,7 +80,7 @@ def test_files_of_this_project_are_recognized(tmp_path):
     assert [path.name for path in write_ours(tmp_path) if not is_ours(path)] == []
 
 
-def test_files_of_others_are_not_taken_for_ours(tmp_path):
+def test_files_of_other_programs_are_not_treated_as_own_files(tmp_path):
     assert [path.name for path in write_foreign(tmp_path) if is_ours(path)] == []
 
 

@@ -70,7 +70,7 @@ def refused(path: Path) -> str:
 # ---- whole files ----
 
 
-def test_what_was_written_is_read_back(path, content):
+def test_written_values_are_read_back(path, content):
     assert equal(read_tensor_file(path), content)
 
 
@@ -124,7 +124,7 @@ def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 # ---- full disks ----
 
 
-def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
+def test_full_disk_is_reported_and_the_old_file_stays(path, content):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
@@ -231,7 +231,7 @@ def test_sixty_damages_near_the_end_are_all_noticed(path):
     assert loaded == []
 
 
-def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest(
+def test_a_file_without_the_newer_mark_is_read_although_part_of_its_digest_is_lost(
     path, content, monkeypatch
 ):
     monkeypatch.setattr(
@@ -263,7 +263,7 @@ def test_content_that_another_program_saved_again_is_refused_with_what_helps(pat
         b"version https://git-lfs.github.com/spec/v1\n",
     ],
 )
-def test_file_that_is_no_torch_file_is_refused(path, raw):
+def test_file_that_is_not_a_torch_file_is_refused(path, raw):
     path.write_bytes(raw)
     assert refused(path).startswith("FILE ")
 
@@ -464,9 +464,9 @@ def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(
 ):
     torch.save(
         {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]},
-        tmp_path / "hollow.pth",
+        tmp_path / "no_data.pth",
     )
-    assert told in refused(tmp_path / "hollow.pth")
+    assert told in refused(tmp_path / "no_data.pth")
 
 
 def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):

@@ -94,7 +94,7 @@ def window(parts: int) -> list:
 def gradient(
     parts: int, exact: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
-    """Return every gradient of one step, the losses, and how many times gradients were averaged over ranks."""
+    """Return the gradients of one step, its losses, and how often gradients were averaged over ranks."""
     step = make_step(exact)
     calls = []
     Phases(step).begin(0)

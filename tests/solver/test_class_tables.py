@@ -53,7 +53,7 @@ def test_too_few_classes_name_both_numbers(cats_and_dogs):
         )
 
 
-def test_more_classes_than_the_data_has_are_told(cats_and_dogs, caplog):
+def test_more_classes_than_the_data_has_are_logged(cats_and_dogs, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         settle_classes(
             tiny_config(num_classes=80), [cats_and_dogs], None, same_classes=True
@@ -109,7 +109,7 @@ def test_a_new_run_from_a_checkpoint_has_the_datas_own_labels(cats_and_dogs):
     )
 
 
-def test_the_table_has_a_row_for_each_label_and_marks_unused_ones(cats_and_dogs):
+def test_the_table_has_a_row_for_each_label_and_flags_unused_ones(cats_and_dogs):
     cats_and_dogs.use_labels([2, 0])
     assert class_table(cats_and_dogs) == [
         {"id": 7, "name": "dog"},

@@ -115,7 +115,7 @@ def test_without_patience_every_epoch_comes():
     )
 
 
-def test_stage_one_goes_on_while_its_best_is_recent():
+def test_stage_one_continues_while_its_best_is_recent():
     assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)] == [
         5,
         6,

@@ -61,7 +61,7 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step(run):
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_a_resumed_epoch_goes_on_with_its_next_batch_and_its_count_of_dropped_steps(
+def test_a_resumed_epoch_continues_with_its_next_batch_and_its_count_of_skipped_steps(
     run,
 ):
     run.state.progress.step, run.state.guard.in_epoch = 3, 2

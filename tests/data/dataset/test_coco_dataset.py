@@ -298,7 +298,7 @@ def test_truth_has_the_categories_that_detections_carry(
     assert {a["category_id"] for a in truth["annotations"]} == set(ids)
 
 
-# ---- chance ----
+# ---- random state ----
 
 
 def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
@@ -497,7 +497,7 @@ def test_mosaic_does_without_images_that_cannot_be_read(tmp_path):
     assert int(data.sample(0).info["idx"]) == 0
 
 
-def test_image_met_twice_counts_once(tmp_path):
+def test_image_read_twice_counts_once(tmp_path):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     for data.epoch in range(3):
         data.sample(3)
@@ -518,13 +518,13 @@ def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_p
 
 
 @pytest.mark.parametrize("share", [None, 0])
-def test_without_a_share_the_first_ends_the_run(tmp_path, share):
+def test_without_a_tolerated_fraction_the_first_ends_the_run(tmp_path, share):
     with pytest.raises(DataError, match=f"^image {tmp_path}/4.png is empty"):
         with_bad(tmp_path, 3, bad_images=share).sample(3)
 
 
 @pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
-def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(
+def test_training_allows_one_bad_image_in_a_thousand_by_default(
     tmp_path, given, allowed
 ):
     data = data_set(tmp_path, bad_images=given)
@@ -547,7 +547,7 @@ def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
         data.report_images()
 
 
-def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
+def test_each_bad_image_is_reported_once_with_its_reason(tmp_path, caplog):
     data = with_bad(tmp_path, 3, 4, bad_images=0.2)
     data.sample(3)
     data.report_images()
@@ -562,7 +562,7 @@ def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
     assert "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)" in caplog.text
 
 
-def test_image_that_can_be_read_later_is_told_too(tmp_path, caplog):
+def test_image_that_can_be_read_later_is_reported_too(tmp_path, caplog):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     data.sample(3)
     Image.new("RGB", (40, 30)).save(tmp_path / "4.png")

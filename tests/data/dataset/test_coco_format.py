@@ -38,7 +38,7 @@ def notes(labels) -> list[str]:
 
 
 def coco(**changes):
-    """Return the sound file with one record changed: annotations=(2, {"bbox": ...}); a value of `...` takes the key out."""
+    """Return a valid file with a changed record: annotations=(2, {"bbox": 5}); `...` removes a key."""
     content = sound_coco()
     for part, (index, values) in changes.items():
         for key, value in values.items():
@@ -167,7 +167,7 @@ def test_image_ids_sizes_and_names_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("value", "crowd"), [(0, False), (1, True), (None, False), (..., False)]
 )
-def test_crowd_mark_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
+def test_crowd_flag_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
     assert load(
         tmp_path, coco(annotations=(2, {"iscrowd": value}))
     ).crowds.tolist() == [
@@ -245,7 +245,7 @@ def test_what_is_no_array_does_not_grow_with_the_boxes(large_labels):
     assert len(str(rest)) < 10_000
 
 
-# ---- what is mended and counted ----
+# ---- faults that are fixed and counted ----
 
 
 def test_missing_area_is_computed_and_counted(tmp_path):
@@ -341,7 +341,7 @@ def test_more_than_one_percent_of_boxes_outside_is_refused(tmp_path, outside, re
     )
 
 
-def test_corners_taken_for_sizes_are_suspected(tmp_path):
+def test_corners_given_as_sizes_are_suspected(tmp_path):
     content = large_coco(100)
     for record in content["annotations"][:30]:
         record["bbox"] = [645, 100, 700, 200]
@@ -630,7 +630,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_record_that_is_no_object_is_named(tmp_path, part):
+def test_record_that_is_not_an_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
     assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(
@@ -696,7 +696,7 @@ def test_empty_file_is_refused(tmp_path, raw):
     ("raw", "kind"),
     [(b"null", "NoneType"), (b"[]", "list"), (b"3", "int"), (b'"x"', "str")],
 )
-def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
+def test_file_without_an_object_is_refused(tmp_path, raw, kind):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(
         DataError,
@@ -715,7 +715,7 @@ def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
         (b"9" * 5000, "is not valid JSON: Exceeds the limit"),
     ],
 )
-def test_file_that_is_no_json_is_refused(tmp_path, raw, reason):
+def test_file_that_is_not_json_is_refused(tmp_path, raw, reason):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(DataError) as caught:
         load_coco(tmp_path / "labels.json")

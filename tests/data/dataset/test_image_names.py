@@ -1,4 +1,4 @@
-"""What counts as an image, and which file was meant by a name that does not exist."""
+"""Names of image files, and suggestions for names that do not exist."""
 
 import pytest
 from PIL import Image

@@ -174,7 +174,7 @@ def test_detections_of_one_score_keep_the_order_in_which_they_came():
 
 
 def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide():
-    """Detections on the wrong one of two images whose ids are equal as floating-point numbers find nothing."""
+    """Detections do not match objects of another image whose id is equal as a floating-point number."""
     truth = truth_of(crowds=False)
     small, large = (
         (image["id"] for image in truth["images"][:2]),

@@ -44,5 +44,5 @@ def detections(
         ({1: np.zeros((0, 6))}, "the model gives no detections at all"),
     ],
 )
-def test_the_reason_is_told(found, told):
+def test_the_reason_is_reported(found, told):
     assert told in diagnose(TRUTH, found)

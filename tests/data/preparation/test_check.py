@@ -14,7 +14,7 @@ from tests.fixtures.tools_here import tool_here
 
 
 def spoilt_coco() -> tuple[dict, dict]:
-    """Return labels of 12 images with one of each fault, and what is to be told: place and kind."""
+    """Return labels of 12 images with one of each fault, and the expected findings: place and kind."""
     content = sound_coco(12)
     images, annotations, categories = (
         content["images"],
@@ -87,7 +87,7 @@ def spoilt_coco() -> tuple[dict, dict]:
 
 @pytest.fixture
 def spoilt(tmp_path) -> tuple[Path, dict]:
-    """Return a folder with `labels.json` and images that have one of each fault, and what is to be told."""
+    """Return a folder with `labels.json` and images with one of each fault, and the expected findings."""
     content, told = spoilt_coco()
     folder = tmp_path / "data"
     folder.mkdir()
@@ -203,7 +203,7 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
     )
 
 
-def test_large_objects_are_not_taken_for_corners(tmp_path):
+def test_boxes_of_large_objects_are_not_treated_as_corners(tmp_path):
     content = sound_coco(10)
     for record in content["annotations"]:
         record["bbox"] = [0, 0, 40.4, 30.4]
@@ -218,7 +218,7 @@ def test_large_objects_are_not_taken_for_corners(tmp_path):
         (b'{"images": []}', '"annotations" is missing'),
     ],
 )
-def test_file_that_is_no_coco_file_is_a_fault_and_the_other_is_checked_all_the_same(
+def test_file_that_is_not_a_coco_file_is_a_fault_and_the_other_is_still_checked(
     tmp_path, raw, what
 ):
     content = sound_coco()
@@ -268,7 +268,7 @@ def test_quick_check_reads_headers_alone(tmp_path):
     )
 
 
-# ---- what is no fault ----
+# ---- valid data ----
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (5, 17, 90)])
@@ -367,7 +367,7 @@ def test_paths_and_queries_come_from_a_configuration_too(tiny_data, tmp_path):
     assert str(tiny_data.folder / "val.json") in ended.out
 
 
-def test_folder_that_is_none_is_a_fault_of_the_command(tmp_path):
+def test_folder_that_is_not_a_folder_is_a_fault_of_the_command(tmp_path):
     ended = tool_here(
         "dataset.check",
         "--annotations",

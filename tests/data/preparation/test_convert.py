@@ -94,7 +94,7 @@ def test_command_to_train_with_is_printed_safe_to_paste(tmp_path):
     )
 
 
-def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
+def test_data_without_validation_images_are_split_with_a_message(tmp_path):
     source = write_voc(tmp_path / "data", sets=False)
     ended = tool_here(
         "dataset.convert",

@@ -1,4 +1,4 @@
-"""Clean copies: what cannot be used is dropped, what can be mended is mended, all of it counted, and the copy is free of faults."""
+"""Copies are free of faults: unusable records are dropped, the others fixed, and all of them counted."""
 
 import json
 
@@ -25,7 +25,7 @@ from tests.fixtures.train_here import (
 
 
 def fixed(folder, content, **settings):
-    """Mend labels beside their images; return what was changed and the copy."""
+    """Fix labels beside their images; return the changes and the copy."""
     path = write_coco(folder, content, draw=False)
     changes = fix(
         DataSet(path, folder), folder / "clean.json", ImageCheck(), **settings
@@ -70,7 +70,7 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     )
     assert ended.code == 3, (
         ended.out
-    )  # a category that is there twice under two names is left to people
+    )  # a duplicate category under two names must be resolved by the user
     assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
     assert "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
     assert (folder / "labels.json").read_bytes() == before
@@ -173,7 +173,7 @@ def test_input_is_never_replaced(folder):
     assert ended.code == 2 and "--fix would replace" in ended.err
 
 
-def test_file_that_is_no_json_is_refused(folder):
+def test_file_that_is_not_json_is_refused(folder):
     with pytest.raises(DataError, match="is not valid JSON"):
         fix(
             DataSet(write_coco(folder, "{"), folder),
@@ -410,7 +410,7 @@ def test_a_name_with_another_suffix_means_the_one_file_that_nobody_else_has(
     ids=str,
 )
 @pytest.mark.parametrize("where", ["images", "categories"])
-def test_ids_that_are_no_numbers_are_replaced_together_with_what_refers_to_them(
+def test_ids_that_are_not_numbers_are_replaced_together_with_all_references(
     folder, where, ids
 ):
     content = sound_coco()

@@ -1,4 +1,4 @@
-"""Validation images are set aside by chance that a seed gives, with every class in both parts where that can be."""
+"""Validation images are drawn with a seed, with every class in both parts where possible."""
 
 import numpy as np
 import pytest

@@ -130,7 +130,7 @@ def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(
 
 
 @pytest.mark.parametrize(("epoch", "acting"), [(0, "MRPF"), (63, "MRPF"), (64, "F")])
-def test_single_point_may_be_a_share_of_the_run(epoch, acting):
+def test_single_point_may_be_a_fraction_of_the_run(epoch, acting):
     assert who_acts(THREE | {"epoch": 0.9}, epoch, RunLength(72)) == acting
 
 
@@ -193,7 +193,7 @@ def test_mosaics_are_neither_zoomed_out_nor_cropped_by_overlap():
         assert followed(with_others(seed)).canvas == alone(with_others(seed)).canvas
 
 
-def test_samples_that_became_no_mosaic_are_zoomed_out():
+def test_samples_without_mosaic_are_zoomed_out():
     sample = Compose(
         [Mosaic(32), RandomZoomOut(side_range=[2, 2], p=1)], mosaic_prob=0
     )(with_others())
@@ -208,7 +208,7 @@ def test_mosaics_are_distorted_in_colour_and_flipped():
 
 
 @pytest.mark.parametrize("epoch", [0, 34, 60])
-def test_in_epochs_without_mosaic_its_chance_is_not_drawn(epoch):
+def test_in_epochs_without_mosaic_no_random_number_is_drawn_for_it(epoch):
     sample, alone = with_others(), with_others()
     Compose([Mosaic(32)], THREE, mosaic_prob=0.5)(sample, epoch)
     assert sample.rng.random() == alone.rng.random()
@@ -222,7 +222,7 @@ def test_mosaic_stands_first():
         Compose([EmptyTransform(), Resize([32, 32]), Mosaic()])
 
 
-def test_chance_of_a_mosaic_that_is_none_is_refused():
+def test_an_invalid_probability_of_mosaic_is_refused():
     with pytest.raises(
         ConfigError, match="^Compose.mosaic_prob is -0.1, expected 0 to 1$"
     ):

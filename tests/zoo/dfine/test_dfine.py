@@ -104,7 +104,7 @@ def detector(**settings):
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_told_with_both_lists(parts, message):
+def test_parts_that_do_not_fit_are_refused_with_both_lists(parts, message):
     with pytest.raises(ConfigError) as caught:
         DFINE(*(part() for part in parts))
     assert str(caught.value) == message
@@ -167,7 +167,7 @@ def test_every_multiple_of_32_works(size):
         ),
     ],
 )
-def test_other_sizes_are_told_with_the_nearest_valid_ones(size, message):
+def test_other_sizes_are_refused_with_the_nearest_valid_ones(size, message):
     with pytest.raises(ConfigError) as caught:
         detector().eval()(torch.rand(1, 3, *size))
     assert str(caught.value) == message

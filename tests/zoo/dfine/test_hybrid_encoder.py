@@ -237,7 +237,7 @@ def test_gradients_reach_every_parameter():
         ),
     ],
 )
-def test_settings_that_do_not_fit_each_other_are_told(settings, message):
+def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
     with pytest.raises(ConfigError) as caught:
         encoder(**settings)
     assert str(caught.value) == message

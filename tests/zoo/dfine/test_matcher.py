@@ -167,7 +167,7 @@ def spoilt(key, image, value):
     ],
 )
 @pytest.mark.parametrize("use_focal_loss", [True, False])
-def test_a_cost_that_is_not_finite_is_told_by_term_and_image(
+def test_a_cost_that_is_not_finite_is_reported_with_term_and_image(
     out, term, image, use_focal_loss
 ):
     with pytest.raises(NumericsError) as caught:
@@ -180,7 +180,7 @@ def test_a_cost_that_is_not_finite_is_told_by_term_and_image(
     )
 
 
-def test_boxes_without_area_on_both_sides_are_told_as_a_giou_that_is_not_finite():
+def test_boxes_without_area_on_both_sides_are_reported_as_a_giou_that_is_not_finite():
     out, targets = outputs(1), random_targets(1)
     out["pred_boxes"][:] = targets[0]["boxes"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_boxes_without_area_on_both_sides_are_told_as_a_giou_that_is_not_finite(
         HungarianMatcher(COST_WEIGHTS)(out, targets)
 
 
-def test_a_weight_that_makes_the_sum_overflow_is_told():
+def test_a_weight_that_makes_the_sum_overflow_is_reported():
     with pytest.raises(
         NumericsError,
         match="the matching cost is not finite although each of its terms is",
@@ -208,7 +208,7 @@ def test_a_weight_that_makes_the_sum_overflow_is_told():
         COST_WEIGHTS | {"cost_mask": 1},
     ],
 )
-def test_weights_that_are_not_those_of_the_three_costs_are_told(weights):
+def test_weights_that_are_not_those_of_the_three_costs_are_refused(weights):
     with pytest.raises(ConfigError) as caught:
         HungarianMatcher(weights)
     assert (
@@ -259,7 +259,7 @@ def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(
         )
 
 
-def test_a_late_cost_that_is_not_finite_is_told():
+def test_a_late_cost_that_is_not_finite_is_reported():
     out, targets = outputs(1), random_targets(2)
     out["pred_logits"][0, 3] = float("nan")
     with pytest.raises(
