@@ -107,7 +107,7 @@ def layer_faults(file: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_stay_on_the_floor_or_go_down(path):
+def test_imports_stay_in_their_layer_or_go_down(path):
     assert layer_faults(name_of(path), path.read_text()) == []
 
 
@@ -132,7 +132,7 @@ def test_an_external_package_in_the_lowest_layers_is_reported():
     ]
 
 
-def test_every_package_of_src_has_a_floor():
+def test_every_package_of_src_has_a_layer():
     assert {path.relative_to(ROOT / "src").parts[0] for path in SOURCES} == set(ALLOWED)
 
 

@@ -522,7 +522,7 @@ def test_reference_to_a_reference_is_refused(values):
         resolved(values)
 
 
-def test_dollar_in_the_middle_of_a_word_is_left_alone():
+def test_dollar_in_the_middle_of_a_word_is_unchanged():
     assert resolved({"a": "costs ${b} dollars", "b": 1})["a"] == "costs ${b} dollars"
 
 

@@ -1,4 +1,4 @@
-"""Lengths in epochs, steps and shares of the run."""
+"""Lengths in epochs, in steps and as fractions of the run."""
 
 import pytest
 

@@ -19,7 +19,7 @@ DATASET = (
 
 
 def faults(folder, text: str, **overrides) -> str:
-    """Return what is said about a configuration, with the file's path shortened."""
+    """Return the message about a configuration, with the file's path shortened."""
     with pytest.raises(ConfigError) as caught:
         config_from(folder, text, **overrides)
     return str(caught.value).replace(str(folder / "config.yml"), "config.yml")

@@ -230,7 +230,7 @@ def test_batch_is_mixed_as_it_is_set(settings, grown):
     assert counts(BatchImageCollateFunction(**settings)) == [grown]
 
 
-def test_mixup_and_copies_have_their_share_of_the_batches():
+def test_mixup_and_copies_have_their_fraction_of_the_batches():
     """Copies come where mixup did not: 0.5 and (1 - 0.5) * 0.4."""
     grown = Counter(
         counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300)
@@ -355,7 +355,7 @@ def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
     assert str(caught.value) == f"BatchImageCollateFunction.{fault}"
 
 
-def test_mixing_may_go_on_to_the_end():
+def test_mixing_may_continue_to_the_end():
     specification = {
         "type": "BatchImageCollateFunction",
         "copyblend_epochs": [0.5, None],

@@ -171,7 +171,7 @@ def test_order_does_not_depend_on_torchs_random_state(shares):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_epoch_can_be_taken_up_in_the_middle(shares, count):
+def test_epoch_can_be_resumed_in_the_middle(shares, count):
     assert [batches[2:] for batches in shares(31, count, 8)] == shares(
         31, count, 8, start=2
     )

@@ -164,7 +164,7 @@ def test_error_of_a_worker_stays_what_it_is():
         loaded(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
-def test_handler_of_ended_processes_is_left_as_it_was():
+def test_handler_of_ended_processes_is_unchanged():
     before = signal.getsignal(signal.SIGCHLD)
     loaded(lambda: None)
     assert signal.getsignal(signal.SIGCHLD) == before

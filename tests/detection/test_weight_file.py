@@ -1,4 +1,4 @@
-"""Files of weights: their forms, and what they say about themselves."""
+"""Files of weights: their forms and their meta data."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_class_count_is_none_without_a_class_head():
     assert class_count({"w": torch.ones(3)}) is None
 
 
-def test_a_checkpoint_knows_its_classes_configuration_and_input_size():
+def test_a_checkpoint_has_its_classes_configuration_and_input_size():
     file = read_weights(TRAINED)
     assert file.num_classes == len(file.classes) == len(file.named_classes)
     assert file.input_size == (64, 64) and 0 < file.threshold < 1

@@ -23,7 +23,7 @@ def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
     )
 
 
-def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
+def test_fuzz_finds_no_fault():
     result = run_python(
         "-W",
         "ignore",

@@ -31,7 +31,7 @@ class Training:
         text: str = "stdout",
         **environment: str,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
             output: output folder.

@@ -47,7 +47,7 @@ def fault(own_data, tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluation(own_data, tmp_path):
-    """Return a function that changes the evaluation's labels, evaluates, and gives what was said of them."""
+    """Return a function that changes the evaluation's labels, evaluates, and returns the output."""
 
     def of(change) -> str:
         change_labels(own_data, change, "val")
@@ -61,7 +61,7 @@ def evaluation(own_data, tmp_path):
 
 
 def set_values(part: str, index: int, **values):
-    """Return a change that sets values of a record; one of `...` is taken out."""
+    """Return a change that sets values of a record; the value `...` removes a key."""
 
     def change(labels) -> None:
         record = labels[part][index]
@@ -352,11 +352,11 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(
     assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(
         data.labels.boxes, before.boxes
     )
-    told = (
+    expected = (
         "sizes taken from the image files: 24 (first: images[0] "
         "(id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
     )
-    assert any(told in line for line in data.labels.findings.describe())
+    assert any(expected in line for line in data.labels.findings.describe())
 
 
 @pytest.mark.parametrize(

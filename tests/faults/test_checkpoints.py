@@ -40,7 +40,7 @@ def ended(data: SyntheticData, folder: Path, **overrides) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The folder of an undisturbed run."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     assert run(tiny_data, folder, **SHORT)
     return folder
@@ -62,7 +62,7 @@ def folder(stopped, tmp_path):
 
 @pytest.fixture
 def other_classes(tiny_data, tmp_path):
-    """The same images with a class more, whose name comes first, and other ids."""
+    """The same images with an additional class, whose name comes first, and other ids."""
     data = SyntheticData(Path(shutil.copytree(tiny_data.folder, tmp_path / "other")))
     for part in ("train.json", "val.json"):
         labels = json.loads((data.folder / part).read_text())
@@ -98,7 +98,7 @@ def crash_at(point: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def end_of_first_epoch(tiny_data, tmp_path_factory):
-    """The folder of a run whose first epoch is learned and not evaluated yet."""
+    """The folder of a run whose first epoch is trained and not yet evaluated."""
     folder = tmp_path_factory.mktemp("first")
     assert not run(tiny_data, folder, stop_after=6, in_evaluation=True, **SHORT)
     return folder
@@ -167,7 +167,7 @@ def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     assert same(final_state(folder), final_state(straight))
 
 
-def test_f03_without_any_whole_file_each_is_named_with_its_reason(tiny_data, folder):
+def test_f03_without_any_intact_file_each_is_named_with_its_reason(tiny_data, folder):
     (folder / "last.pth").write_bytes(b"")
     (folder / "last.previous.pth").write_bytes(b"x")
     code, message = ended(tiny_data, folder)
@@ -314,7 +314,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
     tiny_data, tmp_path, content
 ):
     torch.save(content, tmp_path / "other.pth")
-    for flag, told in (
+    for flag, expected in (
         ("resume", "holds weights but no training state"),
         ("tuning", "expected|neither weights|no class head"),
     ):
@@ -324,7 +324,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
             **{"resume": None, flag: str(tmp_path / "other.pth")},
         )
         assert code == 4
-        assert any(part in message for part in told.split("|")), message
+        assert any(part in message for part in expected.split("|")), message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -425,7 +425,7 @@ def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
     assert child.code == 0, child.err
 
 
-def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(
+def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_pid_of_the_first(
     straight, tiny_data, folder
 ):
     ready, held = os.pipe()
@@ -509,7 +509,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("nowhere.pth", None, "nowhere.pth"),
         ("small.pth", b"7 bytes", "small.pth is not a file of plain tensors"),
@@ -517,7 +517,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
     ],
 )
 def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
-    tiny_data, tmp_path, name, content, told
+    tiny_data, tmp_path, name, content, expected
 ):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -526,5 +526,5 @@ def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
         tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings
     )
     assert code == 4
-    assert told in message
+    assert expected in message
     assert not (tmp_path / "run/last.pth").exists()

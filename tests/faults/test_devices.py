@@ -60,7 +60,7 @@ def collective_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (
             ECC,
@@ -75,11 +75,11 @@ def collective_fails(tmp_path, monkeypatch):
     ids=["ECC", "NVLink", "timeout"],
 )
 def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
-    collective_fails, tmp_path, words, told
+    collective_fails, tmp_path, words, expected
 ):
     ended = collective_fails(words)
     assert ended.code == 7
-    assert ended.err.startswith(f"error[7]: {told}") and ended.err.count("\n") == 1
+    assert ended.err.startswith(f"error[7]: {expected}") and ended.err.count("\n") == 1
     assert (
         f"flight recorder (torchfrtrace reads it): {tmp_path}/run/flight_recorder.rank0"
         in ended.err

@@ -36,7 +36,7 @@ def own_data(tiny_data, tmp_path):
 
 @pytest.fixture
 def in_a_worker(monkeypatch):
-    """Return a function that lets something happen where a worker decodes the image of this index."""
+    """Return a function that injects an action where a worker decodes the image of this index."""
     original = CocoDetection.raw_sample
 
     def let(index: int, happen) -> None:
@@ -54,7 +54,7 @@ def in_a_worker(monkeypatch):
 
 
 def first_annotated(labels, count: int) -> None:
-    """Keep the objects of the first images alone."""
+    """Keep only the objects of the first images."""
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= count]
 
 
@@ -195,7 +195,7 @@ def train_here_and_exit(*arguments) -> None:
 
 
 class Unsendable:
-    """Stands for a batch for which shared memory has no room."""
+    """A stand-in for a batch that does not fit into shared memory."""
 
     def __reduce__(self):
         raise RuntimeError(

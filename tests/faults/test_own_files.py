@@ -265,7 +265,9 @@ def test_a_file_that_a_new_run_starts_from_stays_where_it_is(config, folder, tmp
     assert kept.exists() and (folder / "earlier/1/last.pth").exists()
 
 
-def test_an_export_of_an_earlier_run_does_not_lie_beside_a_new_best_pth(config, folder):
+def test_an_export_of_an_earlier_run_does_not_stay_beside_a_new_best_pth(
+    config, folder
+):
     assert train_here("-c", config, "--seed=1").code == 0
     (folder / "best.onnx").write_bytes(b"\x08\x08\n\x05dfine")
     assert train_here("-c", config, "--seed=1").code == 0

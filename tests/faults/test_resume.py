@@ -15,7 +15,7 @@ from tests.fixtures.processes import run_forked
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The end of undisturbed runs on one rank and on two."""
+    """The final states of uninterrupted runs on one rank and on two."""
     folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
@@ -97,7 +97,7 @@ def test_f11_another_batch_resumes_within_the_epoch_and_logs_the_changes(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.0002, is 0.5"),
         ({"epochs": 4}, "epochs was 3, is 4"),
@@ -110,7 +110,7 @@ def test_f11_another_batch_resumes_within_the_epoch_and_logs_the_changes(
     ],
 )
 def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
-    tiny_data, tmp_path, change, told
+    tiny_data, tmp_path, change, expected
 ):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
@@ -118,7 +118,7 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
         ConfigError, match="differs from that of the run to resume"
     ) as caught:
         run(tiny_data, tmp_path, **change)
-    assert told in str(caught.value) and "--override" in str(caught.value)
+    assert expected in str(caught.value) and "--override" in str(caught.value)
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
@@ -149,7 +149,7 @@ def test_f12_settings_that_do_not_change_the_result_are_free(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
+def test_f13_a_complete_run_is_unchanged(straight, tiny_data, caplog):
     folder = straight[1][1]
     before = {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
@@ -177,7 +177,7 @@ def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(
 
 
 def timeless(folder) -> list[dict]:
-    """Return what the log says of each epoch but for times."""
+    """Return the log records without times."""
     keys = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
     return [{key: record[key] for key in keys} for record in read_log(folder)]
 

@@ -33,7 +33,7 @@ def config(tiny_data, tmp_path):
 
 
 def saved_step(run) -> int:
-    """Return after how many steps the state was saved; the file is whole, or this fails."""
+    """Return the number of steps in the saved state; fail if the file is not intact."""
     return read_tensor_file(run / "last.pth")["progress"]["total_steps"]
 
 
@@ -129,7 +129,7 @@ def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(
+def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_intact(
     tiny_data, tmp_path
 ):
     config = write_tiny_config(
@@ -226,10 +226,10 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
 ):
     monkeypatch.setattr("src.runtime.distributed._GRACE", 0.3)
 
-    told = tmp_path / "told"
+    explained = tmp_path / "explained"
 
     def hangs_here() -> None:
-        while not told.exists():
+        while not explained.exists():
             time.sleep(0.02)
 
     def train() -> str:
@@ -246,7 +246,7 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
             return str(explain_lost_rank(error))
         finally:
             if not rank():
-                told.touch()
+                explained.touch()
 
     said, _ = on_ranks(2, train, rank_timeout=4)
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]

@@ -78,7 +78,7 @@ def boxes(
 
 
 def without(key: str, count: int, **values: Any) -> Callable[[Labels], None]:
-    """Return a change that takes a key out of the first records and sets others."""
+    """Return a change that removes a key from the first records and sets others."""
 
     def change(labels: Labels) -> None:
         for record in labels["annotations"][:count]:
@@ -225,7 +225,7 @@ COUNTED = {
 
 
 class Refused(NamedTuple):
-    """Labels that must not be used, with what the message says."""
+    """Labels that must be refused, with the expected message."""
 
     change: Callable[[Labels], None]
     text: str

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def least(work: Callable[[], object], runs: int) -> float:
-    """Return the least CPU seconds of some runs, after one that does not count."""
+    """Return the minimum CPU seconds of several runs, after one warm-up run."""
     work()
     times = []
     for _ in range(runs):
@@ -142,7 +142,7 @@ def measure_criterion(boxes: int, runs: int) -> tuple[str, float, str]:
 
 
 def leaves(outputs):
-    """Cut outputs off their graph, so that only the criterion is timed."""
+    """Detach outputs from their graph, so that only the criterion is timed."""
     import torch
 
     if torch.is_tensor(outputs):
@@ -193,7 +193,7 @@ def measure_latency(name: str, runs: int) -> tuple[str, float, str]:
 
 
 def measure_loader(part: str, images: str, annotations: str) -> tuple[str, float, str]:
-    """Decode, transform and collate; in CPU seconds an image."""
+    """Decode, transform and collate; return CPU seconds per image."""
     from src.core import YAMLConfig
 
     settings = {

@@ -135,7 +135,7 @@ class Run:
         seed: int = 1,
         prepare: Callable[[int], None] = lambda rank: None,
     ) -> None:
-        """Start it; `prepare` brings faults into the process of a rank."""
+        """Start the run; `prepare` injects faults into the process of a rank."""
         self.folder, self.loss_files = (
             folder / name,
             [folder / f"{name}.rank{rank}.losses" for rank in range(ranks)],
@@ -179,7 +179,7 @@ class Run:
         losses: Path,
         prepare: Callable[[], None],
     ) -> None:
-        """Be `train.py`; does not return."""
+        """Run `train.py` in this process; does not return."""
         code = 1
         try:
             os.chdir(ROOT)
@@ -236,7 +236,7 @@ class Run:
         return b"".join(pieces).decode(errors="replace")
 
     def until_steps(self, count: int = 1) -> None:
-        """Wait until each rank has taken so many steps more."""
+        """Wait until each rank has taken this number of further steps."""
         sizes = [
             file.stat().st_size if file.exists() else 0 for file in self.loss_files
         ]
@@ -263,7 +263,7 @@ class Run:
 
 
 def _store():
-    """Host the store at which ranks meet, as torchrun does."""
+    """Host the store through which ranks connect, as torchrun does."""
     import torch.distributed as dist
 
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -283,7 +283,7 @@ def equal(run: Run, straight: Run) -> bool:
 
 
 def records(folder: Path) -> list[dict]:
-    """Return what `log.txt` says of each epoch but for times."""
+    """Return the records of `log.txt` without times."""
     lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     return [
         {
@@ -305,15 +305,15 @@ def records(folder: Path) -> list[dict]:
 def straight_run(
     folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options
 ) -> Run:
-    """Return a run that was left alone."""
+    """Return an uninterrupted run."""
     run = Run(folder, name, settings, **options)
     if any(run.wait(600)):
-        sys.exit(f"an undisturbed run failed: {run.said}")
+        sys.exit(f"an uninterrupted run failed: {run.said}")
     return run
 
 
 def after(owner: type, name: str, fault: Callable[..., None]) -> None:
-    """Call a fault with a method's arguments after each call of it, in this process."""
+    """Call a fault after each call of a method, with the same arguments, in this process."""
     ordinary = getattr(owner, name)
 
     def call(*arguments, **keywords):
@@ -396,7 +396,7 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """Each with the losses and the end of the run without workers."""
+    """Losses and final state must be those of the run without workers."""
     counts, good = (1, 2, 4), []
     for number in range(repeat):
         seed = rng.randrange(1000)
@@ -424,7 +424,7 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """All ranks get the signal, as from a launcher, and the run is gone on with after each."""
+    """All ranks get the signal, as from a launcher, and the run is resumed after each."""
     for ranks, name in itertools.product((1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")):
         good, seconds, evaluating = [], [], 0
         for _ in range(repeat):
@@ -464,7 +464,7 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One run, long enough for all kills; each comes a little after the first step since the last one."""
+    """One run, long enough for all kills; each kill follows the first step after the previous one."""
     settings = (
         f"epochs={4 * repeat}",
         "train_dataloader.collate_fn.stop_epoch=null",
@@ -551,7 +551,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 
 def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One rank raises an error of its own, or stops for good."""
+    """One rank raises an error, or stops forever."""
     from src.core.errors import DataError
     from src.solver.training_step import TrainStep
 
@@ -565,7 +565,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
         "error": (fail, 15, "broken on purpose in step"),
         "silence": (stop, RANK_TIMEOUT + 5, "does not respond"),
     }
-    for kind, (fault, limit, told) in faults.items():
+    for kind, (fault, limit, expected) in faults.items():
         good, seconds = [], []
         for number in range(repeat):
             culprit, step = rng.randrange(2), rng.randrange(1, 2 * STEPS)
@@ -602,7 +602,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 if kind == "error" or rank != culprit
             ]
             named = all(last_lines) and all(
-                told in line and (kind == "error" or f"rank {culprit} (" in line)
+                expected in line and (kind == "error" or f"rank {culprit} (" in line)
                 for line in last_lines
             )
             good.append(
@@ -620,7 +620,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                     f"{codes} after {seconds[-1]:.1f} s {last_lines}\n"
                 )
         yield (
-            f"{kind} of a rank, over within {limit} s and told last",
+            f"{kind} of a rank, over within {limit} s and reported last",
             good,
             f"after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s",
         )
@@ -630,7 +630,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One bad number a run; weights, average and optimizer are copied before that step."""
+    """One bad number per run; weights, EMA and optimizer are copied before that step."""
     good = []
     for number in range(repeat):
         step, where, value = (
@@ -709,7 +709,7 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
 
 
 def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """A run that was killed goes on under a limit of the system for the size of a file."""
+    """A killed run is resumed with a system limit on file sizes."""
     from src.solver.training_step import TrainStep
 
     straight = straight_run(folder, "straight")
@@ -725,7 +725,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
     )
     killed.wait()
     names = sorted(path.name for path in killed.folder.glob("*.pth"))
-    size, good, told = (killed.folder / "last.pth").stat().st_size, [], 0
+    size, good, reported = (killed.folder / "last.pth").stat().st_size, [], 0
     for number in range(repeat):
         limit = int((number + rng.random()) / repeat * 3 * size) if number else 0
         shutil.copytree(killed.folder, folder / f"run{number}")
@@ -747,7 +747,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 whole and same(final_state(run.folder), final_state(straight.folder))
             )
         else:
-            told += 1
+            reported += 1
             kept = all(
                 (run.folder / name).read_bytes() == before[name]
                 for name in ("last.pth", "last.previous.pth")
@@ -763,7 +763,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
             sys.stderr.write(
                 f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n"
             )
-    note = f"{told} ended with code 6 and the bytes needed and free, the others as undisturbed"
+    note = f"{reported} ended with code 6 and the bytes needed and free, the others completed"
     yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
 
 

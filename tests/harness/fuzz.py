@@ -56,7 +56,7 @@ JUNK = (
 
 
 class Wrong(Exception):
-    """A file was accepted and read wrong."""
+    """A file was accepted and read incorrectly."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,7 +148,7 @@ def _too_slow(*_) -> None:
 
 
 def labels(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.data.dataset.coco_format import load_coco
 
     path = folder / "labels.json"
@@ -204,7 +204,7 @@ def sound_labels(rng: random.Random) -> dict:
 
 
 def change_labels(content: dict, rng: random.Random) -> None:
-    """Change one thing, as hands, scripts and converters do."""
+    """Change one thing, as people, scripts and converters do."""
     part = rng.choice(("images", "annotations", "annotations", "categories"))
     records = content.get(part)
     if rng.random() < 0.05 or not isinstance(records, list) or not records:
@@ -239,7 +239,7 @@ def change_labels(content: dict, rng: random.Random) -> None:
 
 
 def compare_labels(found, content: dict) -> None:
-    """Hold what was read against a plain reading of the file, record by record."""
+    """Compare the labels with a simple reading of the file, record by record."""
     import numpy as np
 
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -299,7 +299,7 @@ def compare_labels(found, content: dict) -> None:
 
 
 def configs(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.core import YAMLConfig
     from src.core.config_file import dump_yaml
 
@@ -376,7 +376,7 @@ def change_config(values: dict, rng: random.Random) -> None:
 
 
 def compare_config(found: dict, text: str) -> None:
-    """Hold settings against what a stock parser reads; it takes 1e-4 for a word."""
+    """Compare settings with those of a standard parser, which reads 1e-4 as a string."""
     import yaml
 
     plain = yaml.safe_load(text) or {}
@@ -400,7 +400,7 @@ def compare_config(found: dict, text: str) -> None:
 
 
 def checkpoints(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import torch
 
     from src.detection.weight_file import read_weights
@@ -459,7 +459,7 @@ def checkpoints(folder: Path, rng: random.Random):
 
 
 def images(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import numpy as np
     from PIL import Image
 

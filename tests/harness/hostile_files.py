@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def judge(folder: Path, path: Path) -> tuple[str, int]:
-    """Read a file twice; return what is wrong, or "", and by how many kilobytes memory grew."""
+    """Read a file twice; return the fault, or "", and the growth of memory in kilobytes."""
     faults, growth = [], 0
     for way in ("resume", "tuning"):
         code, said, more = read(path, way)
@@ -150,7 +150,7 @@ def _address_space() -> int:
 
 
 def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
-    """Return what writes each file, by a name for it; code in them would make the canary."""
+    """Return the writers of all files by name; code in the files would create the canary."""
     import numpy as np
     import torch
 
@@ -348,7 +348,7 @@ def _write_tar(path: Path, records: dict[str, bytes]) -> None:
 
 
 def _write_bomb(path: Path, size: int) -> None:
-    """Pack a sound file of so many bytes of zeros."""
+    """Pack a valid file of this number of zero bytes."""
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
         zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound,
@@ -369,7 +369,7 @@ def _zeros(count: int):
 
 
 def _write_overlapping(path: Path, size: int, count: int) -> None:
-    """Let so many entries of the directory stand for one record."""
+    """Let this number of directory entries refer to one record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(size))
@@ -389,7 +389,7 @@ def _write_overlapping(path: Path, size: int, count: int) -> None:
 
 
 def _write_claim(path: Path, size: int) -> None:
-    """Let the directory say that a small record has so many bytes."""
+    """Let the directory claim this number of bytes for a small record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(16))

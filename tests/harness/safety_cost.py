@@ -154,7 +154,7 @@ def data_check(folder: Path, count: int) -> str:
 
 
 def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
-    """Take steps of the demo; return the row of what the checks in them took, and the state to save."""
+    """Take steps of the demo; return the table row of their checks, and the state to save."""
     import torch
 
     from src.core import YAMLConfig
@@ -207,7 +207,7 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     )
 
     class Enough(Exception):
-        """So many steps were taken."""
+        """The number of steps is reached."""
 
     solver = DetSolver(cfg, torch.device("cpu"))
     kept = {}

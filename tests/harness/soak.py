@@ -167,7 +167,7 @@ def train(folder: Path, name: str, *, endless: bool = False) -> None:
 
 
 def configuration(folder: Path, name: str, *, endless: bool = False):
-    """Return that of a run on the data of a folder."""
+    """Return the configuration of a run on the data of a folder."""
     from src.core import YAMLConfig
 
     loaders = {
@@ -194,7 +194,7 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> int:
-    """Print how many of the kills cost something; return how many faults there were."""
+    """Print the number of kills that lost something; return the number of faults."""
     mark = mmap.mmap(-1, 1)  # what the child is doing; shared with it
     met, unreadable, checked, ends, differing, began = (
         Counter(),
@@ -228,7 +228,7 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
 def attempt(
     folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int
 ) -> bool:
-    """Start the run once and kill it, if kills are left; tell whether it came to its end."""
+    """Start the run once and kill it, if kills are left; return whether it was completed."""
     mark[0] = 0
     deadline, aimed, late = (
         rng.uniform(0.05, LONGEST_WAIT),
@@ -267,7 +267,7 @@ def attempt(
 
 
 def watched(mark: mmap.mmap) -> None:
-    """Make this process tell what it is doing."""
+    """Make this process publish its current activity."""
     from src.solver import checkpoint, training_loop, training_step
 
     def marking(function, phase: int):
@@ -291,7 +291,7 @@ def watched(mark: mmap.mmap) -> None:
 def long_soak(
     folder: Path, minutes: float, wait: tuple[float, float], rng: random.Random
 ) -> int:
-    """Kill one run for so long; print what it did, took and left; return how many faults there were."""
+    """Kill one run repeatedly; print steps, resources and files; return the number of faults."""
     end = time.monotonic() + 60 * minutes
     attempts, own, disk, losses = [], [], [], {}
     unreadable = checked = differing = again = 0
@@ -482,7 +482,7 @@ def final_state(run: Path) -> dict:
 
 
 def same(one, two) -> bool:
-    """Compare nested containers of tensors, to the bit."""
+    """Return whether nested containers of tensors are equal bit for bit."""
     import torch
 
     if isinstance(one, torch.Tensor):

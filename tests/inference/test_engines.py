@@ -101,7 +101,7 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(
     assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
 
 
-def test_openvinos_own_format_is_read_with_the_json_beside_it(
+def test_openvino_format_is_read_with_its_json_file(
     exported, detector, val_images, tmp_path
 ):
     openvino = pytest.importorskip("openvino")
@@ -222,7 +222,7 @@ def test_tensorrt_needs_cuda(exported):
         TensorRtEngine(exported, "cpu")
 
 
-def test_an_unsuitable_version_of_tensorrt_is_logged(caplog):
+def test_versions_of_tensorrt_with_reported_wrong_results_are_logged(caplog):
     for version in ("10.3.0", "10.4.0.26", "8.5.1"):
         warn_of_wrong_fp16(version)
     assert caplog.text.count("users report wrong results of fp16 engines") == 3

@@ -92,7 +92,7 @@ def test_pictures_of_an_earlier_run_within_the_folder_are_left_out(
         assert {e["file_name"] for e in entries(tmp_path / "found")} == {"a.jpg"}
 
 
-def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
+def test_one_image_may_be_requested(detector, val_images, tmp_path):
     predict_source(
         detector,
         str(val_images[0]),
@@ -104,7 +104,7 @@ def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
     ] == val_images[0].name
 
 
-def test_no_more_images_than_asked_for_are_looked_at(detector, val_images, tmp_path):
+def test_no_more_images_than_requested_are_read(detector, val_images, tmp_path):
     predict_source(
         detector,
         str(val_images[0].parent),

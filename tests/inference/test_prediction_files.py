@@ -1,4 +1,4 @@
-"""The file of predictions, whatever ends the job."""
+"""The file of predictions is valid, however the job ends."""
 
 import json
 import os

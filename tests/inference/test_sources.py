@@ -159,7 +159,7 @@ def test_a_video_that_is_not_read_to_its_end_on_purpose_has_no_fault(tmp_path):
 
 
 @needs_opencv
-def test_the_end_of_a_stream_is_logged(tmp_path):
+def test_the_end_of_a_stream_is_reported(tmp_path):
     video = Video(Source(Path(write_avi(tmp_path / "a.avi", frames=10)), is_video=True))
     video.source = Source("rtsp://user:secret@host/live", is_video=True)
     assert len(list(video)) == 10

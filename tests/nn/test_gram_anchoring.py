@@ -503,7 +503,7 @@ def test_two_points_in_an_epoch_are_a_jump():
     assert weights([[0, 5], [10, 5], [10, 1]], 9, 10, 11) == [5, 1, 1]
 
 
-def test_lengths_may_be_shares_and_steps():
+def test_lengths_may_be_fractions_and_steps():
     assert weights([[0.0, 0], [0.5, 10], ["150 steps", 0]], 0, 5, 10, 15) == [
         0,
         5,

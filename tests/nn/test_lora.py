@@ -176,7 +176,7 @@ def test_a_rank_out_of_range_is_refused(rank):
     )
 
 
-def test_rank_zero_is_refused_where_lora_was_asked_for_by_hand():
+def test_rank_zero_is_refused_where_lora_is_requested_explicitly():
     with pytest.raises(
         ConfigError, match="lora_rank is 0, expected 0 for no LoRA, or 1 to 32"
     ):

@@ -96,7 +96,7 @@ def test_decay_that_is_set_later_acts_from_the_next_update(net):
     )
 
 
-def test_first_updates_are_left_out_when_asked_for(net):
+def test_first_updates_are_left_out_on_request(net):
     ema = ModelEMA(net, warmups=0, decay=0.5, start=2)
     before = net.trained.weight.detach().clone()
     changed(net)

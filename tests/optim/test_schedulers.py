@@ -62,7 +62,7 @@ def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
     ).rates(3) == pytest.approx([0.3, 0.3], rel=0.3)
 
 
-def test_rates_may_be_asked_for_in_any_order():
+def test_rates_may_be_requested_in_any_order():
     schedule = create(
         {"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1)
     )
@@ -127,7 +127,7 @@ def test_settings_that_contradict_each_other_are_refused():
 @pytest.mark.parametrize(
     "milestones", [[0.3, 0.7], ["3 epochs", "70 steps"], ["30 %", 7]]
 )
-def test_milestones_may_be_shares_of_the_run(milestones):
+def test_milestones_may_be_fractions_of_the_run(milestones):
     specification = {"type": "MultiStepLR", "milestones": milestones}
     schedule = built_for(RunLength(10, 10), specification, optimizer=optimizer(0.1))
     assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx(

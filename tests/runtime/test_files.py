@@ -61,7 +61,9 @@ def test_old_content_stays_while_the_new_is_written(path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")]
 )
-def test_old_content_stays_and_nothing_is_left_over_when_the_writer_fails(path, error):
+def test_old_content_stays_and_no_temporary_file_is_left_when_the_writer_fails(
+    path, error
+):
     def write(file):
         file.write(b"half of the n")
         raise error
@@ -262,7 +264,7 @@ def test_temporary_files_of_others_are_left_alone(path, name):
     assert path.with_name(name).read_bytes() == b"theirs"
 
 
-def test_a_link_with_the_name_of_a_temporary_file_is_left_alone(path):
+def test_a_link_with_the_name_of_a_temporary_file_is_unchanged(path):
     link = temporary_path(path)
     link.symlink_to(path)
     assert remove_leftovers(path.parent) == []
@@ -398,7 +400,7 @@ def test_folder_is_free_after_its_holder_was_killed_although_a_child_of_it_still
         os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
 
 
-def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
+def test_a_result_never_replaces_a_foreign_file_or_a_link(path, tmp_path):
     refuse_replacing(tmp_path / "free.json")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (path, tmp_path / "link"):

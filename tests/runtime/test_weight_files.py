@@ -97,7 +97,7 @@ def test_tensors_come_back_on_the_cpu(path):
     assert {t.device.type for t in read_tensor_file(path)["model"].values()} == {"cpu"}
 
 
-def test_previous_file_is_kept_whole(path, content):
+def test_previous_file_is_kept_intact(path, content):
     write_tensor_file(path, {"epoch": 4}, keep_previous=path.with_name("previous.pth"))
     assert equal(read_tensor_file(path.with_name("previous.pth")), content)
     assert read_tensor_file(path) == {"epoch": 4}
@@ -190,7 +190,7 @@ def test_truncated_file_is_refused_with_its_size(path, share):
 
 
 def damages_at_the_end(raw: bytes) -> dict[str, bytes]:
-    """Return sixty damages of the last bytes of a file of ours, where its digest is."""
+    """Return sixty damaged forms of the last bytes of a file, where its digest is."""
     rng = random.Random(0)
     cuts = {
         f"cut by {count}": raw[:-count]
@@ -439,7 +439,7 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "expected"),
     [
         (
             lambda: torch.ones(1).expand(100_000_000_000),
@@ -460,13 +460,13 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
     ids=["stride of 0", "meta", "sparse"],
 )
 def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(
-    tmp_path, make, told
+    tmp_path, make, expected
 ):
     torch.save(
         {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]},
         tmp_path / "no_data.pth",
     )
-    assert told in refused(tmp_path / "no_data.pth")
+    assert expected in refused(tmp_path / "no_data.pth")
 
 
 def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):

@@ -136,7 +136,7 @@ def test_the_same_names_under_other_ids_are_matched_by_name(tmp_path, cats_and_d
     assert val.label_names == {1: "dog", 0: "cat"}
 
 
-def test_names_that_are_there_twice_are_not_matched(tmp_path):
+def test_duplicate_names_are_not_matched(tmp_path):
     train, val = (data(tmp_path, {i: "cat", i + 1: "cat"}, f"{i}.json") for i in (1, 5))
     with pytest.raises(DataError, match="categories differ"):
         compare_categories(train, val)

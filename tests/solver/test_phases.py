@@ -110,7 +110,7 @@ def test_with_lora_only_factors_move():
     assert changed and all(".lora_" in name for name in changed)
 
 
-def test_a_phase_that_changes_nothing_is_not_news():
+def test_a_phase_that_changes_nothing_is_not_logged():
     _, phases = phased_run()
     assert [phases.begin(epoch) for epoch in (0, 0, 1, 1, 2, 3)] == [
         True,

@@ -73,7 +73,7 @@ def test_after_an_epoch_the_last_state_is_kept_and_the_best_if_it_is_better(
     assert {path.name for path in tmp_path.glob("*.pth")} == files
 
 
-def test_every_so_many_epochs_a_numbered_checkpoint_is_kept(tmp_path):
+def test_a_numbered_checkpoint_is_kept_at_the_configured_interval(tmp_path):
     saver = make_saver(tmp_path, checkpoint_freq=2)
     for epoch in range(4):
         saver.keep(epoch, METRICS, improved=False)
@@ -86,7 +86,7 @@ def test_every_so_many_epochs_a_numbered_checkpoint_is_kept(tmp_path):
     )
 
 
-def test_a_run_that_is_asked_to_stop_is_saved_and_says_where_it_stands(tmp_path):
+def test_a_run_that_is_asked_to_stop_is_saved_and_reports_its_position(tmp_path):
     with pytest.raises(
         Preempted,
         match=r"stopped by SIGTERM after step 2 of 5 in epoch 2; the state is saved",

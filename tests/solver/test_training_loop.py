@@ -125,9 +125,7 @@ def test_a_line_is_logged_where_no_progress_bar_is_seen(run, caplog, disable, li
 @pytest.mark.parametrize(
     ("wanted", "tried"), [(None, False), (False, False), (True, True)]
 )
-def test_memory_is_tried_on_a_cpu_only_if_it_is_asked_for(
-    run, monkeypatch, wanted, tried
-):
+def test_memory_is_tried_on_a_cpu_only_on_request(run, monkeypatch, wanted, tried):
     trial = MagicMock()
     monkeypatch.setattr(training_loop, "try_memory", trial)
     run.settings.memory_trial = wanted

@@ -311,7 +311,7 @@ def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sample_does_not_depend_on_what_was_asked_for_before(tmp_path, seed):
+def test_sample_does_not_depend_on_earlier_samples(tmp_path, seed):
     data = data_set(tmp_path, transforms=random_transforms())
     data.seed = seed
     alone = data[2][0]
@@ -474,7 +474,7 @@ def with_bad(folder: Path, *indices: int, count: int = 10, **settings) -> CocoDe
     return data
 
 
-def test_another_image_takes_the_place_of_one_that_cannot_be_read(tmp_path):
+def test_an_unreadable_image_is_replaced_by_another_one(tmp_path):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     taken = [int(data.sample(3).info["idx"]) for data.epoch in range(20)]
     assert 3 not in taken and len(set(taken)) > 4
@@ -504,7 +504,7 @@ def test_image_read_twice_counts_once(tmp_path):
     data.report_images()
 
 
-def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_path):
+def test_more_than_the_limit_is_refused_with_all_files_and_the_last_reason(tmp_path):
     data = with_bad(tmp_path, 3, 4, bad_images=0.1)
     data.sample(3)
     with pytest.raises(DataError) as caught:
@@ -533,7 +533,7 @@ def test_training_allows_one_bad_image_in_a_thousand_by_default(
 
 
 @pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
-def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
+def test_fraction_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
     data = CocoDetection(
         str(tmp_path),
         str(write_coco(tmp_path, sound_coco(count), draw=False)),
@@ -589,7 +589,7 @@ def test_ranks_count_bad_images_together(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1])
-def test_share_out_of_range_is_refused(tmp_path, share):
+def test_fraction_out_of_range_is_refused(tmp_path, share):
     with pytest.raises(
         ConfigError,
         match=f"^CocoDetection.bad_images is {share}, expected a fraction from 0 to below 1$",

@@ -20,7 +20,7 @@ def load(folder: Path, content):
 
 
 def faults(folder: Path, content) -> str:
-    """Return what is said about a file, with its path shortened."""
+    """Return the messages about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
     return (
@@ -793,5 +793,5 @@ def test_name_inside_the_folder_is_safe(name):
         ("expected a file name", ["", None, 5]),
     ],
 )
-def test_name_that_leaves_the_folder_or_is_none_is_unsafe(reason, names):
+def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
     assert {unsafe_file_name(name) for name in names} == {reason}

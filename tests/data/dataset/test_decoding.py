@@ -359,7 +359,7 @@ def test_contradictions_are_distinguished_from_damage(tmp_path):
     assert not isinstance(caught.value, ImageSizeError)
 
 
-# ---- marks ----
+# ---- flags ----
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])

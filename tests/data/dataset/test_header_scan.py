@@ -76,7 +76,7 @@ def test_cache_that_does_not_fit_is_no_cache(paths, tmp_path, raw):
     assert scan_images(paths[:5], SIZES[:5], cache).rows[:, WIDTH].tolist() == [20] * 5
 
 
-def test_ranks_share_the_work_and_know_the_same(paths, monkeypatch):
+def test_ranks_share_the_work_and_get_the_same_result(paths, monkeypatch):
     def scan():
         seen = []
         ordinary = header_scan._row

@@ -1,4 +1,4 @@
-"""Marks on images are shared by the processes that load."""
+"""Flags of images are shared by the loading processes."""
 
 import torch
 

@@ -74,7 +74,7 @@ def test_boxes_that_a_file_excludes_on_purpose_are_not_counted_as_lost():
     assert account.fault is None and account.learned == 1
 
 
-def test_a_file_without_boxes_has_no_share():
+def test_a_file_without_boxes_has_no_proportions():
     assert [line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()] == [
         "boxes",
         "0",

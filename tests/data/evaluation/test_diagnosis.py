@@ -1,4 +1,4 @@
-"""Why nothing is found."""
+"""The diagnosis of a model that finds nothing."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def detections(
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "expected"),
     [
         (
             detections(shift=100),
@@ -44,5 +44,5 @@ def detections(
         ({1: np.zeros((0, 6))}, "the model gives no detections at all"),
     ],
 )
-def test_the_reason_is_reported(found, told):
-    assert told in diagnose(TRUTH, found)
+def test_the_reason_is_reported(found, expected):
+    assert expected in diagnose(TRUTH, found)

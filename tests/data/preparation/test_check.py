@@ -13,7 +13,7 @@ from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tools_here import tool_here
 
 
-def spoilt_coco() -> tuple[dict, dict]:
+def faulty_coco() -> tuple[dict, dict]:
     """Return labels of 12 images with one of each fault, and the expected findings: place and kind."""
     content = sound_coco(12)
     images, annotations, categories = (
@@ -53,7 +53,7 @@ def spoilt_coco() -> tuple[dict, dict]:
         {**images[0], "file_name": "extra.png"},
         {"id": "77", "file_name": "77.png", "width": 40, "height": 30},
     ]
-    told = {
+    expected = {
         "annotations[0] (id 1)": "box without area: [1.0, 2.0, 0.0, 5.0]",
         "annotations[1] (id 2)": "reversed box: [20.0, 20.0, -4.0, 5.0]",
         "annotations[3] (id 3)": "this id is used before",
@@ -82,13 +82,13 @@ def spoilt_coco() -> tuple[dict, dict]:
         "images[13]": "id is '77', expected a non-negative integer",
     }
     assert len(categories) == 5
-    return content, told
+    return content, expected
 
 
 @pytest.fixture
-def spoilt(tmp_path) -> tuple[Path, dict]:
+def faulty(tmp_path) -> tuple[Path, dict]:
     """Return a folder with `labels.json` and images with one of each fault, and the expected findings."""
-    content, told = spoilt_coco()
+    content, expected = faulty_coco()
     folder = tmp_path / "data"
     folder.mkdir()
     write_coco(folder, sound_coco(12))
@@ -100,7 +100,7 @@ def spoilt(tmp_path) -> tuple[Path, dict]:
     (folder / "5.png").unlink()
     (folder / "5.png").symlink_to(tmp_path / "elsewhere.png")
     (folder / "extra.png").write_bytes((folder / "6.png").read_bytes())
-    return folder, told
+    return folder, expected
 
 
 def found(folder: Path, **settings) -> list[tuple[str, str]]:
@@ -127,15 +127,17 @@ def remarks(*data_sets: DataSet) -> list[str]:
 # ---- faults ----
 
 
-def test_each_fault_is_found_once_with_its_place_and_id(spoilt):
-    folder, told = spoilt
+def test_each_fault_is_found_once_with_its_place_and_id(faulty):
+    folder, expected = faulty
     entries = found(folder, queries=90)
-    assert sorted(place for place, _ in entries) == sorted(told)
-    assert [(place, what) for place, what in entries if told[place] not in what] == []
+    assert sorted(place for place, _ in entries) == sorted(expected)
+    assert [
+        (place, what) for place, what in entries if expected[place] not in what
+    ] == []
 
 
-def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
-    folder, told = spoilt
+def test_terminal_and_report_hold_the_same_faults(faulty, tmp_path):
+    folder, expected = faulty
     ended = tool_here(
         "dataset.check",
         "--annotations",
@@ -149,19 +151,20 @@ def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
     )
     assert (
         ended.code == 3
-        and ended.err == f"error[3]: {len(told)} faults in {folder / 'labels.json'}\n"
+        and ended.err
+        == f"error[3]: {len(expected)} faults in {folder / 'labels.json'}\n"
     )
     lines = ended.out.splitlines()
     assert (
         sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines)
-        == len(told)
-        and f"{len(told)} faults" in lines
+        == len(expected)
+        and f"{len(expected)} faults" in lines
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["num_faults"] == len(told)
+    assert report["num_faults"] == len(expected)
     assert sorted(
         entry["place"] for entry in report["findings"] if entry["fault"]
-    ) == sorted(told)
+    ) == sorted(expected)
     assert {
         entry["id"]
         for entry in report["findings"]
@@ -367,7 +370,7 @@ def test_paths_and_queries_come_from_a_configuration_too(tiny_data, tmp_path):
     assert str(tiny_data.folder / "val.json") in ended.out
 
 
-def test_folder_that_is_not_a_folder_is_a_fault_of_the_command(tmp_path):
+def test_missing_image_folder_is_a_fault_of_the_command(tmp_path):
     ended = tool_here(
         "dataset.check",
         "--annotations",

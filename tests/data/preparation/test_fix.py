@@ -12,7 +12,7 @@ from src.data.dataset.segmentation import box_of_segmentation
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.fix import fix
 from src.data.preparation.image_file_check import ImageCheck
-from tests.data.preparation.test_check import spoilt  # noqa: F401 - a fixture
+from tests.data.preparation.test_check import faulty  # noqa: F401 - a fixture
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.commands import write_tiny_config
 from tests.fixtures.tools_here import tool_here
@@ -56,8 +56,8 @@ def labels(**changes):
 # ---- whole files ----
 
 
-def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_path):  # noqa: F811
-    folder, _ = spoilt
+def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(faulty, tmp_path):  # noqa: F811
+    folder, _ = faulty
     before = (folder / "labels.json").read_bytes()
     ended = tool_here(
         "dataset.check",
@@ -268,7 +268,7 @@ def test_fault_revealed_by_a_fix_is_fixed_too(folder):
     assert copy["annotations"][2]["bbox"] == [30, 20, 10, 10]
 
 
-def test_corners_are_converted_if_asked_for(folder):
+def test_corners_are_converted_on_request(folder):
     content = sound_coco()
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
@@ -360,7 +360,7 @@ def test_a_box_that_can_be_repaired_is_not_dropped(folder, change, what, box):
     assert copy["annotations"][2]["bbox"] == box
 
 
-def test_a_box_that_is_there_twice_is_kept_once(folder):
+def test_a_duplicate_box_is_kept_once(folder):
     content = sound_coco()
     content["annotations"].append({**content["annotations"][0], "id": 99})
     changes, copy = fixed(folder, content)
@@ -483,7 +483,7 @@ def test_ignore_flags_are_made_0_or_1(folder, value, after):
     ],
     ids=["missing", "truncated", "no image"],
 )
-def test_image_without_a_file_that_can_be_read_goes_with_its_boxes(folder, spoil):
+def test_image_without_a_readable_file_is_dropped_with_its_boxes(folder, spoil):
     spoil(folder / "2.png")
     changes, copy = fixed(folder, sound_coco())
     assert changes == {
@@ -518,7 +518,7 @@ def test_boxes_are_held_against_the_size_of_the_file_and_not_against_a_wrong_one
     )
 
 
-def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_are(
+def test_images_that_share_an_id_are_dropped_with_their_ambiguous_boxes(
     folder,
 ):
     changes, copy = fixed(folder, labels(images={1: {"id": 1}}))
@@ -530,7 +530,7 @@ def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_a
     assert [image["id"] for image in copy["images"]] == [3]
 
 
-def test_image_that_is_listed_twice_is_kept_once(folder):
+def test_duplicate_image_is_kept_once(folder):
     content = sound_coco()
     content["images"].append(dict(content["images"][0]))
     assert fixed(folder, content) == ({"images dropped: listed twice": 1}, sound_coco())

@@ -43,7 +43,7 @@ def test_list_of_both_is_for_training(root):
     assert files(read_voc(root)) == {"train": ["a.png", "b.png"]}
 
 
-def test_symbols_behind_names_are_ignored(root):
+def test_numbers_after_image_names_are_ignored(root):
     (root / "ImageSets/Main/train.txt").write_text("a  1\nb -1\n")
     assert files(read_voc(root))["train"] == ["a.png", "b.png"]
 

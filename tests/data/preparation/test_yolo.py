@@ -111,7 +111,7 @@ def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml,
     ["[yes, no, on]", "\n  0: yes\n  1: no\n  2: on", "\n- yes\n- no\n- on"],
     ids=["list", "map", "lines"],
 )
-def test_names_stay_the_text_that_stands_there(tmp_path, names):
+def test_names_stay_text(tmp_path, names):
     path = write_yolo(tmp_path, f"train: images/train\nnames: {names}\n")
     assert read_yolo(path).categories == {0: "yes", 1: "no", 2: "on"}
 

@@ -178,7 +178,7 @@ def with_others(seed: int = 0) -> Sample:
     ("mosaic_prob", "probability", "share"),
     [(0.5, 1.0, 0.5), (1.0, 0.5, 0.5), (0.5, 0.5, 0.25), (0, 1, 0), (1, 1, 1)],
 )
-def test_mosaic_acts_on_its_share_of_the_samples(mosaic_prob, probability, share):
+def test_mosaic_acts_on_its_fraction_of_the_samples(mosaic_prob, probability, share):
     compose = Compose([Mosaic(32, probability=probability)], mosaic_prob=mosaic_prob)
     acted = sum(compose(with_others(seed)).is_mosaic for seed in range(400))
     assert abs(acted - 400 * share) <= 4 * (400 * share * (1 - share)) ** 0.5

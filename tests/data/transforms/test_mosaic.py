@@ -357,7 +357,7 @@ def test_same_random_state_gives_the_same_mosaic():
     )
 
 
-def test_sample_that_is_left_alone_keeps_its_pixels_and_decodes_no_others():
+def test_sample_without_mosaic_keeps_its_pixels_and_decodes_no_others():
     sample = sample_of(drawn(0))
     Mosaic(probability=0)(sample)
     assert (torch.equal(sample.image, drawn(0).image), sample.is_mosaic) == (

@@ -197,7 +197,7 @@ def test_maps_fit_any_size_in_multiples_of_32(size):
 
 
 @pytest.mark.parametrize("strides", [[8], [16], [32], [8, 32]])
-def test_maps_are_those_of_the_strides_asked_for(strides):
+def test_maps_have_the_requested_strides(strides):
     maps = small_backbone(feat_strides=strides)(torch.rand(1, 3, 64, 96))
     assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in strides]
 
@@ -531,7 +531,7 @@ def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(
         small_backbone(model_name, pretrained=True).load_pretrained()
 
 
-def test_missing_file_of_ones_own_is_named(no_network, tmp_path):
+def test_missing_file_of_a_user_is_named(no_network, tmp_path):
     with pytest.raises(
         CheckpointError,
         match=rf"there is no file {tmp_path}/mine\.pth, and .*-u DINOv3Backbone\.pretrained=False",

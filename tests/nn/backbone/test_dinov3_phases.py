@@ -1,4 +1,4 @@
-"""When the blocks of a DINOv3 backbone thaw, and at which rate they learn."""
+"""The epochs in which blocks of a DINOv3 backbone unfreeze, and their learning rates."""
 
 import pytest
 import torch

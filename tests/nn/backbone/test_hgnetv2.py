@@ -45,7 +45,7 @@ def frozen_parts(model):
 
 
 @pytest.mark.parametrize("indices", [[0], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3]])
-def test_maps_of_the_stages_asked_for_come_in_order(indices):
+def test_maps_of_the_requested_stages_are_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [

@@ -110,7 +110,7 @@ def test_blocks_of_each_epoch():
 @pytest.mark.parametrize(
     ("phases", "ever"), [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)]
 )
-def test_a_plan_knows_whether_anything_ever_learns(phases, ever):
+def test_a_plan_states_whether_anything_is_ever_trained(phases, ever):
     assert plan(*phases).ever_learns is ever
 
 

@@ -13,7 +13,7 @@ from tests.fixtures.vits import randomize
 
 
 class Backbone(nn.Module):
-    """Maps of strides 8, 16 and 32, with or without saying so."""
+    """Maps of strides 8, 16 and 32, with or without attributes for them."""
 
     def __init__(self, channels=(4, 6, 8), strides=(8, 16, 32)):
         super().__init__()

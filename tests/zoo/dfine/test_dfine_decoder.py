@@ -218,7 +218,7 @@ def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_
 
 
 @pytest.mark.parametrize("eval_idx", [0, 1, 2, -1, -3])
-def test_evaluation_gives_the_layer_that_is_asked_for(eval_idx):
+def test_evaluation_returns_the_requested_layer(eval_idx):
     decoder, maps = small_decoder(eval_idx=eval_idx), feature_maps()
     layers = decoder.train()(maps)
     expected = [*layers["aux_outputs"], layers][eval_idx]

@@ -152,7 +152,7 @@ def test_half_precision_is_matched_in_single():
     )
 
 
-def spoilt(key, image, value):
+def corrupted(key, image, value):
     out = outputs(2)
     out[key][image, 3] = value
     return out
@@ -161,9 +161,9 @@ def spoilt(key, image, value):
 @pytest.mark.parametrize(
     ("out", "term", "image"),
     [
-        (lambda: spoilt("pred_logits", 1, torch.nan), "cost_class", 1),
-        (lambda: spoilt("pred_boxes", 0, torch.nan), "cost_bbox", 0),
-        (lambda: spoilt("pred_boxes", 1, torch.inf), "cost_bbox", 1),
+        (lambda: corrupted("pred_logits", 1, torch.nan), "cost_class", 1),
+        (lambda: corrupted("pred_boxes", 0, torch.nan), "cost_bbox", 0),
+        (lambda: corrupted("pred_boxes", 1, torch.inf), "cost_bbox", 1),
     ],
 )
 @pytest.mark.parametrize("use_focal_loss", [True, False])
