@@ -48,7 +48,7 @@ class LabelledImages:
     parts: dict[str, list[LabelledImage]]
     """"train", and "val" and "test" if there are any."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was changed or dropped, and how often."""
+    """Numbers of changed or dropped items, by description."""
 
 
 SHOWN = 5
@@ -130,7 +130,7 @@ class Account(NamedTuple):
 
     faults: Faults
     notes: Counter[str]
-    """What was changed or dropped, and how often."""
+    """Numbers of changed or dropped items, by description."""
     drop_boxes: bool = False
     """Drop boxes that cannot be used, instead of adding a fault."""
 
