@@ -23,7 +23,8 @@ from ...runtime.limits import is_system_limit
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
+except ImportError:
+    # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
     decode_jpeg = None
 
 MAX_PIXELS = 89_478_485
@@ -58,8 +59,10 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     ]
 )
-"""Suffixes of image files, in lower case; files with other suffixes are recognized by content
-(`image_names`)."""
+"""Suffixes of image files, in lower case.
+
+Files with other suffixes are recognized by content (`image_names`).
+"""
 
 STRIP_PIXELS = 1 << 22
 """Large images are converted in strips of about this many pixels, so that no whole copies of them are made."""
@@ -106,7 +109,7 @@ FLAG_TEXTS = {
 
 
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image; like `inspect_image`, but without the flags."""
+    """Decode an image, as `inspect_image` does, and return it without its flags."""
     image, _ = inspect_image(path, expected_wh)
     return image
 
@@ -227,9 +230,8 @@ def _decode_any(
     flags = ImageFlag(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the size is checked below; broken metadata does not matter
+            # the size is checked below, and broken metadata does not matter
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
@@ -242,21 +244,20 @@ def _decode_any(
             upright, rotated = _upright(image)
     except ImageError:
         raise
-    except (
-        Image.DecompressionBombError
-    ) as error:  # raised by Pillow above twice our limit
+    except Image.DecompressionBombError as error:
+        # raised by Pillow above twice our limit
         raise ImageError(f"image {path} was not decoded: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(
             f"image {path} is not an image file (it begins with {raw[:12]!r})"
         ) from None
-    except Exception as error:  # OSError, SyntaxError, struct.error, ValueError, zlib.error ... from Pillow's plugins
+    except Exception as error:
+        # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
     if expected_wh is not None:
         expected = tuple(expected_wh)
-        if (
-            upright.size != expected and image.size == expected
-        ):  # the labels refer to the stored pixels
+        if upright.size != expected and image.size == expected:
+            # the labels refer to the stored pixels
             upright = image
             rotated = False
     if rotated:
@@ -345,3 +346,6 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         ) from None
     except Exception as error:
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
+    stored = (width, height)
+    upright = (height, width) if rotated else stored
+    return stored, upright
