@@ -57,7 +57,11 @@ def end_if_not_handed_over(worker: int) -> None:
         os._exit(1 if limit is None else _LIMIT_REACHED + limit)
 
     # multiprocessing's hook for such errors; its type stubs do not list it
-    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(end))  # noqa: B010
+    setattr(
+        multiprocessing.queues.Queue,
+        "_on_queue_feeder_error",
+        staticmethod(end),
+    )  # noqa: B010
 
 
 def watched(
@@ -170,7 +174,9 @@ def _next_batch(
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 workers = range(len(batches._workers))
-                raise _timed_out(timeout_seconds, workers, last_image) from error
+                raise _timed_out(
+                    timeout_seconds, workers, last_image
+                ) from error
 
 
 def _timed_out(
@@ -238,4 +244,6 @@ def _without_sigchld_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(
+            signal.SIGCHLD, before if before is not None else signal.SIG_DFL
+        )

@@ -26,7 +26,12 @@ from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.forks import prepare_torch_after_fork
 from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
-from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
+from .exported_engines import (
+    ExportedEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    TensorRtEngine,
+)
 from .metadata import Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
@@ -95,7 +100,9 @@ class Detector:
             self.threshold = _checked_threshold(threshold)
         self._process = os.getpid()
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
-        self._names = np.array([entry["name"] for entry in self.classes], object)
+        self._names = np.array(
+            [entry["name"] for entry in self.classes], object
+        )
 
     @classmethod
     def from_checkpoint(
@@ -155,7 +162,10 @@ class Detector:
         prepare_torch_after_fork()
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
-        if input_size is not None and tuple(input_size) != preprocessing.input_size:
+        if (
+            input_size is not None
+            and tuple(input_size) != preprocessing.input_size
+        ):
             logger.warning(
                 "input size %d x %d instead of %d x %d (height x width), which the model was trained for: "
                 "accuracy may differ",
@@ -163,12 +173,20 @@ class Detector:
                 *preprocessing.input_size,
             )
             preprocessing = preprocessing.resized(input_size)
-        cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
+        cfg.set(
+            "eval_spatial_size",
+            list(preprocessing.input_size),
+            "the input size",
+        )
         model = cfg.model
         load_strictly(model, file)
         postprocessor = cfg.postprocessor.deploy()
-        engine = TorchEngine(model.deploy(), postprocessor, device, use_amp=use_amp)
-        notes = {key: value for key, value in file.meta.items() if key != "config"}
+        engine = TorchEngine(
+            model.deploy(), postprocessor, device, use_amp=use_amp
+        )
+        notes = {
+            key: value for key, value in file.meta.items() if key != "config"
+        }
         notes["file"] = str(file.path)
         classes = file.named_classes
         return cls(engine, preprocessing, classes, file.threshold, notes, cfg)
@@ -202,10 +220,14 @@ class Detector:
 
         Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
         """
-        return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
+        return cls._from_export(
+            OpenVinoEngine(path, device, threads=threads), path
+        )
 
     @classmethod
-    def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
+    def from_tensorrt(
+        cls, path: str | Path, *, device: str | None = None
+    ) -> Detector:
         """Load a TensorRT engine built from an exported model, with NAME.json beside it.
 
         Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
@@ -303,11 +325,16 @@ class Detector:
         size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
+        for name, value in (
+            ("threshold", settings.threshold),
+            ("nms", settings.nms),
+        ):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
         if errors not in get_args(Errors):
-            raise ConfigError(f'errors is {errors!r}, expected "raise" or "skip"')
+            raise ConfigError(
+                f'errors is {errors!r}, expected "raise" or "skip"'
+            )
         predict = partial(
             self._predict_batch, threshold=settings.threshold, nms=settings.nms
         )
@@ -331,7 +358,9 @@ class Detector:
         boxes = found[1].float().numpy()
         scores = found[2].float().numpy()
         image_names = batch_image_names(len(images))
-        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, image_names)
+        refuse_non_finite_outputs(
+            {"scores": scores, "boxes": boxes}, image_names
+        )
         minimum = self.threshold if threshold is None else threshold
         self._refuse_unknown_labels(labels)
         result = []
@@ -372,7 +401,9 @@ class Detector:
 
     def _refuse_unknown_labels(self, labels: np.ndarray) -> None:
         """Check that every label of a batch has a class."""
-        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.classes):
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(
+            self.classes
+        ):
             raise CheckpointError(
                 f"{self.meta.get('file', 'the model')} gives labels from {labels.min()} to {labels.max()}, "
                 f"but its metadata names {len(self.classes)} classes"
@@ -407,7 +438,9 @@ def _exported_preprocessing(
 
 
 def _usable(
-    images: Iterator[ReadImage], errors: Errors, unreadable: list[ImageError] | None
+    images: Iterator[ReadImage],
+    errors: Errors,
+    unreadable: list[ImageError] | None,
 ) -> Iterator[ReadImage]:
     """Yield images; raise, keep or list the errors of those that have one."""
     for image in images:
@@ -434,7 +467,11 @@ def _predictions(
                 reason = str(image.error) or type(image.error).__name__
                 prediction = Prediction.failed(reason, source=image.source)
             yield ImagePrediction(image.image, prediction)
-        del chunk, good, image  # so that they are gone while the next ones are read
+        del (
+            chunk,
+            good,
+            image,
+        )  # so that they are gone while the next ones are read
 
 
 def _predict_each(
@@ -483,8 +520,18 @@ def _as_several(
         is_single = images.ndim < 4
     else:
         # an object that is not an image and not a collection of images is refused as a single image
-        kinds = (str, Path, Image.Image, LabelledFile, bytes, bytearray, Mapping)
-        is_single = isinstance(images, kinds) or not isinstance(images, Iterable)
+        kinds = (
+            str,
+            Path,
+            Image.Image,
+            LabelledFile,
+            bytes,
+            bytearray,
+            Mapping,
+        )
+        is_single = isinstance(images, kinds) or not isinstance(
+            images, Iterable
+        )
     if is_single:
         return [cast("Readable", images)], True
     # iterating over an array or tensor gives its images

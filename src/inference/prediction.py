@@ -39,7 +39,10 @@ class Prediction:
 
     @classmethod
     def failed(
-        cls, error: str, size: tuple[int, int] = (0, 0), source: str | None = None
+        cls,
+        error: str,
+        size: tuple[int, int] = (0, 0),
+        source: str | None = None,
     ) -> Prediction:
         """Return an empty prediction with the reason why the image has none.
 

@@ -17,7 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
+from ..data.dataset.decoding import (
+    ImageError,
+    ImageFlag,
+    image_from_pil,
+    inspect_image,
+)
 from ..runtime.log import logger
 
 READING_THREADS = 4
@@ -76,7 +81,9 @@ class PixelBudget:
 
     def clear(self) -> None:
         """Free all room, as in a forked process, which has no threads that read images."""
-        self._lock = RLock()  # garbage collection inside `take` can call `release`
+        self._lock = (
+            RLock()
+        )  # garbage collection inside `take` can call `release`
         self._held = 0
 
     def take(self, pixels: int) -> bool:
@@ -213,10 +220,14 @@ def read_ahead(
 
 def _had_no_room(future: Future[ReadImage | None]) -> bool:
     """Return whether a thread could not read an image for want of room."""
-    return future.done() and future.exception() is None and future.result() is None
+    return (
+        future.done() and future.exception() is None and future.result() is None
+    )
 
 
-def batches(images: Iterator[ReadImage], size: int) -> Iterator[list[ReadImage]]:
+def batches(
+    images: Iterator[ReadImage], size: int
+) -> Iterator[list[ReadImage]]:
     """Yield lists of up to `size` images that have at most `MAX_PIXELS_AT_ONCE` pixels together.
 
     An error of `images` is raised after the images before it.
@@ -301,7 +312,9 @@ def read_image(
         ConfigError: if it is not an image, or an array with a wrong shape or type.
     """
     if isinstance(image, LabelledFile):
-        return _read_file(image.path, image.size, before_decoding), str(image.path)
+        return _read_file(image.path, image.size, before_decoding), str(
+            image.path
+        )
     if isinstance(image, str | Path):
         return _read_file(Path(image), None, before_decoding), str(image)
     if isinstance(image, Image.Image):

@@ -58,7 +58,12 @@ def loaded(happen, **settings) -> list[list[int]]:
         DataLoader(
             Numbers(happen),
             list,
-            **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings},
+            **{
+                "batch_size": 2,
+                "num_workers": 1,
+                "pin_memory": False,
+                **settings,
+            },
         )
     )
 
@@ -84,13 +89,17 @@ def fault(happen, **settings) -> str:
         (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
     ],
 )
-def test_killed_worker_is_reported_with_its_signal_and_images(workers, number, text):
+def test_killed_worker_is_reported_with_its_signal_and_images(
+    workers, number, text
+):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)
     assert message.startswith("loader worker 0 (pid ") and text in message
 
 
 def test_worker_that_ended_by_itself_is_reported_with_its_code():
-    assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
+    assert "ended with code 3; its last image: number 5;" in fault(
+        lambda: os._exit(3)
+    )
 
 
 @pytest.fixture
@@ -115,7 +124,9 @@ def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(inner):
         os._exit(1)
 
     batches = iter(
-        DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False)
+        DataLoader(
+            Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False
+        )
     )
     seen = [next(batches)]
     worker = inner[0]._workers[0]
@@ -125,7 +136,9 @@ def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(inner):
         lambda: "no second batch",
     )
     received.fill_(1)
-    wait_until(lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on")
+    wait_until(
+        lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on"
+    )
     seen.append(next(batches))
     with pytest.raises(ResourceError):
         next(batches)
@@ -152,7 +165,10 @@ def test_hanging_worker_is_reported_after_the_timeout(monkeypatch):
 
 
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        == "T"
+    )
 
 
 def stop_itself() -> None:
@@ -170,7 +186,9 @@ def test_worker_stopped_before_its_batch_ends_the_wait():
     assert "last images of the workers: number 5;" in message
 
 
-def test_worker_stopped_between_announcing_and_handing_over_ends_the_wait(inner):
+def test_worker_stopped_between_announcing_and_handing_over_ends_the_wait(
+    inner,
+):
     """The waiting thread is then blocked inside the transfer, where torch's timeout does not count."""
     loader = DataLoader(
         Numbers(stop_itself), in_memory, batch_size=2, num_workers=1,
@@ -179,7 +197,9 @@ def test_worker_stopped_between_announcing_and_handing_over_ends_the_wait(inner)
     began = iter(loader)
     assert next(began).tolist() == [0, 1]
     worker = inner[0]._workers[0]
-    wait_until(lambda: is_stopped(worker.pid), os.getpid(), lambda: "it still runs")
+    wait_until(
+        lambda: is_stopped(worker.pid), os.getpid(), lambda: "it still runs"
+    )
     with pytest.raises(ResourceError, match=r"no batch arrived within 0\.6 s"):
         next(began)
     worker.join()
@@ -212,12 +232,15 @@ class Blocked:
         threading.Event().wait()
 
 
-def test_command_whose_main_thread_never_comes_back_is_ended_with_the_reason(tmp_path):
+def test_command_whose_main_thread_never_comes_back_is_ended_with_the_reason(
+    tmp_path,
+):
     def command():
         list(watched(Blocked, 0.5, str))
 
     ended = run_forked(
-        lambda: process.run_command(command, status_dir=lambda: tmp_path), tmp_path
+        lambda: process.run_command(command, status_dir=lambda: tmp_path),
+        tmp_path,
     )
     assert ended.code == 6
     assert ended.err.startswith(

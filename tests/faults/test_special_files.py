@@ -55,7 +55,11 @@ def test_only_regular_files_are_opened(tmp_path, fifo):
         assert file.read() == b"content"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-        for path in (fifo(tmp_path / "fifo"), tmp_path / "socket", Path("/dev/null")):
+        for path in (
+            fifo(tmp_path / "fifo"),
+            tmp_path / "socket",
+            Path("/dev/null"),
+        ):
             with pytest.raises(OSError, match="it is not a regular file"):
                 open_regular(path)
     with pytest.raises(IsADirectoryError):
@@ -80,7 +84,9 @@ def test_a_file_that_becomes_a_fifo_after_its_check_is_not_waited_for(
 @pytest.mark.parametrize("read", [inspect_image, image_size])
 def test_image(tmp_path, fifo, read):
     path = fifo(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match=r"a\.jpg cannot be read: it is not a regular"):
+    with pytest.raises(
+        ImageError, match=r"a\.jpg cannot be read: it is not a regular"
+    ):
         read(path)
 
 
@@ -106,7 +112,9 @@ def test_annotation_file_of_voc(tmp_path, fifo):
         parse_xml(fifo(tmp_path / "a.xml"))
 
 
-@pytest.mark.parametrize("name", ["data.yaml", "labels/train/a.txt", "train.txt"])
+@pytest.mark.parametrize(
+    "name", ["data.yaml", "labels/train/a.txt", "train.txt"]
+)
 def test_text_files_of_yolo(tmp_path, fifo, name):
     yaml = write_yolo(tmp_path)
     if name == "train.txt":

@@ -34,10 +34,13 @@ GROWTH_MB = 20
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--predictions", type=int, default=2000)
-    parser.add_argument("--bad", type=float, default=0.05, help="fraction of bad items")
+    parser.add_argument(
+        "--bad", type=float, default=0.05, help="fraction of bad items"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -68,11 +71,15 @@ def main() -> None:
         began = time.monotonic()
         while done < arguments.predictions:
             kinds = []
-            size = min(rng.randint(1, LARGEST_REQUEST), arguments.predictions - done)
+            size = min(
+                rng.randint(1, LARGEST_REQUEST), arguments.predictions - done
+            )
             for _ in range(size):
                 items = bad if rng.random() < arguments.bad else good
                 kinds.append(rng.choice(list(items)))
-            request = [good[kind] if kind in good else bad[kind] for kind in kinds]
+            request = [
+                good[kind] if kind in good else bad[kind] for kind in kinds
+            ]
             at = time.monotonic()
             found = detector.predict(request, errors="skip")
             seconds.append(time.monotonic() - at)
@@ -92,9 +99,12 @@ def main() -> None:
         f"{done} predictions in {len(seconds)} requests, {time.monotonic() - began:.0f} s"
     )
     print(
-        f"bad items: {wrong}, of " + ", ".join(f"{kind} {counts[kind]}" for kind in bad)
+        f"bad items: {wrong}, of "
+        + ", ".join(f"{kind} {counts[kind]}" for kind in bad)
     )
-    print(f"results that are missing, in another place or different: {len(faults)}")
+    print(
+        f"results that are missing, in another place or different: {len(faults)}"
+    )
     print(f"longest request: {max(seconds):.2f} s")
     print(f"memory after the warm-up: {warm:.1f} MB, at the end: {end:.1f} MB")
     print(f"peak of memory: {peak:.0f} MB")

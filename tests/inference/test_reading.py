@@ -65,7 +65,9 @@ def test_room_is_freed_when_a_stream_is_left_early(files):
     stream = read_ahead([*files, None], ahead=6, budget=budget)
     next(stream)
     stream.close()
-    wait_until(lambda: budget.take(40_000), os.getpid(), lambda: "room is not freed")
+    wait_until(
+        lambda: budget.take(40_000), os.getpid(), lambda: "room is not freed"
+    )
 
 
 def test_leaving_a_stream_does_not_wait_for_its_threads(files, monkeypatch):
@@ -106,7 +108,9 @@ def test_large_images_are_computed_in_smaller_batches(monkeypatch):
     monkeypatch.setattr(reading, "MAX_PIXELS_AT_ONCE", 100)
     pixels = [40, 40, 40, 200, 10, 90, 0, 0, 0, 0]
     images = [ReadImage(np.zeros(0), None, count) for count in pixels]
-    found = [[image.pixels for image in batch] for batch in batches(iter(images), 3)]
+    found = [
+        [image.pixels for image in batch] for batch in batches(iter(images), 3)
+    ]
     assert found == [[40, 40], [40], [200], [10, 90], [0, 0, 0], [0]]
 
 

@@ -49,7 +49,9 @@ print("threads of the parent:", torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize("detector", ["its parent's detector", "its own detector"])
+@pytest.mark.parametrize(
+    "detector", ["its parent's detector", "its own detector"]
+)
 def test_child_of_a_process_that_used_threads_predicts(detector):
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, detector],
@@ -75,5 +77,7 @@ def test_exported_model_of_the_parent_is_refused(monkeypatch):
     detector = Detector(Exported(), loaded.preprocessing, loaded.classes)
     parent = os.getpid()
     monkeypatch.setattr("src.inference.detector.os.getpid", lambda: parent + 1)
-    with pytest.raises(ConfigError, match="create the Detector in each process"):
+    with pytest.raises(
+        ConfigError, match="create the Detector in each process"
+    ):
         detector.predict(str(ROOT / "docs/images/demo.jpg"))

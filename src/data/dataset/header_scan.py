@@ -21,7 +21,13 @@ from PIL import Image
 
 from ...core.errors import ResourceError
 from ...core.paths import open_regular
-from ...runtime.distributed import gather_objects, is_main, machine, rank, world_size
+from ...runtime.distributed import (
+    gather_objects,
+    is_main,
+    machine,
+    rank,
+    world_size,
+)
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
@@ -251,9 +257,20 @@ def _read_cache(
         ):
             rows = content["rows"]
             same_names = str(content["names"]) == names
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return nothing
-    if same_names and rows.shape == nothing.shape and rows.dtype == nothing.dtype:
+    if (
+        same_names
+        and rows.shape == nothing.shape
+        and rows.dtype == nothing.dtype
+    ):
         return rows
     return nothing
 
@@ -264,7 +281,9 @@ def _write_cache(
     rows: np.ndarray,
 ) -> None:
     try:
-        write_atomically(cache, lambda file: np.savez(file, names=names, rows=rows))
+        write_atomically(
+            cache, lambda file: np.savez(file, names=names, rows=rows)
+        )
     except ResourceError as error:  # the next start reads the headers again
         logger.warning("%s", error)
 
