@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .build import create
-from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .config_file import (
+    ConfigTree,
+    dump_yaml,
+    load_config_tree,
+    parse_config_tree,
+)
 from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
@@ -81,7 +86,9 @@ class RunSettings:
         for name, least in self.minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least}")
+                raise ConfigError(
+                    f"{name} is {value}, expected at least {least}"
+                )
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -121,7 +128,9 @@ class YAMLConfig:
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
             place = self.origin("task")
-            _logger.debug("task has no effect, every run is a detection (%s)", place)
+            _logger.debug(
+                "task has no effect, every run is a detection (%s)", place
+            )
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -163,7 +172,9 @@ class YAMLConfig:
         self._lengths: list[ResolvedLength] | None = None
         known = tree.values.keys() & _top_level().keys()
         try:
-            self.settings = RunSettings(**{name: tree.values[name] for name in known})
+            self.settings = RunSettings(
+                **{name: tree.values[name] for name in known}
+            )
         except ConfigError as error:
             key = str(error).partition(" ")[0]  # the text begins with the key
             raise ConfigError(f"{error} ({tree.origin((key,))})") from None
@@ -193,7 +204,9 @@ class YAMLConfig:
             RuntimeError: if the model has been built already.
         """
         if "model" in vars(self):
-            raise RuntimeError("the model was built before the lengths were resolved")
+            raise RuntimeError(
+                "the model was built before the lengths were resolved"
+            )
         self._run_length = run
         self._lengths = resolve_lengths(self.yaml_cfg, run, BLOCKS)
 
@@ -213,7 +226,11 @@ class YAMLConfig:
 
     def describe_lengths(self) -> str:
         """Return a YAML comment that lists the lengths as written and as integers; "" if there are none."""
-        lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
+        lines = [
+            f"#   {length}\n"
+            for length in self.lengths
+            if length.unknown is None
+        ]
         return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
@@ -227,7 +244,10 @@ class YAMLConfig:
     def without_pretrained(self) -> None:
         """Disable pretrained weights of backbones, because a checkpoint will fill the whole model."""
         for component in components():
-            if component.name in self.yaml_cfg and "pretrained" in component.arguments:
+            if (
+                component.name in self.yaml_cfg
+                and "pretrained" in component.arguments
+            ):
                 disabled = {"pretrained": False}
                 self.set(component.name, disabled, "a checkpoint was given")
 

@@ -97,7 +97,10 @@ class WeightFile:
         does not.
         """
         cfg.without_pretrained()
-        if cfg.yaml_cfg.get("num_classes") is None and self.num_classes is not None:
+        if (
+            cfg.yaml_cfg.get("num_classes") is None
+            and self.num_classes is not None
+        ):
             cfg.set("num_classes", self.num_classes, f"counted in {self.path}")
 
 
@@ -119,13 +122,17 @@ def read_weights(path: str | Path) -> WeightFile:
     weights = weights or content.get("model") or content
     has_weights = isinstance(weights, dict) and len(weights) > 0
     if has_weights:
-        has_weights = all(isinstance(value, Tensor) for value in weights.values())
+        has_weights = all(
+            isinstance(value, Tensor) for value in weights.values()
+        )
     if not has_weights:
         first_keys = ", ".join(map(str, list(content)[:8]))
         raise CheckpointError(
             f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has {first_keys}"
         )
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = {
+        key.removeprefix("module."): value for key, value in weights.items()
+    }
     refuse_non_finite(path, weights)
     return WeightFile(path, weights, content.get("meta") or {})
 

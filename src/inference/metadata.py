@@ -70,10 +70,17 @@ class Metadata:
                 )
             known = content.keys() & cls.__dataclass_fields__.keys()
             metadata = cls(**{key: content[key] for key in known})
-            if not all(set(entry) >= {"id", "name"} for entry in metadata.classes):
+            if not all(
+                set(entry) >= {"id", "name"} for entry in metadata.classes
+            ):
                 raise TypeError("a class without id or name")
-            if isinstance(metadata.threshold, bool) or not 0 <= metadata.threshold <= 1:
-                raise ValueError(f"threshold {metadata.threshold}, expected 0 to 1")
+            if (
+                isinstance(metadata.threshold, bool)
+                or not 0 <= metadata.threshold <= 1
+            ):
+                raise ValueError(
+                    f"threshold {metadata.threshold}, expected 0 to 1"
+                )
             return metadata
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(

@@ -173,7 +173,9 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL_PARTS: dict[str, Callable[[Any], bool]] = {
     "first_loss": lambda value: isinstance(value, int | float),
     "explained": lambda value: isinstance(value, bool),
-    "unreadable": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "unreadable": lambda value: (
+        isinstance(value, list) and all(map(_is_count, value))
+    ),
     "data": _is_data,
     "effective_batch_size": lambda value: _is_count(value) and value > 0,
     "scaler": lambda value: isinstance(value, dict),
