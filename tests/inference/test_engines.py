@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from functools import cache
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -219,6 +220,17 @@ def test_tensorrt_needs_cuda(exported):
         TensorRtEngine(exported)
     with pytest.raises(ConfigError, match="TensorRT runs only on CUDA devices"):
         TensorRtEngine(exported, "cpu")
+
+
+def test_an_engine_of_another_tensorrt_is_refused(exported, monkeypatch):
+    trt, place = MagicMock(__version__="10.9.0"), "src.inference.exported_engines"
+    trt.Runtime().deserialize_cuda_engine.return_value = None
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(f"{place}.pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    message = "is not an engine that TensorRT 10.9.0 can use on a GPU"
+    with pytest.raises(CheckpointError, match=message):
+        TensorRtEngine(exported)
 
 
 def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
