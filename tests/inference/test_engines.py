@@ -18,6 +18,7 @@ from src.inference.exported_engines import (
     OnnxEngine,
     OpenVinoEngine,
     TensorRtEngine,
+    _execution_providers,
     warn_of_wrong_fp16,
 )
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
@@ -212,6 +213,24 @@ def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("openvino")
     with pytest.raises(ConfigError, match="device TPU was requested, OpenVINO"):
         OpenVinoEngine(exported, "tpu")
+
+
+@pytest.mark.parametrize("torch_has_cuda", [True, False])
+def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(monkeypatch, torch_has_cuda):
+    place = "src.inference.exported_engines.pick_device"
+    monkeypatch.setattr(place, torch.device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def cuda(number: int) -> list:
+        return [("CUDAExecutionProvider", {"device_id": number}), both[1]]
+
+    assert _execution_providers(None, both) == (cuda(0) if torch_has_cuda else both[1:])
+    assert _execution_providers(None, both[1:]) == both[1:]
+    assert _execution_providers("cpu", both) == both[1:]
+    assert _execution_providers("cuda:1", both) == cuda(1)
+    with pytest.raises(ConfigError, match="device cuda:1 was requested, but this ONNX"):
+        _execution_providers("cuda:1", both[1:])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
