@@ -86,7 +86,7 @@ def test_the_cost_of_safety_is_measured():
     assert result.stdout.count("\n| ") == 6 and "% of its " in result.stdout
 
 
-@pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
+@pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series", "mutation"])
 def test_a_word_that_is_no_number_is_refused(tool):
     assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2
 
@@ -107,10 +107,17 @@ def test_the_larger_one_is_returned():
 """
 
 
+SMALL_SETTINGS = """
+[tool.pytest.ini_options]
+pythonpath = ["."]
+addopts = "--import-mode=importlib"
+"""
+
+
 @pytest.fixture
 def small_project(tmp_path):
     files = {
-        "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["."]\naddopts = "--import-mode=importlib"\n',
+        "pyproject.toml": SMALL_SETTINGS,
         "src/__init__.py": "",
         "src/runtime/__init__.py": "",
         "src/runtime/numbers.py": SMALL_MODULE,

@@ -78,8 +78,12 @@ OTHER_OPERATORS = (
     "ZeroIterationForLoop",
 )
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
-"""Reasons why mutants behave like the code, by module and changed line."""
+EQUIVALENT = {
+    ("src/zoo/dfine/losses.py", "- @staticmethod"): (
+        "torch takes forward and backward from the class, where a function is already static"
+    ),
+}
+"""Reasons why mutants behave like the code, by module and added lines, or removed ones if none are added."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -206,8 +210,11 @@ class Mutant(NamedTuple):
         return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
     def reason_for_equivalence(self, root: Path) -> str:
-        changed = [line[1:].strip() for line in self.diff(root) if line[0] == "+"]
-        return EQUIVALENT.get((self.module, " ".join(changed)), "")
+        """Return the reason from `EQUIVALENT`, or an empty string."""
+        lines = [f"{line[0]} {line[1:].strip()}" for line in self.diff(root)]
+        lines = [line for line in lines if len(line) > 2]
+        added = [line for line in lines if line[0] == "+"]
+        return EQUIVALENT.get((self.module, " ".join(added or lines)), "")
 
 
 def draw(
