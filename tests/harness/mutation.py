@@ -1,7 +1,7 @@
 """Changes single operators and numbers of the code, and counts how many of these mistakes the tests detect.
 
     pip install -r tests/harness/requirements.txt
-    python tests/harness/mutation.py                            # 60 mutants, about 30 minutes on one core
+    python tests/harness/mutation.py                            # 60 mutants, about 10 minutes on one core
     python tests/harness/mutation.py --list                     # only print them
     python tests/harness/mutation.py --only det_engine --count 8 --packages solver
 
