@@ -1,4 +1,7 @@
-"""D-FINE with HGNetv2 and DINOv3 backbones. Importing it registers every class that a configuration can name."""
+"""D-FINE with HGNetv2 and DINOv3 backbones.
+
+Importing this package registers every class that a configuration can name.
+"""
 
 from . import data, nn, optim, zoo
 

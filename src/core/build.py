@@ -11,6 +11,15 @@ from .lengths import with_whole_numbers
 from .registry import Component, find, names
 from .validate import did_you_mean
 
+_CONSTRUCTION_ERRORS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
+"""Errors of constructors that refuse a value; torch's classes raise the last two."""
+
 
 def create(
     spec: str | Mapping[str, Any],
@@ -34,7 +43,9 @@ def create(
     name, settings = _name_and_settings(spec, config)
     component = find(name)
     if component is None:
-        raise ConfigError(f"'{name}' is not registered{did_you_mean(name, names())}")
+        raise ConfigError(
+            f"'{name}' is not registered{did_you_mean(name, names())}"
+        )
     refuse_incomplete_class(component.factory)
     arguments = {
         **with_whole_numbers(component, settings),
@@ -48,16 +59,9 @@ def create(
         built = component.factory(**arguments)
     except RunError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # the last two are torch's
-        if "shared memory" in str(
-            error
-        ):  # a system limit, which `runtime.process.explain` reports
+    except _CONSTRUCTION_ERRORS as error:
+        # a system limit, which `runtime.process.explain` reports
+        if "shared memory" in str(error):
             raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
     if component.load:
@@ -72,7 +76,9 @@ def _name_and_settings(
         return spec, dict(config.get(spec) or {})
     if "type" not in spec:
         raise ConfigError(f"{dict(spec)!r} has no 'type' that names a class")
-    return spec["type"], {key: value for key, value in spec.items() if key != "type"}
+    return spec["type"], {
+        key: value for key, value in spec.items() if key != "type"
+    }
 
 
 def _shared(
@@ -84,7 +90,7 @@ def _shared(
         if key in settings and settings[key] != value:
             raise ConfigError(
                 f"{component.name}.{key} is {settings[key]!r} but the top level says {key}: {value!r}; keep "
-                f"one of them"
+                "one of them"
             )
     return shared
 

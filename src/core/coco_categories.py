@@ -187,7 +187,9 @@ OBJECTS365_SLOTS = 366
 """Rows of a class head trained by D-FINE on Objects365, whose category ids run from 1 to 365."""
 
 
-def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
+def differing_categories(
+    ours: dict[int, str], theirs: dict[int, str]
+) -> list[str]:
     """Return "id 7: dog / cat" for each id whose names differ in two tables (names by id), in any order.
 
     Tables with the same names under other ids agree if no name is repeated, because names identify classes.
@@ -195,16 +197,15 @@ def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[s
     if same_names(ours, theirs):
         return []
     differences = []
-    for i in sorted(set(ours) | set(theirs)):
+    for i in sorted(ours.keys() | theirs.keys()):
+        our_name = ours.get(i, "none")
+        their_name = theirs.get(i, "none")
         if ours.get(i) != theirs.get(i):
-            differences.append(
-                f"id {i}: {ours.get(i, 'none')} / {theirs.get(i, 'none')}"
-            )
+            differences.append(f"id {i}: {our_name} / {their_name}")
     return differences
 
 
 def same_names(ours: dict[int, str], theirs: dict[int, str]) -> bool:
     """Return whether two tables (names by id) have the same names, without duplicates."""
-    return sorted(ours.values()) == sorted(theirs.values()) and len(
-        set(ours.values())
-    ) == len(ours)
+    are_unique = len(set(ours.values())) == len(ours)
+    return are_unique and sorted(ours.values()) == sorted(theirs.values())

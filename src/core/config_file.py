@@ -38,7 +38,9 @@ class ConfigTree:
         self.imported: dict[str, Path] = {}
         """Python files of users by the names of their modules."""
 
-    def merge(self, values: dict[str, Any], origins: dict[KeyPath, str] | str) -> None:
+    def merge(
+        self, values: dict[str, Any], origins: dict[KeyPath, str] | str
+    ) -> None:
         """Merge `values` into the tree; `origins` has a place per key path, or is one place for all."""
         _merge(self.values, values, (), self.origins, origins)
 
@@ -79,13 +81,19 @@ class ConfigTree:
             value: Any = self.values
             for part in match[1].split("."):
                 try:
-                    value = value[int(part)] if isinstance(value, list) else value[part]
+                    value = (
+                        value[int(part)]
+                        if isinstance(value, list)
+                        else value[part]
+                    )
                 except (KeyError, IndexError, ValueError, TypeError):
                     raise ConfigError(
                         f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})"
                     ) from None
             for part, key, _ in _leaves([value], ()):
-                if isinstance(part[key], str) and _REFERENCE.fullmatch(part[key]):
+                if isinstance(part[key], str) and _REFERENCE.fullmatch(
+                    part[key]
+                ):
                     raise ConfigError(
                         f"{dotted(path)} refers to {match[0]}, which is or contains a reference itself "
                         f"({self.origin(path)})"
@@ -94,12 +102,14 @@ class ConfigTree:
 
         for container, key, path in list(_leaves(self.values, ())):
             value = container[key]
-            match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            match = (
+                _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            )
             if match:
                 container[key] = lookup(match, path)
+                parts = match[1].split(".")
                 target = tuple(
-                    int(part) if part.isdigit() else part
-                    for part in match[1].split(".")
+                    int(part) if part.isdigit() else part for part in parts
                 )
                 self.origins[path] = (
                     f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
@@ -158,8 +168,12 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise ConfigError(f"-u {item!r} is not of the form section.key=value")
-        value: Any = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
+            raise ConfigError(
+                f"-u {item!r} is not of the form section.key=value"
+            )
+        value: Any = (
+            text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
+        )
         for part in reversed(parts[1:]):
             value = {part: value}
         _merge(merged, {parts[0]: value}, (), {}, {})
@@ -190,33 +204,38 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(
-            error, "context_mark", None
-        )
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            mark = getattr(error, "context_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
+        raise ConfigError(
+            f"{place} cannot be read as YAML: {problem}"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # e.g. a date that does not exist, a list as a key
+    except (ValueError, TypeError) as error:
+        # for example a date that does not exist, or a list as a key
         raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """Write settings as YAML text that `parse_yaml` reads back to the same values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
 
 
 def dotted(path: KeyPath) -> str:
     """Return a key path as text: ("a", "ops", 0, "p") becomes "a.ops[0].p"."""
     text = ""
     for part in path:
-        text += (
-            f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-        )
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif text:
+            text += f".{part}"
+        else:
+            text = part
     return text
 
 
@@ -242,7 +261,9 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     if path.suffix not in (".yml", ".yaml"):
         raise ConfigError(f"{shown} is not a .yml or .yaml file")
     if path.resolve() in [p.resolve() for p in chain]:
-        raise ConfigError(f"configuration files include each other circularly: {shown}")
+        raise ConfigError(
+            f"configuration files include each other circularly: {shown}"
+        )
     values, places = _read(path, shown)
     for item in _file_names(values, INCLUDE, path):
         _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
@@ -255,16 +276,20 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
                 f"{origin}: __import__ names {file}, but {first} has the same name; rename one of them"
             )
         import_file(file, origin)
-    tree.merge(
-        {key: value for key, value in values.items() if key not in (INCLUDE, IMPORT)},
-        places,
-    )
+    values.pop(INCLUDE, None)
+    values.pop(IMPORT, None)
+    tree.merge(values, places)
 
 
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
+    """Return the file names listed under a key of a configuration file."""
     names = values.get(key) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: {key} must be a list of file names, not {names!r}")
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise ConfigError(
+            f"{path}: {key} must be a list of file names, not {names!r}"
+        )
     return names
 
 
@@ -285,7 +310,9 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     return _mapping_in(text, str(path))
 
 
-def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _mapping_in(
+    text: str, name: str
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     values, places = parse_yaml(text, name)
     if values is None:
         values = {}
@@ -318,7 +345,10 @@ def _inspect(
         for key_node, value_node in node.value:
             key = key_node.value
             line = key_node.start_mark.line + 1
-            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            if key_node.tag not in (
+                "tag:yaml.org,2002:str",
+                "tag:yaml.org,2002:merge",
+            ):
                 shown = f": {key}" if isinstance(key, str) else ""
                 raise ConfigError(
                     f"{name}:{line} has a key that is not a string{shown}"
@@ -346,7 +376,11 @@ def _merge(
     for key, value in over.items():
         here = (*path, key)
         old = base.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and _same_type(old, value):
+        if (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and _same_type(old, value)
+        ):
             _merge(old, value, here, origins, places)
             continue
         for stale in [p for p in origins if p[: len(here)] == here]:
@@ -354,10 +388,10 @@ def _merge(
         base[key] = copy.deepcopy(value)
         if isinstance(places, str):
             origins[here] = places
-        else:
-            origins.update(
-                {p: place for p, place in places.items() if p[: len(here)] == here}
-            )
+            continue
+        for place_path, place in places.items():
+            if place_path[: len(here)] == here:
+                origins[place_path] = place
 
 
 def _same_type(old: dict, new: dict) -> bool:
@@ -368,11 +402,13 @@ def _same_type(old: dict, new: dict) -> bool:
     return "type" not in new or "type" not in old or new["type"] == old["type"]
 
 
-def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
+def _leaves(
+    container: Any, path: KeyPath
+) -> Iterator[tuple[Any, str | int, KeyPath]]:
     """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
-    for key, value in (
-        container.items() if isinstance(container, dict) else enumerate(container)
-    ):
+    is_mapping = isinstance(container, dict)
+    entries = container.items() if is_mapping else enumerate(container)
+    for key, value in entries:
         yield container, key, (*path, key)
         if isinstance(value, (dict, list)):
             yield from _leaves(value, (*path, key))
@@ -381,6 +417,8 @@ def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, Key
 def first_non_finite(values: dict[str, Any]) -> KeyPath | None:
     """Return the path of the first NaN or infinity in `values`, which no setting may be, or None."""
     for container, key, path in _leaves(values, ()):
-        if isinstance(container[key], float) and not math.isfinite(container[key]):
+        if isinstance(container[key], float) and not math.isfinite(
+            container[key]
+        ):
             return path
     return None

@@ -102,7 +102,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     epoch: int = 0
     """Epoch in progress. The loader sets it; random numbers should depend only on (seed, epoch, index)."""
     has_checked_labels: bool = False
-    """True if labels are read from a file and checked there. Other data sets are checked at the start of a run."""
+    """True if labels are read from a file and checked there. Others are checked at the start of a run."""
     remap_mscoco_category: bool = False
     """Whether detections carry `category_ids` instead of labels."""
 
@@ -124,11 +124,14 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         """Return the objects of an image after a check of their types, shapes and values.
 
         Raises:
-            DataError: if `objects` returns something else than the contract says, or raises an exception.
+            DataError: if the return value of `objects` violates the contract, or `objects` raises an error.
         """
         objects = call(self, self.objects, index)
         check_objects(
-            place(self, "objects", index), objects, Objects, len(self.class_names)
+            place(self, "objects", index),
+            objects,
+            Objects,
+            len(self.class_names),
         )
         return objects
 
@@ -187,11 +190,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     @property
     def detection_ids(self) -> list[int]:
         """Id of each class in detections: category ids with `remap_mscoco_category`, else labels."""
-        return (
-            list(self.category_ids)
-            if self.remap_mscoco_category
-            else self.label_of_category.tolist()
-        )
+        if self.remap_mscoco_category:
+            return list(self.category_ids)
+        return self.label_of_category.tolist()
 
     @property
     def detection_names(self) -> dict[int, str]:
@@ -216,22 +217,17 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         records: list[dict[str, Any]] = []
         for index, image_id in enumerate(image_ids):
             for row in coco_rows(self.objects(index)):
-                category = ids[row["category_id"]]
-                records.append(
-                    {
-                        **row,
-                        "id": len(records) + 1,
-                        "image_id": image_id,
-                        "category_id": category,
-                    }
-                )
+                row["id"] = len(records) + 1
+                row["image_id"] = image_id
+                row["category_id"] = ids[row["category_id"]]
+                records.append(row)
+        categories = []
+        for category, name in sorted(self.detection_names.items()):
+            categories.append({"id": category, "name": name})
         return {
             "images": [{"id": image_id} for image_id in image_ids],
             "annotations": records,
-            "categories": [
-                {"id": i, "name": name}
-                for i, name in sorted(self.detection_names.items())
-            ],
+            "categories": categories,
         }
 
     def boxes_per_image(self) -> Tensor:
@@ -241,7 +237,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
     def usable_boxes(self) -> int:
         """Return the number of boxes that are used for training and scoring."""
-        return sum(_count_usable(self.objects(index)) for index in range(len(self)))
+        return sum(
+            _count_usable(self.objects(index)) for index in range(len(self))
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return a fingerprint of this data, which must be the same when a run is resumed.
@@ -250,18 +248,19 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             `names` and `labels`: `[N]` int64, hashes of each image's name and objects. `classes`: pairs of
             category id and name, in order.
         """
-        names = [
-            hash64(self.image_name(index).encode(errors="surrogatepass"))
-            for index in range(len(self))
-        ]
-        labels = [hash64(_bytes_of(self.objects(index))) for index in range(len(self))]
+        names = []
+        labels = []
+        for index in range(len(self)):
+            name = self.image_name(index)
+            names.append(hash64(name.encode(errors="surrogatepass")))
+            labels.append(hash64(_bytes_of(self.objects(index))))
+        classes = []
+        for category, name in zip(self.category_ids, self.class_names):
+            classes.append([int(category), name])
         return {
             "names": torch.tensor(names, dtype=torch.int64),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "classes": [
-                [int(category), name]
-                for category, name in zip(self.category_ids, self.class_names)
-            ],
+            "classes": classes,
         }
 
     # ---- optional information about images ----
@@ -269,7 +268,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     def picture(self, index: int) -> Picture | None:
         """Return an image with its ground-truth boxes, for the pictures of a run. Default: None."""
 
-    def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
+    def check(
+        self, *, strict: bool = False, cache: Path | None = None
+    ) -> list[str]:
         """Compare labels and image files before a run. All ranks call this together.
 
         Args:
@@ -277,7 +278,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
             cache: file in which results are stored, so that the next start is faster.
 
         Returns:
-            Warnings, each of one line. The default checks the objects of all images, their ids and their names.
+            Warnings, each of one line. The default checks the objects, ids and names of all images.
 
         Raises:
             DataError: if the data cannot be used.
@@ -288,8 +289,11 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         return self._check_ids_and_names()
 
     def _check_ids_and_names(self) -> list[str]:
+        """Check that image ids are unique integers; return a warning if image names are not unique."""
         ids = [call(self, self.image_id, index) for index in range(len(self))]
-        wrong = next((value for value in ids if not isinstance(value, Integral)), None)
+        wrong = next(
+            (value for value in ids if not isinstance(value, Integral)), None
+        )
         if wrong is not None:
             raise DataError(
                 f"{type(self).__name__}.image_id returned {wrong!r}, expected an integer; see {DATA_GUIDE}"
@@ -297,18 +301,24 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         (most_common, count), *_ = Counter(ids).most_common(1)
         if count > 1:
             raise DataError(
-                f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another number for "
-                f"each image; see {DATA_GUIDE}"
+                f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another "
+                f"number for each image; see {DATA_GUIDE}"
             )
-        names = [call(self, self.image_name, index) for index in range(len(self))]
-        other = next((name for name in names if not isinstance(name, str)), None)
+        names = [
+            call(self, self.image_name, index) for index in range(len(self))
+        ]
+        other = next(
+            (name for name in names if not isinstance(name, str)), None
+        )
         if other is not None:
             raise DataError(
-                f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see {DATA_GUIDE}"
+                f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see "
+                f"{DATA_GUIDE}"
             )
-        if len(set(names)) < len(names):
+        repeated = len(names) - len(set(names))
+        if repeated:
             return [
-                f"{self.ann_file}: {len(names) - len(set(names))} images have the name of another (image_name)"
+                f"{self.ann_file}: {repeated} images have the name of another image (image_name)"
             ]
         return []
 
@@ -342,13 +352,10 @@ def refuse_incomplete_class(cls: Any) -> None:
     """Check that a data set class defines the required members; other classes are accepted.
 
     Raises:
-        ConfigError: with the class, what is missing, and what each missing member returns.
+        ConfigError: with the class, the missing members, and the return value of each.
     """
-    if (
-        isinstance(cls, type)
-        and issubclass(cls, DetectionData)
-        and inspect.isabstract(cls)
-    ):
+    is_data_set = isinstance(cls, type) and issubclass(cls, DetectionData)
+    if is_data_set and inspect.isabstract(cls):
         raise ConfigError(_missing_text(cls, sorted(cls.__abstractmethods__)))
 
 
@@ -356,7 +363,7 @@ def require_detection_data(data: Any) -> None:
     """Check that an object can be used as a data set.
 
     Raises:
-        ConfigError: with its class, what is missing, and what each missing member returns.
+        ConfigError: with its class, the missing members, and the return value of each.
     """
     required = ("class_names", *sorted(DetectionData.__abstractmethods__))
     missing = [name for name in required if not hasattr(data, name)]
@@ -388,15 +395,15 @@ def coco_rows(objects: Objects) -> Iterator[dict[str, Any]]:
     `category_id` is the position of the class in `class_names`.
     """
     boxes = objects.boxes.reshape(-1, 4).tolist()
-    areas = objects.areas.tolist() if objects.areas is not None else [None] * len(boxes)
-    ignored = (
-        objects.ignored.tolist()
-        if objects.ignored is not None
-        else [False] * len(boxes)
-    )
-    for (x0, y0, x1, y1), label, area, is_ignored in zip(
-        boxes, objects.labels.tolist(), areas, ignored
-    ):
+    labels = objects.labels.tolist()
+    areas = [None] * len(boxes)
+    if objects.areas is not None:
+        areas = objects.areas.tolist()
+    ignored = [False] * len(boxes)
+    if objects.ignored is not None:
+        ignored = objects.ignored.tolist()
+    for box, label, area, is_ignored in zip(boxes, labels, areas, ignored):
+        x0, y0, x1, y1 = box
         width = x1 - x0
         height = y1 - y0
         yield {
@@ -408,16 +415,19 @@ def coco_rows(objects: Objects) -> Iterator[dict[str, Any]]:
 
 
 def _count_usable(objects: Objects) -> int:
-    return len(objects.boxes) - (
-        0 if objects.ignored is None else int(objects.ignored.sum())
-    )
+    """Return the number of objects that are not ignored."""
+    count = len(objects.boxes)
+    if objects.ignored is not None:
+        count -= int(objects.ignored.sum())
+    return count
 
 
 def _bytes_of(objects: Objects) -> bytes:
     """Return objects as bytes; equal objects give equal bytes."""
-    return repr(
-        [None if part is None else part.double().tolist() for part in objects]
-    ).encode()
+    values = [
+        None if part is None else part.double().tolist() for part in objects
+    ]
+    return repr(values).encode()
 
 
 class Collate(Protocol):

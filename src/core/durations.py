@@ -101,14 +101,10 @@ class RunLength:
         number, given = read_duration(duration, name, unit)
         if given == unit or not number:
             exact = number
-        elif unit == "steps":
-            exact = number * (
-                self.steps
-                if given == "share"
-                else self._steps_per_epoch(duration, name)
-            )
         elif given == "share":
-            exact = number * self.epochs
+            exact = number * (self.steps if unit == "steps" else self.epochs)
+        elif unit == "steps":
+            exact = number * self._steps_per_epoch(duration, name)
         else:
             exact = number / max(self._steps_per_epoch(duration, name), 1)
         return max(int(exact + _SLACK), int(number > 0))
@@ -117,7 +113,7 @@ class RunLength:
         if self.steps_per_epoch is None:
             raise StepsUnknownError(
                 f"{name} is {duration!r}, but the number of steps in an epoch is known only after the data "
-                f"are read"
+                "are read"
             )
         return self.steps_per_epoch
 
@@ -126,9 +122,8 @@ def length_unit(annotation: Any) -> LengthUnit | None:
     """Return the unit of a type such as `EpochLength` or `EpochLength | None`; None if it is not a length."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is Annotated:
-        return next(
-            (extra for extra in arguments if isinstance(extra, LengthUnit)), None
-        )
+        units = [extra for extra in arguments if isinstance(extra, LengthUnit)]
+        return units[0] if units else None
     others = [argument for argument in arguments if argument is not type(None)]
     return length_unit(others[0]) if len(others) == 1 < len(arguments) else None
 
@@ -149,9 +144,15 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
         number = float(match[1])
         word = match[2]
         if word != "%":
-            return Length(number, "epochs" if word.startswith("epoch") else "steps")
+            return Length(
+                number, "epochs" if word.startswith("epoch") else "steps"
+            )
         duration = number / 100
-    if isinstance(duration, int) and not isinstance(duration, bool) and duration >= 0:
+    if (
+        isinstance(duration, int)
+        and not isinstance(duration, bool)
+        and duration >= 0
+    ):
         return Length(duration, unit)
     if isinstance(duration, float) and 0 <= duration <= 1:
         return Length(duration, "share")
@@ -173,9 +174,9 @@ def check_ascending(epochs: Sequence[int | None], name: str) -> None:
     """
     known = [epoch for epoch in epochs if epoch is not None]
     if known != sorted(known):
+        shown = ", ".join(map(str, known))
         raise ConfigError(
-            f"{name} is {list(epochs)}, which are the epochs {', '.join(map(str, known))}; they must be in "
-            "ascending order"
+            f"{name} is {list(epochs)}, which are the epochs {shown}; they must be in ascending order"
         )
 
 

@@ -29,7 +29,7 @@ def listed(
         shown: maximum number of items in the list.
         before_more: text between the last item and "... and 3 more".
     """
-    more = (
-        f"{before_more}... and {len(items) - shown} more" if len(items) > shown else ""
-    )
-    return separator.join(map(str, items[:shown])) + more
+    text = separator.join(map(str, items[:shown]))
+    if len(items) > shown:
+        text += f"{before_more}... and {len(items) - shown} more"
+    return text

@@ -7,6 +7,5 @@ import hashlib
 
 def hash64(content: bytes) -> int:
     """Return the 64-bit BLAKE2b hash of some bytes as a signed integer."""
-    return int.from_bytes(
-        hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True
-    )
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

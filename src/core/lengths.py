@@ -40,12 +40,12 @@ class ResolvedLength:
     """Reason why there is no value yet (the number of steps is not known); `value` is then the default."""
 
     def __str__(self) -> str:
+        written = "~" if self.written is None else self.written
         counted = str(self.value)
         if self.unit is not None:
-            counted += (
-                f" {self.unit if self.value != 1 else self.unit.removesuffix('s')}"
-            )
-        return f"{dotted(self.path)}: {'~' if self.written is None else self.written} -> {counted}"
+            unit = self.unit.removesuffix("s") if self.value == 1 else self.unit
+            counted += f" {unit}"
+        return f"{dotted(self.path)}: {written} -> {counted}"
 
 
 def resolve_lengths(
@@ -77,7 +77,9 @@ def resolve_specification(
     specification: Mapping[str, Any], run: RunLength
 ) -> dict[str, Any]:
     """Return a copy of `{type: Class, ...}` in which every length is an integer."""
-    return with_lengths(specification, _in_specification(specification, {}, run, ()))
+    return with_lengths(
+        specification, _in_specification(specification, {}, run, ())
+    )
 
 
 def with_lengths(
@@ -106,15 +108,12 @@ def with_whole_numbers(
     """
     found = []
     for key, argument in component.arguments.items():
-        if key in settings and key not in component.inject:
-            for path, value, unit in lengths_of(
-                settings[key], argument.annotation, (key,)
-            ):
-                found.append(
-                    ResolvedLength(
-                        path, value, _own_number(value, unit, component.name, path)
-                    )
-                )
+        if key not in settings or key in component.inject:
+            continue
+        lengths = lengths_of(settings[key], argument.annotation, (key,))
+        for path, value, unit in lengths:
+            number = _own_number(value, unit, component.name, path)
+            found.append(ResolvedLength(path, value, number))
     return with_lengths(settings, found) if found else dict(settings)
 
 
@@ -135,17 +134,13 @@ def lengths_of(
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         unit = length_unit(annotation)
-        if (
-            unit is not None
-            and value is not None
-            and not isinstance(value, (list, tuple, Mapping))
-        ):
+        is_single = not isinstance(value, (list, tuple, Mapping))
+        if unit is not None and value is not None and is_single:
             yield path, value, unit
     elif typing.is_typeddict(annotation):
         if isinstance(value, Mapping):
-            for key, inner in typing.get_type_hints(
-                annotation, include_extras=True
-            ).items():
+            hints = typing.get_type_hints(annotation, include_extras=True)
+            for key, inner in hints.items():
                 yield from lengths_of(value.get(key), inner, (*path, key))
     elif origin in _LISTS:
         if isinstance(value, (list, tuple)):
@@ -161,6 +156,7 @@ _LISTS = (list, tuple, Sequence, Iterable)
 
 
 def _type_of_item(origin: Any, arguments: tuple[Any, ...], index: int) -> Any:
+    """Return the type of an item of a list or tuple."""
     if origin is tuple and Ellipsis not in arguments:
         return arguments[index] if index < len(arguments) else Any
     return arguments[0] if arguments else Any
@@ -178,19 +174,18 @@ def _in_specification(
         for index, part in enumerate(specification):
             found += _in_specification(part, values, run, (*path, index))
         return found
-    if isinstance(specification, str):  # its settings are in their own section
-        component = find(specification) if specification not in values else None
-        return (
-            _in_settings(component, {}, values, run, (specification,))
-            if component
-            else []
-        )
-    if not isinstance(specification, Mapping):
+    settings: Mapping[str, Any] = {}
+    component: Component | None = None
+    if isinstance(specification, Mapping):
+        component = find(specification.get("type", ""))
+        settings = specification
+    elif isinstance(specification, str) and specification not in values:
+        # if the configuration has a section for it, its lengths are found there
+        component = find(specification)
+        path = (specification,)
+    if component is None:
         return []
-    component = find(specification.get("type", ""))
-    return (
-        _in_settings(component, specification, values, run, path) if component else []
-    )
+    return _in_settings(component, settings, values, run, path)
 
 
 def _in_settings(
@@ -200,21 +195,20 @@ def _in_settings(
     run: RunLength,
     path: KeyPath,
 ) -> list[ResolvedLength]:
+    """Return the lengths in the settings of a component and of the components injected into it."""
     found = []
     for key, argument in component.arguments.items():
+        written = settings.get(key)
         if key in component.inject:
-            found += _in_specification(settings.get(key), values, run, (*path, key))
+            found += _in_specification(written, values, run, (*path, key))
         else:
-            found += _in_argument(
-                component, key, argument, settings.get(key), run, path
-            )
+            found += _in_argument(component, key, argument, written, run, path)
     for key, value in _resolved_by_class(component, settings, run).items():
         here = (*path, key)
         found = [length for length in found if length.path[: len(here)] != here]
-        unit = length_unit(component.arguments[key].annotation)
-        found.append(
-            ResolvedLength(here, settings.get(key), value, unit.unit if unit else None)
-        )
+        length = length_unit(component.arguments[key].annotation)
+        unit = None if length is None else length.unit
+        found.append(ResolvedLength(here, settings.get(key), value, unit))
     return found
 
 
@@ -226,20 +220,28 @@ def _in_argument(
     run: RunLength,
     path: KeyPath,
 ) -> list[ResolvedLength]:
+    """Return the lengths in one argument, which is not an injected component."""
     unit = length_unit(argument.annotation)
     if value is None and unit is not None and unit.default is not None:
         value = unit.default
     found = []
-    for inner, written, counted in lengths_of(value, argument.annotation, (key,)):
+    for inner, written, counted in lengths_of(
+        value, argument.annotation, (key,)
+    ):
+        name = f"{component.name}.{dotted(_named(inner))}"
         try:
-            number = run.resolve(
-                written, counted.unit, f"{component.name}.{dotted(_named(inner))}"
-            )
+            number = run.resolve(written, counted.unit, name)
         except StepsUnknownError as error:
-            default = value if argument.default is REQUIRED else argument.default
-            return [ResolvedLength((*path, key), value, default, unknown=str(error))]
+            default = (
+                value if argument.default is REQUIRED else argument.default
+            )
+            return [
+                ResolvedLength((*path, key), value, default, unknown=str(error))
+            ]
         if type(written) is not int:
-            found.append(ResolvedLength((*path, *inner), written, number, counted.unit))
+            found.append(
+                ResolvedLength((*path, *inner), written, number, counted.unit)
+            )
     return found
 
 

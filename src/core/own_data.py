@@ -1,4 +1,4 @@
-"""Checks of what a user's own data set returns, so that a mistake in it is reported by class, method and index."""
+"""Check the return values of a user's own data set; faults are reported with class, method and index."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(data: object, method: Callable[[int], Result], index: int) -> Result:
     """
     try:
         return method(index)
-    except (RunError, MemoryError):  # these have an exit code of their own
+    except (RunError, MemoryError):  # these have their own exit codes
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_LIMITS:
@@ -43,12 +43,12 @@ def call(data: object, method: Callable[[int], Result], index: int) -> Result:
 
 
 def place(data: object, method: str, index: int) -> str:
-    """Return how messages name a call, such as `TableDetection.objects(3)`."""
+    """Return the name of a call in messages, such as `TableDetection.objects(3)`."""
     return f"{type(data).__name__}.{method}({index})"
 
 
 def check_class_names(data: object, names: Any) -> None:
-    """Make sure that class names are a list of different texts.
+    """Check that class names are a list of different texts.
 
     Raises:
         ConfigError: if they are not.
@@ -58,7 +58,9 @@ def check_class_names(data: object, names: Any) -> None:
         raise ConfigError(
             f"{who} is a {type(names).__name__}, expected a list of names in the order of the labels"
         )
-    wrong = [repr(name) for name in names if not isinstance(name, str) or not name]
+    wrong = [
+        repr(name) for name in names if not isinstance(name, str) or not name
+    ]
     if wrong or not names:
         raise ConfigError(
             f"{who} has {listed(wrong, ', ') if wrong else 'no name'}, expected texts; see {DATA_GUIDE}"
@@ -66,60 +68,61 @@ def check_class_names(data: object, names: Any) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(
-            f"{who} has {listed(repeated, ', ')} more than once; names tell classes apart"
+            f"{who} has {listed(repeated, ', ')} more than once; names identify classes"
         )
 
 
 def check_category_ids(data: object, ids: Any, names: Sequence[str]) -> None:
-    """Make sure that each class has a category id of its own.
+    """Check that each class has its own category id.
 
     Raises:
         ConfigError: if it does not.
     """
     found = list(ids)
-    whole = all(
-        isinstance(value, Integral) and not isinstance(value, bool) for value in found
-    )
-    if not whole or len(found) != len(names) or len(set(found)) != len(found):
+    are_different = len(set(found)) == len(found)
+    are_integers = all(map(_is_integer, found))
+    if not are_integers or not are_different or len(found) != len(names):
         raise ConfigError(
-            f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, one for "
-            "each name in class_names"
+            f"{type(data).__name__}.category_ids is {found[:10]}, expected {len(names)} different integers, "
+            "one for each name in class_names"
         )
 
 
 def check_length(data: Any) -> None:
-    """Make sure that a data set has images.
+    """Check that a data set has images.
 
     Raises:
-        DataError: if `__len__` returns something else than an integer above 0.
+        DataError: if `__len__` does not return an integer above 0.
     """
     count = data.__len__()
     if not isinstance(count, Integral) or count < 1:
         raise DataError(
-            f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; see {DATA_GUIDE}"
+            f"{type(data).__name__}.__len__ returned {count!r}, expected the number of images, at least 1; "
+            f"see {DATA_GUIDE}"
         )
 
 
-def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> None:
-    """Make sure that the objects of an image have the types and shapes of the contract.
+def check_objects(
+    where: str, objects: Any, kind: type, num_classes: int
+) -> None:
+    """Check that the objects of an image have the types and shapes of the contract.
 
     Args:
-        where: names the call in messages.
-        objects: what was returned.
+        where: the call that returned the objects, used in messages.
+        objects: the returned value.
         kind: `core.contracts.Objects`.
         num_classes: number of names in `class_names`.
 
     Raises:
-        DataError: with what was found and what was expected.
+        DataError: with the value that was found and the expected one.
     """
     if not isinstance(objects, kind):
         _refuse(where, f"a {type(objects).__name__}", "Objects(boxes, labels)")
     parts = {"boxes": objects.boxes, "labels": objects.labels}
-    parts |= {
-        name: getattr(objects, name)
-        for name in ("ignored", "areas")
-        if getattr(objects, name) is not None
-    }
+    for name in ("ignored", "areas"):
+        value = getattr(objects, name)
+        if value is not None:
+            parts[name] = value
     for name, value in parts.items():
         if not isinstance(value, Tensor):
             _refuse(
@@ -147,8 +150,11 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
 
 
 def _check_types(where: str, parts: dict[str, Tensor]) -> None:
-    labels, ignored = parts["labels"], parts.get("ignored")
-    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
+    labels = parts["labels"]
+    ignored = parts.get("ignored")
+    if len(labels) and (
+        labels.is_floating_point() or labels.dtype == torch.bool
+    ):
         _refuse(
             where,
             f"labels of type {labels.dtype}",
@@ -159,10 +165,14 @@ def _check_types(where: str, parts: dict[str, Tensor]) -> None:
 
 
 def _check_values(where: str, objects: Any, num_classes: int) -> None:
-    boxes, labels = objects.boxes.detach().double(), objects.labels
+    boxes = objects.boxes.detach().double()
+    labels = objects.labels
     if not bool(torch.isfinite(boxes).all()):
         _refuse(where, "boxes with NaN or infinity", "x1, y1, x2, y2 in pixels")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if (
+        len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
+    ):
         _refuse(
             where,
             f"labels from {int(labels.min())} to {int(labels.max())}",
@@ -177,26 +187,26 @@ def _check_values(where: str, objects: Any, num_classes: int) -> None:
         )
 
 
-def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> None:
-    """Make sure that boxes lie in their image, but for a margin of a tenth.
+def check_boxes_inside(
+    where: str, boxes: Tensor, width: int, height: int
+) -> None:
+    """Check that boxes are inside their image; a tenth of its size is tolerated on each side.
 
     Args:
-        where: names the call in messages.
+        where: the call that returned the boxes, used in messages.
         boxes: `[T, 4]` xyxy in pixels.
-        width: of the image in pixels.
-        height: of the image in pixels.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
 
     Raises:
-        DataError: if a box reaches further out of its image, or all boxes are fractions.
+        DataError: if a box extends further beyond its image, or all boxes are fractions.
     """
     if not len(boxes):
         return
     values = boxes.detach().double()
-    if (
-        float(values.abs().max()) <= 1.01
-        and min(width, height) > 4
-        and bool((values % 1 != 0).any())
-    ):
+    are_small = float(values.abs().max()) <= 1.01
+    has_fractions = bool((values % 1 != 0).any())
+    if are_small and has_fractions and min(width, height) > 4:
         _refuse(
             where,
             f"boxes with numbers from 0 to 1, such as {values[0].tolist()}",
@@ -214,31 +224,43 @@ def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> No
 
 
 def check_image(where: str, image: Any) -> None:
-    """Make sure that `load_image` returned `[3, H, W]` uint8.
+    """Check that `load_image` returned `[3, H, W]` uint8.
 
     Raises:
         DataError: if it did not.
     """
-    expected = "a torch.Tensor [3, H, W] uint8 with the channels red, green, blue"
+    expected = (
+        "a torch.Tensor [3, H, W] uint8 with the channels red, green, blue"
+    )
     if not isinstance(image, Tensor):
         _refuse(where, f"a {type(image).__name__}", expected)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        _refuse(where, f"a tensor {list(image.shape)} of type {image.dtype}", expected)
+        _refuse(
+            where,
+            f"a tensor {list(image.shape)} of type {image.dtype}",
+            expected,
+        )
 
 
-def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> None:
-    """Make sure that an item of a data set can be put into a batch.
+def check_item(
+    where: str, item: Any, num_classes: int, *, training: bool
+) -> None:
+    """Check that an item of a data set can be put into a batch.
 
     Args:
-        where: names the call in messages.
-        item: what `__getitem__` returned.
+        where: the call that returned the item, used in messages.
+        item: return value of `__getitem__`.
         num_classes: C.
-        training: whether boxes have to be cxcywh in 0..1.
+        training: whether boxes must be cxcywh in 0..1.
 
     Raises:
-        DataError: with what was found and what was expected.
+        DataError: with the value that was found and the expected one.
     """
-    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], dict):
+    if (
+        not isinstance(item, tuple)
+        or len(item) != 2
+        or not isinstance(item[1], dict)
+    ):
         _refuse(
             where,
             f"a {type(item).__name__}",
@@ -249,14 +271,20 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
     if not isinstance(image, Tensor):
         _refuse(where, f"an image as a {type(image).__name__}", expected)
     if not image.is_floating_point() or image.ndim != 3 or image.shape[0] != 3:
-        _refuse(where, f"an image {list(image.shape)} of type {image.dtype}", expected)
+        _refuse(
+            where,
+            f"an image {list(image.shape)} of type {image.dtype}",
+            expected,
+        )
     if float(image.max()) > 32:
-        _refuse(where, f"an image with values up to {float(image.max()):g}", expected)
-    needed = (
-        ("boxes", "labels")
-        if training
-        else ("boxes", "labels", "image_id", "orig_size")
-    )
+        _refuse(
+            where,
+            f"an image with values up to {float(image.max()):g}",
+            expected,
+        )
+    needed = ["boxes", "labels"]
+    if not training:
+        needed += ["image_id", "orig_size"]
     for key in needed:
         if not isinstance(target.get(key), Tensor):
             _refuse(
@@ -264,14 +292,18 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
                 f"a target whose {key} is {type(target.get(key)).__name__}",
                 f"a torch.Tensor {key}",
             )
-    boxes, labels = target["boxes"], target["labels"]
+    boxes = target["boxes"]
+    labels = target["labels"]
     if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
         _refuse(
             where,
             f"boxes {list(boxes.shape)} and labels {list(labels.shape)}",
             "[T, 4] and [T]",
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if (
+        len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
+    ):
         _refuse(
             where,
             f"labels from {int(labels.min())} to {int(labels.max())}",
@@ -286,4 +318,10 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
 
 
 def _refuse(where: str, found: str, expected: str) -> None:
-    raise DataError(f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}")
+    raise DataError(
+        f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}"
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -37,22 +37,25 @@ class Component:
     share: tuple[str, ...]
     load: str | None
     extra_arguments: Callable[[], dict[str, Argument]] | None = None
-    resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = (
-        None
-    )
+    resolve_lengths: (
+        Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None
+    ) = None
 
     @property
     def arguments(self) -> dict[str, Argument]:
         """The arguments that YAML may set, including those listed in `__extra_arguments__`."""
-        return arguments_of(self.factory) | (
-            self.extra_arguments() if self.extra_arguments else {}
-        )
+        extra = self.extra_arguments() if self.extra_arguments else {}
+        return arguments_of(self.factory) | extra
 
     @property
     def accepts_anything(self) -> bool:
         """True if the constructor has `**kwargs` without a list of its arguments."""
-        kinds = [p.kind for p in inspect.signature(self.factory).parameters.values()]
-        return inspect.Parameter.VAR_KEYWORD in kinds and self.extra_arguments is None
+        parameters = inspect.signature(self.factory).parameters.values()
+        kinds = [parameter.kind for parameter in parameters]
+        return (
+            inspect.Parameter.VAR_KEYWORD in kinds
+            and self.extra_arguments is None
+        )
 
 
 _COMPONENTS: dict[str, Component] = {}
@@ -106,7 +109,10 @@ def register(
         )
         parameters = inspect.signature(factory).parameters
         for shared in component.share:
-            if shared not in parameters or parameters[shared].default is REQUIRED:
+            if (
+                shared not in parameters
+                or parameters[shared].default is REQUIRED
+            ):
                 raise ConfigError(
                     f"{key}.{shared} is in __share__, so it needs a default in the constructor"
                 )
@@ -114,12 +120,15 @@ def register(
         return factory
 
     if callable(name):  # used as @register without parentheses
-        factory, name = name, None
+        factory = name
+        name = None
         return decorate(factory)
     return decorate
 
 
-def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
+def arguments_of(
+    factory: Callable, *, skip: str | None = None
+) -> dict[str, Argument]:
     """Return the named arguments of a class or function, except `skip`.
 
     Example:
@@ -130,15 +139,20 @@ def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Arg
     types = _type_hints(factory)
     arguments = {}
     for parameter in inspect.signature(factory).parameters.values():
-        if (
-            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            or parameter.name == skip
-        ):
+        is_variadic = parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if is_variadic or parameter.name == skip:
             continue
         annotation = types.get(parameter.name, Any)
         default = parameter.default
         length = length_unit(annotation)
-        if default is REQUIRED and length is not None and length.default is not None:
+        if (
+            default is REQUIRED
+            and length is not None
+            and length.default is not None
+        ):
             default = length.default
         arguments[parameter.name] = Argument(default, annotation)
     return arguments
@@ -155,18 +169,38 @@ def find(name: str) -> Component | None:
 
 
 def components() -> list[Component]:
-    """Return all registered components, sorted by name."""
+    """Return all registered components, sorted by name.
+
+    Example:
+        >>> [component.name for component in components()] == names()
+        True
+    """
     return [_COMPONENTS[name] for name in names()]
 
 
 def names() -> list[str]:
-    """Return all registered names, sorted."""
+    """Return all registered names, sorted.
+
+    Example:
+        >>> import src.data
+        >>> "Resize" in names()
+        True
+    """
     return sorted(_COMPONENTS)
 
 
 def shared_names() -> set[str]:
-    """Return the names of all arguments that components share at the top level."""
-    return {name for component in _COMPONENTS.values() for name in component.share}
+    """Return the names of all arguments that components share at the top level.
+
+    Example:
+        >>> import src.zoo
+        >>> "num_classes" in shared_names()
+        True
+    """
+    shared: set[str] = set()
+    for component in _COMPONENTS.values():
+        shared.update(component.share)
+    return shared
 
 
 def _origin(factory: Callable) -> str:

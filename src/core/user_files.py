@@ -33,18 +33,18 @@ def import_file(path: Path, origin: str) -> None:
         raise ConfigError(
             f"{origin}: __import__ names {path}, which does not exist{did_you_mean_file(path)}"
         )
-    if _imported.get(name) == path or getattr(
-        sys.modules.get(name), "__file__", None
-    ) == str(path):
+    loaded_from = getattr(sys.modules.get(name), "__file__", None)
+    if _imported.get(name) == path or loaded_from == str(path):
         return
-    if name not in _imported and (
-        name in sys.modules or importlib.util.find_spec(name) is not None
-    ):
+    is_taken = name in sys.modules or importlib.util.find_spec(name) is not None
+    if is_taken and name not in _imported:
         raise ConfigError(
             f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
         )
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # spawned worker processes need it too
+        sys.path.append(
+            str(path.parent)
+        )  # spawned worker processes need it too
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{origin}: {path} cannot be imported")

@@ -25,7 +25,9 @@ from .registry import (
 
 
 def validate(
-    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+    tree: ConfigTree,
+    top_level: dict[str, Argument],
+    blocks: dict[str, tuple[str, ...]],
 ) -> None:
     """Check every key, type and reference of `tree`.
 
@@ -40,7 +42,9 @@ def validate(
     faults = list(_top_level_faults(tree, top_level, blocks))
     path = first_non_finite(tree.values)
     if path:
-        faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
+        faults.append(
+            f"{dotted(path)} is not a finite number ({tree.origin(path)})"
+        )
     if faults:
         number = "a fault" if len(faults) == 1 else count_faults(len(faults))
         raise ConfigError(
@@ -53,7 +57,9 @@ _NOT_IN_STEPS = (
     "run"
 )
 
-_OF_YOUR_OWN = "; a class of your own needs @register() and its file under __import__"
+_OF_YOUR_OWN = (
+    "; a class of your own needs @register() and its file under __import__"
+)
 
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {
@@ -69,15 +75,18 @@ _WORDS = {
 
 def type_name(annotation: Any) -> str:
     """Describe an annotation for a user: `int | None` gives "an integer or null"."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        return "a length" if length_unit(annotation) else type_name(arguments[0])
+        return (
+            "a length" if length_unit(annotation) else type_name(arguments[0])
+        )
     if origin in (typing.Union, types.UnionType):
         # types that YAML cannot express, such as tensors, are left out
-        writable = [
-            a for a in arguments if typing.get_origin(a) or a in (*_WORDS, *_LISTS)
-        ]
-        return " or ".join(dict.fromkeys(type_name(a) for a in writable or arguments))
+        known = (*_WORDS, *_LISTS)
+        writable = [a for a in arguments if typing.get_origin(a) or a in known]
+        alternatives = [type_name(a) for a in writable or arguments]
+        return " or ".join(dict.fromkeys(alternatives))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     base = dict if typing.is_typeddict(annotation) else origin or annotation
@@ -87,10 +96,11 @@ def type_name(annotation: Any) -> str:
             return f"a pair of {inner[0]} and {inner[1]}"
         if not inner or " or " in inner[0]:
             return f"a list, each item {inner[0]}" if inner else "a list"
-        first, _, rest = (
-            inner[0].removeprefix("a ").removeprefix("an ").partition(" of ")
+        noun = inner[0].removeprefix("a ").removeprefix("an ")
+        first, _, rest = noun.partition(" of ")
+        return (
+            f"a list of {first}s of {rest}" if rest else f"a list of {first}s"
         )
-        return f"a list of {first}s" + (f" of {rest}" if rest else "")
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 
@@ -101,11 +111,9 @@ def matches(value: Any, annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        return (
-            _matches_length(value, annotation)
-            if length_unit(annotation)
-            else matches(value, arguments[0])
-        )
+        if length_unit(annotation):
+            return _matches_length(value, annotation)
+        return matches(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, a) for a in arguments)
     if origin is typing.Literal:
@@ -116,12 +124,14 @@ def matches(value: Any, annotation: Any) -> bool:
     if base is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if base in (list, tuple, Sequence, Iterable):
-        return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
-    if base in (dict, Mapping):
-        inner = arguments[1] if len(arguments) == 2 else Any
-        return isinstance(value, dict) and all(
-            matches(v, inner) for v in value.values()
+        return isinstance(value, (list, tuple)) and _items_match(
+            value, base, arguments
         )
+    if base in (dict, Mapping):
+        if not isinstance(value, dict):
+            return False
+        inner = arguments[1] if len(arguments) == 2 else Any
+        return all(matches(item, inner) for item in value.values())
     return isinstance(value, base) if isinstance(base, type) else True
 
 
@@ -146,9 +156,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _items_match(value: Sequence, base: type, arguments: tuple) -> bool:
     if base is tuple and arguments and Ellipsis not in arguments:
-        return len(value) == len(arguments) and all(
-            matches(v, a) for v, a in zip(value, arguments)
-        )
+        if len(value) != len(arguments):
+            return False
+        return all(map(matches, value, arguments))
     return not arguments or all(matches(v, arguments[0]) for v in value)
 
 
@@ -180,7 +190,9 @@ def _top_level_faults(
         elif key not in shared_names():
             yield f"unknown key '{key}' ({tree.origin(path)}){did_you_mean(key, known)}"
     for name, owner, argument in _shared_arguments():
-        if name in tree.values and not matches(tree.values[name], argument.annotation):
+        if name in tree.values and not matches(
+            tree.values[name], argument.annotation
+        ):
             yield (
                 f"{name} is {tree.values[name]!r}, {owner} expects {type_name(argument.annotation)} "
                 f"({tree.origin((name,))})"
@@ -217,7 +229,9 @@ def _typed_faults(
         if circle:
             yield f"{dotted(path)} names '{value}', which needs itself: {' -> '.join(circle)} ({place})"
         elif isinstance(settings, dict):
-            yield from _missing_faults(tree, path, component, settings, supplied)
+            yield from _missing_faults(
+                tree, path, component, settings, supplied
+            )
         return
     if not isinstance(value, dict):
         yield f"{dotted(path)} is {value!r}, expected a registered name or a mapping with 'type' ({place})"
@@ -285,23 +299,29 @@ def _component_faults(
             if value is not None:
                 for item_path, item in _injected(here, value):
                     yield from _typed_faults(tree, item_path, item)
-        elif value != arguments[key].default and not matches(
-            value, arguments[key].annotation
-        ):
+        elif not _is_allowed(value, arguments[key]):
             yield (
                 f"{dotted(here)} is {value!r}, expected {type_name(arguments[key].annotation)} "
                 f"({tree.origin(here)})"
             )
         else:
             yield from _length_faults(tree, here, value, arguments[key])
-        if key in component.share and key in tree.values and tree.values[key] != value:
+        if (
+            key in component.share
+            and key in tree.values
+            and tree.values[key] != value
+        ):
             yield (
                 f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: "
-                f"{tree.values[key]!r} "
-                f"({tree.origin((key,))}); keep one of them"
+                f"{tree.values[key]!r} ({tree.origin((key,))}); keep one of them"
             )
     if check_missing:
         yield from _missing_faults(tree, path, component, settings, supplied)
+
+
+def _is_allowed(value: Any, argument: Argument) -> bool:
+    """Return whether a value is the default of an argument or has its type."""
+    return value == argument.default or matches(value, argument.annotation)
 
 
 def _length_faults(
@@ -326,7 +346,11 @@ def _missing_faults(
     supplied: tuple[str, ...],
 ) -> Iterator[str]:
     for key, argument in component.arguments.items():
-        if argument.default is REQUIRED and key not in settings and key not in supplied:
+        if (
+            argument.default is REQUIRED
+            and key not in settings
+            and key not in supplied
+        ):
             if key in component.inject:
                 yield f"{dotted(path)} needs '{key}', the name of a registered class ({tree.origin(path)})"
             else:
@@ -339,7 +363,8 @@ def _missing_faults(
 def _injected(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
     """Yield path and value of each component in an injected argument, which may be a list of components."""
     if isinstance(value, list):
-        yield from (((*path, index), item) for index, item in enumerate(value))
+        for index, item in enumerate(value):
+            yield (*path, index), item
     else:
         yield path, value
 

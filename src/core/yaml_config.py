@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .build import create
-from .config_file import ConfigTree, dump_yaml, load_config_tree, parse_config_tree
+from .config_file import (
+    ConfigTree,
+    dump_yaml,
+    load_config_tree,
+    parse_config_tree,
+)
 from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
@@ -20,9 +25,8 @@ from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
 
-_logger = logging.getLogger(
-    "dfine"
-)  # the logger of runtime.log, which this package may not import
+_logger = logging.getLogger("dfine")
+"""The logger of `runtime.log`, which this package may not import."""
 
 
 @dataclass
@@ -82,7 +86,9 @@ class RunSettings:
         for name, least in self.minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least}")
+                raise ConfigError(
+                    f"{name} is {value}, expected at least {least}"
+                )
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -121,8 +127,9 @@ class YAMLConfig:
         """
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
+            place = self.origin("task")
             _logger.debug(
-                "task has no effect, every run is a detection (%s)", self.origin("task")
+                "task has no effect, every run is a detection (%s)", place
             )
 
     @classmethod
@@ -153,6 +160,7 @@ class YAMLConfig:
     def _load(
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
+        """Validate a configuration with its overrides, and store it."""
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -162,18 +170,14 @@ class YAMLConfig:
         self._tree = tree
         self._run_length: RunLength | None = None
         self._lengths: list[ResolvedLength] | None = None
+        known = tree.values.keys() & _top_level().keys()
         try:
             self.settings = RunSettings(
-                **{
-                    name: tree.values[name]
-                    for name in _top_level()
-                    if name in tree.values
-                }
+                **{name: tree.values[name] for name in known}
             )
-        except ConfigError as error:  # its text begins with the key
-            raise ConfigError(
-                f"{error} ({tree.origin((str(error).partition(' ')[0],))})"
-            ) from None
+        except ConfigError as error:
+            key = str(error).partition(" ")[0]  # the text begins with the key
+            raise ConfigError(f"{error} ({tree.origin((key,))})") from None
 
     @property
     def yaml_cfg(self) -> dict[str, Any]:
@@ -200,7 +204,9 @@ class YAMLConfig:
             RuntimeError: if the model has been built already.
         """
         if "model" in vars(self):
-            raise RuntimeError("the model was built before the lengths were resolved")
+            raise RuntimeError(
+                "the model was built before the lengths were resolved"
+            )
         self._run_length = run
         self._lengths = resolve_lengths(self.yaml_cfg, run, BLOCKS)
 
@@ -220,33 +226,35 @@ class YAMLConfig:
 
     def describe_lengths(self) -> str:
         """Return a YAML comment that lists the lengths as written and as integers; "" if there are none."""
-        lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
+        lines = [
+            f"#   {length}\n"
+            for length in self.lengths
+            if length.unknown is None
+        ]
         return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
     def evaluation_transforms(self) -> list[dict[str, Any]]:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
-        loader = (
-            self.yaml_cfg.get("val_dataloader")
-            or self._unknown_data.get("val_dataloader")
-            or {}
-        )
+        key = "val_dataloader"
+        loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
         transforms = loader.get("dataset", {}).get("transforms") or {}
         return copy.deepcopy(transforms.get("ops") or [])
 
     def without_pretrained(self) -> None:
         """Disable pretrained weights of backbones, because a checkpoint will fill the whole model."""
         for component in components():
-            if component.name in self.yaml_cfg and "pretrained" in component.arguments:
-                self.set(
-                    component.name, {"pretrained": False}, "a checkpoint was given"
-                )
+            if (
+                component.name in self.yaml_cfg
+                and "pretrained" in component.arguments
+            ):
+                disabled = {"pretrained": False}
+                self.set(component.name, disabled, "a checkpoint was given")
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as one YAML file; a comment at its top lists the lengths as integers."""
-        Path(path).write_text(
-            self.describe_lengths() + self.to_yaml(), encoding="utf-8"
-        )
+        text = self.describe_lengths() + self.to_yaml()
+        Path(path).write_text(text, encoding="utf-8")
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML text, with lengths as they were written."""
@@ -295,11 +303,9 @@ class YAMLConfig:
     @cached_property
     def ema(self) -> Any:
         """The exponential moving average (EMA) of `model`, or None if `use_ema` is off."""
-        return (
-            self._create_block("ema", model=self.model)
-            if self.settings.use_ema
-            else None
-        )
+        if not self.settings.use_ema:
+            return None
+        return self._create_block("ema", model=self.model)
 
     @cached_property
     def gram_anchoring(self) -> Any:
@@ -332,13 +338,9 @@ class YAMLConfig:
         return create(name, self.resolved_cfg)
 
     def _create_block(self, key: str, **runtime: Any) -> Any:
-        unknown = [
-            length.unknown
-            for length in self.lengths
-            if length.unknown and length.path[0] == key
-        ]
-        if unknown:
-            raise ConfigError(unknown[0])
+        for length in self.lengths:
+            if length.unknown and length.path[0] == key:
+                raise ConfigError(length.unknown)
         config = self.resolved_cfg
         block = config.get(key)
         return create(block, config, **runtime) if block else None
@@ -352,8 +354,9 @@ def _has_unknown_data(loader: Any) -> bool:
 
 
 def _top_level() -> dict[str, Argument]:
+    """Return the settings of `RunSettings` with their defaults and types."""
     types = typing.get_type_hints(RunSettings)
-    return {
-        f.name: Argument(f.default, types[f.name])
-        for f in dataclasses.fields(RunSettings)
-    }
+    arguments = {}
+    for field in dataclasses.fields(RunSettings):
+        arguments[field.name] = Argument(field.default, types[field.name])
+    return arguments

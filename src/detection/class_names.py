@@ -27,16 +27,18 @@ def named_classes(
         `count` entries. Without `classes` they are COCO's if `count` is 80, else numbers. Labels that
         `classes` leaves out are called "(unused N)" and have the id -1.
     """
-    if classes is None and count == len(COCO_NAMES):
-        classes = [
-            {"id": i, "name": name} for i, name in zip(COCO_CATEGORY_IDS, COCO_NAMES)
-        ]
-    if classes is None:
-        return [{"id": label, "name": f"class {label}"} for label in range(count)]
-    unused = [
-        {"id": -1, "name": f"(unused {label})"} for label in range(len(classes), count)
-    ]
-    return [*classes, *unused]
+    entries: list[dict[str, Any]] = []
+    if classes is not None:
+        entries += classes
+        for label in range(len(classes), count):
+            entries.append({"id": -1, "name": f"(unused {label})"})
+    elif count == len(COCO_NAMES):
+        for category, name in zip(COCO_CATEGORY_IDS, COCO_NAMES):
+            entries.append({"id": category, "name": name})
+    else:
+        for label in range(count):
+            entries.append({"id": label, "name": f"class {label}"})
+    return entries
 
 
 def find_labels(
@@ -62,25 +64,23 @@ def find_labels(
     Raises:
         CheckpointError: with the categories that the checkpoint does not have.
     """
-    by_name = {
-        entry["name"]: label for label, entry in reversed(list(enumerate(classes)))
-    }
-    by_both = {
-        (entry["id"], entry["name"]): label for label, entry in enumerate(classes)
-    }
-    unknown = [
-        f"{name} (id {category})"
-        for category, name in categories
-        if name not in by_name
-    ]
+    by_name: dict[str, int] = {}
+    by_both: dict[tuple[int, str], int] = {}
+    for label, entry in enumerate(classes):
+        by_name.setdefault(entry["name"], label)
+        by_both[entry["id"], entry["name"]] = label
+    unknown = []
+    for category, name in categories:
+        if name not in by_name:
+            unknown.append(f"{name} (id {category})")
     if unknown:
         known = [entry["name"] for entry in classes[:MAX_LISTED_CLASSES]]
         raise CheckpointError(
             f"{ann_file} has classes that {weights} was not trained with: "
             f"{', '.join(unknown[:MAX_LISTED_CLASSES])}; its classes are {', '.join(known)}; use -t to start "
-            "a "
-            "new run from its weights"
+            "a new run from its weights"
         )
-    return [
-        by_both.get((category, name), by_name[name]) for category, name in categories
-    ]
+    labels = []
+    for category, name in categories:
+        labels.append(by_both.get((category, name), by_name[name]))
+    return labels

@@ -43,16 +43,24 @@ class DrawnObjects(NamedTuple):
 
     @classmethod
     def of_labels(
-        cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]
+        cls,
+        boxes_xyxy: np.ndarray,
+        labels: np.ndarray,
+        names: Mapping[int, str],
     ) -> DrawnObjects:
         """Return ground-truth objects from boxes `[T, 4]` in pixels of the image and labels `[T]` int64."""
-        return cls(torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names)
+        return cls(
+            torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names
+        )
 
     @classmethod
-    def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+    def of_rows(
+        cls, rows: np.ndarray, names: Mapping[int, str]
+    ) -> DrawnObjects:
         """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score, label."""
         found = torch.from_numpy(rows)
-        boxes_xyxy = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
+        corner = found[:, :2]
+        boxes_xyxy = torch.cat([corner, corner + found[:, 2:4]], 1)
         return cls(boxes_xyxy, found[:, 5].long(), names, found[:, 4])
 
 
@@ -88,13 +96,9 @@ def draw_boxes(
         score = "" if scores is None else f" {scores[position].item():.2f}"
         texts.append(f" {name}{score}")
         colours.append(_colour(name))
+    boxes = boxes_xyxy.float() * factor
     return draw_bounding_boxes(
-        image,
-        boxes_xyxy.float() * factor,
-        texts,
-        colors=colours,
-        width=2,
-        fill_labels=True,
+        image, boxes, texts, colors=colours, width=2, fill_labels=True
     )
 
 

@@ -78,16 +78,14 @@ class WeightFile:
             ConfigError: for faults in the configuration.
         """
         if self.config_text is not None:
-            cfg = YAMLConfig.from_text(
-                self.config_text, f"the configuration in {self.path}"
-            )
+            name = f"the configuration in {self.path}"
+            cfg = YAMLConfig.from_text(self.config_text, name)
         elif config is not None:
             cfg = YAMLConfig(config)
         else:
             raise CheckpointError(
                 f"{self.path} contains no configuration, like all files of D-FINE; give the configuration "
-                "that "
-                "it was trained with: -c configs/dfine/...yml"
+                "that it was trained with: -c configs/dfine/...yml"
             )
         self.prepare(cfg)
         return cfg
@@ -99,7 +97,10 @@ class WeightFile:
         does not.
         """
         cfg.without_pretrained()
-        if cfg.yaml_cfg.get("num_classes") is None and self.num_classes is not None:
+        if (
+            cfg.yaml_cfg.get("num_classes") is None
+            and self.num_classes is not None
+        ):
             cfg.set("num_classes", self.num_classes, f"counted in {self.path}")
 
 
@@ -120,14 +121,18 @@ def read_weights(path: str | Path) -> WeightFile:
     weights = ema.get("module") if isinstance(ema, dict) else None
     weights = weights or content.get("model") or content
     has_weights = isinstance(weights, dict) and len(weights) > 0
-    if not has_weights or not all(
-        isinstance(value, Tensor) for value in weights.values()
-    ):
-        raise CheckpointError(
-            f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has "
-            f"{', '.join(map(str, list(content)[:8]))}"
+    if has_weights:
+        has_weights = all(
+            isinstance(value, Tensor) for value in weights.values()
         )
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    if not has_weights:
+        first_keys = ", ".join(map(str, list(content)[:8]))
+        raise CheckpointError(
+            f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has {first_keys}"
+        )
+    weights = {
+        key.removeprefix("module."): value for key, value in weights.items()
+    }
     refuse_non_finite(path, weights)
     return WeightFile(path, weights, content.get("meta") or {})
 

@@ -58,6 +58,12 @@ def check_agreement(
 ) -> list[Difference]:
     """Run images through both detectors, in batches of all `BATCH_SIZES`, and compare their predictions.
 
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> differences = check_agreement(detector, detector, ["image.jpg"], ["image.jpg"])
+        >>> max(difference.relative for difference in differences) < 1
+        True
+
     Args:
         reference: the detector that was exported.
         exported: detector loaded from the exported file.
@@ -81,33 +87,43 @@ def check_agreement(
             break
         tried_sizes.add(len(batch))
         found += _predict_all(exported, batch, batch_size=size)
-    expected = _repeated_to_fill_batches(_predict_all(reference, images, batch_size=8))
-    differences = [
-        compare_predictions(one, other, reference.threshold, name)
-        for one, other, name in zip(
-            expected, found, _repeated_to_fill_batches(names), strict=True
+    expected = _repeated_to_fill_batches(
+        _predict_all(reference, images, batch_size=8)
+    )
+    repeated_names = _repeated_to_fill_batches(names)
+    differences: list[Difference] = []
+    for one, other, name in zip(expected, found, repeated_names, strict=True):
+        differences.append(
+            compare_predictions(one, other, reference.threshold, name)
         )
-    ]
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative > 1:
         bad = sum(difference.relative > 1 for difference in differences)
         raise ExportError(
             f"{exported.meta['file']} gives other predictions than its model: {bad} of {len(repeated)} "
-            "images "
-            f"differ, worst {worst.name}, where a box differs by {worst.box_px:.3g} pixels "
+            f"images differ, worst {worst.name}, where a box differs by {worst.box_px:.3g} pixels "
             f"({BOX_TOLERANCE_PX:g} allowed) and a score by {worst.score:.3g} ({SCORE_TOLERANCE:g} allowed)"
         )
+    _log_agreement(len(images), sorted(tried_sizes), differences, worst)
+    return differences
+
+
+def _log_agreement(
+    num_images: int,
+    batch_sizes: Sequence[int],
+    differences: Sequence[Difference],
+    worst: Difference,
+) -> None:
     logger.info(
         "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g "
         "(worst image: %s)",
-        len(images),
-        ", ".join(map(str, sorted(tried_sizes))),
+        num_images,
+        ", ".join(map(str, batch_sizes)),
         sum(difference.compared for difference in differences),
         max(difference.box_px for difference in differences),
         max(difference.score for difference in differences),
         worst.name,
     )
-    return differences
 
 
 def _predict_all(
@@ -121,7 +137,10 @@ def _predict_all(
 def _check_same_settings(reference: Detector, exported: Detector) -> None:
     """Check that both detectors have the same preprocessing, classes and threshold."""
     settings = {
-        "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
+        "preprocessing": (
+            reference.preprocessing.ops,
+            exported.preprocessing.ops,
+        ),
         "classes": (reference.classes, exported.classes),
         "threshold": (reference.threshold, exported.threshold),
     }
@@ -137,7 +156,8 @@ def _check_same_settings(reference: Detector, exported: Detector) -> None:
 
 def _repeated_to_fill_batches(items: Sequence[Item]) -> list[Item]:
     """Return a list that fills at least one batch of each size, repeating items if necessary."""
-    return list(islice(cycle(items), max(len(items), sum(BATCH_SIZES))))
+    count = max(len(items), sum(BATCH_SIZES))
+    return list(islice(cycle(items), count))
 
 
 def compare_predictions(
@@ -153,6 +173,12 @@ def compare_predictions(
     difference is minimal. The same is done in the other direction, so that neither missing nor additional
     detections are overlooked. The order is ignored, because among nearly equal scores it is random.
 
+    Example:
+        >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
+        >>> found = Prediction(boxes, np.array([0.5]), np.array([0]), np.array([1]), ["cat"], (64, 64))
+        >>> compare_predictions(found, found, threshold=0.4, name="image.jpg")
+        Difference(name='image.jpg', compared=1, box_px=0.0, score=0.0)
+
     Args:
         reference: all detections of the reference, with any score.
         other: all detections of the other detector.
@@ -161,31 +187,36 @@ def compare_predictions(
     """
     forward = _distances(reference, other, threshold)
     backward = _distances(other, reference, threshold)
-    box_px, score = np.concatenate([forward, backward]).max(0, initial=0.0).tolist()
+    box_px, score = (
+        np.concatenate([forward, backward]).max(0, initial=0.0).tolist()
+    )
     return Difference(name, len(forward), box_px, score)
 
 
-def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
+def _distances(
+    one: Prediction, other: Prediction, threshold: float
+) -> np.ndarray:
     """Return the differences (pixels, score) between detections of `one` and their matches, `[n, 2]`.
 
     Both are infinite for a detection without a match.
     """
     best_first = np.argsort(-one.scores, kind="stable")
-    count = max(int((one.scores >= threshold).sum()), min(MIN_COMPARED, len(one)))
-    rows = best_first[:count]
-    box_px = np.abs(one.boxes[rows][:, None] - other.boxes[None]).max(
-        -1, initial=0.0
-    )  # [n, R]
-    score = np.abs(one.scores[rows][:, None] - other.scores[None])
-    is_other_class = one.labels[rows][:, None] != other.labels[None]
-    in_tolerances = np.maximum(box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE)
+    above_threshold = int((one.scores >= threshold).sum())
+    count = max(above_threshold, min(MIN_COMPARED, len(one)))
+    rows = best_first[:count, None]
+    sides_px = np.abs(one.boxes[rows] - other.boxes)  # [n, R, 4]
+    box_px = sides_px.max(-1, initial=0.0)  # [n, R]
+    score = np.abs(one.scores[rows] - other.scores)
+    is_other_class = one.labels[rows] != other.labels
+    in_tolerances = np.maximum(
+        box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE
+    )
     cost = np.where(is_other_class, 1e9, np.minimum(in_tolerances, 1e6))
     matched, partners = linear_sum_assignment(cost)
-    differences = np.column_stack([box_px[matched, partners], score[matched, partners]])
+    differences = np.stack([box_px, score], axis=-1)  # [n, R, 2]
+    differences[is_other_class] = np.inf
     result = np.full((count, 2), np.inf)
-    result[matched] = np.where(
-        is_other_class[matched, partners][:, None], np.inf, differences
-    )
+    result[matched] = differences[matched, partners]
     return result
 
 
@@ -195,6 +226,12 @@ def images_for_check(
     """Choose images for the comparison of two engines.
 
     They come from a folder, else from the checkpoint's validation data, else they are synthetic.
+
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> images, names = images_for_check(detector, Path("images"), count=2)
+        >>> names
+        ['images/val_00000.jpg', 'images/val_00007.jpg']
 
     Args:
         detector: detector with the path of its validation data; synthetic images have its input size.
@@ -210,9 +247,16 @@ def images_for_check(
     """
     if count < 1:
         raise ConfigError(f"--count is {count}, expected at least 1")
-    files = image_files(folder) if folder is not None else _validation_files(detector)
+    files = (
+        image_files(folder)
+        if folder is not None
+        else _validation_files(detector)
+    )
     if files:
-        positions = np.unique(np.linspace(0, len(files) - 1, count).round().astype(int))
+        evenly_spread = (
+            np.linspace(0, len(files) - 1, count).round().astype(int)
+        )
+        positions = np.unique(evenly_spread)
         chosen: list[Readable] = [files[position] for position in positions]
         logger.info(
             "compared on %d of %d images of %s",
@@ -228,10 +272,12 @@ def images_for_check(
     )
     rng = np.random.default_rng(0)
     side = max(detector.preprocessing.input_size)
-    scenes: list[Readable] = [
-        draw_scene(rng, side, empty_share=0).image for _ in range(count)
-    ]
-    return scenes, [f"synthetic image {number}" for number in range(1, count + 1)]
+    scenes: list[Readable] = []
+    names: list[str] = []
+    for number in range(1, count + 1):
+        scenes.append(draw_scene(rng, side, empty_share=0).image)
+        names.append(f"synthetic image {number}")
+    return scenes, names
 
 
 def _validation_files(detector: Detector) -> list[Path]:
@@ -240,7 +286,5 @@ def _validation_files(detector: Detector) -> list[Path]:
         dataset = open_labelled_images(detector)
     except (ConfigError, DataError):
         return []
-    return [
-        Path(dataset.img_folder) / dataset.labels.file_name(i)
-        for i in range(len(dataset))
-    ]
+    folder = Path(dataset.img_folder)
+    return [folder / dataset.labels.file_name(i) for i in range(len(dataset))]

@@ -51,6 +51,12 @@ def line_chart(
 ) -> str:
     """Return a chart of lines in the unit square, with a legend if there are few lines.
 
+    Example:
+        >>> line = Line("F1", np.array([0.0, 0.5, 1.0]), np.array([0.2, 0.8, 0.0]))
+        >>> svg = line_chart([line], "threshold", "F1", mark=0.5)
+        >>> svg.startswith("<svg"), svg.count("<polyline")
+        (True, 1)
+
     Args:
         lines: lines to draw.
         x_name: label of the horizontal axis.
@@ -101,7 +107,13 @@ def line_chart(
 
 
 def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
-    """Return a line without axes, for a cell of a table."""
+    """Return a line without axes, for a cell of a table.
+
+    Example:
+        >>> line = Line("cat", np.array([0.0, 1.0]), np.array([1.0, 0.5]))
+        >>> sparkline(line, width=100, height=50).count("<polyline")
+        1
+    """
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" class="spark" role="img" '
         f'aria-label="{escape(line.name)}">'
@@ -110,10 +122,16 @@ def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
     )
 
 
-def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
+def _points(
+    line: Line, left: float, top: float, across: float, down: float
+) -> str:
+    """Return the points of a line, in pixels, as the text of an SVG attribute."""
     if not len(line.x):
         return ""
-    chosen = np.unique(np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int))
+    evenly_spread = (
+        np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int)
+    )
+    chosen = np.unique(evenly_spread)
     points = []
     for x, y in zip(line.x[chosen], line.y[chosen]):
         points.append(f"{left + x * across:.1f},{top + (1 - y) * down:.1f}")

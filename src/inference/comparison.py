@@ -33,6 +33,13 @@ def draw_comparisons(
 ) -> list[Path]:
     """Write one JPEG file per image: ground truth on the left, predictions on the right.
 
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = CocoDetection("images", "annotations.json")
+        >>> pictures = draw_comparisons(detector, dataset, Path("compared"), count=2, threshold=0.4)
+        >>> [path.name for path in pictures]
+        ['val_00000.jpg', 'val_00007.jpg']
+
     Args:
         detector: detector that makes the predictions.
         dataset: data set of labelled images.
@@ -51,12 +58,9 @@ def draw_comparisons(
         NumericsError: if the model gives NaN or infinity.
     """
     dataset.check_images_exist()
-    indices = (
-        torch.linspace(0, len(dataset) - 1, min(count, len(dataset)))
-        .round()
-        .int()
-        .tolist()
-    )
+    count = min(count, len(dataset))
+    evenly_spread = torch.linspace(0, len(dataset) - 1, count)
+    indices = evenly_spread.round().int().tolist()
     names = [dataset.labels.file_name(index) for index in indices]
     folder = prepare_output_dir(folder)
     written = [folder / name for name in picture_names(names)]
@@ -66,22 +70,19 @@ def draw_comparisons(
     stream = detector.stream(files, PredictionSettings(threshold))
     for index, path, (_, prediction) in zip(indices, written, stream):
         sample = dataset.raw_sample(index)
-        pair = draw_pair(
-            sample.image,
-            DrawnObjects.of_labels(
-                sample.boxes, sample.fields["labels"], dataset.label_names
-            ),
-            DrawnObjects(
-                torch.from_numpy(prediction.boxes),
-                torch.from_numpy(prediction.labels),
-                dataset.label_names if class_names is None else class_names,
-                torch.from_numpy(prediction.scores),
-            ),
+        labels = sample.fields["labels"]
+        truth = DrawnObjects.of_labels(
+            sample.boxes, labels, dataset.label_names
         )
+        predicted = DrawnObjects(
+            torch.from_numpy(prediction.boxes),
+            torch.from_numpy(prediction.labels),
+            dataset.label_names if class_names is None else class_names,
+            torch.from_numpy(prediction.scores),
+        )
+        pair = side_by_side(draw_pair(sample.image, truth, predicted))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(
-            path, Image.fromarray(side_by_side(pair).permute(1, 2, 0).numpy())
-        )
+        write_picture(path, Image.fromarray(pair.permute(1, 2, 0).numpy()))
     logger.info(
         "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
         len(written),
@@ -92,5 +93,6 @@ def draw_comparisons(
 
 
 def _labelled_file(dataset: CocoDetection, index: int) -> LabelledFile:
+    """Return the file of an image and the size that its labels refer to."""
     width, height = dataset.labels.sizes[index].long().tolist()
     return LabelledFile(dataset.image_path(index), (width, height))

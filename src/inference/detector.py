@@ -1,12 +1,4 @@
-"""Run a checkpoint or an exported model on images. No separate configuration file is needed.
-
-from src.inference import Detector
-
-detector = Detector.from_checkpoint("best.pth")
-found = detector.predict("image.jpg")
-for box, score, name in zip(found.boxes, found.scores, found.names):
-    print(name, score, box)
-"""
+"""Run a checkpoint or an exported model on images. No separate configuration file is needed."""
 
 from __future__ import annotations
 
@@ -26,14 +18,24 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
+from ..data.dataset.decoding import (
+    ImageError,
+    ImageFlag,
+    image_from_pil,
+    inspect_image,
+)
 from ..detection.fitting import load_strictly
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
-from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
+from .exported_engines import (
+    ExportedEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    TensorRtEngine,
+)
 from .metadata import metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
@@ -59,6 +61,9 @@ W]`, uint8, RGB."""
 DEFAULT_THRESHOLD = 0.4
 """Minimum score if the checkpoint contains none, as in D-FINE's tools."""
 
+MAX_LISTED_FILES = 8
+"""Maximum number of files that an error message names."""
+
 READING_THREADS = 4
 """Threads that read images while the model computes."""
 
@@ -72,7 +77,16 @@ class ImagePrediction(NamedTuple):
 
 
 class Detector:
-    """Detects objects in images with any engine."""
+    """Detect objects in images with any engine.
+
+    Example:
+        >>> from src.inference import Detector
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> found = detector.predict("image.jpg")
+        >>> for box, score, name in zip(found.boxes, found.scores, found.names):
+        ...     print(name, box.round().astype(int).tolist(), f"{score:.1f}")
+        ring [31, 15, 59, 43] 0.8
+    """
 
     def __init__(
         self,
@@ -98,11 +112,13 @@ class Detector:
         self.classes = list(classes)
         self.meta = meta or {}
         self.cfg = cfg
-        self.threshold = (
-            DEFAULT_THRESHOLD if threshold is None else _checked_threshold(threshold)
-        )
+        self.threshold = DEFAULT_THRESHOLD
+        if threshold is not None:
+            self.threshold = _checked_threshold(threshold)
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
-        self._names = np.array([entry["name"] for entry in self.classes], object)
+        self._names = np.array(
+            [entry["name"] for entry in self.classes], object
+        )
 
     @classmethod
     def from_checkpoint(
@@ -160,7 +176,10 @@ class Detector:
         """
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
-        if input_size is not None and tuple(input_size) != preprocessing.input_size:
+        if (
+            input_size is not None
+            and tuple(input_size) != preprocessing.input_size
+        ):
             logger.warning(
                 "input size %d x %d instead of %d x %d (height x width), which the model was trained for: "
                 "accuracy may differ",
@@ -168,17 +187,23 @@ class Detector:
                 *preprocessing.input_size,
             )
             preprocessing = preprocessing.resized(input_size)
-        cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
+        cfg.set(
+            "eval_spatial_size",
+            list(preprocessing.input_size),
+            "the input size",
+        )
         model = cfg.model
         load_strictly(model, file)
+        postprocessor = cfg.postprocessor.deploy()
         engine = TorchEngine(
-            model.deploy(), cfg.postprocessor.deploy(), device, use_amp=use_amp
+            model.deploy(), postprocessor, device, use_amp=use_amp
         )
-        notes = {key: value for key, value in file.meta.items() if key != "config"}
+        notes = {
+            key: value for key, value in file.meta.items() if key != "config"
+        }
         notes["file"] = str(file.path)
-        return cls(
-            engine, preprocessing, file.named_classes, file.threshold, notes, cfg
-        )
+        classes = file.named_classes
+        return cls(engine, preprocessing, classes, file.threshold, notes, cfg)
 
     @classmethod
     def from_onnx(
@@ -209,10 +234,14 @@ class Detector:
 
         Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
         """
-        return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
+        return cls._from_export(
+            OpenVinoEngine(path, device, threads=threads), path
+        )
 
     @classmethod
-    def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
+    def from_tensorrt(
+        cls, path: str | Path, *, device: str | None = None
+    ) -> Detector:
         """Load a TensorRT engine built from an exported model, with NAME.json beside it.
 
         Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
@@ -222,17 +251,15 @@ class Detector:
     @classmethod
     def _from_export(cls, engine: ExportedEngine, path: str | Path) -> Detector:
         metadata = metadata_for(Path(path), engine.metadata)
+        preprocessing = Preprocessing(metadata.preprocessing)
+        notes = {
+            "file": str(path),
+            "licences": metadata.licences,
+            "commit": metadata.commit,
+            "checkpoint": metadata.checkpoint,
+        }
         return cls(
-            engine,
-            Preprocessing(metadata.preprocessing),
-            metadata.classes,
-            metadata.threshold,
-            {
-                "file": str(path),
-                "licences": metadata.licences,
-                "commit": metadata.commit,
-                "checkpoint": metadata.checkpoint,
-            },
+            engine, preprocessing, metadata.classes, metadata.threshold, notes
         )
 
     def predict(
@@ -260,10 +287,18 @@ class Detector:
             DataError: if an image cannot be read.
             ConfigError: if an object is not an image.
             NumericsError: if the model gives NaN or infinity.
+
+        Example:
+            >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+            >>> found = detector.predict(["image.jpg", "images/val_00001.jpg"], threshold=0.5)
+            >>> [prediction.size for prediction in found]
+            [(64, 64), (64, 64)]
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
         several, is_single = _as_several(images)
-        found = [predicted.prediction for predicted in self.stream(several, settings)]
+        found = [
+            predicted.prediction for predicted in self.stream(several, settings)
+        ]
         return found[0] if is_single else found
 
     def stream(
@@ -283,11 +318,22 @@ class Detector:
 
         Raises:
             ConfigError: immediately, if a setting is out of range.
+
+        Example:
+            >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+            >>> files = sorted(Path("images").iterdir())
+            >>> for image, prediction in detector.stream(files[:2]):
+            ...     print(Path(prediction.source).name, list(image.shape))
+            val_00000.jpg [3, 64, 64]
+            val_00001.jpg [3, 64, 64]
         """
         size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
+        for name, value in (
+            ("threshold", settings.threshold),
+            ("nms", settings.nms),
+        ):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
         predict = partial(
@@ -303,27 +349,21 @@ class Detector:
         tiling: Tiling | None,
         unreadable: list[ImageError] | None,
     ) -> Iterator[ImagePrediction]:
-        reading = _read_ahead(images, unreadable, ahead=2 if tiling else 2 * size)
+        images_per_step = 1 if tiling else size
+        reading = _read_ahead(images, unreadable, ahead=2 * images_per_step)
         while True:
-            chunk = list(islice(reading, 1 if tiling else size))
+            chunk = list(islice(reading, images_per_step))
             if not chunk:
                 return
             batch = [image for image, _ in chunk]
             try:
-                found = (
-                    [predict_tiled(batch[0], tiling, predict, size)]
-                    if tiling
-                    else predict(batch)
-                )
+                if tiling:
+                    found = [predict_tiled(batch[0], tiling, predict, size)]
+                else:
+                    found = predict(batch)
             except NumericsError as error:
-                files = [str(source) for _, source in chunk if source is not None]
-                more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-                batch_files = (
-                    f"; files of the batch: {', '.join(files[:8])}{more}"
-                    if files
-                    else ""
-                )
-                raise NumericsError(f"{error}{batch_files}") from None
+                files = _listed_files(source for _, source in chunk)
+                raise NumericsError(f"{error}{files}") from None
             for (image, source), prediction in zip(chunk, found):
                 yield ImagePrediction(image, replace(prediction, source=source))
 
@@ -333,32 +373,43 @@ class Detector:
         threshold: float | None,
         nms: float | None,
     ) -> list[Prediction]:
-        labels, boxes, scores = (
-            part.float().numpy() if part.is_floating_point() else part.numpy()
-            for part in self.engine(*self.preprocessing(images))
+        """Return the detections of a batch of images with at least the minimum score."""
+        found = self.engine(*self.preprocessing(images))
+        labels = found[0].numpy()
+        boxes = found[1].float().numpy()
+        scores = found[2].float().numpy()
+        image_names = batch_image_names(len(images))
+        refuse_non_finite_outputs(
+            {"scores": scores, "boxes": boxes}, image_names
         )
         minimum = self.threshold if threshold is None else threshold
         result = []
-        refuse_non_finite_outputs(
-            {"scores": scores, "boxes": boxes}, batch_image_names(len(images))
-        )
         for image, label, box, score in zip(images, labels, boxes, scores):
             kept = score >= minimum
             label = label[kept].astype(np.int64)
             prediction = Prediction(
-                box[kept],
-                score[kept],
-                label,
-                self._ids[label],
-                self._names[label].tolist(),
-                (image.shape[2], image.shape[1]),
+                boxes=box[kept],
+                scores=score[kept],
+                labels=label,
+                category_ids=self._ids[label],
+                names=self._names[label].tolist(),
+                size=(image.shape[2], image.shape[1]),
             )
-            result.append(
-                prediction
-                if nms is None
-                else prediction.select(_rows_after_nms(prediction, nms))
-            )
+            if nms is not None:
+                prediction = prediction.select(_rows_after_nms(prediction, nms))
+            result.append(prediction)
         return result
+
+
+def _listed_files(sources: Iterable[str | None]) -> str:
+    """Return the files of a batch as the end of a message; an empty string if there are none."""
+    files = [source for source in sources if source is not None]
+    if not files:
+        return ""
+    more = ""
+    if len(files) > MAX_LISTED_FILES:
+        more = f" and {len(files) - MAX_LISTED_FILES} more"
+    return f"; files of the batch: {', '.join(files[:MAX_LISTED_FILES])}{more}"
 
 
 def _as_several(
@@ -379,11 +430,8 @@ def _checked_threshold(value: Any) -> float:
     Raises:
         CheckpointError: if it is not a number from 0 to 1.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value <= 1
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
         raise CheckpointError(
             f"the threshold in the file is {value!r}, expected a number from 0 to 1"
         )
@@ -402,47 +450,58 @@ def _warn_of_several_frames(folder: Path) -> None:
 def read_image(image: Readable) -> tuple[Tensor, str | None]:
     """Return an image as `[3, H, W]` uint8, RGB, and its file name if it came from a file.
 
+    Example:
+        >>> pixels, source = read_image("image.jpg")
+        >>> pixels.shape, source
+        (torch.Size([3, 64, 64]), 'image.jpg')
+
     Raises:
         ImageError: if a file cannot be read.
         ConfigError: if it is not an image, or an array with a wrong shape or type.
     """
-    if isinstance(image, LabelledFile | str | Path):
-        path, size = image if isinstance(image, LabelledFile) else (Path(image), None)
-        pixels, flags = inspect_image(path, size)
-        if ImageFlag.SEVERAL_FRAMES in flags:
-            _warn_of_several_frames(path.parent)
-        return pixels, str(path) if isinstance(image, LabelledFile) else str(image)
+    if isinstance(image, LabelledFile):
+        return _read_file(image.path, image.size), str(image.path)
+    if isinstance(image, str | Path):
+        return _read_file(Path(image)), str(image)
     if isinstance(image, Image.Image):
         return image_from_pil(image), getattr(image, "filename", None) or None
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
             f"a {type(image).__name__} is not an image; pass a file, a PIL image, an array [H, W, 3] or a "
-            "tensor "
-            "[3, H, W]"
+            "tensor [3, H, W]"
         )
-    pixels = (
-        image
-        if isinstance(image, Tensor)
-        else torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    if isinstance(image, Tensor):
+        pixels = image
+        expected = "[3, H, W] uint8"
+    else:
+        pixels = _channels_first(image)
+        expected = "[H, W, 3] (RGB) or [H, W] (grey), uint8"
+    has_shape = (
+        pixels.ndim == 3 and pixels.shape[0] == 3 and 0 not in pixels.shape
     )
-    if isinstance(image, np.ndarray):
-        pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels
-        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
-    if (
-        pixels.dtype != torch.uint8
-        or pixels.ndim != 3
-        or pixels.shape[0] != 3
-        or 0 in pixels.shape
-    ):
-        wanted = (
-            "[3, H, W] uint8"
-            if isinstance(image, Tensor)
-            else "[H, W, 3] (RGB) or [H, W] (grey), uint8"
-        )
+    if pixels.dtype != torch.uint8 or not has_shape:
         raise ConfigError(
-            f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {wanted}"
+            f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {expected}"
         )
     return pixels.cpu(), None
+
+
+def _read_file(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Read an image file; warn if it has several frames."""
+    pixels, flags = inspect_image(path, size)
+    if ImageFlag.SEVERAL_FRAMES in flags:
+        _warn_of_several_frames(path.parent)
+    return pixels
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    """Return an array `[H, W, 3]` or `[H, W]` as a tensor `[3, H, W]`; other shapes are not changed."""
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    if pixels.ndim == 2:
+        pixels = pixels[..., None].expand(-1, -1, 3)
+    if pixels.ndim == 3:
+        pixels = pixels.permute(2, 0, 1)
+    return pixels
 
 
 def _read_ahead(
@@ -456,10 +515,8 @@ def _read_ahead(
     waiting: deque[Future[tuple[Tensor, str | None]]] = deque()
     with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
-            waiting.extend(
-                readers.submit(read_image, image)
-                for image in islice(source, ahead - len(waiting))
-            )
+            for image in islice(source, ahead - len(waiting)):
+                waiting.append(readers.submit(read_image, image))
             if not waiting:
                 return
             try:
@@ -471,6 +528,7 @@ def _read_ahead(
 
 
 def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:
+    """Return the rows that non-maximum suppression per class keeps, best first."""
     from torchvision.ops import batched_nms
 
     boxes = torch.from_numpy(prediction.boxes)

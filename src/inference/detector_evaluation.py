@@ -60,6 +60,12 @@ def open_labelled_images(
 ) -> CocoDetection:
     """Open the evaluation data, with the detector's labels for its categories.
 
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = open_labelled_images(detector, Path("images"), Path("annotations.json"))
+        >>> len(dataset)
+        8
+
     Args:
         detector: detector with class names and, if known, the paths of its validation data.
         images: folder of images; None uses the validation data of the training.
@@ -75,9 +81,9 @@ def open_labelled_images(
             "give --images and --annotations together, or neither for the validation data that the "
             "checkpoint names"
         )
-    settings = (
-        (detector.cfg.yaml_cfg if detector.cfg else {}).get("val_dataloader") or {}
-    ).get("dataset") or {}
+    config = detector.cfg.yaml_cfg if detector.cfg else {}
+    val_dataloader = config.get("val_dataloader") or {}
+    settings = val_dataloader.get("dataset") or {}
     images = images or settings.get("img_folder")
     annotations = annotations or settings.get("ann_file")
     if images is None or annotations is None:
@@ -98,7 +104,10 @@ def open_labelled_images(
     weights = Path(detector.meta.get("file", "the checkpoint"))
     dataset.use_labels(
         find_labels(
-            categories, detector.classes, ann_file=dataset.ann_file, weights=weights
+            categories,
+            detector.classes,
+            ann_file=dataset.ann_file,
+            weights=weights,
         )
     )
     dataset.check_images_exist()
@@ -111,34 +120,32 @@ def evaluate_detector(
     """Detect objects in all images of a data set and compute the metrics.
 
     The metrics are those of `train.py --test-only`.
+
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = open_labelled_images(detector, Path("images"), Path("annotations.json"))
+        >>> evaluation = evaluate_detector(detector, dataset)
+        >>> round(evaluation.metrics["AP50"], 1)
+        0.5
     """
     evaluator = CocoEvaluator(dataset.ground_truth())
     detections: dict[int, np.ndarray] = {}
     ids = dataset.labels.image_ids.tolist()
     settings = PredictionSettings(threshold=0.0, batch_size=batch_size)
-    images = (
-        dataset.raw_sample(index).image
-        for index in tqdm(range(len(dataset)), desc="images", disable=None, leave=False)
-    )
+    bar = tqdm(range(len(dataset)), desc="images", disable=None, leave=False)
+    images = (dataset.raw_sample(index).image for index in bar)
     for image_id, seen in zip(ids, detector.stream(images, settings)):
         found = seen.prediction
-        evaluator.update(
-            {
-                image_id: Detections(
-                    boxes=torch.from_numpy(found.boxes),
-                    scores=torch.from_numpy(found.scores),
-                    labels=torch.from_numpy(found.labels),
-                )
-            }
+        tensors = Detections(
+            boxes=torch.from_numpy(found.boxes),
+            scores=torch.from_numpy(found.scores),
+            labels=torch.from_numpy(found.labels),
         )
-        detections[image_id] = np.column_stack(
-            [
-                found.boxes[:, :2],
-                found.boxes[:, 2:] - found.boxes[:, :2],
-                found.scores,
-                found.labels,
-            ]
-        ).astype(float)
+        evaluator.update({image_id: tensors})
+        corner = found.boxes[:, :2]
+        size = found.boxes[:, 2:] - corner
+        rows = np.column_stack([corner, size, found.scores, found.labels])
+        detections[image_id] = rows.astype(float)
     evaluator.synchronize()
     return Evaluation(
         dataset,
@@ -152,6 +159,13 @@ def evaluate_detector(
 def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     """Return the confusion matrix of the classes.
 
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = open_labelled_images(detector, Path("images"), Path("annotations.json"))
+        >>> evaluation = evaluate_detector(detector, dataset)
+        >>> len(evaluation.names), confusion_matrix(evaluation, threshold=0.4).shape
+        (4, (5, 5))
+
     Args:
         evaluation: evaluation of K classes.
         threshold: minimum score of detections.
@@ -161,7 +175,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         The last row is background, the last column missed objects. Objects are matched with detections of
         their own class first, then with overlapping detections of other classes.
     """
-    position = {label: number for number, label in enumerate(sorted(evaluation.names))}
+    position = {
+        label: number for number, label in enumerate(sorted(evaluation.names))
+    }
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
     for image_id in evaluation.detections:
         rows = evaluation.detections_above(image_id, threshold)
@@ -169,25 +185,40 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         found = match_image(rows, objects)
         open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
         others = np.flatnonzero(found == MISSED)
-        taken = match_image(rows[others], objects[open_objects], same_category=False)
-        found[others[taken >= 0]] = open_objects[taken[taken >= 0]]
+        taken = match_image(
+            rows[others], objects[open_objects], same_category=False
+        )
+        has_object = taken >= 0
+        found[others[has_object]] = open_objects[taken[has_object]]
+        true_class = [position[int(label)] for label in objects[:, 4]]
         for row, target in zip(rows, found):
-            if target != CROWD:
-                counts[
-                    -1 if target == MISSED else position[int(objects[target, 4])],
-                    position.get(int(row[5]), -1),
-                ] += 1
+            if target == CROWD:
+                continue
+            actual = -1 if target == MISSED else true_class[target]
+            predicted = position.get(int(row[5]), -1)
+            counts[actual, predicted] += 1
         for target in np.setdiff1d(open_objects, found):
-            counts[position[int(objects[target, 4])], -1] += 1
+            counts[true_class[target], -1] += 1
     return counts
 
 
 def count_errors(
     evaluation: Evaluation, image_id: int, threshold: float
 ) -> tuple[int, int]:
-    """Return the number of missed objects and of false detections in an image."""
+    """Return the number of missed objects and of false detections in an image.
+
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = open_labelled_images(detector, Path("images"), Path("annotations.json"))
+        >>> evaluation = evaluate_detector(detector, dataset)
+        >>> missed, false = count_errors(evaluation, image_id=1, threshold=1.0)
+        >>> missed == len(evaluation.objects[1]), false
+        (True, 0)
+    """
     rows = evaluation.detections_above(image_id, threshold)
     objects = evaluation.objects.get(image_id)
     found = match_image(rows, objects)
     total = 0 if objects is None else int((objects[:, 5] == 0).sum())
-    return total - int((found >= 0).sum()), int((found == MISSED).sum())
+    missed = total - int((found >= 0).sum())
+    false = int((found == MISSED).sum())
+    return missed, false

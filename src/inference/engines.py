@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -48,9 +48,8 @@ class TorchEngine:
         self.model = model.to(device).eval()
         self.postprocessor = postprocessor.to(device).eval()
         self.device = device
-        self.amp_dtype = (
-            autocast_dtype(device) if use_amp and device.type == "cuda" else None
-        )
+        uses_amp = use_amp and device.type == "cuda"
+        self.amp_dtype = autocast_dtype(device) if uses_amp else None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Tensor) -> EngineOutput:
@@ -61,17 +60,27 @@ class TorchEngine:
         """
         images = images.to(self.device, non_blocking=True)
         sizes = sizes.to(self.device, non_blocking=True)
-        with (
-            torch.autocast(self.device.type, self.amp_dtype)
-            if self.amp_dtype
-            else nullcontext()
-        ):
+        with self._precision():
             outputs = self.model(images)
         refuse_non_finite_outputs(outputs, batch_image_names(len(images)))
         labels, boxes, scores = self.postprocessor(outputs, sizes)
         return labels.cpu(), boxes.cpu(), scores.cpu()
 
+    def _precision(self) -> AbstractContextManager[object]:
+        """Return the context in which the model runs."""
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
 
 def batch_image_names(count: int) -> list[str]:
-    """Return names for the images of a batch."""
-    return [f"image {number} of a batch of {count}" for number in range(1, count + 1)]
+    """Return names for the images of a batch.
+
+    Example:
+        >>> batch_image_names(2)
+        ['image 1 of a batch of 2', 'image 2 of a batch of 2']
+    """
+    return [
+        f"image {number} of a batch of {count}"
+        for number in range(1, count + 1)
+    ]

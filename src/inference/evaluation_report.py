@@ -15,6 +15,7 @@ from PIL import Image
 from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.true_positives import (
+    OperatingCurve,
     best_operating_point,
     match_image,
     operating_point_at,
@@ -54,6 +55,13 @@ def write_report(
 ) -> Path:
     """Write the report of an evaluation.
 
+    Example:
+        >>> from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> dataset = open_labelled_images(detector, Path("images"), Path("annotations.json"))
+        >>> write_report(evaluate_detector(detector, dataset), detector, Path("report.html")).name
+        'report.html'
+
     Args:
         evaluation: evaluation to report.
         detector: evaluated detector, whose metadata is shown.
@@ -71,13 +79,15 @@ def write_report(
     if threshold is None:
         best = best_operating_point(evaluation.matches)
         threshold = detector.threshold if best is None else best.threshold
-    template = Environment(
+    environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(_page_content(evaluation, detector, threshold, worst))
-    write_atomically(
-        path, lambda file: file.write(page.encode(errors="backslashreplace"))
     )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(
+        _page_content(evaluation, detector, threshold, worst)
+    )
+    content = page.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
@@ -91,12 +101,13 @@ def _page_content(
     """Return the values for the template."""
     matches = evaluation.matches
     dataset = evaluation.dataset
-    points = operating_points(matches)
     curves = []
     for label, name in sorted(evaluation.names.items()):
         class_points = operating_points(matches.of_category(label))
         if class_points is not None:
-            curves.append(_line(name, class_points.recall, class_points.precision))
+            curves.append(
+                _line(name, class_points.recall, class_points.precision)
+            )
     return {
         "weights": Path(detector.meta.get("file", "weights")).name,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -106,20 +117,12 @@ def _page_content(
         "images": len(dataset),
         "objects": sum(matches.objects.values()),
         "metrics": {
-            name: evaluation.metrics[name] for name in CocoEvaluator.metric_names
+            name: evaluation.metrics[name]
+            for name in CocoEvaluator.metric_names
         },
         "threshold": threshold,
         "at": operating_point_at(matches, threshold),
-        "f1_chart": points
-        and line_chart(
-            [
-                _line(name, points.threshold, getattr(points, name))
-                for name in ("precision", "recall", "f1")
-            ],
-            "score threshold",
-            "share",
-            mark=threshold,
-        ),
+        "f1_chart": _threshold_chart(operating_points(matches), threshold),
         "pr_chart": line_chart(curves, "recall", "precision"),
         "named_curves": len(curves) <= 12,
         "classes": list(_class_rows(evaluation, threshold)),
@@ -129,36 +132,56 @@ def _page_content(
     }
 
 
+def _threshold_chart(
+    points: OperatingCurve | None, threshold: float
+) -> str | None:
+    """Return the chart of precision, recall and F1 over the threshold; None without detections."""
+    if points is None:
+        return None
+    lines = []
+    for name in ("precision", "recall", "f1"):
+        lines.append(_line(name, points.threshold, getattr(points, name)))
+    return line_chart(lines, "score threshold", "share", mark=threshold)
+
+
 def _class_rows(
     evaluation: Evaluation, threshold: float
 ) -> Iterator[dict[str, object]]:
     matches = evaluation.matches
     for label, name in sorted(evaluation.names.items()):
         class_matches = matches.of_category(label)
-        points = operating_points(class_matches)
         count = class_matches.objects[label]
+        at_threshold = (
+            operating_point_at(class_matches, threshold) if count else None
+        )
         yield {
             "name": name,
             "objects": count,
             "ap": evaluation.metrics["AP_of_class"].get(label),
-            "at": operating_point_at(class_matches, threshold) if count else None,
+            "at": at_threshold,
             "best": best_operating_point(class_matches),
-            "curve": points
-            and sparkline(
-                _line(
-                    f"precision over recall of {name}", points.recall, points.precision
-                )
-            ),
+            "curve": _class_curve(name, operating_points(class_matches)),
         }
 
 
-def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
+def _class_curve(name: str, points: OperatingCurve | None) -> str | None:
+    """Return precision over recall of a class as a small line; None without detections."""
+    if points is None:
+        return None
+    title = f"precision over recall of {name}"
+    return sparkline(_line(title, points.recall, points.precision))
+
+
+def _size_rows(
+    evaluation: Evaluation, threshold: float
+) -> Iterator[dict[str, object]]:
     """Count all and detected objects by size class, using their labelled area."""
     areas_of_images = []
     found_of_images = []
     for image_id, objects in evaluation.objects.items():
         single = np.flatnonzero(objects[:, 5] == 0)
-        matched = match_image(evaluation.detections_above(image_id, threshold), objects)
+        rows = evaluation.detections_above(image_id, threshold)
+        matched = match_image(rows, objects)
         areas_of_images.append(objects[single, 2] * objects[single, 3])
         found_of_images.append(np.isin(single, matched))
     areas = np.concatenate(areas_of_images)
@@ -180,28 +203,39 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, object]:
     columns = [*names, "(missed)"]
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
-    listed = [
-        (rows[i], columns[j], int(wrong[i, j]))
-        for i, j in zip(*np.unravel_index(order, wrong.shape))
-        if wrong[i, j]
+    most_frequent = np.argsort(-wrong, axis=None, kind="stable")[
+        :MAX_CONFUSIONS
     ]
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    matrix = [
-        {
-            "name": name,
-            "cells": [
-                {"count": int(c), "share": round(float(s), 3), "right": i == j}
-                for j, (c, s) in enumerate(zip(counts[i], share[i]))
-            ],
-        }
-        for i, name in enumerate(rows)
-    ]
+    listed = []
+    for i, j in zip(*np.unravel_index(most_frequent, wrong.shape)):
+        if wrong[i, j]:
+            listed.append((rows[i], columns[j], int(wrong[i, j])))
     return {
         "columns": columns,
-        "matrix": matrix if len(names) <= MAX_MATRIX_CLASSES else None,
+        "matrix": _matrix(counts, rows)
+        if len(names) <= MAX_MATRIX_CLASSES
+        else None,
         "confusions": listed,
     }
+
+
+def _matrix(counts: np.ndarray, rows: list[str]) -> list[dict[str, object]]:
+    """Return the rows of the confusion matrix for the template."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix: list[dict[str, object]] = []
+    for i, name in enumerate(rows):
+        cells = []
+        for j in range(len(rows)):
+            cell_share = round(float(share[i, j]), 3)
+            cells.append(
+                {
+                    "count": int(counts[i, j]),
+                    "share": cell_share,
+                    "right": i == j,
+                }
+            )
+        matrix.append({"name": name, "cells": cells})
+    return matrix
 
 
 def _worst_images(
@@ -209,21 +243,20 @@ def _worst_images(
 ) -> Iterator[dict[str, object]]:
     ids = evaluation.dataset.labels.image_ids.tolist()
     errors = [count_errors(evaluation, image_id, threshold) for image_id in ids]
-    for index in sorted(range(len(ids)), key=lambda i: -sum(errors[i]))[
-        : max(count, 0)
-    ]:
+    most_errors_first = sorted(range(len(ids)), key=lambda i: -sum(errors[i]))
+    for index in most_errors_first[: max(count, 0)]:
         missed, false = errors[index]
         if not missed + false:
             return
+        names = evaluation.names
         sample = evaluation.dataset.raw_sample(index)
+        rows = evaluation.detections_above(ids[index], threshold)
         truth, prediction = draw_pair(
             sample.image,
             DrawnObjects.of_labels(
-                sample.boxes, sample.fields["labels"], evaluation.names
+                sample.boxes, sample.fields["labels"], names
             ),
-            DrawnObjects.of_rows(
-                evaluation.detections_above(ids[index], threshold), evaluation.names
-            ),
+            DrawnObjects.of_rows(rows, names),
         )
         yield {
             "name": evaluation.dataset.labels.file_name(index),
@@ -247,4 +280,6 @@ def _data_url(picture: torch.Tensor) -> str:
     image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return (
+        "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    )

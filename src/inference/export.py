@@ -122,35 +122,30 @@ def export_onnx(
         )
     prepare_output_dir(path.parent)
     deployed = Deployed(engine.model, engine.postprocessor).eval()
-    images = torch.rand(
-        batch_size or 2,
-        3,
-        *detector.preprocessing.input_size,
-        generator=torch.Generator().manual_seed(0),
+    example = _example_inputs(detector, batch_size or 2)
+    exported_by = (
+        _export_with_dynamo
+        if exporter == "dynamo"
+        else _export_with_torchscript
     )
-    example = (images, torch.tensor([[images.shape[3], images.shape[2]]] * len(images)))
     with torch.no_grad(), _without_exporter_messages():
-        deployed(
-            *example
-        )  # computes cached tables, which would otherwise become part of the graph
-        proto = (
-            _export_with_dynamo if exporter == "dynamo" else _export_with_torchscript
-        )(
-            deployed,
-            example,
-            opset,
-            free_batch=batch_size is None,
+        # computes cached tables, which would otherwise become part of the graph
+        deployed(*example)
+        proto = exported_by(
+            deployed, example, opset, free_batch=batch_size is None
         )
-        proto = proto if simplifier is None else simplifier(proto)
+        if simplifier is not None:
+            proto = simplifier(proto)
     _remove_debug_notes(proto)
     metadata = _metadata_of(detector, batch_size)
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(proto)
     _check_graph(proto, opset, path)
-    write_atomically(path, lambda file: file.write(proto.SerializeToString()))
-    write_atomically(
-        path.with_suffix(".json"), lambda file: file.write(metadata.to_json().encode())
-    )
+    beside = path.with_suffix(".json")
+    graph = proto.SerializeToString()
+    write_atomically(path, lambda file: file.write(graph))
+    text = metadata.to_json().encode()
+    write_atomically(beside, lambda file: file.write(text))
     logger.info(
         "%s: opset %d, %s, %d operations, %.1f MB; %s beside it holds the same metadata",
         path,
@@ -158,12 +153,25 @@ def export_onnx(
         f"batches of {batch_size}" if batch_size else "batches of any size",
         len(proto.graph.node),
         path.stat().st_size / 1e6,
-        path.with_suffix(".json").name,
+        beside.name,
     )
     return path
 
 
-def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
+def _example_inputs(
+    detector: Detector, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return random images, and their sizes, for tracing the model."""
+    height, width = detector.preprocessing.input_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, height, width, generator=generator)
+    return images, torch.tensor([[width, height]] * batch_size)
+
+
+def _checked_opset(
+    opset: int | None, exporter: str, batch_size: int | None
+) -> int:
+    """Return the opset to write, after checking that it fits the exporter and the batch size."""
     if exporter not in OPSETS:
         raise ConfigError(
             f"exporter is '{exporter}', expected one of {', '.join(OPSETS)}"
@@ -185,13 +193,13 @@ def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> 
     if opset < OPSETS[exporter]:
         raise ConfigError(
             f"opset {opset} was requested, but the {exporter} exporter writes {OPSETS[exporter]} and above; "
-            f"for {opset} use --exporter "
-            f"torchscript --batch N"
+            f"for {opset} use --exporter torchscript --batch N"
         )
     return opset
 
 
 def _import_onnx(exporter: str) -> ModuleType:
+    """Import the packages of an exporter; return `onnx`."""
     if exporter == "dynamo":
         import_optional("onnxscript")
     return import_optional("onnx")
@@ -246,9 +254,8 @@ def _export_with_torchscript(
 @contextmanager
 def _without_exporter_messages() -> Iterator[None]:
     """Suppress the exporters' messages; `_check_graph` and the comparison of results report real problems."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")
-    ]
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [exporter_logger.level for exporter_logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -302,41 +309,49 @@ def _remove_debug_notes(proto: onnx.ModelProto) -> None:
 
 def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
     """Refuse graphs that some runtimes cannot run, or that do not have the fixed interface."""
-    ops = {node.op_type for node in proto.graph.node}
-    written = next(
-        entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")
-    )
-    foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
-    branching = sorted(
-        op for op in ops if op in CONTROL_FLOW or op.startswith("Sequence")
-    )
-    faults = [
-        (bool(branching), f"it has control flow ({', '.join(branching)})"),
-        ("LayerNormalization" not in ops, "LayerNormalization is taken apart"),
-        (written != opset, f"its opset is {written}, not {opset}"),
-        (bool(foreign), f"it has operations of {', '.join(foreign)}"),
-        (
-            tuple(entry.name for entry in proto.graph.input) != INPUTS
-            or tuple(entry.name for entry in proto.graph.output) != OUTPUTS,
-            "its inputs or outputs are others",
-        ),
-    ]
-    found = [text for is_bad, text in faults if is_bad]
-    if found:
+    standard = {"", "ai.onnx"}
+    graph = proto.graph
+    ops = {node.op_type for node in graph.node}
+    domains = {node.domain for node in graph.node}
+    branching = []
+    for op in sorted(ops):
+        if op in CONTROL_FLOW or op.startswith("Sequence"):
+            branching.append(op)
+    faults = []
+    if branching:
+        faults.append(f"it has control flow ({', '.join(branching)})")
+    if "LayerNormalization" not in ops:
+        faults.append("LayerNormalization is decomposed")
+    for entry in proto.opset_import:
+        if entry.domain in standard and entry.version != opset:
+            faults.append(f"its opset is {entry.version}, not {opset}")
+    if domains - standard:
+        faults.append(
+            f"it has operations of {', '.join(sorted(domains - standard))}"
+        )
+    inputs = tuple(entry.name for entry in graph.input)
+    outputs = tuple(entry.name for entry in graph.output)
+    if inputs != INPUTS or outputs != OUTPUTS:
+        faults.append(
+            f"it has the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}"
+        )
+    if faults:
         raise ExportError(
-            f"{path} was not written: {'; '.join(found)}; tried with torch 2.14, here is {torch.__version__}"
+            f"{path} was not written: {'; '.join(faults)}; tested with torch 2.14, installed is "
+            f"{torch.__version__}"
         )
 
 
 def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
+    """Return the metadata to store in the exported file."""
     meta = detector.meta
     return Metadata(
-        detector.preprocessing.ops,
-        detector.classes,
-        detector.threshold,
-        list(detector.preprocessing.input_size),
-        batch_size,
-        list(meta.get("licences") or []),
-        meta.get("commit"),
-        Path(meta["file"]).name if "file" in meta else None,
+        preprocessing=detector.preprocessing.ops,
+        classes=detector.classes,
+        threshold=detector.threshold,
+        input_size=list(detector.preprocessing.input_size),
+        batch_size=batch_size,
+        licences=list(meta.get("licences") or []),
+        commit=meta.get("commit"),
+        checkpoint=Path(meta["file"]).name if "file" in meta else None,
     )

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, NumericsError, first_line
+from ..core.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericsError,
+    first_line,
+)
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -51,20 +56,12 @@ class ExportedEngine(ABC):
         for start in range(0, len(images), step):
             batch = images[start : start + step]
             batch_sizes = sizes[start : start + step]
-            missing = self.batch_size - len(batch) if self.batch_size else 0
-            if (
-                missing
-            ):  # copies of the last image fill the batch; their detections are dropped
-                batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
-                batch_sizes = torch.cat(
-                    [batch_sizes, batch_sizes[-1:].expand(missing, 2)]
-                )
-            parts.append(
-                [
-                    part[: len(part) - missing]
-                    for part in self._compute(batch, batch_sizes)
-                ]
-            )
+            count = len(batch)
+            if self.batch_size is not None:
+                batch = _filled_up(batch, self.batch_size)
+                batch_sizes = _filled_up(batch_sizes, self.batch_size)
+            found = self._compute(batch, batch_sizes)
+            parts.append([part[:count] for part in found])
         labels, boxes, scores = (torch.cat(column) for column in zip(*parts))
         return labels.long(), boxes.float(), scores.float()
 
@@ -73,11 +70,24 @@ class ExportedEngine(ABC):
         """Run the model once; return `OUTPUTS` on the CPU."""
 
 
+def _filled_up(rows: Tensor, count: int) -> Tensor:
+    """Return `count` rows: the given ones, followed by copies of the last one."""
+    missing = count - len(rows)
+    if not missing:
+        return rows
+    copies = rows[-1:].expand(missing, *rows.shape[1:])
+    return torch.cat([rows, copies])
+
+
 class OnnxEngine(ExportedEngine):
     """An ONNX file in ONNX Runtime."""
 
     def __init__(
-        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         """Load the file.
 
@@ -96,47 +106,42 @@ class OnnxEngine(ExportedEngine):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         providers = _execution_providers(device, ort.get_available_providers())
+        # the exceptions of ONNX Runtime have no common base class
         try:
-            self._session = ort.InferenceSession(
+            session = ort.InferenceSession(
                 str(path), options, providers=providers
             )
-        except (
-            Exception
-        ) as error:  # the exceptions of ONNX Runtime have no common base class
+        except Exception as error:
+            reason = first_line(error)[:LONGEST_REASON]
             raise CheckpointError(
-                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: "
-                f"{first_line(error)[:LONGEST_REASON]}"
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {reason}"
             ) from None
-        self.providers = self._session.get_providers()
-        _check_interface(
-            path,
-            [entry.name for entry in self._session.get_inputs()],
-            [entry.name for entry in self._session.get_outputs()],
-        )
-        first = next(
-            entry.shape[0]
-            for entry in self._session.get_inputs()
-            if entry.name == INPUTS[0]
-        )
+        self._session = session
+        self.providers = session.get_providers()
+        inputs = [entry.name for entry in session.get_inputs()]
+        outputs = [entry.name for entry in session.get_outputs()]
+        _check_interface(path, inputs, outputs)
+        images = session.get_inputs()[inputs.index(INPUTS[0])]
+        first = images.shape[0]
         self.batch_size = first if isinstance(first, int) else None
-        self.metadata = self._session.get_modelmeta().custom_metadata_map.get(
-            METADATA_KEY
-        )
+        properties = session.get_modelmeta().custom_metadata_map
+        self.metadata = properties.get(METADATA_KEY)
         _refuse_bad_constants(path, _onnx_constants(path))
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
-        values = (images.contiguous().numpy(), sizes.contiguous().numpy())
-        return map(
-            torch.from_numpy,
-            self._session.run(list(OUTPUTS), dict(zip(INPUTS, values))),
-        )
+        found = self._session.run(list(OUTPUTS), _numpy_inputs(images, sizes))
+        return map(torch.from_numpy, found)
 
 
 class OpenVinoEngine(ExportedEngine):
     """An ONNX file or an OpenVINO `.xml` file in OpenVINO."""
 
     def __init__(
-        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         """Read and compile the model, in float32.
 
@@ -153,15 +158,16 @@ class OpenVinoEngine(ExportedEngine):
         device = (device or "CPU").upper()
         openvino = import_optional("openvino")
         core = openvino.Core()
-        if device != "AUTO" and device.split(".")[0] not in {
-            known.split(".")[0] for known in core.available_devices
-        }:
+        known = {name.split(".")[0] for name in core.available_devices}
+        if device != "AUTO" and device.split(".")[0] not in known:
             raise ConfigError(
                 f"device {device} was requested, OpenVINO {openvino.__version__} sees "
                 f"{', '.join(core.available_devices)}"
             )
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
-        if device == "CPU":  # by default OpenVINO uses bf16 on CPUs that support it
+        if (
+            device == "CPU"
+        ):  # by default OpenVINO uses bf16 on CPUs that support it
             settings |= {
                 "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
                 "INFERENCE_PRECISION_HINT": "f32",
@@ -171,24 +177,19 @@ class OpenVinoEngine(ExportedEngine):
             inputs = [_openvino_name(port) for port in model.inputs]
             outputs = [_openvino_name(port) for port in model.outputs]
         except Exception as error:
+            reason = first_line(error)[:LONGEST_REASON]
             raise CheckpointError(
-                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: "
-                f"{first_line(error)[:LONGEST_REASON]}"
+                f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {reason}"
             ) from None
         _check_interface(path, inputs, outputs)
-        constants = (op for op in model.get_ops() if op.get_type_name() == "Constant")
-        _refuse_bad_constants(
-            path, ((op.get_friendly_name(), np.asarray(op.data)) for op in constants)
-        )
+        _refuse_bad_constants(path, _openvino_constants(model))
         self._model = core.compile_model(model, device, settings)
         first = model.input(INPUTS[0]).partial_shape[0]
         self.batch_size = None if first.is_dynamic else first.get_length()
         self.metadata = _onnx_metadata(path) if path.suffix == ".onnx" else None
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
-        found = self._model(
-            dict(zip(INPUTS, (images.contiguous().numpy(), sizes.contiguous().numpy())))
-        )
+        found = self._model(_numpy_inputs(images, sizes))
         return [torch.from_numpy(np.array(found[name])) for name in OUTPUTS]
 
 
@@ -218,30 +219,25 @@ class TensorRtEngine(ExportedEngine):
                 f"TensorRT {trt.__version__} is installed, expected 10 or later"
             )
         warn_of_wrong_fp16(trt.__version__)
-        self._runtime = trt.Runtime(
-            trt.Logger(
-                trt.Logger.DEBUG
-                if logger.isEnabledFor(logging.DEBUG)
-                else trt.Logger.ERROR
-            )
-        )
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
+        is_debugging = logger.isEnabledFor(logging.DEBUG)
+        level = trt.Logger.DEBUG if is_debugging else trt.Logger.ERROR
+        self._runtime = trt.Runtime(trt.Logger(level))
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
             raise CheckpointError(
                 f"{path} is not an engine that TensorRT {trt.__version__} can use on "
                 f"{torch.cuda.get_device_name(self.device)}: engines run only on the version and GPU that "
                 "built them; build it here (docs/deployment.md)"
             )
-        names = [
-            self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)
-        ]
-        inputs = [
-            name
-            for name in names
-            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ]
-        _check_interface(path, inputs, [name for name in names if name not in inputs])
-        self._context = self._engine.create_execution_context()
+        self._engine = engine
+        inputs: list[str] = []
+        outputs: list[str] = []
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (inputs if is_input else outputs).append(name)
+        _check_interface(path, inputs, outputs)
+        self._context = engine.create_execution_context()
         self._stream = torch.cuda.Stream(self.device)
         types = {
             trt.float32: torch.float32,
@@ -250,34 +246,33 @@ class TensorRtEngine(ExportedEngine):
             trt.int64: torch.int64,
         }
         self._types = {
-            name: types[self._engine.get_tensor_dtype(name)] for name in names
+            name: types[engine.get_tensor_dtype(name)]
+            for name in (*inputs, *outputs)
         }
-        if self._engine.get_tensor_shape(INPUTS[0])[0] == -1:
-            least, _, most = (
-                shape[0]
-                for shape in self._engine.get_tensor_profile_shape(INPUTS[0], 0)
-            )
-            self.batch_size = most if least == most else None
-            self.largest = most
-        else:
-            self.batch_size = self._engine.get_tensor_shape(INPUTS[0])[0]
+        first = engine.get_tensor_shape(INPUTS[0])[0]
+        if first != -1:
+            self.batch_size = first
+            return
+        smallest, _, largest = engine.get_tensor_profile_shape(INPUTS[0], 0)
+        self.largest = largest[0]
+        self.batch_size = largest[0] if smallest[0] == largest[0] else None
 
     @torch.inference_mode()
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            buffers = {
-                name: value.to(
+            buffers: dict[str, Tensor] = {}
+            for name, value in zip(INPUTS, (images, sizes)):
+                moved = value.to(
                     self.device, self._types[name], non_blocking=True
-                ).contiguous()
-                for name, value in zip(INPUTS, (images, sizes))
-            }
+                )
+                buffers[name] = moved.contiguous()
             for name, value in buffers.items():
                 self._context.set_input_shape(name, tuple(value.shape))
             for name in OUTPUTS:
+                shape = tuple(self._context.get_tensor_shape(name))
+                dtype = self._types[name]
                 buffers[name] = torch.empty(
-                    tuple(self._context.get_tensor_shape(name)),
-                    dtype=self._types[name],
-                    device=self.device,
+                    shape, dtype=dtype, device=self.device
                 )
             for name, value in buffers.items():
                 self._context.set_tensor_address(name, value.data_ptr())
@@ -286,14 +281,24 @@ class TensorRtEngine(ExportedEngine):
                     f"TensorRT could not run a batch of {len(images)}; start again with --debug to see what "
                     "it logs"
                 )
-            return [
-                buffers[name].cpu() for name in OUTPUTS
-            ]  # synchronizes with this stream
+            # copying to the CPU synchronizes with this stream
+            return [buffers[name].cpu() for name in OUTPUTS]
+
+
+def _numpy_inputs(images: Tensor, sizes: Tensor) -> dict[str, np.ndarray]:
+    """Return the inputs of a model by name."""
+    values = (images.contiguous().numpy(), sizes.contiguous().numpy())
+    return dict(zip(INPUTS, values))
 
 
 def warn_of_wrong_fp16(version: str) -> None:
-    """Log a warning for versions of TensorRT whose fp16 engines are reported to give wrong results."""
-    if ".".join(version.split(".")[:2]) in VERSIONS_WITH_WRONG_FP16:
+    """Log a warning for versions of TensorRT whose fp16 engines are reported to give wrong results.
+
+    Example:
+        >>> warn_of_wrong_fp16("10.6.0")  # a version that gives correct results: no warning
+    """
+    major_and_minor = ".".join(version.split(".")[:2])
+    if major_and_minor in VERSIONS_WITH_WRONG_FP16:
         logger.warning(
             "TensorRT %s: users report wrong results of fp16 engines of these models with %s, correct ones "
             "from 10.6 on; compare with torch before you rely on the engine (docs/deployment.md)",
@@ -306,40 +311,47 @@ def _execution_providers(
     device: str | None, available: list[str]
 ) -> list[str | tuple[str, dict[str, int]]]:
     """Return ONNX Runtime's execution providers for a device."""
-    cuda = "CUDAExecutionProvider" in available
-    wanted = (
-        torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
-        if device is None
-        else pick_device(device)
-    )
-    if wanted.type == "cuda" and not cuda:
+    has_cuda = "CUDAExecutionProvider" in available
+    if device is not None:
+        picked = pick_device(device)
+    elif has_cuda and torch.cuda.is_available():
+        picked = torch.device("cuda")
+    else:
+        picked = torch.device("cpu")
+    if picked.type != "cuda":
+        return ["CPUExecutionProvider"]
+    if not has_cuda:
         raise ConfigError(
             f"device {device} was requested, but this ONNX Runtime has {', '.join(available)}; pip install "
             "onnxruntime-gpu in its place"
         )
-    return (
-        [
-            ("CUDAExecutionProvider", {"device_id": wanted.index or 0}),
-            "CPUExecutionProvider",
-        ]
-        if wanted.type == "cuda"
-        else ["CPUExecutionProvider"]
-    )
+    cuda = ("CUDAExecutionProvider", {"device_id": picked.index or 0})
+    return [cuda, "CPUExecutionProvider"]
 
 
 def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
+    """Check that a model has exactly the inputs `INPUTS` and the outputs `OUTPUTS`, in any order."""
     if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
         raise CheckpointError(
             f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} "
-            f"and {', '.join(OUTPUTS)}; "
-            f"export the checkpoint with tools/deployment/export_onnx.py"
+            f"and {', '.join(OUTPUTS)}; export the checkpoint with tools/deployment/export_onnx.py"
         )
 
 
 def _openvino_name(port: Any) -> str:
     """Return the name of a port in the interface; if no name matches, all names of the port."""
     names = sorted(port.get_names())
-    return next((name for name in names if name in INPUTS + OUTPUTS), ", ".join(names))
+    for name in names:
+        if name in INPUTS + OUTPUTS:
+            return name
+    return ", ".join(names)
+
+
+def _openvino_constants(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the constants of an OpenVINO model by name."""
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant":
+            yield op.get_friendly_name(), np.asarray(op.data)
 
 
 def _onnx_constants(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -31,9 +31,13 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
     except Exception as error:  # FiftyOne has its own errors for a missing, outdated or locked database
-        raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
+        raise ConfigError(
+            f"FiftyOne cannot open its database: {error}"
+        ) from None
     data_set.add_samples(fiftyone_samples(evaluation, threshold))
-    logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
+    logger.info(
+        "FiftyOne: %d images as data set %s", len(evaluation.dataset), name
+    )
     return data_set
 
 
@@ -51,28 +55,27 @@ def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
         rows = evaluation.detections_above(image_id, threshold)
         objects = evaluation.objects.get(image_id, np.empty((0, 6)))
         found = match_image(rows, objects)
-        verdicts = [
-            "crowd" if target == CROWD else "tp" if target >= 0 else "fp"
-            for target in found
-        ]
-        truth = [
-            fo.Detection(
+        verdicts = [_verdict(target) for target in found]
+        truth = []
+        for row in objects:
+            true_box = fo.Detection(
                 label=evaluation.names[int(row[4])],
                 bounding_box=(row[:4] / size).tolist(),
                 iscrowd=bool(row[5]),
             )
-            for row in objects
-        ]
-        predictions = [
-            fo.Detection(
-                label=evaluation.names.get(int(row[5]), str(int(row[5]))),
+            truth.append(true_box)
+        predictions = []
+        for row, verdict in zip(rows, verdicts):
+            label = int(row[5])
+            predicted_box = fo.Detection(
+                label=evaluation.names.get(label, str(label)),
                 bounding_box=(row[:4] / size).tolist(),
                 confidence=float(row[4]),
                 eval=verdict,
             )
-            for row, verdict in zip(rows, verdicts)
-        ]
-        missed = int((objects[:, 5] == 0).sum()) - int((found >= 0).sum())
+            predictions.append(predicted_box)
+        total = int((objects[:, 5] == 0).sum())
+        missed = total - int((found >= 0).sum())
         samples.append(
             fo.Sample(
                 filepath=str(data.image_path(index).resolve()),
@@ -84,3 +87,10 @@ def fiftyone_samples(evaluation: Evaluation, threshold: float) -> list[Any]:
             )
         )
     return samples
+
+
+def _verdict(target: int) -> str:
+    """Return FiftyOne's name for the match of a detection (`match_image`)."""
+    if target == CROWD:
+        return "crowd"
+    return "tp" if target >= 0 else "fp"

@@ -23,7 +23,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Metadata:
-    """Usage and origin of an exported model."""
+    """Usage and origin of an exported model.
+
+    Example:
+        >>> classes = [{"id": 1, "name": "cat"}]
+        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> Metadata.from_json(metadata.to_json(), Path("model.onnx")) == metadata
+        True
+    """
 
     preprocessing: list[dict[str, Any]]
     """`Preprocessing.ops`."""
@@ -61,16 +68,19 @@ class Metadata:
                     f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; "
                     "export it again or update"
                 )
-            known = {
-                key: value
-                for key, value in content.items()
-                if key in cls.__dataclass_fields__
-            }
-            metadata = cls(**known)
-            if not all(set(entry) >= {"id", "name"} for entry in metadata.classes):
+            known = content.keys() & cls.__dataclass_fields__.keys()
+            metadata = cls(**{key: content[key] for key in known})
+            if not all(
+                set(entry) >= {"id", "name"} for entry in metadata.classes
+            ):
                 raise TypeError("a class without id or name")
-            if isinstance(metadata.threshold, bool) or not 0 <= metadata.threshold <= 1:
-                raise ValueError(f"threshold {metadata.threshold}, expected 0 to 1")
+            if (
+                isinstance(metadata.threshold, bool)
+                or not 0 <= metadata.threshold <= 1
+            ):
+                raise ValueError(
+                    f"threshold {metadata.threshold}, expected 0 to 1"
+                )
             return metadata
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -81,6 +91,13 @@ class Metadata:
 def metadata_for(path: Path, text: str | None) -> Metadata:
     """Return a model's metadata, from `text` (stored in the file) or else from NAME.json beside it.
 
+    Example:
+        >>> classes = [{"id": 1, "name": "cat"}]
+        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> size = Path("model.json").write_text(metadata.to_json())
+        >>> metadata_for(Path("model.onnx"), None).classes
+        [{'id': 1, 'name': 'cat'}]
+
     Raises:
         CheckpointError: if neither exists.
     """
@@ -90,13 +107,17 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     if not beside.is_file():
         raise CheckpointError(
             f"{path} has no metadata about preprocessing and classes, and {beside.name} does not exist "
-            "beside "
-            "it; tools/deployment/export_onnx.py writes both files, keep them together"
+            "beside it; tools/deployment/export_onnx.py writes both files, keep them together"
         )
     return Metadata.from_json(_read_metadata_text(beside), beside)
 
 
 def _read_metadata_text(path: Path) -> str:
+    """Return the text of NAME.json.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
     try:
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:

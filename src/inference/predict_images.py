@@ -43,23 +43,25 @@ class ImageJob:
         if annotations is None:
             ids, files = _numbered_images(source, self.root, folder)
         else:
-            ids, files = _listed_images(self.root, load_coco_images(annotations))
+            ids, files = _listed_images(
+                self.root, load_coco_images(annotations)
+            )
         self.ids = dict(islice(ids.items(), frames))
         self.files = files[:frames]
         names = [file.relative_to(self.root).as_posix() for file in self.ids]
-        self.pictures = dict(
-            zip(self.ids, (folder / name for name in picture_names(names)))
-        )
-        results = [folder / PREDICTIONS, *(self.pictures.values() if draw else ())]
+        pictures = [folder / name for name in picture_names(names)]
+        self.pictures = dict(zip(self.ids, pictures))
+        results = [folder / PREDICTIONS]
+        if draw:
+            results += pictures
         inputs = {file_identity(file) for file in self.ids} - {None}
         for path in results:
             if file_identity(path) in inputs:
                 raise ConfigError(
                     f"{path} is among the images and would be replaced by its own picture; {ADVICE}"
                 )
-        if draw and file_identity(folder) in {
-            file_identity(file.parent) for file in self.ids
-        }:
+        image_folders = {file_identity(file.parent) for file in self.ids}
+        if draw and file_identity(folder) in image_folders:
             raise ConfigError(
                 f"the pictures would be written among the images in {folder}; {ADVICE}"
             )
@@ -81,7 +83,9 @@ class ImageJob:
         stream = detector.stream(bar, settings, unreadable=unreadable)
         with PredictionFile(self.folder) as results:
             for seen in stream:
-                assert seen.prediction.source is not None  # every image is a file
+                assert (
+                    seen.prediction.source is not None
+                )  # every image is a file
                 file = Path(seen.prediction.source)
                 if self.draw:
                     self._write_picture(file, seen)
@@ -99,42 +103,50 @@ class ImageJob:
         return results.path
 
     def _write_picture(self, file: Path, seen: ImagePrediction) -> None:
+        """Draw the detections of an image and write the picture."""
         picture = self.pictures[file]
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_picture(picture, seen.prediction.draw(seen.image))
 
-    def _entries(self, file: Path, prediction: Prediction) -> list[dict[str, Any]]:
+    def _entries(
+        self, file: Path, prediction: Prediction
+    ) -> list[dict[str, Any]]:
         """Return the COCO result entries of an image, with its file name relative to the input."""
         name = str(file.relative_to(self.root))
-        return [
-            {**entry, "file_name": name} for entry in prediction.to_coco(self.ids[file])
-        ]
+        entries = prediction.to_coco(self.ids[file])
+        return [{**entry, "file_name": name} for entry in entries]
 
 
 def _numbered_images(
     source: Path, root: Path, output: Path
 ) -> tuple[dict[Path, int], list[Readable]]:
-    """Return image files with numbers from 1, and the list of images to read, without earlier results."""
+    """Return image files with numbers from 1, and the list of images to read.
+
+    Pictures that an earlier job wrote into `output` are left out.
+    """
     own = output.resolve()
     includes_all = source.is_file() or own == root.resolve()
     found = []
     for file in image_files(source):
-        if includes_all or own not in file.resolve().parents or not is_ours(file):
+        if (
+            includes_all
+            or own not in file.resolve().parents
+            or not is_ours(file)
+        ):
             found.append(file)
     if not found:
         raise DataError(
-            f"{source} has no image files but those in {output}, which are earlier results"
+            f"{source} has no image files except those in {output}, which are earlier results"
         )
-    return {file: number for number, file in enumerate(found, start=1)}, list(found)
+    ids = {file: number for number, file in enumerate(found, start=1)}
+    return ids, list(found)
 
 
 def _listed_images(
     root: Path, images: CocoImages
 ) -> tuple[dict[Path, int], list[Readable]]:
     """Return the image files of a COCO file with their ids, and the list of images to read."""
-    ids = {root / name: image_id for name, image_id in zip(images.names, images.ids)}
-    files: list[Readable] = [
-        LabelledFile(root / name, size)
-        for name, size in zip(images.names, images.sizes)
-    ]
+    paths = [root / name for name in images.names]
+    ids = dict(zip(paths, images.ids))
+    files: list[Readable] = [*map(LabelledFile, paths, images.sizes)]
     return ids, files

@@ -41,8 +41,17 @@ def predict_source(
         DataError: if there is nothing to read; or if images or frames could not be read, after all other
             results were written.
         ConfigError: as for `open_job` and `Detector.stream`.
+
+    Example:
+        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
+        >>> predict_source(detector, "images", Path("results"), frames=2).name
+        'predictions.json'
+        >>> sorted(path.name for path in Path("results").iterdir())
+        ['predictions.json', 'val_00000.jpg', 'val_00001.jpg']
     """
-    job = open_job(source, output, annotations=annotations, draw=draw, frames=frames)
+    job = open_job(
+        source, output, annotations=annotations, draw=draw, frames=frames
+    )
     return job.run(detector, settings)
 
 
@@ -68,6 +77,11 @@ def open_job(
         DataError: if there is nothing to read.
         ConfigError: if settings contradict each other, or results would replace files that are not earlier
             results.
+
+    Example:
+        >>> job = open_job("images", Path("results"), annotations=Path("annotations.json"), draw=False)
+        >>> len(job.ids)
+        8
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"--frames is {frames}, expected at least 1")
@@ -79,4 +93,6 @@ def open_job(
             )
         return VideoJob(opened, prepare_output_dir(output), draw, frames)
     assert isinstance(opened.place, Path)  # streams and cameras are videos
-    return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)
+    return ImageJob(
+        opened.place, prepare_output_dir(output), annotations, draw, frames
+    )

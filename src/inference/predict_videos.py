@@ -29,15 +29,21 @@ class VideoJob:
         self.folder = folder
         self.draw = draw
         self.frames = frames
-        stem = source.place.stem if isinstance(source.place, Path) else "camera"
+        place = source.place
+        stem = place.stem if isinstance(place, Path) else "camera"
         self.path = folder / f"{stem}.mp4"
         if (
-            isinstance(source.place, Path)
+            isinstance(place, Path)
             and self.path.exists()
-            and self.path.samefile(source.place)
+            and self.path.samefile(place)
         ):
-            raise ConfigError(f"the drawn video would replace {source.place}; {ADVICE}")
-        refuse_foreign([folder / PREDICTIONS, *([self.path] if draw else [])], ADVICE)
+            raise ConfigError(
+                f"the drawn video would replace {place}; {ADVICE}"
+            )
+        results = [folder / PREDICTIONS]
+        if draw:
+            results.append(self.path)
+        refuse_foreign(results, ADVICE)
         self.video = Video(source)
 
     def run(self, detector: Detector, settings: PredictionSettings) -> Path:
@@ -65,10 +71,13 @@ class VideoJob:
             with PredictionFile(self.folder) as results:
                 for number, seen in enumerate(stream, start=1):
                     if self.draw:
-                        writer.write(np.asarray(seen.prediction.draw(seen.image)))
+                        writer.write(
+                            np.asarray(seen.prediction.draw(seen.image))
+                        )
+                    name = f"frame {number}"
                     entries = seen.prediction.to_coco(number)
                     results.add(
-                        [{**entry, "file_name": f"frame {number}"} for entry in entries]
+                        [{**entry, "file_name": name} for entry in entries]
                     )
         finally:
             writer.close()
@@ -80,7 +89,7 @@ class VideoJob:
 
 
 class VideoWriter:
-    """Writes frames to an .mp4 file, which is created under its name when it is complete."""
+    """Write frames to an .mp4 file, which is created under its name when it is complete."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """Store the path and the frames per second; the first frame sets the size."""
@@ -101,18 +110,17 @@ class VideoWriter:
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
             self._temporary.touch(exist_ok=False)
+            codec = cv2.VideoWriter_fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(
-                str(self._temporary),
-                cv2.VideoWriter_fourcc(*"mp4v"),
-                self.rate,
-                self._size,
+                str(self._temporary), codec, self.rate, self._size
             )
             if not self._writer.isOpened():
                 self._temporary.unlink()
                 raise ResourceError(f"{self.path} cannot be written as a video")
         if (frame.shape[1], frame.shape[0]) != self._size:
             frame = cv2.resize(frame, self._size)
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        bgr = np.ascontiguousarray(frame[..., ::-1])
+        self._writer.write(bgr)
         self._frames += 1
 
     def close(self) -> None:
@@ -128,7 +136,11 @@ class VideoWriter:
         self._writer.release()
         self._writer = None
         written = cv2.VideoCapture(str(self._temporary))
-        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+        frames = (
+            int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+            if written.isOpened()
+            else 0
+        )
         written.release()
         if frames != self._frames:
             self._temporary.unlink(missing_ok=True)

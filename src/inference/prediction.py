@@ -49,21 +49,19 @@ class Prediction:
             >>> found.select(found.scores >= 0.5).names
             ['cat']
         """
-        names = np.array(self.names, object)[rows].tolist()
         return replace(
             self,
-            names=names,
-            **{
-                key: getattr(self, key)[rows]
-                for key in ("boxes", "scores", "labels", "category_ids")
-            },
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            category_ids=self.category_ids[rows],
+            names=np.array(self.names, object)[rows].tolist(),
         )
 
     def clipped(self) -> Prediction:
         """Return the same detections with boxes clipped to the image, for cropping."""
-        return replace(
-            self, boxes=self.boxes.clip(0, np.tile(np.array(self.size, np.float32), 2))
-        )
+        limit = np.array([*self.size, *self.size], np.float32)
+        return replace(self, boxes=self.boxes.clip(0, limit))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return the detections as entries of a COCO result file, with `bbox` as xywh in pixels.
@@ -74,20 +72,20 @@ class Prediction:
             >>> found.to_coco(image_id=7)
             [{'image_id': 7, 'category_id': 1, 'bbox': [10.0, 20.0, 30.0, 40.0], 'score': 0.5}]
         """
-        xywh = np.concatenate(
-            [self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1
-        ).astype(float)
-        return [
-            {
+        corner = self.boxes[:, :2]
+        size = self.boxes[:, 2:] - corner
+        xywh = np.concatenate([corner, size], 1).astype(float).tolist()
+        categories = self.category_ids.tolist()
+        entries = []
+        for category, box, score in zip(categories, xywh, self.scores.tolist()):
+            entry = {
                 "image_id": image_id,
                 "category_id": category,
-                "bbox": [round(v, 3) for v in box],
+                "bbox": [round(value, 3) for value in box],
                 "score": round(score, 6),
             }
-            for category, box, score in zip(
-                self.category_ids.tolist(), xywh.tolist(), self.scores.tolist()
-            )
-        ]
+            entries.append(entry)
+        return entries
 
     def draw(
         self, image: Tensor | np.ndarray | Image.Image | None = None
@@ -100,6 +98,12 @@ class Prediction:
 
         Raises:
             ConfigError: if the image did not come from a file.
+
+        Example:
+            >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
+            >>> found = Prediction(boxes, np.array([0.5]), np.array([0]), np.array([1]), ["cat"], (64, 64))
+            >>> found.draw(np.zeros((480, 640, 3), np.uint8)).size
+            (640, 480)
         """
         if image is None:
             if self.source is None:

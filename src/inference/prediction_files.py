@@ -43,7 +43,9 @@ class PredictionFile:
         assert self._file is not None, "used outside of its block"
         self.num_images += 1
         for entry in entries:
-            self._file.write((b",\n" if self.num_entries else b"") + json_bytes(entry))
+            if self.num_entries:
+                self._file.write(b",\n")
+            self._file.write(json_bytes(entry))
             self.num_entries += 1
 
     def __exit__(
@@ -62,21 +64,32 @@ class PredictionFile:
             incomplete = self.path.with_stem(f"{self.path.stem}.incomplete")
             self._temporary.replace(incomplete)
             raise ResourceError(
-                f"{self.path} cannot be written: {failure.strerror or failure}; what fits is in {incomplete}"
+                f"{self.path} cannot be written: {failure.strerror or failure}; the complete part is in "
+                f"{incomplete}"
             ) from None
         if kind is not None and not self.num_images:  # earlier results stay
             self._temporary.unlink()
             return
         self._temporary.replace(self.path)
         if kind is not None:
-            logger.info("the job ended early; the predictions so far were written")
+            logger.info(
+                "the job ended early; the predictions so far were written"
+            )
         logger.info(
-            "%d images, %d detections: %s", self.num_images, self.num_entries, self.path
+            "%d images, %d detections: %s",
+            self.num_images,
+            self.num_entries,
+            self.path,
         )
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Return a key that is the same for all names and mounts of a path; None if the path does not exist."""
+    """Return a key that is the same for all names and mounts of a path; None if the path does not exist.
+
+    Example:
+        >>> file_identity(Path("image.jpg")) == file_identity(Path("images/../image.jpg"))
+        True
+    """
     try:
         state = path.stat()
     except OSError:

@@ -9,7 +9,12 @@ from .tiling import Tiling
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """Settings of a prediction; `Detector.stream` checks the values."""
+    """Settings of a prediction; `Detector.stream` checks the values.
+
+    Example:
+        >>> PredictionSettings(threshold=0.5)
+        PredictionSettings(threshold=0.5, batch_size=8, nms=None, tiling=None)
+    """
 
     threshold: float | None = None
     """Minimum score, 0..1; None uses the checkpoint's, which had the best F1 on the validation data."""

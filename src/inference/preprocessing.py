@@ -31,7 +31,14 @@ DETERMINISTIC_TRANSFORMS = (
 
 
 class Preprocessing:
-    """Resizes an RGB image to the input size, without keeping its aspect ratio, and scales its values."""
+    """Resize RGB images to the input size, without keeping their aspect ratio, and scale their values.
+
+    Example:
+        >>> preprocessing = Preprocessing([{"type": "Resize", "size": [32, 48]}, {"type": "ConvertPILImage"}])
+        >>> images, sizes = preprocessing([torch.zeros(3, 100, 200, dtype=torch.uint8)])
+        >>> images.shape, sizes.tolist()
+        (torch.Size([1, 3, 32, 48]), [[200, 100]])
+    """
 
     def __init__(self, ops: Sequence[Mapping[str, Any]]) -> None:
         """Build the transforms.
@@ -43,10 +50,9 @@ class Preprocessing:
             ConfigError: if a transform is random or crops or pads the image, or there is no Resize.
         """
         self.ops = [dict(op) for op in ops]
+        types = [op.get("type") for op in self.ops]
         foreign = [
-            str(op.get("type"))
-            for op in self.ops
-            if op.get("type") not in DETERMINISTIC_TRANSFORMS
+            str(kind) for kind in types if kind not in DETERMINISTIC_TRANSFORMS
         ]
         if foreign:
             raise ConfigError(
@@ -73,12 +79,12 @@ class Preprocessing:
 
     def resized(self, input_size: Sequence[int]) -> Preprocessing:
         """Return the same preprocessing for another (height, width)."""
-        return Preprocessing(
-            [
-                {**op, "size": list(input_size)} if op["type"] == "Resize" else op
-                for op in self.ops
-            ]
-        )
+        ops = []
+        for op in self.ops:
+            if op["type"] == "Resize":
+                op = {**op, "size": list(input_size)}
+            ops.append(op)
+        return Preprocessing(ops)
 
     def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Preprocess a batch of images.
@@ -91,18 +97,21 @@ class Preprocessing:
             post-processor.
         """
         batch = torch.empty(len(images), 3, *self.input_size)
+        sizes = []
         for image, out in zip(images, batch):
-            sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+            sample = Sample(
+                image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0)
+            )
+            sizes.append(sample.canvas)
             self._transforms(sample).render(out=out)
-        return batch, torch.tensor(
-            [[image.shape[2], image.shape[1]] for image in images]
-        )
+        return batch, torch.tensor(sizes)
 
     def __repr__(self) -> str:
         steps = ["RGB"]
         for op in self.ops:
-            arguments = ", ".join(
-                f"{key}={value}" for key, value in op.items() if key != "type"
-            )
-            steps.append(f"{op['type']}({arguments})")
+            arguments = []
+            for key, value in op.items():
+                if key != "type":
+                    arguments.append(f"{key}={value}")
+            steps.append(f"{op['type']}({', '.join(arguments)})")
         return " -> ".join(steps)

@@ -47,7 +47,9 @@ apply to `FORMATS_WITH_EXACT_COUNT`."""
 FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
 
-_STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
+_STREAM = re.compile(
+    r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE
+)
 
 
 class Source(NamedTuple):
@@ -96,15 +98,19 @@ def open_source(text: str) -> Source:
         raise DataError(
             f"{text} does not exist (looked from {Path.cwd()}){did_you_mean_file(path)}"
         )
-    return Source(
-        path, is_video=path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
-    )
+    is_video = path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+    return Source(path, is_video)
 
 
 def image_files(path: Path) -> list[Path]:
     """Return a file, or all image files in and below a folder, by name; links to folders are not followed.
 
     Image files are recognized by their content, whatever their suffix. Files left out are logged.
+
+    Example:
+        >>> files = image_files(Path("images"))
+        >>> len(files), files[0].name
+        (8, 'val_00000.jpg')
 
     Raises:
         DataError: if there are no image files.
@@ -120,7 +126,10 @@ def image_files(path: Path) -> list[Path]:
         raise DataError(f"{path} has no image files{found.describe_others()}")
     if found.others:
         logger.info(
-            "%s: %d image files%s", path, len(found.images), found.describe_others()
+            "%s: %d image files%s",
+            path,
+            len(found.images),
+            found.describe_others(),
         )
     return [path / name for name in found.images]
 
@@ -140,9 +149,8 @@ class Video:
         self.frames_read = 0
         self.was_stopped = False
         place = source.place
-        self._capture = cv2.VideoCapture(
-            str(place) if isinstance(place, Path) else place
-        )
+        is_file = isinstance(place, Path)
+        self._capture = cv2.VideoCapture(str(place) if is_file else place)
         if not self._capture.isOpened():
             hint = (
                 "; check that the URL works, for example with ffplay"
@@ -155,11 +163,11 @@ class Video:
         self.rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
         self.count = int(frames) if frames > 0 and not source.is_live else None
         suffix = place.suffix.lower() if isinstance(place, Path) else ""
-        self._tolerance = (
-            0
-            if suffix in FORMATS_WITH_EXACT_COUNT
-            else max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
-        )
+        self._tolerance = 0.0
+        if suffix not in FORMATS_WITH_EXACT_COUNT:
+            self._tolerance = max(
+                1, TOLERATED_MISSING_FRACTION * (self.count or 0)
+            )
         if self.count is None and not source.is_live:
             logger.warning(
                 "%s has no number of frames: a truncated file cannot be detected",
@@ -180,9 +188,8 @@ class Video:
                 if not was_read:
                     break
                 self.frames_read += 1
-                yield torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(
-                    2, 0, 1
-                )
+                rgb = np.ascontiguousarray(frame[..., ::-1])  # OpenCV gives BGR
+                yield torch.from_numpy(rgb).permute(2, 0, 1)
             self.was_stopped = False
         finally:
             self._capture.release()

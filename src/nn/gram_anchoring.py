@@ -66,15 +66,13 @@ class GramAnchoring:
         self._backbone = _backbone_of(model)
         if not self._backbone.ever_learns:
             raise ConfigError(
-                "gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns "
-                "(DINOv3Backbone.freeze_backbone, "
-                "unfreeze_blocks, unfreeze_plan); let some learn, or train without it: -u gram_anchoring=~"
+                "gram_anchoring keeps a trained ViT close to its teacher, but no block of this ViT is ever "
+                "trained (DINOv3Backbone.freeze_backbone, unfreeze_blocks, unfreeze_plan); train some "
+                "blocks, or train without Gram anchoring: -u gram_anchoring=~"
             )
-        self.num_tokens, self.all_taps, self.checkpoint_path = (
-            num_tokens,
-            all_taps,
-            checkpoint_path,
-        )
+        self.num_tokens = num_tokens
+        self.all_taps = all_taps
+        self.checkpoint_path = checkpoint_path
         self.teacher: Eva | None = None
         self._epochs, self._weights = _read_schedule(weight)
         self.set_epoch(0)
@@ -108,13 +106,16 @@ class GramAnchoring:
         return self
 
     def _loaded_teacher(self) -> Eva:
+        """Return the teacher, which must have been loaded."""
         assert self.teacher is not None, "load_teacher comes first"
         return self.teacher
 
     def attach(self) -> None:
         """Start recording forward passes of the model, but not of later copies of it."""
         self.detach()
-        self._hook = self._backbone.adapter.register_forward_pre_hook(self._recorder)
+        self._hook = self._backbone.adapter.register_forward_pre_hook(
+            self._recorder
+        )
 
     def detach(self) -> None:
         """Stop recording and discard the last forward pass."""
@@ -128,9 +129,11 @@ class GramAnchoring:
         self.weight = float(np.interp(epoch, self._epochs, self._weights))
 
     def __call__(self) -> Tensor | None:
-        """Return the weighted loss of the last forward pass, a float32 scalar, and discard that pass.
+        """Return the weighted loss of the last forward pass, and discard that pass.
 
-        None if no gradient reaches the ViT (frozen, evaluation), if the weight is zero or nothing was seen.
+        Returns:
+            A float32 scalar. None if no gradient reaches the ViT (because it is frozen or in eval mode), if
+            the weight is zero, or if there was no forward pass.
         """
         seen = self._recorder.seen
         self._recorder.seen = None
@@ -141,16 +144,19 @@ class GramAnchoring:
             torch.no_grad(),
             torch.autocast(device.type, seen.autocast_dtype, seen.autocast),
         ):
-            references = self._backbone.taps_of(self._loaded_teacher(), seen.images)
+            references = self._backbone.taps_of(
+                self._loaded_teacher(), seen.images
+            )
         first = 0 if self.all_taps else -1
         num_patches = references[-1].shape[-2:].numel()
         drawn = None
         if self.num_tokens is not None and self.num_tokens < num_patches:
-            drawn = torch.randperm(num_patches, device=device)[: self.num_tokens]
-        losses = [
-            gram_distance(student, teacher, drawn)
-            for student, teacher in zip(seen.taps[first:], references[first:])
-        ]
+            drawn = torch.randperm(num_patches, device=device)[
+                : self.num_tokens
+            ]
+        losses = []
+        for student, teacher in zip(seen.taps[first:], references[first:]):
+            losses.append(gram_distance(student, teacher, drawn))
         return self.weight * torch.stack(losses).mean()
 
 
@@ -166,9 +172,17 @@ def gram_distance(
         student: features `[B, D, h, w]`.
         teacher: features `[B, D', h, w]`.
         drawn: indices `[P]` of the patches to compare, 0..h*w-1 in row-major order; None compares all.
+
+    Example:
+        >>> different = torch.eye(2).view(1, 2, 1, 2)  # two patches with orthogonal features
+        >>> equal = torch.ones(1, 2, 1, 2)
+        >>> gram_distance(different, equal)
+        tensor(0.5000)
     """
     with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(_gram_matrix(student, drawn), _gram_matrix(teacher, drawn))
+        return F.mse_loss(
+            _gram_matrix(student, drawn), _gram_matrix(teacher, drawn)
+        )
 
 
 def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
@@ -183,9 +197,13 @@ class _Seen:
     """Inputs of the adapter, and the precision in which they were computed."""
 
     taps: list[Tensor]
+    """Features of the tapped blocks, `[B, D, H/16, W/16]` each."""
     images: Tensor
+    """Normalized images, `[B, 3, H, W]`."""
     autocast: bool
+    """True if autocast was enabled."""
     autocast_dtype: torch.dtype
+    """Type that autocast used."""
 
 
 class _Recorder:
@@ -198,28 +216,31 @@ class _Recorder:
         self, adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]
     ) -> None:
         taps, images = arguments
-        kind = images.device.type
-        self.seen = (
-            _Seen(
-                taps,
-                images,
-                torch.is_autocast_enabled(kind),
-                torch.get_autocast_dtype(kind),
+        self.seen = None
+        if taps[-1].requires_grad:
+            kind = images.device.type
+            enabled = torch.is_autocast_enabled(kind)
+            self.seen = _Seen(
+                taps, images, enabled, torch.get_autocast_dtype(kind)
             )
-            if taps[-1].requires_grad
-            else None
-        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _record_nothing
 
 
-def _record_nothing(adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
-    """Replace the hook in copies of a model by one without effect."""
+def _record_nothing(
+    adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]
+) -> None:
+    """Do nothing; this hook replaces the recorder in copies of a model."""
 
 
 def _backbone_of(model: nn.Module) -> DINOv3Backbone:
-    found = [module for module in model.modules() if isinstance(module, DINOv3Backbone)]
+    """Return the only DINOv3 backbone of a model; any other number of them raises ConfigError."""
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, DINOv3Backbone)
+    ]
     if len(found) != 1:
         raise ConfigError(
             f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has "
@@ -230,20 +251,12 @@ def _backbone_of(model: nn.Module) -> DINOv3Backbone:
 
 def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
     """Return epochs in ascending order and their weights."""
-    pairs: list[Any] = (
-        [[0, weight]] if isinstance(weight, (int, float)) else list(weight)
-    )
-    if not pairs or not all(
-        isinstance(pair, Sequence)
-        and len(pair) == 2
-        and isinstance(pair[1], (int, float))
-        and pair[1] >= 0
-        for pair in pairs
-    ):
+    is_number = isinstance(weight, (int, float))
+    pairs: list[Any] = [[0, weight]] if is_number else list(weight)
+    if not pairs or not all(map(_is_epoch_and_weight, pairs)):
         raise ConfigError(
             f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and "
-            f"such a number: "
-            f"[[0, 100], ['50 %', 0]]"
+            f"such a number: [[0, 100], ['50 %', 0]]"
         )
     epochs = [epoch for epoch, _ in pairs]
     if epochs != sorted(epochs):
@@ -251,3 +264,10 @@ def _read_schedule(weight: Any) -> tuple[list[int], list[float]]:
             f"GramAnchoring.weight goes through epochs {epochs}, expected them to ascend"
         )
     return epochs, [float(value) for _, value in pairs]
+
+
+def _is_epoch_and_weight(pair: Any) -> bool:
+    """Return whether a value is a pair whose second item is a number of at least 0."""
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return False
+    return isinstance(pair[1], (int, float)) and pair[1] >= 0

@@ -1,7 +1,6 @@
 """Low-rank adaptation (LoRA, Hu et al., 2021): train small factors beside the frozen matrices of a ViT.
 
-This module is separate from the backbone because it depends only on the places of linear layers in timm's
-ViT.
+This module is separate from the backbone because it depends only on the names of linear layers in timm's ViT.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ _LAYERS = {
 feed-forward."""
 
 _GROUPS = {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")}
+"""Targets that stand for several others."""
 
 
 class LoRALinear(nn.Linear):
@@ -38,6 +38,13 @@ class LoRALinear(nn.Linear):
     `weight` and `bias` keep their names, so weights of a plain model can be loaded; the update is then zero.
     A is `lora_down` `[rank, in]`, initialized as in the paper's code, and B is `lora_up` `[out, rank]`,
     initialized with zeros.
+
+    Example:
+        >>> layer = LoRALinear.from_linear(nn.Linear(8, 4), rank=2, alpha=2.0)
+        >>> [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
+        ['lora_down', 'lora_up']
+        >>> layer.lora_down.shape, layer.lora_up.shape
+        (torch.Size([2, 8]), torch.Size([4, 2]))
     """
 
     def __init__(
@@ -68,7 +75,9 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, alpha: float
+    ) -> LoRALinear:
         """Return a layer that shares the weights of `linear` and freezes them."""
         layer = cls(
             linear.in_features,
@@ -91,22 +100,25 @@ class LoRALinear(nn.Linear):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """Return W + alpha / rank * B A, `[out, in]`."""
-        return torch.addmm(self.weight, self.lora_up, self.lora_down, alpha=self.scale)
+        return torch.addmm(
+            self.weight, self.lora_up, self.lora_down, alpha=self.scale
+        )
 
     def convert_to_deploy(self) -> None:
         """Convert to a plain linear layer with the merged weight, in place."""
         self.weight.data = self.merged_weight()
         del self.lora_down, self.lora_up, self.scale
-        self.__class__ = nn.Linear  # type: ignore[assignment]  # on purpose: what remains is a plain layer
+        self.__class__ = nn.Linear  # type: ignore[assignment]  # intended: only a plain layer remains
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
     ) -> None:
         """Load a state dict; if it has no factors, as for a plain layer, set the update to zero."""
-        factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
-        if prefix + "weight" in state_dict and not any(
-            key in state_dict for key in factors
-        ):
+        factors = {
+            prefix + name: getattr(self, name).detach() for name in LORA_FACTORS
+        }
+        is_plain = factors.keys().isdisjoint(state_dict)
+        if is_plain and prefix + "weight" in state_dict:
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
             state_dict = {**state_dict, **factors}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -128,11 +140,14 @@ def add_lora(
         ConfigError: if a target is not known, or rank or alpha is out of range.
     """
     layers = _layers_of(vit, targets)
-    least = min(min(linear.in_features, linear.out_features) for _, _, linear in layers)
-    if not 1 <= rank <= least:
+    widths = []
+    for _, _, linear in layers:
+        widths += [linear.in_features, linear.out_features]
+    largest = min(widths)
+    if not 1 <= rank <= largest:
         raise ConfigError(
-            f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {least}, the least width of the layers "
-            f"{', '.join(targets)}"
+            f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to {largest}, the smallest width of the "
+            f"layers {', '.join(targets)}"
         )
     alpha = rank if alpha is None else alpha
     if not alpha > 0:
@@ -140,33 +155,36 @@ def add_lora(
     for owner, name, linear in layers:
         setattr(owner, name, LoRALinear.from_linear(linear, rank, alpha))
     for block in _blocks_of(vit):
-        # with query and value biases timm reads qkv.weight instead of calling the layer, unless told to add
-        # them after it
+        # If there are query and value biases, timm reads qkv.weight and does not call the layer, unless the
+        # biases are added separately.
         attention = cast("EvaAttention", block.attn)
-        attention.qkv_bias_separate = attention.qkv_bias_separate or isinstance(
-            attention.qkv, LoRALinear
-        )
+        if isinstance(attention.qkv, LoRALinear):
+            attention.qkv_bias_separate = True
 
 
 def _blocks_of(vit: nn.Module) -> Iterable[EvaBlock]:
+    """Return the blocks of timm's ViT with their type."""
     return cast("Iterable[EvaBlock]", vit.blocks)
 
 
 def _layers_of(
     vit: nn.Module, targets: Sequence[str]
 ) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Return (owner, attribute, layer) of all blocks, each layer once."""
-    unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]
+    """Return (owner, attribute, layer) for the targets in all blocks; each layer occurs once."""
+    unknown = [
+        target for target in targets if target not in (*_GROUPS, *_LAYERS)
+    ]
     if unknown or not targets:
         raise ConfigError(
             f"lora_targets is {list(targets)}, expected some of {', '.join([*_GROUPS, *_LAYERS])}"
         )
-    paths = [
-        path
-        for name in _LAYERS
-        if any(name in _GROUPS.get(target, (target,)) for target in targets)
-        for path in _LAYERS[name]
-    ]
+    chosen: set[str] = set()
+    for target in targets:
+        chosen.update(_GROUPS.get(target, (target,)))
+    paths: list[str] = []
+    for name, of_target in _LAYERS.items():
+        if name in chosen:
+            paths += of_target
     found = []
     for block in _blocks_of(vit):
         for path in paths:

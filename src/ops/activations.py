@@ -40,4 +40,5 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
         tensor([0.0000, 1.0986])
     """
     x = x.clamp(0.0, 1.0)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    odds = x.clamp(min=eps) / (1 - x).clamp(min=eps)
+    return torch.log(odds)

@@ -64,7 +64,8 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     a_high = a_xyxy[..., 2:]
     b_low = b_xyxy[..., :2]
     b_high = b_xyxy[..., 2:]
-    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0)
+    overlap = torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)
+    overlap = overlap.clamp(min=0)
     hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
     intersection = overlap[..., 0] * overlap[..., 1]
     hull_area = hull[..., 0] * hull[..., 1]
@@ -84,10 +85,13 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     overlap = (high - low).clamp(min=0)
     intersection = overlap[..., 0] * overlap[..., 1]
-    return intersection / (box_area(a_xyxy) + box_area(b_xyxy) - intersection)
+    union = box_area(a_xyxy) + box_area(b_xyxy) - intersection
+    return intersection / union
 
 
-def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_l1_and_giou(
+    a_cxcywh: Tensor, b_cxcywh: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the L1 distance and the GIoU of all pairs: `[n, A, 4]` and `[n, B, 4]` give two `[n, A, B]`.
 
     It computes the same numbers as `iou_and_giou`, but coordinate by coordinate on contiguous rows and in
@@ -99,27 +103,33 @@ def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Te
         (tensor([[[0.]]]), tensor([[[1.]]]))
     """
 
-    def planes(boxes_a: Tensor, boxes_b: Tensor) -> list[tuple[Tensor, Tensor]]:
-        rows = boxes_b.transpose(1, 2).contiguous()
-        return [(boxes_a[..., None, i], rows[:, None, i]) for i in range(4)]
-
-    def span(
-        low: tuple[Tensor, Tensor], high: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return overlap (0 if apart) and hull along one axis."""
-        overlap = torch.minimum(*high).sub_(torch.maximum(*low)).clamp_(min=0)
-        return overlap, torch.maximum(*high).sub_(torch.minimum(*low))
-
-    l1 = sum(
-        ((a - b).abs_() for a, b in planes(a_cxcywh, b_cxcywh)),
-        start=a_cxcywh.new_zeros(()),
-    )
+    l1 = a_cxcywh.new_zeros(())
+    for a, b in _coordinate_pairs(a_cxcywh, b_cxcywh):
+        l1 = l1 + (a - b).abs_()
     a_xyxy = cxcywh_to_xyxy(a_cxcywh)
     b_xyxy = cxcywh_to_xyxy(b_cxcywh)
-    left, top, right, bottom = planes(a_xyxy, b_xyxy)
-    intersection, hull = span(left, right)
-    height, hull_height = span(top, bottom)
-    intersection.mul_(height)
-    hull.mul_(hull_height)
-    union = (box_area(a_xyxy)[..., None] + box_area(b_xyxy)[:, None]).sub_(intersection)
-    return l1, intersection.div_(union).sub_(hull.sub(union).div_(hull))
+    left, top, right, bottom = _coordinate_pairs(a_xyxy, b_xyxy)
+    intersection, hull = _overlap_and_hull(left, right)
+    overlap_y, hull_y = _overlap_and_hull(top, bottom)
+    intersection.mul_(overlap_y)
+    hull.mul_(hull_y)
+    areas = box_area(a_xyxy)[..., None] + box_area(b_xyxy)[:, None]
+    union = areas.sub_(intersection)
+    iou = intersection.div_(union)
+    empty_share = hull.sub(union).div_(hull)
+    return l1, iou.sub_(empty_share)
+
+
+def _coordinate_pairs(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return the four coordinates of boxes `[n, A, 4]` and `[n, B, 4]`, as `[n, A, 1]` and `[n, 1, B]`."""
+    rows = b.transpose(1, 2).contiguous()
+    return [(a[..., None, i], rows[:, None, i]) for i in range(4)]
+
+
+def _overlap_and_hull(
+    low: tuple[Tensor, Tensor], high: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the overlap (0 if apart) and the hull of intervals along one axis, both `[n, A, B]`."""
+    overlap = torch.minimum(*high).sub_(torch.maximum(*low)).clamp_(min=0)
+    hull = torch.maximum(*high).sub_(torch.minimum(*low))
+    return overlap, hull

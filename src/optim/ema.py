@@ -67,11 +67,12 @@ class ModelEMA:
         if decay is None:
             decay = _decay_of(horizon)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = self.configured_decay = decay
+        self.decay = decay
+        self.configured_decay = decay
         self.start = start
-        self.warmups = (
-            round(min(self.horizon, LONGEST_HORIZON)) if warmups is None else warmups
-        )
+        if warmups is None:
+            warmups = round(min(self.horizon, LONGEST_HORIZON))
+        self.warmups = warmups
         self.updates = 0
         self.skipped = 0
         self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
@@ -81,10 +82,9 @@ class ModelEMA:
         settings: Mapping[str, Any], run: RunLength
     ) -> dict[str, Any]:
         """Derive horizon and ramp from the length of the run if neither horizon nor decay is set."""
-        if (
-            settings.get("decay", 0.9999) is not None
-            or settings.get("horizon") is not None
-        ):
+        has_decay = settings.get("decay", 0.9999) is not None
+        has_horizon = settings.get("horizon") is not None
+        if has_decay or has_horizon:
             return {}
         steps = round(HORIZON_SHARE * run.steps)
         horizon = min(max(steps, SHORTEST_HORIZON), LONGEST_HORIZON)
@@ -114,11 +114,13 @@ class ModelEMA:
         self.updates += 1
         averaged, constant = self._pair_tensors(model)
         if averaged:
-            averages, weights = map(list, zip(*averaged))
+            averages = [average for average, _ in averaged]
+            weights = [weight for _, weight in averaged]
             torch._foreach_mul_(averages, decay)
             torch._foreach_add_(averages, weights, alpha=1 - decay)
         if constant:
-            copies, sources = map(list, zip(*constant))
+            copies = [copied for copied, _ in constant]
+            sources = [source for _, source in constant]
             torch._foreach_copy_(copies, sources)
 
     @torch.no_grad()
@@ -152,28 +154,35 @@ class ModelEMA:
 
     def _pair_tensors(self, model: nn.Module) -> tuple[_Pairs, _Pairs]:
         """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor occurs once."""
-        key = (
-            id(model),
-            *(parameter.requires_grad for parameter in model.parameters()),
-        )
+        trainable = [
+            parameter.requires_grad for parameter in model.parameters()
+        ]
+        key = (id(model), *trainable)
         if self._pairs is None or self._pairs[0] != key:
             moving = _moving_tensors(model)
             ours = self.module.state_dict(keep_vars=True)
             averaged: dict[int, tuple[Tensor, Tensor]] = {}
             constant: dict[int, tuple[Tensor, Tensor]] = {}
             for name, theirs in model.state_dict(keep_vars=True).items():
-                is_averaged = theirs.is_floating_point() and id(theirs) in moving
+                is_averaged = (
+                    theirs.is_floating_point() and id(theirs) in moving
+                )
                 pairs = averaged if is_averaged else constant
                 pairs[id(theirs)] = (ours[name].data, theirs.data)
-            self._pairs = (key, list(averaged.values()), list(constant.values()))
+            self._pairs = (
+                key,
+                list(averaged.values()),
+                list(constant.values()),
+            )
         return self._pairs[1:]
 
 
 def _moving_tensors(model: nn.Module) -> set[int]:
     """Return the ids of trainable parameters and batch norm statistics."""
-    moving = {
-        id(parameter) for parameter in model.parameters() if parameter.requires_grad
-    }
+    moving = set()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            moving.add(id(parameter))
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             moving.update(map(id, module.buffers(recurse=False)))
@@ -186,5 +195,7 @@ def _decay_of(horizon: int | None) -> float:
             "ModelEMA has neither a decay nor a horizon, expected one of them"
         )
     if horizon < 1:
-        raise ConfigError(f"ModelEMA.horizon is {horizon!r}, expected at least 1 step")
+        raise ConfigError(
+            f"ModelEMA.horizon is {horizon!r}, expected at least 1 step"
+        )
     return 1 - 1 / horizon

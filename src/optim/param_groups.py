@@ -52,9 +52,10 @@ def build_param_groups(
         ConfigError: if a parameter matches two expressions, or an expression is invalid.
     """
     plan = learning_plan(model)
-    named = {
-        name: parameter for name, parameter in model.named_parameters() if name in plan
-    }
+    named: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if name in plan:
+            named[name] = parameter
     patterns = [_compile_pattern(group) for group in groups or []]
     owner = {name: _matching_group(name, patterns) for name in named}
     exempt = _not_decayed(model) if decay_matrices_only else set()
@@ -69,18 +70,23 @@ def build_param_groups(
                 members = not_decayed if name in exempt else decayed
                 members.append(name)
         result += _split_by_learning(decayed, plan, named, settings, label, lr)
-        settings = settings | {"weight_decay": 0.0}
+        settings["weight_decay"] = 0.0
+        label += ", not decayed"
         result += _split_by_learning(
-            not_decayed, plan, named, settings, label + ", not decayed", lr
+            not_decayed, plan, named, settings, label, lr
         )
     return result
 
 
 def _matching_group(name: str, patterns: Sequence[re.Pattern[str]]) -> int:
     """Return the index of the pattern that matches a name, or the number of patterns if none does."""
-    matching = [index for index, pattern in enumerate(patterns) if pattern.search(name)]
+    matching = []
+    for index, pattern in enumerate(patterns):
+        if pattern.search(name):
+            matching.append(index)
     if len(matching) > 1:
-        first, second = (patterns[index].pattern for index in matching[:2])
+        first = patterns[matching[0]].pattern
+        second = patterns[matching[1]].pattern
         raise ConfigError(
             f"optimizer.params: {name} matches both '{first}' and '{second}'"
         )
@@ -102,21 +108,20 @@ def _split_by_learning(
     groups = []
     for learning in sorted(parameters, key=_order):
         own, remark = _learning_overrides(learning, settings.get("lr", lr))
-        group = {
-            "params": parameters[learning],
-            **settings,
-            **own,
-            "name": label + remark,
-        }
+        group = {"params": parameters[learning], **settings, **own}
+        group["name"] = label + remark
         groups.append(group)
     return groups
 
 
 def _order(learning: Learning) -> tuple[bool, int, float]:
+    """Return a sort key: trained from the start first, then by start epoch, then from high to low rate."""
     return learning != FROM_THE_START, learning.thaw_epoch, -learning.factor
 
 
-def _learning_overrides(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
+def _learning_overrides(
+    learning: Learning, lr: float
+) -> tuple[dict[str, Any], str]:
     """Return the overrides of a late or differently scaled parameter group, and a label for it."""
     own: dict[str, Any] = {}
     remark = ""
@@ -144,14 +149,13 @@ def _compile_pattern(group: dict[str, Any]) -> re.Pattern:
 
 
 def _not_decayed(model: nn.Module) -> set[str]:
+    """Return the names of parameters without weight decay: all but the matrices of `_MATRIX_OWNERS`."""
     exempt = set()
     for prefix, module in model.named_modules():
+        owns_matrices = isinstance(module, _MATRIX_OWNERS)
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if (
-                not isinstance(module, _MATRIX_OWNERS)
-                or parameter.ndim < 2
-                or name.endswith("bias")
-            ):
+            is_bias = parameter.ndim < 2 or name.endswith("bias")
+            if is_bias or not owns_matrices:
                 exempt.add(name)
     return exempt
 

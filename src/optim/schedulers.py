@@ -44,7 +44,9 @@ class EpochSchedule:
         self._rates: list[list[float]] = []
         groups: list[dict[str, Any]] = []
         for lr in self._initial:
-            groups.append({"params": [torch.zeros(1, requires_grad=True)], "lr": lr})
+            groups.append(
+                {"params": [torch.zeros(1, requires_grad=True)], "lr": lr}
+            )
         self._shadow = torch.optim.SGD(groups)
         try:
             self._running = scheduler(self._shadow, **settings)
@@ -102,7 +104,9 @@ class FlatCosineLR:
             ConfigError: if the cosine ends before it starts, or if `lr_gamma` is out of range.
         """
         if not 0 <= lr_gamma <= 1:
-            raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
+            raise ConfigError(
+                f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1"
+            )
         if flat_epochs > end_epoch:
             raise ConfigError(
                 f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, "
@@ -118,7 +122,8 @@ class FlatCosineLR:
         length = max(self._end - self._flat, 1e-9)
         done = (epoch + share - self._flat) / length
         done = min(max(done, 0.0), 1.0)
-        factor = self._gamma + (1 - self._gamma) * (1 + math.cos(math.pi * done)) / 2
+        cosine = 1 + math.cos(math.pi * done)
+        factor = self._gamma + (1 - self._gamma) * cosine / 2
         return [rate * factor for rate in self._initial]
 
 
@@ -131,12 +136,16 @@ _LENGTHS: dict[str, Any] = {
 
 
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [
-        group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups
-    ]
+    """Return the full rates of all groups, and store them as `initial_lr` where they are not yet stored."""
+    rates = []
+    for group in optimizer.param_groups:
+        rates.append(group.setdefault("initial_lr", group["lr"]))
+    return rates
 
 
-def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
+def _refuse_one_rate_for_many(
+    name: str, max_lr: float, rates: list[float]
+) -> None:
     """Raise if one rate would replace different rates of the parameter groups."""
     different = sorted(set(rates))
     if len(different) > 1:
@@ -149,10 +158,14 @@ def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> N
 
 
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
-    def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
+    def build(
+        optimizer: torch.optim.Optimizer, **settings: Any
+    ) -> EpochSchedule:
         if isinstance(settings.get("max_lr"), int | float):
             _refuse_one_rate_for_many(
-                scheduler.__name__, settings["max_lr"], _initial_rates(optimizer)
+                scheduler.__name__,
+                settings["max_lr"],
+                _initial_rates(optimizer),
             )
         return EpochSchedule(scheduler, optimizer, **settings)
 
@@ -160,9 +173,8 @@ def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
     del arguments["last_epoch"]  # the run knows its epoch
     accepted: dict[str, Argument] = {}
     for name, argument in arguments.items():
-        accepted[name] = Argument(
-            argument.default, _LENGTHS.get(name, argument.annotation)
-        )
+        annotation = _LENGTHS.get(name, argument.annotation)
+        accepted[name] = Argument(argument.default, annotation)
     register(scheduler.__name__, extra_arguments=lambda: accepted)(build)
 
 

@@ -36,48 +36,51 @@ def record_collectives(folder: Path, rank: int) -> None:
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not any(name in os.environ for name in _FILE_NAMES):
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ[_FILE_NAMES[0]] = str(folder.absolute() / "flight_recorder.rank")
+        os.environ[_FILE_NAMES[0]] = str(
+            folder.absolute() / "flight_recorder.rank"
+        )
     Path(f"{_prefix()}{rank}").unlink(missing_ok=True)  # file of an earlier run
 
 
 def recorded_files() -> list[str]:
     """Return the flight recorder files of all ranks that this machine can see."""
     prefix = _prefix()
-    return sorted(glob(f"{escape(prefix)}[0-9]*")) if prefix else []
+    if not prefix:
+        return []
+    return sorted(glob(f"{escape(prefix)}[0-9]*"))
 
 
 def describe_recordings() -> str:
     """Return the end of a message that names the recorded files; "" if there are none."""
     files = recorded_files()
-    return (
-        f"; flight recorder (torchfrtrace reads it): {', '.join(files)}"
-        if files
-        else ""
-    )
+    if not files:
+        return ""
+    return f"; flight recorder (torchfrtrace reads it): {', '.join(files)}"
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Return whether an error of torch or NCCL reports a failed device."""
-    return isinstance(error, RuntimeError) and any(
-        part in str(error) for part in _HARDWARE
-    )
+    return isinstance(error, RuntimeError) and _names_hardware(str(error))
+
+
+def _names_hardware(text: str) -> bool:
+    return any(part in text for part in _HARDWARE)
 
 
 def explain_device_fault(error: BaseException) -> str | None:
     """Return a message about a failed device and what to do; None for any other error."""
     if not is_device_fault(error):
         return None
-    reason = next(
-        line
-        for line in str(error).splitlines()
-        if any(part in line for part in _HARDWARE)
-    )
+    reason = next(filter(_names_hardware, str(error).splitlines()))
     return (
         f"a device failed: {reason.strip()}; see nvidia-smi -q and the system log (Xid) for details; reset "
-        "the "
-        f"device or exclude it (CUDA_VISIBLE_DEVICES), then resume with -r auto{describe_recordings()}"
+        f"the device or exclude it (CUDA_VISIBLE_DEVICES), then resume with -r auto{describe_recordings()}"
     )
 
 
 def _prefix() -> str | None:
-    return next((os.environ[name] for name in _FILE_NAMES if name in os.environ), None)
+    """Return the path of the recorded files up to the number of the rank; None if nothing is recorded."""
+    for name in _FILE_NAMES:
+        if name in os.environ:
+            return os.environ[name]
+    return None

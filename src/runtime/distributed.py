@@ -20,7 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RankError, first_line
-from .device_faults import describe_recordings, is_device_fault, record_collectives
+from .device_faults import (
+    describe_recordings,
+    is_device_fault,
+    record_collectives,
+)
 from .log import logger
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
@@ -102,15 +106,15 @@ def pick_device(name: str | None) -> torch.device:
         return device
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"device '{name}' was requested, but torch {torch.__version__} finds no CUDA device here; use -d "
-            "cpu"
+            f"device '{name}' was requested, but torch {torch.__version__} finds no CUDA device here; use "
+            "-d cpu"
         )
     index = device.index if device.index is not None else local_rank
-    if index >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if index >= count:
         raise ConfigError(
-            f"device cuda:{index} was requested, but there are {torch.cuda.device_count()} CUDA devices; "
-            "start "
-            "fewer processes per machine"
+            f"device cuda:{index} was requested, but there are {count} CUDA devices; start fewer processes "
+            "per machine"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
@@ -139,11 +143,8 @@ def join_group(
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count <= 1:
         return
-    missing = [
-        name
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")
-        if name not in os.environ
-    ]
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise RankError(
             f"WORLD_SIZE is {count} but {', '.join(missing)} is not set; start several ranks with torchrun"
@@ -222,40 +223,37 @@ def tell_error(code: int, message: str) -> None:
 
 
 def _read_note(key: str) -> str | None:
+    """Return a note, or None if there is none or the store does not respond."""
     try:
-        return (
-            _store.get(key).decode()
-            if _store is not None and _store.check([key])
-            else None
-        )
+        if _store is None or not _store.check([key]):
+            return None
+        return _store.get(key).decode()
     except RuntimeError:
         return None
 
 
 def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return an error that explains why another rank does not respond, or None for any other error."""
-    if (
-        not is_distributed()
-        or not isinstance(error, RuntimeError)
-        or is_device_fault(error)
-    ):
+    if not is_distributed() or not isinstance(error, RuntimeError):
+        return None
+    if is_device_fault(error):
         return None
     if not any(part in str(error) for part in _LOST):
         return None
     found: list[LostRank] = []
-    asking = threading.Thread(
-        target=lambda: found.append(_ask_for_lost_rank()), daemon=True
-    )
+
+    def ask() -> None:
+        found.append(_ask_for_lost_rank())
+
+    # in a thread: the store itself does not respond if its host is the silent rank
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(
-        _GRACE + _ANSWER
-    )  # the store itself does not respond if its host is the silent rank
+    asking.join(_GRACE + _ANSWER)
     if found:
         return found[0]
     return LostRank(
         "another rank ended or does not respond, probably rank 0, which hosts the store; see its output for "
-        "the "
-        f"reason{describe_recordings()}"
+        f"the reason{describe_recordings()}"
     )
 
 
@@ -265,9 +263,8 @@ def _ask_for_lost_rank() -> LostRank:
     note = _read_note("error")
     if note:
         code, _, message = note.partition(" ")
-        return LostRank(
-            f"another rank ended first: error[{code}]: {message}", int(code)
-        )
+        text = f"another rank ended first: error[{code}]: {message}"
+        return LostRank(text, int(code))
     time.sleep(_GRACE)  # the other ranks notice at about the same time
     silent = []
     for number in range(world_size()):
@@ -363,19 +360,17 @@ def check_ranks_agree(known: dict[str, Any]) -> None:
     """
     everyone = gather_objects(known)
     for name, value in everyone[0].items():
-        others = [
-            number for number, theirs in enumerate(everyone) if theirs[name] != value
-        ]
+        others = []
+        for number, theirs in enumerate(everyone):
+            if theirs[name] != value:
+                others.append(number)
         if others:
-            shown = (
-                ""
-                if name == "configuration"
-                else f": {everyone[others[0]][name]} and {value}"
-            )
+            shown = f": {everyone[others[0]][name]} and {value}"
+            if name == "configuration":
+                shown = ""
             raise RankError(
                 f"rank(s) {', '.join(map(str, others))} and rank 0 differ in the {name}{shown}; start all "
-                "ranks "
-                "with the same command and files"
+                "ranks with the same command and files"
             )
 
 

@@ -30,6 +30,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_NAME = 200
 """Maximum bytes of a name that a temporary name keeps; file systems allow 255 bytes in all."""
 
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Flags for reading a file without following a symbolic link or waiting for the writer of a pipe."""
+
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.dfine-tmp(\.\w+)?")
 """Pattern of the names that `temporary_path` returns."""
 
@@ -44,9 +47,8 @@ def temporary_path(path: Path, suffix: str = "") -> Path:
     name = path.name
     while len(os.fsencode(name)) > LONGEST_NAME:
         name = name[:-1]
-    return path.with_name(
-        f".{name}.{os.getpid()}-{secrets.token_hex(4)}.dfine-tmp{suffix}"
-    )
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{name}.{unique}.dfine-tmp{suffix}")
 
 
 @contextmanager
@@ -68,7 +70,9 @@ def atomic_file(
     path = Path(path)
     temporary = temporary_path(path)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
         with open(os.open(temporary, flags, 0o666), "wb") as file:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +107,9 @@ def _remove(path: Path) -> int:
 class DiskFullError(ResourceError):
     """A disk is full, or a quota or file size limit is reached."""
 
-    def __init__(self, path: Path, written: int, needed: int | None = None) -> None:
+    def __init__(
+        self, path: Path, written: int, needed: int | None = None
+    ) -> None:
         """Make the message.
 
         Args:
@@ -117,8 +123,7 @@ class DiskFullError(ResourceError):
         free = shutil.disk_usage(path.parent).free
         super().__init__(
             f"disk full writing {path}: {need}free {free / 1e6:.1f} MB, {written / 1e6:.1f} MB written "
-            "before "
-            "the error"
+            "before the error"
         )
 
 
@@ -142,8 +147,9 @@ def write_atomically(
         with atomic_file(path, keep_previous=keep_previous) as file:
             write(file)
     except DiskFullError as error:
+        needed = _size_of(write)
         raise DiskFullError(
-            error.path, error.written, _size_of(write)
+            error.path, error.written, needed
         ) from error.__cause__
 
 
@@ -157,7 +163,9 @@ def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write(json_bytes(content, indent=1)))
+    write_atomically(
+        path, lambda file: file.write(json_bytes(content, indent=1))
+    )
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -167,7 +175,13 @@ def append_line(path: Path, line: bytes) -> None:
         ResourceError: if it cannot be written.
     """
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = (
+            os.O_WRONLY
+            | os.O_CREAT
+            | os.O_APPEND
+            | os.O_NOFOLLOW
+            | os.O_CLOEXEC
+        )
         with open(os.open(path, flags, 0o666), "ab") as file:
             file.write(line + b"\n")
             file.flush()
@@ -222,10 +236,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 def _is_abandoned(path: Path) -> bool:
     """Return whether a path is a regular file that no process has locked."""
     try:
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
-            "rb",
-        ) as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,18 +257,26 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = (
+            os.O_RDWR
+            | os.O_CREAT
+            | os.O_NOFOLLOW
+            | os.O_NONBLOCK
+            | os.O_CLOEXEC
+        )
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        reason = (
-            "it is a symbolic link" if path.is_symlink() else error.strerror or error
-        )
+        reason: object = error.strerror or error
+        if path.is_symlink():
+            reason = "it is a symbolic link"
         raise ConfigError(
             f"{path} cannot be used as a lock: {reason}; choose another --output-dir"
         ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ConfigError(f"{path} is not a regular file; choose another --output-dir")
+        raise ConfigError(
+            f"{path} is not a regular file; choose another --output-dir"
+        )
     with open(descriptor, "r+", errors="replace") as file:
         holder = file.read(32).strip()
         if holder and not holder.isdecimal():
@@ -293,10 +312,7 @@ def is_in_use(folder: Path) -> bool:
     if path.resolve() in _held:
         return False
     try:
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC),
-            "rb",
-        ) as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -333,7 +349,11 @@ class _Counter(io.BytesIO):
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Set the position, as in any file."""
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}
+        starts = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self.position,
+            io.SEEK_END: self.size,
+        }
         self.position = starts[whence] + offset
         return self.position
 
@@ -348,12 +368,12 @@ def _keep(path: Path, name: Path) -> None:
             shutil.copyfile(path, link)
         os.replace(link, name)
     finally:
-        link.unlink(
-            missing_ok=True
-        )  # it still exists if both names were the same file already
+        # it still exists if both names were the same file already
+        link.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
+    """Write the entries of a folder to disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -27,7 +27,9 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from tensors_in(item, f"{name}.{index}" if name else str(index))
+            yield from tensors_in(
+                item, f"{name}.{index}" if name else str(index)
+            )
 
 
 @torch.no_grad()
@@ -35,24 +37,24 @@ def first_non_finite(content: Any) -> str | None:
     """Return the path of the first tensor with NaN or infinity, or None; synchronizes once per device."""
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in tensors_in(content):
-        if (
-            tensor.is_floating_point()
-            and tensor.numel()
-            and not name.endswith(COMPUTED_KEYS)
-        ):
+        has_floats = tensor.is_floating_point() and tensor.numel()
+        if has_floats and not name.endswith(COMPUTED_KEYS):
             usual = tensor if tensor.dtype in _USUAL else tensor.float()
             by_device[tensor.device].append((name, usual))
     for found in by_device.values():
-        largest = torch._foreach_norm([tensor for _, tensor in found], float("inf"))
-        finite = torch.isfinite(
-            torch.stack([value.double() for value in largest])
-        ).tolist()
+        largest = torch._foreach_norm(
+            [tensor for _, tensor in found], float("inf")
+        )
+        norms = torch.stack([value.double() for value in largest])
+        finite = torch.isfinite(norms).tolist()
         if not all(finite):
             return found[finite.index(False)][0]
     return None
 
 
-def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -> None:
+def refuse_non_finite_outputs(
+    found: Mapping[str, Any], images: Sequence[str]
+) -> None:
     """Check that the outputs of a model for a batch of images are finite.
 
     Logits are checked besides scores, because the sigmoid of an infinite logit is finite. The check
@@ -72,16 +74,15 @@ def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -
             values[key] = torch.as_tensor(found[key])
     if not values:
         return
-    finite = torch.stack(
-        [torch.isfinite(value).flatten(1).all(1) for value in values.values()]
-    )
-    for image, fine in zip(images, finite.T.tolist()):
+    finite = []
+    for value in values.values():
+        finite.append(torch.isfinite(value).flatten(1).all(1))
+    for image, fine in zip(images, torch.stack(finite).T.tolist()):
         if not all(fine):
             key = list(values)[fine.index(False)]
             raise NumericsError(
                 f"the model gives {_OUTPUTS[key]} that are not finite for {image}: its weights have "
-                "diverged, "
-                "or values overflow in this precision (float32 does not)"
+                "diverged, or values overflow in this precision (float32 does not)"
             )
 
 

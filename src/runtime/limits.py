@@ -24,10 +24,10 @@ _NO_MEMORY = ("No space left", "insufficient", "Cannot allocate memory")
 
 def is_system_limit(error: BaseException) -> bool:
     """Return whether an error is about the process or the system and not about the file being read."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
+    limits = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) in limits
     )
 
 
@@ -41,11 +41,9 @@ def explain_limit(error: BaseException) -> str | None:
     if limit is not None:
         return describe_limit(limit)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        place = (
-            f"disk full writing {error.filename}"
-            if error.filename
-            else "a disk or shared memory is full"
-        )
+        place = "a disk or shared memory is full"
+        if error.filename:
+            place = f"disk full writing {error.filename}"
         return (
             f"{place}: {error.strerror}; free some space, then start the command again (a training run with "
             "-r auto)"
@@ -74,14 +72,10 @@ def describe_limit(limit: int) -> str:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = max(4096, 4 * soft)
         if hard == resource.RLIM_INFINITY or hard >= wanted:
-            raised = (
-                f"raise it with ulimit -n {wanted} in the shell that starts the run"
-            )
+            raised = f"raise it with ulimit -n {wanted} in the shell that starts the run"
         else:
             docker = f"docker run --ulimit nofile={wanted}"
-            raised = (
-                f"ask an administrator to raise the hard limit of {hard} ({docker})"
-            )
+            raised = f"ask an administrator to raise the hard limit of {hard} ({docker})"
         return (
             f"too many open files: this process may have {soft} (ulimit -n); {raised}, or reduce num_workers "
             "and prefetch_factor of the data loaders"
@@ -89,7 +83,9 @@ def describe_limit(limit: int) -> str:
     size = ""
     if SHARED_MEMORY.is_dir():
         usage = shutil.disk_usage(SHARED_MEMORY)
-        size = f" ({SHARED_MEMORY} has {usage.total / 1e6:.0f} MB, of which {usage.free / 1e6:.0f} are free now)"
+        total = usage.total / 1e6
+        free = usage.free / 1e6
+        size = f" ({SHARED_MEMORY} has {total:.0f} MB, of which {free:.0f} are free now)"
     return (
         f"shared memory is full{size}, and workers pass batches through it; start the container with "
         "--shm-size=8g, or reduce num_workers, prefetch_factor or total_batch_size"

@@ -23,7 +23,9 @@ def say(text: str) -> None:
 
 def silence() -> None:
     """Discard everything that is written to standard output from now on."""
-    with suppress(OSError, ValueError):  # the stream may have no file, as in tests
+    with suppress(
+        OSError, ValueError
+    ):  # the stream may have no file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -51,26 +53,26 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handler = _Terminal(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    )
     handler.addFilter(_OneLine())
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(
-        logging.ERROR if not speaks else logging.DEBUG if debug else logging.INFO
-    )
+    if not speaks:
+        logger.setLevel(logging.ERROR)
+    else:
+        logger.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def printable(text: str) -> str:
     """Return a message as one line of bounded length, without control characters from names in files."""
-    cut = (
-        f" ... ({len(text) - LONGEST_LINE} more characters)"
-        if len(text) > LONGEST_LINE
-        else ""
-    )
-    return (
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_LINE])
-        + cut
-    )
+    shown = ""
+    for character in text[:LONGEST_LINE]:
+        shown += character if character.isprintable() else repr(character)[1:-1]
+    if len(text) > LONGEST_LINE:
+        shown += f" ... ({len(text) - LONGEST_LINE} more characters)"
+    return shown
 
 
 class _OneLine(logging.Filter):
@@ -78,6 +80,8 @@ class _OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = printable(record.getMessage())
-        record.msg = f"warning: {text}" if record.levelno == logging.WARNING else text
+        record.msg = (
+            f"warning: {text}" if record.levelno == logging.WARNING else text
+        )
         record.args = ()
         return True

@@ -22,9 +22,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all(
-        [
-            mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO),
-            mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO),
-        ]
-    )
+    is_mapped_later = mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO)
+    is_trimmed_later = mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO)
+    return bool(is_mapped_later and is_trimmed_later)

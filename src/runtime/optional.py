@@ -43,9 +43,7 @@ def import_optional(name: str, advice: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        needs = (
-            f" ({name} needs {error.name})" if error.name not in (None, name) else ""
-        )
-        raise ConfigError(
-            f"{ADVICE[name] if advice is None else advice}{needs}"
-        ) from None
+        message = ADVICE[name] if advice is None else advice
+        if error.name not in (None, name):
+            message += f" ({name} needs {error.name})"
+        raise ConfigError(message) from None

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -36,11 +36,24 @@ YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 LARGEST_READ = 1 << 20
 """Maximum bytes of a file that are read to recognize it."""
 
-_COCO_MARK = re.compile(rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
+_COCO_MARK = re.compile(
+    rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode()
+)
 """Start of COCO files with the mark."""
 
 _REPORT_MARK = re.compile(rf'\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
 """Start of reports."""
+
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors of reading a file that is damaged or of another kind."""
 
 _MP4_BOX = len(WRITER.encode()) + 8
 """Length of the box appended to videos: size, type "free", the mark (ISO/IEC 14496-12, section 8.1.2)."""
@@ -48,21 +61,18 @@ _MP4_BOX = len(WRITER.encode()) + 8
 
 def is_ours(path: Path) -> bool:
     """Return whether this project wrote a file; False for symbolic links, folders and unknown suffixes."""
-    if path.is_symlink() or not path.is_file():
+    if not _is_regular(path):
         return False
     recognize = _RECOGNIZE.get(path.suffix.lower())
     try:
         return recognize is not None and recognize(path)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        RecursionError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):
+    except _READ_ERRORS:
         return False
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether a path is a file and not a symbolic link."""
+    return path.is_file() and not path.is_symlink()
 
 
 def is_our_coco_file(path: Path) -> bool:
@@ -70,11 +80,7 @@ def is_our_coco_file(path: Path) -> bool:
 
     `is_ours` does not recognize these files, because no other result may replace labels.
     """
-    return (
-        path.is_file()
-        and not path.is_symlink()
-        and _COCO_MARK.match(_head(path)) is not None
-    )
+    return _is_regular(path) and _COCO_MARK.match(_head(path)) is not None
 
 
 def refuse_foreign(
@@ -93,13 +99,14 @@ def refuse_foreign(
     Raises:
         ConfigError: with the files that this project did not write.
     """
-    foreign = [
-        str(path) for path in paths if os.path.lexists(path) and not recognize(path)
-    ]
+    foreign = []
+    for path in paths:
+        if os.path.lexists(path) and not recognize(path):
+            foreign.append(str(path))
     if foreign:
-        shown = ", ".join(foreign[:5]) + (
-            f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
-        )
+        shown = ", ".join(foreign[:5])
+        if len(foreign) > 5:
+            shown += f" and {len(foreign) - 5} more"
         which = "it" if len(foreign) == 1 else "them"
         raise ConfigError(
             f"{shown} would be replaced, but this project did not write {which}; {advice}"
@@ -117,16 +124,14 @@ def prepare_report(path: Path, flag: str) -> None:
         ConfigError: if the report cannot be written.
     """
     prepare_output_dir(path.parent)
-    refuse_foreign([path], f"name another file with {flag}", recognize=is_our_report)
+    refuse_foreign(
+        [path], f"name another file with {flag}", recognize=is_our_report
+    )
 
 
 def is_our_report(path: Path) -> bool:
     """Return whether a file is a report of this project; a report replaces no other kind of result."""
-    return (
-        path.is_file()
-        and not path.is_symlink()
-        and _REPORT_MARK.match(_head(path)) is not None
-    )
+    return _is_regular(path) and _REPORT_MARK.match(_head(path)) is not None
 
 
 def refuse_leaving(folder: Path, paths: Iterable[Path]) -> None:
@@ -176,20 +181,18 @@ def write_picture(
     path: Path, picture: Image.Image, quality: int = 92, *, mark: str = WRITER
 ) -> None:
     """Write a JPEG file with the mark, atomically."""
-    write_atomically(
-        path,
-        lambda file: picture.save(file, "JPEG", quality=quality, comment=mark.encode()),
-    )
+    comment = mark.encode()
+
+    def write(file: BinaryIO) -> None:
+        picture.save(file, "JPEG", quality=quality, comment=comment)
+
+    write_atomically(path, write)
 
 
 def is_our_data_image(path: Path) -> bool:
     """Return whether this project wrote an image of a data set, which `is_ours` does not recognize."""
     try:
-        return (
-            path.is_file()
-            and not path.is_symlink()
-            and _comment(path) == DATA_IMAGE.encode()
-        )
+        return _is_regular(path) and _comment(path) == DATA_IMAGE.encode()
     except OSError:
         return False
 
@@ -203,12 +206,16 @@ def picture_names(names: Sequence[str]) -> list[str]:
     stems = Counter(os.path.splitext(name)[0].casefold() for name in names)
     taken: set[str] = set()
     for name in names:
-        taken.update(str(folder).casefold() for folder in PurePosixPath(name).parents)
+        taken.update(
+            str(folder).casefold() for folder in PurePosixPath(name).parents
+        )
     result = []
     for name in names:
         stem = os.path.splitext(name)[0]
         picture = f"{name if stems[stem.casefold()] > 1 else stem}.jpg"
-        while picture.casefold() in taken:  # an image a.jpg.jpg beside a.jpg and a.png
+        while (
+            picture.casefold() in taken
+        ):  # an image a.jpg.jpg beside a.jpg and a.png
             picture = f"{picture}.jpg"
         taken.add(picture.casefold())
         result.append(picture)
@@ -224,26 +231,44 @@ def marked_coco(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a COCO file with the mark in `info`, which comes first as files may be large."""
     others = {key: value for key, value in content.items() if key != "info"}
     info = content.get("info")
-    return {
-        "info": {MARK: WRITER, **(info if isinstance(info, dict) else {})},
-        **others,
-    }
+    if not isinstance(info, dict):
+        info = {}
+    return {"info": {MARK: WRITER, **info}, **others}
 
 
 def mark_video(path: Path) -> None:
     """Append a box with the mark to an .mp4 file; players skip it."""
     with open(path, "ab") as file:
-        file.write(_MP4_BOX.to_bytes(4, "big") + b"free" + WRITER.encode())
+        file.write(_video_mark())
+
+
+def _video_mark() -> bytes:
+    """Return the box that is appended to videos."""
+    return _MP4_BOX.to_bytes(4, "big") + b"free" + WRITER.encode()
+
+
+_EXPORT_KEYS = {
+    "preprocessing",
+    "classes",
+    "threshold",
+    "input_size",
+    "batch_size",
+    "format",
+}
+"""Keys of the metadata of an exported model."""
 
 
 def _is_our_json(path: Path) -> bool:
+    """Return whether a JSON file has the mark, or the structure of a result of a version without marks."""
     head = _head(path)
-    is_prediction_list = head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    is_prediction_list = (
+        head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    )
     if is_prediction_list:  # a list has no place for a mark
         return True
     if (
         len(head) == LARGEST_READ
-    ):  # only reports are so large, and they begin with the mark
+    ):  # only reports are so large; they begin with the mark
         return _REPORT_MARK.match(head) is not None
     content = json.loads(head)
     if not isinstance(content, dict):
@@ -251,19 +276,9 @@ def _is_our_json(path: Path) -> bool:
     if MARK in content:
         return content[MARK] == WRITER
     keys = content.keys()
-    return (
-        keys == {"status", "exit_code", "message"}
-        or keys >= {"weights", "AP", "AP50", "AR100", "F1"}
-        or keys
-        >= {
-            "preprocessing",
-            "classes",
-            "threshold",
-            "input_size",
-            "batch_size",
-            "format",
-        }
-    )
+    is_status = keys == {"status", "exit_code", "message"}
+    is_evaluation = keys >= {"weights", "AP", "AP50", "AR100", "F1"}
+    return is_status or is_evaluation or keys >= _EXPORT_KEYS
 
 
 def _is_our_yaml(path: Path) -> bool:
@@ -301,7 +316,7 @@ def _comment(path: Path) -> bytes | None:
 def _is_our_video(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _MP4_BOX))
-        return file.read() == _MP4_BOX.to_bytes(4, "big") + b"free" + WRITER.encode()
+        return file.read() == _video_mark()
 
 
 def _is_our_graph(path: Path) -> bool:

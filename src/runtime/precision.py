@@ -16,8 +16,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     Returns:
         `torch.bfloat16` or `torch.float16`.
     """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(
-        including_emulation=False
-    ):
-        return torch.float16
-    return torch.bfloat16
+    if device.type != "cuda":
+        return torch.bfloat16
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16

@@ -89,9 +89,8 @@ def run_command(
     sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)
-    if (
-        not code
-    ):  # after an error, leaving the group would wait for ranks that wait for this one
+    # after an error, leaving the group would wait for ranks that wait for this one
+    if not code:
         leave_group()
     # threads of the group may still run, with which a normal exit of the interpreter sometimes aborts
     os._exit(code)
@@ -141,25 +140,20 @@ def explain(error: BaseException) -> tuple[int, str]:
     if _is_torch_out_of_memory(error):
         return ResourceError.exit_code, (
             f"out of memory: {first_line(error, without_text='allocation failed')}; reduce total_batch_size "
-            "and "
-            "raise grad_accum_steps by the same factor, or enable DINOv3Backbone.gradient_checkpointing; "
+            "and raise grad_accum_steps by the same factor, or enable DINOv3Backbone.gradient_checkpointing; "
             "last.pth is unchanged since the last save"
         )
     fault = explain_device_fault(error)
     if fault:
-        return (RankError if is_distributed() else ResourceError).exit_code, fault
+        return (
+            RankError if is_distributed() else ResourceError
+        ).exit_code, fault
     limit = explain_limit(error)
     if limit:
         return ResourceError.exit_code, limit
-    if (
-        isinstance(error, OSError)
-        and error.errno in _PATH_FAULTS
-        and error.filename is not None
-    ):
-        return (
-            ConfigError.exit_code,
-            f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}",
-        )
+    path_fault = _explain_path_fault(error)
+    if path_fault:
+        return ConfigError.exit_code, path_fault
     if isinstance(error, Terminated):
         return 128 + error.signal, f"stopped by {error.signal.name}"
     if isinstance(error, KeyboardInterrupt):
@@ -172,12 +166,21 @@ def explain(error: BaseException) -> tuple[int, str]:
     )
 
 
+def _explain_path_fault(error: BaseException) -> str | None:
+    """Return a message about a path that cannot be used; None for any other error."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    if error.errno not in _PATH_FAULTS:
+        return None
+    return f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
+
+
 def _is_torch_out_of_memory(error: BaseException) -> bool:
     """Return whether a torch allocation failed; on the CPU, only the message identifies such an error."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = "DefaultCPUAllocator: can't allocate memory"
+    return isinstance(error, RuntimeError) and text in str(error)
 
 
 def _own_words(error: RunError) -> str:
@@ -190,6 +193,7 @@ def _own_words(error: RunError) -> str:
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:
+    """Write `run_status.json`, unless another run uses the folder or the file is not of this project."""
     try:
         if folder is None or not folder.is_dir():
             return
@@ -201,7 +205,11 @@ def _write_status(folder: Path | None, code: int, message: str) -> None:
                 "%s was not written by this project and is not changed", path
             )
             return
-        status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
-        write_json(path, {"status": status, "exit_code": code, "message": message})
+        status = {0: "done", Preempted.exit_code: "preempted"}.get(
+            code, "failed"
+        )
+        write_json(
+            path, {"status": status, "exit_code": code, "message": message}
+        )
     except (ResourceError, OSError) as error:
         logger.warning("%s", error)

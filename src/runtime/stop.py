@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Records the first signal; the training loop checks it where it can stop."""
+    """Record the first signal; the training loop checks it where it can stop."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -29,7 +29,9 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Record signals to this process while the body runs; child processes end by a signal as usual."""
         self._process = os.getpid()
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        before = {
+            number: signal.signal(number, self._note) for number in SIGNALS
+        }
         try:
             yield
         finally:
@@ -42,10 +44,10 @@ class StopRequest:
         return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: record the first one; end child processes, and the run at a second signal."""
         is_child = os.getpid() != self._process
-        is_repeated = (
-            self.asked and number != signal.SIGHUP
-        )  # a launcher may send SIGHUP several times
+        # a launcher may send SIGHUP several times
+        is_repeated = self.asked and number != signal.SIGHUP
         if is_child or is_repeated:
             os._exit(128 + number)
         if self.asked:
@@ -70,17 +72,18 @@ def end_with_launcher() -> None:
 
 def warn_of_unheard_signal() -> None:
     """Log a warning on Slurm if torchrun would end on SIGUSR1 instead of forwarding it."""
-    if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if (
+        "SLURM_JOB_ID" not in os.environ
+        or "TORCHELASTIC_RUN_ID" not in os.environ
+    ):
         return
+    command_line = Path(f"/proc/{os.getppid()}/cmdline")
     try:
-        launcher = (
-            Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
-        )
+        launcher = command_line.read_bytes().decode(errors="replace")
     except OSError:
         return
     if "SIGUSR1" not in launcher:
         logger.warning(
             "torchrun ends on SIGUSR1, which Slurm sends before a time limit, without ending its workers; "
-            "start "
-            "it with --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)"
+            "start it with --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 (docs/cluster.md)"
         )

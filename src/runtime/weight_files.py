@@ -53,11 +53,14 @@ def write_tensor_file(
 
     def write(file: BinaryIO) -> None:
         hashing = _HashingFile(file)
+        marked = {MARK: WRITER, **content}
         try:
             torch.save(
-                {MARK: WRITER, **content}, cast(BinaryIO, hashing)
+                marked, cast(BinaryIO, hashing)
             )  # calls only write and flush
-        except RuntimeError as error:  # torch's writer hides the error of the file
+        except (
+            RuntimeError
+        ) as error:  # torch's writer hides the error of the file
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
         file.seek(-2, 2)  # the archive ends with the length of its comment
@@ -74,23 +77,22 @@ def verify_digest(path: Path) -> bool | None:
             return None
         file.seek(size - _COMMENT_LENGTH - 2)
         tail = file.read()
-        if tail[:2] != _COMMENT_LENGTH.to_bytes(2, "little") or not tail[2:].startswith(
-            _DIGEST_PREFIX
-        ):
+        start = _COMMENT_LENGTH.to_bytes(2, "little") + _DIGEST_PREFIX
+        if not tail.startswith(start):
             return None
         file.seek(0)
         sha256 = _digest(file, size - len(tail))
     sha256.update(b"\0\0")
-    return tail[2 + len(_DIGEST_PREFIX) :] == sha256.hexdigest().encode()
+    return tail.removeprefix(start) == sha256.hexdigest().encode()
 
 
 def is_marked_tensor_file(path: Path) -> bool:
     """Return whether `write_tensor_file` wrote a file, even if it has been damaged since."""
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    return (MARK.encode() in head and WRITER.encode() in head) or verify_digest(
-        path
-    ) is not None
+    if MARK.encode() in head and WRITER.encode() in head:
+        return True
+    return verify_digest(path) is not None
 
 
 class _HashingFile:
@@ -130,32 +132,28 @@ def read_tensor_file(path: str | Path) -> Any:
     digest_fits = verify_digest(path)
     if digest_fits is False:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest inside "
-            "it"
+            f"{path} ({path.stat().st_size} bytes) is damaged: its content does not match the digest "
+            "inside it"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's guesses at the cause; the messages below are clearer
+            # torch's guesses at the cause; the messages below are clearer
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(
-            r"(?:global|class) ([\w.]+)", text
-        )
-        what = (
-            f"it refers to {found[1]}"
-            if found
-            else "its pickle is damaged or contains more than tensors"
-        )
+        found = re.search(r"GLOBAL ([\w.]+)", text)
+        if not found:
+            found = re.search(r"(?:global|class) ([\w.]+)", text)
+        what = "its pickle is damaged or contains more than tensors"
+        if found:
+            what = f"it refers to {found[1]}"
         raise CheckpointError(
             f"{path} is not a file of plain tensors: {what}; it was not loaded"
         ) from None
     except Exception as error:  # torch's readers raise KeyError, AssertionError, struct.error and others
-        if "weights_only" in str(
-            error
-        ):  # torch's message advises to load the file nevertheless
+        # torch's message advises to load the file nevertheless
+        if "weights_only" in str(error):
             raise CheckpointError(
                 f"{path} is a TorchScript archive or a tar file, which may contain code; it was not loaded"
             ) from None
@@ -167,8 +165,7 @@ def read_tensor_file(path: str | Path) -> Any:
     if has_mark and digest_fits is None:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged: the digest at its end is missing or "
-            "truncated; if "
-            f"another program saved this content again, it must leave out the entry '{MARK}'"
+            f"truncated; if another program saved this content again, it must leave out the entry '{MARK}'"
         )
     return content
 
@@ -182,7 +179,9 @@ def checked_path(path: str | Path) -> Path:
     path = Path(refuse_address(path)).expanduser()
     if not path.exists():
         hint = did_you_mean_file(path)
-        raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()}){hint}")
+        raise CheckpointError(
+            f"{path} does not exist (looked from {Path.cwd()}){hint}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
     if path.stat().st_size == 0:
@@ -259,8 +258,7 @@ def _refuse_zip_bomb(path: Path) -> None:
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError(
             f"{path} has {packed} bytes but unpacks to {unpacked}; torch does not write such files, so it "
-            "was "
-            "not loaded"
+            "was not loaded"
         )
     raise CheckpointError(
         f"{path} has {packed} bytes but claims records of {unpacked}; it was not loaded"
@@ -285,16 +283,11 @@ def _refuse_tensors_without_data(path: Path, content: Any) -> None:
         elif isinstance(value, list | tuple | set):
             found += value
         elif isinstance(value, torch.Tensor):
-            if (
-                value.layout != torch.strided
-                or value.is_meta
-                or value.is_quantized
-                or value.is_nested
-            ):
+            is_special = value.is_meta or value.is_quantized or value.is_nested
+            if is_special or value.layout != torch.strided:
                 raise CheckpointError(
                     f"{path} contains a tensor that is sparse, quantized or without data, expected dense "
-                    "tensors; "
-                    "it was not loaded"
+                    "tensors; it was not loaded"
                 )
             num_bytes = value.numel() * value.element_size()
             if num_bytes > max(EXPANSION_LIMIT * size, _ALWAYS_ALLOWED):

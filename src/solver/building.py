@@ -94,8 +94,9 @@ def build_run(
     plan = make_plan(settings, data.train_loader, thaws)
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
+    has_named_device = settings.device is not None
     amp_dtype = amp_dtype_of_run(
-        settings.use_amp, device, named=settings.device is not None
+        settings.use_amp, device, named=has_named_device
     )
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
@@ -112,7 +113,9 @@ def build_run(
         state=state,
         step=step,
         rates=rates,
-        phases=Phases(step, find_unused_parameters=settings.find_unused_parameters),
+        phases=Phases(
+            step, find_unused_parameters=settings.find_unused_parameters
+        ),
         postprocessor=cfg.postprocessor.eval(),
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
@@ -217,9 +220,8 @@ def build_model(
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
-    broadcast_tensors(
-        list(model.state_dict().values())
-    )  # before the EMA copies the weights
+    # before the EMA copies the weights
+    broadcast_tensors(list(model.state_dict().values()))
     return model, origin
 
 
@@ -246,11 +248,13 @@ def _build_rates(
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
         scale_to_batch(optimizer, base, plan.batch_size, schedule)
     if cfg.lr_scheduler is not None:
-        cfg.lr_scheduler.rates(
-            plan.epochs - 1
-        )  # raises now if the schedule ends before the run
+        # raises now if the schedule ends before the run
+        cfg.lr_scheduler.rates(plan.epochs - 1)
     return LearningRates(
-        optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch
+        optimizer,
+        cfg.lr_scheduler,
+        cfg.lr_warmup_scheduler,
+        plan.steps_per_epoch,
     )
 
 
@@ -261,7 +265,9 @@ def _gather_facts(
     origin: dict[str, Any],
     plan: TrainingPlan,
 ) -> RunFacts:
-    size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get("eval_spatial_size")
+    size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get(
+        "eval_spatial_size"
+    )
     return RunFacts(
         seed=seed,
         classes=data.classes,
@@ -290,9 +296,9 @@ def _resume(
         if is_main():
             checkpoints.set_best_aside()
     elif state.best.epoch is not None:
-        found = (
-            checkpoints.has_best(state.best.epoch, start.path) if is_main() else None
-        )
+        found = None
+        if is_main():
+            found = checkpoints.has_best(state.best.epoch, start.path)
         if not broadcast_object(found):
             _continue_without_best(state, plan, checkpoints.folder, start.path)
     logger.info(

@@ -40,11 +40,13 @@ def settle_classes(
     if file is not None and file.classes and same_classes:
         for data in data_sets:
             categories = list(zip(data.category_ids, data.class_names))
-            data.use_labels(
-                find_labels(
-                    categories, file.classes, ann_file=data.ann_file, weights=file.path
-                )
+            labels = find_labels(
+                categories,
+                file.classes,
+                ann_file=data.ann_file,
+                weights=file.path,
             )
+            data.use_labels(labels)
         if count is None:
             cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         return
@@ -53,8 +55,7 @@ def settle_classes(
         cfg.set("num_classes", needed, f"counted in {ann_file}")
     elif count < needed:
         raise ConfigError(
-            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or take it "
-            "out"
+            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or remove it"
         )
     elif count > needed:
         logger.info(
@@ -63,12 +64,8 @@ def settle_classes(
             needed,
         )
         highest = max(max(data.category_ids) for data in data_sets)
-        if (
-            file is not None
-            and not file.classes
-            and highest < count
-            and not data_sets[0].remap_mscoco_category
-        ):
+        ids_fit = highest < count and not data_sets[0].remap_mscoco_category
+        if file is not None and not file.classes and ids_fit:
             logger.info(
                 "%s has no class names and num_classes exceeds the number of categories: category ids are "
                 "used as labels, as in D-FINE's own trainer",

@@ -18,25 +18,26 @@ from ..runtime.distributed import barrier, is_main
 from ..runtime.log import logger
 
 
-def check_images(cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path) -> None:
+def check_images(
+    cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path
+) -> None:
     """Check all image files on all ranks without decoding them; rank 0 logs data warnings.
 
     Args:
         cfg: configuration of the run; with `strict`, warnings raise an error.
-        data_sets: training data, if there are any, and validation data.
+        data_sets: training and validation data of a run, or only the validation data of an evaluation.
         folder: folder for the header data, which the next start reuses.
 
     Raises:
         DataError: if images are missing or contradict their labels; with `strict`, for any data warning.
     """
-    parts = ("train", "val")[-len(data_sets) :]
+    parts = ["val"] if len(data_sets) == 1 else ["train", "val"]
     warnings: list[str] = []
     for name, data in zip(parts, data_sets):
         if is_main():
             _compare_sizes(cfg, data)
-        warnings += data.check(
-            strict=cfg.settings.strict, cache=folder / f"images.{name}.npz"
-        )
+        cache = folder / f"images.{name}.npz"
+        warnings += data.check(strict=cfg.settings.strict, cache=cache)
     if is_main():
         warnings += data_sets[0].describe_duplicates(*data_sets[1:])
         _report(warnings, strict=cfg.settings.strict)
@@ -44,6 +45,7 @@ def check_images(cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path) 
 
 
 def _report(warnings: list[str], *, strict: bool) -> None:
+    """Log data warnings, or raise an error with all of them if `strict` is set."""
     if not warnings:
         return
     if strict:

@@ -76,7 +76,7 @@ def evaluate(
         device: device of the model.
         between: function called before each batch.
         folder: folder in which a batch with NaN outputs is saved; None saves nothing.
-        advice: end of the error message in this case: what the user can do.
+        advice: end of the error message in this case, with advice for the user.
 
     Returns:
         Metrics by name, identical on every rank.
@@ -90,7 +90,9 @@ def evaluate(
     evaluator.reset()
     for images, targets in with_progress(loader, "evaluation", len(loader)):
         between()
-        sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
+        sizes = torch.stack([target["orig_size"] for target in targets]).to(
+            device
+        )
         image_ids = [int(target["image_id"]) for target in targets]
         outputs = model(images.to(device, non_blocking=True))
         image_names = [f"image {image_id}" for image_id in image_ids]

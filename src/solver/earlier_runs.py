@@ -56,14 +56,17 @@ def set_aside_earlier_run(
     Returns:
         The new folder; None if nothing was moved.
     """
-    stay = [path for path in inputs if path is not None and os.path.exists(path)]
+    stay = [
+        path for path in inputs if path is not None and os.path.exists(path)
+    ]
     results: list[Path] = []
     for path in _results(folder):
         if not any(path.samefile(other) for other in stay):
             results.append(path)
-    worth_keeping = [
-        path for path in results if path.suffix == ".pth" or path.name == LOG_FILE
-    ]
+    worth_keeping = []
+    for path in results:
+        if path.suffix == ".pth" or path.name == LOG_FILE:
+            worth_keeping.append(path)
     if not any(path.stat().st_size for path in worth_keeping):
         return None
     number = 1
@@ -86,6 +89,7 @@ def set_aside_earlier_run(
 
 
 def _results(folder: Path) -> Iterator[Path]:
+    """Yield the results of a run in a folder that this project wrote."""
     for pattern in _RESULTS:
         yield from filter(is_ours, sorted(folder.glob(pattern)))
     yield from sorted(folder.glob(_CURVES))

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365, OBJECTS365_SLOTS
+from ..core.coco_categories import (
+    COCO_NAMES,
+    COCO_TO_OBJECTS365,
+    OBJECTS365_SLOTS,
+)
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, describe_misfits, refuse_factors
 from ..detection.weight_file import WeightFile, class_count
@@ -57,10 +61,9 @@ def load_for_tuning(
     for key in layers:
         weights[key] = _mapped_rows(weights.get(key), own[key], mapping, theirs)
     for key in list(filter(_CLASS_LAYERS.match, weights)):
+        # for example the denoising embedding, if the model has no denoising
         if key not in own:
-            del weights[
-                key
-            ]  # for example the denoising embedding, if the model has no denoising
+            del weights[key]
     faults = describe_misfits(weights, own)
     if faults:
         raise CheckpointError(
@@ -76,7 +79,11 @@ def load_for_tuning(
             f"({', '.join(layers[:3])}, ...)"
         )
     logger.info(
-        "tuning from %s: loaded %d of %d tensors%s", file.path, loaded, len(own), reset
+        "tuning from %s: loaded %d of %d tensors%s",
+        file.path,
+        loaded,
+        len(own),
+        reset,
     )
 
 
@@ -118,9 +125,9 @@ def map_classes(
             exact.setdefault(name, index)
             any_case.setdefault(name.casefold(), index)
         row = any_case | exact
-        mapping: ClassMap = [
-            row.get(name, row.get(name.casefold())) for name in our_names
-        ]
+        mapping: ClassMap = []
+        for name in our_names:
+            mapping.append(row.get(name, row.get(name.casefold())))
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
         return [index + 1 for index in COCO_TO_OBJECTS365]

@@ -40,16 +40,18 @@ class BestModel:
         score = metrics[self.metric]
         if score is not None and not math.isfinite(score):
             score = None
-        if self.epoch is not None and (
-            score is None or (self.score is not None and score <= self.score)
-        ):
-            return False
+        if self.epoch is not None:
+            is_first_score = self.score is None
+            if score is None or not (is_first_score or score > self.score):
+                return False
         self.score = score
         self.epoch = epoch
         self.stage_one_weights = {}
         if stage == 1:
             for name, weight in weights.items():
-                self.stage_one_weights[name] = weight.detach().to("cpu", copy=True)
+                self.stage_one_weights[name] = weight.detach().to(
+                    "cpu", copy=True
+                )
         return True
 
     def forget_score(self) -> None:

@@ -1,4 +1,7 @@
-"""Count and log skipped steps; too many of them end the run. `training_step.py` decides which step is skipped."""
+"""Count and log skipped steps; too many of them end the run.
+
+`training_step.py` decides which steps are skipped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ ADVICE_FOR_A_RUN = (
     "listed above; last.pth holds the latest state with finite values"
 )
 
-ADVICE_FOR_WEIGHTS = "try float32 instead of fp16, or the weights of an earlier epoch"
+ADVICE_FOR_WEIGHTS = (
+    "try float32 instead of fp16, or the weights of an earlier epoch"
+)
 """Advice for weights that give NaN in an evaluation without training."""
 
 
@@ -78,19 +83,22 @@ class NumericsGuard:
             if not why:
                 continue
             failed_ranks.append(number)
-            shown = ", ".join(paths[:IMAGES_NAMED]) + (
-                " ..." if len(paths) > IMAGES_NAMED else ""
-            )
+            shown = ", ".join(paths[:IMAGES_NAMED])
+            if len(paths) > IMAGES_NAMED:
+                shown += " ..."
             logger.warning(
-                "step %d skipped: %s on rank %d; images: %s", step, why, number, shown
+                "step %d skipped: %s on rank %d; images: %s",
+                step,
+                why,
+                number,
+                shown,
             )
         tolerated = max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch)
         if self.in_a_row < IN_A_ROW and self.in_epoch <= tolerated:
             return
         writer = failed_ranks[0] if failed_ranks else 0
-        saved = (
-            f"the batch of rank {writer} is in {(self.folder or Path()) / BAD_BATCH}"
-        )
+        path = (self.folder or Path()) / BAD_BATCH
+        saved = f"the batch of rank {writer} is in {path}"
         if rank() == writer:
             saved = keep_batch(self.folder, step, reason, batches, losses)
         barrier()  # the first rank to exit ends the others: let the file be written before
@@ -130,7 +138,8 @@ def keep_batch(
     content: dict[str, Any] = {"step": step, "reason": reason, "rank": rank()}
     content["batches"] = []
     for images, targets in batches:
-        batch = {"images": images.detach().cpu(), "targets": list(map(_plain, targets))}
+        plain_targets = [_plain(target) for target in targets]
+        batch = {"images": images.detach().cpu(), "targets": plain_targets}
         content["batches"].append(batch)
     content["losses"] = list(map(_plain, losses))
     try:
@@ -196,7 +205,9 @@ def first_bad_tensor(
         *gradients.items(),
     )
     for name, tensor in computed:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(
+            torch.isfinite(tensor).all()
+        ):
             return f"{name} is not finite"
     return None
 

@@ -53,9 +53,8 @@ def prepare_for_evaluation(folder: Path) -> None:
     """
     if is_main():
         prepare_output_dir(folder)
-        refuse_foreign(
-            [folder / name for name in (EVALUATION, BAD_BATCH, HEADERS["val"])], ADVICE
-        )
+        names = (EVALUATION, BAD_BATCH, HEADERS["val"])
+        refuse_foreign([folder / name for name in names], ADVICE)
 
 
 def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
@@ -77,21 +76,22 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
             raise ConfigError(
                 f"{path} is not a folder, and this run would write into it; {ADVICE}"
             )
-    inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
+    inputs = {
+        "-t": settings.tuning,
+        "-r": None if resumes_here else settings.resume,
+    }
     refuse_replacing_inputs(checkpoints, inputs)
 
 
 def _other_results(folder: Path) -> list[Path]:
     """Return the files that a run writes in addition to checkpoints."""
-    stacks = [f"stacks.rank{number}.txt" for number in range(world_size())]
-    return [
-        folder / name
-        for name in (CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values(), *stacks)
-    ]
+    names = [CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values()]
+    names += [f"stacks.rank{number}.txt" for number in range(world_size())]
+    return [folder / name for name in names]
 
 
 def _is_of_a_version_without_marks(folder: Path) -> bool:
-    """Return whether the run was written by a version that did not mark its results: then none has a mark."""
+    """Return whether an earlier version wrote the run: it did not mark results, so no file has a mark."""
     found = False
     for path in (folder / LAST, folder / PREVIOUS):
         if path.is_file() and not path.is_symlink():

@@ -11,7 +11,12 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..core.contracts import DetectionData, Target
-from ..detection.drawing import DrawnObjects, draw_boxes, draw_pair, side_by_side
+from ..detection.drawing import (
+    DrawnObjects,
+    draw_boxes,
+    draw_pair,
+    side_by_side,
+)
 
 TRAINING_IMAGES = 9
 VALIDATION_IMAGES = 6
@@ -53,14 +58,15 @@ def training_grid(
         pixels = ((image - low) / (high - low) * 255).round().to(torch.uint8)
         centre, size = target["boxes"].cpu().float().chunk(2, 1)
         xyxy = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
-        pictures.append(
-            _fitted(draw_boxes(pixels, xyxy, target["labels"].cpu(), names))
-        )
+        drawn = draw_boxes(pixels, xyxy, target["labels"].cpu(), names)
+        pictures.append(_fitted(drawn))
     return _grid(pictures, columns=3)
 
 
 def validation_grid(
-    dataset: DetectionData, detections: Mapping[int, Any], threshold: float | None
+    dataset: DetectionData,
+    detections: Mapping[int, Any],
+    threshold: float | None,
 ) -> Tensor | None:
     """Draw ground truth (left) and detections (right) of a few fixed images of a data set.
 
@@ -84,9 +90,8 @@ def validation_grid(
             continue
         shown = rows[rows[:, 4] >= threshold]
         truth = DrawnObjects(picture.boxes, picture.labels, dataset.label_names)
-        pair = draw_pair(
-            picture.image, truth, DrawnObjects.of_rows(shown, dataset.detection_names)
-        )
+        found = DrawnObjects.of_rows(shown, dataset.detection_names)
+        pair = draw_pair(picture.image, truth, found)
         pictures.append(side_by_side([_fitted(drawn) for drawn in pair]))
     return _grid(pictures, columns=2) if pictures else None
 
@@ -94,9 +99,10 @@ def validation_grid(
 def _fitted(picture: Tensor) -> Tensor:
     """Resize a picture to the width of a grid column."""
     height = max(1, round(picture.shape[1] * WIDTH / picture.shape[2]))
-    return F.interpolate(
-        picture[None], (height, WIDTH), mode="bilinear", antialias=True
-    )[0]
+    size = (height, WIDTH)
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[
+        0
+    ]
 
 
 def _grid(pictures: list[Tensor], columns: int) -> Tensor:
@@ -106,4 +112,6 @@ def _grid(pictures: list[Tensor], columns: int) -> Tensor:
     for picture in pictures:
         missing = height - picture.shape[1]
         padded.append(F.pad(picture, (0, 0, 0, missing), value=255))
-    return make_grid(torch.stack(padded), nrow=columns, padding=4, pad_value=255)
+    return make_grid(
+        torch.stack(padded), nrow=columns, padding=4, pad_value=255
+    )

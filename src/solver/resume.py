@@ -61,7 +61,9 @@ NAMED = 20
 """Maximum number of changed settings in a message."""
 
 
-def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) -> None:
+def check_same_run(
+    saved: str, present: Mapping[str, Any], *, override: bool
+) -> None:
     """Compare the present configuration with the one the run started with.
 
     Args:
@@ -111,7 +113,9 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
     for argument in arguments:
         if kept and kept[-1] in ("-r", "--resume"):
             kept[-1] = ""  # drops the flag together with its value
-        elif not argument.startswith("--resume=") and not re.match(r"-r.", argument):
+        elif not argument.startswith("--resume=") and not re.match(
+            r"-r.", argument
+        ):
             kept.append(argument)
     kept = list(filter(None, kept))
     at = len(kept)
@@ -139,13 +143,15 @@ def _differences(
         after = new.get(key, _UNSET)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, here)
-        elif before != after and not (
-            before in (None, _UNSET) and after in (None, _UNSET)
-        ):
+            continue
+        both_unset = before in (None, _UNSET) and after in (None, _UNSET)
+        if before != after and not both_unset:
             yield here, before, after
 
 
 class _Unset:
+    """Stands for a setting that a configuration does not have."""
+
     def __repr__(self) -> str:
         return "not set"
 

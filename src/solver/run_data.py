@@ -40,7 +40,9 @@ class RunData(EvaluationData):
     """Whether a resumed run has other data than it started with; this needs `--override`."""
 
 
-def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> RunData:
+def open_run_data(
+    cfg: YAMLConfig, start: Start, seed: int, folder: Path
+) -> RunData:
     """Read the labels, check the image files, and set the number of classes.
 
     Args:
@@ -66,16 +68,20 @@ def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> Run
     changed = _check_resumed(cfg, start, parts)
     if not train.usable_boxes():
         raise DataError(f"{train.ann_file} has no usable box to learn from")
-    evaluator = _build_evaluator(cfg, val_loader.dataset)
     return RunData(
-        val_loader, evaluator, class_table(train), identity, train_loader, changed
+        val_loader=val_loader,
+        evaluator=_build_evaluator(cfg, val_loader.dataset),
+        classes=class_table(train),
+        identity=identity,
+        train_loader=train_loader,
+        changed=changed,
     )
 
 
 def open_evaluation_data(
     cfg: YAMLConfig, start: Start, seed: int, folder: Path
 ) -> EvaluationData:
-    """Do the same as `open_run_data` for an evaluation, which has no training data."""
+    """Read and check the data of an evaluation, as `open_run_data` does; there is no training data."""
     val_loader = cfg.val_dataloader
     refuse_mixing(val_loader)
     parts = {"val": val_loader.dataset}
@@ -99,12 +105,8 @@ def check_first_items(parts: Mapping[str, DetectionData]) -> None:
     for part, data in parts.items():
         if len(data) and not data.has_checked_labels:
             item = call(data, data.__getitem__, 0)
-            check_item(
-                place(data, "__getitem__", 0),
-                item,
-                data.num_classes,
-                training=part == "train",
-            )
+            where = place(data, "__getitem__", 0)
+            check_item(where, item, data.num_classes, training=part == "train")
 
 
 def _check_data(
@@ -146,5 +148,7 @@ def _check_resumed(
     if start.state is None:
         return False
     override = cfg.settings.override
-    check_same_run(start.state["meta"]["config"], cfg.yaml_cfg, override=override)
+    check_same_run(
+        start.state["meta"]["config"], cfg.yaml_cfg, override=override
+    )
     return check_same_data(start.state.get("data"), parts, override=override)

@@ -98,7 +98,9 @@ def _changes(before: Identity, now: Identity, data: Any) -> Iterator[str]:
         yield f"{_images(removed)} removed"
     if changed:
         yield f"labels or size of {_images(len(changed))} changed ({_shown(changed, index_of, data)})"
-    if not (added or removed) and not torch.equal(before["names"], now["names"]):
+    if not (added or removed) and not torch.equal(
+        before["names"], now["names"]
+    ):
         yield "the order of the images has changed"
 
 
@@ -107,11 +109,15 @@ def _images(count: int) -> str:
 
 
 def _shown(names: Sequence[int], index_of: Mapping[int, int], data: Any) -> str:
+    """Return the names of the first images."""
     files = [data.image_name(index_of[name]) for name in names[:SHOWN]]
-    return ", ".join(files) + (", ..." if len(names) > SHOWN else "")
+    if len(names) > SHOWN:
+        files.append("...")
+    return ", ".join(files)
 
 
 def _listed(classes: Sequence[Sequence[Any]]) -> str:
-    return (
-        ", ".join(f"{name} ({category})" for category, name in classes[:20]) or "none"
-    )
+    """Return names and ids of the first classes."""
+    if not classes:
+        return "none"
+    return ", ".join(f"{name} ({category})" for category, name in classes[:20])

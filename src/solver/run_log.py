@@ -46,7 +46,11 @@ class RunLog:
     """Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb; only rank 0 writes."""
 
     def __init__(
-        self, writers: Sequence[Writer], plan: TrainingPlan, *, pictures: bool = True
+        self,
+        writers: Sequence[Writer],
+        plan: TrainingPlan,
+        *,
+        pictures: bool = True,
     ) -> None:
         """Store the arguments.
 
@@ -60,7 +64,10 @@ class RunLog:
         self.pictures = pictures
 
     def step(
-        self, total_steps: int, losses: Mapping[str, float], rates: Sequence[float]
+        self,
+        total_steps: int,
+        losses: Mapping[str, float],
+        rates: Sequence[float],
     ) -> None:
         """Write the curves of a step.
 
@@ -90,9 +97,8 @@ class RunLog:
     ) -> None:
         """Draw the images of a training batch with their boxes, in some epochs."""
         if self._shows(epoch):
-            self._write_picture(
-                epoch, "training", training_grid(images, targets, names)
-            )
+            picture = training_grid(images, targets, names)
+            self._write_picture(epoch, "training", picture)
 
     def show_validation(
         self,
@@ -113,11 +119,8 @@ class RunLog:
             writer.close()
 
     def _shows(self, epoch: int) -> bool:
-        return (
-            self.pictures
-            and bool(self.writers)
-            and has_pictures(epoch, self.plan.epochs)
-        )
+        can_write = self.pictures and bool(self.writers)
+        return can_write and has_pictures(epoch, self.plan.epochs)
 
     def _write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         for writer in self.writers:
@@ -146,14 +149,14 @@ def open_run_log(
         JsonLinesWriter(folder, first_epoch),
         PictureFolder(folder),
     ]
-    board = open_tensorboard(
-        Path(settings.summary_dir or folder / "summary"), config_text
-    )
+    summary_dir = Path(settings.summary_dir or folder / "summary")
+    board = open_tensorboard(summary_dir, config_text)
     if board is not None:
         writers.append(board)
     if settings.use_wandb:
+        project = settings.project_name
         writers.append(
-            WandbWriter(settings.project_name, settings.exp_name, cfg.yaml_cfg, folder)
+            WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder)
         )
     return RunLog(writers, plan, pictures=settings.pictures)
 
@@ -166,7 +169,9 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         horizon: horizon of the EMA in steps; None if there is no EMA.
     """
     for name, steps in _horizons(plan, horizon):
-        logger.info("%s: %s of %s steps", name, f"{steps:,.0f}", f"{plan.steps:,}")
+        logger.info(
+            "%s: %s of %s steps", name, f"{steps:,.0f}", f"{plan.steps:,}"
+        )
         text = horizon_warning(steps, plan.steps)
         if text:
             logger.warning("%s", text)
@@ -191,17 +196,16 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         )
 
 
-def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, float]]:
+def _horizons(
+    plan: TrainingPlan, horizon: float | None
+) -> Iterator[tuple[str, float]]:
     """Yield the horizon of the EMA and, if stage 2 has another decay, its horizon there."""
     if horizon is None:
         return
     yield "EMA horizon", horizon
     restart = plan.ema_restart_decay
-    if (
-        restart is None
-        or plan.stop_epoch is None
-        or not 0 < plan.stop_epoch < plan.epochs
-    ):
+    stop = plan.stop_epoch
+    if restart is None or stop is None or not 0 < stop < plan.epochs:
         return
     restarted = 1 / (1 - restart) if restart < 1 else math.inf
     if not math.isclose(restarted, horizon, rel_tol=1e-6):
@@ -237,11 +241,9 @@ def log_data(
     """
     boxes = train_data.boxes_per_image()
     most = int(boxes.max())
-    accumulated = (
-        f" ({plan.window} x {plan.batch_size // plan.window})"
-        if plan.window > 1
-        else ""
-    )
+    accumulated = ""
+    if plan.window > 1:
+        accumulated = f" ({plan.window} x {plan.batch_size // plan.window})"
     logger.info(
         "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
         "%d%s, %d steps per epoch, %d epochs",
@@ -297,7 +299,9 @@ def epoch_record(
     train_losses = {f"train_{name}": value for name, value in losses.items()}
     train_losses.setdefault("train_loss", float("nan"))
     parameters = list(model.parameters())
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [
+        parameter for parameter in parameters if parameter.requires_grad
+    ]
     return {
         "epoch": epoch,
         "epochs": plan.epochs,
@@ -320,12 +324,16 @@ def epoch_record(
     }
 
 
-def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, Any]:
+def boxes_record(
+    epoch: int, read: int, lost: Mapping[str, int]
+) -> dict[str, Any]:
     """Return the boxes read and lost in an epoch, for `log.txt`; warn if most did not reach the loss."""
     total = sum(lost.values())
     if total > MOSTLY_LOST * read:
         by_count = sorted(lost.items(), key=lambda item: -item[1])
-        dropped = ", ".join(f"{name} dropped {count}" for name, count in by_count)
+        dropped = ", ".join(
+            f"{name} dropped {count}" for name, count in by_count
+        )
         logger.warning(
             "epoch %d: %d of %d boxes did not reach the loss: %s",
             epoch + 1,
@@ -337,7 +345,11 @@ def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, An
 
 
 def log_step(
-    progress: Progress, plan: TrainingPlan, loss: float, rate: float, meter: EpochMeter
+    progress: Progress,
+    plan: TrainingPlan,
+    loss: float,
+    rate: float,
+    meter: EpochMeter,
 ) -> None:
     """Log a line for a step, for terminals without a progress bar."""
     left = meter.seconds / meter.steps * (plan.steps_per_epoch - progress.step)

@@ -80,7 +80,10 @@ class RunState:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "guard": {"in_a_row": self.guard.in_a_row, "in_epoch": self.guard.in_epoch},
+            "guard": {
+                "in_a_row": self.guard.in_a_row,
+                "in_epoch": self.guard.in_epoch,
+            },
             "best": self.best.state_dict(),
             "first_loss": self.first_loss,
             "explained": self.explained,
@@ -109,7 +112,9 @@ class RunState:
         Raises:
             CheckpointError: if the state does not fit the model, its optimizer or its EMA.
         """
-        load_strictly(self.model, WeightFile(source, state["model"], state["meta"]))
+        load_strictly(
+            self.model, WeightFile(source, state["model"], state["meta"])
+        )
         self._load_average(state["ema"])
         _load_optimizer(self.optimizer, state["optimizer"], source)
         if self.scaler and state["scaler"]:
@@ -132,11 +137,9 @@ class RunState:
                 state["world_size"],
             )
         device = next(self.model.parameters()).device
-        self.meter = (
-            EpochMeter.from_state(state["meter"], device)
-            if state.get("meter")
-            else None
-        )
+        self.meter = None
+        if state.get("meter"):
+            self.meter = EpochMeter.from_state(state["meter"], device)
 
     def restart_epoch(self) -> None:
         """Restart the epoch and reset the best score, because the data has changed."""
@@ -144,20 +147,21 @@ class RunState:
         self.meter = None
         self.best.forget()
 
-    def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
+    def close_epoch(
+        self, metrics: Mapping[str, Any], plan: TrainingPlan
+    ) -> bool:
         """Complete an epoch; return whether its score is the best so far."""
         epoch = self.progress.epoch
+        weights = self.scored.state_dict()
         improved = self.best.consider(
-            epoch, metrics, self.scored.state_dict(), plan.stage(epoch)
+            epoch, metrics, weights, plan.stage(epoch)
         )
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:
-            consequence = (
-                "the run ends early"
-                if plan.is_over(self.progress)
-                else "stage 2 begins early"
-            )
+            consequence = "stage 2 begins early"
+            if plan.is_over(self.progress):
+                consequence = "the run ends early"
             logger.info(
                 "no better %s for %d epochs: %s",
                 self.best.metric,

@@ -47,16 +47,16 @@ class Saver:
         step = self.state.progress.step
         if not is_main() or step == self.plan.steps_per_epoch:
             return
-        by_steps = (
-            self.settings.save_every_steps
-            and step % self.settings.save_every_steps == 0
-        )
+        steps = self.settings.save_every_steps
+        by_steps = steps and step % steps == 0
         minutes = self.settings.save_every_minutes
         by_time = minutes and time.monotonic() - self._saved_at >= 60 * minutes
         if by_steps or by_time:
             self.save_last()
 
-    def keep(self, epoch: int, metrics: Mapping[str, Any], *, improved: bool) -> None:
+    def keep(
+        self, epoch: int, metrics: Mapping[str, Any], *, improved: bool
+    ) -> None:
         """Write the checkpoints of a completed epoch. All ranks must call this together.
 
         `best.pth` is written first, because `last.pth` refers to it.
@@ -103,11 +103,9 @@ class Saver:
     def _stopped(self, *, saved: bool) -> Preempted | ResourceError:
         """Return the exception that ends a stopped run."""
         signal = self.stop.signal
-        name = (
-            signal.name
-            if self.stop.asked and signal is not None
-            else "a signal to another rank"
-        )
+        name = "a signal to another rank"
+        if self.stop.asked and signal is not None:
+            name = signal.name
         progress = self.state.progress
         where = (
             f"stopped by {name} after step {progress.step} of {self.plan.steps_per_epoch} in epoch "
@@ -115,9 +113,13 @@ class Saver:
         )
         last = self.checkpoints.folder / LAST
         if saved:
-            return Preempted(f"{where}; the state is saved, {resume_hint(last)}")
-        older = (
-            f"{last} is of an earlier step" if last.exists() else f"there is no {last}"
-        )
+            return Preempted(
+                f"{where}; the state is saved, {resume_hint(last)}"
+            )
+        older = f"there is no {last}"
+        if last.exists():
+            older = f"{last} is of an earlier step"
         why = f" ({self.checkpoints.unsaved})" if is_main() else ""
-        return ResourceError(f"{where}, but the state could not be saved{why}; {older}")
+        return ResourceError(
+            f"{where}, but the state could not be saved{why}; {older}"
+        )

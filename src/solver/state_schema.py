@@ -57,11 +57,8 @@ def check_optimizer_state(
         ids += group["params"]
     for number, parameter in zip(ids, parameters):
         for name, value in state["state"].get(number, {}).items():
-            if (
-                isinstance(value, Tensor)
-                and value.ndim
-                and value.shape != parameter.shape
-            ):
+            is_scalar = not isinstance(value, Tensor) or not value.ndim
+            if not is_scalar and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"{path}: {name} of the optimizer's parameter {number} has the shape "
                     f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "
@@ -73,6 +70,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _is_progress(value: Any) -> bool:
     if not isinstance(value, dict) or not {"epoch", "step"} <= value.keys():
         return False
@@ -80,9 +81,9 @@ def _is_progress(value: Any) -> bool:
 
 
 def _are_weights(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(tensor, Tensor) for tensor in value.values()
-    )
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _is_average(value: Any) -> bool:
@@ -113,15 +114,10 @@ def _is_guard(value: Any) -> bool:
 
 
 def _is_best(value: Any) -> bool:
-    if (
-        not isinstance(value, dict)
-        or not {"score", "epoch", "stage_one_weights"} <= value.keys()
-    ):
+    required = {"score", "epoch", "stage_one_weights"}
+    if not isinstance(value, dict) or not required <= value.keys():
         return False
-    score = value["score"]
-    if score is not None and not (
-        isinstance(score, int | float) and math.isfinite(score)
-    ):
+    if value["score"] is not None and not _is_finite(value["score"]):
         return False
     epoch = value["epoch"]
     if epoch is not None and not _is_count(epoch):
@@ -132,9 +128,8 @@ def _is_best(value: Any) -> bool:
 def _is_meta(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return isinstance(value.get("config"), str) and isinstance(
-        value.get("classes"), list
-    )
+    has_classes = isinstance(value.get("classes"), list)
+    return has_classes and isinstance(value.get("config"), str)
 
 
 def _is_data(value: Any) -> bool:
@@ -148,9 +143,8 @@ def _is_identity(value: Any) -> bool:
     labels = value.get("labels")
     if not _are_digests(names) or not _are_digests(labels):
         return False
-    return names.shape == labels.shape and isinstance(
-        value.get("classes"), list | tuple
-    )
+    has_classes = isinstance(value.get("classes"), list | tuple)
+    return has_classes and names.shape == labels.shape
 
 
 def _are_digests(value: Any) -> TypeGuard[Tensor]:
@@ -179,7 +173,9 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL_PARTS: dict[str, Callable[[Any], bool]] = {
     "first_loss": lambda value: isinstance(value, int | float),
     "explained": lambda value: isinstance(value, bool),
-    "unreadable": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "unreadable": lambda value: (
+        isinstance(value, list) and all(map(_is_count, value))
+    ),
     "data": _is_data,
     "effective_batch_size": lambda value: _is_count(value) and value > 0,
     "scaler": lambda value: isinstance(value, dict),

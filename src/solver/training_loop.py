@@ -27,29 +27,33 @@ from .memory_trial import try_memory
 from .nothing_found import explain_nothing_found
 from .numerics import ADVICE_FOR_A_RUN
 from .phases import log_trainable_parameters
-from .run_log import RunLog, boxes_record, epoch_record, log_data, log_plan, log_step
+from .run_log import (
+    RunLog,
+    boxes_record,
+    epoch_record,
+    log_data,
+    log_plan,
+    log_step,
+)
 from .saving import Saver
 
 
 def log_run(run: Run) -> None:
     """Log a summary of the run before it starts."""
     model = run.state.model
-    precision = (
-        "float32"
-        if run.step.amp_dtype is None
-        else str(run.step.amp_dtype).removeprefix("torch.")
-    )
+    dtype = run.step.amp_dtype or torch.float32
     logger.info(
         "%s on %s, %d rank(s), %s",
         type(model).__name__,
         run.device,
         world_size(),
-        precision,
+        str(dtype).removeprefix("torch."),
     )
-    queries = next(
-        (part.num_queries for part in model.modules() if isinstance(part, HasQueries)),
-        None,
-    )
+    queries = None
+    for part in model.modules():
+        if isinstance(part, HasQueries):
+            queries = part.num_queries
+            break
     train_data = run.data.train_loader.dataset
     log_data(
         train_data,
@@ -59,7 +63,9 @@ def log_run(run: Run) -> None:
         queries,
     )
     average = run.state.ema
-    log_plan(run.plan, average.horizon if isinstance(average, HasHorizon) else None)
+    log_plan(
+        run.plan, average.horizon if isinstance(average, HasHorizon) else None
+    )
 
 
 def rehearse(run: Run) -> None:
@@ -87,15 +93,15 @@ def rehearse(run: Run) -> None:
 def begin_epoch(run: Run, epoch: int) -> None:
     """Prepare an epoch; a run that resumes within the epoch skips what happens only at its first step."""
     progress = run.state.progress
-    run.data.train_loader.set_epoch(
-        epoch, progress.step * run.settings.grad_accum_steps
-    )
+    first_batch = progress.step * run.settings.grad_accum_steps
+    run.data.train_loader.set_epoch(epoch, first_batch)
     for part in (run.step.criterion, run.step.anchoring):
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
     if run.phases.begin(epoch):
+        rates = run.rates.scheduled(progress)
         log_trainable_parameters(
-            epoch, run.state.model, run.state.optimizer, run.rates.scheduled(progress)
+            epoch, run.state.model, run.state.optimizer, rates
         )
     if progress.step:
         return
@@ -107,9 +113,8 @@ def begin_epoch(run: Run, epoch: int) -> None:
 def load_best_weights(run: Run) -> None:
     """Start stage 2 from the best weights of stage 1, of which every rank has a copy."""
     best = run.state.best
-    weights = completed(
-        best.stage_one_weights, run.state.model
-    )  # the input size may have changed
+    # the input size may have changed, and with it the computed tables
+    weights = completed(best.stage_one_weights, run.state.model)
     best.stage_one_weights = {}
     run.state.model.load_state_dict(weights)
     if run.state.ema is not None:
@@ -123,7 +128,9 @@ def load_best_weights(run: Run) -> None:
     )
 
 
-def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> EpochMeter:
+def train_epoch(
+    run: Run, log: RunLog, saver: Saver, watchdog: Watchdog
+) -> EpochMeter:
     """Run the remaining steps of an epoch.
 
     Returns:
@@ -133,7 +140,9 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
     progress = state.progress
     state.model.train()
     meter = state.meter = state.meter or EpochMeter()
-    names = {label: entry["name"] for label, entry in enumerate(run.data.classes)}
+    names = {
+        label: entry["name"] for label, entry in enumerate(run.data.classes)
+    }
     batches = windows(run.data.train_loader, run.settings.grad_accum_steps)
     title = f"epoch {progress.epoch + 1}/{run.plan.epochs}"
     bar = with_progress(batches, title, run.plan.steps_per_epoch, progress.step)
@@ -173,7 +182,11 @@ def take_step(
 
 
 def report_step(
-    run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any
+    run: Run,
+    log: RunLog,
+    losses: dict[str, Tensor],
+    meter: EpochMeter,
+    bar: Any,
 ) -> None:
     """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
     values = {name: value.item() for name, value in losses.items()}
@@ -188,7 +201,9 @@ def report_step(
 def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
     """Evaluate the EMA, or the model without EMA, with the batch statistics of rank 0 on every rank."""
     scored = run.state.scored
-    statistics = [buffer for buffer in scored.buffers() if buffer.is_floating_point()]
+    statistics = [
+        buffer for buffer in scored.buffers() if buffer.is_floating_point()
+    ]
     broadcast_tensors(statistics)
     return evaluate(
         scored,
@@ -214,13 +229,16 @@ def end_epoch(
     state = run.state
     state.meter = None
     losses = meter.means()
-    explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
-    evaluator = run.data.evaluator
-    detections = (
-        evaluator.detections if isinstance(evaluator, KeepsDetections) else None
+    explain_nothing_found(
+        state, losses.get("loss", 0.0), metrics, run.data.evaluator
     )
+    evaluator = run.data.evaluator
+    detections = None
+    if isinstance(evaluator, KeepsDetections):
+        detections = evaluator.detections
+    val_data = run.data.val_loader.dataset
     log.show_validation(
-        epoch, run.data.val_loader.dataset, detections, metrics.get("F1_threshold")
+        epoch, val_data, detections, metrics.get("F1_threshold")
     )
     improved = state.close_epoch(metrics, run.plan)
     run.data.train_loader.report_images()

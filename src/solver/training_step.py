@@ -15,7 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere
-from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
+from .numerics import (
+    BatchStatistics,
+    NumericsGuard,
+    first_bad_tensor,
+    poisoned_total,
+)
 
 
 class Part(NamedTuple):
@@ -29,7 +34,9 @@ class Part(NamedTuple):
 
     def is_finite(self) -> Tensor | bool:
         """Return whether there is a finite loss, as a tensor on the device if there is a loss."""
-        return self.failure is None and torch.isfinite(add_up(self.losses.values()))
+        return self.failure is None and torch.isfinite(
+            add_up(self.losses.values())
+        )
 
 
 @dataclass(kw_only=True)
@@ -63,7 +70,9 @@ class TrainStep:
         self.stopping = False
         """Whether any rank was asked to stop in the last step; the same on all ranks."""
 
-    def __call__(self, step: int, window: Sequence[Batch]) -> dict[str, Tensor] | None:
+    def __call__(
+        self, step: int, window: Sequence[Batch]
+    ) -> dict[str, Tensor] | None:
         """Run one training step.
 
         Args:
@@ -111,28 +120,24 @@ class TrainStep:
             self.statistics.restore()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _normalizers(self, window: Sequence[Batch], sizes: list[int]) -> list[Any]:
+    def _normalizers(
+        self, window: Sequence[Batch], sizes: list[int]
+    ) -> list[Any]:
         """Return the normalizers of the criterion for each batch; None lets a batch use its own counts."""
         criterion = self.criterion
-        if (
-            len(window) == 1
-            or not self.exact
-            or not isinstance(criterion, CountsObjects)
-        ):
+        is_exact = self.exact and len(window) > 1
+        if not is_exact or not isinstance(criterion, CountsObjects):
             return [None] * len(window)
         counts = []
-        with (
-            self._isolated_rng(),
-            torch.no_grad(),
-        ):  # the loss draws the same random numbers again
+        # the loss draws the same random numbers again
+        with self._isolated_rng(), torch.no_grad():
             for batch in window:
                 images, targets = self._to_device(batch)
                 try:
                     outputs = self._forward(self.model, images, targets)
                     counts.append(criterion.count(outputs, targets))
-                except (
-                    NumericsError
-                ):  # raised again, and reported, when the loss is computed
+                except NumericsError:
+                    # raised again, and reported, when the loss is computed
                     objects = sum(len(target["labels"]) for target in targets)
                     counts.append((objects, 0))
         self.statistics.restore()
@@ -158,9 +163,8 @@ class TrainStep:
             else:
                 losses = _scaled(self.criterion(outputs, targets), fraction)
             if self.anchoring:
-                with (
-                    self._isolated_rng()
-                ):  # `_normalizers` runs without it and must draw the same numbers
+                # `_normalizers` runs without the anchoring and must draw the same numbers
+                with self._isolated_rng():
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * fraction
@@ -177,16 +181,17 @@ class TrainStep:
     def _forward(
         self, module: nn.Module, images: Tensor, targets: list[Target]
     ) -> dict[str, Any]:
+        """Run the model in the precision of the run."""
+        uses_amp = self.amp_dtype is not None
         with torch.autocast(
-            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+            self.device.type, dtype=self.amp_dtype, enabled=uses_amp
         ):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:
         """Isolate the random state: draws inside do not affect draws after."""
-        return torch.random.fork_rng(
-            [self.device] if self.device.type == "cuda" else []
-        )
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices)
 
     def _to_device(self, batch: Batch) -> Batch:
         """Copy images, boxes and labels to the device."""
@@ -218,28 +223,28 @@ class TrainStep:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameters.append(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(
-            parameters, self.clip_max_norm or float("inf")
-        )
+        max_norm = self.clip_max_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        device = norm.device
         finite = [
-            torch.as_tensor(part.is_finite(), device=norm.device) for part in parts
+            torch.as_tensor(part.is_finite(), device=device) for part in parts
         ]
-        continues = torch.tensor(not self.is_stop_asked(), device=norm.device)
-        checks = torch.stack(
-            [torch.stack(finite).all(), torch.isfinite(norm), continues]
-        )
+        all_finite = torch.stack(finite).all()
+        continues = torch.tensor(not self.is_stop_asked(), device=device)
+        checks = torch.stack([all_finite, torch.isfinite(norm), continues])
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
         if self.scaler:
-            self.scaler.step(
-                self.optimizer
-            )  # skips the update if a gradient overflowed
+            # skips the update if a gradient overflowed
+            self.scaler.step(self.optimizer)
             self.scaler.update()
         elif finite_loss and finite_gradient:
             self.optimizer.step()
         return finite_loss, finite_loss and finite_gradient
 
-    def _drop(self, step: int, window: Sequence[Batch], parts: list[Part]) -> None:
+    def _drop(
+        self, step: int, window: Sequence[Batch], parts: list[Part]
+    ) -> None:
         """Roll back a bad step and report the first bad batch, or all if only a gradient is not finite."""
         reported = slice(None)
         bad = -1
@@ -250,9 +255,11 @@ class TrainStep:
                 break
         part = parts[bad]
         images, _ = window[bad]
-        reason = part.failure or first_bad_tensor(
-            images, part.outputs, part.losses, self.model
-        )
+        reason = part.failure
+        if not reason:
+            reason = first_bad_tensor(
+                images, part.outputs, part.losses, self.model
+            )
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
         losses = [part.losses for part in parts[reported]]

@@ -49,14 +49,11 @@ class ConsoleWriter:
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Log the line of an epoch."""
         score = _score(record["best_score"])
-        best = (
-            f"best {record['best_metric']} {score} (epoch {record['best_epoch'] + 1})"
-        )
-        memory = (
-            f"  memory {record['peak_memory_mb'] / 1000:.1f} GB"
-            if record["peak_memory_mb"]
-            else ""
-        )
+        best_epoch = record["best_epoch"] + 1
+        best = f"best {record['best_metric']} {score} (epoch {best_epoch})"
+        memory = ""
+        if record["peak_memory_mb"]:
+            memory = f"  memory {record['peak_memory_mb'] / 1000:.1f} GB"
         logger.info(
             "epoch %d/%d  loss %.3f  AP %s  AP50 %s  %s  lr %.2e  %.1f images/s  waiting for data %.0f "
             "%%%s  left %s",
@@ -128,9 +125,8 @@ class PictureFolder:
                 "%s was not written by this project and is not replaced", path
             )
             return
-        write_picture(
-            path, Image.fromarray(picture.permute(1, 2, 0).numpy()), quality=90
-        )
+        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        write_picture(path, image, quality=90)
 
     def close(self) -> None:
         """Do nothing."""
@@ -154,7 +150,13 @@ class TensorBoardWriter:
         points: dict[str, float | None] = {}
         for index, value in enumerate(record["test_coco_eval_bbox"]):
             points[f"Test/coco_eval_bbox_{index}"] = value
-        for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
+        for name in (
+            "AP",
+            "AP50",
+            "train_loss",
+            "images_per_second",
+            "data_wait",
+        ):
             points[f"Epoch/{name}"] = record[name]
         for name, value in points.items():
             if value is not None and value != UNDEFINED:
@@ -225,7 +227,8 @@ class WandbWriter:
         """Send a picture."""
         import wandb
 
-        self._run.log({f"images/{name}": wandb.Image(picture.permute(1, 2, 0).numpy())})
+        image = wandb.Image(picture.permute(1, 2, 0).numpy())
+        self._run.log({f"images/{name}": image})
 
     def close(self) -> None:
         """Finish the run."""

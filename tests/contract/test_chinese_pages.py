@@ -8,15 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SECTIONS_OF_TRAINING = {
-    "输出文件": "Output files",
-    "训练阶段与时长": "Stages, phases and lengths",
-    "EMA": "EMA",
-    "显存与时间": "Memory and time",
-    "提前停止": "Early stopping",
-    "常见问题": "Questions",
+PAGES = {
+    "README_cn.md": "README.md",
+    "docs/data_cn.md": "docs/data.md",
+    "docs/deployment_cn.md": "docs/deployment.md",
+    "docs/training_cn.md": "docs/training.md",
 }
-"""Sections of `docs/training_cn.md` that translate a section of `docs/training.md`."""
+"""Chinese pages with the English pages that they translate."""
 
 
 class Page(NamedTuple):
@@ -51,52 +49,45 @@ def parse(text: str) -> Page:
     return page
 
 
-def sections(text: str) -> dict[str, str]:
-    """Return the text of each second-level section by its heading."""
-    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2]))
-
-
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
 def without_file_tree(text: str) -> str:
-    """Remove the descriptions of the file tree, which are prose."""
-    return re.sub(r"```\ntrain\.py.*?```", "", text, flags=re.DOTALL)
+    """Remove the descriptions of file trees, which are prose."""
+    return re.sub(r"```\n(?:train\.py|DATA/).*?```", "", text, flags=re.DOTALL)
 
 
-def test_the_chinese_readme_has_the_headings_of_the_english_one():
-    assert parse(read("README_cn.md")).levels == parse(read("README.md")).levels
+@pytest.mark.parametrize(("chinese", "english"), PAGES.items())
+def test_a_chinese_page_has_the_headings_of_the_english_one(chinese, english):
+    assert parse(read(chinese)).levels == parse(read(english)).levels
 
 
-def test_the_chinese_readme_has_the_commands_of_the_english_one():
-    chinese, english = (
-        parse(without_file_tree(read(name))) for name in ("README_cn.md", "README.md")
+@pytest.mark.parametrize(("chinese", "english"), PAGES.items())
+def test_a_chinese_page_has_the_commands_of_the_english_one(chinese, english):
+    ours, theirs = (
+        parse(without_file_tree(read(name))) for name in (chinese, english)
     )
-    assert chinese.code == english.code
-
-
-def test_the_chinese_readme_has_the_tables_of_the_english_one():
-    chinese, english = (parse(read(name)) for name in ("README_cn.md", "README.md"))
-    assert [len(table) for table in chinese.tables] == [
-        len(table) for table in english.tables
-    ]
-    assert numbers(chinese.tables) == numbers(english.tables)
-
-
-@pytest.mark.parametrize(("chinese", "english"), SECTIONS_OF_TRAINING.items())
-def test_a_translated_section_on_training_has_the_structure_of_the_english_one(
-    chinese, english
-):
-    ours = parse(sections(read("docs/training_cn.md"))[chinese])
-    theirs = parse(sections(read("docs/training.md"))[english])
-    assert ours.levels == theirs.levels
     assert ours.code == theirs.code
+
+
+@pytest.mark.parametrize(("chinese", "english"), PAGES.items())
+def test_a_chinese_page_has_the_tables_of_the_english_one(chinese, english):
+    ours, theirs = (parse(read(name)) for name in (chinese, english))
     assert [len(table) for table in ours.tables] == [
         len(table) for table in theirs.tables
     ]
     assert numbers(ours.tables) == numbers(theirs.tables)
+
+
+def test_every_chinese_page_is_compared_and_linked_from_the_chinese_readme():
+    pages = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").glob("*_cn.md")
+    }
+    assert pages == set(PAGES) - {"README_cn.md"}
+    for page in pages:
+        assert f"]({page})" in read("README_cn.md")
 
 
 def test_a_missing_row_a_changed_number_and_a_changed_command_are_noticed():

@@ -1,4 +1,4 @@
-"""What every data set needs, and the defaults of what it may know besides."""
+"""Methods that every data set needs, and the defaults of the optional ones."""
 
 import pytest
 import torch
@@ -61,7 +61,9 @@ def test_truth_is_a_coco_dictionary_with_positions_as_ids():
 
 def test_areas_of_a_data_set_count_if_it_has_them():
     objects = Objects(
-        torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([0]), areas=torch.tensor([3.0])
+        torch.tensor([[0.0, 0, 2, 2]]),
+        torch.tensor([0]),
+        areas=torch.tensor([3.0]),
     )
     assert [row["area"] for row in coco_rows(objects)] == [3]
 
@@ -126,9 +128,10 @@ def test_a_class_that_lacks_members_is_refused_with_what_they_return():
     with pytest.raises(ConfigError) as caught:
         refuse_incomplete_class(Short)
     assert str(caught.value) == (
-        "Short cannot be used as a data set: it lacks __getitem__ (returns the model's input, an image `[3, H, W]`, float in 0..1, "
-        "and its `Target`), objects (returns the `Objects` of an image, without reading the image); see 'A data set of your own' in "
-        "docs/data.md"
+        "Short cannot be used as a data set: it lacks __getitem__ "
+        "(returns the model's input, an image `[3, H, W]`, float in 0..1, and its `Target`), "
+        "objects (returns the `Objects` of an image, without reading the image); "
+        "see 'A data set of your own' in docs/data.md"
     )
 
 
@@ -147,7 +150,7 @@ def test_a_data_set_without_class_names_is_refused():
         require_detection_data(data)
 
 
-def test_a_class_that_does_not_derive_from_the_base_is_told_to():
+def test_a_class_that_does_not_derive_from_the_base_is_refused_with_advice():
     class Foreign:
         class_names, objects = (), None
         __len__ = __getitem__ = None

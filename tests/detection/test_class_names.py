@@ -12,7 +12,9 @@ def known(*classes: tuple[int, str]) -> list[dict]:
     return [{"id": i, "name": n} for i, n in classes]
 
 
-def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]:
+def labels_in_best(
+    classes: list[dict], categories: dict[int, str]
+) -> list[int]:
     return find_labels(
         list(categories.items()),
         classes,
@@ -24,13 +26,16 @@ def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]
 def test_classes_that_a_checkpoint_does_not_know_are_named():
     with pytest.raises(
         CheckpointError,
-        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); its classes are cat, cow; use -t",
+        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); "
+        r"its classes are cat, cow; use -t",
     ):
         labels_in_best(known((3, "cat"), (9, "cow")), {3: "cat", 7: "dog"})
 
 
-def test_names_that_repeat_are_told_apart_by_id():
-    assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [
+def test_duplicate_names_are_distinguished_by_id():
+    assert labels_in_best(
+        known((3, "part"), (7, "part")), {3: "part", 7: "part"}
+    ) == [
         0,
         1,
     ]
@@ -59,4 +64,8 @@ def test_a_repeated_name_with_an_unknown_id_has_the_first_label_of_that_name():
 def test_labels_keep_the_order_of_a_checkpoint_and_not_of_names_or_ids():
     classes = known((9, "zebra"), (2, "mouse"), (5, "ant"))
     assert named_classes(classes, 3) == classes
-    assert labels_in_best(classes, {2: "mouse", 5: "ant", 9: "zebra"}) == [1, 2, 0]
+    assert labels_in_best(classes, {2: "mouse", 5: "ant", 9: "zebra"}) == [
+        1,
+        2,
+        0,
+    ]

@@ -56,9 +56,15 @@ CONFIG_FAULTS = {
     ),
     "channels that do not fit": (
         ["HybridEncoder.in_channels=[512, 1024, 2048]"],
-        "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives [32, 32, 32]; set in_channels to match",
+        (
+            "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives "
+            "[32, 32, 32]; set in_channels to match"
+        ),
     ),
-    "a size that is no multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
+    "a size that is not a multiple of 32": (
+        ["eval_spatial_size=[500, 500]"],
+        "500",
+    ),
     "code in an override": (
         ["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"],
         "could not determine a constructor",
@@ -69,7 +75,10 @@ CONFIG_FAULTS = {
         "total_batch_size is 0",
     ),
     "more images a batch than there are": (
-        ["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
+        [
+            "train_dataloader.total_batch_size=64",
+            "train_dataloader.drop_last=True",
+        ],
         "0 steps per epoch: 24 images do not fill one batch of 64",
     ),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
@@ -83,7 +92,10 @@ CONFIG_FAULTS = {
         [
             "val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"
         ],
-        "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them",
+        (
+            "val_dataloader has mixup_prob, but images are evaluated as they are; "
+            "only train_dataloader may mix them"
+        ),
     ),
     "a mosaic in evaluation": (
         ["val_dataloader.dataset.transforms.ops=[{type: Mosaic}]"],
@@ -96,7 +108,9 @@ CONFIG_FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("update", "text"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS)
+@pytest.mark.parametrize(
+    ("update", "text"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS
+)
 def test_a_fault_of_the_configuration_is_exit_code_2(
     run_train, tiny_data, tmp_path, update, text
 ):
@@ -118,7 +132,8 @@ def test_sizes_that_are_not_multiples_of_32_are_refused_with_the_nearest_valid_o
         "eval_spatial_size=[500, 640]",
     )
     assert (
-        "500 is not a multiple of 32; the nearest valid sizes are 480 or 512" in message
+        "500 is not a multiple of 32; the nearest valid sizes are 480 or 512"
+        in message
     )
 
 
@@ -137,7 +152,10 @@ def test_an_unknown_category_id_names_the_annotation(
         labels["annotations"][3]["category_id"] = 99
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert (
@@ -153,7 +171,10 @@ def test_a_missing_image_is_named_before_training(
         labels["images"][5]["file_name"] = "lost.jpg"
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert "1 of 24 images of" in message and "lost.jpg" in message
@@ -166,7 +187,10 @@ def test_categories_that_differ_between_training_and_validation_are_listed(
         labels["categories"][0]["name"] = "disk"
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert "id 1: disk / disc" in message
@@ -185,7 +209,7 @@ def test_labels_without_a_usable_box_are_refused(
     assert "no usable box" in message
 
 
-def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
+def test_more_objects_than_queries_are_logged(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -242,11 +266,14 @@ def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(
     )
 
 
-def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_path):
+def test_resuming_and_tuning_at_once_is_a_usage_error(
+    run_train, tiny_data, tmp_path
+):
     code, message = run_train("-c", "x.yml", "-r", "a.pth", "-t", "b.pth")
     assert (
         code == 2
-        and "-r resumes a run and -t starts a new one: pass only one of them" in message
+        and "-r resumes a run and -t starts a new one: pass only one of them"
+        in message
     )
 
 
@@ -255,6 +282,13 @@ def test_an_output_folder_that_is_a_file_is_reported_before_the_model_is_built(
 ):
     (tmp_path / "file").write_text("")
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "--output-dir", tmp_path / "file"
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "--output-dir",
+        tmp_path / "file",
     )
-    assert code == 2 and "output_dir" in message and "cannot be written to" in message
+    assert (
+        code == 2
+        and "output_dir" in message
+        and "cannot be written to" in message
+    )

@@ -10,7 +10,7 @@ WORKER = "tests/end_to_end/gradients_worker.py"
 
 @pytest.fixture(scope="module")
 def gradients(tiny_data, tmp_path_factory):
-    """What one and two ranks compute in the first step of an epoch, with the same total batch."""
+    """Results of one and two ranks in the first step of an epoch, with the same total batch."""
     folder = tmp_path_factory.mktemp("ranks")
     config = write_tiny_config(
         folder,
@@ -21,7 +21,9 @@ def gradients(tiny_data, tmp_path_factory):
     )
     results = {}
     for ranks in (1, 2):
-        result = run_python(WORKER, config, folder / f"{ranks}.pth", ranks=ranks)
+        result = run_python(
+            WORKER, config, folder / f"{ranks}.pth", ranks=ranks
+        )
         assert result.returncode == 0, result.stderr
         results[ranks] = torch.load(folder / f"{ranks}.pth", weights_only=True)
     return results

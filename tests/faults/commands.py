@@ -31,16 +31,16 @@ class Training:
         text: str = "stdout",
         **environment: str,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
             output: output folder.
-            arguments: of `train.py`.
-            ranks: on this machine.
-            per_agent: in place of that, ranks of one of several torchrun agents, which `launcher` makes find each other.
-            launcher: more arguments of torchrun.
-            text: end of the name of the file for what is printed.
-            environment: more variables.
+            arguments: arguments of `train.py`.
+            ranks: number of ranks on this machine.
+            per_agent: instead, ranks per torchrun agent, for several agents; `launcher` has their rendezvous.
+            launcher: additional arguments of torchrun.
+            text: suffix of the file that receives the output.
+            environment: additional environment variables.
         """
         command = [sys.executable]
         if ranks > 1 or per_agent:
@@ -117,7 +117,9 @@ class Training:
                 fields = stat.read_text().rpartition(")")[2].split()
                 environment = dict(
                     item.partition("=")[::2]
-                    for item in (stat.parent / "environ").read_text().split("\0")
+                    for item in (stat.parent / "environ")
+                    .read_text()
+                    .split("\0")
                 )
             except (OSError, ValueError):
                 continue
@@ -127,7 +129,9 @@ class Training:
 
     def end(self) -> int:
         """Wait for the end and return the exit code."""
-        wait_until(lambda: self.process.poll() is not None, self.process.pid, self.said)
+        wait_until(
+            lambda: self.process.poll() is not None, self.process.pid, self.said
+        )
         return self.process.returncode
 
     def status(self) -> dict:
@@ -139,7 +143,11 @@ def wait_for_any(trainings: tuple[Training, ...], pattern: str) -> Training:
 
     def first() -> Training | None:
         return next(
-            (training for training in trainings if re.search(pattern, training.said())),
+            (
+                training
+                for training in trainings
+                if re.search(pattern, training.said())
+            ),
             None,
         )
 
@@ -157,7 +165,10 @@ def wait_until_gone(pid: int, describe: Callable[[], str]) -> None:
     def is_gone() -> bool:
         try:
             return (
-                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                Path(f"/proc/{pid}/stat")
+                .read_text()
+                .rpartition(")")[2]
+                .split()[0]
                 == "Z"
             )
         except OSError:

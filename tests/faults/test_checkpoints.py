@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, hostile, foreign or half-written: rows F02 to F10, F14, F15, F17, F18 and F20."""
+"""Checkpoints that are damaged, hostile, foreign or incomplete: F02 to F10, F14, F15, F17, F18 and F20."""
 
 import json
 import os
@@ -18,7 +18,11 @@ from src.core import YAMLConfig
 from src.core.errors import ResourceError, RunError
 from src.runtime.files import locked
 from src.runtime.process import explain
-from src.runtime.weight_files import file_sha256, read_tensor_file, write_tensor_file
+from src.runtime.weight_files import (
+    file_sha256,
+    read_tensor_file,
+    write_tensor_file,
+)
 from src.solver import DetSolver, checkpoint, training_loop
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import run_forked
@@ -40,7 +44,7 @@ def ended(data: SyntheticData, folder: Path, **overrides) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The folder of an undisturbed run."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     assert run(tiny_data, folder, **SHORT)
     return folder
@@ -48,7 +52,7 @@ def straight(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tiny_data, tmp_path_factory):
-    """The folder of a run that was stopped in its second epoch, with `last.pth`, the one before it and `best.pth`."""
+    """Folder of a run stopped in its second epoch: `last.pth`, the one before it and `best.pth`."""
     folder = tmp_path_factory.mktemp("stopped")
     assert not run(tiny_data, folder, stop_after=9, **SHORT)
     return folder
@@ -62,8 +66,10 @@ def folder(stopped, tmp_path):
 
 @pytest.fixture
 def other_classes(tiny_data, tmp_path):
-    """The same images with a class more, whose name comes first, and other ids."""
-    data = SyntheticData(Path(shutil.copytree(tiny_data.folder, tmp_path / "other")))
+    """The same images with an additional class, whose name comes first, and other ids."""
+    data = SyntheticData(
+        Path(shutil.copytree(tiny_data.folder, tmp_path / "other"))
+    )
     for part in ("train.json", "val.json"):
         labels = json.loads((data.folder / part).read_text())
         for record in labels["categories"]:
@@ -79,7 +85,7 @@ def other_classes(tiny_data, tmp_path):
 
 
 def crash_at(point: int) -> list[int]:
-    """End this process before the given call of those that make a file durable; return a list whose length counts them."""
+    """End this process before the given call that makes a file durable; return a list of these calls."""
     calls: list[int] = []
 
     def crashing(function):
@@ -98,7 +104,7 @@ def crash_at(point: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def end_of_first_epoch(tiny_data, tmp_path_factory):
-    """The folder of a run whose first epoch is learned and not evaluated yet."""
+    """The folder of a run whose first epoch is trained and not yet evaluated."""
     folder = tmp_path_factory.mktemp("first")
     assert not run(tiny_data, folder, stop_after=6, in_evaluation=True, **SHORT)
     return folder
@@ -151,13 +157,17 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
 
 
 @pytest.mark.parametrize(
-    "share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"]
+    "share",
+    [0, 1e-9, 0.5, 0.99],
+    ids=["empty", "one byte", "half", "almost whole"],
 )
 def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     straight, tiny_data, folder, caplog, share
 ):
     raw = (folder / "last.pth").read_bytes()
-    (folder / "last.pth").write_bytes(raw[: -(-int(len(raw) * share * 1e9) // 10**9)])
+    (folder / "last.pth").write_bytes(
+        raw[: -(-int(len(raw) * share * 1e9) // 10**9)]
+    )
     assert run(tiny_data, folder, **SHORT)
     assert (
         "last.pth" in caplog.text
@@ -167,14 +177,17 @@ def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     assert same(final_state(folder), final_state(straight))
 
 
-def test_f03_without_any_whole_file_each_is_named_with_its_reason(tiny_data, folder):
+def test_f03_without_any_intact_file_each_is_named_with_its_reason(
+    tiny_data, folder
+):
     (folder / "last.pth").write_bytes(b"")
     (folder / "last.previous.pth").write_bytes(b"x")
     code, message = ended(tiny_data, folder)
     assert code == 4
     assert (
         "last.pth is empty (0 bytes)" in message
-        and f"{folder / 'last.previous.pth'} is not a file of plain tensors" in message
+        and f"{folder / 'last.previous.pth'} is not a file of plain tensors"
+        in message
     )
 
 
@@ -204,8 +217,12 @@ def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
 
 
 @pytest.mark.parametrize("flag", ["resume", "tuning"])
-def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, flag):
-    torch.save({"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth")
+def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(
+    tiny_data, tmp_path, flag
+):
+    torch.save(
+        {"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth"
+    )
     with (
         zipfile.ZipFile(tmp_path / "honest.pth") as honest,
         zipfile.ZipFile(
@@ -223,7 +240,9 @@ def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, f
             **{"resume": None, flag: str(tmp_path / "bomb.pth")},
         )
         assert code == 4 and "unpacks to" in message, message
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+        assert (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+        )
 
     child = run_forked(opened, tmp_path)
     assert child.code == 0, child.err
@@ -247,7 +266,10 @@ def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(
     tiny_data, tmp_path, flag, save
 ):
     save(
-        {"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")},
+        {
+            "first": _Touches(tmp_path / "first"),
+            "model": _Touches(tmp_path / "second"),
+        },
         tmp_path / "evil.pth",
     )
     code, message = ended(
@@ -261,7 +283,9 @@ def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(
         and "it was not loaded" in message
         and "weights_only" not in message
     )
-    assert not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    assert (
+        not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    )
 
 
 # ---- other classes, other contents ----
@@ -273,14 +297,15 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
     code, message = ended(other_classes, folder)
     assert code == 4
     assert (
-        "anvil" in message and "use -t to start a new run from its weights" in message
+        "anvil" in message
+        and "use -t to start a new run from its weights" in message
     )
     code, message = ended(tiny_data, folder, num_classes=9, override=True)
     assert code == 4
     assert "has 4 classes, the configuration has 9; use -t" in message
 
 
-def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tells_which_are_new(
+def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_logs_the_new_ones(
     stopped, other_classes, tmp_path, caplog
 ):
     with caplog.at_level("INFO"):
@@ -294,10 +319,13 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tel
         )
     assert "re-initialised: 1 of 5 classes" in caplog.text
     old, new = (
-        read_tensor_file(folder / "best.pth") for folder in (stopped, tmp_path / "new")
+        read_tensor_file(folder / "best.pth")
+        for folder in (stopped, tmp_path / "new")
     )
     key = "decoder.enc_score_head.bias"
-    rows = {entry["name"]: row for row, entry in enumerate(old["meta"]["classes"])}
+    rows = {
+        entry["name"]: row for row, entry in enumerate(old["meta"]["classes"])
+    }
     for row, entry in enumerate(new["meta"]["classes"]):
         if entry["name"] in rows:
             assert torch.equal(
@@ -314,7 +342,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
     tiny_data, tmp_path, content
 ):
     torch.save(content, tmp_path / "other.pth")
-    for flag, told in (
+    for flag, expected in (
         ("resume", "holds weights but no training state"),
         ("tuning", "expected|neither weights|no class head"),
     ):
@@ -324,7 +352,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
             **{"resume": None, flag: str(tmp_path / "other.pth")},
         )
         assert code == 4
-        assert any(part in message for part in told.split("|")), message
+        assert any(part in message for part in expected.split("|")), message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -385,7 +413,10 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(
 
     monkeypatch.setattr(checkpoint, "write_tensor_file", write)
     assert run(tiny_data, folder, save_every_steps=1, **SHORT)
-    assert caplog.text.count("training continues and tries again at the next save") == 2
+    assert (
+        caplog.text.count("training continues and tries again at the next save")
+        == 2
+    )
     assert same(final_state(folder), final_state(straight))
 
 
@@ -406,9 +437,13 @@ def test_f15_an_output_folder_that_is_a_file_is_reported_before_the_model_is_bui
 def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
     tiny_data, tmp_path
 ):
-    with tempfile.TemporaryDirectory() as name:  # under /tmp: others may go through it
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # under /tmp: others may go through it
         os.chmod(name, 0o555)
-        solver = DetSolver(tiny_config(tiny_data, Path(name)), torch.device("cpu"))
+        solver = DetSolver(
+            tiny_config(tiny_data, Path(name)), torch.device("cpu")
+        )
 
         def without_rights() -> None:
             if os.getuid() == 0:
@@ -425,7 +460,7 @@ def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
     assert child.code == 0, child.err
 
 
-def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(
+def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_pid_of_the_first(
     straight, tiny_data, folder
 ):
     ready, held = os.pipe()
@@ -452,7 +487,7 @@ def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_numb
 def test_f18_a_crash_in_the_last_evaluation_costs_no_result(
     straight, tiny_data, folder
 ):
-    """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
+    """The last stage is the evaluation after the last epoch. Steps since the last save are repeated."""
 
     def crashing() -> None:
         training_loop.evaluate = lambda *_, **__: os._exit(KILLED)
@@ -488,7 +523,8 @@ def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(
     )
     assert code == 4
     assert message.startswith(
-        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)"
+        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, "
+        f"expected {digest} (checkpoint_sha256)"
     )
 
 
@@ -503,12 +539,13 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
     )
     assert (
         code == 4
-        and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
+        and f"there is no file {tmp_path}/none.pth with the sha256 01234567"
+        in message
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("nowhere.pth", None, "nowhere.pth"),
         ("small.pth", b"7 bytes", "small.pth is not a file of plain tensors"),
@@ -516,7 +553,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
     ],
 )
 def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
-    tiny_data, tmp_path, name, content, told
+    tiny_data, tmp_path, name, content, expected
 ):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -525,5 +562,5 @@ def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
         tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings
     )
     assert code == 4
-    assert told in message
+    assert expected in message
     assert not (tmp_path / "run/last.pth").exists()

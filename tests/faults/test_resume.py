@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed gives the same result as an uninterrupted run: rows F01, F11, F12, F13, F16 and F19."""
+"""A stopped and resumed run gives the result of an uninterrupted one: F01, F11, F12, F13, F16 and F19."""
 
 import json
 import os
@@ -15,14 +15,18 @@ from tests.fixtures.processes import run_forked
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The end of undisturbed runs on one rank and on two."""
-    folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
+    """The final states of uninterrupted runs on one rank and on two."""
+    folders = {
+        ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)
+    }
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
         assert all(record["AP"] > 0.1 for record in read_log(folder)), (
             "nothing is found: scores say nothing"
         )
-    return {ranks: final_state(folder) for ranks, folder in folders.items()}, folders
+    return {
+        ranks: final_state(folder) for ranks, folder in folders.items()
+    }, folders
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -35,7 +39,8 @@ def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(
 
 
 @pytest.mark.parametrize(
-    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))]
+    "step",
+    [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))],
 )
 def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(
     straight, tiny_data, tmp_path, step
@@ -73,7 +78,7 @@ def test_f11_workers_of_the_loader_change_nothing(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
+def test_f11_another_number_of_ranks_resumes_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
@@ -85,7 +90,7 @@ def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
 
 
-def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
+def test_f11_another_batch_resumes_within_the_epoch_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, stop_after=4)
@@ -97,7 +102,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.0002, is 0.5"),
         ({"epochs": 4}, "epochs was 3, is 4"),
@@ -110,7 +115,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
     ],
 )
 def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
-    tiny_data, tmp_path, change, told
+    tiny_data, tmp_path, change, expected
 ):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
@@ -118,11 +123,11 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
         ConfigError, match="differs from that of the run to resume"
     ) as caught:
         run(tiny_data, tmp_path, **change)
-    assert told in str(caught.value) and "--override" in str(caught.value)
+    assert expected in str(caught.value) and "--override" in str(caught.value)
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(
+def test_f12_a_changed_configuration_resumes_on_request(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, stop_after=1)
@@ -151,7 +156,7 @@ def test_f12_settings_that_do_not_change_the_result_are_free(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
+def test_f13_a_complete_run_is_unchanged(straight, tiny_data, caplog):
     folder = straight[1][1]
     before = {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
@@ -179,7 +184,7 @@ def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(
 
 
 def timeless(folder) -> list[dict]:
-    """Return what the log says of each epoch but for times."""
+    """Return the log records without times."""
     keys = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
     return [{key: record[key] for key in keys} for record in read_log(folder)]
 
@@ -191,7 +196,10 @@ def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
     assert not run(tiny_data, tmp_path, ranks=ranks, stop_after=5)
     assert run(tiny_data, tmp_path, ranks=ranks)
     assert timeless(tmp_path) == timeless(straight[1][ranks])
-    assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"] == 0
+    assert (
+        json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

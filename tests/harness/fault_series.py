@@ -1,18 +1,24 @@
-"""Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
+"""Inject one kind of fault into many small runs, and count the runs that behave as documented.
 
-    python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
-    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, another random seed
+    python tests/harness/fault_series.py                                # all, about 20 minutes on one core
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1    # one series, another random seed
 
-resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
+resume    killed at six places of a run and resumed, on 1 and 2 ranks: all losses and the final state are
+          bit-identical to those of an uninterrupted run
 workers   0, 1, 2 and 4 loader workers: the same
-signals   SIGTERM, SIGUSR1, SIGINT at random times, on 1 and 2 ranks: saved and gone within ten seconds, code 75, one step for all
-restarts  torchrun --max-restarts whose ranks are killed one after another: the losses and the end are those of an undisturbed run
-ranks     an error or a silence of one of two ranks at a random step: the other ends in time and says why
-numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and nothing has changed
-disk      files may grow to a random limit: what was saved stays whole, and what is needed and free is said
+signals   SIGTERM, SIGUSR1 and SIGINT at random times, on 1 and 2 ranks: saved and ended within ten seconds
+          with exit code 75, all ranks at the same step
+restarts  torchrun --max-restarts whose ranks are killed one after another: losses and final state are those
+          of an uninterrupted run
+ranks     one of two ranks raises an error or hangs at a random step: the other ends in time and reports why
+numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and leaves
+          the state unchanged
+disk      file sizes are limited at random: files that were saved stay intact, and the error reports the
+          required and the free space
 
-Ranks are forked here and run `train.py`, which saves the seconds of an import, and meet as under torchrun; only restarts need it.
-Exit code 1 if anything went otherwise.
+docs/reliability.md has the results. Ranks are forked from this process and run `train.py`, which saves the
+time of an import; they connect as under torchrun, which only `restarts` uses. The exit code is 1 if any run
+behaved otherwise.
 """
 
 import argparse
@@ -45,7 +51,7 @@ from tests.harness.soak import (
     is_whole,
     note_losses,
     same,
-)  # noqa: E402
+)
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
@@ -61,13 +67,19 @@ RANK_TIMEOUT = 5
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all"
+        "series",
+        nargs="*",
+        metavar="SERIES",
+        help=f"{', '.join(SERIES)}; default: all",
     )
     parser.add_argument(
-        "--repeat", type=int, help="how often, in place of each series' own count"
+        "--repeat",
+        type=int,
+        help="number of runs; default: the series' own number",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
@@ -92,7 +104,12 @@ def main() -> None:
     for name in arguments.series or SERIES:
         with tempfile.TemporaryDirectory() as folder:
             write_synthetic_coco(
-                Path(folder), train=4 * STEPS, val=8, size=64, seed=3, max_objects=3
+                Path(folder),
+                train=4 * STEPS,
+                val=8,
+                size=64,
+                seed=3,
+                max_objects=3,
             )
             (Path(folder) / "tiny.yml").write_text(
                 configuration(Path(folder), "unused").to_yaml()
@@ -117,7 +134,7 @@ def main() -> None:
 
 
 class Run:
-    """A `train.py` in forks of this process, one for each rank; goes on with its folder's run."""
+    """A `train.py` in forks of this process, one for each rank; it resumes the run of its folder."""
 
     def __init__(
         self,
@@ -129,7 +146,7 @@ class Run:
         seed: int = 1,
         prepare: Callable[[int], None] = lambda rank: None,
     ) -> None:
-        """Start it; `prepare` brings faults into the process of a rank."""
+        """Start the run; `prepare` injects faults into the process of a rank."""
         self.folder, self.loss_files = (
             folder / name,
             [folder / f"{name}.rank{rank}.losses" for rank in range(ranks)],
@@ -150,12 +167,12 @@ class Run:
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
                 # the parent's streams may have been opened for a file, which can seek; a pipe cannot
-                sys.stdout, sys.stderr = (
-                    open(1, "w", closefd=False),
-                    open(2, "w", closefd=False),
-                )  # noqa: SIM115
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
                 if ranks > 1:
-                    os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
+                    os.environ.update(
+                        meeting, RANK=str(rank), LOCAL_RANK=str(rank)
+                    )
                 self._train(
                     folder / "tiny.yml",
                     settings,
@@ -175,7 +192,7 @@ class Run:
         losses: Path,
         prepare: Callable[[], None],
     ) -> None:
-        """Be `train.py`; does not return."""
+        """Run `train.py` in this process; does not return."""
         code = 1
         try:
             os.chdir(ROOT)
@@ -203,7 +220,7 @@ class Run:
         os._exit(code)
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Wait for all ranks; return their exit codes, -n for signal n, None for one that had to be ended here."""
+        """Wait for all ranks; return their exit codes: -n for signal n, None if the rank was ended here."""
         end = time.monotonic() + seconds
         while len(self.codes) < len(self.pids) and time.monotonic() < end:
             for pid in set(self.pids) - self.codes.keys():
@@ -232,9 +249,10 @@ class Run:
         return b"".join(pieces).decode(errors="replace")
 
     def until_steps(self, count: int = 1) -> None:
-        """Wait until each rank has taken so many steps more."""
+        """Wait until each rank has taken this number of further steps."""
         sizes = [
-            file.stat().st_size if file.exists() else 0 for file in self.loss_files
+            file.stat().st_size if file.exists() else 0
+            for file in self.loss_files
         ]
         end = time.monotonic() + 60
         while not all(
@@ -244,7 +262,9 @@ class Run:
             if time.monotonic() > end or os.waitid(
                 os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT
             ):
-                raise SystemExit(f"a run has not begun: {self.wait(0)} {self.said}")
+                raise SystemExit(
+                    f"a run has not begun: {self.wait(0)} {self.said}"
+                )
             time.sleep(0.005)
 
     def losses(self) -> list[list[tuple[int, float]]]:
@@ -259,14 +279,14 @@ class Run:
 
 
 def _store():
-    """Host the store at which ranks meet, as torchrun does."""
+    """Host the store through which ranks connect, as torchrun does."""
     import torch.distributed as dist
 
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def equal(run: Run, straight: Run) -> bool:
-    """Tell whether a run has each step's loss, the log's records and the end of an undisturbed one."""
+    """Return whether losses, log records and final state of a run equal those of an uninterrupted one."""
     for ours, theirs in zip(run.losses(), straight.losses()):
         theirs = dict(theirs)
         if dict(ours).keys() != theirs.keys() or any(
@@ -279,8 +299,11 @@ def equal(run: Run, straight: Run) -> bool:
 
 
 def records(folder: Path) -> list[dict]:
-    """Return what `log.txt` says of each epoch but for times."""
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    """Return the records of `log.txt` without times."""
+    lines = [
+        json.loads(line)
+        for line in (folder / "log.txt").read_text().splitlines()
+    ]
     return [
         {
             key: line[key]
@@ -301,15 +324,15 @@ def records(folder: Path) -> list[dict]:
 def straight_run(
     folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options
 ) -> Run:
-    """Return a run that was left alone."""
+    """Return an uninterrupted run."""
     run = Run(folder, name, settings, **options)
     if any(run.wait(600)):
-        sys.exit(f"an undisturbed run failed: {run.said}")
+        sys.exit(f"an uninterrupted run failed: {run.said}")
     return run
 
 
 def after(owner: type, name: str, fault: Callable[..., None]) -> None:
-    """Call a fault with a method's arguments after each call of it, in this process."""
+    """Call a fault after each call of a method, with the same arguments, in this process."""
     ordinary = getattr(owner, name)
 
     def call(*arguments, **keywords):
@@ -339,7 +362,9 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
     from src.solver.saving import Saver
     from src.solver.training_step import TrainStep
 
-    def kill(rank: int, owner: type, name: str, when: Callable[..., bool]) -> None:
+    def kill(
+        rank: int, owner: type, name: str, when: Callable[..., bool]
+    ) -> None:
         if rank == 0:
             after(
                 owner,
@@ -378,7 +403,9 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 SHORT,
                 ranks=ranks,
                 seed=seed,
-                prepare=lambda rank, o=owner, n=name, w=when: kill(rank, o, n, w),
+                prepare=lambda rank, o=owner, n=name, w=when: kill(
+                    rank, o, n, w
+                ),
             ).wait()
             gone_on = Run(folder, label, SHORT, ranks=ranks, seed=seed)
             good.append(
@@ -387,12 +414,14 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 and equal(gone_on, straight)
             )
             if not good[-1]:
-                sys.stderr.write(f"{label} with seed {seed}: {codes} {gone_on.said}\n")
+                sys.stderr.write(
+                    f"{label} with seed {seed}: {codes} {gone_on.said}\n"
+                )
         yield f"{', '.join(places)}; {ranks} rank(s), seed {seed}", good, ""
 
 
 def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """Each with the losses and the end of the run without workers."""
+    """Losses and final state must be those of the run without workers."""
     counts, good = (1, 2, 4), []
     for number in range(repeat):
         seed = rng.randrange(1000)
@@ -420,8 +449,10 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """All ranks get the signal, as from a launcher, and the run is gone on with after each."""
-    for ranks, name in itertools.product((1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")):
+    """All ranks get the signal, as from a launcher, and the run is resumed after each."""
+    for ranks, name in itertools.product(
+        (1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")
+    ):
         good, seconds, evaluating = [], [], 0
         for _ in range(repeat):
             run = Run(folder, f"run{ranks}", ENDLESS, ranks=ranks)
@@ -435,7 +466,9 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
             places = {
                 place
                 for said in run.said
-                for place in re.findall(r"after step (\d+ of \d+ in epoch \d+)", said)
+                for place in re.findall(
+                    r"after step (\d+ of \d+ in epoch \d+)", said
+                )
             }
             evaluating += codes[-1] == 7  # rank 0 alone ends an evaluation
             good.append(
@@ -460,7 +493,7 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One run, long enough for all kills; each comes a little after the first step since the last one."""
+    """One run, long enough for all kills; each kill follows the first step after the previous one."""
     settings = (
         f"epochs={4 * repeat}",
         "train_dataloader.collate_fn.stop_epoch=null",
@@ -505,7 +538,10 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 else r"resuming from (?s:.*) epoch \d+ \[",
             )
             while not re.search(pattern, text.read_text()[at:]):
-                if launcher.poll() is not None or time.monotonic() > began + 120:
+                if (
+                    launcher.poll() is not None
+                    or time.monotonic() > began + 120
+                ):
                     sys.exit(f"no restart {number}: {text.read_text()[-3000:]}")
                 time.sleep(0.02)
             if number:
@@ -547,7 +583,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 
 def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One rank raises an error of its own, or stops for good."""
+    """One rank raises an error, or stops forever."""
     from src.core.errors import DataError
     from src.solver.training_step import TrainStep
 
@@ -561,12 +597,14 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
         "error": (fail, 15, "broken on purpose in step"),
         "silence": (stop, RANK_TIMEOUT + 5, "does not respond"),
     }
-    for kind, (fault, limit, told) in faults.items():
+    for kind, (fault, limit, expected) in faults.items():
         good, seconds = [], []
         for number in range(repeat):
             culprit, step = rng.randrange(2), rng.randrange(1, 2 * STEPS)
 
-            def prepare(rank: int, culprit=culprit, step=step, fault=fault) -> None:
+            def prepare(
+                rank: int, culprit=culprit, step=step, fault=fault
+            ) -> None:
                 after(
                     TrainStep,
                     "__call__",
@@ -598,7 +636,8 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 if kind == "error" or rank != culprit
             ]
             named = all(last_lines) and all(
-                told in line and (kind == "error" or f"rank {culprit} (" in line)
+                expected in line
+                and (kind == "error" or f"rank {culprit} (" in line)
                 for line in last_lines
             )
             good.append(
@@ -612,10 +651,11 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
             )
             if not good[-1]:
                 sys.stderr.write(
-                    f"{kind} of rank {culprit} in step {step}: {codes} after {seconds[-1]:.1f} s {last_lines}\n"
+                    f"{kind} of rank {culprit} in step {step}: "
+                    f"{codes} after {seconds[-1]:.1f} s {last_lines}\n"
                 )
         yield (
-            f"{kind} of a rank, over within {limit} s and told last",
+            f"{kind} of a rank, over within {limit} s and reported last",
             good,
             f"after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s",
         )
@@ -625,7 +665,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One bad number a run; weights, average and optimizer are copied before that step."""
+    """One bad number per run; weights, EMA and optimizer are copied before that step."""
     good = []
     for number in range(repeat):
         step, where, value = (
@@ -639,7 +679,9 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
             f"run{number}",
             SHORT,
             seed=rng.randrange(1000),
-            prepare=lambda _, a=step, b=where, c=value, d=kept: poison(a, b, c, d),
+            prepare=lambda _, a=step, b=where, c=value, d=kept: poison(
+                a, b, c, d
+            ),
         )
         dropped = (
             run.wait() == [0]
@@ -649,7 +691,8 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
         good.append(dropped and kept.exists())
         if not good[-1]:
             sys.stderr.write(
-                f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
+                f"{value} in the {where} of step {step}: "
+                f"dropped {dropped}, kept {kept.exists()}; {run.said}\n"
             )
     yield (
         "skipped, with weights, EMA and optimizer unchanged",
@@ -703,7 +746,7 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
 
 
 def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """A run that was killed goes on under a limit of the system for the size of a file."""
+    """A killed run is resumed with a system limit on file sizes."""
     from src.solver.training_step import TrainStep
 
     straight = straight_run(folder, "straight")
@@ -714,16 +757,23 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         prepare=lambda _: after(
             TrainStep,
             "__call__",
-            lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9),
+            lambda self, step, *_: (
+                step == 2 * STEPS and os.kill(os.getpid(), 9)
+            ),
         ),
     )
     killed.wait()
     names = sorted(path.name for path in killed.folder.glob("*.pth"))
-    size, good, told = (killed.folder / "last.pth").stat().st_size, [], 0
+    size, good, reported = (killed.folder / "last.pth").stat().st_size, [], 0
     for number in range(repeat):
-        limit = int((number + rng.random()) / repeat * 3 * size) if number else 0
+        limit = (
+            int((number + rng.random()) / repeat * 3 * size) if number else 0
+        )
         shutil.copytree(killed.folder, folder / f"run{number}")
-        before = {name: (folder / f"run{number}" / name).read_bytes() for name in names}
+        before = {
+            name: (folder / f"run{number}" / name).read_bytes()
+            for name in names
+        }
         run = Run(
             folder,
             f"run{number}",
@@ -738,10 +788,11 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         ) and names == sorted(path.name for path in run.folder.glob("*.pth"))
         if codes == [0]:
             good.append(
-                whole and same(final_state(run.folder), final_state(straight.folder))
+                whole
+                and same(final_state(run.folder), final_state(straight.folder))
             )
         else:
-            told += 1
+            reported += 1
             kept = all(
                 (run.folder / name).read_bytes() == before[name]
                 for name in ("last.pth", "last.previous.pth")
@@ -749,16 +800,26 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
             wanted = (
                 r"\S+: need [\d.]+ MB, free [\d.]+ MB" if limit else "a file: "
             )  # not even the lock
-            message = re.search(rf"error\[6\]: disk full writing {wanted}", run.said[0])
+            message = re.search(
+                rf"error\[6\]: disk full writing {wanted}", run.said[0]
+            )
             good.append(
-                codes == [6] and whole and kept and bool(message) and limit <= size
+                codes == [6]
+                and whole
+                and kept
+                and bool(message)
+                and limit <= size
             )
         if not good[-1]:
             sys.stderr.write(
                 f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n"
             )
-    note = f"{told} ended with code 6 and the bytes needed and free, the others as undisturbed"
-    yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
+    note = f"{reported} ended with code 6 and the bytes needed and free, the others completed"
+    yield (
+        f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth",
+        good,
+        note,
+    )
 
 
 SERIES = {

@@ -1,11 +1,14 @@
-"""Spoils annotation files, configurations, checkpoints and images at random and looks at what becomes of them.
+"""Corrupt annotation files, configurations, checkpoints and images at random, and check how they are handled.
 
-    python tests/harness/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
+    # 500 + 300 + 100 + 60 files, about a minute on one core
+    python tests/harness/fuzz.py --seed 0
+
     python tests/harness/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
 
-Each malformed file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
-it, with every dropped or clipped box counted in the findings. Anything else is a fault: another exception, a silent change, ten seconds without
-an answer, a file that is written to, code that runs. Exit code 1 if there is one.
+Each malformed file must either be refused by one of the project's own errors, or be read correctly: with
+the same result as a simple reader of the same file, and with every dropped or clipped box counted in the
+findings. Anything else is a fault: another exception, a silent change, no answer within ten seconds, a file
+that is written to, code that runs. The exit code is 1 if there is a fault.
 """
 
 import argparse
@@ -53,12 +56,13 @@ JUNK = (
 
 
 class Wrong(Exception):
-    """A file was accepted and read wrong."""
+    """A file was accepted and read incorrectly."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, count in (
         ("labels", 500),
@@ -67,11 +71,12 @@ def parse_arguments() -> argparse.Namespace:
         ("images", 60),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=count, help=f"number of malformed {name}"
+            f"--{name}",
+            type=int,
+            default=count,
+            help=f"number of malformed {name}",
         )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="where all damage follows from"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
 
@@ -147,7 +152,7 @@ def _too_slow(*_) -> None:
 
 
 def labels(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.data.dataset.coco_format import load_coco
 
     path = folder / "labels.json"
@@ -161,7 +166,8 @@ def labels(folder: Path, rng: random.Random):
 
         def read() -> None:
             compare_labels(
-                load_coco(path), json.loads(path.read_bytes().decode("utf-8-sig"))
+                load_coco(path),
+                json.loads(path.read_bytes().decode("utf-8-sig")),
             )
 
         return path, read
@@ -170,7 +176,7 @@ def labels(folder: Path, rng: random.Random):
 
 
 def sound_labels(rng: random.Random) -> dict:
-    """Return labels of 12 images of 200 x 100 pixels with ids and categories out of order, polygons, a crowd region."""
+    """Return labels of 12 images of 200 x 100 pixels: unordered ids, categories, polygons, a crowd."""
     ids, categories = rng.sample(range(1000), 12), rng.sample(range(100), 4)
     annotations = [
         {
@@ -197,13 +203,14 @@ def sound_labels(rng: random.Random) -> dict:
         ],
         "annotations": annotations,
         "categories": [
-            {"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories
+            {"id": c, "name": f"class {c}", "supercategory": "x"}
+            for c in categories
         ],
     }
 
 
 def change_labels(content: dict, rng: random.Random) -> None:
-    """Change one thing, as hands, scripts and converters do."""
+    """Change one thing, as people, scripts and converters do."""
     part = rng.choice(("images", "annotations", "annotations", "categories"))
     records = content.get(part)
     if rng.random() < 0.05 or not isinstance(records, list) or not records:
@@ -238,23 +245,30 @@ def change_labels(content: dict, rng: random.Random) -> None:
 
 
 def compare_labels(found, content: dict) -> None:
-    """Hold what was read against a plain reading of the file, record by record."""
+    """Compare the labels with a simple reading of the file, record by record."""
     import numpy as np
 
     names = {c["id"]: c["name"] for c in content["categories"]}
     sizes = {
-        image["id"]: (image["width"], image["height"]) for image in content["images"]
+        image["id"]: (image["width"], image["height"])
+        for image in content["images"]
     }
-    expected, changes = {image["id"]: [] for image in content["images"]}, Counter()
-    if len(sizes) != len(content["images"]) or len(names) != len(content["categories"]):
-        raise Wrong("an id is there twice")
+    expected, changes = (
+        {image["id"]: [] for image in content["images"]},
+        Counter(),
+    )
+    if len(sizes) != len(content["images"]) or len(names) != len(
+        content["categories"]
+    ):
+        raise Wrong("duplicate id")
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
         with np.errstate(over="ignore"):
             box = [float(np.float32(v)) for v in (x, y, x + w, y + h)]
         limits = sizes[record["image_id"]] * 2
         inside = [
-            min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits)
+            min(max(value, 0.0), float(limit))
+            for value, limit in zip(box, limits)
         ]
         if box[2] <= box[0] or box[3] <= box[1]:
             changes["boxes without area, dropped"] += 1
@@ -268,7 +282,11 @@ def compare_labels(found, content: dict) -> None:
                 record.get("area") is None
             )
             expected[record["image_id"]].append(
-                (inside, names[record["category_id"]], bool(record.get("iscrowd")))
+                (
+                    inside,
+                    names[record["category_id"]],
+                    bool(record.get("iscrowd")),
+                )
             )
     noted = {
         note.kind.text: len(note.index)
@@ -286,7 +304,10 @@ def compare_labels(found, content: dict) -> None:
         ours = list(
             zip(
                 found.boxes[rows].tolist(),
-                (found.category_names[c] for c in found.categories[rows].tolist()),
+                (
+                    found.category_names[c]
+                    for c in found.categories[rows].tolist()
+                ),
                 found.crowds[rows].tolist(),
             )
         )
@@ -298,12 +319,12 @@ def compare_labels(found, content: dict) -> None:
 
 
 def configs(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.core import YAMLConfig
     from src.core.config_file import dump_yaml
 
     path, sound = (
-        folder / "spoilt.yml",
+        folder / "malformed.yml",
         YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml").yaml_cfg,
     )
     tags = [
@@ -333,7 +354,18 @@ def configs(folder: Path, rng: random.Random):
             case 2:
                 lines[at] = (
                     rng.choice(
-                        ("\t", " ", "- ", "  ", ": ", "{", "'", "\x00", "%", "@")
+                        (
+                            "\t",
+                            " ",
+                            "- ",
+                            "  ",
+                            ": ",
+                            "{",
+                            "'",
+                            "\x00",
+                            "%",
+                            "@",
+                        )
                     )
                     + lines[at]
                 )
@@ -375,7 +407,7 @@ def change_config(values: dict, rng: random.Random) -> None:
 
 
 def compare_config(found: dict, text: str) -> None:
-    """Hold settings against what a stock parser reads; it takes 1e-4 for a word."""
+    """Compare settings with those of a standard parser, which reads 1e-4 as a string."""
     import yaml
 
     plain = yaml.safe_load(text) or {}
@@ -383,7 +415,8 @@ def compare_config(found: dict, text: str) -> None:
     def agree(ours, theirs) -> bool:
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return all(
-                agree(ours.get(key), theirs.get(key)) for key in {*ours, *theirs}
+                agree(ours.get(key), theirs.get(key))
+                for key in {*ours, *theirs}
             )
         if isinstance(ours, list) and isinstance(theirs, list):
             return len(ours) == len(theirs) and all(map(agree, ours, theirs))
@@ -399,13 +432,13 @@ def compare_config(found: dict, text: str) -> None:
 
 
 def checkpoints(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import torch
 
     from src.detection.weight_file import read_weights
     from src.runtime.weight_files import write_tensor_file
 
-    path = folder / "spoilt.pth"
+    path = folder / "malformed.pth"
     sound = {
         f"layer{n}.weight": torch.randn(
             20, 20, generator=torch.Generator().manual_seed(n)
@@ -436,7 +469,9 @@ def checkpoints(folder: Path, rng: random.Random):
     def spoil(number: int):
         whole = number % 4 != 3
         if whole:
-            path.write_bytes(garbled(raw, rng) if number % 4 else flipped(raw, rng))
+            path.write_bytes(
+                garbled(raw, rng) if number % 4 else flipped(raw, rng)
+            )
         else:
             torch.save(rng.choice(objects), path)
 
@@ -445,7 +480,9 @@ def checkpoints(folder: Path, rng: random.Random):
             if (
                 not whole
                 or weights.keys() != sound.keys()
-                or any(not torch.equal(weights[key], sound[key]) for key in sound)
+                or any(
+                    not torch.equal(weights[key], sound[key]) for key in sound
+                )
             ):
                 raise Wrong("other weights than were saved")
 
@@ -458,14 +495,16 @@ def checkpoints(folder: Path, rng: random.Random):
 
 
 def images(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import numpy as np
     from PIL import Image
 
     from src.data.dataset.decoding import load_image
 
     width, height = 60, 40
-    colours = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    colours = np.random.default_rng(0).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
     kinds = [
         ("RGB", "png"),
         ("RGB", "jpg"),
@@ -522,10 +561,14 @@ def images(folder: Path, rng: random.Random):
             limit = 3 if suffix == "jpg" else 1
             if (
                 not (damaged and mode == "I;16")
-                and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max()
+                and np.abs(
+                    found.astype(int) - np.asarray(plain).astype(int)
+                ).max()
                 > limit
             ):
-                raise Wrong(f"pixels of a {mode} {suffix} differ from a plain reading")
+                raise Wrong(
+                    f"pixels of a {mode} {suffix} differ from a plain reading"
+                )
 
         return path, read
 

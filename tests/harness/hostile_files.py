@@ -1,10 +1,11 @@
-"""Gives the readers of checkpoints files that somebody made to run code, to fill memory or to lead them astray (docs/reliability.md).
+"""Let the checkpoint readers read files made to run code, exhaust memory or mislead them.
 
     python tests/harness/hostile_files.py                      # about a minute on one core
-    python tests/harness/hostile_files.py --only bomb          # those with that in their name
+    python tests/harness/hostile_files.py --only bomb          # files whose name contains "bomb"
 
-Each file is read in a process of its own as `-r last.pth` and as `-t` would. Both have to refuse it with code 4 and one line that names the file and
-does not advise to load it all the same, no code may run, and memory may grow by 50 MB. Exit code 1 if not.
+Each file is read in a process of its own, as `-r last.pth` and `-t` would read it. Both must refuse it with
+exit code 4 and one line that names the file and does not advise to load it anyway. No code may run, and
+memory may grow by at most 50 MB. Otherwise the exit code is 1. docs/reliability.md has the results.
 """
 
 import argparse
@@ -26,15 +27,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 GROWTH, SECONDS, ADDRESS_SPACE = 50_000, 20, 4 << 30
-"""Kilobytes of growth and seconds allowed; bytes after which the system stops a reader, for the sake of the machine."""
+"""Allowed growth in KB and seconds; bytes at which the system stops a reader, to protect the machine."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", default="", help="part of the names of the files to try"
+        "--only", default="", help="only files whose name contains this text"
     )
     return parser.parse_args()
 
@@ -68,14 +70,15 @@ def main() -> None:
                 sys.stderr.write(f"{kind}: {fault}\n")
             path.unlink()
     print(
-        f"hostile files refused with code 4 and one line, no code ran: {len(kinds) - len(faults)} of {len(kinds)}; "
+        "hostile files refused with code 4 and one line, no code ran: "
+        f"{len(kinds) - len(faults)} of {len(kinds)}; "
         f"memory grew by {max(grown) / 1e3:.0f} MB at most"
     )
     sys.exit(1 if faults else 0)
 
 
 def judge(folder: Path, path: Path) -> tuple[str, int]:
-    """Read a file twice; return what is wrong, or "", and by how many kilobytes memory grew."""
+    """Read a file twice; return the fault, or "", and the growth of memory in kilobytes."""
     faults, growth = [], 0
     for way in ("resume", "tuning"):
         code, said, more = read(path, way)
@@ -105,7 +108,9 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
     if not (child := os.fork()):
         os.dup2(writing, 2)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), -1))
+        resource.setrlimit(
+            resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), -1)
+        )
         code = 1
         try:
             run_command(
@@ -118,12 +123,16 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
         except SystemExit as end:
             code = int(end.code or 0)
         os.write(
-            2, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode()
+            2,
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode(),
         )
         os._exit(code)
     os.close(writing)
     end = time.monotonic() + SECONDS
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+    while (
+        not (ended := os.waitpid(child, os.WNOHANG))[0]
+        and time.monotonic() < end
+    ):
         time.sleep(0.005)
     if not ended[0]:
         os.kill(child, 9)
@@ -139,7 +148,12 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
 
 def _address_space() -> int:
     return (
-        int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0])
+        int(
+            Path("/proc/self/status")
+            .read_text()
+            .partition("VmSize:")[2]
+            .split()[0]
+        )
         * 1024
     )
 
@@ -148,7 +162,7 @@ def _address_space() -> int:
 
 
 def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
-    """Return what writes each file, by a name for it; code in them would make the canary."""
+    """Return the writers of all files by name; code in the files would create the canary."""
     import numpy as np
     import torch
 
@@ -165,12 +179,18 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
     class Persistent(pickle.Pickler):
         def persistent_id(self, thing):
             return (
-                ("storage", eval, "0", "cpu", 4) if isinstance(thing, Touches) else None
+                ("storage", eval, "0", "cpu", 4)
+                if isinstance(thing, Touches)
+                else None
             )
 
     class PersistentGadget(pickle.Pickler):
         def persistent_id(self, thing):
-            return ("module", Touches(), "x", "y") if isinstance(thing, list) else None
+            return (
+                ("module", Touches(), "x", "y")
+                if isinstance(thing, list)
+                else None
+            )
 
     def with_pickler(kind: type, thing) -> bytes:
         kind(file := io.BytesIO(), 2).dump(thing)
@@ -231,19 +251,29 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
             with_pickler(PersistentGadget, {"model": [1]})
         ),
         "persistent id with eval for a storage": archived(
-            with_pickler(Persistent, {"model": Touches()}), {"a/data/0": bytes(16)}
-        ),
-        "reduce within a tensor's arguments": archived(
-            rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.",
+            with_pickler(Persistent, {"model": Touches()}),
             {"a/data/0": bytes(16)},
         ),
-        "array of objects": torch_saved({"model": np.array([Touches()], dtype=object)}),
+        "reduce within a tensor's arguments": archived(
+            rebuild
+            + b"("
+            + global_system[:-1]
+            + b"K\x00K\x04\x85K\x01\x85\x89}tR.",
+            {"a/data/0": bytes(16)},
+        ),
+        "array of objects": torch_saved(
+            {"model": np.array([Touches()], dtype=object)}
+        ),
         "a script in place of weights": lambda path: torch.jit.save(
             torch.jit.script(torch.nn.Linear(2, 2)), path
         ),
         "tar with a way out": lambda path: _write_tar(
             path,
-            {"../../canary": b"x", "storages": global_system, "pickle": global_system},
+            {
+                "../../canary": b"x",
+                "storages": global_system,
+                "pickle": global_system,
+            },
         ),
         "two data.pkl, the second with code": lambda path: _write_zip(
             path,
@@ -254,10 +284,17 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
             ],
         ),
         "zip bomb": lambda path: _write_bomb(path, 200 << 20),
-        "records that overlap": lambda path: _write_overlapping(path, 1 << 20, 200),
-        "record that claims a terabyte": lambda path: _write_claim(path, 1 << 40),
+        "records that overlap": lambda path: _write_overlapping(
+            path, 1 << 20, 200
+        ),
+        "record that claims a terabyte": lambda path: _write_claim(
+            path, 1 << 40
+        ),
         "storage shorter than its tensor": archived(
-            rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
+            rebuild
+            + b"("
+            + storage
+            + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
             {"a/data/0": bytes(16)},
         ),
         "tensor of 400 GB by a stride of 0": torch_saved(
@@ -269,28 +306,39 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "sparse tensor of a terabyte": torch_saved(
             {
                 "model": {
-                    "w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))
+                    "w": torch.sparse_coo_tensor(
+                        [[0], [0]], [1.0], (1 << 20, 1 << 20)
+                    )
                 }
             }
         ),
         "sparse tensor with indices outside": archived(
             b"ctorch._utils\n_rebuild_sparse_tensor\n(ctorch\nsparse_coo\n("
             + 2
-            * (rebuild + b"(" + storage + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR")
+            * (
+                rebuild
+                + b"("
+                + storage
+                + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR"
+            )
             + b"K\x01\x85ttR.",
             {"a/data/0": bytes(16)},
         ),
         "nested 100000 deep": archived(b"]" * 100_000 + b"a" * 99_999 + b"."),
         "doubled 60 times": archived(
             b"]q\x00"
-            + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60))
+            + b"".join(
+                b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)
+            )
             + b"."
         ),
         "text that claims an exabyte": archived(
             b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x."
         ),
         "memo of two billion": archived(b"]r\xff\xff\xff\x7f."),
-        "archive cut in half": lambda path: path.write_bytes(_saved(honest)[:2000]),
+        "archive cut in half": lambda path: path.write_bytes(
+            _saved(honest)[:2000]
+        ),
         "archive without data.pkl": lambda path: _write_zip(
             path, {"a/version": b"3\n", "a/data/0": bytes(16)}
         ),
@@ -300,7 +348,7 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "safetensors: header of 99 MB that is not there": pickled(
             struct.pack("<Q", 99 << 20) + b"{}"
         ),
-        "safetensors: header that is no JSON": pickled(_safetensors(b"{]")),
+        "safetensors: header that is not JSON": pickled(_safetensors(b"{]")),
         "safetensors: header nested 100000 deep": pickled(
             _safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
         ),
@@ -328,12 +376,16 @@ def _saved(content) -> bytes:
     return file.getvalue()
 
 
-def _write_zip(path: Path, records: dict[str, bytes] | list[tuple[str, bytes]]) -> None:
+def _write_zip(
+    path: Path, records: dict[str, bytes] | list[tuple[str, bytes]]
+) -> None:
     import warnings
 
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
         warnings.simplefilter("ignore")  # names twice
-        for name, raw in records.items() if isinstance(records, dict) else records:
+        for name, raw in (
+            records.items() if isinstance(records, dict) else records
+        ):
             archive.writestr(name, raw)
 
 
@@ -346,10 +398,12 @@ def _write_tar(path: Path, records: dict[str, bytes]) -> None:
 
 
 def _write_bomb(path: Path, size: int) -> None:
-    """Pack a sound file of so many bytes of zeros."""
+    """Pack a valid file of this number of zero bytes."""
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound,
+        zipfile.ZipFile(
+            io.BytesIO(_saved({"model": {"w": _zeros(4)}}))
+        ) as sound,
     ):
         for record in sound.infolist():
             if not record.filename.endswith("data/0"):
@@ -367,7 +421,7 @@ def _zeros(count: int):
 
 
 def _write_overlapping(path: Path, size: int, count: int) -> None:
-    """Let so many entries of the directory stand for one record."""
+    """Let this number of directory entries refer to one record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(size))
@@ -387,7 +441,7 @@ def _write_overlapping(path: Path, size: int, count: int) -> None:
 
 
 def _write_claim(path: Path, size: int) -> None:
-    """Let the directory say that a small record has so many bytes."""
+    """Let the directory claim this number of bytes for a small record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(16))

@@ -88,10 +88,13 @@ EQUIVALENT = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument("--count", type=int, default=60, help="number of mutants")
+    parser.add_argument(
+        "--count", type=int, default=60, help="number of mutants"
+    )
     parser.add_argument(
         "--packages",
         nargs="+",
@@ -100,16 +103,24 @@ def parse_arguments() -> argparse.Namespace:
         help=f"packages in src, with equal shares; default: {', '.join(PACKAGES)}",
     )
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="only modules with this in the path"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only modules with this in the path",
     )
     parser.add_argument("--list", action="store_true", help="run no tests")
     parser.add_argument(
-        "--seconds", type=int, default=120, help="time in which tests of a mutant start"
+        "--seconds",
+        type=int,
+        default=120,
+        help="time in which tests of a mutant start",
     )
     parser.add_argument(
         "--test-seconds", type=int, default=90, help="time limit of a test"
     )
-    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help=argparse.SUPPRESS
+    )
     return parser.parse_args()
 
 
@@ -118,7 +129,9 @@ def main() -> None:
     try:
         import cosmic_ray  # noqa: F401
     except ImportError:
-        sys.exit("install cosmic-ray: pip install -r tests/harness/requirements.txt")
+        sys.exit(
+            "install cosmic-ray: pip install -r tests/harness/requirements.txt"
+        )
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
     root = arguments.root.resolve()
@@ -131,12 +144,16 @@ def main() -> None:
         for name in PRELOADED:
             importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(root, Path(folder), arguments.seconds, arguments.test_seconds)
+        runner = Runner(
+            root, Path(folder), arguments.seconds, arguments.test_seconds
+        )
         mutants = draw(runner.copy, *choice)
         results = []
         for number, mutant in enumerate(mutants, 1):
             results.append(runner.run(mutant))
-            print(f"{number}/{len(mutants)} {mutant}: {results[-1]}", flush=True)
+            print(
+                f"{number}/{len(mutants)} {mutant}: {results[-1]}", flush=True
+            )
             if not results[-1].caught:
                 print(*mutant.diff(runner.copy), sep="\n", flush=True)
         survived = report(runner.copy, mutants, results)
@@ -197,7 +214,10 @@ class Mutant(NamedTuple):
         try:
             code = mutate_code(source, operator, self.occurrence) or source
             compile(code, self.module, "exec")
-        except (AttributeError, SyntaxError):  # cosmic-ray fails at `except a.B`
+        except (
+            AttributeError,
+            SyntaxError,
+        ):  # cosmic-ray fails at `except a.B`
             return None
         same = ast.dump(ast.parse(code)) == ast.dump(ast.parse(source))
         return None if same else code
@@ -207,7 +227,9 @@ class Mutant(NamedTuple):
         before = (root / self.module).read_text().splitlines()
         after = (self.code(root) or "").splitlines()
         lines = difflib.unified_diff(before, after, n=0, lineterm="")
-        return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+        return [
+            line for line in lines if not line.startswith(("---", "+++", "@@"))
+        ]
 
     def reason_for_equivalence(self, root: Path) -> str:
         """Return the reason from `EQUIVALENT`, or an empty string."""
@@ -278,7 +300,9 @@ def find_mutants(source: str, module: str) -> Iterator[Mutant]:
             function = _function_of(node)
             positions[function] = positions.get(function, -1) + 1
             for name, occurrence in found:
-                yield Mutant(module, function, positions[function], name, occurrence)
+                yield Mutant(
+                    module, function, positions[function], name, occurrence
+                )
 
 
 def _function_of(node: Any) -> str:
@@ -326,11 +350,15 @@ def imported_modules(path: Path, root: Path) -> frozenset[str]:
             for entry in node.names:
                 found.update(_module_of(entry.name.split("."), "", root))
         if isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else ()
+            start = (
+                package[: len(package) - node.level + 1] if node.level else ()
+            )
             names = [*start, *(node.module or "").split(".")]
             for entry in node.names:
                 found.update(
-                    _module_of([name for name in names if name], entry.name, root)
+                    _module_of(
+                        [name for name in names if name], entry.name, root
+                    )
                 )
     return frozenset(found)
 
@@ -398,7 +426,9 @@ def tests_for(module: str, root: Path) -> list[str]:
         if path.is_file()
     ]
     return list(
-        dict.fromkeys(file for file in files if not file.endswith("test_harness.py"))
+        dict.fromkeys(
+            file for file in files if not file.endswith("test_harness.py")
+        )
     )
 
 
@@ -436,9 +466,13 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.copy = self.folder / "copy"
-        ignored = shutil.ignore_patterns(".*", "__pycache__", "output", "data.tmp")
+        ignored = shutil.ignore_patterns(
+            ".*", "__pycache__", "output", "data.tmp"
+        )
         shutil.copytree(self.root, self.copy, ignore=ignored, symlinks=True)
-        subprocess.run([sys.executable, "-m", "compileall", "-q", "src"], cwd=self.copy)
+        subprocess.run(
+            [sys.executable, "-m", "compileall", "-q", "src"], cwd=self.copy
+        )
 
     def run(self, mutant: Mutant) -> Result:
         """Run the tests of a mutant until one fails."""
@@ -478,9 +512,14 @@ class Runner:
             self._be_pytest(files, seconds, skipped, note)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # processes that a test left behind
+            os.killpg(
+                child, signal.SIGKILL
+            )  # processes that a test left behind
         kind, _, test = note.read_text().partition(" ")
-        return code, test if kind == "failed" or code not in (0, OUT_OF_TIME) else None
+        return code, test if kind == "failed" or code not in (
+            0,
+            OUT_OF_TIME,
+        ) else None
 
     def _be_pytest(
         self, files: list[str], seconds: float, skipped: list[str], note: Path
@@ -494,10 +533,24 @@ class Runner:
                 os.dup2(log.fileno(), 2)
             import pytest
 
-            arguments = ["-q", "-x", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
-            arguments += [f"--basetemp={self.folder / 'temporary'}", "--rootdir=."]
-            arguments += [f"--deselect={test}" for test in skipped if "::" in test]
-            arguments += [f"--ignore={test}" for test in skipped if "::" not in test]
+            arguments = [
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-c",
+                "pyproject.toml",
+            ]
+            arguments += [
+                f"--basetemp={self.folder / 'temporary'}",
+                "--rootdir=.",
+            ]
+            arguments += [
+                f"--deselect={test}" for test in skipped if "::" in test
+            ]
+            arguments += [
+                f"--ignore={test}" for test in skipped if "::" not in test
+            ]
             arguments += [file for file in files if file not in skipped]
             watch = _Watch(note, time.monotonic() + seconds, self.test_seconds)
             code = int(pytest.main(arguments, plugins=[watch]))

@@ -72,7 +72,9 @@ def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
         assert check(-1)[:3] == [1, 2, 5]
     assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
     for size in (1, 2, 5):
-        with pytest.raises(ExportError, match="gives other predictions than its model"):
+        with pytest.raises(
+            ExportError, match="gives other predictions than its model"
+        ):
             check(size)
 
 
@@ -84,7 +86,8 @@ def test_the_check_names_the_worst_image_of_a_file_that_differs(
     names = [path.name for path in val_images]
     with pytest.raises(
         ExportError,
-        match=r"gives other predictions than its model: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
+        match=r"gives other predictions than its model: "
+        r"\d of 8 images differ, worst val_\d+.jpg, where a box differs by",
     ):
         check_agreement(detector, other, val_images, names)
 
@@ -113,11 +116,15 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
         == 0
     )
     assert (
-        compare_predictions(found, found.select(np.arange(1, len(found))), 0.4).relative
+        compare_predictions(
+            found, found.select(np.arange(1, len(found))), 0.4
+        ).relative
         > 1
     )
     assert (
-        compare_predictions(found.select(np.arange(1, len(found))), found, 0.4).relative
+        compare_predictions(
+            found.select(np.arange(1, len(found))), found, 0.4
+        ).relative
         > 1
     )
     assert (
@@ -127,7 +134,9 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
         > 1
     )
     moved = replace(found, boxes=found.boxes + np.float32([2, 0, 0, 0]))
-    assert compare_predictions(found, moved, 0.4).box_px == pytest.approx(2, abs=0.01)
+    assert compare_predictions(found, moved, 0.4).box_px == pytest.approx(
+        2, abs=0.01
+    )
     nothing = found.select(np.zeros(len(found), bool))
     assert (
         compare_predictions(nothing, nothing, 0.4).relative == 0
@@ -135,7 +144,7 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
     )
 
 
-def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(
+def test_images_for_the_check_come_from_a_folder_or_the_validation_data_or_are_synthetic(
     detector, tiny_data, tmp_path
 ):
     files, names = images_for_check(detector, tiny_data.folder / "images", 5)

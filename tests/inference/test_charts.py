@@ -1,4 +1,4 @@
-"""Charts are SVG text that stands for itself."""
+"""Charts are self-contained SVG."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -31,7 +31,10 @@ def test_a_line_runs_from_corner_to_corner():
 def test_long_lines_keep_their_ends_and_lose_points_between():
     x = np.linspace(0, 1, 100_000)
     points = (
-        read(sparkline(Line("a", x, x))).find(f"{SVG}polyline").get("points").split()
+        read(sparkline(Line("a", x, x)))
+        .find(f"{SVG}polyline")
+        .get("points")
+        .split()
     )
     assert (
         len(points) == MAX_POINTS
@@ -42,7 +45,10 @@ def test_long_lines_keep_their_ends_and_lose_points_between():
 
 def test_names_cannot_become_markup():
     chart = line_chart(
-        [Line("<script>", np.array([0.0]), np.array([0.0]))], "a & b", "c", mark=0.5
+        [Line("<script>", np.array([0.0]), np.array([0.0]))],
+        "a & b",
+        "c",
+        mark=0.5,
     )
     assert "<script>" not in chart and read(chart) is not None
 
@@ -66,7 +72,9 @@ def test_a_legend_is_left_out_where_lines_are_too_many():
 
 def test_ticks_the_mark_and_the_legend_stand_at_their_values():
     line = Line("a", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    chart = read(line_chart([line] * 2, "x", "y", width=254, height=146, mark=0.25))
+    chart = read(
+        line_chart([line] * 2, "x", "y", width=254, height=146, mark=0.25)
+    )
     lines = {
         kind: [
             tuple(float(one.get(key)) for key in ("x1", "x2", "y1", "y2"))

@@ -1,4 +1,4 @@
-"""The file of predictions, whatever ends the job."""
+"""The file of predictions is valid, however the job ends."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.fixtures.trained_tiny import TRAINED
 from tests.inference.test_predict_images import entries
 
 
-def test_what_was_seen_until_ctrl_c_is_written(
+def test_results_until_ctrl_c_are_written(
     detector, val_images, tmp_path, monkeypatch
 ):
     stream = detector.stream
@@ -39,7 +39,7 @@ def test_what_was_seen_until_ctrl_c_is_written(
     assert {e["image_id"] for e in entries(tmp_path)} == {1, 2}
 
 
-def test_results_are_written_while_the_job_goes_on(
+def test_results_are_written_while_the_job_runs(
     detector, val_images, tmp_path, monkeypatch
 ):
     stream, sizes = detector.stream, []
@@ -89,10 +89,15 @@ def test_an_error_in_the_middle_keeps_what_was_found_before(
             settings=PredictionSettings(threshold=0.0),
         )
     assert {entry["image_id"] for entry in entries(tmp_path)} == {1}
-    assert "the job ended early; the predictions so far were written" in caplog.text
+    assert (
+        "the job ended early; the predictions so far were written"
+        in caplog.text
+    )
 
 
-@pytest.mark.parametrize("settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}]
+)
 def test_a_wrong_setting_leaves_earlier_results_as_they_are(
     detector, val_images, tmp_path, settings
 ):
@@ -105,9 +110,14 @@ def test_a_wrong_setting_leaves_earlier_results_as_they_are(
     before = (tmp_path / "predictions.json").read_bytes()
     with pytest.raises(ConfigError, match="expected"):
         predict_source(
-            detector, str(val_images[0]), tmp_path, PredictionSettings(**settings)
+            detector,
+            str(val_images[0]),
+            tmp_path,
+            PredictionSettings(**settings),
         )
-    assert (tmp_path / "predictions.json").read_bytes() == before and len(before) > 100
+    assert (tmp_path / "predictions.json").read_bytes() == before and len(
+        before
+    ) > 100
 
 
 def test_sigterm_keeps_what_was_found(val_images, tmp_path):
@@ -132,7 +142,8 @@ def test_sigterm_keeps_what_was_found(val_images, tmp_path):
     )
     wait_until(
         lambda: any(
-            p.stat().st_size > 9000 for p in tmp_path.glob("found/.predictions*")
+            p.stat().st_size > 9000
+            for p in tmp_path.glob("found/.predictions*")
         ),
         process.pid,
         lambda: "",
@@ -157,6 +168,8 @@ def test_a_file_name_of_another_encoding_loses_no_result(
         tmp_path / "found",
         settings=PredictionSettings(threshold=0.0),
     )
-    names = {os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")}
+    names = {
+        os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")
+    }
     assert names == {name, b"b.jpg"}
     assert len(list((tmp_path / "found").glob("*.jpg"))) == 2

@@ -85,7 +85,9 @@ def drift_away(vit: nn.Module, by: float) -> None:
     for parameter in vit.parameters():
         if parameter.requires_grad:
             parameter.add_(
-                by * torch.randn(parameter.shape) * parameter.std(unbiased=False)
+                by
+                * torch.randn(parameter.shape)
+                * parameter.std(unbiased=False)
             )
 
 
@@ -150,14 +152,19 @@ def test_distance_does_not_see_a_rotation_of_all_features():
     maps = torch.randn(2, 6, 3, 3)
     rotation = torch.linalg.qr(torch.randn(6, 6))[0]
     assert (
-        gram_distance(torch.einsum("ij,bjhw->bihw", rotation, maps), maps).item()
+        gram_distance(
+            torch.einsum("ij,bjhw->bihw", rotation, maps), maps
+        ).item()
         < 1e-12
     )
 
 
 def test_distance_does_not_see_the_length_of_features():
     maps = torch.randn(2, 6, 3, 3)
-    assert gram_distance(maps * torch.rand(2, 1, 3, 3).add(0.5), maps).item() < 1e-12
+    assert (
+        gram_distance(maps * torch.rand(2, 1, 3, 3).add(0.5), maps).item()
+        < 1e-12
+    )
 
 
 def test_distance_is_in_float32_under_autocast():
@@ -174,7 +181,9 @@ def test_distance_of_features_in_half_precision_is_computed_in_float32(dtype):
     for patches in (None, drawn):
         distance = gram_distance(student, teacher, patches)
         assert distance.dtype == torch.float32
-        assert distance == gram_distance(student.float(), teacher.float(), patches)
+        assert distance == gram_distance(
+            student.float(), teacher.float(), patches
+        )
 
 
 # ---- what the loss is ----
@@ -237,7 +246,7 @@ def test_drawn_tokens_of_an_unchanged_student_agree(watched):
     assert anchoring().item() == pytest.approx(0, abs=1e-12)
 
 
-def test_chance_is_left_alone_where_all_tokens_are_taken(watched):
+def test_the_random_state_is_unchanged_if_all_tokens_are_used(watched):
     model, anchoring = watched(num_tokens=24)
     model(images())
     before = torch.get_rng_state()
@@ -245,8 +254,10 @@ def test_chance_is_left_alone_where_all_tokens_are_taken(watched):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_chance_of_training_does_not_act_on_the_teacher(watched):
-    model, anchoring = watched(backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0})
+def test_random_parts_of_training_do_not_act_on_the_teacher(watched):
+    model, anchoring = watched(
+        backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0}
+    )
     batch = (images() - model.backbone.image_mean) / model.backbone.image_std
     assert torch.equal(
         anchoring.teacher.forward_features(batch),
@@ -254,12 +265,16 @@ def test_chance_of_training_does_not_act_on_the_teacher(watched):
     )
 
 
-def test_loss_is_float32_under_autocast_and_both_see_the_same_precision(watched):
+def test_loss_is_float32_under_autocast_and_both_see_the_same_precision(
+    watched,
+):
     model, anchoring = watched(drift=0.0)
     with torch.autocast("cpu", torch.bfloat16):
         model(images())
     loss = anchoring()  # autocast is off where losses are computed
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-12)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_loss_can_be_computed_within_autocast(watched):
@@ -295,7 +310,8 @@ def test_gradients_reach_the_vit_of_the_student_alone(watched):
     }
     assert reached and all(name.startswith("backbone.vit.") for name in reached)
     assert not any(
-        p.requires_grad or p.grad is not None for p in anchoring.teacher.parameters()
+        p.requires_grad or p.grad is not None
+        for p in anchoring.teacher.parameters()
     )
 
 
@@ -418,7 +434,9 @@ def test_the_teacher_moves_to_a_device(watched):
 
 
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
-def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched):
+def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(
+    model_name, watched
+):
     model, anchoring = watched(model_name, backbone={"lora_rank": 4})
     assert not any(
         isinstance(layer, LoRALinear) for layer in anchoring.teacher.modules()
@@ -430,9 +448,9 @@ def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched
         checkpoint_path=model.backbone.checkpoint_path,
     )
     plain.load_pretrained()
-    assert {k: v.tolist() for k, v in anchoring.teacher.state_dict().items()} == {
-        k: v.tolist() for k, v in plain.vit.state_dict().items()
-    }
+    assert {
+        k: v.tolist() for k, v in anchoring.teacher.state_dict().items()
+    } == {k: v.tolist() for k, v in plain.vit.state_dict().items()}
 
 
 def test_a_student_with_lora_is_held_to_it(watched):
@@ -445,7 +463,9 @@ def test_a_student_with_lora_is_held_to_it(watched):
     assert model.backbone.vit.blocks[1].attn.qkv.lora_down.grad.any()
 
 
-def test_published_weights_are_read_though_the_backbone_starts_from_others(published):
+def test_published_weights_are_read_though_the_backbone_starts_from_others(
+    published,
+):
     model = Detector(
         small_backbone(depth=3, pretrained=False, checkpoint_path=published())
     )
@@ -454,10 +474,14 @@ def test_published_weights_are_read_though_the_backbone_starts_from_others(publi
         anchoring.teacher.cls_token,
         torch.load(model.backbone.checkpoint_path)["cls_token"],
     )
-    assert not torch.equal(anchoring.teacher.cls_token, model.backbone.vit.cls_token)
+    assert not torch.equal(
+        anchoring.teacher.cls_token, model.backbone.vit.cls_token
+    )
 
 
-def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path):
+def test_a_file_of_its_own_goes_before_that_of_the_backbone(
+    published, tmp_path
+):
     own, path = small_backbone(depth=3), tmp_path / "own.pth"
     torch.save(official_layout(own.vit, live_biases=False), path)
     anchoring = GramAnchoring(
@@ -468,17 +492,19 @@ def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path)
     assert torch.equal(anchoring.teacher.cls_token, own.vit.cls_token)
 
 
-def test_missing_weights_are_told_with_what_to_do(monkeypatch, tmp_path):
+def test_missing_weights_are_reported_with_advice(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         GramAnchoring(Detector(small_backbone())).load_teacher()
     assert str(caught.value).startswith(
-        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
+        "DINOv3 weights not found: there is no file "
+        "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
     )
     assert (
-        "name another with -u gram_anchoring.checkpoint_path=FILE, or train without Gram anchoring: -u gram_anchoring=~ ("
+        "name another with -u gram_anchoring.checkpoint_path=FILE, "
+        "or train without Gram anchoring: -u gram_anchoring=~ ("
         in str(caught.value)
     )
 
@@ -489,7 +515,9 @@ RUN = RunLength(epochs=20, steps_per_epoch=10)
 
 
 def weights(schedule, *epochs):
-    resolved = resolve_specification({"type": "GramAnchoring", "weight": schedule}, RUN)
+    resolved = resolve_specification(
+        {"type": "GramAnchoring", "weight": schedule}, RUN
+    )
     anchoring = GramAnchoring(Detector(small_backbone()), resolved["weight"])
     result = []
     for epoch in epochs:
@@ -512,7 +540,7 @@ def test_two_points_in_an_epoch_are_a_jump():
     assert weights([[0, 5], [10, 5], [10, 1]], 9, 10, 11) == [5, 1, 1]
 
 
-def test_lengths_may_be_shares_and_steps():
+def test_lengths_may_be_fractions_and_steps():
     assert weights([[0.0, 0], [0.5, 10], ["150 steps", 0]], 0, 5, 10, 15) == [
         0,
         5,
@@ -527,17 +555,19 @@ def test_points_in_epochs_hold_without_a_run():
     assert anchoring.weight == 6
 
 
-@pytest.mark.parametrize("weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]])
-def test_weights_that_are_none_are_told(weight):
+@pytest.mark.parametrize(
+    "weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]]
+)
+def test_invalid_weights_are_refused(weight):
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(Detector(small_backbone()), weight)
     assert str(caught.value) == (
-        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
-        f"[[0, 100], ['50 %', 0]]"
+        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, "
+        "or pairs of a length and such a number: [[0, 100], ['50 %', 0]]"
     )
 
 
-def test_lengths_that_are_none_are_told():
+def test_invalid_lengths_are_refused():
     with pytest.raises(
         ConfigError,
         match="GramAnchoring.weight is 'half', expected an integer number of epochs",
@@ -549,7 +579,7 @@ def test_lengths_that_are_none_are_told():
     ("schedule", "epochs"),
     [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])],
 )
-def test_points_that_do_not_ascend_are_told(schedule, epochs):
+def test_points_that_do_not_ascend_are_refused(schedule, epochs):
     with pytest.raises(ConfigError) as caught:
         weights(schedule)
     assert (
@@ -561,7 +591,7 @@ def test_points_that_do_not_ascend_are_told(schedule, epochs):
 # ---- refusals ----
 
 
-def test_a_model_without_a_dinov3_backbone_is_told():
+def test_a_model_without_a_dinov3_backbone_is_refused():
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(HGNetv2("B0", pretrained=False))
     assert (
@@ -570,16 +600,16 @@ def test_a_model_without_a_dinov3_backbone_is_told():
     )
 
 
-def test_a_number_of_tokens_below_one_is_told():
+def test_a_number_of_tokens_below_one_is_refused():
     with pytest.raises(
         ConfigError, match="GramAnchoring.num_tokens is 0, expected at least 1"
     ):
         GramAnchoring(Detector(small_backbone()), num_tokens=0)
 
 
-def test_a_backbone_that_never_learns_is_told_and_no_teacher_is_read():
+def test_a_backbone_that_is_never_trained_is_reported_and_no_teacher_is_read():
     with pytest.raises(
         ConfigError,
-        match="^gram_anchoring holds a ViT that learns to what it was, but no block of this one ever learns",
+        match="^gram_anchoring keeps a trained ViT close to .* but no block of this ViT is ever trained",
     ):
         GramAnchoring(Detector(small_backbone(freeze_backbone=True)))

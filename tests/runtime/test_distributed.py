@@ -42,7 +42,12 @@ CPU = torch.device("cpu")
 
 
 def test_single_process_is_the_main_rank_of_one():
-    assert (is_distributed(), rank(), world_size(), is_main()) == (False, 0, 1, True)
+    assert (is_distributed(), rank(), world_size(), is_main()) == (
+        False,
+        0,
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize("function", [sum_over_ranks, mean_over_ranks])
@@ -55,7 +60,10 @@ def test_conditions_of_a_single_process_hold_where_they_hold():
 
 
 def test_objects_of_a_single_process_are_gathered_alone():
-    assert (gather_objects({"a": 1}), broadcast_object("x")) == ([{"a": 1}], "x")
+    assert (gather_objects({"a": 1}), broadcast_object("x")) == (
+        [{"a": 1}],
+        "x",
+    )
 
 
 def test_tensors_of_a_single_process_stay():
@@ -100,16 +108,17 @@ class TestWithoutGpu:
     def test_device_is_the_cpu(self, name):
         assert pick_device(name) == CPU
 
-    def test_gpu_that_was_asked_for_is_missed(self):
+    def test_missing_requested_gpu_is_reported(self):
         with pytest.raises(
             ConfigError,
             match=r"^device 'cuda' was requested, but torch .* finds no CUDA device here; use -d cpu$",
         ):
             pick_device("cuda")
 
-    def test_name_that_is_no_device_is_refused(self):
+    def test_name_that_is_not_a_device_is_refused(self):
         with pytest.raises(
-            ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"
+            ConfigError,
+            match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$",
         ):
             pick_device("gpu")
 
@@ -126,13 +135,14 @@ class TestWithTwoGpus:
     def test_named_gpu_is_taken(self, two_gpus):
         assert pick_device("cuda:1") == torch.device("cuda", 1)
 
-    def test_cpu_may_be_asked_for(self, two_gpus):
+    def test_cpu_can_be_requested(self, two_gpus):
         assert (pick_device("cpu"), two_gpus) == (CPU, [])
 
     def test_gpu_that_is_not_there_is_missed(self, two_gpus):
         with pytest.raises(
             ConfigError,
-            match="^device cuda:2 was requested, but there are 2 CUDA devices; start fewer processes per machine$",
+            match="^device cuda:2 was requested, but there are 2 CUDA devices; "
+            "start fewer processes per machine$",
         ):
             pick_device("cuda:2")
 
@@ -179,10 +189,13 @@ def test_single_process_joins_nobody(monkeypatch, count):
     [
         (["MASTER_ADDR"], "MASTER_ADDR"),
         (["RANK"], "RANK"),
-        (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
+        (
+            ["RANK", "MASTER_ADDR", "MASTER_PORT"],
+            "RANK, MASTER_ADDR, MASTER_PORT",
+        ),
     ],
 )
-def test_rank_without_an_address_never_goes_on_alone(
+def test_rank_without_an_address_never_continues_alone(
     launched, monkeypatch, missing, text
 ):
     launched()
@@ -195,7 +208,7 @@ def test_rank_without_an_address_never_goes_on_alone(
         join_group(CPU)
 
 
-def test_port_in_use_is_told(launched):
+def test_port_in_use_is_reported(launched):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -209,7 +222,7 @@ def test_port_in_use_is_told(launched):
     assert not is_distributed()
 
 
-def test_rank_that_finds_nobody_gives_up(launched):
+def test_rank_without_a_main_rank_ends_after_the_timeout(launched):
     launched(RANK="1")
     with pytest.raises(
         RankError,
@@ -219,7 +232,7 @@ def test_rank_that_finds_nobody_gives_up(launched):
     assert not is_distributed()
 
 
-def test_main_rank_that_nobody_joins_gives_up(launched):
+def test_main_rank_without_other_ranks_ends_after_the_timeout(launched):
     launched()
     with pytest.raises(
         RankError,
@@ -286,7 +299,10 @@ def test_value_of_rank_0_reaches_every_rank():
 
 def test_tensors_are_overwritten_by_those_of_rank_0():
     def work():
-        tensors = [torch.full((3,), float(rank() + 1)), torch.tensor([rank() + 5])]
+        tensors = [
+            torch.full((3,), float(rank() + 1)),
+            torch.tensor([rank() + 5]),
+        ]
         broadcast_tensors(tensors)
         return [t.tolist() for t in tensors]
 
@@ -297,7 +313,9 @@ def test_tensors_are_overwritten_by_those_of_rank_0():
     ("function", "expected"),
     [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])],
 )
-def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expected):
+def test_values_are_joined_over_ranks_and_the_argument_is_left(
+    function, expected
+):
     def work():
         own = torch.tensor([1.0, 3.0]) + rank()
         joined = function(own)
@@ -311,7 +329,9 @@ def test_condition_holds_everywhere_only_if_it_holds_on_every_rank():
         two(
             lambda: everywhere(
                 torch.tensor(
-                    [[True, True, False, False], [True, False, True, False]][rank()]
+                    [[True, True, False, False], [True, False, True, False]][
+                        rank()
+                    ]
                 )
             )
         )
@@ -366,7 +386,9 @@ def test_four_ranks_gather_too():
     assert on_ranks(4, lambda: gather_objects(rank())) == [[0, 1, 2, 3]] * 4
 
 
-def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_path):
+def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(
+    tmp_path,
+):
     port = free_port()
 
     def work(number: int) -> None:
@@ -385,7 +407,9 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
 
         run_command(command)
 
-    waiting = multiprocessing.get_context("fork").Process(target=work, args=(0,))
+    waiting = multiprocessing.get_context("fork").Process(
+        target=work, args=(0,)
+    )
     waiting.start()
     try:
         ended = run_forked(lambda: work(1), tmp_path)
@@ -406,7 +430,7 @@ def test_bits_of_a_single_process_are_its_own():
     assert bits_over_ranks(torch.tensor([1, 2])).tolist() == [1, 2]
 
 
-def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others():
+def test_answers_of_the_other_ranks_do_not_depend_on_a_stopped_rank_0():
     """The answer comes although rank 0 does not answer; without it this test would be stuck."""
 
     def explain() -> str:
@@ -415,7 +439,10 @@ def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others()
             os.kill(os.getpid(), signal.SIGSTOP)
             return ""
         while (
-            Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0]
+            Path(f"/proc/{pids[0]}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()[0]
             != "T"
         ):
             time.sleep(0.02)

@@ -20,7 +20,7 @@ def test_the_seed_that_is_given_counts():
     assert choose_seed(RunSettings(seed=5), Start()) == 5
 
 
-def test_a_seed_that_is_not_given_is_drawn_and_logged(caplog):
+def test_without_a_seed_a_random_one_is_used_and_logged(caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         seed = choose_seed(RunSettings(), Start())
     assert f"this run uses --seed {seed}" in caplog.text
@@ -28,7 +28,10 @@ def test_a_seed_that_is_not_given_is_drawn_and_logged(caplog):
 
 def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
     with caplog.at_level(logging.INFO, "dfine"):
-        assert choose_seed(RunSettings(), Start(state=small_state() | {"seed": 9})) == 9
+        assert (
+            choose_seed(RunSettings(), Start(state=small_state() | {"seed": 9}))
+            == 9
+        )
     assert not caplog.text
 
 
@@ -36,7 +39,9 @@ def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
     ("use_amp", "named", "expected"),
     [(False, True, None), (True, False, None), (True, True, torch.bfloat16)],
 )
-def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(use_amp, named, expected):
+def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(
+    use_amp, named, expected
+):
     assert amp_dtype_of_run(use_amp, CPU, named=named) == expected
 
 
@@ -73,9 +78,15 @@ def test_weights_are_loaded_for_an_evaluation_and_by_class_for_tuning(
         small_state() if kind == "resumed" else None,
         tunes=kind == "tuned",
     )
-    classes = [{"id": number, "name": name} for number, name in enumerate(names)]
+    classes = [
+        {"id": number, "name": name} for number, name in enumerate(names)
+    ]
     model, _ = build_model(tiny_config(num_classes=4), start, classes, 0, CPU)
     state = model.state_dict()
-    rows = [["disc", "square", "triangle", "ring"].index(name) for name in names]
+    rows = [
+        ["disc", "square", "triangle", "ring"].index(name) for name in names
+    ]
     assert torch.equal(state[BOX_HEAD], file.weights[BOX_HEAD]) == loaded
-    assert torch.equal(state[CLASS_HEAD], file.weights[CLASS_HEAD][rows]) == loaded
+    assert (
+        torch.equal(state[CLASS_HEAD], file.weights[CLASS_HEAD][rows]) == loaded
+    )

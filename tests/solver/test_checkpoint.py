@@ -35,7 +35,9 @@ def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(
     content[len(content) // 2] ^= 1
     (tmp_path / "last.pth").write_bytes(content)
     with caplog.at_level(logging.WARNING, "dfine"):
-        assert folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
+        assert (
+            folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
+        )
     assert (
         "last.pth" in caplog.text
         and "is damaged" in caplog.text
@@ -48,14 +50,17 @@ def test_two_damaged_files_are_both_named(folder, tmp_path):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError) as error:
         folder.load_last(tmp_path / "last.pth")
-    assert "last.pth" in str(error.value) and "last.previous.pth" in str(error.value)
+    assert "last.pth" in str(error.value) and "last.previous.pth" in str(
+        error.value
+    )
 
 
 def test_weights_alone_cannot_be_resumed_from(folder, tmp_path):
     folder.save_best({"model": {"w": torch.ones(1)}, "meta": {}})
     with pytest.raises(
         CheckpointError,
-        match="holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t",
+        match="holds weights but no training state; "
+        "resume with -r last.pth, or start a new run from its weights with -t",
     ):
         folder.load_last(tmp_path / "best.pth")
 
@@ -89,7 +94,10 @@ def test_leftovers_of_a_killed_run_are_removed(folder, tmp_path):
 @pytest.mark.parametrize(
     ("previous", "advice"),
     [
-        (1.0, "the previous file is valid: resume with -r {}/last.previous.pth"),
+        (
+            1.0,
+            "the previous file is valid: resume with -r {}/last.previous.pth",
+        ),
         (float("nan"), "start a new run from earlier weights with -t"),
         (None, "start a new run from earlier weights with -t"),
     ],

@@ -47,7 +47,10 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
             (
                 torch.rand(2, 3, 4, 4),
                 [
-                    {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
+                    {
+                        "image_id": torch.tensor([i]),
+                        "orig_size": torch.tensor([4, 4]),
+                    }
                     for i in ids
                 ],
             )
@@ -73,14 +76,19 @@ def test_detections_and_sizes_belong_to_the_image_with_their_id():
     class Mean(nn.Module):
         def forward(self, images):
             values = images.mean((1, 2, 3))[:, None, None]
-            return {"pred_logits": values, "pred_boxes": values.expand(-1, 1, 4)}
+            return {
+                "pred_logits": values,
+                "pred_boxes": values.expand(-1, 1, 4),
+            }
 
     def postprocessor(outputs, sizes):
         pairs = zip(outputs["pred_logits"].flatten().tolist(), sizes.tolist())
         return [{"mean": mean, "size": size} for mean, size in pairs]
 
     def batch(*ids):
-        images = torch.tensor(ids).float()[:, None, None, None].expand(-1, 3, 4, 4)
+        images = (
+            torch.tensor(ids).float()[:, None, None, None].expand(-1, 3, 4, 4)
+        )
         sizes = [torch.tensor([10 * number, 100 * number]) for number in ids]
         return images, [
             {"image_id": torch.tensor([number]), "orig_size": size}
@@ -103,7 +111,10 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
         def forward(self, images):
             logits = torch.zeros(len(images), 2, 3)
             logits[1, 1, 2] = value
-            return {"pred_logits": logits, "pred_boxes": torch.zeros(len(images), 2, 4)}
+            return {
+                "pred_logits": logits,
+                "pred_boxes": torch.zeros(len(images), 2, 4),
+            }
 
     targets = [
         {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
@@ -125,7 +136,8 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])]
+    ("size", "expected"),
+    [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])],
 )
 def test_the_last_window_of_an_epoch_may_be_smaller(size, expected):
     assert list(windows(range(3), size)) == expected

@@ -46,7 +46,9 @@ def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_publish
     classes = [{"id": i, "name": f"Object {i}"} for i in range(1, 366)]
     load_for_tuning(
         target,
-        WeightFile(tmp_path / "source.pth", source.state_dict(), {"classes": classes}),
+        WeightFile(
+            tmp_path / "source.pth", source.state_dict(), {"classes": classes}
+        ),
         list(COCO_NAMES),
     )
     expected = source.state_dict()[HEAD][
@@ -81,7 +83,9 @@ def test_rows_of_known_classes_are_taken_and_others_stay_as_they_were(tmp_path):
     load_for_tuning(
         target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"]
     )
-    assert torch.equal(target.state_dict()[HEAD][0], source.state_dict()[HEAD][2])
+    assert torch.equal(
+        target.state_dict()[HEAD][0], source.state_dict()[HEAD][2]
+    )
     assert torch.equal(target.state_dict()[HEAD][1], fresh[1])
 
 
@@ -98,7 +102,8 @@ def test_the_number_of_reinitialized_classes_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         load_for_tuning(model(2), file(model(3), tmp_path), ["a", "b"])
     assert (
-        "re-initialised: 2 of 2 classes in 7 class tensors (decoder.denoising_class_embed.weight, decoder.enc_score_head.weight"
+        "re-initialised: 2 of 2 classes in 7 class tensors "
+        "(decoder.denoising_class_embed.weight, decoder.enc_score_head.weight"
         in caplog.text
     )
 
@@ -114,7 +119,8 @@ def test_another_architecture_is_refused_with_its_keys(tmp_path):
     source.weights["decoder.enc_output.proj.bias"] = torch.zeros(5)
     with pytest.raises(
         CheckpointError,
-        match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not \[32\]\); -t changes the classes",
+        match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not "
+        r"\[32\]\); -t changes the classes",
     ):
         load_for_tuning(model(3), source, ["a", "b", "c"])
 

@@ -63,7 +63,13 @@ def test_a_part_that_is_missing_is_named(key):
         ("data", {"train": {}}),
         (
             "data",
-            {"train": {"names": torch.ones(1), "labels": torch.ones(1), "classes": []}},
+            {
+                "train": {
+                    "names": torch.ones(1),
+                    "labels": torch.ones(1),
+                    "classes": [],
+                }
+            },
         ),
         ("meter", 3),
     ],
@@ -71,7 +77,8 @@ def test_a_part_that_is_missing_is_named(key):
 )
 def test_a_part_of_another_kind_is_named(key, value):
     with pytest.raises(
-        CheckpointError, match=f"^last.pth: {key} of the training state is damaged: "
+        CheckpointError,
+        match=f"^last.pth: {key} of the training state is damaged: ",
     ):
         check_state("last.pth", small_state() | {key: value})
 

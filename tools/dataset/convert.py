@@ -1,10 +1,11 @@
-"""Convert a data set in the layout of YOLO or Pascal VOC to COCO: train.json and val.json. Images are not copied.
+"""Convert a data set in YOLO or Pascal VOC layout to COCO: train.json and val.json.
 
     python tools/dataset/convert.py data/mydata/data.yaml --output data/mydata_coco
     python tools/dataset/convert.py data/VOC2012 --output data/voc_coco --difficult crowd
 
-A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC, any other folder as YOLO.
-Without validation images, a fraction of the training images is split off. docs/data.md describes both layouts.
+Images are not copied. A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC;
+any other folder as YOLO. Without validation images, a fraction of the training images is split off.
+docs/data.md describes both layouts.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
@@ -34,7 +35,10 @@ def main() -> None:
         help="fraction of images for validation if the data set has none; default: 0.1",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed of this split; default: 0"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of this split; default: 0",
     )
     parser.add_argument(
         "--difficult",
@@ -58,7 +62,10 @@ def main() -> None:
         help="drop and count boxes without area or outside their image, which are faults otherwise",
     )
     parser.add_argument(
-        "--report", type=user_path, metavar="FILE", help="write all faults as JSON"
+        "--report",
+        type=user_path,
+        metavar="FILE",
+        help="write all faults as JSON",
     )
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:

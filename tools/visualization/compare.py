@@ -1,4 +1,4 @@
-"""Draw a detector's predictions beside the truth, one picture an image of the validation data.
+"""Draw predictions beside the ground truth: one picture for each image of the validation data.
 
 python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.yml -r output/demo/best.pth
 """
@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "-c", "--config", required=True, help="configuration file, .yml"
@@ -24,9 +25,14 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         help="folder for the pictures; default: pictures/ beside the checkpoint",
     )
-    parser.add_argument("--count", type=int, default=16, help="how many images")
     parser.add_argument(
-        "--threshold", type=float, default=0.4, help="least score that is drawn"
+        "--count", type=int, default=16, help="number of images"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.4,
+        help="minimum score of boxes that are drawn",
     )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N")
     parser.add_argument(
@@ -72,7 +78,10 @@ def main() -> None:
             else Path(arguments.resume).parent / "pictures"
         )
         names = (
-            {label: entry["name"] for label, entry in enumerate(detector.classes)}
+            {
+                label: entry["name"]
+                for label, entry in enumerate(detector.classes)
+            }
             if file.classes
             else None
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.contracts import Target
 from ...core.errors import ConfigError
 from ...ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from .sample import PixelWindow
 
 BLEND_RANGE = (0.45, 0.55)
 """Range of weights of the image that is blended in: near one half, because the objects of both count in
@@ -31,6 +32,13 @@ def check_mixable(
 ) -> None:
     """Check that images and boxes have the form that mixing needs.
 
+    >>> targets = [{"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    >>> check_mixable(torch.rand(1, 3, 8, 8), targets)
+    >>> check_mixable(torch.rand(1, 3, 8, 8), targets, "xyxy")
+    Traceback (most recent call last):
+    ...
+    src.core.errors.ConfigError: mixup and CopyBlend take floating-point images and boxes as cxcywh...
+
     Raises:
         ConfigError: if they do not; the message names the transforms that produce this form.
     """
@@ -38,7 +46,11 @@ def check_mixable(
     for target in targets:
         if len(target["boxes"]):
             largest = max(largest, float(target["boxes"].max()))
-    if not images.is_floating_point() or box_format != "cxcywh" or largest > 1.01:
+    if (
+        not images.is_floating_point()
+        or box_format != "cxcywh"
+        or largest > 1.01
+    ):
         raise ConfigError(
             "mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got "
             f"{images.dtype} and {box_format} up to {largest:g}; end the transforms with ConvertPILImage and "
@@ -75,13 +87,14 @@ def mixup(
         return targets
     weight = rng.uniform(*BLEND_RANGE)
     last = images[-1].clone()
-    for number in range(
-        len(images) - 1, 0, -1
-    ):  # backwards, so that the image before is still unchanged
+    # backwards, so that the image before is still unchanged
+    for number in reversed(range(1, len(images))):
         images[number].lerp_(images[number - 1], weight)
     images[0].lerp_(last, weight)
     others = [targets[-1], *targets]
-    return [_joined(target, other, fields) for target, other in zip(targets, others)]
+    return [
+        _joined(target, other, fields) for target, other in zip(targets, others)
+    ]
 
 
 def _rows(target: Target | dict[str, Tensor], name: str) -> Tensor:
@@ -94,25 +107,27 @@ def _joined(
 ) -> Target:
     """Return a target with the boxes of another one appended."""
     joined = {
-        name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields
+        name: torch.cat([_rows(target, name), _rows(other, name)])
+        for name in fields
     }
     return cast(Target, {**target, **joined})
 
 
 def _in_pixels(boxes: Tensor, size: np.ndarray) -> np.ndarray:
-    """Return boxes `[N, 4]`, cxcywh in 0..1, as xyxy in pixels within the image; `size` is (width, height)
-    twice.
+    """Convert boxes `[N, 4]` from cxcywh in 0..1 to xyxy in pixels, clipped to the image.
+
+    `size` is (width, height) twice.
     """
-    return (cxcywh_to_xyxy(boxes.double()).numpy() * size).clip(0, size)
+    corners = cxcywh_to_xyxy(boxes.double()).numpy()
+    return (corners * size).clip(0, size)
 
 
-def _relative(boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Return boxes `[N, 4]`, xyxy in pixels, as cxcywh in 0..1."""
-    return xyxy_to_cxcywh(torch.from_numpy(boxes_px / size)).to(dtype)
-
-
-Window = tuple[int, int, int, int]
-"""Whole pixels of an image, xyxy."""
+def _relative(
+    boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype
+) -> Tensor:
+    """Convert boxes `[N, 4]` from xyxy in pixels to cxcywh in 0..1."""
+    corners = torch.from_numpy(boxes_px / size)
+    return xyxy_to_cxcywh(corners).to(dtype)
 
 
 class _Copy(NamedTuple):
@@ -123,22 +138,21 @@ class _Copy(NamedTuple):
     weight: float
 
 
-def _slices(window: Window) -> tuple[slice, slice]:
-    """Return rows and columns."""
+def _slices(window: PixelWindow) -> tuple[slice, slice]:
+    """Return the rows and the columns of a window as slices."""
     x0, y0, x1, y1 = window
     return slice(y0, y1), slice(x0, x1)
 
 
 def _random_place(
-    window: Window, width: int, height: int, rng: np.random.Generator
-) -> Window:
+    window: PixelWindow, width: int, height: int, rng: np.random.Generator
+) -> PixelWindow:
     """Return a window of the same size at a random place in an image."""
     x0, y0, x1, y1 = window
     window_width = x1 - x0
     window_height = y1 - y0
-    x, y = rng.integers(
-        0, [width - window_width + 1, height - window_height + 1]
-    ).tolist()
+    free = np.array([width - window_width, height - window_height])
+    x, y = rng.integers(0, free + 1).tolist()
     return x, y, x + window_width, y + window_height
 
 
@@ -146,6 +160,13 @@ class CopyBlend:
     """Copy objects of the batch to random places in its images.
 
     A copy can hide other objects completely; their boxes are kept, as in DEIMv2.
+
+    >>> images = torch.rand(2, 3, 32, 32)
+    >>> targets = [{"boxes": torch.tensor([[0.5, 0.5, 0.5, 0.5]])}, {"boxes": torch.zeros(0, 4)}]
+    >>> paste = CopyBlend("paste", num_objects=1)
+    >>> copied = paste(images, targets, ["boxes"], np.random.default_rng(0))
+    >>> [len(target["boxes"]) for target in copied]
+    [2, 1]
     """
 
     def __init__(
@@ -169,35 +190,29 @@ class CopyBlend:
         Raises:
             ConfigError: if a value is out of range.
         """
-        ratios_fit = (
-            len(expand_ratios) == 2 and 0 <= expand_ratios[0] <= expand_ratios[1]
-        )
-        for name, value, sound, expected in (
-            ("copyblend_type", kind, kind in ("blend", "paste"), "'blend' or 'paste'"),
-            (
-                "area_threshold",
-                area_threshold,
-                area_threshold > 0,
-                "square pixels, more than 0",
-            ),
-            ("num_objects", num_objects, num_objects >= 1, "at least 1"),
-            (
+        if kind not in ("blend", "paste"):
+            raise _refused("copyblend_type", kind, "'blend' or 'paste'")
+        if not area_threshold > 0:
+            raise _refused(
+                "area_threshold", area_threshold, "square pixels, more than 0"
+            )
+        if not num_objects >= 1:
+            raise _refused("num_objects", num_objects, "at least 1")
+        if (
+            len(expand_ratios) != 2
+            or not 0 <= expand_ratios[0] <= expand_ratios[1]
+        ):
+            raise _refused(
                 "expand_ratios",
                 expand_ratios,
-                ratios_fit,
                 "two numbers from 0, the smaller first",
-            ),
-        ):
-            if not sound:
-                raise ConfigError(
-                    f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}"
-                )
+            )
         self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
         self.area_threshold = area_threshold
         self.num_objects = num_objects
-        self.expand_ratios = (
-            (expand_ratios[0], expand_ratios[1]) if with_expand else (0.0, 0.0)
-        )
+        self.expand_ratios = (0.0, 0.0)
+        if with_expand:
+            self.expand_ratios = (expand_ratios[0], expand_ratios[1])
 
     def __call__(
         self,
@@ -211,28 +226,33 @@ class CopyBlend:
         size = np.array([width, height, width, height], float)
         objects = {}
         for name in fields:
-            objects[name] = torch.cat([_rows(target, name) for target in targets])
+            objects[name] = torch.cat(
+                [_rows(target, name) for target in targets]
+            )
         counts = [len(target["boxes"]) for target in targets]
         owners = np.repeat(np.arange(len(targets)), counts)
         boxes_px = _in_pixels(objects["boxes"], size)  # [N, 4]
-        large = np.flatnonzero(
-            (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) >= self.area_threshold
-        )
+        areas = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1)
+        large = np.flatnonzero(areas >= self.area_threshold)
         if not len(large):
             return targets
         copies: list[_Copy] = []
         result = []
         for number, target in enumerate(targets):
-            chosen = rng.choice(large, min(self.num_objects, len(large)), replace=False)
+            chosen = rng.choice(
+                large, min(self.num_objects, len(large)), replace=False
+            )
             moved = []
             for index in chosen:
+                source = images[owners[index]]
                 copy, box_px = self._copy(
-                    images[owners[index]], boxes_px[index], images[number], rng
+                    source, boxes_px[index], images[number], rng
                 )
                 copies.append(copy)
                 moved.append(box_px)
             added = {name: values[chosen] for name, values in objects.items()}
-            added["boxes"] = _relative(np.stack(moved), size, target["boxes"].dtype)
+            dtype = target["boxes"].dtype
+            added["boxes"] = _relative(np.stack(moved), size, dtype)
             result.append(_joined(target, added, fields))
         for copy in copies:  # at the end, so that no copy contains another one
             copy.place.lerp_(copy.patch, copy.weight)
@@ -262,15 +282,32 @@ class CopyBlend:
         rows, columns = _slices(window)
         patch = source[:, rows, columns].clone()
         rows, columns = _slices(place)
-        copy = _Copy(target[:, rows, columns], patch, rng.uniform(*self.weights))
+        copy = _Copy(
+            target[:, rows, columns], patch, rng.uniform(*self.weights)
+        )
         moved_by = np.subtract(place[:2], window[:2])
         return copy, box_px + np.tile(moved_by, 2)
 
     def _window(
-        self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator
-    ) -> Window:
+        self,
+        box_px: np.ndarray,
+        width: int,
+        height: int,
+        rng: np.random.Generator,
+    ) -> PixelWindow:
         """Return the pixels to copy for an object."""
-        margin = rng.uniform(*self.expand_ratios) * (box_px[2:] - box_px[:2])
-        low = np.floor(box_px[:2] - margin + _SLACK_PX).clip(0)
-        high = np.ceil(box_px[2:] + margin - _SLACK_PX).clip(max=[width, height])
-        return (*low.astype(int).tolist(), *high.astype(int).tolist())
+        start = box_px[:2]
+        end = box_px[2:]
+        margin = rng.uniform(*self.expand_ratios) * (end - start)
+        low = np.floor(start - margin + _SLACK_PX).clip(0)
+        high = np.ceil(end + margin - _SLACK_PX).clip(max=[width, height])
+        x0, y0 = low.astype(int).tolist()
+        x1, y1 = high.astype(int).tolist()
+        return x0, y0, x1, y1
+
+
+def _refused(name: str, value: object, expected: str) -> ConfigError:
+    """Return the error for a setting that is out of range."""
+    return ConfigError(
+        f"BatchImageCollateFunction.{name} is {value!r}, expected {expected}"
+    )

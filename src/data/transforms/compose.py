@@ -19,7 +19,17 @@ NOT_ON_MOSAICS = {"RandomZoomOut", "RandomIoUCrop"}
 
 
 class Transform(Protocol):
-    """Change a sample in place, with `sample.rng` as the only random generator."""
+    """Interface of transforms: change a sample in place, with `sample.rng` as the only random generator.
+
+    >>> class Darken:
+    ...     def __call__(self, sample):
+    ...         sample.colour = 0.5 * np.eye(3, 4)
+    >>> image = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> darkened, _ = Compose([Darken()])(sample).render()
+    >>> darkened.unique().tolist()
+    [50]
+    """
 
     def __call__(self, sample: Sample) -> None:
         """Change a sample."""
@@ -100,7 +110,9 @@ class Compose:
         self.ops = list(ops or [])
         self.mosaic_prob = mosaic_prob
         if not 0 <= mosaic_prob <= 1:
-            raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
+            raise ConfigError(
+                f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1"
+            )
         for before, op in zip(self.ops, self.ops[1:]):
             if isinstance(op, Mosaic):
                 raise ConfigError(
@@ -176,13 +188,14 @@ class Compose:
 
 
 def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
-    """Return the epochs in which the named transforms start, Mosaic stops and the others stop; and their
-    names.
+    """Return three epochs and the names of the transforms that have a schedule.
+
+    The named transforms start in the first epoch, Mosaic stops in the second, the others stop in the third.
     """
-    for key in policy.keys() - {"name", "epoch", "ops"}:
-        raise ConfigError(
-            f"unknown key 'Compose.policy.{key}'{did_you_mean(key, ['name', 'epoch', 'ops'])}"
-        )
+    keys = ["name", "epoch", "ops"]
+    for key in policy.keys() - set(keys):
+        hint = did_you_mean(key, keys)
+        raise ConfigError(f"unknown key 'Compose.policy.{key}'{hint}")
     if policy.get("name") not in ("default", "stop_epoch"):
         raise ConfigError(
             f"Compose.policy.name is {policy.get('name')!r}, expected 'default' or 'stop_epoch'"
@@ -195,9 +208,8 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
     if len(points) != 3 or not isinstance(named, list):
         raise ConfigError(
             f"Compose.policy is {policy}, expected epoch (the epoch in which the named transforms "
-            "stop, or null; "
-            "or a list of three: when they start, when Mosaic stops, when all stop) and ops (a "
-            "list of class names)"
+            "stop, or null; or a list of three: when they start, when Mosaic stops, when all stop) and ops "
+            "(a list of class names)"
         )
     for name in named:
         if find(name) is None:
@@ -210,7 +222,13 @@ def _read_policy(policy: Policy) -> tuple[list[int | None], frozenset[str]]:
 
 @register()
 class EmptyTransform:
-    """Do nothing; a placeholder in a list of transforms."""
+    """Do nothing; a placeholder in a list of transforms.
+
+    >>> sample = Sample(torch.zeros(3, 2, 2), np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> EmptyTransform()(sample)
+    >>> sample.canvas
+    (2, 2)
+    """
 
     def __call__(self, sample: Sample) -> None:
         """Leave the sample unchanged."""
@@ -218,7 +236,14 @@ class EmptyTransform:
 
 @register()
 class ConvertPILImage:
-    """Return the image as a floating-point tensor. The name is from D-FINE; no PIL image is involved."""
+    """Return the image as a floating-point tensor. The name is from D-FINE; no PIL image is involved.
+
+    >>> image = torch.full((3, 2, 2), 255, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> rendered, _ = Compose([ConvertPILImage()])(sample).render()
+    >>> rendered.dtype, rendered.unique().tolist()
+    (torch.float32, [1.0])
+    """
 
     def __init__(
         self, dtype: Literal["float32"] = "float32", scale: bool = True
@@ -234,7 +259,14 @@ class ConvertPILImage:
 
 @register()
 class ConvertBoxes:
-    """Return the boxes in another format."""
+    """Return the boxes in another format.
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> sample = Sample(image, np.array([[0.0, 5, 20, 15]]), {}, {}, np.random.default_rng(0))
+    >>> _, target = Compose([ConvertBoxes("cxcywh", normalize=True)])(sample).render()
+    >>> target["boxes"].tolist()
+    [[0.25, 0.5, 0.5, 0.5]]
+    """
 
     def __init__(
         self, fmt: Literal["xyxy", "cxcywh", ""] = "", normalize: bool = False
@@ -252,7 +284,15 @@ class ConvertBoxes:
 
 @register()
 class Normalize:
-    """Subtract a mean and divide by a standard deviation per channel. DINOv3Backbone does this itself."""
+    """Subtract a mean and divide by a standard deviation per channel. DINOv3Backbone does this itself.
+
+    >>> image = torch.full((3, 2, 2), 255, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> normalize = Normalize(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    >>> rendered, _ = Compose([ConvertPILImage(), normalize])(sample).render()
+    >>> rendered.unique().tolist()
+    [2.0]
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Store three means and three standard deviations, in the value range of the image at this point."""

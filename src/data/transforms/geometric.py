@@ -14,10 +14,20 @@ from .sample import Sample
 
 @register()
 class RandomZoomOut:
-    """Place the image at a random position on a larger canvas (SSD, Liu et al., 2016)."""
+    """Place the image at a random position on a larger canvas (SSD, Liu et al., 2016).
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> RandomZoomOut(side_range=(2.0, 2.0), p=1.0)(sample)
+    >>> sample.canvas
+    (80, 40)
+    """
 
     def __init__(
-        self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5
+        self,
+        fill: float = 0,
+        side_range: Sequence[float] = (1.0, 4.0),
+        p: float = 0.5,
     ) -> None:
         """Store the settings.
 
@@ -41,7 +51,9 @@ class RandomZoomOut:
         if sample.rng.random() >= self.p:
             return
         side, right, down = sample.rng.random(3)
-        ratio = self.side_range[0] + side * (self.side_range[1] - self.side_range[0])
+        ratio = self.side_range[0] + side * (
+            self.side_range[1] - self.side_range[0]
+        )
         width, height = sample.canvas
         canvas = (int(width * ratio), int(height * ratio))
         left = int((canvas[0] - width) * right)
@@ -55,6 +67,12 @@ class RandomIoUCrop:
     """Crop so that a box keeps at least a random overlap with the crop (SSD).
 
     Boxes whose centre is outside the crop are dropped.
+
+    >>> image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    >>> sample = Sample(image, np.array([[40.0, 40, 60, 60]]), {}, {}, np.random.default_rng(3))
+    >>> RandomIoUCrop(max_scale=0.5, sampler_options=[0.1, 1.0])(sample)
+    >>> sample.canvas, sample.boxes.tolist()
+    ((46, 41), [[35.0, 15.0, 46.0, 35.0]])
     """
 
     def __init__(
@@ -85,12 +103,13 @@ class RandomIoUCrop:
             )
         self.scale = (min_scale, max_scale)
         self.aspect = (min_aspect_ratio, max_aspect_ratio)
-        self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
+        self.options = tuple(
+            sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+        )
         if max(self.options) < 1:
             raise ConfigError(
                 f"RandomIoUCrop.sampler_options is {list(self.options)}, expected a value of at "
-                "least 1 among them, "
-                "which ends the search"
+                "least 1 among them, which ends the search"
             )
         self.trials = trials
         self.p = p
@@ -109,19 +128,24 @@ class RandomIoUCrop:
         centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
         inside = (centres > crop[:2]) & (centres < crop[2:])
         sample.keep(inside.all(1))
-        sample.move((1, 1), (-left, -top), (int(right - left), int(bottom - top)))
+        canvas = (int(right - left), int(bottom - top))
+        sample.move((1, 1), (-left, -top), canvas)
 
     def _find_crop(self, sample: Sample, min_iou: float) -> np.ndarray | None:
         """Draw all trials at once, and return the first suitable crop, xyxy, or None."""
         size = np.array(sample.canvas)
         draws = sample.rng.random((self.trials, 4))
         low, high = self.scale
-        sides = (size * (low + (high - low) * draws[:, :2])).astype(int)  # [n, 2]
+        sides = (size * (low + (high - low) * draws[:, :2])).astype(
+            int
+        )  # [n, 2]
         corner = ((size - sides) * draws[:, 2:]).astype(int)
         crops = np.concatenate([corner, corner + sides], 1).astype(float)
         positive = (sides > 0).all(1)
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
-        fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
+        fits = (
+            positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
+        )
         fits &= _contains_an_object(crops, sample.boxes, min_iou)
         return crops[fits.argmax()] if fits.any() else None
 
@@ -151,7 +175,14 @@ def _contains_an_object(
 
 @register()
 class RandomHorizontalFlip:
-    """Flip the image horizontally."""
+    """Flip the image horizontally.
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> sample = Sample(image, np.array([[0.0, 0, 10, 20]]), {}, {}, np.random.default_rng(0))
+    >>> RandomHorizontalFlip(p=1.0)(sample)
+    >>> sample.boxes.tolist()
+    [[30.0, 0.0, 40.0, 20.0]]
+    """
 
     def __init__(self, p: float = 0.5) -> None:
         """Store the probability."""
@@ -166,7 +197,14 @@ class RandomHorizontalFlip:
 
 @register()
 class RandomCrop:
-    """Crop a window of fixed size at a random place; an image smaller than the window is padded first."""
+    """Crop a window of fixed size at a random place; an image smaller than the window is padded first.
+
+    >>> image = torch.zeros(3, 200, 100, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> RandomCrop([64, 128])(sample)
+    >>> sample.canvas
+    (128, 64)
+    """
 
     def __init__(self, size: Sequence[int], fill: float = 0) -> None:
         """Store (height, width) of the window and the grey value of the padding."""
@@ -176,8 +214,9 @@ class RandomCrop:
     def __call__(self, sample: Sample) -> None:
         """Crop a sample."""
         height, width = self.size
-        free = np.array([sample.canvas[0] - width, sample.canvas[1] - height])
-        corner = np.where(free > 0, (sample.rng.random(2) * (free + 1)).astype(int), 0)
+        free = np.array(sample.canvas) - (width, height)
+        drawn = (sample.rng.random(2) * (free + 1)).astype(int)
+        corner = np.where(free > 0, drawn, 0)
         sample.move((1, 1), tuple(-corner), (width, height))
         sample.fill = self.fill
 
@@ -201,21 +240,32 @@ class Resize:
         """Resize a sample."""
         height, width = self.size
         old_width, old_height = sample.canvas
-        sample.move((width / old_width, height / old_height), (0, 0), (width, height))
+        sample.move(
+            (width / old_width, height / old_height), (0, 0), (width, height)
+        )
 
     def track(
         self, boxes: np.ndarray, canvas: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
-        size = np.array(self.size[::-1], float)
+        height, width = self.size
+        size = np.array([width, height], float)
         resized = boxes * np.tile(size / canvas, 2)
         canvas = np.tile(size, (len(boxes), 1))
-        return resized, canvas, np.ones(len(boxes), bool)
+        kept = np.ones(len(boxes), bool)
+        return resized, canvas, kept
 
 
 @register()
 class PadToSize:
-    """Add a margin on the right and at the bottom up to a fixed size; larger images are cropped."""
+    """Add a margin on the right and at the bottom up to a fixed size; larger images are cropped.
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> sample = Sample(image, np.array([[10.0, 5, 30, 15]]), {}, {}, np.random.default_rng(0))
+    >>> PadToSize([64, 64])(sample)
+    >>> sample.canvas, sample.boxes.tolist()
+    ((64, 64), [[10.0, 5.0, 30.0, 15.0]])
+    """
 
     drops = "beyond the border"
 
@@ -226,28 +276,36 @@ class PadToSize:
 
     def __call__(self, sample: Sample) -> None:
         """Pad a sample."""
-        sample.move((1, 1), (0, 0), (self.size[1], self.size[0]))
+        height, width = self.size
+        sample.move((1, 1), (0, 0), (width, height))
         sample.fill = self.fill
 
     def track(
         self, boxes: np.ndarray, canvas: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Follow boxes (`compose.Tracked`)."""
-        size = np.array(self.size[::-1], float)
+        height, width = self.size
+        size = np.array([width, height], float)
         boxes = boxes.clip(0, np.tile(size, 2))
-        return (
-            boxes,
-            np.tile(size, (len(boxes), 1)),
-            np.all(boxes[:, 2:] > boxes[:, :2], axis=1),
-        )
+        canvas = np.tile(size, (len(boxes), 1))
+        kept = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        return boxes, canvas, kept
 
 
 @register()
 class SanitizeBoundingBoxes:
-    """Drops boxes that have become too small to learn from."""
+    """Drop boxes that have become too small to learn from.
+
+    >>> image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    >>> boxes = np.array([[10.0, 5, 30, 15], [0, 0, 20, 0.5]])
+    >>> sample = Sample(image, boxes, {}, {}, np.random.default_rng(0))
+    >>> SanitizeBoundingBoxes(min_size=1)(sample)
+    >>> sample.boxes.tolist()
+    [[10.0, 5.0, 30.0, 15.0]]
+    """
 
     def __init__(self, min_size: float = 1) -> None:
-        """Store the least width and height in pixels of the canvas."""
+        """Store the minimum width and height in pixels of the canvas."""
         self.min_size = min_size
 
     def __call__(self, sample: Sample) -> None:
@@ -267,7 +325,8 @@ class SanitizeBoundingBoxes:
         return boxes, canvas, self._large_enough(boxes)
 
     def _large_enough(self, boxes: np.ndarray) -> np.ndarray:
-        return (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(1)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        return (sides >= self.min_size).all(1)
 
 
 def _check_probability(name: str, p: float) -> None:

@@ -35,6 +35,14 @@ class Mosaic:
     """Combine a sample with three others on a 2 x 2 canvas, then rotate, shift and scale it.
 
     It must be the first transform of a list.
+
+    >>> def draw(rng):
+    ...     image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    ...     return Sample(image, np.array([[5.0, 5, 30, 15]]), {}, {}, rng, draw_other=draw)
+    >>> sample = draw(np.random.default_rng(0))
+    >>> Mosaic(output_size=64)(sample)
+    >>> sample.canvas, sample.is_mosaic
+    ((256, 128), True)
     """
 
     def __init__(
@@ -90,19 +98,23 @@ class Mosaic:
             raise ConfigError(
                 f"Mosaic.rotation_range is {rotation_range}, expected 0 to 180 degrees"
             )
-        if len(translation_range) != 2 or not all(
-            0 <= part <= 1 for part in translation_range
-        ):
+        in_range = all(0 <= part <= 1 for part in translation_range)
+        if len(translation_range) != 2 or not in_range:
             raise ConfigError(
                 f"Mosaic.translation_range is {list(translation_range)}, expected two numbers from 0 to 1"
             )
-        if len(scaling_range) != 2 or not 0 < scaling_range[0] <= scaling_range[1]:
+        if (
+            len(scaling_range) != 2
+            or not 0 < scaling_range[0] <= scaling_range[1]
+        ):
             raise ConfigError(
                 f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, "
                 "the smaller first"
             )
         if not 0 <= probability <= 1:
-            raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
+            raise ConfigError(
+                f"Mosaic.probability is {probability}, expected 0 to 1"
+            )
         self.output_size = output_size
         self.rotation = rotation_range
         self.translation = tuple(translation_range)
@@ -123,9 +135,8 @@ class Mosaic:
                 "Mosaic needs other images, but the data set's samples have no `draw_other`; set "
                 "it as CocoDetection does"
             )
-        parts = [sample]
-        for _ in range(3):
-            parts.append(sample.draw_other(sample.rng))
+        others = [sample.draw_other(sample.rng) for _ in range(3)]
+        parts = [sample, *others]
         canvas, boxes, fields = self._paste(parts)
         height, width = canvas.shape[1:]
         matrix, shift = self._draw(sample.rng, width, height)
@@ -136,7 +147,7 @@ class Mosaic:
         sample.restart(image, boxes[kept], kept_fields)
         sample.is_mosaic = True
         sample.boxes_read = sum(part.boxes_read for part in parts)
-        for part in parts[1:]:
+        for part in others:
             sample.lost.update(part.lost)
         sample.lost["Mosaic"] += int((~kept).sum())
 
@@ -149,13 +160,19 @@ class Mosaic:
         canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
         places = ((0, 0), (width, 0), (0, height), (width, height))
         boxes = []
-        fields: dict[str, list[np.ndarray]] = {name: [] for name in samples[0].fields}
+        fields: dict[str, list[np.ndarray]] = {
+            name: [] for name in samples[0].fields
+        }
         for sample, (h, w), (x, y) in zip(samples, sizes, places):
-            _, target = sample.render((h, w), canvas[:, y : y + h, x : x + w])
+            tile = canvas[:, y : y + h, x : x + w]
+            _, target = sample.render((h, w), tile)
             boxes.append(target["boxes"].double().numpy() + [x, y, x, y])
+            rows = cast(dict[str, Tensor], target)
             for name, values in fields.items():
-                values.append(cast(dict[str, Tensor], target)[name].numpy())
-        joined = {name: np.concatenate(values) for name, values in fields.items()}
+                values.append(rows[name].numpy())
+        joined = {
+            name: np.concatenate(values) for name, values in fields.items()
+        }
         return canvas, np.concatenate(boxes), joined
 
     def _tile_size(self, sample: Sample) -> tuple[int, int]:
@@ -169,8 +186,9 @@ class Mosaic:
     def _draw(
         self, rng: np.random.Generator, width: int, height: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a map of the canvas, p -> matrix @ p + shift in pixels, that rotates and scales around its
-        centre.
+        """Draw a random map p -> matrix @ p + shift, in pixels.
+
+        The map rotates and scales the canvas around its centre, then shifts it.
         """
         turn, scale, right, down = rng.random(4)
         angle = math.radians(self.rotation) * (2 * turn - 1)
@@ -181,10 +199,8 @@ class Mosaic:
         matrix = factor * np.array([[cos, -sin], [sin, cos]])
         centre = np.array([width, height]) / 2
         direction = 2 * np.array([right, down]) - 1
-        return (
-            matrix,
-            centre - matrix @ centre + 2 * centre * self.translation * direction,
-        )
+        translation = 2 * centre * self.translation * direction
+        return matrix, centre - matrix @ centre + translation
 
 
 def warp(
@@ -215,22 +231,22 @@ def warp(
     y = torch.arange(height)[:, None] + 0.5
     grid = torch.empty(1, height, width, 2)
     for axis in range(2):
-        torch.add(
-            x * inverse[axis, 0],
-            y * inverse[axis, 1] + start[axis],
-            out=grid[0, ..., axis],
-        )
+        along_x = x * inverse[axis, 0]
+        along_y = y * inverse[axis, 1] + start[axis]
+        torch.add(along_x, along_y, out=grid[0, ..., axis])
     images = image.sub_(fill)[None]
     sampled = F.grid_sample(
         images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )[0]
-    return sampled.add_(fill + 0.5).to(
-        torch.uint8
-    )  # + 0.5 rounds, because the conversion truncates
+    # + 0.5 rounds, because the conversion truncates
+    return sampled.add_(fill + 0.5).to(torch.uint8)
 
 
 def moved_boxes(
-    boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas: tuple[int, int]
+    boxes: np.ndarray,
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    canvas: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map boxes by p -> matrix @ p + shift, and clip them to the canvas.
 
@@ -252,9 +268,12 @@ def moved_boxes(
         Boxes `[T, 4]`, xyxy in pixels inside the canvas, and the fraction of its area that each keeps, `[T]`
         in 0..1.
     """
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix.T + shift
-    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) / 2) ** 2 @ (matrix**2).T)
+    starts = boxes[:, :2]
+    ends = boxes[:, 2:]
+    centres = (starts + ends) / 2 @ matrix.T + shift
+    half = np.sqrt(((ends - starts) / 2) ** 2 @ (matrix**2).T)
     moved = np.concatenate([centres - half, centres + half], 1)
     clipped = moved.clip(0, [*canvas, *canvas])
     areas = (clipped[:, 2:] - clipped[:, :2]).prod(1)
-    return clipped, areas / np.maximum((2 * half).prod(1), 1e-9)
+    full_areas = (2 * half).prod(1)
+    return clipped, areas / np.maximum(full_areas, 1e-9)

@@ -17,12 +17,20 @@ _GREY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 
 @register()
 class RandomPhotometricDistort:
-    """Randomly change brightness, contrast, saturation, hue and channel order, independently (SSD;
-    torchvision v2).
+    """Randomly change brightness, contrast, saturation, hue and channel order (SSD; torchvision v2).
+
+    Each step has its own random draw.
 
     The steps are combined into one matrix. Values are therefore clipped once at the end, not after each step,
     and the hue is rotated around the grey axis of RGB, not on the HSV cone; docs/decisions/0006 has the
     measured difference.
+
+    >>> image = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    >>> sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+    >>> RandomPhotometricDistort(brightness=(0.5, 0.5), p=1.0)(sample)
+    >>> rendered, _ = sample.render()
+    >>> rendered.unique().tolist()
+    [50]
     """
 
     def __init__(
@@ -43,7 +51,9 @@ class RandomPhotometricDistort:
             p: probability of each step.
         """
         if not 0 <= p <= 1:
-            raise ConfigError(f"RandomPhotometricDistort.p is {p}, expected 0 to 1")
+            raise ConfigError(
+                f"RandomPhotometricDistort.p is {p}, expected 0 to 1"
+            )
         for name, pair in (
             ("brightness", brightness),
             ("contrast", contrast),
@@ -90,18 +100,28 @@ class RandomPhotometricDistort:
 
 
 def mean_rgb(sample: Sample) -> np.ndarray:
-    """Return the mean colour of an image, `[3]` in 0..255; large images are subsampled by up to four."""
-    step = min(4, max(1, min(sample.image.shape[1:]) // 120))
-    return sample.image[:, ::step, ::step].float().mean((1, 2)).double().numpy()
+    """Return the mean colour of an image, `[3]` in 0..255; large images are subsampled by up to four.
+
+    >>> image = torch.full((3, 20, 40), 7, dtype=torch.uint8)
+    >>> mean_rgb(Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))).tolist()
+    [7.0, 7.0, 7.0]
+    """
+    shorter_side = min(sample.image.shape[1:])
+    step = min(4, max(1, shorter_side // 120))
+    pixels = sample.image[:, ::step, ::step]
+    return pixels.float().mean((1, 2)).double().numpy()
 
 
-def adjust_contrast(colour: np.ndarray, factor: float, mean: np.ndarray) -> np.ndarray:
+def adjust_contrast(
+    colour: np.ndarray, factor: float, mean: np.ndarray
+) -> np.ndarray:
     """Scale a colour matrix around the grey value of the mean colour that it produces.
 
     >>> adjust_contrast(np.eye(3, 4), 0.5, np.full(3, 100.0))[0].tolist()
     [0.5, 0.0, 0.0, 50.0]
     """
-    grey = GREY_WEIGHTS @ (colour[:, :3] @ mean + colour[:, 3])
+    mixed_mean = colour[:, :3] @ mean + colour[:, 3]
+    grey = GREY_WEIGHTS @ mixed_mean
     scaled = colour * factor
     scaled[:, 3] += (1 - factor) * grey
     return scaled
@@ -113,7 +133,8 @@ def saturation_matrix(factor: float) -> np.ndarray:
     >>> (saturation_matrix(0.0) @ np.full(3, 80.0)).round(6).tolist()
     [80.0, 80.0, 80.0]
     """
-    return factor * np.eye(3) + (1 - factor) * np.outer(np.ones(3), GREY_WEIGHTS)
+    to_grey = np.outer(np.ones(3), GREY_WEIGHTS)
+    return factor * np.eye(3) + (1 - factor) * to_grey
 
 
 def hue_matrix(turn: float) -> np.ndarray:
@@ -126,8 +147,7 @@ def hue_matrix(turn: float) -> np.ndarray:
         turn: angle as a fraction of the full circle.
     """
     angle = 2 * math.pi * turn
-    return (
-        math.cos(angle) * np.eye(3)
-        + math.sin(angle) * _GREY_AXIS_CROSS
-        + (1 - math.cos(angle)) / 3 * np.ones((3, 3))
-    )
+    cos = math.cos(angle)
+    sin = math.sin(angle)
+    along_axis = (1 - cos) / 3 * np.ones((3, 3))
+    return cos * np.eye(3) + sin * _GREY_AXIS_CROSS + along_axis

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from ...core.contracts import Target
 
+PixelWindow = tuple[int, int, int, int]
+"""Whole pixels of an image, xyxy."""
+
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """Weights of ITU-R 601 luma, as in Pillow and torchvision."""
 
@@ -103,7 +106,9 @@ class Sample:
     def keep(self, mask: np.ndarray) -> None:
         """Keep the boxes under `mask [T]` and drop the others."""
         self.boxes = self.boxes[mask]
-        self.fields = {name: values[mask] for name, values in self.fields.items()}
+        self.fields = {
+            name: values[mask] for name, values in self.fields.items()
+        }
 
     def restart(
         self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]
@@ -131,56 +136,62 @@ class Sample:
         Returns:
             The image, `[3, height, width]` float32 or uint8, and its target.
         """
-        height, width = size_hw or self.canvas[::-1]
-        stretch = np.array([width / self.canvas[0], height / self.canvas[1]])
+        canvas_width, canvas_height = self.canvas
+        height, width = size_hw or (canvas_height, canvas_width)
+        stretch = np.array([width / canvas_width, height / canvas_height])
         source, target = self._snap(stretch, width, height)
         if out is None:
-            out = torch.empty(
-                3, height, width, dtype=torch.float32 if self.as_float else torch.uint8
-            )
+            dtype = torch.float32 if self.as_float else torch.uint8
+            out = torch.empty(3, height, width, dtype=dtype)
         x0, y0, x1, y1 = target
         shown = bool((self.visible[2:] > self.visible[:2]).all())
         if not shown or (x1 - x0, y1 - y0) != (width, height):
-            out.fill_(self.fill * (self.value_scale if self.as_float else 1))
+            out.fill_(self.fill * self._factor)
         if shown:
-            self._write(self._resample(source, target), out[:, y0:y1, x0:x1])
+            pixels = self._resample(source, target)
+            self._write(pixels, out[:, y0:y1, x0:x1])
         if self.normalize is not None:
-            mean, std = (
-                torch.as_tensor(v, dtype=out.dtype)[:, None, None]
-                for v in self.normalize
-            )
-            out.sub_(mean).div_(std)
-        return out, self._target(self._final_boxes(source, target), width, height)
+            mean = torch.as_tensor(self.normalize[0], dtype=out.dtype)
+            std = torch.as_tensor(self.normalize[1], dtype=out.dtype)
+            out.sub_(mean[:, None, None]).div_(std[:, None, None])
+        boxes = self._final_boxes(source, target)
+        return out, self._target(boxes, width, height)
+
+    @property
+    def _factor(self) -> float:
+        """Factor from 0..255 to the values of the result."""
+        return self.value_scale if self.as_float else 1.0
 
     def _snap(
         self, stretch: np.ndarray, width: int, height: int
-    ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """Return the whole pixels of the file that are visible, and those that they are drawn to, both xyxy.
+    ) -> tuple[PixelWindow, PixelWindow]:
+        """Return the visible pixels of the file and the pixels that they are drawn to, both xyxy, integers.
 
         Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
         distance, so they stay on their pixels.
         """
-        inverse = np.sort(
-            (self.visible.reshape(2, 2) - self.shift) / self.scale, axis=0
-        )
-        seen = self.visible.reshape(2, 2) * stretch
+        corners = self.visible.reshape(2, 2)
+        in_file = np.sort((corners - self.shift) / self.scale, axis=0)
+        seen = corners * stretch
         file_height, file_width = self.image.shape[1:]
-        left, right = _whole(inverse[:, 0], file_width)
-        top, bottom = _whole(inverse[:, 1], file_height)
+        left, right = _whole(in_file[:, 0], file_width)
+        top, bottom = _whole(in_file[:, 1], file_height)
         out_left, out_right = _whole(seen[:, 0], width)
         out_top, out_bottom = _whole(seen[:, 1], height)
         source = (left, top, right, bottom)
         target = (out_left, out_top, out_right, out_bottom)
         return source, target
 
-    def _resample(
-        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
-    ) -> Tensor:
+    def _resample(self, source: PixelWindow, target: PixelWindow) -> Tensor:
+        """Cut the source out of the file, resize it to the target, and flip it if the canvas is mirrored."""
         x0, y0, x1, y1 = source
         pixels = self.image[None, :, y0:y1, x0:x1]
-        size = (target[3] - target[1], target[2] - target[0])
+        left, top, right, bottom = target
+        size = (bottom - top, right - left)
         if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+            pixels = F.interpolate(
+                pixels, size, mode="bilinear", antialias=True
+            )
         mirrored = []
         if self.scale[0] < 0:
             mirrored.append(3)
@@ -192,7 +203,7 @@ class Sample:
 
     def _write(self, pixels: Tensor, out: Tensor) -> None:
         """Apply the colour matrix to `pixels` (uint8), scale them, and write them into `out`."""
-        factor = self.value_scale if self.as_float else 1.0
+        factor = self._factor
         if self.colour is None:
             out.copy_(pixels)
             if factor != 1.0:
@@ -210,7 +221,7 @@ class Sample:
             out.copy_(mixed.view(pixels.shape))
 
     def _final_boxes(
-        self, source: tuple[int, int, int, int], target: tuple[int, int, int, int]
+        self, source: PixelWindow, target: PixelWindow
     ) -> np.ndarray:
         """Map the boxes from the canvas back to the file, and from there to the rendered image."""
         low = np.array(source[:2], float)
@@ -220,11 +231,15 @@ class Sample:
         ratio = (out_high - out_low) / (high - low)
         in_file = _mapped(self.boxes, 1 / self.scale, -self.shift / self.scale)
         mirrored = self.scale < 0
-        offset = np.where(mirrored, out_high + low * ratio, out_low - low * ratio)
-        boxes = _mapped(in_file, np.where(mirrored, -ratio, ratio), offset)
+        factor = np.where(mirrored, -ratio, ratio)
+        offset = np.where(
+            mirrored, out_high + low * ratio, out_low - low * ratio
+        )
+        boxes = _mapped(in_file, factor, offset)
         return boxes.clip(np.tile(out_low, 2), np.tile(out_high, 2))
 
     def _target(self, boxes: np.ndarray, width: int, height: int) -> Target:
+        """Return the target; boxes without area are dropped and counted."""
         kept: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         fields = self.fields
         if not kept.all():
@@ -234,12 +249,15 @@ class Sample:
         if self.relative_boxes:
             boxes = boxes / (width, height, width, height)
         if self.box_format == "cxcywh":
-            boxes = np.concatenate(
-                [(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1
-            )
+            starts = boxes[:, :2]
+            ends = boxes[:, 2:]
+            boxes = np.concatenate([(starts + ends) / 2, ends - starts], 1)
         target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
-            **{name: torch.from_numpy(values) for name, values in fields.items()},
+            **{
+                name: torch.from_numpy(values)
+                for name, values in fields.items()
+            },
             **self.info,
             "boxes_read": self.boxes_read,
             "boxes_lost": dict(self.lost),
@@ -247,7 +265,9 @@ class Sample:
         return cast(Target, target)
 
 
-def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _mapped(
+    boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
     """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered if a scale is negative."""
     low = boxes[..., :2] * scale + shift
     high = boxes[..., 2:] * scale + shift

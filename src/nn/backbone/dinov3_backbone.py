@@ -1,4 +1,4 @@
-"""DINOv3 as a detection backbone: timm's ViT, read at several depths, and the Spatial Tuning Adapter."""
+"""DINOv3 as a detection backbone: timm's ViT, whose features are read at several depths, and an adapter."""
 
 from __future__ import annotations
 
@@ -51,18 +51,21 @@ _SET_BY_BACKBONE = frozenset(
 
 
 def _timm_arguments() -> dict[str, Argument]:
+    """Return the arguments of timm's ViT that a configuration may set."""
     from timm.models.eva import Eva
 
-    return {
-        name: argument
-        for name, argument in arguments_of(Eva).items()
-        if name not in _SET_BY_BACKBONE
-    }
+    arguments = dict(arguments_of(Eva))
+    for name in _SET_BY_BACKBONE:
+        arguments.pop(name, None)
+    return arguments
 
 
 @register()
 class DINOv3Backbone(nn.Module):
-    """Images `[B, 3, H, W]` in 0..1 to maps `[P8, P16, P32]`; any H and W that are multiples of 32."""
+    """A DINOv3 ViT with an adapter, from images `[B, 3, H, W]` in 0..1 to maps of strides 8, 16 and 32.
+
+    H and W can be any multiples of 32.
+    """
 
     image_mean: Tensor
     image_std: Tensor
@@ -105,44 +108,46 @@ class DINOv3Backbone(nn.Module):
         Args:
             model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base,
                 dinov3_large.
-            pretrained: start from DINOv3's weights.
-            checkpoint_path: their file; None for `weights/` and the official name.
-            checkpoint_sha256: digest that this file must have, or 8 or more digits of its beginning.
-            out_channels: channels of the maps: one number for all, or a list with one for each stride.
-            feat_strides: strides to give, out of 8, 16 and 32.
-            freeze_backbone: the ViT is never trained; the adapter is.
-            freeze_backbone_epochs: the ViT is frozen for so long (phase A) and thaws then (phase B); 0
-                disables this.
-            unfreeze_blocks: how many of the last blocks thaw, with the final norm; None for the whole ViT.
-                Patch embedding and tokens thaw only with the first block.
-            unfreeze_plan: in place of the two above, any number of phases: pairs of (epoch, last blocks that
-                train from then on).
-            unfreeze_lr_factor: factor on the learning rate of what thaws during the run.
-            layer_decay: factor on the learning rate from each block to the one before (BEiT, Bao et al.,
-                2022): block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay
+            pretrained: start from the published DINOv3 weights.
+            checkpoint_path: file of these weights; None uses the official name in `weights/`.
+            checkpoint_sha256: SHA-256 digest of this file, or at least its first 8 digits.
+            out_channels: channels of the maps, one number for all or one for each stride.
+            feat_strides: strides of the maps, any of 8, 16 and 32.
+            freeze_backbone: never train the ViT, only the adapter.
+            freeze_backbone_epochs: number of epochs in which the ViT is frozen before it is trained; 0
+                trains it from the start.
+            unfreeze_blocks: number of the last blocks that are trained after that, with the final norm; None
+                trains the whole ViT. Patch embedding and tokens are trained only with the first block.
+            unfreeze_plan: any number of phases instead of the two settings above, as pairs of (epoch, number
+                of the last blocks that are trained from this epoch on).
+            unfreeze_lr_factor: factor on the learning rate of parameters that are unfrozen during the run.
+            layer_decay: factor on the learning rate from each block to the block before (BEiT, Bao et al.,
+                2022). Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay
                 ** (n + 1), the final norm 1.
-            tap_blocks: blocks to read, 0-based, ascending; None for three, evenly spaced up to the last.
-            tap_norm: LayerNorm before the adapter: the ViT's "final" one on every tap, each tap's "own" new
-                one, or "none".
-            upsample_mode: how stride 8 is made from stride 16.
-            position_encoding: the adapter adds a learned position code.
-            detail_channels: width of the adapter's convolutional detail branch; 0 for none.
-            gradient_checkpointing: compute blocks again in the backward pass; less memory, more time.
-            rope_rescale_coords: train with RoPE coordinates scaled by a factor from 1/r to r; None, the
-                default, for not.
-            drop_path: stochastic depth of the last block; earlier ones get proportionally less.
-            lora_rank: of a low-rank change that is trained instead of the ViT's own weights
-                (`src/nn/lora.py`); 0 for none.
-            lora_alpha: that change is scaled by alpha / rank; None for the rank.
-            lora_targets: what it acts on: "attention" (or qkv, proj), "mlp" (or fc1, fc2).
-            image_mean: mean of each channel in 0..1, subtracted here.
-            image_std: deviation of each channel, divided by here.
-            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads, for small
+            tap_blocks: ascending indices of the blocks to read, from 0; None reads three evenly spaced blocks
+                up to the last.
+            tap_norm: LayerNorm before the adapter: "final" applies the final norm of the ViT to every tap,
+                "own" gives each tap a new norm, "none" applies none.
+            upsample_mode: interpolation from stride 16 to stride 8.
+            position_encoding: add a learned position code in the adapter.
+            detail_channels: width of the convolutional detail branch in the adapter; 0 builds none.
+            gradient_checkpointing: recompute blocks in the backward pass, which saves memory and takes time.
+            rope_rescale_coords: in training, scale the RoPE coordinates by a random factor from 1 / r to r;
+                None does not scale them.
+            drop_path: rate of stochastic depth in the last block, 0..1; it decreases linearly towards the
+                first block.
+            lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
+                (`src/nn/lora.py`); 0 disables LoRA.
+            lora_alpha: the updates are scaled by alpha / rank; None uses the rank.
+            lora_targets: layers with updates: "attention" (or qkv, proj), "mlp" (or fc1, fc2).
+            image_mean: mean of each channel in 0..1, which `forward` subtracts.
+            image_std: standard deviation of each channel, by which `forward` divides.
+            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads for small
                 models.
 
         Raises:
-            ConfigError: if the model, a tapped block, a stride or a target of LoRA does not exist, or its
-                rank is out of range.
+            ConfigError: if the model, a tapped block, a stride or a LoRA target does not exist, if the LoRA
+                rank is out of range, or if the settings about training contradict each other.
         """
         super().__init__()
         self.model_name = ALIASES.get(model_name, model_name)
@@ -174,12 +179,10 @@ class DINOv3Backbone(nn.Module):
         )
         self.out_channels = self.adapter.out_channels
         self.out_strides = list(feat_strides)
-        self.register_buffer(
-            "image_mean", torch.tensor(image_mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "image_std", torch.tensor(image_std).view(1, 3, 1, 1), persistent=False
-        )
+        mean = torch.tensor(image_mean).view(1, 3, 1, 1)
+        std = torch.tensor(image_std).view(1, 3, 1, 1)
+        self.register_buffer("image_mean", mean, persistent=False)
+        self.register_buffer("image_std", std, persistent=False)
         if gradient_checkpointing:
             self.vit.set_grad_checkpointing(True)
         phases = read_phases(
@@ -201,8 +204,8 @@ class DINOv3Backbone(nn.Module):
         if lora_rank and not self.ever_learns:
             raise ConfigError(
                 "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), "
-                "so that LoRA would never learn; "
-                "let some train (with LoRA the ViT's own weights stay frozen anyway), or set lora_rank to 0"
+                "so that LoRA would never learn; let some train (with LoRA the ViT's own weights stay frozen "
+                "anyway), or set lora_rank to 0"
             )
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
@@ -213,13 +216,14 @@ class DINOv3Backbone(nn.Module):
         return self.adapter(self.taps_of(self.vit, images), images)
 
     def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
-        """Return the maps `[B, D, H/16, W/16]` for the adapter.
+        """Return the patch features of the tapped blocks, `[B, D, H/16, W/16]` each.
 
         Args:
             vit: `self.vit` or a ViT of the same kind.
-            images: normalised images.
+            images: normalized images, `[B, 3, H, W]`.
         """
         with self._precision(images):
+            # Class and register tokens are not part of the result.
             taps = vit.forward_intermediates(
                 images,
                 indices=self.tap_blocks,
@@ -227,7 +231,7 @@ class DINOv3Backbone(nn.Module):
                 stop_early=True,
                 output_fmt="NCHW",
                 intermediates_only=True,
-            )  # prefix tokens are dropped
+            )
         return cast("list[Tensor]", taps)
 
     @staticmethod
@@ -239,21 +243,20 @@ class DINOv3Backbone(nn.Module):
         if any(len(phase) != 2 for phase in plan):
             return {}  # the constructor refuses it
         written = [when for when, _ in plan]
-        starts = [
-            run.in_epochs(when, "DINOv3Backbone.unfreeze_plan") for when in written
-        ]
+        setting = "DINOv3Backbone.unfreeze_plan"
+        starts = [run.in_epochs(when, setting) for when in written]
         if len(set(written)) < len(written) or starts != sorted(starts):
             return {}  # the constructor refuses this too
-        last = dict(zip(starts, (blocks for _, blocks in plan)))
-        return (
-            {"unfreeze_plan": [[*phase] for phase in last.items()]}
-            if len(last) < len(plan)
-            else {}
-        )
+        blocks_from: dict[int, int] = {}
+        for start, (_, blocks) in zip(starts, plan):
+            blocks_from[start] = blocks
+        if len(blocks_from) == len(plan):
+            return {}
+        return {"unfreeze_plan": [list(phase) for phase in blocks_from.items()]}
 
     @property
     def ever_learns(self) -> bool:
-        """True if some block of the ViT is trained in some phase."""
+        """True if any block of the ViT is trained in any phase."""
         return self.plan.ever_learns
 
     def set_epoch(self, epoch: int) -> None:
@@ -267,24 +270,22 @@ class DINOv3Backbone(nn.Module):
 
         Names are relative to this module. The method changes nothing.
         """
-        learning = {
-            name: self.plan.learning(name) for name, _ in self.vit.named_parameters()
-        }
-        return {
-            f"vit.{name}": value
-            for name, value in learning.items()
-            if value is not None
-        }
+        plan: dict[str, Learning] = {}
+        for name, _ in self.vit.named_parameters():
+            learning = self.plan.learning(name)
+            if learning is not None:
+                plan[f"vit.{name}"] = learning
+        return plan
 
     def set_trainable_blocks(self, count: int) -> None:
-        """Train the last `count` blocks and the final norm, freeze the rest of the ViT.
+        """Train the last `count` blocks and the final norm, and freeze the rest of the ViT.
 
-        Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and,
-        since nothing before them needs a gradient, without a graph. With LoRA only the factors of these
-        blocks are trained.
+        Patch embedding and tokens are trained only with the first block. Frozen blocks run in eval mode and
+        without a graph, because nothing before them needs a gradient. With LoRA, only the factors of the
+        trainable blocks are trained.
 
         Raises:
-            ConfigError: if the ViT does not have so many blocks.
+            ConfigError: if the ViT has fewer blocks.
         """
         depth = len(self.vit.blocks)
         if not 0 <= count <= depth:
@@ -299,16 +300,15 @@ class DINOv3Backbone(nn.Module):
     def train(self, mode: bool = True) -> DINOv3Backbone:
         """Set training mode; frozen blocks stay in eval mode."""
         super().train(mode)
-        if mode and self.trainable_blocks < len(self.vit.blocks):
+        num_frozen = len(self.vit.blocks) - self.trainable_blocks
+        if mode and num_frozen:
             self.vit.eval()
-            for block in self.vit.blocks[
-                len(self.vit.blocks) - self.trainable_blocks :
-            ]:
+            for block in self.vit.blocks[num_frozen:]:
                 block.train()
         return self
 
     def load_pretrained(self) -> None:
-        """Load DINOv3's weights from `checkpoint_path`, else those that timm publishes, and report.
+        """Load DINOv3 weights from `checkpoint_path`, or else those that timm publishes, and log the source.
 
         Raises:
             CheckpointError: if there is neither a file nor a network, or the file does not fit.
@@ -322,22 +322,29 @@ class DINOv3Backbone(nn.Module):
                 setting="DINOv3Backbone.checkpoint_path",
                 without="start without it: -u DINOv3Backbone.pretrained=False",
             )
-            self.licence_note = f"{self.model_name} by Meta: DINOv3 License, which holds for what is trained from it too"
+            licence = (
+                "DINOv3 License, which also applies to models trained from it"
+            )
+            self.licence_note = f"{self.model_name} by Meta: {licence}"
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
-        """Keep the ViT out of fp16, which is known to break DINOv3's features; bf16 is fine."""
+        """Return a context that disables fp16 autocast, which breaks DINOv3's features; bf16 works."""
         kind = images.device.type
-        half = (
-            torch.is_autocast_enabled(kind)
-            and torch.get_autocast_dtype(kind) == torch.float16
-        )
-        return torch.autocast(kind, enabled=False) if half else nullcontext()
+        enabled = torch.is_autocast_enabled(kind)
+        if enabled and torch.get_autocast_dtype(kind) == torch.float16:
+            return torch.autocast(kind, enabled=False)
+        return nullcontext()
 
 
 def _build_vit(name: str, **arguments: Any) -> Eva:
+    """Build a DINOv3 ViT of timm without weights; settings that timm refuses raise ConfigError."""
     import timm
 
-    if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
+    if (
+        not timm.is_model(name)
+        or "dinov3" not in name
+        or not name.startswith("vit_")
+    ):
         known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
         raise ConfigError(
             f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are "
@@ -345,7 +352,11 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
         )
     try:
         built = timm.create_model(
-            name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments
+            name,
+            pretrained=False,
+            num_classes=0,
+            dynamic_img_size=True,
+            **arguments,
         )
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(
@@ -358,17 +369,22 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
     if vit.embed_dim % (4 * num_heads):
         raise ConfigError(
             f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads "
-            f"{num_heads}: "
-            f"rotary position codes turn pairs of channels in two directions"
+            f"{num_heads}: rotary position codes turn pairs of channels in two directions"
         )
     return vit
 
 
 def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
+    """Return the blocks to read, by default those at 1/2, 3/4 and 4/4 of the depth."""
     if taps is None:
-        return sorted({round(depth * part / 4) - 1 for part in (2, 3, 4)} - {-1})
+        ends = {round(depth * part / 4) for part in (2, 3, 4)}
+        return sorted(end - 1 for end in ends if end)
     taps = list(taps)
-    if not taps or taps != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < depth:
+    if (
+        not taps
+        or taps != sorted(set(taps))
+        or not 0 <= taps[0] <= taps[-1] < depth
+    ):
         raise ConfigError(
             f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
         )

@@ -1,6 +1,6 @@
-"""DINOv3 weight files: which model and layout a file holds, and how it becomes a state dict of timm's ViT.
+"""DINOv3 weight files: recognize the model and the layout of a file, and convert it to timm's ViT.
 
-Three layouts are in circulation: Meta's own, timm's and that of Hugging Face transformers. All load strictly.
+Three layouts are in use: those of Meta, timm and Hugging Face transformers. All load strictly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...detection.lora_weights import merged_state_dict
 from ...runtime.distributed import main_first
 from ...runtime.log import logger
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
-from .timm_weights import timm_state_dict
+from .timm_weights import is_state_dict, timm_state_dict
 
 OFFICIAL_FILES = {
     "vit_small_patch16_dinov3": "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
@@ -27,16 +27,33 @@ OFFICIAL_FILES = {
     "vit_huge_plus_patch16_dinov3": "dinov3_vith16plus_pretrain_lvd1689m-7c1da9a5.pth",
     "vit_7b_patch16_dinov3": "dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth",
 }
-"""The file that Meta publishes for each of timm's models; the end of a name is the start of its SHA-256."""
+"""File that Meta publishes for each of timm's models; its name ends with the first digits of its SHA-256."""
 
-_SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g", 4096: "7B"}
+_SIZES = {
+    192: "T",
+    384: "S",
+    768: "B",
+    1024: "L",
+    1280: "H",
+    1536: "g",
+    4096: "7B",
+}
+"""Usual name of a ViT by its width."""
+
+_PATCH_WEIGHTS = (
+    "patch_embed.proj.weight",
+    "patch_embeddings.projection.weight",
+)
+"""Ends of the keys of a patch embedding, `[D, 3, patch, patch]`."""
 
 _NEVER_LOADED = re.compile(
     r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$"
 )
-"""Entries that a backbone has no use for; RoPE periods are computed in float32 rather than taken from the
-file, where they are rounded to bfloat16 (a difference of 1e-3 in the features that a saved model could not
-reproduce)."""
+"""Entries that are not loaded, because the backbone does not use them.
+
+RoPE periods are computed in float32. The file has them rounded to bfloat16, which changes features by 1e-3; a
+saved model could not reproduce that.
+"""
 
 _OFFICIAL_TO_TIMM = (
     ("storage_tokens", "reg_token"),
@@ -65,10 +82,15 @@ class LoadReport:
 
     path: Path
     layout: str
+    """Layout of the file, as `detect_layout` names it."""
     loaded: int
+    """Number of tensors that were loaded."""
     expected: int
+    """Number of tensors of the model, LoRA factors aside."""
     sha256: str
+    """SHA-256 digest of the file, in hexadecimal digits."""
     remarks: tuple[str, ...]
+    """Observations for the log line."""
 
     def __str__(self) -> str:
         remarks = "".join(f"; {remark}" for remark in self.remarks)
@@ -85,26 +107,24 @@ def load_published_weights(
     setting: str,
     without: str,
 ) -> None:
-    """Fill a ViT with the weights that DINOv3 was published with, and report.
+    """Load the published DINOv3 weights into a ViT, and log their source.
 
     Args:
-        vit: timm's model; a LoRA change in it becomes zero.
-        model_name: its name at timm.
-        checkpoint_path: a file; None for `weights/` and the official name. If it is not there, timm's are
-            taken.
-        sha256: digest that the file must have, or its beginning. With one, nothing is fetched: only a file
-            can be compared with it.
-        setting: where a user names the file, for messages.
-        without: how a user does without, for messages.
+        vit: timm's model; its LoRA updates become zero.
+        model_name: timm's name of the model.
+        checkpoint_path: weight file; None uses the official name in `weights/`. If the file does not exist,
+            the weights that timm publishes are used.
+        sha256: SHA-256 digest that the file must have, or its first digits. If it is given, nothing is
+            downloaded, because the digest is that of a file.
+        setting: setting that names the file, for messages.
+        without: how to continue without these weights, for messages.
 
     Raises:
         CheckpointError: if there is neither a file nor a network, or the weights do not fit.
     """
     base_name = model_name.split(".")[0].removesuffix("_qkvb")
-    file = (
-        checkpoint_path
-        or f"weights/{OFFICIAL_FILES.get(base_name, base_name + '.safetensors')}"
-    )
+    official = OFFICIAL_FILES.get(base_name, f"{base_name}.safetensors")
+    file = checkpoint_path or f"weights/{official}"
     path = Path(file).expanduser()
     if path.exists() or "://" in file:
         report = load_dinov3_weights(vit, file, model_name, sha256)
@@ -113,8 +133,7 @@ def load_published_weights(
     if sha256:
         raise CheckpointError(
             f"DINOv3 weights not found: there is no file {path} with the sha256 {sha256} that "
-            f"checkpoint_sha256 names; put it there, or name "
-            f"another with -u {setting}=FILE"
+            f"checkpoint_sha256 names; put it there, or name another with -u {setting}=FILE"
         )
     try:
         with main_first():
@@ -122,8 +141,7 @@ def load_published_weights(
     except CheckpointError as error:
         raise CheckpointError(
             f"DINOv3 weights not found: there is no file {path}, and {error}. Put the official, timm or "
-            f"Hugging Face "
-            f"file of {base_name} there, name another with -u {setting}=FILE, or {without} "
+            f"Hugging Face file of {base_name} there, name another with -u {setting}=FILE, or {without} "
             f"(weights/README.md says where the files are)"
         ) from None
     refuse_misfits(weights, vit, "what timm publishes", model_name)
@@ -141,19 +159,22 @@ def load_dinov3_weights(
     model_name: str,
     sha256: str | None = None,
 ) -> LoadReport:
-    """Fill a timm ViT from a DINOv3 file, strictly.
+    """Load a DINOv3 file into timm's ViT, strictly.
 
     Args:
-        vit: timm's model; a LoRA change in it becomes zero.
-        path: file in Meta's, timm's or Hugging Face's layout; .pth or .safetensors.
+        vit: timm's model; its LoRA updates become zero.
+        path: .pth or .safetensors file in the layout of Meta, timm or Hugging Face.
         model_name: timm's name of `vit`, for messages.
-        sha256: digest that the file must have, or at least 8 digits of its beginning; None for the one in its
-            name, if there is one.
+        sha256: SHA-256 digest that the file must have, or at least its first 8 digits. If the name of the
+            file ends with 8 digits, these are compared as well.
+
+    Returns:
+        A record of the loaded weights.
 
     Raises:
         ConfigError: if `sha256` is not a digest.
-        CheckpointError: if the file is missing, damaged, of another model, or has query or value biases that
-            the model cannot hold.
+        CheckpointError: if the file is missing or damaged, belongs to another model, or has query or value
+            biases that the model has no place for.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise ConfigError(
@@ -174,35 +195,30 @@ def load_dinov3_weights(
         )
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
-    converted, remarks = fit_biases(
-        convert_to_timm(state, layout), vit, path, model_name
-    )
+    converted = convert_to_timm(state, layout)
+    converted, remarks = fit_biases(converted, vit, path, model_name)
     refuse_misfits(converted, vit, path, model_name)
     vit.load_state_dict(converted)
     if claimed:
         remarks.append("as its name says")
+    expected = len(merged_state_dict(vit))
     return LoadReport(
-        path,
-        layout,
-        len(converted),
-        len(merged_state_dict(vit)),
-        digest,
-        tuple(remarks),
+        path, layout, len(converted), expected, digest, tuple(remarks)
     )
 
 
 def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
-    """Return "official", "timm" or "Hugging Face".
+    """Return the layout of a state dict: "official", "timm" or "Hugging Face".
+
+    DINOv3 has register tokens and no absolute position embeddings.
 
     Raises:
-        CheckpointError: naming what the file holds instead.
+        CheckpointError: if it is not a DINOv3 ViT; the message says what it is.
     """
     if "storage_tokens" in state:
         return "official"
-    if (
-        "embeddings.register_tokens" in state
-        and "embeddings.position_embeddings" not in state
-    ):
+    has_positions = "embeddings.position_embeddings" in state
+    if "embeddings.register_tokens" in state and not has_positions:
         return "Hugging Face"
     if "reg_token" in state and "pos_embed" not in state:
         return "timm"
@@ -212,13 +228,19 @@ def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
 
 
 def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Rename to timm's keys, with query, key and value biases apart as `q_bias`, `k_bias` and `v_bias`, after
-    masking."""
+    """Return a state dict with timm's keys, without the entries that are not loaded.
+
+    Query, key and value biases are masked and separated into `q_bias`, `k_bias` and `v_bias`.
+    """
     if layout == "official":
         return _split_fused_bias(_renamed(state, _OFFICIAL_TO_TIMM), state)
     if layout == "Hugging Face":
         return _fuse_projections(_rename_hugging_face(state))
-    return {key: value for key, value in state.items() if not _NEVER_LOADED.search(key)}
+    return {
+        key: value
+        for key, value in state.items()
+        if not _NEVER_LOADED.search(key)
+    }
 
 
 def fit_biases(
@@ -227,65 +249,67 @@ def fit_biases(
     path: Path,
     model_name: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Match the biases of a file to a model: with live ones they must have a place, without any they become
-    zeros.
+    """Match the query, key and value biases of a file to a model.
+
+    A model without biases accepts only biases of zero. A model with biases gets zeros if the file has none.
+
+    Returns:
+        The state dict for the model, and remarks for the log line.
 
     Raises:
-        CheckpointError: if values would be lost.
+        CheckpointError: if biases that are not zero have no place in the model.
     """
-    remarks = []
+    result: dict[str, Tensor] = {}
+    live: list[str] = []
+    for key, value in state.items():
+        if not key.endswith(("q_bias", "k_bias", "v_bias")):
+            result[key] = value
+        elif bool((value != 0).any()):
+            live.append(key)
+    for key in live:
+        if key.endswith("k_bias"):
+            raise CheckpointError(
+                f"{path} has a key bias that is not zero ({key}); DINOv3 has none, so this is another model"
+            )
     wanted = vit.state_dict()
-    result = {
-        key: value
-        for key, value in state.items()
-        if not key.endswith(("q_bias", "k_bias", "v_bias"))
-    }
-    live = [
-        key
-        for key, value in state.items()
-        if key not in result and not bool((value == 0).all())
-    ]
-    dead_key = next((key for key in live if key.endswith("k_bias")), None)
-    if dead_key:
-        raise CheckpointError(
-            f"{path} has a key bias that is not zero ({dead_key}); DINOv3 has none, so this is another model"
-        )
     takes_biases = any(key.endswith("q_bias") for key in wanted)
     if live and not takes_biases:
         raise CheckpointError(
             f"{path} has query and value biases that are not zero ({len(live)} tensors), for which "
-            f"{model_name} has no place; "
-            f"set DINOv3Backbone.model_name to {model_name}_qkvb"
+            f"{model_name} has no place; set DINOv3Backbone.model_name to {model_name}_qkvb"
         )
+    remarks = []
     if takes_biases:
-        for key in (k for k in wanted if k.endswith(("q_bias", "v_bias"))):
-            result[key] = state.get(key, torch.zeros_like(wanted[key]))
+        for key, value in wanted.items():
+            if key.endswith(("q_bias", "v_bias")):
+                result[key] = state.get(key, torch.zeros_like(value))
         if not live:
             remarks.append("its query and value biases are zero")
     return result, remarks
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in the content of a file, without the prefixes of wrappers."""
     for key in ("model", "state_dict", "teacher", "ema", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if (
         not isinstance(content, dict)
         or not content
-        or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-        )
+        or not is_state_dict(content)
     ):
-        raise CheckpointError(f"{path} holds no state dict (names to tensors)")
-    return {
-        key.removeprefix("module.").removeprefix("backbone."): value
-        for key, value in content.items()
-    }
+        raise CheckpointError(f"{path} is not a state dict (names to tensors)")
+    result: dict[str, Tensor] = {}
+    for key, value in content.items():
+        name = key.removeprefix("module.").removeprefix("backbone.")
+        result[name] = value
+    return result
 
 
 def _renamed(
     state: dict[str, Tensor], table: tuple[tuple[str, str], ...]
 ) -> dict[str, Tensor]:
+    """Replace parts of all keys as a table of (old, new) says, and drop the entries that are not loaded."""
     result = {}
     for key, value in state.items():
         for old, new in table:
@@ -298,46 +322,56 @@ def _renamed(
 def _split_fused_bias(
     renamed: dict[str, Tensor], state: dict[str, Tensor]
 ) -> dict[str, Tensor]:
+    """Separate each fused bias of query, key and value into three.
+
+    Args:
+        renamed: state dict with timm's keys.
+        state: state dict of the file, which may have a mask for each bias. Masked values may be NaN.
+    """
     result = {}
     for key, value in renamed.items():
         if not key.endswith("attn.qkv.bias"):
             result[key] = value
             continue
         mask = state.get(f"{key}_mask")
-        live = (
-            value
-            if mask is None
-            else torch.where(mask == 0, torch.zeros_like(value), value * mask)
-        )
-        for part, name in zip(live.chunk(3), ("q_bias", "k_bias", "v_bias")):
+        if mask is not None:
+            value = torch.where(
+                mask == 0, torch.zeros_like(value), value * mask
+            )
+        for part, name in zip(value.chunk(3), ("q_bias", "k_bias", "v_bias")):
             result[key.replace("qkv.bias", name)] = part.clone()
     return result
 
 
 def _rename_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the keys of Hugging Face timm's names, except those of query, key and value."""
     gated = any(".gate_proj." in key for key in state)
     table = (
         *_HUGGING_FACE_TO_TIMM,
         (".mlp.up_proj.", ".mlp.fc1_x." if gated else ".mlp.fc1."),
         (".mlp.down_proj.", ".mlp.fc2."),
     )
-    blocks = {
-        re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key): value
-        for key, value in state.items()
-    }
+    blocks = {}
+    for key, value in state.items():
+        name = re.sub(r"^(model\.)?(encoder\.)?layer\.", "blocks.", key)
+        blocks[name] = value
     return _renamed(blocks, table)
 
 
 def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join `attention.{q,k,v}_proj` into timm's fused matrix, and give biases timm's names."""
-    result = {key: value for key, value in state.items() if ".attention." not in key}
-    for key in [k for k in state if k.endswith(".attention.q_proj.weight")]:
-        prefix = key.removesuffix(".attention.q_proj.weight")
+    result = {
+        key: value for key, value in state.items() if ".attention." not in key
+    }
+    suffix = ".attention.q_proj.weight"
+    for key in state:
+        if not key.endswith(suffix):
+            continue
+        prefix = key.removesuffix(suffix)
         names = [f"{prefix}.attention.{part}_proj.weight" for part in "qkv"]
         if all(name in state for name in names):
-            result[f"{prefix}.attn.qkv.weight"] = torch.cat(
-                [state[name] for name in names]
-            )
+            weights = [state[name] for name in names]
+            result[f"{prefix}.attn.qkv.weight"] = torch.cat(weights)
         for part in "qkv":
             bias = state.get(f"{prefix}.attention.{part}_proj.bias")
             if bias is not None:
@@ -348,15 +382,22 @@ def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def refuse_misfits(
     state: dict[str, Tensor], vit: nn.Module, path: Path | str, model_name: str
 ) -> None:
-    """Compare a state dict from `path` with a ViT, LoRA aside.
+    """Raise if a state dict does not fit a ViT; its LoRA factors are not compared.
+
+    Args:
+        state: state dict with timm's keys.
+        vit: timm's model.
+        path: source of the state dict, for messages.
+        model_name: timm's name of `vit`, for messages.
 
     Raises:
-        CheckpointError: naming the sizes of both, or the keys that differ.
+        CheckpointError: with the sizes of both models if they differ, or else the keys that differ.
     """
     wanted = merged_state_dict(vit)
-    of_other_shape = [
-        key for key in state if key in wanted and state[key].shape != wanted[key].shape
-    ]
+    of_other_shape = []
+    for key, value in state.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            of_other_shape.append(key)
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
     if not (of_other_shape or missing or unexpected):
@@ -367,51 +408,48 @@ def refuse_misfits(
         raise CheckpointError(
             f"{path} is a DINOv3 ViT with {theirs}; {model_name} has {ours}"
         )
-    details = [
-        f"{len(keys)} {kind} (first {keys[0]})"
-        for kind, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", of_other_shape),
-        )
-        if keys
-    ]
-    raise CheckpointError(f"{path} does not fit {model_name}: {', '.join(details)}")
+    details = []
+    for kind, keys in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", of_other_shape),
+    ):
+        if keys:
+            details.append(f"{len(keys)} {kind} (first {keys[0]})")
+    raise CheckpointError(
+        f"{path} does not fit {model_name}: {', '.join(details)}"
+    )
 
 
 def _size_of(state: dict[str, Tensor]) -> str:
+    """Describe the size of a ViT in words; 0 stands for what the state dict does not show."""
     width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    gated = any(".mlp.fc1_g." in key for key in state)
-    patch = (
-        state["patch_embed.proj.weight"].shape[-1]
-        if "patch_embed.proj.weight" in state
-        else 0
+    depth = len(
+        {key.split(".")[1] for key in state if key.startswith("blocks.")}
     )
+    gated = any(".mlp.fc1_g." in key for key in state)
+    embedding = state.get("patch_embed.proj.weight")
+    patch = 0 if embedding is None else embedding.shape[-1]
     return f"width {width}, {depth} blocks, patch {patch}{', SwiGLU' if gated else ''}"
 
 
 def _describe_foreign_file(state: dict[str, Tensor]) -> str:
-    """Name what a foreign file is, as far as its keys tell."""
-    patch = next(
-        (
-            v
-            for k, v in state.items()
-            if k.endswith(
-                ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
-            )
-        ),
-        None,
-    )
+    """Describe a file that is not a DINOv3 ViT, as far as its keys show."""
+    patch = None
+    for key, value in state.items():
+        if key.endswith(_PATCH_WEIGHTS):
+            patch = value
+            break
     if any(key.startswith("decoder.") for key in state):
         return "a detector's checkpoint (use -r or -t for those)"
     if any(key.startswith(("downsample_layers.", "stages.")) for key in state):
         return "a convolutional network (ConvNeXt or HGNetv2)"
-    if patch is not None and any(
+    has_positions = any(
         "pos_embed" in key or "position_embeddings" in key for key in state
-    ):
+    )
+    if patch is not None and has_positions:
         size = _SIZES.get(patch.shape[0], f"of width {patch.shape[0]}")
         if patch.shape[-1] == 14:
             return f"DINOv2 ViT-{size}/14"
-        return f"a ViT-{size}/{patch.shape[-1]} with absolute position embeddings (no DINOv3)"
-    return f"no DINOv3 ViT ({len(state)} tensors, first {next(iter(state))})"
+        return f"a ViT-{size}/{patch.shape[-1]} with absolute position embeddings (not DINOv3)"
+    return f"not a DINOv3 ViT ({len(state)} tensors, first {next(iter(state))})"

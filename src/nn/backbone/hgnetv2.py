@@ -16,14 +16,14 @@ from ...runtime.log import logger
 from ...runtime.weight_files import read_tensor_file
 from .hgnetv2_blocks import HGStage, Stem
 from .hgnetv2_variants import VARIANTS
-from .timm_weights import timm_state_dict
+from .timm_weights import is_state_dict, timm_state_dict
 
 STRIDES = (4, 8, 16, 32)
 
 
 @register()
 class HGNetv2(nn.Module):
-    """PP-HGNetV2 B0 to B6: `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse."""
+    """PP-HGNetV2 B0 to B6, from images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse."""
 
     __load__ = "load_pretrained"
 
@@ -42,15 +42,18 @@ class HGNetv2(nn.Module):
         """Build the layers; `load_pretrained` reads the weights.
 
         Args:
-            name: variant.
-            use_lab: learnable affine blocks after each ReLU (N, S and M models).
-            return_idx: stages to return, 0 to 3, of strides 4, 8, 16 and 32.
-            freeze_stem_only: with `freeze_at` >= 0, freeze the stem but no stage.
-            freeze_at: freeze the stem and, unless `freeze_stem_only`, stages 0 to this one; -1 freezes
-                nothing.
-            freeze_norm: batch norms keep their statistics and are not trained.
+            name: name of the variant.
+            use_lab: add a learnable affine block after each ReLU (N, S and M models).
+            return_idx: indices of the stages whose maps are returned, 0 to 3 for strides 4, 8, 16 and 32.
+            freeze_stem_only: if `freeze_at` is at least 0, freeze the stem but no stage.
+            freeze_at: freeze the stem and, unless `freeze_stem_only` is set, stages 0 to this one; -1 freezes
+                neither.
+            freeze_norm: keep the statistics of batch norms, and do not train their weights.
             pretrained: start from ImageNet weights.
             local_model_dir: folder with `PPHGNetV2_{name}_stage1.pth`.
+
+        Raises:
+            ConfigError: if `return_idx` or `freeze_at` is out of range.
         """
         super().__init__()
         if not return_idx or any(not 0 <= index <= 3 for index in return_idx):
@@ -67,30 +70,33 @@ class HGNetv2(nn.Module):
         self.pretrained = pretrained
         self.licence_note: str | None = None
         self.local_model_dir = local_model_dir
-        self.out_channels = [variant.stages[index].out for index in self.return_idx]
+        self.out_channels = [
+            variant.stages[index].out for index in self.return_idx
+        ]
         self.out_strides = [STRIDES[index] for index in self.return_idx]
 
         mid, out = variant.stem
         self.stem = Stem(3, mid, out, use_lab=use_lab)
-        inputs = [out, *(stage.out for stage in variant.stages)]
-        self.stages = nn.ModuleList(
-            HGStage(
-                inputs[i],
-                stage.mid,
-                stage.out,
-                stage.blocks,
-                stage.layers,
-                5 if i >= 2 else 3,
-                downsample=i > 0,
-                light=i >= 2,
+        channels = out
+        self.stages = nn.ModuleList()
+        for index, spec in enumerate(variant.stages):
+            is_late = index >= 2
+            stage = HGStage(
+                channels,
+                spec.mid,
+                spec.out,
+                spec.blocks,
+                spec.layers,
+                5 if is_late else 3,
+                downsample=index > 0,
+                light=is_late,
                 use_lab=use_lab,
             )
-            for i, stage in enumerate(variant.stages)
-        )
+            self.stages.append(stage)
+            channels = spec.out
 
-        self.stages[max(self.return_idx) + 1 :].requires_grad_(
-            False
-        )  # stages that nobody reads do not run
+        # Stages after the last returned one do not run.
+        self.stages[max(self.return_idx) + 1 :].requires_grad_(False)
         if freeze_at >= 0:
             self.stem.requires_grad_(False)
             if not freeze_stem_only:
@@ -109,10 +115,10 @@ class HGNetv2(nn.Module):
         return maps
 
     def load_pretrained(self) -> None:
-        """Load ImageNet weights from `local_model_dir`, else those that timm publishes.
+        """Load ImageNet weights from `local_model_dir`, or else those that timm publishes.
 
         Raises:
-            CheckpointError: if there is neither a file nor a network, or the file is of another model.
+            CheckpointError: if there is neither a file nor a network, or the weights do not fit the model.
         """
         if not self.pretrained:
             return
@@ -129,26 +135,23 @@ class HGNetv2(nn.Module):
             except CheckpointError as error:
                 raise CheckpointError(
                     f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put "
-                    f"the file "
-                    f"there, or start without it: -u HGNetv2.pretrained=False"
+                    f"the file there, or start without it: -u HGNetv2.pretrained=False"
                 ) from None
-        if not isinstance(weights, dict) or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
-        ):
-            raise CheckpointError(f"{source} holds no state dict (names to tensors)")
-        own = self.state_dict()
-        weights = {
-            key: value
-            for key, value in weights.items()
-            if not key.startswith("head.")
-            and (key in own or "num_batches_tracked" not in key)
-        }
-        wrong = sorted(set(own) ^ set(weights)) or sorted(
-            k for k in own if own[k].shape != weights[k].shape
-        )
-        if wrong:
+        if not isinstance(weights, dict) or not is_state_dict(weights):
             raise CheckpointError(
-                f"{source} does not fit HGNetv2 {self.name}: {len(wrong)} tensors differ, first {wrong[0]}"
+                f"{source} is not a state dict (names to tensors)"
+            )
+        own = self.state_dict()
+        weights = _without_classifier(weights, own)
+        different = sorted(set(own) ^ set(weights))
+        if not different:
+            different = sorted(
+                key for key in own if own[key].shape != weights[key].shape
+            )
+        if different:
+            raise CheckpointError(
+                f"{source} does not fit HGNetv2 {self.name}: {len(different)} tensors differ, first "
+                f"{different[0]}"
             )
         self.load_state_dict(weights)
         self.licence_note = f"HGNetv2 {self.name} by Baidu (PaddlePaddle), trained on ImageNet: Apache-2.0"
@@ -161,11 +164,26 @@ class HGNetv2(nn.Module):
         )
 
 
+def _without_classifier(
+    weights: dict[str, Tensor], own: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return weights without the classifier, and without counters that frozen batch norms do not have."""
+    kept = {}
+    for key, value in weights.items():
+        is_counter = "num_batches_tracked" in key and key not in own
+        if not is_counter and not key.startswith("head."):
+            kept[key] = value
+    return kept
+
+
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Replace every `BatchNorm2d` below `module` by one with fixed statistics and affine values, all
-    buffers."""
+    """Replace every `BatchNorm2d` below `module` by a `FrozenBatchNorm2d`, whose values are all buffers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+            setattr(
+                module,
+                name,
+                FrozenBatchNorm2d(child.num_features, eps=child.eps),
+            )
         else:
             freeze_batch_norms(child)

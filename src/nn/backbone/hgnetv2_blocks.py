@@ -19,9 +19,8 @@ class LearnableAffineBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to the same shape."""
-        return (self.scale * x).add_(
-            self.bias
-        )  # two roundings, as in the official numbers; addcmul has one
+        # This rounds twice, like the official code; addcmul would round once.
+        return (self.scale * x).add_(self.bias)
 
 
 class ConvBNAct(nn.Module):
@@ -52,7 +51,9 @@ class ConvBNAct(nn.Module):
         )
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU() if use_act else nn.Identity()
-        self.lab = LearnableAffineBlock() if use_act and use_lab else nn.Identity()
+        self.lab = (
+            LearnableAffineBlock() if use_act and use_lab else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H/stride, W/stride]`."""
@@ -60,7 +61,7 @@ class ConvBNAct(nn.Module):
 
 
 class LightConvBNAct(nn.Module):
-    """A 1x1 convolution without activation, then a depthwise one with."""
+    """A 1x1 convolution without activation, then a depthwise convolution with activation."""
 
     def __init__(
         self,
@@ -86,7 +87,10 @@ class LightConvBNAct(nn.Module):
 
 
 class Stem(nn.Module):
-    """Stride 4 by two paths: convolutions with even kernels, and max pooling."""
+    """Downsampling by 4, with two parallel paths between strided convolutions.
+
+    One path has convolutions with 2x2 kernels, the other max pooling.
+    """
 
     def __init__(
         self,
@@ -97,7 +101,9 @@ class Stem(nn.Module):
         use_lab: bool = False,
     ) -> None:
         super().__init__()
-        self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, use_lab=use_lab)
+        self.stem1 = ConvBNAct(
+            in_channels, mid_channels, 3, stride=2, use_lab=use_lab
+        )
         self.stem2a = ConvBNAct(
             mid_channels, mid_channels // 2, 2, use_lab=use_lab, padding=0
         )
@@ -113,12 +119,12 @@ class Stem(nn.Module):
         """Map `[B, in, H, W]` to `[B, out, H/4, W/4]`."""
         x = _pad_right_bottom(self.stem1(x))
         convolved = self.stem2b(_pad_right_bottom(self.stem2a(x)))
-        return self.stem4(self.stem3(torch.cat([_MaxOfFour.apply(x), convolved], 1)))
+        both = torch.cat([_MaxOfFour.apply(x), convolved], 1)
+        return self.stem4(self.stem3(both))
 
 
 class HGBlock(nn.Module):
-    """A chain of layers whose outputs are all concatenated, then squeezed and expanded by 1x1
-    convolutions."""
+    """A chain of layers whose input and outputs are concatenated and passed through two 1x1 convolutions."""
 
     def __init__(
         self,
@@ -135,23 +141,18 @@ class HGBlock(nn.Module):
         super().__init__()
         self.residual = residual
         layer = LightConvBNAct if light else ConvBNAct
-        self.layers = nn.ModuleList(
-            layer(
-                in_channels if i == 0 else mid_channels,
-                mid_channels,
-                kernel_size,
-                use_lab=use_lab,
+        channels = in_channels
+        self.layers = nn.ModuleList()
+        for _ in range(num_layers):
+            self.layers.append(
+                layer(channels, mid_channels, kernel_size, use_lab=use_lab)
             )
-            for i in range(num_layers)
-        )
+            channels = mid_channels
+        concatenated = in_channels + num_layers * mid_channels
+        squeezed = out_channels // 2
         self.aggregation = nn.Sequential(
-            ConvBNAct(
-                in_channels + num_layers * mid_channels,
-                out_channels // 2,
-                1,
-                use_lab=use_lab,
-            ),
-            ConvBNAct(out_channels // 2, out_channels, 1, use_lab=use_lab),
+            ConvBNAct(concatenated, squeezed, 1, use_lab=use_lab),
+            ConvBNAct(squeezed, out_channels, 1, use_lab=use_lab),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class HGBlock(nn.Module):
 
 
 class HGStage(nn.Module):
-    """An optional depthwise stride-2 convolution, then blocks of which all but the first are residual."""
+    """An optional depthwise convolution of stride 2, then blocks, of which all but the first are residual."""
 
     def __init__(
         self,
@@ -180,28 +181,29 @@ class HGStage(nn.Module):
         use_lab: bool,
     ) -> None:
         super().__init__()
-        self.downsample = (
-            ConvBNAct(
-                in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False
+        self.downsample: nn.Module = nn.Identity()
+        if downsample:
+            self.downsample = ConvBNAct(
+                in_channels,
+                in_channels,
+                3,
+                stride=2,
+                groups=in_channels,
+                use_act=False,
             )
-            if downsample
-            else nn.Identity()
-        )
-        self.blocks = nn.Sequential(
-            *(
-                HGBlock(
-                    out_channels if i else in_channels,
-                    mid_channels,
-                    out_channels,
-                    num_layers,
-                    kernel_size,
-                    light=light,
-                    residual=i > 0,
-                    use_lab=use_lab,
-                )
-                for i in range(num_blocks)
+        self.blocks = nn.Sequential()
+        for index in range(num_blocks):
+            block = HGBlock(
+                out_channels if index else in_channels,
+                mid_channels,
+                out_channels,
+                num_layers,
+                kernel_size,
+                light=light,
+                residual=index > 0,
+                use_lab=use_lab,
             )
-        )
+            self.blocks.append(block)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`, or half the size if the stage downsamples."""
@@ -209,30 +211,41 @@ class HGStage(nn.Module):
 
 
 def _pad_right_bottom(x: Tensor) -> Tensor:
+    """Add a column of zeros on the right and a row of zeros below."""
     return F.pad(x, (0, 1, 0, 1))
 
 
 class _MaxOfFour(torch.autograd.Function):
-    """2x2 maximum at stride 1: the numbers of max pooling in a fraction of its time on a CPU."""
+    """Max pooling with a 2x2 window and stride 1, in a fraction of the time of torch's on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        rows = torch.maximum(x[..., :-1, :], x[..., 1:, :])
-        ctx.save_for_backward(
-            x[..., :-1, :] < x[..., 1:, :], rows[..., :-1] < rows[..., 1:]
-        )
-        return torch.maximum(rows[..., :-1], rows[..., 1:])
+        above = x[..., :-1, :]
+        below = x[..., 1:, :]
+        rows = torch.maximum(above, below)
+        left = rows[..., :-1]
+        right = rows[..., 1:]
+        ctx.save_for_backward(above < below, left < right)
+        return torch.maximum(left, right)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        below, right = ctx.saved_tensors
-        rows = _route_gradient(grad, right, dim=-1)
-        return _route_gradient(rows, below, dim=-2)
+        below_is_larger, right_is_larger = ctx.saved_tensors
+        rows = _route_gradient(grad, right_is_larger, dim=-1)
+        return _route_gradient(rows, below_is_larger, dim=-2)
 
 
 def _route_gradient(grad: Tensor, to_second: Tensor, dim: int) -> Tensor:
-    """Send each gradient to the first or the second of two neighbours along `dim`, and add up what each
-    receives."""
+    """Send each gradient to one of two neighbours along a dimension, and add up what each neighbour receives.
+
+    Args:
+        grad: gradients of the maxima.
+        to_second: True where the second neighbour is the maximum.
+        dim: -1 or -2.
+
+    Returns:
+        Gradients of the neighbours; `dim` is longer by one.
+    """
     second = grad * to_second
     pad = (0, 1) if dim == -1 else (0, 0, 0, 1)
     total = F.pad(grad - second, pad)

@@ -6,31 +6,38 @@ from typing import NamedTuple
 
 
 class StageSpec(NamedTuple):
-    """One stage: width inside blocks, output width, number of blocks, layers in each block."""
+    """Widths and depths of one stage."""
 
     mid: int
+    """Channels inside the blocks."""
     out: int
+    """Channels of the output."""
     blocks: int
+    """Number of blocks."""
     layers: int
+    """Number of layers in each block."""
 
 
 class Variant(NamedTuple):
-    """Stem widths (middle, output), four stages, and the name of timm's ImageNet weights."""
+    """Channels of a variant, and its ImageNet weights."""
 
     stem: tuple[int, int]
+    """Channels inside the stem, and of its output."""
     stages: tuple[StageSpec, ...]
-    """Four of them."""
+    """The four stages."""
     timm_name: str
+    """Name of the ImageNet weights at timm."""
 
 
 def _variant(
-    timm_name: str, stem: tuple[int, int], layers: int, *stages: tuple[int, int, int]
+    timm_name: str,
+    stem: tuple[int, int],
+    layers: int,
+    *stages: tuple[int, int, int],
 ) -> Variant:
-    return Variant(
-        stem,
-        tuple(StageSpec(mid, out, blocks, layers) for mid, out, blocks in stages),
-        timm_name,
-    )
+    """Return a variant; a stage is given as (mid, out, blocks), and all have the same number of layers."""
+    specs = [StageSpec(mid, out, blocks, layers) for mid, out, blocks in stages]
+    return Variant(stem, tuple(specs), timm_name)
 
 
 VARIANTS: dict[str, Variant] = {

@@ -1,7 +1,7 @@
-"""From the single-scale maps of a plain ViT to a pyramid: the Spatial Tuning Adapter.
+"""The Spatial Tuning Adapter, which makes a pyramid from the maps of a plain ViT, all of one size.
 
-Every level is a 1x1 view of a learned mixture of all taps, brought to its stride, plus details from a small
-convolutional branch that sees the image itself. The reasons stand in docs/decisions/0005.
+Every level is the 1x1 projection of a learned mixture of all taps, resampled to its stride. Details from a
+small convolutional branch on the image are added. docs/decisions/0005 explains the design.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ STRIDES = (8, 16, 32)
 """Strides that the adapter supports."""
 
 POSITION_GRID = 40
-"""Rows and columns of the learned position code; 640 pixels have as many patches."""
+"""Rows and columns of the learned position code: the number of patches in 640 pixels."""
 
 
 class SpatialTuningAdapter(nn.Module):
-    """Turns taps of a ViT at stride 16 into maps at strides 8, 16 and 32."""
+    """Maps taps of a ViT at stride 16 to maps at strides 8, 16 and 32."""
 
     def __init__(
         self,
@@ -44,20 +44,20 @@ class SpatialTuningAdapter(nn.Module):
 
         Args:
             in_channels: width of the ViT, D.
-            out_channels: channels of the maps: one number for all, or one for each stride.
-            strides: which maps to give, ascending, out of 8, 16 and 32.
+            out_channels: channels of the maps, one number for all or one for each stride.
+            strides: strides of the maps, ascending, any of 8, 16 and 32.
             num_taps: number of ViT blocks that are read.
-            upsample_mode: how stride 8 is made from stride 16.
-            detail_channels: width of the detail branch's first layer; 0 for no branch.
-            layer_norm: a LayerNorm of its own for each tap.
+            upsample_mode: interpolation from stride 16 to stride 8.
+            detail_channels: width of the first layer of the detail branch; 0 builds no branch.
+            layer_norm: apply a new LayerNorm to each tap.
             position_encoding: add a learned position code, resized to the map.
+
+        Raises:
+            ConfigError: if `strides` or `out_channels` is invalid.
         """
         super().__init__()
-        if (
-            list(strides) != sorted(set(strides))
-            or not set(strides) <= set(STRIDES)
-            or not strides
-        ):
+        ascending = list(strides) == sorted(set(strides))
+        if not strides or not ascending or not set(strides) <= set(STRIDES):
             raise ConfigError(
                 f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
                 f"{list(STRIDES)}"
@@ -65,37 +65,39 @@ class SpatialTuningAdapter(nn.Module):
         self.strides = tuple(strides)
         self.upsample_mode = upsample_mode
         self.out_channels = _one_for_each(out_channels, strides)
-        self.tap_norms = (
-            nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(num_taps))
-            if layer_norm
-            else None
-        )
-        self.tap_mix = nn.Parameter(
-            torch.zeros(len(strides), num_taps)
-        )  # softmax over taps: all equal at first
-        self.row_code = (
-            _position_code(in_channels, POSITION_GRID, 1) if position_encoding else None
-        )
-        self.column_code = (
-            _position_code(in_channels, 1, POSITION_GRID) if position_encoding else None
-        )
-        self.shrink = (
-            nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
-            if 32 in strides
-            else None
-        )
+        self.tap_norms: nn.ModuleList | None = None
+        if layer_norm:
+            norms = [nn.LayerNorm(in_channels) for _ in range(num_taps)]
+            self.tap_norms = nn.ModuleList(norms)
+        # Logits of the mixture of taps for each stride; all taps have equal weights at first.
+        self.tap_mix = nn.Parameter(torch.zeros(len(strides), num_taps))
+        self.row_code: nn.Parameter | None = None
+        self.column_code: nn.Parameter | None = None
+        if position_encoding:
+            self.row_code = _position_code(in_channels, POSITION_GRID, 1)
+            self.column_code = _position_code(in_channels, 1, POSITION_GRID)
+        self.shrink: nn.Conv2d | None = None
+        if 32 in strides:
+            self.shrink = nn.Conv2d(
+                in_channels,
+                in_channels,
+                3,
+                2,
+                1,
+                groups=in_channels,
+                bias=False,
+            )
         self.project = nn.ModuleList(
             nn.Conv2d(in_channels, channels, 1, bias=False)
             for channels in self.out_channels
         )
-        self.detail = (
-            DetailBranch(detail_channels, max(strides)) if detail_channels else None
-        )
-        self.add_detail = (
-            _project_details(self.detail, strides, self.out_channels)
-            if self.detail
-            else None
-        )
+        self.detail: DetailBranch | None = None
+        self.add_detail: nn.ModuleList | None = None
+        if detail_channels:
+            self.detail = DetailBranch(detail_channels, max(strides))
+            self.add_detail = _detail_projections(
+                self.detail, strides, self.out_channels
+            )
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(channels) for channels in self.out_channels
         )
@@ -106,24 +108,23 @@ class SpatialTuningAdapter(nn.Module):
 
         Args:
             taps: patch features of some blocks, earliest first, `[B, D, H/16, W/16]` each.
-            images: normalised images, `[B, 3, H, W]`.
+            images: normalized images, `[B, 3, H, W]`.
 
         Returns:
-            `[B, C, H/s, W/s]` for each stride s, C being its number of `out_channels`.
+            One map `[B, C_s, H/s, W/s]` for each stride s; C_s is its number of channels.
         """
         if self.tap_norms is not None:
-            taps = [
-                norm(tap.movedim(1, -1)).movedim(-1, 1)
-                for norm, tap in zip(self.tap_norms, taps, strict=True)
-            ]
+            normed = []
+            for norm, tap in zip(self.tap_norms, taps, strict=True):
+                normed.append(norm(tap.movedim(1, -1)).movedim(-1, 1))
+            taps = normed
         stacked = torch.stack(taps)  # [taps, B, D, h, w]
-        shares = self.tap_mix.softmax(-1).to(stacked.dtype)
+        shares = self.tap_mix.softmax(-1).to(stacked.dtype)  # [strides, taps]
         details = self.detail(images) if self.detail is not None else {}
         maps = []
         for index, stride in enumerate(self.strides):
-            x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked) + self._position(
-                stacked.shape[-2:]
-            )
+            x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked)
+            x = x + self._position(stacked.shape[-2:])
             x = self._to_stride(x, stride, self.project[index])
             if self.add_detail is not None:
                 x = x + self.add_detail[index](details[stride])
@@ -131,22 +132,33 @@ class SpatialTuningAdapter(nn.Module):
         return maps
 
     def _position(self, shape: torch.Size) -> Tensor | float:
+        """Return the position code for maps of a shape (h, w), `[1, D, h, w]`, or 0 if there is none."""
         if self.row_code is None or self.column_code is None:
             return 0.0
         rows = F.interpolate(self.row_code, (shape[0], 1), mode="bilinear")
-        columns = F.interpolate(self.column_code, (1, shape[1]), mode="bilinear")
+        columns = F.interpolate(
+            self.column_code, (1, shape[1]), mode="bilinear"
+        )
         return rows + columns
 
     def _to_stride(self, x: Tensor, stride: int, project: nn.Module) -> Tensor:
-        """Project and resample; upsampling comes last, where the map is small and the result the same."""
+        """Project a map `[B, D, h, w]` to its channels, and resample it to a stride.
+
+        Upsampling follows the projection, which gives the same result on a smaller map.
+        """
         if self.shrink is not None and stride > PATCH:
             return project(self.shrink(x))
         x = project(x)
         if stride == PATCH:
             return x
-        options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
+        options = (
+            {"align_corners": False} if self.upsample_mode == "bilinear" else {}
+        )
         return F.interpolate(
-            x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options
+            x,
+            scale_factor=float(PATCH // stride),
+            mode=self.upsample_mode,
+            **options,
         )
 
 
@@ -157,15 +169,17 @@ def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
     return code
 
 
-def _project_details(
+def _detail_projections(
     detail: DetailBranch,
     strides: Sequence[int],
     out_channels: Sequence[int],
 ) -> nn.ModuleList:
-    return nn.ModuleList(
-        nn.Conv2d(detail.out_channels[stride], channels, 1, bias=False)
-        for stride, channels in zip(strides, out_channels)
-    )
+    """Return a 1x1 convolution for each stride, from channels of the detail branch to those of the map."""
+    projections = nn.ModuleList()
+    for stride, channels in zip(strides, out_channels):
+        inputs = detail.out_channels[stride]
+        projections.append(nn.Conv2d(inputs, channels, 1, bias=False))
+    return projections
 
 
 def _one_for_each(
@@ -174,45 +188,48 @@ def _one_for_each(
     """Return the channels of each map.
 
     Raises:
-        ConfigError: if their number is not that of the strides, or one is below 1.
+        ConfigError: if there is not one number for each stride, or a number is below 1.
     """
-    channels = (
-        [out_channels] * len(strides)
-        if isinstance(out_channels, int)
-        else list(out_channels)
-    )
+    if isinstance(out_channels, int):
+        channels = [out_channels] * len(strides)
+    else:
+        channels = list(out_channels)
     if len(channels) != len(strides) or min(channels) < 1:
         raise ConfigError(
             f"DINOv3Backbone.out_channels is {out_channels}, expected one number from 1, or one for each of "
-            f"the "
-            f"{len(strides)} strides {list(strides)}"
+            f"the {len(strides)} strides {list(strides)}"
         )
     return channels
 
 
 class DetailBranch(nn.Module):
-    """Stride-2 convolutions on the image, for edges and small objects that patches of 16 pixels blur."""
+    """Convolutions of stride 2 on the image, for edges and small objects that patches of 16 pixels blur."""
 
     def __init__(self, width: int, deepest: int) -> None:
         super().__init__()
-        widths = {2: width, 4: 2 * width, 8: 4 * width, 16: 4 * width, 32: 4 * width}
+        widths = {
+            2: width,
+            4: 2 * width,
+            8: 4 * width,
+            16: 4 * width,
+            32: 4 * width,
+        }
         self.out_channels = {stride: widths[stride] for stride in STRIDES}
         self.layers = nn.ModuleList()
         previous = 3
         for stride, channels in widths.items():
             if stride > deepest:
                 break
-            self.layers.append(
-                nn.Sequential(
-                    nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
-                    nn.BatchNorm2d(channels),
-                    nn.GELU(),
-                )
+            layer = nn.Sequential(
+                nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.GELU(),
             )
+            self.layers.append(layer)
             previous = channels
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Map images `[B, 3, H, W]` to a map by stride."""
+        """Map images `[B, 3, H, W]` to a dict of maps by stride s, `[B, out_channels[s], H/s, W/s]`."""
         maps = {}
         stride = 1
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""The plan of a run for a ViT: the blocks that train in each epoch, and the fraction of the learning rate."""
+"""The training plan of a ViT: the blocks that are trained in each epoch, and factors on the learning rate."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ from ...detection.lora_weights import is_lora_factor
 
 
 class ThawPhase(NamedTuple):
-    """A part of a run in which the same blocks train."""
+    """A part of a run in which the same blocks are trained."""
 
     start: int
     """First epoch, from 0."""
     blocks: int
-    """Number of blocks that train, counted from the last."""
+    """Number of blocks that are trained, counted from the last."""
 
 
 @dataclass(frozen=True)
 class ThawPlan:
-    """The phases of a run and their learning rates, independent of a model."""
+    """The phases of a run and their learning rates, independent of a model.
+
+    Example:
+        >>> plan = ThawPlan(depth=12, last_block=11, phases=(ThawPhase(0, 0), ThawPhase(10, 4)))
+        >>> plan.blocks_in(9), plan.blocks_in(10)
+        (0, 4)
+        >>> plan.trains("blocks.8.norm1.weight", blocks=4)
+        True
+    """
 
     depth: int
     """Number of blocks of the ViT."""
     last_block: int
     """The last block that runs, from 0; later ones are never trained."""
     phases: tuple[ThawPhase, ...]
-    """In order; the first starts in epoch 0."""
+    """Phases in order; the first starts in epoch 0."""
     lr_factor: float = 1.0
-    """Factor on the learning rate of what starts to train during the run."""
+    """Factor on the learning rate of parameters that are unfrozen during the run."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block to the one before."""
+    """Factor on the learning rate from each block to the block before."""
     uses_final_norm: bool = True
-    """True if the ViT's final norm is applied; one that is not applied never trains."""
+    """True if the final norm of the ViT is applied; otherwise it is never trained."""
     lora_only: bool = False
-    """True if only the LoRA factors of trainable blocks train."""
+    """True if only the LoRA factors of trainable blocks are trained."""
 
     def __post_init__(self) -> None:
         """Check the plan.
@@ -53,15 +61,17 @@ class ThawPlan:
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ConfigError(
-                f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the one "
-                f"before"
+                f"DINOv3Backbone: phases begin in epochs {starts} (from 0), expected each after the "
+                f"one before"
             )
         counts = [phase.blocks for phase in self.phases]
-        if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= self.depth:
+        if (
+            counts != sorted(counts)
+            or not 0 <= counts[0] <= counts[-1] <= self.depth
+        ):
             raise ConfigError(
                 f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {self.depth} "
-                f"that "
-                f"do not fall"
+                f"that do not fall"
             )
 
     @property
@@ -70,14 +80,15 @@ class ThawPlan:
         return any(phase.blocks for phase in self.phases)
 
     def blocks_in(self, epoch: int) -> int:
-        """Return how many of the last blocks train in an epoch, from 0."""
-        return [phase.blocks for phase in self.phases if phase.start <= epoch][-1]
+        """Return how many of the last blocks are trained in an epoch, from 0."""
+        started = [phase for phase in self.phases if phase.start <= epoch]
+        return started[-1].blocks
 
     def trains(self, name: str, blocks: int) -> bool:
-        """Return whether a parameter trains while the last `blocks` blocks do.
+        """Return whether a parameter is trained together with the last `blocks` blocks.
 
-        The final norm trains with any block; patch embedding and tokens train only with all of them. Blocks
-        after the last one that runs never train.
+        The final norm is trained with any block, patch embedding and tokens only with all of them. Blocks
+        that do not run are never trained.
 
         Args:
             name: name of the parameter in the ViT, such as "blocks.3.norm1.weight".
@@ -93,8 +104,7 @@ class ThawPlan:
         return blocks == self.depth
 
     def learning(self, name: str) -> Learning | None:
-        """Return when a parameter of the ViT starts to train and at which factor of the rate; None if it
-        never does."""
+        """Return first epoch and rate factor of a parameter of the ViT, or None if it is never trained."""
         for phase in self.phases:
             if self.trains(name, phase.blocks):
                 factor = self.lr_factor if phase.start else 1.0
@@ -111,7 +121,9 @@ class ThawPlan:
         block = _block_of(name)
         if block is not None:
             return self.layer_decay ** (running - block)
-        return 1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
+        return (
+            1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
+        )
 
 
 def read_phases(
@@ -122,14 +134,15 @@ def read_phases(
     blocks: int | None,
     plan: Sequence[Sequence[int]] | None,
 ) -> tuple[ThawPhase, ...]:
-    """Return the phases that the settings of `DINOv3Backbone` describe, the first from epoch 0.
+    """Return the phases that the settings of `DINOv3Backbone` describe; the first starts in epoch 0.
 
     Args:
         depth: number of blocks of the ViT.
-        frozen: `freeze_backbone`: no block ever trains.
-        frozen_epochs: `freeze_backbone_epochs`: epochs before the ViT trains; 0 for none.
-        blocks: `unfreeze_blocks`: how many of the last blocks train then; None for all.
-        plan: `unfreeze_plan`: in place of the others, pairs of (epoch, last blocks that train from then on).
+        frozen: `freeze_backbone`: no block is ever trained.
+        frozen_epochs: `freeze_backbone_epochs`: number of epochs before the ViT is trained.
+        blocks: `unfreeze_blocks`: number of the last blocks that are trained after that; None means all.
+        plan: `unfreeze_plan`: pairs of (epoch, number of the last blocks that are trained from this epoch
+            on), instead of the other settings.
 
     Raises:
         ConfigError: if settings contradict each other or the plan is not a list of pairs.
@@ -137,8 +150,7 @@ def read_phases(
     if sum((frozen, frozen_epochs != 0, plan is not None)) > 1:
         raise ConfigError(
             "DINOv3Backbone: freeze_backbone, freeze_backbone_epochs and unfreeze_plan each say when the ViT "
-            "trains; "
-            "give one of them"
+            "trains; give one of them"
         )
     if plan is not None:
         if blocks is not None:
@@ -148,20 +160,21 @@ def read_phases(
             )
         return _read_plan(plan)
     if frozen_epochs:
-        return ThawPhase(0, 0), ThawPhase(
-            frozen_epochs, depth if blocks is None else blocks
-        )
+        thawed = depth if blocks is None else blocks
+        return ThawPhase(0, 0), ThawPhase(frozen_epochs, thawed)
     return (ThawPhase(0, 0 if frozen else depth),)
 
 
 def _read_plan(plan: Sequence[Sequence[int]]) -> tuple[ThawPhase, ...]:
-    if not plan or any(
-        len(phase) != 2 or not isinstance(phase[1], int) for phase in plan
-    ):
+    """Return the phases of `unfreeze_plan`; until its first epoch, the ViT is frozen."""
+    is_valid = bool(plan)
+    for phase in plan:
+        if len(phase) != 2 or not isinstance(phase[1], int):
+            is_valid = False
+    if not is_valid:
         raise ConfigError(
             f"DINOv3Backbone.unfreeze_plan is {list(plan)}, expected pairs of when and how many of the last "
-            f"blocks, "
-            f"such as [[10, 4], [20, 12]]"
+            f"blocks, such as [[10, 4], [20, 12]]"
         )
     phases = tuple(ThawPhase(*phase) for phase in plan)
     return phases if phases[0].start == 0 else (ThawPhase(0, 0), *phases)

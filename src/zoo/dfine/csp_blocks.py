@@ -13,7 +13,10 @@ from ...ops.activations import build_activation
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, activation; the first two fuse into one for inference."""
+    """Convolution without bias, batch norm and activation.
+
+    For inference, convolution and norm are fused into one convolution with bias.
+    """
 
     def __init__(
         self,
@@ -26,12 +29,13 @@ class ConvNorm(nn.Module):
         act: str | None = None,
     ) -> None:
         super().__init__()
+        padding = (kernel_size - 1) // 2
         self.conv = nn.Conv2d(
             in_channels,
             out_channels,
             kernel_size,
             stride,
-            (kernel_size - 1) // 2,
+            padding,
             groups=groups,
             bias=False,
         )
@@ -53,7 +57,10 @@ class ConvNorm(nn.Module):
 
 
 class VGGBlock(nn.Module):
-    """act(3x3 + 1x1); both branches become one 3x3 convolution for inference (RepVGG, Ding et al., 2021)."""
+    """Sum of a 3x3 and a 1x1 convolution, with activation (RepVGG, Ding et al., 2021).
+
+    For inference, both branches become one 3x3 convolution.
+    """
 
     def __init__(self, channels: int, *, act: str) -> None:
         super().__init__()
@@ -75,9 +82,8 @@ class VGGBlock(nn.Module):
             self.conv2.convert_to_deploy()
             conv = self.conv1.conv_bn_fused
             point = self.conv2.conv_bn_fused
-            assert (
-                conv is not None and conv.bias is not None
-            )  # the two lines above made them
+            # The two conversions above made both convolutions, with biases.
+            assert conv is not None and conv.bias is not None
             assert point is not None and point.bias is not None
             conv.weight.data[:, :, 1:2, 1:2] += point.weight.data
             conv.bias.data += point.bias.data
@@ -86,7 +92,7 @@ class VGGBlock(nn.Module):
 
 
 class CSPLayer(nn.Module):
-    """Two 1x1 paths that are summed, one of them through a chain of blocks."""
+    """Sum of two paths: a 1x1 convolution, and another one followed by a chain of blocks."""
 
     def __init__(
         self, in_channels: int, out_channels: int, num_blocks: int, *, act: str
@@ -94,9 +100,8 @@ class CSPLayer(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 1, act=act)
         self.conv2 = ConvNorm(in_channels, out_channels, 1, act=act)
-        self.bottlenecks = nn.Sequential(
-            *(VGGBlock(out_channels, act=act) for _ in range(num_blocks))
-        )
+        blocks = [VGGBlock(out_channels, act=act) for _ in range(num_blocks)]
+        self.bottlenecks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""
@@ -104,7 +109,10 @@ class CSPLayer(nn.Module):
 
 
 class RepNCSPELAN4(nn.Module):
-    """GELAN block (Wang et al., YOLOv9, 2024): a split, two CSP stages in a row, all parts concatenated."""
+    """GELAN block (YOLOv9, Wang et al., 2024): channels are split, and half of them pass two CSP stages.
+
+    All parts are then concatenated.
+    """
 
     def __init__(
         self,
@@ -127,7 +135,9 @@ class RepNCSPELAN4(nn.Module):
             CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
             ConvNorm(inner_channels, inner_channels, 3, act=act),
         )
-        self.cv4 = ConvNorm(mid_channels + 2 * inner_channels, out_channels, 1, act=act)
+        self.cv4 = ConvNorm(
+            mid_channels + 2 * inner_channels, out_channels, 1, act=act
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""
@@ -138,8 +148,10 @@ class RepNCSPELAN4(nn.Module):
 
 
 class SCDown(nn.Module):
-    """Half the size: a 1x1 convolution, then a depthwise 3x3 one of stride 2 (YOLOv10, 2024); no
-    activation."""
+    """Downsampling by 2 (YOLOv10, 2024): a 1x1 convolution, then a depthwise 3x3 convolution of stride 2.
+
+    There is no activation.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -12,20 +12,23 @@ from ...ops.activations import build_activation
 from .deformable_attention import MultiScaleDeformableAttention
 
 HALF_MAX = 65504.0
-"""Largest fp16 number; the feed-forward sum is kept within it."""
+"""Largest finite fp16 number, which bounds the output of the feed-forward part."""
 
 TOP_PROBABILITIES = 4
+"""Number of the largest probabilities of an edge that the quality head reads."""
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with a ReLU between each two."""
 
     def __init__(
         self, in_features: int, hidden: int, out_features: int, num_layers: int
     ) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths, widths[1:])
+        )
 
     @property
     def linears(self) -> list[nn.Linear]:
@@ -46,7 +49,7 @@ class MLP(nn.Module):
 
 
 class Gate(nn.Module):
-    """Mixes two streams by learned gates in place of a residual sum (D-FINE, section 4.3)."""
+    """Mixture of two tensors by learned gates instead of a residual sum (D-FINE, section 4.3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,13 +59,14 @@ class Gate(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Map two tensors `[B, Q, D]` to one."""
-        gate_a, gate_b = torch.sigmoid(self.gate(torch.cat([a, b], -1))).chunk(2, -1)
+        """Map two tensors `[B, Q, D]` to one of the same shape."""
+        gates = torch.sigmoid(self.gate(torch.cat([a, b], -1)))
+        gate_a, gate_b = gates.chunk(2, -1)
         return self.norm(gate_a * a + gate_b * b)
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable cross-attention through a gate, feed-forward."""
+    """Self-attention among queries, gated deformable cross-attention, and a feed-forward part."""
 
     def __init__(
         self,
@@ -103,14 +107,14 @@ class DecoderLayer(nn.Module):
         """Refine queries.
 
         Args:
-            x: `[B, Q, D]`.
-            reference: boxes, `[B, Q, 4]` cxcywh in 0..1.
-            values: a map per level, `[B * heads, D / heads, h, w]`.
+            x: queries, `[B, Q, D]`.
+            reference: boxes of the queries, `[B, Q, 4]` cxcywh in 0..1.
+            values: one map per level, `[B * heads, D / heads, h, w]`.
             position: position codes of the queries, `[B, Q, D]`.
             mask: `[Q, Q]`, True where a query (row) must not see another; or None.
 
         Returns:
-            `[B, Q, D]`.
+            Refined queries, `[B, Q, D]`.
         """
         placed = x + position
         attended, _ = self.self_attn(
@@ -124,8 +128,10 @@ class DecoderLayer(nn.Module):
 
 
 class LQE(nn.Module):
-    """Location quality estimator: how peaked a query's edge distributions are becomes a class-logit
-    offset."""
+    """Location quality estimator (LQE), which maps edge distributions to an offset of the class logits.
+
+    It reads how concentrated the distributions are: their largest probabilities, and the mean of these.
+    """
 
     def __init__(self, hidden: int = 64, num_layers: int = 2) -> None:
         super().__init__()
@@ -134,10 +140,11 @@ class LQE(nn.Module):
 
     def forward(self, corners: Tensor) -> Tensor:
         """Map corner logits `[B, Q, 4 * K]` to an offset `[B, Q, 1]`."""
-        top = (
-            F.softmax(corners.unflatten(-1, (4, -1)), dim=-1)
-            .topk(TOP_PROBABILITIES, dim=-1)
-            .values
-        )
-        statistics = torch.cat([top, top.mean(-1, keepdim=True)], -1)  # [B, Q, 4, 5]
+        probabilities = F.softmax(corners.unflatten(-1, (4, -1)), dim=-1)
+        top = probabilities.topk(
+            TOP_PROBABILITIES, dim=-1
+        ).values  # [B, Q, 4, 4]
+        statistics = torch.cat(
+            [top, top.mean(-1, keepdim=True)], -1
+        )  # [B, Q, 4, 5]
         return self.reg_conf(statistics.flatten(2))

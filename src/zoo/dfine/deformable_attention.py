@@ -13,11 +13,11 @@ from ...core.errors import ConfigError
 from ...ops.deformable import deformable_attention
 
 OFFSET_SCALE = 0.5
-"""Scale of offsets: an offset of `num_points` is half the size of the box."""
+"""Scale of offsets: an offset of `num_points` moves a point by half the size of the box."""
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Deformable attention without value and output projections (RT-DETRv2, Lv et al., 2024)."""
+    """Deformable attention without projections of values and output (RT-DETRv2, Lv et al., 2024)."""
 
     num_points_scale: Tensor
 
@@ -34,15 +34,12 @@ class MultiScaleDeformableAttention(nn.Module):
             raise ConfigError(
                 f"decoder width {width} is not a multiple of nhead {num_heads}"
             )
-        self.num_heads, self.num_points, self.discrete = (
-            num_heads,
-            list(num_points),
-            discrete,
-        )
+        self.num_heads = num_heads
+        self.num_points = list(num_points)
+        self.discrete = discrete
         points = sum(num_points)
-        self.register_buffer(
-            "num_points_scale", torch.cat([torch.full((n,), 1 / n) for n in num_points])
-        )
+        scales = [torch.full((count,), 1 / count) for count in num_points]
+        self.register_buffer("num_points_scale", torch.cat(scales))
         self.sampling_offsets = nn.Linear(width, num_heads * points * 2)
         self.attention_weights = nn.Linear(width, num_heads * points)
         self._reset_parameters()
@@ -51,46 +48,43 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def _reset_parameters(self) -> None:
         """Initialize the points of each head on a ray from the centre, with one direction per head."""
-        angles = torch.arange(self.num_heads, dtype=torch.float32) * (
-            2 * math.pi / self.num_heads
-        )
+        turn = 2 * math.pi / self.num_heads
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * turn
         rays = torch.stack([angles.cos(), angles.sin()], -1)
         rays = rays / rays.abs().max(-1, keepdim=True).values
-        steps = torch.cat([torch.arange(1, n + 1) for n in self.num_points])
+        steps = torch.cat(
+            [torch.arange(1, count + 1) for count in self.num_points]
+        )
+        offsets = rays[:, None] * steps[None, :, None]  # [heads, S, 2]
         nn.init.zeros_(self.sampling_offsets.weight)
-        self.sampling_offsets.bias.data = (
-            rays[:, None] * steps[None, :, None]
-        ).flatten()
+        self.sampling_offsets.bias.data = offsets.flatten()
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, values: list[Tensor]) -> Tensor:
+    def forward(
+        self, query: Tensor, reference: Tensor, values: list[Tensor]
+    ) -> Tensor:
         """Gather features for each query.
 
         Args:
-            query: `[B, Q, D]`.
-            reference: boxes, `[B, Q, 4]` cxcywh in 0..1.
-            values: a map per level, `[B * heads, D / heads, h, w]`; see `split_heads`.
+            query: queries, `[B, Q, D]`.
+            reference: boxes of the queries, `[B, Q, 4]` cxcywh in 0..1.
+            values: one map per level, `[B * heads, D / heads, h, w]`, from `split_heads`.
 
         Returns:
             `[B, Q, D]`.
         """
         batch, queries, _ = query.shape
+        by_head = (batch, queries, self.num_heads, -1)
         offsets = self.sampling_offsets(query).view(
-            batch, queries, self.num_heads, -1, 2
-        )
-        weights = F.softmax(
-            self.attention_weights(query).view(batch, queries, self.num_heads, -1),
-            dim=-1,
-        )
-        reach = (
-            self.num_points_scale.to(query.dtype)[:, None]
-            * reference[:, :, None, None, 2:]
-            * OFFSET_SCALE
-        )
-        locations = (
-            reference[:, :, None, None, :2] + offsets * reach
+            *by_head, 2
         )  # [B, Q, heads, S, 2]
+        scores = self.attention_weights(query).view(by_head)
+        weights = F.softmax(scores, dim=-1)  # [B, Q, heads, S]
+        centre = reference[:, :, None, None, :2]
+        size = reference[:, :, None, None, 2:]
+        point_scale = self.num_points_scale.to(query.dtype)[:, None]
+        locations = centre + offsets * (point_scale * size * OFFSET_SCALE)
         return deformable_attention(
             values,
             locations.to(values[0].dtype),
@@ -103,16 +97,19 @@ class MultiScaleDeformableAttention(nn.Module):
 def split_heads(
     memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Cut tokens `[B, sum(h*w), D]` into a map per level, `[B * heads, D / heads, h, w]`."""
+    """Split tokens into one map per level, with one channel group per head.
+
+    Args:
+        memory: tokens of all levels, `[B, S, D]`, S = sum of h * w.
+        num_heads: number of attention heads, a divisor of D.
+        shapes: (h, w) of each level.
+
+    Returns:
+        One map per level, `[B * heads, D / heads, h, w]`.
+    """
     batch, _, width = memory.shape
-    per_head = (
-        memory.view(batch, -1, num_heads, width // num_heads)
-        .permute(0, 2, 3, 1)
-        .flatten(0, 1)
-    )
-    return [
-        level.unflatten(2, shape)
-        for level, shape in zip(
-            per_head.split([h * w for h, w in shapes], dim=2), shapes
-        )
-    ]
+    tokens = memory.view(batch, -1, num_heads, width // num_heads)
+    channels_first = tokens.permute(0, 2, 3, 1).flatten(0, 1)
+    lengths = [height * width for height, width in shapes]
+    levels = channels_first.split(lengths, dim=2)
+    return [level.unflatten(2, shape) for level, shape in zip(levels, shapes)]

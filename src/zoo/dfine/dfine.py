@@ -14,7 +14,7 @@ from ...core.registry import register
 
 @register()
 class DFINE(nn.Module):
-    """D-FINE detector, which maps images to boxes and class logits."""
+    """The D-FINE detector, which maps images to boxes and class logits."""
 
     __inject__ = ["backbone", "encoder", "decoder"]
 
@@ -24,8 +24,8 @@ class DFINE(nn.Module):
         """Connect the parts.
 
         Raises:
-            ConfigError: if channels or strides of neighbours do not agree (both lists are named), or the
-                decoder's `eval_spatial_size` is not a multiple of 32.
+            ConfigError: if channels or strides of consecutive parts do not agree, or if the decoder's
+                `eval_spatial_size` is not a multiple of 32.
         """
         super().__init__()
         size = getattr(decoder, "eval_spatial_size", None)
@@ -43,11 +43,11 @@ class DFINE(nn.Module):
         """Detect objects.
 
         Args:
-            images: `[B, 3, H, W]` in 0..1, RGB; H and W multiples of 32.
-            targets: for training, for each image `labels [T]` and `boxes [T, 4]` (cxcywh, 0..1).
+            images: RGB images, `[B, 3, H, W]` in 0..1; H and W are multiples of 32.
+            targets: in training, `labels [T]` and `boxes [T, 4]` (cxcywh, 0..1) of each image.
 
         Returns:
-            Eval: `pred_logits [B, Q, C]` and `pred_boxes [B, Q, 4]` (cxcywh, 0..1). Training: these and what
+            `pred_logits [B, Q, C]` and `pred_boxes [B, Q, 4]` (cxcywh, 0..1). In training also what
             `DFINECriterion` needs.
 
         Raises:
@@ -62,13 +62,21 @@ class DFINE(nn.Module):
         for module in list(model.modules()):
             if isinstance(module, Deployable):
                 module.convert_to_deploy()
-        return model.eval()  # modules that the conversion made start in training mode
+        return (
+            model.eval()
+        )  # modules created by the conversion are in training mode
 
 
 def check_image_size(
     height: int, width: int, multiple: int = 32, *, name: str = "image"
 ) -> None:
-    """Refuse sizes that the pyramid cannot halve five times; `name` says whose size it is.
+    """Raise if a side is not a multiple of the coarsest stride of the pyramid.
+
+    Args:
+        height: height in pixels.
+        width: width in pixels.
+        multiple: number that both sides must be a multiple of.
+        name: name of what has this size, for the message.
 
     Raises:
         ConfigError: with the nearest valid sizes.
@@ -84,7 +92,13 @@ def check_image_size(
 
 
 def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
-    """Compare what one part gives with what the next expects; parts of a user's own may not say."""
+    """Compare the channels and strides that one part gives with those that the next expects.
+
+    A part written by a user may lack these attributes; they are then not compared.
+    """
+    adds_levels = (
+        taker_key == "feat_channels"
+    )  # a decoder makes coarser levels itself
     for given_key, wanted_key in (
         ("out_channels", taker_key),
         ("out_strides", "feat_strides"),
@@ -93,15 +107,11 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
         wanted = getattr(taker, wanted_key, None)
         if given is None or wanted is None:
             continue
-        may_add_levels = (taker_key, wanted_key) == (
-            "feat_channels",
-            "feat_strides",
-        )  # a decoder makes coarser ones itself
-        if list(given) != (
-            list(wanted)[: len(given)] if may_add_levels else list(wanted)
-        ):
+        compared = list(wanted)
+        if adds_levels and wanted_key == "feat_strides":
+            compared = compared[: len(given)]
+        if list(given) != compared:
             raise ConfigError(
                 f"{type(taker).__name__}.{wanted_key} is {list(wanted)} but {type(giver).__name__} gives "
-                f"{list(given)}; "
-                f"set {wanted_key} to match"
+                f"{list(given)}; set {wanted_key} to match"
             )

@@ -1,4 +1,7 @@
-"""D-FINE's training loss: the heads, matched pairs, normalizers and weights (`_weighted_terms`) of each term."""
+"""D-FINE's training loss: the heads, matched pairs, normalizers and weights of each loss term.
+
+The terms themselves are in `losses.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from ...runtime.distributed import sum_over_ranks, world_size
-from .assignment import Pairs, unite_heads
+from .assignment import Pairs, no_pairs, unite_heads
 from .distribution import box_to_bins, weighting_sequence
 from .losses import (
     Balance,
@@ -42,43 +45,50 @@ TERMS = {
     "boxes": ("loss_bbox", "loss_giou"),
     "local": ("loss_fgl", "loss_ddf"),
 }
-"""Terms that each entry of `losses` computes."""
+"""Terms that each entry of the setting `losses` computes."""
 
 
 class Normalizers(NamedTuple):
-    """Divisors of the sums: counts over all ranks, and over all micro-batches of an accumulation window,
-    per rank."""
+    """Divisors of the sums.
+
+    They are means over ranks of the counts in a micro-batch, or in all micro-batches of an accumulation
+    window.
+    """
 
     targets: Tensor | float
-    """Number of objects; divides class terms, and with the number of groups all denoising terms."""
+    """Number of objects. It divides the class terms and, times the number of groups, all denoising terms."""
     union: Tensor | float
-    """Number of pairs in the union of all matchings; divides box and localization terms."""
+    """Number of pairs in the union of all matchings. It divides the box and localization terms."""
     share: float = 1.0
-    """Part of the window that this micro-batch is; multiplies the distillation terms, which are means."""
+    """Fraction of the window's images in this micro-batch. It multiplies the distillation terms (means)."""
 
 
 class _Batch(NamedTuple):
-    """Targets of all images end to end."""
+    """Targets of all images, concatenated."""
 
     labels: Tensor
-    """`[T]`."""
+    """`[T]` int64."""
     boxes: Tensor
-    """`[T, 4]` cxcywh."""
+    """`[T, 4]` float32, cxcywh in 0..1."""
     counts: list[int]
+    """Number of targets of each image."""
 
 
 class _Supervision(NamedTuple):
-    """A stack of heads, the pairs that supervise it, and what its sums are divided by."""
+    """A stack of heads, the pairs that supervise it, and the divisors of its sums."""
 
     stack: HeadStack
     class_pairs: Matched
-    """For class terms: each head has its own."""
+    """Pairs for class terms; each head has its own."""
     box_pairs: Matched
-    """For box and localization terms: the heads share them."""
+    """Pairs for box and localization terms; all heads share them."""
     class_normalizer: Tensor | float
+    """Divisor of the class terms."""
     box_normalizer: Tensor | float
+    """Divisor of the box and localization terms."""
     balance: Balance | None
-    """Weights of the two parts of the distillation term; None for those of these pairs."""
+    """Weights of matched and unmatched queries in the distillation term; None derives them from
+    `box_pairs`."""
 
 
 @register()
@@ -103,26 +113,30 @@ class DFINECriterion(nn.Module):
         """Store the settings.
 
         Args:
-            matcher: assigns queries to targets.
-            weight_dict: weight of each term, `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`,
-                `loss_fgl`, `loss_ddf`; a term without one, or with null, is left out.
-            losses: "vfl", "mal" or "focal" for classes, "boxes", "local" (fine-grained localization and
-                distillation).
-            alpha: weight of negatives in the class loss.
+            matcher: matcher that assigns queries to targets.
+            weight_dict: weight of each term: `loss_vfl`, `loss_mal`, `loss_focal`, `loss_bbox`, `loss_giou`,
+                `loss_fgl`, `loss_ddf`. Terms that are missing or None are not computed.
+            losses: "vfl", "mal" or "focal" for classes, "boxes", and "local" for fine-grained localization
+                and distillation.
+            alpha: weight of negatives in the varifocal loss, and of positives in the focal loss, 0..1.
             gamma: focal exponent.
-            num_classes: C.
-            reg_max: bins of an edge less one.
-            boxes_weight_format: multiply the GIoU term by the pair's IoU or GIoU, and use that as class
-                target.
-            mal_alpha: weight of negatives in the matchability-aware loss; None for 1.
+            num_classes: number of classes, C.
+            reg_max: number of bins of an edge less one.
+            boxes_weight_format: "iou" or "giou" multiplies the GIoU term of a pair by that value; "giou" also
+                makes it the class target instead of the IoU.
+            mal_alpha: weight of negatives in the matchability-aware loss; None uses 1.
+
+        Raises:
+            ConfigError: if `weight_dict` has a term that `losses` does not compute.
         """
         super().__init__()
-        emitted = {name for loss in losses for name in TERMS[loss]}
-        self.weights = {
-            name: float(weight)
-            for name, weight in weight_dict.items()
-            if weight is not None
-        }
+        emitted: set[str] = set()
+        for loss in losses:
+            emitted.update(TERMS[loss])
+        self.weights: dict[str, float] = {}
+        for name, weight in weight_dict.items():
+            if weight is not None:
+                self.weights[name] = float(weight)
         idle = set(self.weights) - emitted
         if idle:
             raise ConfigError(
@@ -131,7 +145,9 @@ class DFINECriterion(nn.Module):
             )
         self.matcher = matcher
         self.losses = list(losses)
-        self.gamma, self.num_classes, self.reg_max = gamma, num_classes, reg_max
+        self.gamma = gamma
+        self.num_classes = num_classes
+        self.reg_max = reg_max
         self.alphas = {
             "loss_vfl": alpha,
             "loss_focal": alpha,
@@ -152,13 +168,13 @@ class DFINECriterion(nn.Module):
         """Compute all terms in float32.
 
         Args:
-            outputs: from `DFINETransformer` in training mode.
-            targets: for each image `labels [T]` int64 and `boxes [T, 4]` (cxcywh, 0..1).
-            normalizers: for gradient accumulation, those of the whole window; otherwise those of this batch
-                over all ranks.
+            outputs: outputs of `DFINETransformer` in training mode.
+            targets: `labels [T]` int64 and `boxes [T, 4]` (cxcywh, 0..1) of each image.
+            normalizers: normalizers of the whole accumulation window; None uses those of this batch over all
+                ranks.
 
         Returns:
-            Weighted scalars by name; their sum is the loss.
+            Weighted scalars by name. Their sum is the loss.
 
         Raises:
             NumericsError: if a matching cost is not finite.
@@ -169,7 +185,9 @@ class DFINECriterion(nn.Module):
             supervisions, share = self._match(outputs, batch, normalizers)
             for supervision in supervisions:
                 terms.update(self._class_terms(supervision, batch))
-                terms.update(self._box_terms(supervision, batch, outputs, share))
+                terms.update(
+                    self._box_terms(supervision, batch, outputs, share)
+                )
             terms.update(self._teacher_term(outputs, supervisions[-1].stack))
         return terms
 
@@ -177,13 +195,14 @@ class DFINECriterion(nn.Module):
     def count(
         self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
     ) -> tuple[int, int]:
-        """Return this batch's numbers of objects and of pairs in the union of matchings, for
-        `window_normalizers`."""
+        """Return the number of objects and the number of pairs in the union of all matchings.
+
+        Pass them to `window_normalizers`; arguments as in `forward`.
+        """
         batch = _join_targets(targets)
+        stacks = matching_heads(outputs, self.reg_max + 1)
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
-            pairs = self._pairs_of_heads(
-                matching_heads(outputs, self.reg_max + 1), batch
-            )
+            pairs = self._pairs_of_heads(stacks, batch)
         return len(batch.labels), len(unite_heads(pairs).query)
 
     def window_normalizers(
@@ -192,13 +211,14 @@ class DFINECriterion(nn.Module):
         images: Sequence[int],
         device: torch.device,
     ) -> list[Normalizers]:
-        """Return what each batch of an accumulation window is normalised by, so that the losses of all add up
-        to those of one batch.
+        """Return the normalizers of each batch in an accumulation window.
+
+        With them, the losses of all batches add up to the loss of one large batch.
 
         Args:
-            counts: from `count`, for each batch.
-            images: in each batch; the distillation terms, which are means, count by it.
-            device: where the losses are.
+            counts: result of `count` for each batch.
+            images: number of images in each batch, which weights the distillation terms.
+            device: device of the losses.
         """
         num_targets = sum(targets for targets, _ in counts)
         num_union = sum(union for _, union in counts)
@@ -213,51 +233,64 @@ class DFINECriterion(nn.Module):
         batch: _Batch,
         normalizers: Normalizers | None,
     ) -> tuple[list[_Supervision], float]:
-        """Assign objects to the queries of all heads, denoising heads last; return also the distillation's
-        share."""
+        """Assign objects to the queries of all heads.
+
+        Returns:
+            The supervision of each stack, that of the denoising heads last, and the factor of the
+            distillation terms (`Normalizers.share`).
+        """
+        num_targets = len(batch.labels)
+        device = batch.labels.device
         stacks = matching_heads(outputs, self.reg_max + 1)
         try:
             pairs = self._pairs_of_heads(stacks, batch)
         except NumericsError:
-            all_rank_normalizers(
-                len(batch.labels), 0, batch.labels.device
-            )  # the other ranks wait for this
+            # The other ranks wait for this sum over ranks.
+            all_rank_normalizers(num_targets, 0, device)
             raise
         meta = outputs.get("dn_meta")
-        on_host = [
-            *_split_by_stack(pairs, stacks),
-            unite_heads(pairs),
-            _denoising_pairs(batch.counts, meta),
-        ]
-        *pairs_of_stacks, union, dn_pairs = _to_device(on_host, batch.labels.device)
+        on_host = _split_by_stack(pairs, stacks)
+        on_host.append(unite_heads(pairs))
+        on_host.append(_denoising_pairs(batch.counts, meta))
+        *pairs_of_stacks, union, dn_pairs = _to_device(on_host, device)
         if normalizers is None:
-            normalizers = all_rank_normalizers(
-                len(batch.labels), len(union.query), batch.labels.device
-            )
+            num_union = len(union.query)
+            normalizers = all_rank_normalizers(num_targets, num_union, device)
 
         supervisions = []
         balance = None
         for stack, own in zip(stacks, pairs_of_stacks):
             if stack.teacher_corners is not None:
                 balance = distillation_balance(_matched_queries(stack, union))
-            supervisions.append(
-                _Supervision(
-                    stack, own, union, normalizers.targets, normalizers.union, balance
-                )
+            supervision = _Supervision(
+                stack,
+                own,
+                union,
+                normalizers.targets,
+                normalizers.union,
+                balance,
             )
+            supervisions.append(supervision)
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
-            dn_pairs = dn_pairs._replace(query=torch.cat(meta["dn_positive_idx"]))
+            dn_pairs = dn_pairs._replace(
+                query=torch.cat(meta["dn_positive_idx"])
+            )
             own = _for_every_head(dn_pairs, len(stack.suffixes))
             normalizer = normalizers.targets * max(meta["dn_num_group"], 1)
-            supervisions.append(
-                _Supervision(stack, own, dn_pairs, normalizer, normalizer, balance)
+            supervision = _Supervision(
+                stack, own, dn_pairs, normalizer, normalizer, balance
             )
+            supervisions.append(supervision)
         return supervisions, normalizers.share
 
     def _pairs_of_heads(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
+        """Match the heads of all stacks; heads are numbered through all stacks."""
+        heads = [
+            (stack.logits.detach(), stack.boxes.detach()) for stack in stacks
+        ]
         return self.matcher.match(
-            [(stack.logits.detach(), stack.boxes.detach()) for stack in stacks], *batch
+            heads, batch.labels, batch.boxes, batch.counts
         )
 
     # ---- step 2: class terms ----
@@ -265,26 +298,25 @@ class DFINECriterion(nn.Module):
     def _class_terms(
         self, supervision: _Supervision, batch: _Batch
     ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weighted value of each class term of each head."""
         stack = supervision.stack
+        logits = stack.logits
         pairs = supervision.class_pairs
         predicted = stack.boxes.detach()[pairs.head, pairs.image, pairs.query]
-        iou, giou = iou_and_giou(
-            cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(batch.boxes[pairs.target])
-        )
+        predicted_xyxy = cxcywh_to_xyxy(predicted)
+        target_xyxy = cxcywh_to_xyxy(batch.boxes[pairs.target])
+        iou, giou = iou_and_giou(predicted_xyxy, target_xyxy)
         quality = giou if self.boxes_weight_format == "giou" else iou
-        labels = (
-            batch.labels[pairs.target]
-            if stack.logits.shape[-1] > 1
-            else torch.zeros_like(pairs.target)
-        )
+        if logits.shape[-1] > 1:
+            labels = batch.labels[pairs.target]
+        else:  # a single foreground score
+            labels = torch.zeros_like(pairs.target)
         for term, loss in CLASS_LOSSES.items():
             if term in self.weights:
-                sums = loss(
-                    stack.logits, pairs, labels, quality, self.alphas[term], self.gamma
-                )
-                yield from self._weighted_terms(
-                    term, stack.suffixes, sums / supervision.class_normalizer
-                )
+                alpha = self.alphas[term]
+                sums = loss(logits, pairs, labels, quality, alpha, self.gamma)
+                values = sums / supervision.class_normalizer
+                yield from self._weighted_terms(term, stack.suffixes, values)
 
     # ---- step 3: terms about where objects are ----
 
@@ -295,17 +327,20 @@ class DFINECriterion(nn.Module):
         outputs: dict[str, Any],
         share: float,
     ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weighted value of each term about boxes and their edges, for each head."""
         stack = supervision.stack
         pairs = supervision.box_pairs
+        normalizer = supervision.box_normalizer
+        predicted = stack.boxes[:, pairs.image, pairs.query]  # [K, M, 4]
         targets = batch.boxes[pairs.target]
-        losses = box_losses(
-            stack.boxes[:, pairs.image, pairs.query], targets, self.boxes_weight_format
-        )
-        for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
+        losses = box_losses(predicted, targets, self.boxes_weight_format)
+        for term, sums in (
+            ("loss_bbox", losses.l1),
+            ("loss_giou", losses.giou),
+        ):
             if term in self.weights:
-                yield from self._weighted_terms(
-                    term, stack.suffixes, sums / supervision.box_normalizer
-                )
+                values = sums / normalizer
+                yield from self._weighted_terms(term, stack.suffixes, values)
         if stack.corners is None or stack.reference is None:
             return
         if "loss_fgl" in self.weights:
@@ -317,14 +352,15 @@ class DFINECriterion(nn.Module):
                 losses.iou,
                 outputs,
             )
-            yield from self._weighted_terms(
-                "loss_fgl", stack.suffixes, sums / supervision.box_normalizer
-            )
+            values = sums / normalizer
+            yield from self._weighted_terms("loss_fgl", stack.suffixes, values)
         if "loss_ddf" in self.weights and stack.teacher_corners is not None:
             sums = _distillation_sums(
                 supervision, stack.corners, stack.teacher_corners, losses.iou
             )
-            yield from self._weighted_terms("loss_ddf", stack.suffixes, sums * share)
+            yield from self._weighted_terms(
+                "loss_ddf", stack.suffixes, sums * share
+            )
 
     def _localization_sums(
         self,
@@ -335,55 +371,62 @@ class DFINECriterion(nn.Module):
         iou: Tensor,
         outputs: dict[str, Any],
     ) -> Tensor:
-        """Return the fine-grained localization loss of each head, summed over pairs."""
+        """Return the fine-grained localization loss of each decoder layer, `[L]`, summed over pairs."""
+        up = outputs["up"].detach()
         reg_scale = outputs["reg_scale"].detach()
         bins = box_to_bins(
             reference[pairs.image, pairs.query],
             cxcywh_to_xyxy(targets),
-            weighting_sequence(self.reg_max, outputs["up"].detach(), reg_scale),
+            weighting_sequence(self.reg_max, up, reg_scale),
             reg_scale,
         )
+        matched = corners[:, pairs.image, pairs.query]  # [L, M, 4, N]
         return fine_grained_localization_loss(
-            corners[:, pairs.image, pairs.query], bins, iou[: len(corners)]
+            matched, bins, iou[: len(corners)]
         )
 
     def _teacher_term(
         self, outputs: dict[str, Any], stack: HeadStack
     ) -> Iterator[tuple[str, Tensor]]:
-        """Report a distillation loss of zero for the last denoising layer, which is the teacher itself."""
-        if (
-            outputs.get("dn_meta")
-            and "loss_ddf" in self.weights
-            and stack.corners is not None
-        ):
-            yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
+        """Yield a distillation loss of zero for the last denoising layer, which is the teacher itself."""
+        if not outputs.get("dn_meta"):
+            return
+        if "loss_ddf" in self.weights and stack.corners is not None:
+            yield (
+                f"loss_ddf_dn_{len(stack.corners) - 1}",
+                stack.corners.new_zeros(()),
+            )
 
     def _weighted_terms(
         self, term: str, suffixes: list[str], values: Tensor
     ) -> Iterator[tuple[str, Tensor]]:
-        for suffix, value in zip(suffixes, (values * self.weights[term]).unbind()):
+        """Yield the name of a term in each head, and its value `[K]` times the weight of the term."""
+        weighted = values * self.weights[term]
+        for suffix, value in zip(suffixes, weighted.unbind()):
             yield term + suffix, value
 
 
 def all_rank_normalizers(
     num_targets: int, num_union: int, device: torch.device
 ) -> Normalizers:
-    """Return the mean counts over ranks, at least 1, without a transfer to the host."""
+    """Return the mean counts over ranks, at least 1, without a host-device synchronization."""
     if world_size() == 1:
-        return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
-    own = torch.tensor([num_targets, num_union], dtype=torch.float32).to(
-        device, non_blocking=True
-    )
-    targets, union = (sum_over_ranks(own) / world_size()).clamp(min=1).unbind()
+        return Normalizers(
+            max(float(num_targets), 1.0), max(float(num_union), 1.0)
+        )
+    own = torch.tensor([num_targets, num_union], dtype=torch.float32)
+    own = own.to(device, non_blocking=True)
+    mean = sum_over_ranks(own) / world_size()
+    targets, union = mean.clamp(min=1).unbind()
     return Normalizers(targets, union)
 
 
 def _join_targets(targets: list[dict[str, Tensor]]) -> _Batch:
-    return _Batch(
-        torch.cat([t["labels"] for t in targets]),
-        torch.cat([t["boxes"] for t in targets]).float(),
-        [len(t["labels"]) for t in targets],
-    )
+    """Concatenate the targets of all images."""
+    labels = torch.cat([target["labels"] for target in targets])
+    boxes = torch.cat([target["boxes"] for target in targets]).float()
+    counts = [len(target["labels"]) for target in targets]
+    return _Batch(labels, boxes, counts)
 
 
 def _distillation_sums(
@@ -392,14 +435,15 @@ def _distillation_sums(
     teacher_corners: Tensor,
     iou: Tensor,
 ) -> Tensor:
-    """Return the distillation loss of each head but the last, which is the teacher."""
+    """Return the distillation loss of each decoder layer but the last, which is the teacher, `[L - 1]`."""
     stack = supervision.stack
     pairs = supervision.box_pairs
     students = len(corners) - 1
-    assert stack.teacher_logits is not None  # a teacher has both
-    trust = (
-        stack.teacher_logits.sigmoid().amax(-1).repeat(students, 1, 1)
-    )  # [L - 1, B, Q]
+    assert (
+        stack.teacher_logits is not None
+    )  # it is set together with teacher_corners
+    confidence = stack.teacher_logits.sigmoid().amax(-1)  # [B, Q]
+    trust = confidence.repeat(students, 1, 1)  # [L - 1, B, Q]
     trust[:, pairs.image, pairs.query] = iou[:students]
     positive = _matched_queries(stack, pairs)
     balance = supervision.balance or distillation_balance(positive)
@@ -411,66 +455,70 @@ def _distillation_sums(
 def _denoising_pairs(counts: list[int], meta: dict[str, Any] | None) -> Pairs:
     """Pair each positive denoising query with the object that it was made from.
 
-    The queries are filled in on the device.
+    The column of queries is zero here, because their positions are on the device already.
 
     Args:
         counts: number of objects of each image.
         meta: `dn_meta` of the outputs; None without denoising.
     """
     if not meta or not meta["dn_num_group"]:
-        return Pairs(*[np.zeros(0, np.int64)] * 4)
+        return no_pairs()
     num_groups = meta["dn_num_group"]
-    chosen = meta.get("dn_chosen")
-    starts = np.cumsum(counts) - counts
-    objects = [
-        start + (np.arange(n) if few is None else few.numpy())
-        for start, n, few in zip(starts, counts, chosen or [None] * len(counts))
-    ]
-    image = np.repeat(
-        np.arange(len(counts)), [num_groups * len(own) for own in objects]
-    )
-    target = np.concatenate([np.tile(own, num_groups) for own in objects])
+    chosen = meta.get("dn_chosen") or [None] * len(counts)
+    images = []
+    targets = []
+    start = 0
+    for index, (count, few) in enumerate(zip(counts, chosen)):
+        objects = np.arange(count) if few is None else few.numpy()
+        targets.append(np.tile(start + objects, num_groups))
+        images.append(np.full(num_groups * len(objects), index))
+        start += count
+    image = np.concatenate(images)
+    target = np.concatenate(targets)
     return Pairs(np.zeros_like(image), image, np.zeros_like(image), target)
 
 
 def _split_by_stack(pairs: Pairs, stacks: list[HeadStack]) -> list[Pairs]:
-    """Return the pairs of each stack, with heads counted from its first."""
+    """Return the pairs of each stack, with heads numbered from the first head of the stack."""
     parts = []
     start = 0
     for stack in stacks:
         end = start + len(stack.suffixes)
         inside = (pairs.head >= start) & (pairs.head < end)
-        parts.append(
-            Pairs(pairs.head[inside] - start, *(column[inside] for column in pairs[1:]))
-        )
+        head, image, query, target = (column[inside] for column in pairs)
+        parts.append(Pairs(head - start, image, query, target))
         start = end
     return parts
 
 
 def _for_every_head(pairs: Matched, heads: int) -> Matched:
-    head = torch.arange(heads, device=pairs.query.device).repeat_interleave(
-        len(pairs.query)
+    """Repeat the pairs for each of several heads."""
+    head = torch.arange(heads, device=pairs.query.device)
+    head = head.repeat_interleave(len(pairs.query))
+    return Matched(
+        head,
+        pairs.image.repeat(heads),
+        pairs.query.repeat(heads),
+        pairs.target.repeat(heads),
     )
-    return Matched(head, *(column.repeat(heads) for column in pairs[1:]))
 
 
 def _to_device(all_pairs: list[Pairs], device: torch.device) -> list[Matched]:
-    """Move all pairs in one copy."""
-    joined = torch.from_numpy(
-        np.concatenate([np.stack(pairs) for pairs in all_pairs], axis=1)
-    )
+    """Move all pairs to the device in one copy, without a host-device synchronization."""
+    blocks = [np.stack(pairs) for pairs in all_pairs]  # each [4, M]
+    lengths = [len(pairs.query) for pairs in all_pairs]
+    joined = torch.from_numpy(np.concatenate(blocks, axis=1))
     if device.type == "cuda":
         joined = joined.pin_memory()
-    parts = joined.to(device, non_blocking=True).split(
-        [len(pairs.query) for pairs in all_pairs], dim=1
-    )
-    return [Matched(*part) for part in parts]
+    on_device = joined.to(device, non_blocking=True)
+    return [Matched(*part) for part in on_device.split(lengths, dim=1)]
 
 
 def _matched_queries(stack: HeadStack, pairs: Matched) -> Tensor:
-    """Return which queries have a pair, `[B, Q]` bool."""
+    """Return True for each query that has a pair, `[B, Q]` bool."""
+    boxes = stack.boxes
     matched = torch.zeros(
-        stack.boxes.shape[1:3], dtype=torch.bool, device=stack.boxes.device
+        boxes.shape[1:3], dtype=torch.bool, device=boxes.device
     )
     matched[pairs.image, pairs.query] = True
     return matched

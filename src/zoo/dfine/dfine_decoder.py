@@ -1,5 +1,9 @@
-"""The decoder: selects queries from the encoder's tokens and refines boxes as distributions, layer by
-layer."""
+"""D-FINE's decoder.
+
+It selects queries from the encoder's tokens and refines their boxes, layer by layer. The edges of a box are
+predicted as distributions (`distribution.py`). Letters: B images, S tokens, Q queries, L queries including
+those for denoising, C classes, D channels, K bins.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +17,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.errors import ConfigError
 from ...core.registry import register
+from ...core.validate import require
 from ...ops.activations import inverse_sigmoid
 from ...ops.maps import flatten_map
 from .decoder_layers import LQE, MLP, DecoderLayer
 from .deformable_attention import split_heads
 from .denoising import DenoisingQueries, make_denoising_queries
-from .distribution import distance_to_box, expected_distances, weighting_sequence
-from .query_selection import SelectMethod, gather_tokens, make_anchors, select_tokens
+from .distribution import (
+    distance_to_box,
+    expected_distances,
+    weighting_sequence,
+)
+from .query_selection import (
+    SelectMethod,
+    gather_tokens,
+    make_anchors,
+    select_tokens,
+)
 
 PRIOR_PROBABILITY = 0.01
 """Initial score of every class."""
 
 POSITION_LIMIT = 10.0
+"""Largest magnitude of a position code."""
 
 
 class Layers(NamedTuple):
-    """Results of the decoder's layers, denoising queries first along L; lists hold one entry a layer."""
+    """Results of the decoder's layers; denoising queries come first along L.
+
+    The lists have one entry per layer in training, and one entry in all in eval mode.
+    """
 
     boxes: list[Tensor]
-    """`[B, L, 4]` cxcywh."""
+    """Boxes, `[B, L, 4]` cxcywh in 0..1."""
     logits: list[Tensor]
-    """`[B, L, C]`."""
+    """Class logits, `[B, L, C]`."""
     corners: list[Tensor]
-    """`[B, L, 4 * K]`."""
+    """Logits of the edge distributions, `[B, L, 4 * K]`."""
     reference: Tensor
-    """The initial boxes that distances refer to, `[B, L, 4]`, detached."""
+    """Initial boxes that distances refer to, `[B, L, 4]` cxcywh, detached."""
     pre_boxes: Tensor
-    """The same boxes with their graph."""
+    """The initial boxes with their graph, `[B, L, 4]`."""
     pre_logits: Tensor
-    """`[B, L, C]`, the first layer's class logits without quality offset."""
+    """Class logits of the first layer without quality offset, `[B, L, C]`; empty in eval mode."""
 
 
 class TransformerDecoder(nn.Module):
-    """The stack of layers. It holds the layers and quality heads; box and class heads belong to
-    `DFINETransformer`."""
+    """The stack of decoder layers with their quality heads.
+
+    Box and class heads belong to `DFINETransformer`, which passes them to `forward`.
+    """
 
     def __init__(
         self,
@@ -63,12 +82,10 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.lqe_layers = nn.ModuleList(LQE() for _ in layers)
-        self.widths, self.num_heads, self.reg_max, self.eval_idx = (
-            widths,
-            num_heads,
-            reg_max,
-            eval_idx,
-        )
+        self.widths = widths
+        self.num_heads = num_heads
+        self.reg_max = reg_max
+        self.eval_idx = eval_idx
         self.up = up
         self.reg_scale = reg_scale
         self.project: Tensor | None = None
@@ -82,57 +99,58 @@ class TransformerDecoder(nn.Module):
         heads: _Heads,
         mask: Tensor | None,
     ) -> Layers:
-        """Run the layers; in eval mode only up to the one that is scored.
+        """Run all layers, or in eval mode those up to `eval_idx`.
 
         Args:
-            content: `[B, L, D]`.
-            reference_unact: initial boxes before the sigmoid, `[B, L, 4]`.
-            memory: `[B, S, D]`.
+            content: content of the queries, `[B, L, D]`.
+            reference_unact: initial boxes before the sigmoid, `[B, L, 4]` cxcywh.
+            memory: tokens of the encoder, `[B, S, D]`.
             shapes: (height, width) of each level.
-            heads: the box, class and position heads.
-            mask: `[L, L]`, True where a query must not see another; or None.
+            heads: box, class and position heads.
+            mask: `[L, L]`, True where a query (row) must not see another; or None.
+
+        Returns:
+            The predictions of all layers, or in eval mode those of layer `eval_idx` alone.
         """
         weights = self._weights().to(memory.device)
-        memory = (
-            memory.float()
-        )  # points would be rounded to the map's type: 1/256 of the image in bfloat16
+        # Sampling points take the type of the maps; bfloat16 would round them to 1/256 of the image.
+        memory = memory.float()
         values = split_heads(memory, self.num_heads, shapes)
         x = content
         reference = reference_unact.sigmoid()
-        initial = pre_boxes = pre_logits = reference.new_empty(0)
+        initial = reference.new_empty(0)
+        pre_boxes = reference.new_empty(0)
+        pre_logits = reference.new_empty(0)
         previous: Tensor | float = 0.0
         distances: Tensor | float = 0.0
-        all_boxes, all_logits, all_corners = [], [], []
+        all_boxes = []
+        all_logits = []
+        all_corners = []
         for index, layer in enumerate(self.layers):
-            position = heads.position(reference).clamp(-POSITION_LIMIT, POSITION_LIMIT)
-            if self.widths[index] != x.shape[-1]:  # layers after eval_idx may be wider
-                x, position, memory = (
-                    _stretch(t, self.widths[index]) for t in (x, position, memory)
-                )
+            width = self.widths[index]
+            if width != x.shape[-1]:  # layers after eval_idx may be wider
+                x = _stretch(x, width)
+                memory = _stretch(memory, width)
                 values = split_heads(memory, self.num_heads, shapes)
                 previous = x.detach()
-            elif self.widths[index] != position.shape[-1]:
-                position = _stretch(position, self.widths[index])
+            position = _position_code(heads.position, reference, width)
             x = layer(x, reference, values, position, mask)
             if index == 0:
-                pre_boxes = (
-                    heads.pre_box(x).float() + inverse_sigmoid(reference)
-                ).sigmoid()
+                shift = heads.pre_box(x).float()
+                pre_boxes = (shift + inverse_sigmoid(reference)).sigmoid()
                 initial = pre_boxes.detach()
                 if self.training:
                     pre_logits = heads.score[0](x)
             corners: Tensor = heads.box[index](x + previous).float() + distances
-            boxes = distance_to_box(
-                initial, expected_distances(corners, weights), self.reg_scale
-            )
+            moves = expected_distances(corners, weights)
+            boxes = distance_to_box(initial, moves, self.reg_scale)
             if self.training or index == self.eval_idx:
+                logits = heads.score[index](x)
                 all_boxes.append(boxes)
                 all_corners.append(corners)
-                all_logits.append(
-                    heads.score[index](x) + self.lqe_layers[index](corners)
-                )
-                if not self.training:
-                    break
+                all_logits.append(logits + self.lqe_layers[index](corners))
+            if index == self.eval_idx and not self.training:
+                break
             distances = corners
             reference = boxes.detach()
             previous = x.detach()
@@ -141,30 +159,32 @@ class TransformerDecoder(nn.Module):
         )
 
     def _weights(self) -> Tensor:
-        """Return the weighting sequence W, which a deployed decoder has computed already."""
+        """Return the weighting sequence W, `[K]`; a deployed decoder has computed it already."""
         if self.project is not None:
             return self.project
         return weighting_sequence(self.reg_max, self.up, self.reg_scale)
 
     def convert_to_deploy(self) -> None:
-        """Drop layers that only training needs, and compute the weighting sequence once."""
-        self.project = weighting_sequence(
-            self.reg_max, self.up.double(), self.reg_scale.double()
-        ).float()
+        """Drop the layers that only training needs, and compute the weighting sequence once."""
+        up = self.up.double()
+        reg_scale = self.reg_scale.double()
+        self.project = weighting_sequence(self.reg_max, up, reg_scale).float()
         self.layers = self.layers[: self.eval_idx + 1]
-        self.lqe_layers = nn.ModuleList(
-            layer if i == self.eval_idx else nn.Identity()
-            for i, layer in enumerate(self.lqe_layers)
-        )
+        kept = range(self.eval_idx, self.eval_idx + 1)
+        self.lqe_layers = _keep_heads(self.lqe_layers, kept)
 
 
 class _Heads(NamedTuple):
     """Heads that `DFINETransformer` passes to its decoder."""
 
     box: nn.ModuleList
+    """For each layer, queries `[B, L, D]` to logits of the edge distributions `[B, L, 4 * K]`."""
     score: nn.ModuleList
+    """For each layer, queries to class logits `[B, L, C]`."""
     position: nn.Module
+    """Boxes `[B, L, 4]` to position codes `[B, L, D]`."""
     pre_box: nn.Module
+    """Queries of the first layer to shifts of their boxes before the sigmoid, `[B, L, 4]`."""
 
 
 @register()
@@ -207,59 +227,57 @@ class DFINETransformer(nn.Module):
         """Build the layers.
 
         Args:
-            num_classes: C.
-            hidden_dim: D.
-            num_queries: objects that can be found in an image.
+            num_classes: number of classes, C.
+            hidden_dim: channels of tokens and queries, D.
+            num_queries: number of queries, the maximum number of objects found in an image, Q.
             feat_channels: channels of the encoder's maps, fine to coarse.
-            feat_strides: their strides.
-            num_levels: levels that the decoder reads; more than there are maps adds coarser ones.
-            num_points: sampling points of each level; one number stands for all.
-            nhead: attention heads.
-            num_layers: N.
+            feat_strides: strides of the encoder's maps, in pixels.
+            num_levels: number of levels that the decoder reads. If there are fewer maps, coarser levels are
+                added.
+            num_points: number of sampling points in each level, or one number for all levels.
+            nhead: number of attention heads.
+            num_layers: number of decoder layers.
             dim_feedforward: hidden width of the feed-forward parts.
-            dropout: dropout in the layers.
+            dropout: probability of dropout in the layers.
             activation: activation of the feed-forward parts.
-            num_denoising: positive denoising queries an image; 0 switches denoising off.
+            num_denoising: number of positive denoising queries per image; 0 disables denoising.
             label_noise_ratio: see `make_denoising_queries`.
             box_noise_scale: see `make_denoising_queries`.
-            learn_query_content: queries start from learned vectors in place of their tokens.
-            eval_spatial_size: (height, width) whose anchors are kept in the checkpoint.
-            eval_idx: the layer whose output is used; negative numbers count from the last.
-            eps: anchors closer than this to the border are not used.
+            learn_query_content: start queries from learned vectors instead of the selected tokens.
+            eval_spatial_size: (height, width) of images whose anchors are stored in the checkpoint.
+            eval_idx: index of the layer whose output is used; negative numbers count from the last.
+            eps: margin at the border of the image, 0..1, in which anchors are not used.
             aux_loss: return what the auxiliary losses need.
             cross_attn_method: "default" interpolates; "discrete" reads the nearest pixel.
             query_select_method: see `select_tokens`.
-            reg_max: K - 1.
-            reg_scale: R; written as a whole number in the official files, and kept as one in the checkpoint.
-            layer_scale: relative width of the layers after `eval_idx`, at least 1.
+            reg_max: number of bins less one, K - 1.
+            reg_scale: scale R of `distance_to_box`. The official files give an integer, which the checkpoint
+                keeps as such.
+            layer_scale: width of the layers after `eval_idx` relative to `hidden_dim`, at least 1.
+
+        Raises:
+            ConfigError: if a number is out of range, or the settings for the levels do not agree.
         """
         super().__init__()
-        points = (
-            [num_points] * num_levels
-            if isinstance(num_points, int)
-            else list(num_points)
-        )
-        eval_idx = eval_idx if eval_idx >= 0 else num_layers + eval_idx
+        if isinstance(num_points, int):
+            points = [num_points] * num_levels
+        else:
+            points = list(num_points)
+        if eval_idx < 0:
+            eval_idx += num_layers
         _check_levels(feat_channels, feat_strides, num_levels, points)
-        for wrong, message in (
-            (
-                not 0 <= eval_idx < num_layers,
-                f"eval_idx must point at one of {num_layers} layers",
-            ),
-            (layer_scale < 1, f"layer_scale is {layer_scale}, expected at least 1"),
-            (
-                reg_max < 4 or reg_max % 2,
-                f"reg_max is {reg_max}, expected an even number from 4",
-            ),
-            (num_classes < 1, f"num_classes is {num_classes}, expected at least 1"),
-            (num_queries < 1, f"num_queries is {num_queries}, expected at least 1"),
-            (
-                num_denoising < 0,
-                f"num_denoising is {num_denoising}, expected at least 0",
-            ),
-        ):
-            if wrong:
-                raise ConfigError(f"DFINETransformer: {message}")
+        require(
+            0 <= eval_idx < num_layers,
+            f"DFINETransformer: eval_idx must point at one of {num_layers} layers",
+        )
+        _check_minimum("layer_scale", layer_scale, 1)
+        require(
+            reg_max >= 4 and reg_max % 2 == 0,
+            f"DFINETransformer: reg_max is {reg_max}, expected an even number from 4",
+        )
+        _check_minimum("num_classes", num_classes, 1)
+        _check_minimum("num_queries", num_queries, 1)
+        _check_minimum("num_denoising", num_denoising, 0)
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.num_queries = num_queries
@@ -277,21 +295,20 @@ class DFINETransformer(nn.Module):
         self.learn_query_content = learn_query_content
         self.aux_loss = aux_loss
         self.query_select_method = query_select_method
-        self.eval_spatial_size = tuple(eval_spatial_size) if eval_spatial_size else None
+        self.eval_spatial_size = (
+            tuple(eval_spatial_size) if eval_spatial_size else None
+        )
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
-        self.reg_scale = nn.Parameter(
-            torch.tensor([reg_scale]),
-            requires_grad=False,
-        )  # int64 for a whole number
+        scale = torch.tensor([reg_scale])  # int64 for an integer
+        self.reg_scale = nn.Parameter(scale, requires_grad=False)
         if self.eval_spatial_size:
-            anchors, valid = make_anchors(
-                self._shapes_of(self.eval_spatial_size), eps, torch.device("cpu")
-            )
+            shapes = self._shapes_of(self.eval_spatial_size)
+            anchors, valid = make_anchors(shapes, eps, torch.device("cpu"))
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
-        self.decoder, widths = self._build_layers(
+        self.decoder = self._build_layers(
             points,
             dim_feedforward,
             dropout,
@@ -299,35 +316,25 @@ class DFINETransformer(nn.Module):
             cross_attn_method == "discrete",
             layer_scale,
         )
-        self._build_heads(widths)
+        self._build_heads(self.decoder.widths)
 
     # ---- construction ----
 
     def _build_input_projections(self) -> nn.ModuleList:
+        """Build one projection per level; the first extra level is made from the last map."""
+        width = self.hidden_dim
         projections: list[nn.Module] = []
-        for level in range(len(self.feat_strides)):
-            extra = level >= self.num_inputs
-            channels = (
-                self.feat_channels[level]
-                if not extra
-                else self.feat_channels[-1]
-                if level == self.num_inputs
-                else self.hidden_dim
-            )
-            if channels == self.hidden_dim and not extra:
+        for channels in self.feat_channels:
+            if channels == width:
                 projections.append(nn.Identity())
-                continue
-            conv = (
-                nn.Conv2d(channels, self.hidden_dim, 3, 2, 1, bias=False)
-                if extra
-                else nn.Conv2d(channels, self.hidden_dim, 1, bias=False)
-            )
-            nn.init.xavier_uniform_(conv.weight)
+            else:
+                projections.append(_projection(channels, width, kernel_size=1))
+        channels = self.feat_channels[-1]
+        for _ in range(self.num_inputs, len(self.feat_strides)):
             projections.append(
-                nn.Sequential(
-                    OrderedDict(conv=conv, norm=nn.BatchNorm2d(self.hidden_dim))
-                )
+                _projection(channels, width, kernel_size=3, stride=2)
             )
+            channels = width
         return nn.ModuleList(projections)
 
     def _build_layers(
@@ -338,9 +345,12 @@ class DFINETransformer(nn.Module):
         activation: str,
         discrete: bool,
         layer_scale: float,
-    ) -> tuple[TransformerDecoder, list[int]]:
-        """Layers up to `eval_idx` share one initialisation, those after it another, as in the published
-        recipe."""
+    ) -> TransformerDecoder:
+        """Build the stack of layers.
+
+        As in the published recipe, all layers up to `eval_idx` start from the same weights, and all layers
+        after it start from other, common weights.
+        """
 
         def layer(scale: float) -> DecoderLayer:
             return DecoderLayer(
@@ -355,16 +365,12 @@ class DFINETransformer(nn.Module):
 
         regular = layer(1)
         wide = layer(layer_scale)
-        layers = [
-            copy.deepcopy(regular if i <= self.eval_idx else wide)
-            for i in range(self.num_layers)
-        ]
-        widths = [
-            self.hidden_dim
-            if i <= self.eval_idx
-            else round(layer_scale * self.hidden_dim)
-            for i in range(self.num_layers)
-        ]
+        num_regular = self.eval_idx + 1
+        num_wide = self.num_layers - num_regular
+        layers = [copy.deepcopy(regular) for _ in range(num_regular)]
+        layers += [copy.deepcopy(wide) for _ in range(num_wide)]
+        widths = [self.hidden_dim] * num_regular
+        widths += [round(layer_scale * self.hidden_dim)] * num_wide
         return TransformerDecoder(
             layers,
             widths,
@@ -373,10 +379,13 @@ class DFINETransformer(nn.Module):
             self.up,
             self.reg_scale,
             self.eval_idx,
-        ), widths
+        )
 
     def _build_heads(self, widths: list[int]) -> None:
-        width, classes, bins = self.hidden_dim, self.num_classes, self.reg_max + 1
+        """Build and initialize the heads, and the embeddings of queries, for layers of these widths."""
+        width = self.hidden_dim
+        classes = self.num_classes
+        bins = self.reg_max + 1
         if self.num_denoising:
             self.denoising_class_embed = nn.Embedding(
                 classes + 1, width, padding_idx=classes
@@ -386,30 +395,34 @@ class DFINETransformer(nn.Module):
             nn.init.xavier_uniform_(self.tgt_embed.weight)
         self.query_pos_head = MLP(4, 2 * width, width, 2)
         projection = nn.Linear(width, width)
-        self.enc_output = nn.Sequential(
-            OrderedDict(proj=projection, norm=nn.LayerNorm(width))
-        )
-        self.enc_score_head = nn.Linear(
-            width, 1 if self.query_select_method == "agnostic" else classes
-        )
+        parts = OrderedDict(proj=projection, norm=nn.LayerNorm(width))
+        self.enc_output = nn.Sequential(parts)
+        scores = 1 if self.query_select_method == "agnostic" else classes
+        self.enc_score_head = nn.Linear(width, scores)
         self.enc_bbox_head = MLP(width, width, 4, 3)
-        self.dec_score_head = nn.ModuleList(nn.Linear(w, classes) for w in widths)
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(w, classes) for w in widths
+        )
         self.pre_bbox_head = MLP(width, width, 4, 3)
-        self.dec_bbox_head = nn.ModuleList(MLP(w, w, 4 * bins, 3) for w in widths)
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(w, w, 4 * bins, 3) for w in widths
+        )
 
         nn.init.xavier_uniform_(projection.weight)
         self._initialize_heads()
 
     def _initialize_heads(self) -> None:
-        """Initialize all classes with the prior probability and all boxes with their references."""
+        """Let all class scores start at the prior probability, and all boxes at their references."""
         for linear in self.query_pos_head.linears:
             nn.init.xavier_uniform_(linear.weight)
+        prior_logit = math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
         for score_head in (self.enc_score_head, *self.dec_score_head):
-            bias = score_head.get_parameter("bias")
-            nn.init.constant_(
-                bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
-            )
-        for box_head in (self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head):
+            nn.init.constant_(score_head.get_parameter("bias"), prior_logit)
+        for box_head in (
+            self.enc_bbox_head,
+            self.pre_bbox_head,
+            *self.dec_bbox_head,
+        ):
             if isinstance(box_head, MLP):
                 box_head.start_at_zero()
 
@@ -421,35 +434,23 @@ class DFINETransformer(nn.Module):
         """Detect objects.
 
         Args:
-            maps: the encoder's maps, `[B, C_l, h, w]`, fine to coarse.
-            targets: for training, for each image `labels [T]` and `boxes [T, 4]` (cxcywh, 0..1).
+            maps: maps of the encoder, `[B, C_l, h, w]`, fine to coarse.
+            targets: in training, `labels [T]` and `boxes [T, 4]` (cxcywh, 0..1) of each image. Without them,
+                there are no denoising queries.
 
         Returns:
-            `pred_logits [B, Q, C]` and `pred_boxes [B, Q, 4]`; in training also what `DFINECriterion` needs.
+            `pred_logits [B, Q, C]` and `pred_boxes [B, Q, 4]` (cxcywh, 0..1). In training also what
+            `DFINECriterion` needs.
         """
         memory, shapes = self._flatten(maps)
-        denoising = None
-        if (
-            self.training
-            and self.aux_loss
-            and self.num_denoising
-            and targets is not None
-        ):
-            queries = min(self.num_queries, memory.shape[1])
-            denoising = make_denoising_queries(
-                targets,
-                self.denoising_class_embed,
-                num_classes=self.num_classes,
-                num_queries=queries,
-                num_denoising=self.num_denoising,
-                label_noise_ratio=self.label_noise_ratio,
-                box_noise_scale=self.box_noise_scale,
-            )
+        denoising = self._denoising_queries(targets, num_tokens=memory.shape[1])
         content, reference_unact, first = self._select_queries(memory, shapes)
         mask = None
         if denoising is not None:
             content = torch.cat([denoising.content, content], 1)
-            reference_unact = torch.cat([denoising.reference_unact, reference_unact], 1)
+            reference_unact = torch.cat(
+                [denoising.reference_unact, reference_unact], 1
+            )
             mask = denoising.mask
         heads = _Heads(
             self.dec_bbox_head,
@@ -457,40 +458,73 @@ class DFINETransformer(nn.Module):
             self.query_pos_head,
             self.pre_bbox_head,
         )
-        layers = self.decoder(content, reference_unact, memory, shapes, heads, mask)
+        layers = self.decoder(
+            content, reference_unact, memory, shapes, heads, mask
+        )
         if not self.training:
-            return {"pred_logits": layers.logits[-1], "pred_boxes": layers.boxes[-1]}
+            return {
+                "pred_logits": layers.logits[-1],
+                "pred_boxes": layers.boxes[-1],
+            }
         return self._training_outputs(layers, first, denoising)
 
     def convert_to_deploy(self) -> None:
         """Drop the heads that only training needs."""
-        self.dec_score_head = nn.ModuleList(
-            head if i == self.eval_idx else nn.Identity()
-            for i, head in enumerate(self.dec_score_head)
+        end = self.eval_idx + 1
+        self.dec_score_head = _keep_heads(
+            self.dec_score_head, range(end - 1, end)
         )
-        self.dec_bbox_head = nn.ModuleList(
-            head if i <= self.eval_idx else nn.Identity()
-            for i, head in enumerate(self.dec_bbox_head)
+        self.dec_bbox_head = _keep_heads(self.dec_bbox_head, range(end))
+
+    def _denoising_queries(
+        self, targets: list[dict[str, Tensor]] | None, num_tokens: int
+    ) -> DenoisingQueries | None:
+        """Return denoising queries for the targets, or None if they are disabled or not needed."""
+        enabled = self.training and self.aux_loss and self.num_denoising
+        if not enabled or targets is None:
+            return None
+        return make_denoising_queries(
+            targets,
+            self.denoising_class_embed,
+            num_classes=self.num_classes,
+            num_queries=min(self.num_queries, num_tokens),
+            num_denoising=self.num_denoising,
+            label_noise_ratio=self.label_noise_ratio,
+            box_noise_scale=self.box_noise_scale,
         )
 
-    def _flatten(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Project the maps to width D, add coarser ones if asked, and lay all tokens in one row:
-        `[B, S, D]`."""
+    def _flatten(
+        self, maps: list[Tensor]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Project the maps to D channels, make the coarser levels that have no map, and join all tokens.
+
+        Returns:
+            Tokens `[B, S, D]`, level by level and each in row-major order, and (height, width) of each level.
+        """
         levels = [project(x) for project, x in zip(self.input_proj, maps)]
+        coarsest = maps[-1]
         for level in range(len(maps), len(self.input_proj)):
-            levels.append(
-                self.input_proj[level](maps[-1] if level == len(maps) else levels[-1])
-            )
+            coarsest = self.input_proj[level](coarsest)
+            levels.append(coarsest)
         shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
-        return torch.cat([flatten_map(x) for x in levels], 2).transpose(1, 2), shapes
+        flat = [flatten_map(x) for x in levels]
+        return torch.cat(flat, 2).transpose(1, 2), shapes
 
     def _select_queries(
         self,
         memory: Tensor,
         shapes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached, and the
-        encoder's own predictions for these tokens."""
+        """Select the most promising tokens as queries.
+
+        Args:
+            memory: tokens of the encoder, `[B, S, D]`.
+            shapes: (height, width) of each level.
+
+        Returns:
+            Content `[B, Q, D]` and boxes before the sigmoid `[B, Q, 4]`, both detached. In training also the
+            encoder's own `pred_logits` and `pred_boxes` for the selected tokens, else an empty dict.
+        """
         anchors, valid = self._anchors(tuple(shapes), memory.device)
         tokens = self.enc_output(torch.where(valid, memory, 0.0))
         logits = self.enc_score_head(tokens)
@@ -499,40 +533,46 @@ class DFINETransformer(nn.Module):
         )
         tokens = gather_tokens(tokens, chosen)
         logits = gather_tokens(logits, chosen)
-        boxes_unact = self.enc_bbox_head(tokens).float() + gather_tokens(
-            anchors.expand(memory.shape[0], -1, -1),
-            chosen,
+        batch, queries = chosen.shape
+        shift = self.enc_bbox_head(tokens).float()
+        boxes_unact = shift + gather_tokens(
+            anchors.expand(batch, -1, -1), chosen
         )
         content = tokens.detach()
         if self.learn_query_content:
-            content = self.tgt_embed.weight[: chosen.shape[1]].expand(
-                memory.shape[0], -1, -1
-            )
-        first = (
-            {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()}
-            if self.training
-            else {}
-        )
+            content = self.tgt_embed.weight[:queries].expand(batch, -1, -1)
+        first = {}
+        if self.training:
+            first = {"pred_logits": logits, "pred_boxes": boxes_unact.sigmoid()}
         return content, boxes_unact.detach(), first
 
     def _anchors(
         self, shapes: tuple[tuple[int, int], ...], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Evaluation at the size of the checkpoint uses the anchors stored there; any other size makes its
-        own."""
+        """Return the anchors of levels of these shapes, and their validity, as in `make_anchors`.
+
+        Evaluation at `eval_spatial_size` uses the anchors of the checkpoint.
+        """
+        image_hw = self.eval_spatial_size
         if (
             not self.training
-            and self.eval_spatial_size
-            and shapes == self._shapes_of(self.eval_spatial_size)
+            and image_hw
+            and shapes == self._shapes_of(image_hw)
         ):
             return self.anchors, self.valid_mask
         return make_anchors(shapes, self.eps, device)
 
-    def _shapes_of(self, image_hw: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        return tuple(
-            (math.ceil(image_hw[0] / s), math.ceil(image_hw[1] / s))
-            for s in self.feat_strides
-        )
+    def _shapes_of(
+        self, image_hw: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """Return (height, width) of each level for an image of (height, width)."""
+        height, width = image_hw
+        shapes = []
+        for stride in self.feat_strides:
+            shapes.append(
+                (math.ceil(height / stride), math.ceil(width / stride))
+            )
+        return tuple(shapes)
 
     def _training_outputs(
         self,
@@ -540,29 +580,33 @@ class DFINETransformer(nn.Module):
         first: dict[str, Tensor],
         denoising: DenoisingQueries | None,
     ) -> dict[str, Any]:
-        split = [
-            denoising.reference_unact.shape[1] if denoising else 0,
-            first["pred_logits"].shape[1],
-        ]
-        rows, pre = _outputs_of_part(layers, split, 1)
-        last = {
-            key: value
-            for key, value in rows[-1].items()
-            if not key.startswith("teacher")
+        """Return the dict that `DFINECriterion` reads.
+
+        Args:
+            layers: predictions of all layers, denoising queries first.
+            first: the encoder's own predictions for the matching queries.
+            denoising: the denoising queries, or None if there are none.
+        """
+        num_denoising = denoising.reference_unact.shape[1] if denoising else 0
+        split = [num_denoising, first["pred_logits"].shape[1]]
+        rows, teacher, pre = _outputs_of_part(layers, split, 1)
+        out: dict[str, Any] = {
+            **rows[-1],
+            "up": self.up,
+            "reg_scale": self.reg_scale,
         }
-        out: dict[str, Any] = last | {"up": self.up, "reg_scale": self.reg_scale}
         if not self.aux_loss:
             return out
-        out |= {
-            "aux_outputs": rows[:-1],
-            "enc_aux_outputs": [first],
-            "pre_outputs": pre,
-            "enc_meta": {"class_agnostic": self.query_select_method == "agnostic"},
+        out["aux_outputs"] = [row | teacher for row in rows[:-1]]
+        out["enc_aux_outputs"] = [first]
+        out["pre_outputs"] = pre
+        out["enc_meta"] = {
+            "class_agnostic": self.query_select_method == "agnostic"
         }
         if denoising is not None:
-            out["dn_outputs"], out["dn_pre_outputs"] = _outputs_of_part(
-                layers, split, 0
-            )
+            rows, teacher, pre = _outputs_of_part(layers, split, 0)
+            out["dn_outputs"] = [row | teacher for row in rows]
+            out["dn_pre_outputs"] = pre
             out["dn_meta"] = {
                 "dn_positive_idx": denoising.positive_idx,
                 "dn_num_group": denoising.num_groups,
@@ -576,36 +620,41 @@ def _outputs_of_part(
     layers: Layers,
     split: list[int],
     which: int,
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Return the predictions of each layer and those of the pre head, for a part of the queries.
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the predictions for the denoising queries or for the matching queries.
 
     Args:
-        layers: what the layers computed for all queries.
-        split: number of denoising and of matching queries.
+        layers: predictions of all layers for all queries.
+        split: number of denoising queries, and of matching queries.
         which: 0 for denoising queries, 1 for matching queries.
 
     Returns:
-        One dict for each layer, with the last layer as the teacher of all; and one for the pre head.
+        The predictions of each layer; those of the last layer as the teacher of all; those of the pre head.
     """
 
     def part(tensor: Tensor) -> Tensor:
         return tensor.split(split, dim=1)[which]
 
-    rows = [
-        {
+    rows = []
+    for logits, boxes, corners in zip(
+        layers.logits, layers.boxes, layers.corners
+    ):
+        row = {
             "pred_logits": part(logits),
             "pred_boxes": part(boxes),
             "pred_corners": part(corners),
             "ref_points": part(layers.reference),
         }
-        for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners)
-    ]
+        rows.append(row)
     teacher = {
         "teacher_corners": rows[-1]["pred_corners"],
         "teacher_logits": rows[-1]["pred_logits"],
     }
-    pre = {"pred_logits": part(layers.pre_logits), "pred_boxes": part(layers.pre_boxes)}
-    return [row | teacher for row in rows], pre
+    pre = {
+        "pred_logits": part(layers.pre_logits),
+        "pred_boxes": part(layers.pre_boxes),
+    }
+    return rows, teacher, pre
 
 
 def _check_levels(
@@ -614,25 +663,65 @@ def _check_levels(
     num_levels: int,
     points: list[int],
 ) -> None:
-    message = None
-    if len(feat_channels) != len(feat_strides):
-        message = f"feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ in length"
-    elif len(feat_channels) > num_levels:
-        message = f"num_levels is {num_levels}, but there are {len(feat_channels)} feat_channels"
-    elif len(points) != num_levels:
-        message = (
-            f"num_points {points} needs one number for each of {num_levels} levels"
-        )
-    if message:
-        raise ConfigError(f"DFINETransformer: {message}")
+    """Raise if the settings that have one entry per level do not agree."""
+    num_maps = len(feat_channels)
+    require(
+        num_maps == len(feat_strides),
+        f"DFINETransformer: feat_channels {list(feat_channels)} and feat_strides {list(feat_strides)} differ "
+        f"in length",
+    )
+    require(
+        num_maps <= num_levels,
+        f"DFINETransformer: num_levels is {num_levels}, but there are {num_maps} feat_channels",
+    )
+    require(
+        len(points) == num_levels,
+        f"DFINETransformer: num_points {points} needs one number for each of {num_levels} levels",
+    )
+
+
+def _check_minimum(name: str, value: float, minimum: int) -> None:
+    require(
+        value >= minimum,
+        f"DFINETransformer: {name} is {value}, expected at least {minimum}",
+    )
+
+
+def _projection(
+    in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1
+) -> nn.Sequential:
+    """Return a convolution with batch norm, `[B, in, h, w]` to `[B, out, h / stride, w / stride]`."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, padding, bias=False
+    )
+    nn.init.xavier_uniform_(conv.weight)
+    norm = nn.BatchNorm2d(out_channels)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm))
+
+
+def _keep_heads(heads: nn.ModuleList, kept: range) -> nn.ModuleList:
+    """Return the heads with those at other indices than `kept` replaced by the identity."""
+    result = nn.ModuleList()
+    for index, head in enumerate(heads):
+        result.append(head if index in kept else nn.Identity())
+    return result
 
 
 def _extended_strides(strides: Sequence[int], num_levels: int) -> list[int]:
+    """Return one stride per level; each extra level has twice the stride of the one before."""
     extended = list(strides)
     while len(extended) < num_levels:
         extended.append(extended[-1] * 2)
     return extended
 
 
+def _position_code(head: nn.Module, boxes: Tensor, width: int) -> Tensor:
+    """Return the position codes of boxes `[B, L, 4]` for a layer of a width, `[B, L, width]`."""
+    code = head(boxes).clamp(-POSITION_LIMIT, POSITION_LIMIT)
+    return code if width == code.shape[-1] else _stretch(code, width)
+
+
 def _stretch(x: Tensor, width: int) -> Tensor:
+    """Widen tokens `[B, N, D]` to `[B, N, width]` by repeating channels."""
     return F.interpolate(x, size=width, mode="nearest")

@@ -44,19 +44,23 @@ class HybridEncoder(nn.Module):
 
         Args:
             in_channels: channels of the backbone's maps, fine to coarse.
-            feat_strides: strides of those maps.
-            hidden_dim: width of every output map.
-            nhead: attention heads.
-            dim_feedforward: hidden width of the attention layer's feed-forward part.
-            dropout: dropout in the attention layers.
+            feat_strides: strides of the backbone's maps, in pixels.
+            hidden_dim: channels of every output map, D.
+            nhead: number of attention heads.
+            dim_feedforward: hidden width of the feed-forward part of the attention layers.
+            dropout: probability of dropout in the attention layers.
             enc_act: activation in the feed-forward part.
-            use_encoder_idx: levels that pass through self-attention.
-            num_encoder_layers: attention layers on each such level.
-            pe_temperature: base of the sine position code.
+            use_encoder_idx: indices of the levels that pass through self-attention.
+            num_encoder_layers: number of attention layers on each such level.
+            pe_temperature: base of the frequencies of the sine position code.
             expansion: inner width of the fusion blocks relative to `hidden_dim` / 2.
             depth_mult: number of blocks in each fusion stage relative to 3.
             act: activation in the fusion blocks.
-            eval_spatial_size: (height, width) of evaluation images; their position tables are made ahead.
+            eval_spatial_size: (height, width) of evaluation images, whose position tables are computed now.
+
+        Raises:
+            ConfigError: if the settings for the levels do not agree, or `hidden_dim` is not a multiple of 4
+                and of `nhead`.
         """
         super().__init__()
         levels = len(in_channels)
@@ -74,7 +78,12 @@ class HybridEncoder(nn.Module):
 
         def fusion() -> RepNCSPELAN4:
             return RepNCSPELAN4(
-                2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act
+                2 * hidden_dim,
+                hidden_dim,
+                2 * hidden_dim,
+                inner,
+                blocks,
+                act=act,
             )
 
         self.input_proj = nn.ModuleList(
@@ -82,7 +91,12 @@ class HybridEncoder(nn.Module):
         )
         self.encoder = nn.ModuleList(
             TransformerEncoder(
-                hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers
+                hidden_dim,
+                nhead,
+                dim_feedforward,
+                dropout,
+                enc_act,
+                num_encoder_layers,
             )
             for _ in use_encoder_idx
         )
@@ -113,26 +127,31 @@ class HybridEncoder(nn.Module):
         """Fuse the levels.
 
         Args:
-            maps: `[B, C_l, h, w]` a level, fine to coarse, each half the size of the one before.
+            maps: one map per level, `[B, C_l, h, w]`, fine to coarse, each half the size of the one before.
 
         Returns:
-            `[B, hidden_dim, h, w]` a level, the same sizes.
+            One map per level, `[B, D, h, w]`, of the same sizes.
         """
-        maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        maps = [
+            project(x) for project, x in zip(self.input_proj, maps, strict=True)
+        ]
         for encoder, level in zip(self.encoder, self.use_encoder_idx):
             maps[level] = self._attend(encoder, maps[level])
         return self._bottom_up(self._top_down(maps))
 
     def _attend(self, encoder: nn.Module, x: Tensor) -> Tensor:
+        """Apply the attention layers of a level to its map, `[B, D, h, w]`."""
         height, width = x.shape[-2:]
         position = position_table(
             height, width, self.hidden_dim, self.pe_temperature, x.device
         )
-        tokens = encoder(flatten_map(x).transpose(1, 2), position)  # [B, h*w, D]
+        tokens = encoder(
+            flatten_map(x).transpose(1, 2), position
+        )  # [B, h*w, D]
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     def _top_down(self, maps: list[Tensor]) -> list[Tensor]:
-        """FPN: from the coarsest level down, each level takes in the one above it."""
+        """Fuse each level with the coarser one above it, from the coarsest level down (FPN)."""
         fused = [maps[-1]]
         for lateral, block, finer in zip(
             self.lateral_convs, self.fpn_blocks, reversed(maps[:-1])
@@ -143,7 +162,7 @@ class HybridEncoder(nn.Module):
         return fused
 
     def _bottom_up(self, maps: list[Tensor]) -> list[Tensor]:
-        """PAN: from the finest level up, each level takes in the one below it."""
+        """Fuse each level with the finer one below it, from the finest level up (PAN)."""
         fused = [maps[0]]
         for down, block, coarser in zip(
             self.downsample_convs, self.pan_blocks, maps[1:]
@@ -165,13 +184,16 @@ class TransformerEncoder(nn.Module):
         num_layers: int,
     ) -> None:
         super().__init__()
-        first = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
+        first = TransformerEncoderLayer(
+            width, nhead, dim_feedforward, dropout, act
+        )
         self.layers = nn.ModuleList([first])
         for _ in range(num_layers - 1):
-            layer = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
-            layer.load_state_dict(
-                first.state_dict()
-            )  # the recipe starts all layers from equal weights
+            layer = TransformerEncoderLayer(
+                width, nhead, dim_feedforward, dropout, act
+            )
+            # In the published recipe all layers start from the same weights.
+            layer.load_state_dict(first.state_dict())
             self.layers.append(layer)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
@@ -182,13 +204,20 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Post-norm self-attention; positions enter queries and keys, not values."""
+    """Self-attention with norms after the sums; position codes enter queries and keys, but not values."""
 
     def __init__(
-        self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str
+        self,
+        width: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        act: str,
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, nhead, dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(
+            width, nhead, dropout, batch_first=True
+        )
         self.linear1 = nn.Linear(width, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, width)
         self.norm1 = nn.LayerNorm(width)
@@ -201,7 +230,9 @@ class TransformerEncoderLayer(nn.Module):
         query = tokens + position
         attended, _ = self.self_attn(query, query, tokens, need_weights=False)
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
+        hidden = self.linear2(
+            self.dropout(self.activation(self.linear1(tokens)))
+        )
         return self.norm2(tokens + self.dropout(hidden))
 
 
@@ -209,26 +240,42 @@ class TransformerEncoderLayer(nn.Module):
 def position_table(
     height: int, width: int, dim: int, temperature: float, device: torch.device
 ) -> Tensor:
-    """Return the sine position codes of a map, `[1, height * width, dim]`, one row a token in row-major
-    order.
+    """Return the sine position codes of the tokens of a map, `[1, height * width, dim]`, in row-major order.
 
     Row y * width + x is [sin(y w), cos(y w), sin(x w), cos(x w)] with w_i = temperature^(-i / (dim / 4)). On
-    square maps this is the official table; on others the official one is misaligned (docs/decisions/0003).
+    square maps this is the official table; on other maps the official table is misaligned
+    (docs/decisions/0003).
+
+    Args:
+        height: rows of the map.
+        width: columns of the map.
+        dim: channels of a token, a multiple of 4.
+        temperature: base of the frequencies w.
+        device: device of the table.
+
+    Example:
+        >>> position_table(1, 2, 4, 10000, torch.device("cpu"))
+        tensor([[[0.0000, 1.0000, 0.0000, 1.0000],
+                 [0.0000, 1.0000, 0.8415, 0.5403]]])
     """
     with torch.inference_mode(False), torch.no_grad():
-        frequency = 1.0 / temperature ** (
-            torch.arange(dim // 4, dtype=torch.float32) / (dim // 4)
-        )
+        quarter = dim // 4
+        exponent = torch.arange(quarter, dtype=torch.float32) / quarter
+        frequency = 1.0 / temperature**exponent
         y = torch.arange(height, dtype=torch.float32)[:, None] * frequency
         x = torch.arange(width, dtype=torch.float32)[:, None] * frequency
         rows = torch.cat([y.sin(), y.cos()], 1)[:, None].expand(-1, width, -1)
         columns = torch.cat([x.sin(), x.cos()], 1)[None].expand(height, -1, -1)
-        return torch.cat([rows, columns], 2).reshape(1, height * width, dim).to(device)
+        table = torch.cat([rows, columns], 2)  # [height, width, dim]
+        return table.reshape(1, height * width, dim).to(device)
 
 
 def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
+    """Return a 1x1 convolution with batch norm."""
     conv = nn.Conv2d(channels, hidden_dim, 1, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim)))
+    return nn.Sequential(
+        OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim))
+    )
 
 
 def _check_levels(
@@ -239,8 +286,8 @@ def _check_levels(
     levels = len(in_channels)
     if len(feat_strides) != levels:
         raise ConfigError(
-            f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} differ in "
-            f"length"
+            f"HybridEncoder.in_channels {list(in_channels)} and feat_strides {list(feat_strides)} "
+            f"differ in length"
         )
     if any(not 0 <= level < levels for level in use_encoder_idx):
         raise ConfigError(

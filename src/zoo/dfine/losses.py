@@ -1,7 +1,7 @@
-"""The loss terms as functions of stacked heads, each returning one raw sum a head, `[K]`.
+"""The loss terms as functions of stacked heads. Each returns one sum per head, `[K]`, not yet normalized.
 
-Heads are stacked along the first axis, so that all decoder layers cost one pass. Letters: K heads, B images,
-Q queries, C classes, N bins, M matched pairs.
+Heads are stacked along the first axis, so that one pass computes the term of all decoder layers. Letters: K
+heads, B images, Q queries, C classes, N bins, M matched pairs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from .distribution import BinTargets
 
 TEMPERATURE = 5.0
-"""Softening of the distributions in self-distillation."""
+"""Divisor of the logits in self-distillation, which softens the distributions."""
 
 
 class Matched(NamedTuple):
-    """Matched pairs on the device, `[M]` int64 each."""
+    """Matched pairs on the device; each field is `[M]` int64."""
 
     head: Tensor
+    """Index of the prediction head in its stack."""
     image: Tensor
+    """Index of the image in the batch."""
     query: Tensor
+    """Index of the query in its image."""
     target: Tensor
     """Position in the concatenated targets of the whole batch."""
 
@@ -40,10 +43,10 @@ def varifocal_loss(
     """Return the varifocal loss of each head, summed over queries and classes.
 
     Args:
-        logits: `[K, B, Q, C]`.
-        pairs: matches; `pairs.head` picks the head.
+        logits: class logits, `[K, B, Q, C]`.
+        pairs: matched pairs of all heads.
         labels: class of each pair, `[M]`.
-        quality: IoU of each pair, `[M]`; the target of its class. All other targets are zero.
+        quality: IoU of each pair, `[M]` in 0..1, the target of its class. All other targets are zero.
         alpha: weight of the zero targets.
         gamma: exponent of their focal weight.
 
@@ -70,8 +73,10 @@ def matchability_aware_loss(
 ) -> Tensor:
     """Return the matchability-aware loss of each head; arguments as in `varifocal_loss`.
 
-    The target of a pair's class is `quality ** gamma`, and every pair counts fully: unlike the varifocal
-    loss, pairs that overlap little still pull. Source: DEIM, Huang et al., 2024, equation 3.
+    The target of a pair's class is `quality ** gamma`, and every pair has weight 1. Unlike with the varifocal
+    loss, pairs that overlap little still contribute.
+
+    Source: DEIM, Huang et al., 2024, equation 3.
     """
     target = quality.detach() ** gamma
     return _QualityFocal.apply(
@@ -85,8 +90,11 @@ def matchability_aware_loss(
 
 
 class _QualityFocal(torch.autograd.Function):
-    """Cross-entropy with soft targets at the pairs and focal weights elsewhere: the sum and its gradient in
-    one sweep over the logits; the weights are constants to the gradient."""
+    """Cross-entropy with soft targets at the pairs and focal weights elsewhere, summed for each head.
+
+    The forward pass computes the gradient together with the sum, because both need the probabilities. The
+    gradient treats the weights as constants.
+    """
 
     @staticmethod
     def forward(
@@ -113,12 +121,23 @@ class _QualityFocal(torch.autograd.Function):
         as_negative = alpha * p**gamma * F.softplus(matched)
         gradient[where] = weight_of_pair * (p - target)
         ctx.save_for_backward(gradient)
-        return torch.cat(totals).index_add_(0, where[0], as_positive - as_negative)
+        return torch.cat(totals).index_add_(
+            0, where[0], as_positive - as_negative
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None, None, None], None, None, None, None, None
+        return (
+            gradient * grad[:, None, None, None],
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def focal_loss(
@@ -129,13 +148,14 @@ def focal_loss(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """Return the sigmoid focal loss of each head; arguments as in `varifocal_loss`, `quality` is not used.
+    """Return the sigmoid focal loss of each head.
+
+    The arguments are those of `varifocal_loss`; `quality` is not used.
 
     Source: Focal Loss for Dense Object Detection, Lin et al., 2017, equation 5.
     """
-    total = ((1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)).sum(
-        (1, 2, 3)
-    )
+    weight = (1 - alpha) * logits.sigmoid() ** gamma
+    total = (weight * F.softplus(logits)).sum((1, 2, 3))
     matched = logits[pairs.head, pairs.image, pairs.query, labels]
     p = matched.sigmoid()
     as_positive = alpha * (1 - p) ** gamma * F.softplus(-matched)
@@ -144,14 +164,14 @@ def focal_loss(
 
 
 class BoxLosses(NamedTuple):
-    """Raw sums of each head, and the overlap of each pair."""
+    """Sums of each head over its pairs, and the IoU of each pair."""
 
     l1: Tensor
-    """`[K]`."""
+    """Sum of L1 distances, `[K]`."""
     giou: Tensor
-    """`[K]`."""
+    """Sum of 1 - GIoU, weighted if asked for, `[K]`."""
     iou: Tensor
-    """`[K, M]`, detached."""
+    """IoU of each pair, `[K, M]`, detached."""
 
 
 def box_losses(
@@ -160,9 +180,9 @@ def box_losses(
     """Return L1 and 1 - GIoU of paired boxes.
 
     Args:
-        boxes: `[K, M, 4]` cxcywh.
-        targets: `[M, 4]` cxcywh.
-        weight_by: None, or "iou" / "giou": multiply a pair's GIoU term by that value.
+        boxes: predicted boxes, `[K, M, 4]` cxcywh in 0..1.
+        targets: true boxes, `[M, 4]` cxcywh in 0..1.
+        weight_by: "iou" or "giou" multiplies the GIoU term of a pair by that value; None does not.
     """
     iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
     weights: dict[str | None, Tensor | float] = {
@@ -170,30 +190,30 @@ def box_losses(
         "iou": iou.detach(),
         "giou": giou.detach(),
     }
-    weight = weights[weight_by]
-    return BoxLosses(
-        (boxes - targets).abs().sum((1, 2)), ((1 - giou) * weight).sum(1), iou.detach()
-    )
+    l1_sum = (boxes - targets).abs().sum((1, 2))
+    giou_sum = ((1 - giou) * weights[weight_by]).sum(1)
+    return BoxLosses(l1_sum, giou_sum, iou.detach())
 
 
 def fine_grained_localization_loss(
     corners: Tensor, bins: BinTargets, iou: Tensor
 ) -> Tensor:
-    """Return the FGL loss of each head: cross-entropy against the two bins around each true edge, by IoU.
+    """Return the fine-grained localization (FGL) loss of each head.
+
+    It is the cross-entropy with the two bins around each true edge, weighted by the IoU of the pair.
 
     Args:
         corners: logits of matched queries, `[K, M, 4, N]`.
         bins: true edges, `[M, 4]`.
-        iou: `[K, M]`, detached.
+        iou: IoU of each pair, `[K, M]`, detached.
 
     Source: D-FINE, equation 7.
     """
     log_p = F.log_softmax(corners, dim=-1)
     left = bins.left_bin[None, ..., None].expand(len(corners), -1, -1, 1)
     nearby = log_p.gather(-1, torch.cat([left, left + 1], -1))  # [K, M, 4, 2]
-    weights = (
-        torch.stack([bins.left_weight, bins.right_weight], -1) * iou[..., None, None]
-    )
+    shares = torch.stack([bins.left_weight, bins.right_weight], -1)  # [M, 4, 2]
+    weights = shares * iou[..., None, None]  # [K, M, 4, 2]
     return -(nearby * weights).sum((1, 2, 3))
 
 
@@ -211,31 +231,34 @@ def decoupled_distillation_loss(
     positive: Tensor,
     balance: Balance,
 ) -> Tensor:
-    """Return the DDF loss of each head: the last layer teaches the distributions of the others.
+    """Return the decoupled distillation (DDF) loss of each head.
+
+    The last layer teaches its edge distributions to the other layers.
 
     Args:
-        corners: students, `[K, B, Q, 4, N]`.
-        teacher_corners: `[B, Q, 4, N]`, shared by all heads; gets no gradient.
-        trust: weight of each query, `[K, B, Q]`; gets no gradient.
-        positive: which queries are matched, `[B, Q]` bool.
-        balance: from `distillation_balance`.
+        corners: logits of the other layers, `[K, B, Q, 4, N]`.
+        teacher_corners: logits of the last layer, `[B, Q, 4, N]`; they receive no gradient.
+        trust: weight of each query, `[K, B, Q]`; it receives no gradient.
+        positive: True for matched queries, `[B, Q]` bool.
+        balance: weights from `distillation_balance`.
 
     Source: D-FINE, equation 8.
     """
     matched = 4 * positive.sum()
+    unmatched = 4 * positive.numel() - matched
     per_positive = balance.positive / matched.clamp(min=1)
-    per_negative = balance.negative / (4 * positive.numel() - matched).clamp(min=1)
-    share = torch.where(positive, per_positive, per_negative) / (
-        balance.positive + balance.negative
-    )  # [B, Q]
-    return _Distillation.apply(
-        corners, teacher_corners.detach(), trust.detach() * share * TEMPERATURE**2
-    )
+    per_negative = balance.negative / unmatched.clamp(min=1)
+    share = torch.where(positive, per_positive, per_negative)  # [B, Q]
+    share = share / (balance.positive + balance.negative)
+    weight = trust.detach() * share * TEMPERATURE**2
+    return _Distillation.apply(corners, teacher_corners.detach(), weight)
 
 
 class _Distillation(torch.autograd.Function):
-    """Sum of weighted KL divergences of softened distributions; the gradient is that of cross-entropy, in
-    closed form."""
+    """Sum of weighted KL divergences of softened distributions for each head.
+
+    The gradient is computed in closed form, as that of the cross-entropy.
+    """
 
     @staticmethod
     def forward(
@@ -248,10 +271,13 @@ class _Distillation(torch.autograd.Function):
         totals = []
         for heads in _pieces(corners):
             log_student = F.log_softmax(corners[heads] / TEMPERATURE, dim=-1)
-            torch.exp(log_student, out=gradient[heads]).sub_(p_teacher).mul_(
-                (weight[heads] / TEMPERATURE)[..., None, None]
-            )
-            divergence = negative_entropy - log_student.mul_(p_teacher).sum((-2, -1))
+            p_student = torch.exp(log_student, out=gradient[heads])
+            scale = weight[heads] / TEMPERATURE
+            p_student.sub_(p_teacher).mul_(
+                scale[..., None, None]
+            )  # now the gradient
+            cross = log_student.mul_(p_teacher).sum((-2, -1))
+            divergence = negative_entropy - cross
             totals.append((weight[heads] * divergence).sum((1, 2)))
         ctx.save_for_backward(gradient)
         return torch.cat(totals)
@@ -263,20 +289,22 @@ class _Distillation(torch.autograd.Function):
 
 
 def _pieces(stacked: Tensor) -> list[slice]:
-    """Cut `[K, ...]` into what is worked on at a time: a head on the host, where that fits the cache, else
-    everything."""
-    return (
-        [slice(k, k + 1) for k in range(len(stacked))]
-        if stacked.device.type == "cpu"
-        else [slice(None)]
-    )
+    """Return slices of `[K, ...]` to process one after another: single heads on a CPU, else all at once.
+
+    A single head fits the cache of a CPU.
+    """
+    if stacked.device.type != "cpu":
+        return [slice(None)]
+    return [slice(k, k + 1) for k in range(len(stacked))]
 
 
 def distillation_balance(positive: Tensor) -> Balance:
-    """Return the square roots of 8 / B times the number of matched and of unmatched edges, for
-    `positive [B, Q]`."""
+    """Return the square roots of 8 / B times the numbers of matched and unmatched edges.
+
+    Args:
+        positive: True for matched queries, `[B, Q]` bool.
+    """
     scale = 8 / max(len(positive), 1)
     matched = positive.sum()
-    return Balance(
-        (scale * 4 * matched).sqrt(), (scale * 4 * (positive.numel() - matched)).sqrt()
-    )
+    unmatched = positive.numel() - matched
+    return Balance((scale * 4 * matched).sqrt(), (scale * 4 * unmatched).sqrt())

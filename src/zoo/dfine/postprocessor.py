@@ -1,4 +1,4 @@
-"""Convert model outputs to detections in pixels."""
+"""Conversion of model outputs to detections in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...ops.boxes import cxcywh_to_xyxy
 
 @register()
 class DFINEPostProcessor(nn.Module):
-    """Selects the best (query, class) pairs of each image, without suppression or threshold."""
+    """Select the best (query, class) pairs of each image, without non-maximum suppression or threshold."""
 
     __share__ = [
         "num_classes",
@@ -35,11 +35,14 @@ class DFINEPostProcessor(nn.Module):
         """Store the settings.
 
         Args:
-            num_classes: C.
-            use_focal_loss: classes have independent scores (sigmoid); otherwise a softmax over C + 1 with
-                background last.
-            num_top_queries: detections kept for each image, at most.
-            remap_mscoco_category: return COCO category ids in place of labels 0..79.
+            num_classes: number of classes, C.
+            use_focal_loss: classes have independent scores (sigmoid). Otherwise scores are a softmax over
+                C + 1 classes, the last of which is background.
+            num_top_queries: maximum number of detections per image.
+            remap_mscoco_category: return COCO category ids instead of labels 0..79.
+
+        Raises:
+            ConfigError: if `remap_mscoco_category` is set but `num_classes` is not 80.
         """
         super().__init__()
         if remap_mscoco_category and num_classes != len(COCO_CATEGORY_IDS):
@@ -47,11 +50,9 @@ class DFINEPostProcessor(nn.Module):
                 f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it "
                 f"to False"
             )
-        self.num_classes, self.use_focal_loss, self.num_top_queries = (
-            num_classes,
-            use_focal_loss,
-            num_top_queries,
-        )
+        self.num_classes = num_classes
+        self.use_focal_loss = use_focal_loss
+        self.num_top_queries = num_top_queries
         self.remap_mscoco_category = remap_mscoco_category
         self.deploy_mode = False
 
@@ -60,47 +61,46 @@ class DFINEPostProcessor(nn.Module):
         outputs: Predictions,
         orig_target_sizes: Tensor,
     ) -> list[Detections] | tuple[Tensor, Tensor, Tensor]:
-        """Pick and scale detections.
+        """Select detections and scale their boxes to pixels.
 
         Args:
             outputs: `pred_logits [B, Q, C]`, `pred_boxes [B, Q, 4]` cxcywh in 0..1.
             orig_target_sizes: `[B, 2]`, (width, height) of each original image in pixels.
 
         Returns:
-            For each image labels, boxes (xyxy, pixels) and scores, best first. After `deploy()` the same as a
-            tuple of batched tensors (labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`), labels always
-            0..C-1.
+            Labels, boxes (xyxy, pixels) and scores of each image, best first. After `deploy()` the same as a
+            tuple of batched tensors: labels `[B, R]`, boxes `[B, R, 4]`, scores `[B, R]`. Labels are then
+            always 0..C-1.
         """
         logits = outputs["pred_logits"].float()
         boxes = outputs["pred_boxes"].float()
-        boxes = cxcywh_to_xyxy(boxes) * orig_target_sizes.repeat(1, 2)[:, None].to(
-            boxes
-        )
+        sizes = orig_target_sizes.repeat(1, 2)[:, None].to(boxes)  # [B, 1, 4]
+        boxes = cxcywh_to_xyxy(boxes) * sizes
         if self.use_focal_loss:
             classes = logits.shape[-1]
-            scores, index = (
-                logits.sigmoid()
-                .flatten(1)
-                .topk(min(self.num_top_queries, logits[0].numel()), dim=-1)
-            )
+            count = min(self.num_top_queries, logits[0].numel())
+            scores, index = logits.sigmoid().flatten(1).topk(count, dim=-1)
             labels = index % classes
             query = index // classes
         else:
             best, best_labels = logits.softmax(-1)[..., :-1].max(-1)
-            scores, query = best.topk(min(self.num_top_queries, best.shape[1]), dim=-1)
+            count = min(self.num_top_queries, best.shape[1])
+            scores, query = best.topk(count, dim=-1)
             labels = best_labels.gather(1, query)
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         if self.deploy_mode:
             return labels, boxes, scores
         if self.remap_mscoco_category:
-            labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[labels]
-        return [
-            {"labels": label, "boxes": box, "scores": score}
-            for label, box, score in zip(labels, boxes, scores)
-        ]
+            labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[
+                labels
+            ]
+        detections: list[Detections] = []
+        for label, box, score in zip(labels, boxes, scores):
+            detections.append({"labels": label, "boxes": box, "scores": score})
+        return detections
 
     def deploy(self) -> DFINEPostProcessor:
-        """Return a copy that returns batched tensors, as exported models need."""
+        """Return a copy whose `forward` returns batched tensors, as exported models must."""
         processor = copy.deepcopy(self).eval()
         processor.deploy_mode = True
         return processor

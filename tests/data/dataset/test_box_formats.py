@@ -1,4 +1,4 @@
-"""Which format boxes have: signs of another one are seen, and natural boxes are left in peace."""
+"""Boxes in another format are detected; boxes in COCO's format raise no suspicion."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,9 @@ def natural(
     return np.concatenate([corner, side], 1).round(1), own
 
 
-def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray:
+def written(
+    xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat
+) -> np.ndarray:
     """Return boxes as a file of a format has them."""
     x, y, w, h = xywh.T
     boxes = {
@@ -44,8 +46,14 @@ def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray
     ]
     if scale is None:
         return np.stack(boxes, 1)
-    sides = [height, width] * 2 if given.order.startswith("y") else [width, height] * 2
-    return np.stack([scale * value / side for value, side in zip(boxes, sides)], 1)
+    sides = (
+        [height, width] * 2
+        if given.order.startswith("y")
+        else [width, height] * 2
+    )
+    return np.stack(
+        [scale * value / side for value, side in zip(boxes, sides)], 1
+    )
 
 
 @pytest.mark.parametrize("given", FORMATS, ids=str)
@@ -59,7 +67,9 @@ def test_every_format_is_converted_to_the_same_boxes(given):
 @pytest.mark.parametrize(
     "given", [given for given in FORMATS if given != COCO], ids=str
 )
-def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(given):
+def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(
+    given,
+):
     boxes, sizes = natural(300)
     suspicion = suspect(written(boxes, sizes, given), sizes)
     assert suspicion is not None
@@ -68,7 +78,9 @@ def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(g
 
 
 @pytest.mark.parametrize(
-    "given", [given for given in FORMATS if given.order.startswith("y")], ids=str
+    "given",
+    [given for given in FORMATS if given.order.startswith("y")],
+    ids=str,
 )
 def test_y_first_is_named_where_no_other_order_fits(given):
     boxes, sizes = natural(300, sizes=np.array([[1500.0, 300.0]]))
@@ -87,23 +99,29 @@ def test_y_first_is_named_where_no_other_order_fits(given):
 )
 @settings(max_examples=150, deadline=None)
 def test_natural_boxes_are_never_suspected(seed, count, width, height, jitter):
-    boxes, sizes = natural(count, seed, np.array([[float(width), float(height)]]))
+    boxes, sizes = natural(
+        count, seed, np.array([[float(width), float(height)]])
+    )
     boxes = (
-        boxes + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape) * 0.2
+        boxes
+        + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape)
+        * 0.2
     )
     boxes[:, 2:] = boxes[:, 2:].clip(
         2
     )  # a box within the first pixel may as well be in fractions
-    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] + boxes[:, 2:] <= sizes).all(1)
+    inside = (boxes[:, :2] >= 0).all(1) & (
+        boxes[:, :2] + boxes[:, 2:] <= sizes
+    ).all(1)
     assert suspect(boxes[inside], sizes[inside]) is None
 
 
-def test_boxes_of_small_objects_in_one_corner_are_not_taken_for_percentages():
+def test_boxes_of_small_objects_in_one_corner_are_not_treated_as_percentages():
     boxes, sizes = natural(300, sizes=np.array([[60.0, 60.0]]))
     assert suspect(boxes, np.full_like(sizes, 2000.0)) is None
 
 
-def test_few_boxes_raise_no_suspicion_by_chance():
+def test_few_boxes_raise_no_false_suspicion():
     sizes = np.array([[640.0, 480.0]])
     assert suspect(np.array([[600.0, 20.0, 100.0, 60.0]]), sizes) is None
     assert suspect(np.array([[0.0, 0.0, 1.0, 1.0]]), sizes) is None
@@ -128,7 +146,9 @@ def test_no_boxes_fit_nothing():
 
 
 def test_permille_in_large_images_is_named_whatever_the_order():
-    boxes, sizes = natural(300, sizes=np.array([[1920.0, 1080.0], [1080.0, 1920.0]]))
+    boxes, sizes = natural(
+        300, sizes=np.array([[1920.0, 1080.0], [1080.0, 1920.0]])
+    )
     for order in ("xywh", "xyxy", "yxyx"):
         given = BoxFormat(order, "permille")
         assert given in suspect(written(boxes, sizes, given), sizes).likely
@@ -150,7 +170,10 @@ def test_fractions_with_a_few_other_boxes_are_named():
     mixed = written(boxes, sizes, BoxFormat("cxcywh", "fraction"))
     mixed[0], mixed[1, 2] = [10, 10, 200, 100], 1.05
     found = suspect(mixed, sizes)
-    assert found.what == "98 of 100 boxes have numbers from 0 to 1, expected pixels"
+    assert (
+        found.what
+        == "98 of 100 boxes have numbers from 0 to 1, expected pixels"
+    )
     assert found.likely[0] == BoxFormat("cxcywh", "fraction")
 
 
@@ -161,14 +184,16 @@ def test_one_bad_box_in_a_small_file_is_no_other_format():
 
 
 @pytest.mark.parametrize("overhang", [1, 8, 60])
-def test_a_few_boxes_that_reach_out_of_their_image_are_not_taken_for_centres(overhang):
+def test_a_few_boxes_that_reach_out_of_their_image_are_not_treated_as_centres(
+    overhang,
+):
     boxes, sizes = natural(20, sizes=np.array([[640.0, 480.0]]))
     boxes = np.clip(boxes, [200, 150, 10, 10], [300, 200, 100, 100])
     boxes[:4] = 540 + overhang, 100, 100, 200
     assert suspect(boxes, sizes) is None
 
 
-def test_a_fixed_object_in_a_corner_is_not_taken_for_percentages():
+def test_boxes_of_a_fixed_object_in_a_corner_are_not_treated_as_percentages():
     rng = np.random.default_rng(0)
     boxes = np.column_stack(
         [rng.uniform(10, 15, (60, 2)), np.full(60, 80.0), np.full(60, 30.0)]

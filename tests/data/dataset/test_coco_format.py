@@ -20,7 +20,7 @@ def load(folder: Path, content):
 
 
 def faults(folder: Path, content) -> str:
-    """Return what is said about a file, with its path shortened."""
+    """Return the messages about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
     return (
@@ -38,7 +38,7 @@ def notes(labels) -> list[str]:
 
 
 def coco(**changes):
-    """Return the sound file with one record changed: annotations=(2, {"bbox": ...}); a value of `...` takes the key out."""
+    """Return a valid file with a changed record: annotations=(2, {"bbox": 5}); `...` removes a key."""
     content = sound_coco()
     for part, (index, values) in changes.items():
         for key, value in values.items():
@@ -89,7 +89,11 @@ def test_boxes_become_corners(tmp_path):
 
 def test_category_ids_with_gaps_become_their_positions(tmp_path):
     labels = load(tmp_path, sound_coco(1))
-    assert (labels.category_ids, labels.category_names, labels.categories.tolist()) == (
+    assert (
+        labels.category_ids,
+        labels.category_names,
+        labels.categories.tolist(),
+    ) == (
         [3, 7],
         ["cat", "dog"],
         [0, 1],
@@ -100,7 +104,11 @@ def test_categories_are_sorted_by_id_whatever_their_order(tmp_path):
     content = sound_coco(1)
     content["categories"].reverse()
     labels = load(tmp_path, content)
-    assert (labels.category_ids, labels.category_names, labels.categories.tolist()) == (
+    assert (
+        labels.category_ids,
+        labels.category_names,
+        labels.categories.tolist(),
+    ) == (
         [3, 7],
         ["cat", "dog"],
         [0, 1],
@@ -111,22 +119,27 @@ def test_unused_category_keeps_its_place(tmp_path):
     content = sound_coco(1)
     content["categories"].insert(1, {"id": 5, "name": "unused"})
     labels = load(tmp_path, content)
-    assert (labels.category_ids, labels.categories.tolist()) == ([3, 5, 7], [0, 2])
+    assert (labels.category_ids, labels.categories.tolist()) == (
+        [3, 5, 7],
+        [0, 2],
+    )
 
 
 @pytest.mark.parametrize("ids", [(0, 1), (1, 2), (1, 90), (0, 10**6)])
 def test_any_category_ids_will_do(tmp_path, ids):
     content = sound_coco(1)
     for k, category in enumerate(ids):
-        content["categories"][k]["id"] = content["annotations"][k]["category_id"] = (
-            category
-        )
+        content["categories"][k]["id"] = content["annotations"][k][
+            "category_id"
+        ] = category
     assert load(tmp_path, content).categories.tolist() == [0, 1]
 
 
 def test_boxes_belong_to_their_images_whatever_their_order(tmp_path):
     content = sound_coco(3)
-    content["annotations"] = [content["annotations"][i] for i in (5, 0, 3, 1, 4, 2)]
+    content["annotations"] = [
+        content["annotations"][i] for i in (5, 0, 3, 1, 4, 2)
+    ]
     content["annotations"][0]["bbox"][0] = 9.0
     labels = load(tmp_path, content)
     assert [labels.boxes[labels.rows(i), 0].tolist() for i in range(3)] == [
@@ -138,7 +151,9 @@ def test_boxes_belong_to_their_images_whatever_their_order(tmp_path):
 
 def test_image_without_objects_is_kept(tmp_path):
     content = sound_coco(3)
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] != 2
+    ]
     labels = load(tmp_path, content)
     assert (labels.starts.tolist(), len(labels)) == ([0, 2, 2, 4], 3)
 
@@ -167,7 +182,7 @@ def test_image_ids_sizes_and_names_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("value", "crowd"), [(0, False), (1, True), (None, False), (..., False)]
 )
-def test_crowd_mark_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
+def test_crowd_flag_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
     assert load(
         tmp_path, coco(annotations=(2, {"iscrowd": value}))
     ).crowds.tolist() == [
@@ -181,7 +196,9 @@ def test_crowd_mark_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
 
 
 def test_area_of_the_file_is_kept(tmp_path):
-    assert load(tmp_path, coco(annotations=(0, {"area": 17.5}))).areas[0] == 17.5
+    assert (
+        load(tmp_path, coco(annotations=(0, {"area": 17.5}))).areas[0] == 17.5
+    )
 
 
 def test_sound_file_leaves_no_notes(tmp_path):
@@ -207,9 +224,9 @@ def test_byte_order_mark_is_accepted(tmp_path):
 def test_largest_ids_are_kept(tmp_path):
     largest = (1 << 63) - 1
     content = sound_coco(1)
-    content["images"][0]["id"] = content["annotations"][0]["image_id"] = content[
-        "annotations"
-    ][1]["image_id"] = largest
+    content["images"][0]["id"] = content["annotations"][0][
+        "image_id"
+    ] = content["annotations"][1]["image_id"] = largest
     assert load(tmp_path, content).image_ids.tolist() == [largest]
 
 
@@ -228,7 +245,11 @@ def large_labels(tmp_path_factory):
 
 
 def arrays(labels) -> list[torch.Tensor]:
-    return [value for value in vars(labels).values() if isinstance(value, torch.Tensor)]
+    return [
+        value
+        for value in vars(labels).values()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def test_hundred_thousand_boxes_take_less_than_four_megabytes(large_labels):
@@ -245,7 +266,7 @@ def test_what_is_no_array_does_not_grow_with_the_boxes(large_labels):
     assert len(str(rest)) < 10_000
 
 
-# ---- what is mended and counted ----
+# ---- faults that are fixed and counted ----
 
 
 def test_missing_area_is_computed_and_counted(tmp_path):
@@ -264,19 +285,30 @@ def test_area_of_null_counts_as_missing(tmp_path):
 
 def test_computed_area_is_that_of_the_part_inside(tmp_path):
     labels = load(
-        tmp_path, coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...}))
+        tmp_path,
+        coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...})),
     )
     assert labels.areas[0] == 50
 
 
 @pytest.mark.parametrize(
-    "box", [[1, 2, 0, 4], [1, 2, 3, 0], [1, 2, -5, 4], [1, 2, 0, 0], [10, 10, 1e-9, 5]]
+    "box",
+    [
+        [1, 2, 0, 4],
+        [1, 2, 3, 0],
+        [1, 2, -5, 4],
+        [1, 2, 0, 0],
+        [10, 10, 1e-9, 5],
+    ],
 )
 def test_box_without_area_is_dropped_and_counted_with_its_id(tmp_path, box):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": box})))
     assert labels.starts.tolist() == [0, 2, 3, 5]
     assert notes(labels) == [
-        f"labels.json: boxes without area, dropped: 1 (first: annotations[2] (id 3) {[float(v) for v in box]})"
+        (
+            "labels.json: boxes without area, dropped: "
+            f"1 (first: annotations[2] (id 3) {[float(v) for v in box]})"
+        )
     ]
 
 
@@ -292,11 +324,16 @@ def test_box_partly_outside_is_clipped_and_counted(tmp_path):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": [-3, 25, 10, 10]})))
     assert labels.boxes[2].tolist() == [0, 25, 7, 30]
     assert notes(labels) == [
-        "labels.json: boxes reaching beyond their image, clipped: 1 (first: annotations[2] (id 3) [-3.0, 25.0, 10.0, 10.0])"
+        (
+            "labels.json: boxes reaching beyond their image, clipped: "
+            "1 (first: annotations[2] (id 3) [-3.0, 25.0, 10.0, 10.0])"
+        )
     ]
 
 
-def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(tmp_path):
+def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(
+    tmp_path,
+):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": [30.2, 5, 10.2, 9]})))
     assert (labels.boxes[2, 2].item(), notes(labels)) == (40, [])
 
@@ -305,7 +342,8 @@ def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(tm
 @pytest.mark.parametrize("size", [1e9, 1e39, 1e308])
 def test_box_of_absurd_size_is_clipped(tmp_path, size):
     assert load(
-        tmp_path, coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...}))
+        tmp_path,
+        coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...})),
     ).boxes[2].tolist() == [30, 20, 40, 30]
 
 
@@ -316,30 +354,37 @@ def test_few_boxes_outside_are_dropped_and_counted_with_their_ids(tmp_path):
     labels = load(tmp_path, content)
     assert len(labels.boxes) == 998
     assert notes(labels) == [
-        "labels.json: boxes outside their image, dropped: 2 (first: annotations[41] (id 41) [700.0, 10.0, 5.0, 5.0])"
+        (
+            "labels.json: boxes outside their image, dropped: "
+            "2 (first: annotations[41] (id 41) [700.0, 10.0, 5.0, 5.0])"
+        )
     ]
     assert labels.findings.notes[0].ids.tolist() == [41, 57]
 
 
 @pytest.mark.parametrize(("outside", "refused"), [(10, False), (11, True)])
-def test_more_than_one_percent_of_boxes_outside_is_refused(tmp_path, outside, refused):
+def test_more_than_one_percent_of_boxes_outside_is_refused(
+    tmp_path, outside, refused
+):
     content = large_coco(1000)
     for record in content["annotations"][:outside]:
         record["bbox"] = [700, 10, 5, 5]
     assert (
-        isinstance(inspect_coco(write_coco(tmp_path, content, draw=False)), Findings)
+        isinstance(
+            inspect_coco(write_coco(tmp_path, content, draw=False)), Findings
+        )
         is refused
     )
 
 
-def test_corners_taken_for_sizes_are_suspected(tmp_path):
+def test_corners_given_as_sizes_are_suspected(tmp_path):
     content = large_coco(100)
     for record in content["annotations"][:30]:
         record["bbox"] = [645, 100, 700, 200]
     assert faults(tmp_path, content) == (
         "labels.json has 1 fault: 30 of 100 boxes lie entirely outside their image; "
-        "COCO has [x, y, width, height] in pixels, and no other format fits either: were the images resized, or do boxes "
-        "belong to other images?"
+        "COCO has [x, y, width, height] in pixels, and no other format fits either: "
+        "were the images resized, or do boxes belong to other images?"
     )
 
 
@@ -403,8 +448,14 @@ def test_category_name_used_twice_is_counted(tmp_path):
             {"image_id": ...},
             'annotations[2] (id 3): no "image_id", expected a non-negative integer',
         ),
-        ({"id": "3"}, "annotations[2]: id is '3', expected a non-negative integer"),
-        ({"id": ...}, 'annotations[2]: no "id", expected a non-negative integer'),
+        (
+            {"id": "3"},
+            "annotations[2]: id is '3', expected a non-negative integer",
+        ),
+        (
+            {"id": ...},
+            'annotations[2]: no "id", expected a non-negative integer',
+        ),
         (
             {"id": 1 << 63},
             "annotations[2]: id is 9223372036854775808, expected a non-negative integer",
@@ -449,11 +500,19 @@ def test_category_name_used_twice_is_counted(tmp_path):
             {"area": float("nan")},
             "annotations[2] (id 3): area is nan, expected a non-negative number",
         ),
-        ({"iscrowd": 2}, "annotations[2] (id 3): iscrowd is 2, expected 0 or 1"),
-        ({"iscrowd": "0"}, "annotations[2] (id 3): iscrowd is '0', expected 0 or 1"),
+        (
+            {"iscrowd": 2},
+            "annotations[2] (id 3): iscrowd is 2, expected 0 or 1",
+        ),
+        (
+            {"iscrowd": "0"},
+            "annotations[2] (id 3): iscrowd is '0', expected 0 or 1",
+        ),
     ],
 )
-def test_faulty_annotation_is_named_with_its_place_id_and_key(tmp_path, change, fault):
+def test_faulty_annotation_is_named_with_its_place_id_and_key(
+    tmp_path, change, fault
+):
     assert (
         faults(tmp_path, coco(annotations=(2, change)))
         == f"labels.json has 1 fault: {fault}"
@@ -487,7 +546,8 @@ def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(
     content["annotations"][9] |= {"bbox": None, "segmentation": None}
     content["annotations"][17]["category_id"] = 99
     assert faults(tmp_path, content).startswith(
-        "labels.json has 2 faults: annotations[9] (id 9): bbox is None, expected four numbers [x, y, width, height]; "
+        "labels.json has 2 faults: annotations[9] (id 9): "
+        "bbox is None, expected four numbers [x, y, width, height]; "
         "annotations[17] (id 17): category_id 99 is unknown"
     )
     content["annotations"] = content["annotations"][:9]
@@ -497,8 +557,8 @@ def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(
 def test_long_value_is_shown_in_part(tmp_path):
     message = faults(tmp_path, coco(annotations=(2, {"bbox": "x" * 10_000})))
     assert (
-        message
-        == f"labels.json has 1 fault: annotations[2] (id 3): bbox is '{'x' * 79}..., expected four numbers [x, y, width, height]"
+        message == "labels.json has 1 fault: annotations[2] (id 3): "
+        f"bbox is '{'x' * 79}..., expected four numbers [x, y, width, height]"
     )
 
 
@@ -511,9 +571,15 @@ def test_long_value_is_shown_in_part(tmp_path):
         ),
         (
             {"file_name": "/etc/passwd"},
-            "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; names are relative to the image folder",
+            (
+                "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; "
+                "names are relative to the image folder"
+            ),
         ),
-        ({"file_name": ""}, "images[2] (id 3): file_name is '', expected a file name"),
+        (
+            {"file_name": ""},
+            "images[2] (id 3): file_name is '', expected a file name",
+        ),
         (
             {"width": 0},
             "images[2] (id 3): size is 0 x 30, expected positive integers (pixels)",
@@ -537,8 +603,14 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
         ({"id": -1}, "images[2]: id is -1, expected a non-negative integer"),
         ({"id": 1}, "images[2] (id 1): this id is used twice"),
         ({"id": ...}, 'images[2]: no "id", expected a non-negative integer'),
-        ({"file_name": ...}, 'images[2] (id 3): no "file_name", expected a file name'),
-        ({"file_name": 5}, "images[2] (id 3): file_name is 5, expected a file name"),
+        (
+            {"file_name": ...},
+            'images[2] (id 3): no "file_name", expected a file name',
+        ),
+        (
+            {"file_name": 5},
+            "images[2] (id 3): file_name is 5, expected a file name",
+        ),
         (
             {"width": "40"},
             "images[2] (id 3): width is '40', expected a positive integer (pixels)",
@@ -553,7 +625,9 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
         ),
     ],
 )
-def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault):
+def test_image_that_cannot_be_counted_on_is_named_first(
+    tmp_path, change, fault
+):
     assert fault in faults(tmp_path, coco(images=(2, change)))
 
 
@@ -561,8 +635,14 @@ def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault)
     ("change", "fault"),
     [
         ({"id": 3}, "categories[1]: id 3 is used twice"),
-        ({"id": -1}, "categories[1]: id is -1, expected a non-negative integer"),
-        ({"id": "7"}, "categories[1]: id is '7', expected a non-negative integer"),
+        (
+            {"id": -1},
+            "categories[1]: id is -1, expected a non-negative integer",
+        ),
+        (
+            {"id": "7"},
+            "categories[1]: id is '7', expected a non-negative integer",
+        ),
         ({"name": ""}, "categories[1] (id 7): the name is empty"),
         ({"name": ...}, 'categories[1] (id 7): no "name", expected a name'),
         ({"name": 5}, "categories[1] (id 7): name is 5, expected a name"),
@@ -573,9 +653,7 @@ def test_faulty_category_is_named(tmp_path, change, fault):
 
 
 def test_negative_category_id_is_named_with_its_annotation(tmp_path):
-    message = (
-        "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
-    )
+    message = "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
     assert (
         faults(tmp_path, coco(annotations=(2, {"category_id": -1})))
         == f"labels.json has 1 fault: {message}"
@@ -617,11 +695,12 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_record_that_is_no_object_is_named(tmp_path, part):
+def test_record_that_is_not_an_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
-    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(
-        tmp_path, content
+    assert (
+        f"{part}[{len(content[part]) - 1}]: a int, expected an object"
+        in faults(tmp_path, content)
     )
 
 
@@ -645,7 +724,8 @@ def test_list_that_is_missing_is_named(tmp_path, part, value, text):
         del content[part]
     assert (
         faults(tmp_path, json.dumps(content))
-        == f'labels.json: "{part}" {text}, expected a list; COCO files have images, annotations and categories'
+        == f'labels.json: "{part}" {text}, expected a list; '
+        "COCO files have images, annotations and categories"
     )
 
 
@@ -665,7 +745,8 @@ def test_truncated_file_is_refused_with_line_and_column(tmp_path):
     line = cut.count("\n") + 1
     assert (
         faults(tmp_path, cut)
-        == f"labels.json is not valid JSON: Expecting value, line {line} column {len(cut) - cut.rfind(chr(10))}"
+        == "labels.json is not valid JSON: Expecting value, "
+        f"line {line} column {len(cut) - cut.rfind(chr(10))}"
     )
 
 
@@ -682,11 +763,12 @@ def test_empty_file_is_refused(tmp_path, raw):
     ("raw", "kind"),
     [(b"null", "NoneType"), (b"[]", "list"), (b"3", "int"), (b'"x"', "str")],
 )
-def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
+def test_file_without_an_object_is_refused(tmp_path, raw, kind):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(
         DataError,
-        match=f"labels.json contains a {kind}, expected an object with lists images, annotations and categories$",
+        match=f"labels.json contains a {kind}, expected an object with lists images, "
+        "annotations and categories$",
     ):
         load_coco(tmp_path / "labels.json")
 
@@ -696,11 +778,14 @@ def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
     [
         (b"<html>", "is not valid JSON: Expecting value, line 1 column 1"),
         (b"[" * 200_000, "is not valid JSON: nested too deeply"),
-        (b'{"images": "' + b"\xff" + b'"}', "is not valid JSON: not UTF-8 at byte 12"),
+        (
+            b'{"images": "' + b"\xff" + b'"}',
+            "is not valid JSON: not UTF-8 at byte 12",
+        ),
         (b"9" * 5000, "is not valid JSON: Exceeds the limit"),
     ],
 )
-def test_file_that_is_no_json_is_refused(tmp_path, raw, reason):
+def test_file_that_is_not_json_is_refused(tmp_path, raw, reason):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(DataError) as caught:
         load_coco(tmp_path / "labels.json")
@@ -778,5 +863,5 @@ def test_name_inside_the_folder_is_safe(name):
         ("expected a file name", ["", None, 5]),
     ],
 )
-def test_name_that_leaves_the_folder_or_is_none_is_unsafe(reason, names):
+def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
     assert {unsafe_file_name(name) for name in names} == {reason}

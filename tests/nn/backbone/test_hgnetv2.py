@@ -45,11 +45,16 @@ def frozen_parts(model):
 
 
 @pytest.mark.parametrize("indices", [[0], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3]])
-def test_maps_of_the_stages_asked_for_come_in_order(indices):
+def test_maps_of_the_requested_stages_are_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [
-        (2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i])
+        (
+            2,
+            (64, 256, 512, 1024)[i],
+            64 // (4, 8, 16, 32)[i],
+            96 // (4, 8, 16, 32)[i],
+        )
         for i in indices
     ]
 
@@ -60,7 +65,7 @@ def test_channels_and_strides_are_attributes():
 
 
 @pytest.mark.parametrize("indices", [[], [4], [-1]])
-def test_stages_that_do_not_exist_are_told(indices):
+def test_stages_that_do_not_exist_are_refused(indices):
     with pytest.raises(ConfigError) as caught:
         small(return_idx=indices)
     assert (
@@ -70,11 +75,12 @@ def test_stages_that_do_not_exist_are_told(indices):
 
 
 @pytest.mark.parametrize("stage", [-2, 4])
-def test_freezing_of_a_stage_that_does_not_exist_is_told(stage):
+def test_freezing_a_stage_that_does_not_exist_is_refused(stage):
     with pytest.raises(ConfigError) as caught:
         small(freeze_at=stage)
     assert (
-        str(caught.value) == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
+        str(caught.value)
+        == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
     )
 
 
@@ -116,7 +122,11 @@ def test_frozen_norm_computes_what_a_norm_in_eval_mode_does():
         torch.rand(1, 3, 64, 64),
     )
     frozen.load_state_dict(
-        {k: v for k, v in plain.state_dict().items() if "num_batches_tracked" not in k}
+        {
+            k: v
+            for k, v in plain.state_dict().items()
+            if "num_batches_tracked" not in k
+        }
     )
     for a, b in zip(plain(x), frozen(x)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -162,7 +172,9 @@ def test_weights_of_timm_load_strictly_and_give_timms_features(
     freeze_norm, timm_model, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(
-        module_under_test, "timm_state_dict", lambda name: timm_model.state_dict()
+        module_under_test,
+        "timm_state_dict",
+        lambda name: timm_model.state_dict(),
     )
     model = small(
         pretrained=True,
@@ -200,7 +212,9 @@ def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(
     with caplog.at_level(logging.INFO, "dfine"):
         model.load_pretrained()
     count = len(model.state_dict())
-    assert torch.equal(model.stem.stem1.conv.weight, source.stem.stem1.conv.weight)
+    assert torch.equal(
+        model.stem.stem1.conv.weight, source.stem.stem1.conv.weight
+    )
     assert (
         f"HGNetv2 B0: loaded {count} of {count} tensors from {tmp_path}/PPHGNetV2_B0_stage1.pth"
         in caplog.text
@@ -213,18 +227,24 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(
     with pytest.raises(CheckpointError) as caught:
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert str(caught.value) == (
-        f"ImageNet weights for HGNetv2 B0 not found: no file {tmp_path}/PPHGNetV2_B0_stage1.pth, and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in "
-        f"the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); put the file there, or start without it: "
-        f"-u HGNetv2.pretrained=False"
+        "ImageNet weights for HGNetv2 B0 not found: "
+        f"no file {tmp_path}/PPHGNetV2_B0_stage1.pth, "
+        "and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in the local cache and "
+        "https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); "
+        "put the file there, or start without it: -u HGNetv2.pretrained=False"
     )
 
 
-def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(
+def test_a_file_of_another_variant_is_refused_with_the_first_tensor_that_differs(
     no_network, tmp_path
 ):
     torch.save(
         HGNetv2(
-            "B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False
+            "B1",
+            use_lab=True,
+            freeze_at=-1,
+            freeze_norm=False,
+            pretrained=False,
         ).state_dict(),
         tmp_path / "PPHGNetV2_B0_stage1.pth",
     )
@@ -235,8 +255,10 @@ def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 
 
-def test_a_file_with_other_keys_is_told(no_network, tmp_path):
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth")
+def test_a_file_with_other_keys_is_refused(no_network, tmp_path):
+    torch.save(
+        {"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth"
+    )
     with pytest.raises(
         CheckpointError,
         match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first fc\.weight",
@@ -255,11 +277,11 @@ def test_a_file_with_other_keys_is_told(no_network, tmp_path):
     ],
     ids=str,
 )
-def test_a_file_without_a_state_dict_is_told(content, no_network, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(content, no_network, tmp_path):
     torch.save(content, tmp_path / "PPHGNetV2_B0_stage1.pth")
     with pytest.raises(
         CheckpointError,
-        match=r"PPHGNetV2_B0_stage1.pth holds no state dict \(names to tensors\)",
+        match=r"PPHGNetV2_B0_stage1.pth is not a state dict \(names to tensors\)",
     ):
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 

@@ -7,7 +7,10 @@ from torch import nn
 from src.core import CheckpointError
 from src.nn.backbone.timm_weights import timm_state_dict
 
-NAME, REPOSITORY = "vit_small_patch16_dinov3", "timm/vit_small_patch16_dinov3.lvd1689m"
+NAME, REPOSITORY = (
+    "vit_small_patch16_dinov3",
+    "timm/vit_small_patch16_dinov3.lvd1689m",
+)
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -24,7 +27,9 @@ def hub(monkeypatch, tmp_path):
 
     for name in (*PROXIES, "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)
+    )
     monkeypatch.setattr(socket, "create_connection", refuse)
     return tried
 
@@ -43,23 +48,25 @@ def published(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_offline_mode_is_told_without_a_connection(value, hub, monkeypatch):
+def test_offline_mode_is_reported_without_a_connection(value, hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (HF_HUB_OFFLINE is set)"
     )
     assert hub == []
 
 
-def test_a_failed_connection_is_told_after_one_attempt(hub):
+def test_a_failed_connection_is_reported_after_one_attempt(hub):
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (Network is unreachable)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (Network is unreachable)"
     )
     assert hub == [("huggingface.co", 443)]
 
@@ -81,14 +88,16 @@ def test_cached_weights_need_no_network(hub, published, monkeypatch, tmp_path):
     assert set(timm_state_dict(NAME)) == {"weight", "bias"} and hub == []
 
 
-def test_weights_are_those_of_timms_model_without_a_head(hub, published, monkeypatch):
+def test_weights_are_those_of_timms_model_without_a_head(
+    hub, published, monkeypatch
+):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     asked, module = published
     assert timm_state_dict(NAME)["weight"] is not None
     assert asked == [(NAME, {"pretrained": True, "num_classes": 0})]
 
 
-def test_a_download_that_fails_is_told_in_one_line(hub, monkeypatch):
+def test_a_failed_download_is_reported_in_one_line(hub, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
 
     def fail(*arguments, **settings):
@@ -103,7 +112,9 @@ def test_a_download_that_fails_is_told_in_one_line(hub, monkeypatch):
     )
 
 
-def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypatch):
+def test_a_failed_download_without_a_message_is_reported_by_its_error_class(
+    hub, monkeypatch
+):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
 
     def fail(*arguments, **settings):
@@ -111,16 +122,19 @@ def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypat
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(
-        CheckpointError, match=f"{REPOSITORY} could not be fetched: TimeoutError"
+        CheckpointError,
+        match=f"{REPOSITORY} could not be fetched: TimeoutError",
     ):
         timm_state_dict(NAME)
 
 
-def test_a_model_without_published_weights_is_told(hub, monkeypatch):
+def test_a_model_without_published_weights_is_reported(hub, monkeypatch):
     monkeypatch.setattr(
         timm,
         "get_pretrained_cfg",
         lambda name: timm.models.PretrainedCfg(hf_hub_id=None),
     )
-    with pytest.raises(CheckpointError, match=f"timm publishes no weights for {NAME}"):
+    with pytest.raises(
+        CheckpointError, match=f"timm publishes no weights for {NAME}"
+    ):
         timm_state_dict(NAME)

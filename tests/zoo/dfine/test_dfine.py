@@ -13,7 +13,7 @@ from tests.fixtures.vits import randomize
 
 
 class Backbone(nn.Module):
-    """Maps of strides 8, 16 and 32, with or without saying so."""
+    """Maps of strides 8, 16 and 32, with or without attributes for them."""
 
     def __init__(self, channels=(4, 6, 8), strides=(8, 16, 32)):
         super().__init__()
@@ -55,8 +55,15 @@ def detector(**settings):
     ("parts", "message"),
     [
         (
-            (lambda: Backbone(channels=(256, 256, 256)), encoder, small_decoder),
-            "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives [256, 256, 256]; set in_channels to match",
+            (
+                lambda: Backbone(channels=(256, 256, 256)),
+                encoder,
+                small_decoder,
+            ),
+            (
+                "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives "
+                "[256, 256, 256]; set in_channels to match"
+            ),
         ),
         (
             (lambda: Backbone(channels=(4, 6)), encoder, small_decoder),
@@ -64,15 +71,28 @@ def detector(**settings):
         ),
         (
             (lambda: Backbone(strides=(4, 8, 16)), encoder, small_decoder),
-            "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; set feat_strides to match",
+            (
+                "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; "
+                "set feat_strides to match"
+            ),
         ),
         (
-            (Backbone, encoder, lambda: small_decoder(feat_channels=[16, 16, 32])),
-            "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                Backbone,
+                encoder,
+                lambda: small_decoder(feat_channels=[16, 16, 32]),
+            ),
+            (
+                "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
         (
             (Backbone, encoder, lambda: small_decoder(feat_strides=[4, 8, 16])),
-            "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives [8, 16, 32]; set feat_strides to match",
+            (
+                "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives "
+                "[8, 16, 32]; set feat_strides to match"
+            ),
         ),
         (
             (
@@ -85,11 +105,14 @@ def detector(**settings):
                     num_points=2,
                 ),
             ),
-            "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_told_with_both_lists(parts, message):
+def test_parts_that_do_not_fit_are_refused_with_both_lists(parts, message):
     with pytest.raises(ConfigError) as caught:
         DFINE(*(part() for part in parts))
     assert str(caught.value) == message
@@ -103,9 +126,9 @@ def test_a_backbone_that_does_not_say_what_it_gives_is_taken_at_its_word():
 
 
 def test_levels_that_the_decoder_adds_itself_do_not_disagree():
-    assert detector(num_levels=4, num_points=2).eval()(torch.rand(1, 3, 64, 64))[
-        "pred_boxes"
-    ].shape == (
+    assert detector(num_levels=4, num_points=2).eval()(
+        torch.rand(1, 3, 64, 64)
+    )["pred_boxes"].shape == (
         1,
         10,
         4,
@@ -152,7 +175,7 @@ def test_every_multiple_of_32_works(size):
         ),
     ],
 )
-def test_other_sizes_are_told_with_the_nearest_valid_ones(size, message):
+def test_other_sizes_are_refused_with_the_nearest_valid_ones(size, message):
     with pytest.raises(ConfigError) as caught:
         detector().eval()(torch.rand(1, 3, *size))
     assert str(caught.value) == message
@@ -162,13 +185,21 @@ def test_other_sizes_are_told_with_the_nearest_valid_ones(size, message):
 def test_a_detector_built_for_one_size_evaluates_and_trains_at_others(size):
     model = tiny_config().model  # for 64 x 64
     targets = [
-        {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.2]])},
-        {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+        {
+            "labels": torch.tensor([1]),
+            "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.2]]),
+        },
+        {
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "boxes": torch.zeros(0, 4),
+        },
     ]
     images = torch.rand(2, 3, *size)
     with torch.inference_mode():
         detections = model.eval()(images)
-    losses = tiny_config().criterion(model.train()(images, targets=targets), targets)
+    losses = tiny_config().criterion(
+        model.train()(images, targets=targets), targets
+    )
     sum(losses.values()).backward()
     assert detections["pred_boxes"].isfinite().all() and all(
         loss.isfinite() for loss in losses.values()
@@ -185,7 +216,9 @@ def trained():
     kept = {
         key: value.clone()
         for key, value in model.state_dict().items()
-        if key.endswith(("anchors", "valid_mask", "up", "reg_scale", "points_scale"))
+        if key.endswith(
+            ("anchors", "valid_mask", "up", "reg_scale", "points_scale")
+        )
     }
     randomize(model).load_state_dict(kept, strict=False)
     return model
@@ -207,7 +240,10 @@ def test_deploying_twice_computes_the_same(trained):
 
 
 def test_deploying_leaves_the_original_alone(trained):
-    before = {key: value.clone() for key, value in trained.train().state_dict().items()}
+    before = {
+        key: value.clone()
+        for key, value in trained.train().state_dict().items()
+    }
     trained.deploy()
     after = trained.state_dict()
     assert (
@@ -268,12 +304,17 @@ def test_deployed_form_of_other_settings_computes_the_same(settings):
 
 def test_a_copy_of_a_detector_keeps_shared_parameters_shared():
     decoder = copy.deepcopy(detector()).decoder
-    assert isinstance(decoder, DFINETransformer) and decoder.up is decoder.decoder.up
+    assert (
+        isinstance(decoder, DFINETransformer)
+        and decoder.up is decoder.decoder.up
+    )
 
 
 @pytest.mark.parametrize("size", ["n", "s", "m", "l", "x"])
 def test_published_sizes_keep_reg_scale_as_a_whole_number(size):
-    config = YAMLConfig(ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml").yaml_cfg
+    config = YAMLConfig(
+        ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml"
+    ).yaml_cfg
     settings = config["DFINETransformer"]
     assert isinstance(settings["reg_scale"], int) and settings["reg_scale"] == (
         8 if size == "x" else 4
@@ -311,7 +352,11 @@ def test_one_image_gives_the_gradients_that_two_copies_of_it_give():
         model.zero_grad()
         loss.backward()
         found.append(
-            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            {
+                name: p.grad
+                for name, p in model.named_parameters()
+                if p.grad is not None
+            }
         )
     for name, one in found[0].items():
         torch.testing.assert_close(
