@@ -37,7 +37,9 @@ def load(request):
         reason=f"{request.param} is not installed (tools/requirements.txt)",
     )
     return cache(
-        {"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param]
+        {"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[
+            request.param
+        ]
     )
 
 
@@ -97,10 +99,15 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(
     proto = onnx.load(exported)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
-    with pytest.raises(CheckpointError, match="bare.json does not exist beside it"):
+    with pytest.raises(
+        CheckpointError, match="bare.json does not exist beside it"
+    ):
         load(tmp_path / "bare.onnx")
     shutil.copy(exported.with_suffix(".json"), tmp_path / "bare.json")
-    assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
+    assert (
+        len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0))
+        == 20
+    )
 
 
 def test_openvino_format_is_read_with_its_json_file(
@@ -121,7 +128,9 @@ def test_openvino_format_is_read_with_its_json_file(
     )
 
 
-def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path):
+def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(
+    load, tmp_path
+):
     tensor = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["input"], ["output"])],
@@ -131,7 +140,9 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
     )
     onnx.save(
         onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+            graph,
+            opset_imports=[onnx.helper.make_opsetid("", 17)],
+            ir_version=8,
         ),
         tmp_path / "foreign.onnx",
     )
@@ -151,7 +162,9 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
         (b"no model at all", "cannot be loaded by"),
     ],
 )
-def test_an_unreadable_file_is_refused_in_one_line(load, tmp_path, content, message):
+def test_an_unreadable_file_is_refused_in_one_line(
+    load, tmp_path, content, message
+):
     if content is not None:
         (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -198,8 +211,12 @@ def test_a_threshold_out_of_range_is_refused(exported, tmp_path, value):
     pytest.importorskip("onnxruntime")
 
     def change(proto):
-        (entry,) = [entry for entry in proto.metadata_props if entry.key == "dfine"]
-        entry.value = json.dumps({**json.loads(entry.value), "threshold": value})
+        (entry,) = [
+            entry for entry in proto.metadata_props if entry.key == "dfine"
+        ]
+        entry.value = json.dumps(
+            {**json.loads(entry.value), "threshold": value}
+        )
 
     with pytest.raises(CheckpointError, match="damaged metadata"):
         Detector.from_onnx(spoil(exported, tmp_path, change))
@@ -208,7 +225,8 @@ def test_a_threshold_out_of_range_is_refused(exported, tmp_path, value):
 def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("onnxruntime")
     with pytest.raises(
-        ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"
+        ConfigError,
+        match="device 'cuda:77' was requested|device cuda:77 was requested",
     ):
         OnnxEngine(exported, "cuda:77")
     pytest.importorskip("openvino")
@@ -217,7 +235,9 @@ def test_devices_that_are_not_there_are_refused(exported):
 
 
 @pytest.mark.parametrize("torch_has_cuda", [True, False])
-def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(monkeypatch, torch_has_cuda):
+def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(
+    monkeypatch, torch_has_cuda
+):
     place = "src.inference.exported_engines.pick_device"
     monkeypatch.setattr(place, torch.device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda)
@@ -226,15 +246,21 @@ def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(monkeypatch, torch_has_c
     def cuda(number: int) -> list:
         return [("CUDAExecutionProvider", {"device_id": number}), both[1]]
 
-    assert _execution_providers(None, both) == (cuda(0) if torch_has_cuda else both[1:])
+    assert _execution_providers(None, both) == (
+        cuda(0) if torch_has_cuda else both[1:]
+    )
     assert _execution_providers(None, both[1:]) == both[1:]
     assert _execution_providers("cpu", both) == both[1:]
     assert _execution_providers("cuda:1", both) == cuda(1)
-    with pytest.raises(ConfigError, match="device cuda:1 was requested, but this ONNX"):
+    with pytest.raises(
+        ConfigError, match="device cuda:1 was requested, but this ONNX"
+    ):
         _execution_providers("cuda:1", both[1:])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="for machines without CUDA"
+)
 def test_tensorrt_needs_cuda(exported):
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         TensorRtEngine(exported)
@@ -243,7 +269,10 @@ def test_tensorrt_needs_cuda(exported):
 
 
 def test_an_engine_of_another_tensorrt_is_refused(exported, monkeypatch):
-    trt, place = MagicMock(__version__="10.9.0"), "src.inference.exported_engines"
+    trt, place = (
+        MagicMock(__version__="10.9.0"),
+        "src.inference.exported_engines",
+    )
     trt.Runtime().deserialize_cuda_engine.return_value = None
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setattr(f"{place}.pick_device", torch.device)

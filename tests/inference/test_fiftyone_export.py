@@ -30,7 +30,9 @@ def stand_in(monkeypatch):
         for name in ("Sample", "Detection", "Detections")
     }
     monkeypatch.setitem(
-        sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing)
+        sys.modules,
+        "fiftyone",
+        SimpleNamespace(**kinds, Dataset=DatabaseIsMissing),
     )
 
 
@@ -44,7 +46,9 @@ def evaluation(detector, tiny_data):
     )
 
 
-def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluation):
+def test_samples_hold_truth_detections_and_what_became_of_them(
+    stand_in, evaluation
+):
     samples = fiftyone_samples(evaluation, 0.3)
     assert len(samples) == 8 and samples[0].filepath.endswith("val_00000.jpg")
     truth = [d for s in samples for d in s.ground_truth.detections]
@@ -55,13 +59,20 @@ def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluat
         and sum(s.missed for s in samples) == len(truth) - hits
         and sum(s.false for s in samples) == len(guesses) - hits
     )
-    assert {d.label for d in truth + guesses} <= {"disc", "square", "triangle", "ring"}
+    assert {d.label for d in truth + guesses} <= {
+        "disc",
+        "square",
+        "triangle",
+        "ring",
+    }
     assert all(0 <= v <= 1 for d in truth for v in d.bounding_box) and all(
         d.confidence >= 0.3 for d in guesses
     )
 
 
-def test_boxes_are_fractions_of_the_width_and_height_of_their_own_image(stand_in):
+def test_boxes_are_fractions_of_the_width_and_height_of_their_own_image(
+    stand_in,
+):
     sizes = torch.tensor([[40, 20], [10, 50]])
     ids = torch.tensor([7, 3])
     data = SimpleNamespace(
@@ -90,8 +101,16 @@ def test_boxes_are_fractions_of_the_width_and_height_of_their_own_image(stand_in
         for sample in fiftyone_samples(seen, 0.5)
     ]
     assert found == [
-        (7, "0.jpg", [("a", [0.1, 0.2, 0.2, 0.5]), ("a", [0.1, 0.25, 0.2, 0.5])]),
-        (3, "1.jpg", [("b", [0.1, 0.1, 0.5, 0.2]), ("b", [0.2, 0.1, 0.4, 0.2])]),
+        (
+            7,
+            "0.jpg",
+            [("a", [0.1, 0.2, 0.2, 0.5]), ("a", [0.1, 0.25, 0.2, 0.5])],
+        ),
+        (
+            3,
+            "1.jpg",
+            [("b", [0.1, 0.1, 0.5, 0.2]), ("b", [0.2, 0.1, 0.4, 0.2])],
+        ),
     ]
 
 
@@ -103,7 +122,9 @@ def test_a_missing_database_is_reported(stand_in, evaluation):
         to_fiftyone(evaluation, "name", 0.5)
 
 
-def test_without_fiftyone_its_installation_is_explained(monkeypatch, evaluation):
+def test_without_fiftyone_its_installation_is_explained(
+    monkeypatch, evaluation
+):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ConfigError, match="pip install fiftyone"):
         to_fiftyone(evaluation, "name", 0.5)
