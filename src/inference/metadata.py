@@ -39,7 +39,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
         ...     input_size=[64, 64],
         ...     batch_size=None,
         ... )
-        >>> Metadata.from_json(metadata.to_json(), Path("model.onnx")) == metadata
+        >>> Metadata.from_json(metadata.to_json(), "model.onnx") == metadata
         True
     """
 
@@ -74,7 +74,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
         return json.dumps(msgspec.to_builtins(self), ensure_ascii=False, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Metadata:
+    def from_json(cls, text: str, where: str | Path) -> Metadata:
         """Read the output of `to_json`; entries of later versions are ignored.
 
         Raises:
@@ -101,7 +101,13 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
 
     Example:
         >>> classes = [{"id": 1, "name": "cat"}]
-        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> metadata = Metadata(
+        ...     preprocessing=[{"type": "Resize", "size": [640, 640]}],
+        ...     classes=classes,
+        ...     threshold=0.4,
+        ...     input_size=[640, 640],
+        ...     batch_size=None,
+        ... )
         >>> size = Path("model.json").write_text(metadata.to_json())
         >>> metadata_for(Path("model.onnx"), None).classes
         [{'id': 1, 'name': 'cat'}]
