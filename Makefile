@@ -1,7 +1,8 @@
 # make demo    environment, synthetic data, training, evaluation, pictures; about 6 minutes on one core
 # make test    environment and all tests except the slow ones
-# make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt); without them their tests are skipped
-# Only Python 3.10 or newer is required.
+# make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt);
+#              without them, their tests are skipped
+# Required: Python 3.10 or newer.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
 # Number of test processes; each needs about 1 GB of memory.
 JOBS ?= 2
-# The models are small: two threads are a third faster on idle cores, but much slower on busy ones.
+# The models are small: two threads are faster by a third on idle cores, but much slower on busy ones.
 export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-slow tools lint clean

@@ -1,8 +1,13 @@
 """Train or evaluate a detector.
 
-python train.py -c configs/dfine/dfine_dinov3_s_coco.yml                                   # one process
-torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp    # one process per
-GPU torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth             # evaluate
+# one process
+python train.py -c configs/dfine/dfine_dinov3_s_coco.yml
+
+# one process per GPU
+torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp
+
+# evaluate
+torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Keep of a training checkpoint what inference needs: the average of its weights, and what it says about itself.
+"""Extract from a training checkpoint what inference needs: the EMA weights and the meta data.
 
     python reference/convert_weight.py output/run/last.pth      # writes output/run/last_converted.pth
 
-Takes D-FINE's checkpoints and last.pth; the result is {"model": weights}, with "meta" if there was one. LoRA factors are folded in.
+Checkpoints of D-FINE and last.pth are accepted. The result is {"model": weights}, with "meta" if the
+checkpoint has it. LoRA factors are merged into the weights.
 """
 
 import sys
@@ -10,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.common import parser_for, run  # noqa: E402
+from tools.common import parser_for, run
 
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("checkpoint_file", help="checkpoint with an average (ema)")
+    parser.add_argument("checkpoint_file", help="checkpoint with EMA weights")
     arguments = parser.parse_args()
     run(lambda: convert(arguments.checkpoint_file), arguments)
 
@@ -37,7 +38,8 @@ def convert(file: str) -> Path:
     ema = content.get("ema")
     if not (isinstance(ema, dict) and ema.get("module")):
         raise CheckpointError(
-            f"{file} has no average of weights ('ema'), so there is nothing to convert; best.pth and released files are ready as they are"
+            f"{file} has no average of weights ('ema'), so there is nothing to convert; "
+            "best.pth and released files are ready as they are"
         )
     path = read.path.with_stem(f"{read.path.stem}_converted")
     refuse_foreign([path], "move it away")

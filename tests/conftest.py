@@ -9,13 +9,14 @@ import src.runtime.optional  # noqa: F401  before ONNX Runtime: its telemetry's 
 from tests.fixtures.tiny import SyntheticData, write_tiny_data
 from tests.fixtures.trained_tiny import TRAINED
 
-# autograd starts its threads at the first backward; after an export it would count devices that make forks fail
+# Autograd starts its threads at the first backward pass. After an export it would count devices,
+# which makes forks fail.
 torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Escape what UTF-8 cannot hold, such as other names of files in captured output: pytest-xdist sends reports as UTF-8."""
+    """Escape text that is not valid UTF-8, such as file names in output: pytest-xdist sends UTF-8."""
     report = (yield).get_result()
     report.sections = [
         (name, text.encode(errors="backslashreplace").decode())

@@ -43,7 +43,7 @@ def test_levels_that_mean_nothing_here_or_contradict_are_refused(
     assert "--opt-level" in capsys.readouterr().err
 
 
-def test_a_note_tells_what_a_level_is_taken_as():
+def test_an_apex_level_is_logged_with_its_meaning():
     ended = train_here("-c", "none.yml", "--opt-level", "O1")
     assert ended.code == 2
     assert "--opt-level O1 means --use-amp" in ended.out

@@ -1,4 +1,4 @@
-"""Arguments and endings that tools share. Nothing heavy is imported before arguments are parsed."""
+"""Arguments and exit handling shared by the tools. Slow imports happen after arguments are parsed."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         required=True,
         metavar="FILE",
-        help="best.pth, last.pth or a file of D-FINE's",
+        help="checkpoint: best.pth, last.pth or a file of the D-FINE project",
     )
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration, only for checkpoints that hold none, as D-FINE's own",
+        help="configuration; needed only for checkpoints without one, such as those of D-FINE",
     )
     parser.add_argument(
-        "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if there is one"
+        "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if available"
     )
     parser.add_argument(
         "--input-size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="in place of the size that the model was trained for",
+        help="input size; default: the size that the model was trained for",
     )
     parser.add_argument(
         "--use-amp",
         action="store_true",
-        help="compute in bf16, or fp16 without it; CUDA only",
+        help="use mixed precision: bf16, or fp16 if not supported; CUDA only",
     )
 
 
@@ -80,10 +80,13 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of images; default: the validation data that the checkpoint names",
     )
     parser.add_argument(
-        "--annotations", type=user_path, metavar="FILE", help="their COCO file"
+        "--annotations",
+        type=user_path,
+        metavar="FILE",
+        help="COCO file of these images",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="images at once; default: 8"
+        "--batch-size", type=int, default=8, help="batch size; default: 8"
     )
 
 
@@ -113,40 +116,43 @@ def add_prediction_arguments(
     parser.add_argument(
         "--threshold",
         type=float,
-        help="least score; default: the checkpoint's, with the best F1 on its validation data",
+        help="minimum score; default: the checkpoint's, which has the best F1 on its validation data",
     )
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="COCO file: look at its images within the folder --input, under its image ids; boxes are not "
-        "needed",
+        help="COCO file: predict its images, which are in the folder --input, under its image ids; boxes are "
+        "not needed",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="images at once; default: 8"
+        "--batch-size", type=int, default=8, help="batch size; default: 8"
     )
     parser.add_argument(
         "--nms",
         type=float,
         metavar="IOU",
-        help="drop boxes that overlap a better one of their class by more; default: keep all",
+        help="drop boxes whose IoU with a better box of the same class is above this; default: keep all",
     )
     parser.add_argument(
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="look at large images in tiles of this side too",
+        help="also predict large images in tiles of this side length",
     )
     parser.add_argument(
         "--overlap",
         type=float,
         default=0.2,
-        help="share that neighbouring tiles have in common; default: 0.2",
+        help="overlap of neighbouring tiles as a fraction of their side; default: 0.2",
     )
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="stop after so many images or frames"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="stop after this number of images or frames",
     )
     parser.add_argument(
-        "--no-draw", action="store_true", help="write predictions.json alone"
+        "--no-draw", action="store_true", help="write only predictions.json"
     )
 
 
@@ -156,7 +162,7 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="on the CPU; default: torch's number, which OMP_NUM_THREADS sets",
+        help="CPU threads; default: torch's number, which OMP_NUM_THREADS sets",
     )
 
 

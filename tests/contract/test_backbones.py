@@ -1,4 +1,4 @@
-"""What the encoder relies on, held against every backbone of `src.nn.backbone` and against one as a user writes it."""
+"""Every backbone of `src.nn.backbone`, and one written by a user, has all that the encoder needs."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ SMALL = {
 
 @register()
 class PlainBackbone(nn.Module):
-    """A user's own backbone, as it would stand in a file of D-FINE: it does not say its channels and strides."""
+    """A user's own backbone as D-FINE has them: it has no attributes for its channels and strides."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -41,7 +41,7 @@ class PlainBackbone(nn.Module):
 
 
 @register()
-class TellingBackbone(PlainBackbone):
+class AnnotatedBackbone(PlainBackbone):
     """The same, with the attributes that let channels and strides be checked."""
 
     def __init__(self, width=8):
@@ -49,7 +49,7 @@ class TellingBackbone(PlainBackbone):
         self.out_channels, self.out_strides = [width] * 3, [8, 16, 32]
 
 
-NAMES = [*backbones.__all__, "TellingBackbone"]
+NAMES = [*backbones.__all__, "AnnotatedBackbone"]
 
 
 @pytest.fixture(params=NAMES)
@@ -110,7 +110,7 @@ def test_state_dict_loads_into_a_second_one(backbone):
     assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(x), other.eval()(x)))
 
 
-@pytest.mark.parametrize("name", ["PlainBackbone", "TellingBackbone"])
+@pytest.mark.parametrize("name", ["PlainBackbone", "AnnotatedBackbone"])
 def test_a_users_backbone_works_in_a_detector_by_its_name(name):
     model = tiny_config(
         DFINE={"backbone": name}, HybridEncoder={"in_channels": [8, 8, 8]}
@@ -120,16 +120,17 @@ def test_a_users_backbone_works_in_a_detector_by_its_name(name):
 
 def test_a_users_backbone_takes_its_settings_from_the_section_of_its_name():
     config = tiny_config(
-        DFINE={"backbone": "TellingBackbone"},
-        TellingBackbone={"width": 12},
+        DFINE={"backbone": "AnnotatedBackbone"},
+        AnnotatedBackbone={"width": 12},
         HybridEncoder={"in_channels": [12, 12, 12]},
     )
     assert config.model.backbone.out_channels == [12, 12, 12]
 
 
-def test_channels_of_a_users_backbone_that_do_not_fit_are_told_with_both_lists():
+def test_channels_of_a_users_backbone_that_do_not_fit_are_refused_with_both_lists():
     with pytest.raises(
         ConfigError,
-        match=r"HybridEncoder.in_channels is \[32, 32, 32\] but TellingBackbone gives \[8, 8, 8\]; set in_channels to match",
+        match=r"HybridEncoder.in_channels is \[32, 32, 32\] but AnnotatedBackbone gives "
+        r"\[8, 8, 8\]; set in_channels to match",
     ):
-        _ = tiny_config(DFINE={"backbone": "TellingBackbone"}).model
+        _ = tiny_config(DFINE={"backbone": "AnnotatedBackbone"}).model

@@ -1,4 +1,4 @@
-"""Files are read and written in few places, which know about encodings, half-written files and files of others."""
+"""Files are read and written in few modules, which handle encodings, partial writes and foreign files."""
 
 import ast
 from collections.abc import Iterator
@@ -55,7 +55,9 @@ def opened(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"src/core/paths.py"}))
-def test_text_of_users_is_read_where_byte_order_marks_and_encodings_are_known(module):
+def test_user_text_is_read_only_by_code_that_handles_byte_order_marks_and_encodings(
+    module,
+):
     if module not in READ_BY_THEMSELVES:
         assert not [name for name, _ in calls(module) if name.endswith(".read_text")]
     assert not opened(module) & {"r", "rt"}

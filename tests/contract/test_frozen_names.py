@@ -1,7 +1,7 @@
-"""Names that users' files, commands and code hold on to. Adding is free; taking away or renaming breaks them.
+"""Names that users' files, commands and code depend on. Names may be added, not removed or renamed.
 
-Class and argument names are those of D-FINE's YAML files, of DEIM's for its additions, and of `DINOv3Backbone`. Official settings
-that act nowhere are not accepted (docs/decisions), so they are not on the list.
+Class and argument names are those of the YAML files of D-FINE, those of DEIM for its additions, and those of
+`DINOv3Backbone`. Official settings without effect are not accepted (docs/decisions) and not listed.
 """
 
 import re
@@ -19,24 +19,29 @@ from tests.fixtures.tiny import tiny_config
 COMPONENTS = {
     "DFINE": "backbone encoder decoder",
     "HGNetv2": "name use_lab return_idx freeze_stem_only freeze_at freeze_norm pretrained local_model_dir",
-    "DINOv3Backbone": "model_name pretrained checkpoint_path out_channels feat_strides freeze_backbone tap_blocks tap_norm upsample_mode"
-    " position_encoding detail_channels gradient_checkpointing rope_rescale_coords drop_path lora_rank lora_alpha lora_targets"
-    " image_mean image_std embed_dim depth num_heads mlp_ratio init_values num_reg_tokens swiglu_mlp qkv_bias",
-    "HybridEncoder": "in_channels feat_strides hidden_dim nhead dim_feedforward dropout enc_act use_encoder_idx num_encoder_layers"
-    " pe_temperature expansion depth_mult act eval_spatial_size",
-    "DFINETransformer": "num_classes hidden_dim num_queries feat_channels feat_strides num_levels num_points nhead num_layers dim_feedforward"
-    " dropout activation num_denoising label_noise_ratio box_noise_scale learn_query_content eval_spatial_size eval_idx eps"
-    " aux_loss cross_attn_method query_select_method reg_max reg_scale layer_scale",
+    "DINOv3Backbone": "model_name pretrained checkpoint_path out_channels feat_strides "
+    "freeze_backbone tap_blocks tap_norm upsample_mode position_encoding detail_channels "
+    "gradient_checkpointing rope_rescale_coords drop_path lora_rank lora_alpha lora_targets "
+    "image_mean image_std embed_dim depth num_heads mlp_ratio init_values "
+    "num_reg_tokens swiglu_mlp qkv_bias",
+    "HybridEncoder": "in_channels feat_strides hidden_dim nhead dim_feedforward dropout enc_act "
+    "use_encoder_idx num_encoder_layers pe_temperature expansion depth_mult act eval_spatial_size",
+    "DFINETransformer": "num_classes hidden_dim num_queries feat_channels feat_strides "
+    "num_levels num_points nhead num_layers dim_feedforward dropout activation num_denoising "
+    "label_noise_ratio box_noise_scale learn_query_content eval_spatial_size eval_idx eps "
+    "aux_loss cross_attn_method query_select_method reg_max reg_scale layer_scale",
     "DFINECriterion": "matcher weight_dict losses alpha gamma num_classes reg_max boxes_weight_format",
     "HungarianMatcher": "weight_dict use_focal_loss alpha gamma",
     "DFINEPostProcessor": "num_classes use_focal_loss num_top_queries remap_mscoco_category",
     "DataLoader": "dataset collate_fn batch_size total_batch_size shuffle num_workers drop_last",
     "CocoDetection": "img_folder ann_file transforms return_masks remap_mscoco_category",
-    "BatchImageCollateFunction": "base_size base_size_repeat stop_epoch ema_restart_decay mixup_prob mixup_epochs copyblend_prob copyblend_epochs"
-    " copyblend_type area_threshold num_objects with_expand expand_ratios",
+    "BatchImageCollateFunction": "base_size base_size_repeat stop_epoch ema_restart_decay "
+    "mixup_prob mixup_epochs copyblend_prob copyblend_epochs copyblend_type area_threshold "
+    "num_objects with_expand expand_ratios",
     "CocoEvaluator": "iou_types",
     "Compose": "ops policy mosaic_prob",
-    "Mosaic": "output_size rotation_range translation_range scaling_range probability fill_value use_cache max_cached_images random_pop",
+    "Mosaic": "output_size rotation_range translation_range scaling_range probability "
+    "fill_value use_cache max_cached_images random_pop",
     "RandomPhotometricDistort": "brightness contrast saturation hue p",
     "RandomZoomOut": "fill side_range p",
     "RandomIoUCrop": "min_scale max_scale min_aspect_ratio max_aspect_ratio sampler_options trials p",
@@ -56,7 +61,8 @@ COMPONENTS = {
     "SGD": "params lr momentum dampening weight_decay nesterov",
     "MultiStepLR": "milestones gamma",
     "CosineAnnealingLR": "T_max eta_min",
-    "OneCycleLR": "max_lr total_steps epochs steps_per_epoch pct_start anneal_strategy div_factor final_div_factor",
+    "OneCycleLR": "max_lr total_steps epochs steps_per_epoch pct_start anneal_strategy "
+    "div_factor final_div_factor",
     "LinearWarmup": "warmup_duration",
     "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
 }
@@ -247,7 +253,10 @@ def test_train_keeps_its_flags():
 
 
 def test_importing_the_configuration_alone_registers_every_class():
-    code = f"from src.core import register, create, YAMLConfig; from src.core.registry import names; print(*(set({list(COMPONENTS)}) - set(names())))"
+    code = (
+        "from src.core import register, create, YAMLConfig; "
+        f"from src.core.registry import names; print(*(set({list(COMPONENTS)}) - set(names())))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )

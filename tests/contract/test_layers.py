@@ -1,6 +1,6 @@
-"""Who may import whom: the floors of docs/architecture.md, read from the source with `ast`, lazy imports included.
+"""Imports, lazy ones included, follow the layers of docs/architecture.md; `ast` finds them in the source.
 
-`src/__init__.py` is exempt: it imports the wings once, so that they register themselves.
+`src/__init__.py` is exempt: it imports the packages once, so that their classes are registered.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def name_of(path: Path) -> str:
 
 
 def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute module) for every import below `tree`; `package` holds the names that lead to its folder."""
+    """Yield (line, absolute module) for every import in `tree`; `package` is the path of its package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -84,7 +84,7 @@ def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, s
 
 
 def layer_faults(file: str, text: str) -> list[str]:
-    """Return "file:line imports ..., allowed are ..." for each import of a file below `src` that breaks the floors."""
+    """Return "file:line imports ..., allowed are ..." for each import in `src` that violates the layers."""
     *package, _ = file.split("/")
     own = package[1]
     faults = []
@@ -107,7 +107,7 @@ def layer_faults(file: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_stay_on_the_floor_or_go_down(path):
+def test_imports_stay_in_their_layer_or_go_down(path):
     assert layer_faults(name_of(path), path.read_text()) == []
 
 
@@ -120,19 +120,19 @@ def test_imports_stay_on_the_floor_or_go_down(path):
         "from src.solver import stages",
     ],
 )
-def test_an_import_upwards_is_told_with_file_line_and_what_is_allowed(text):
+def test_an_upward_import_is_reported_with_file_line_and_allowed_imports(text):
     (fault,) = layer_faults("src/nn/backbone/other.py", f"def later():\n    {text}\n")
     assert fault.startswith("src/nn/backbone/other.py:2 imports src.solver")
     assert fault.endswith("; src/nn may import nn, core, ops, runtime, detection")
 
 
-def test_a_package_from_outside_is_told_on_the_lowest_floors():
+def test_an_external_package_in_the_lowest_layers_is_reported():
     assert layer_faults("src/ops/boxes.py", "import math\nimport numpy as np") == [
         "src/ops/boxes.py:2 imports numpy; src/ops may import the standard library, torch"
     ]
 
 
-def test_every_package_of_src_has_a_floor():
+def test_every_package_of_src_has_a_layer():
     assert {path.relative_to(ROOT / "src").parts[0] for path in SOURCES} == set(ALLOWED)
 
 

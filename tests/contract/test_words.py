@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 CHECKED = [
     "src",
+    "tests",
     "tools",
     "configs",
     "docs",
@@ -23,7 +24,7 @@ CHECKED = [
     "requirements.txt",
     "train.py",
 ]
-"""Files and folders that are checked."""
+"""Files and folders that are checked, except this file, which quotes the expressions."""
 
 SUFFIXES = (".py", ".md", ".yml", ".yaml", ".txt", ".jinja", ".html", "Makefile")
 
@@ -58,7 +59,8 @@ PATTERNS = {
     r"\bwhere (?:all|it all) (?:follows|comes) from\b": "source, seed",
     r"\bat last\b(?!\.pth| (?:one|epoch|step|batch))": "finally",
     # negation with "not": "is not a file", except in fixed phrases such as "is no longer"
-    r"(?<!there )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|way\b|need\b|such\b|default\b|one\b)[a-z]": "is not a",
+    r"(?<!there )\b(?:is|are|was|were) no "
+    r"(?!longer\b|more\b|less\b|way\b|need\b|such\b|default\b|one\b)[a-z]": "is not a",
 }
 """Expressions that are not used, each with what to write instead."""
 
@@ -95,7 +97,7 @@ def docstring_starts(path: Path) -> list[tuple[int, str]]:
 
 
 def findings_in(path: Path) -> list[str]:
-    """Return "line 3: 'shall'; write must, will" for each expression; names in backticks may have any form."""
+    """Return "line 3: 'shall'; write must, will" for each expression outside backticks."""
     found = []
     for number, line in texts_of(path):
         plain = re.sub(r"`[^`]*`|\{[^{}]*\}", "", line)
@@ -117,7 +119,8 @@ def checked_files() -> list[Path]:
         path = ROOT / name
         candidates = [path] if path.is_file() else sorted(path.rglob("*"))
         for file in candidates:
-            if file.name.endswith(SUFFIXES) and not file.stem.endswith("_cn"):
+            is_prose = file.name.endswith(SUFFIXES) and not file.stem.endswith("_cn")
+            if is_prose and file != Path(__file__).resolve():
                 files.append(file)
     return files
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 class Part:
-    """Remembers what it was built with."""
+    """A component that records its arguments."""
 
     def __init__(self, width: int = 1, depth: int = 1) -> None:
         self.width, self.depth = width, depth

@@ -145,7 +145,7 @@ def test_missing_include_is_named_with_the_file_that_wants_it(tmp_path):
     ("value", "shown"),
     [("base.yml", "'base.yml'"), ("[1]", "[1]"), ("{a: b}", "{'a': 'b'}")],
 )
-def test_include_that_is_no_list_of_names_is_refused(tmp_path, value, shown):
+def test_include_that_is_not_a_list_of_names_is_refused(tmp_path, value, shown):
     assert (
         refused(tmp_path, f"__include__: {value}\n")
         == f"{tmp_path / 'config.yml'}: __include__ must be a list of file names, not {shown}"
@@ -174,7 +174,7 @@ def test_other_suffix_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "kind"), [("- 1\n- 2\n", "list"), ("word\n", "str"), ("3\n", "int")]
 )
-def test_file_that_holds_no_mapping_is_refused(tmp_path, text, kind):
+def test_file_without_a_mapping_is_refused(tmp_path, text, kind):
     assert (
         refused(tmp_path, text)
         == f"{tmp_path / 'config.yml'} holds a {kind}, not a mapping of settings"
@@ -201,8 +201,8 @@ def test_file_that_is_not_utf8_is_refused(tmp_path):
 def test_oversized_file_is_refused_with_both_sizes(tmp_path):
     message = refused(tmp_path, "#" * (MAX_BYTES + 1))
     assert (
-        message
-        == f"{tmp_path / 'config.yml'} has {MAX_BYTES + 1} bytes; a configuration may have at most {MAX_BYTES}"
+        message == f"{tmp_path / 'config.yml'} has {MAX_BYTES + 1} bytes; "
+        f"a configuration may have at most {MAX_BYTES}"
     )
 
 
@@ -311,7 +311,7 @@ def test_duplicate_key_deep_inside_is_refused_with_its_path(tmp_path):
     ("text", "key"),
     [("5: x", "5"), ("~: x", "~"), ("a: {true: x}", "true"), ("a: [{1.5: x}]", "1.5")],
 )
-def test_key_that_is_no_word_is_refused(tmp_path, text, key):
+def test_key_that_is_not_a_word_is_refused(tmp_path, text, key):
     assert (
         refused(tmp_path, text)
         == f"{tmp_path / 'config.yml'}:1 has a key that is not a string: {key}"
@@ -433,7 +433,7 @@ def test_override_without_key_or_value_is_refused(item):
     assert str(caught.value) == f"-u {item!r} is not of the form section.key=value"
 
 
-def test_override_that_is_no_yaml_is_refused_with_its_key():
+def test_override_that_is_not_yaml_is_refused_with_its_key():
     with pytest.raises(ConfigError, match=r"^-u a\.b:1 cannot be read as YAML: "):
         parse_overrides(["a.b=[1, 2"])
 
@@ -514,7 +514,7 @@ def test_reference_to_a_reference_is_refused(values):
         resolved(values)
 
 
-def test_dollar_in_the_middle_of_a_word_is_left_alone():
+def test_dollar_in_the_middle_of_a_word_is_unchanged():
     assert resolved({"a": "costs ${b} dollars", "b": 1})["a"] == "costs ${b} dollars"
 
 
@@ -560,7 +560,7 @@ def test_key_paths_are_written_as_people_do(path, text):
     assert dotted(path) == text
 
 
-def test_value_that_was_referred_to_is_said_to_come_from_where_it_is_set(tmp_path):
+def test_a_referenced_value_is_reported_with_the_line_that_sets_it(tmp_path):
     tree = load_config_tree(
         write_configs(tmp_path, config="size: [64, wide]\nx:\n  y: ${size.1}\n")
     )

@@ -1,4 +1,4 @@
-"""What every data set needs, and the defaults of what it may know besides."""
+"""Methods that every data set needs, and the defaults of the optional ones."""
 
 import pytest
 import torch
@@ -126,9 +126,10 @@ def test_a_class_that_lacks_members_is_refused_with_what_they_return():
     with pytest.raises(ConfigError) as caught:
         refuse_incomplete_class(Short)
     assert str(caught.value) == (
-        "Short cannot be used as a data set: it lacks __getitem__ (returns the model's input, an image `[3, H, W]`, float in 0..1, "
-        "and its `Target`), objects (returns the `Objects` of an image, without reading the image); see 'A data set of your own' in "
-        "docs/data.md"
+        "Short cannot be used as a data set: it lacks __getitem__ "
+        "(returns the model's input, an image `[3, H, W]`, float in 0..1, and its `Target`), "
+        "objects (returns the `Objects` of an image, without reading the image); "
+        "see 'A data set of your own' in docs/data.md"
     )
 
 
@@ -147,7 +148,7 @@ def test_a_data_set_without_class_names_is_refused():
         require_detection_data(data)
 
 
-def test_a_class_that_does_not_derive_from_the_base_is_told_to():
+def test_a_class_that_does_not_derive_from_the_base_is_refused_with_advice():
     class Foreign:
         class_names, objects = (), None
         __len__ = __getitem__ = None

@@ -1,4 +1,4 @@
-"""Lengths in epochs, steps and shares of the run."""
+"""Lengths in epochs, in steps and as fractions of the run."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_what_is_more_than_nothing_is_one_epoch_at_least(duration):
     assert RUN.in_epochs(duration, "stop_epoch") == 1
 
 
-def test_a_share_that_floats_make_a_little_less_is_not_rounded_to_the_epoch_before():
+def test_a_fraction_with_a_floating_point_error_is_not_rounded_to_the_epoch_before():
     assert [
         RunLength(10, 1).in_epochs(share / 10, "stop_epoch") for share in range(1, 11)
     ] == list(range(1, 11))
@@ -67,10 +67,11 @@ def test_a_share_that_floats_make_a_little_less_is_not_rounded_to_the_epoch_befo
 @pytest.mark.parametrize(
     "duration", [-1, 2.5, -0.1, True, "soon", "120 %", "5 epoches", None, [3]]
 )
-def test_what_is_no_length_is_refused_with_what_is_one(duration):
+def test_an_invalid_length_is_refused_with_the_valid_forms(duration):
     with pytest.raises(
         ConfigError,
-        match=r"^ema.warmups is .*, expected an integer number of steps, a fraction of the run from 0.0 to 1.0, or a text such as",
+        match=r"^ema.warmups is .*, expected an integer number of steps, "
+        r"a fraction of the run from 0.0 to 1.0, or a text such as",
     ):
         read_duration(duration, "ema.warmups", "steps")
 

@@ -222,12 +222,13 @@ def test_written_and_whole_number_stand_side_by_side(parts):
         ),
         (
             "BatchImageCollateFunction: {stop_epoch: 500 steps}\n",
-            "BatchImageCollateFunction.stop_epoch is '500 steps', but the data are built before the number of steps is known; "
+            "BatchImageCollateFunction.stop_epoch is '500 steps', "
+            "but the data are built before the number of steps is known; "
             "give it in epochs or as a fraction of the run (config.yml:1)",
         ),
     ],
 )
-def test_what_is_not_a_length_is_a_fault_of_the_configuration(tmp_path, text, fault):
+def test_an_invalid_length_is_a_fault_of_the_configuration(tmp_path, text, fault):
     with pytest.raises(ConfigError) as caught:
         config_from(tmp_path, text)
     assert fault in str(caught.value).replace(f"{tmp_path}/", "")

@@ -156,7 +156,7 @@ def test_an_exception_is_named_with_the_call_that_raised_it():
         shapes(objects=objects).check()
 
 
-def test_limits_of_the_machine_are_not_taken_for_faults_of_the_data():
+def test_limits_of_the_machine_are_not_treated_as_faults_of_the_data():
     def load_image(index):
         raise OSError(errno.EMFILE, "Too many open files")
 

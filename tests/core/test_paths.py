@@ -45,7 +45,7 @@ def test_bytes_that_are_not_utf8_are_read_as_asked(tmp_path):
         ("data/title", "data/title: one"),
     ],
 )
-def test_a_file_that_was_meant_is_named(tmp_path, monkeypatch, asked, meant):
+def test_a_similar_file_name_is_suggested(tmp_path, monkeypatch, asked, meant):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "café.json", "my file.json", "set #2", "title: one"):
         (tmp_path / "data" / name).touch()
@@ -59,7 +59,7 @@ def test_a_file_that_was_meant_is_named(tmp_path, monkeypatch, asked, meant):
 @pytest.mark.parametrize(
     "asked", ["data/other.bin", "nowhere/train.json", "data/train_002.json"]
 )
-def test_nothing_is_named_where_nothing_is_near(tmp_path, monkeypatch, asked):
+def test_nothing_is_suggested_if_nothing_is_similar(tmp_path, monkeypatch, asked):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "train_001.json"):
         (tmp_path / "data" / name).touch()

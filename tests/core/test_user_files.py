@@ -27,7 +27,7 @@ def test_a_file_is_imported_under_its_name(file):
     assert sys.modules["own_part_of_a_test"].number == 3
 
 
-def test_a_file_may_import_what_lies_beside_it(file):
+def test_a_file_may_import_modules_of_its_folder(file):
     file("number = 4", "beside_own_part.py")
     import_file(file("from beside_own_part import number"), "a.yml:1")
     assert sys.modules.pop("beside_own_part").number == 4

@@ -1,4 +1,4 @@
-"""A configuration is held against what the registered classes accept."""
+"""A configuration is checked against the arguments of the registered classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,11 +12,14 @@ from src.core.validate import did_you_mean, matches, require, type_name
 from tests.fixtures.config_files import config_from
 from tests.fixtures.tiny import tiny_config
 
-DATASET = "train_dataloader:\n  type: DataLoader\n  dataset:\n    type: CocoDetection\n    img_folder: a\n    ann_file: b\n"
+DATASET = (
+    "train_dataloader:\n  type: DataLoader\n  dataset:\n    type: CocoDetection\n"
+    "    img_folder: a\n    ann_file: b\n"
+)
 
 
 def faults(folder, text: str, **overrides) -> str:
-    """Return what is said about a configuration, with the file's path shortened."""
+    """Return the message about a configuration, with the file's path shortened."""
     with pytest.raises(ConfigError) as caught:
         config_from(folder, text, **overrides)
     return str(caught.value).replace(str(folder / "config.yml"), "config.yml")
@@ -66,8 +69,8 @@ def faults(folder, text: str, **overrides) -> str:
             "unknown key 'train_dataloader.shufle' (config.yml:7); did you mean 'shuffle'?",
         ),
         (
-            DATASET
-            + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resize, size: [1, 2]}\n        - {type: RandomIoUCrop, pp: 1}\n",
+            DATASET + "    transforms:\n      type: Compose\n      ops:\n"
+            "        - {type: Resize, size: [1, 2]}\n        - {type: RandomIoUCrop, pp: 1}\n",
             "unknown key 'train_dataloader.dataset.transforms.ops[1].pp' (config.yml:11); did you mean 'p'?",
         ),
     ],
@@ -78,7 +81,7 @@ def test_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
     assert faults(tmp_path, text) == f"the configuration has a fault: {fault}"
 
 
-def test_unknown_key_from_the_command_line_says_so(tmp_path):
+def test_unknown_key_from_the_command_line_is_reported_as_such(tmp_path):
     assert faults(tmp_path, "HGNetv2: {name: B0}\n", HGNetv2={"nme": "B1"}).endswith(
         "unknown key 'HGNetv2.nme' (command line); did you mean 'name'?"
     )
@@ -92,7 +95,7 @@ def test_unknown_key_from_an_include_names_that_file(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["path", "self", "cfg"])
-def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, key):
+def test_override_is_not_treated_as_an_argument_of_the_constructor(tmp_path, key):
     assert f"unknown key '{key}' (command line)" in faults(
         tmp_path, "epochs: 3\n", **{key: 1}
     )
@@ -100,8 +103,8 @@ def test_override_may_not_be_taken_for_an_argument_of_the_constructor(tmp_path, 
 
 def test_all_faults_are_listed_at_once(tmp_path):
     assert faults(tmp_path, "epochs: abc\nfoo: 1\nuse_amp: 3\n") == (
-        "the configuration has 3 faults: epochs is 'abc', expected an integer (config.yml:1); unknown key 'foo' (config.yml:2); "
-        "use_amp is 3, expected true or false (config.yml:3)"
+        "the configuration has 3 faults: epochs is 'abc', expected an integer (config.yml:1); "
+        "unknown key 'foo' (config.yml:2); use_amp is 3, expected true or false (config.yml:3)"
     )
 
 
@@ -146,7 +149,10 @@ def test_all_faults_are_listed_at_once(tmp_path):
         ),
         (
             "DFINETransformer:\n  num_points: [3, x, 3]\n",
-            "DFINETransformer.num_points is [3, 'x', 3], expected an integer or a list of integers (config.yml:2)",
+            (
+                "DFINETransformer.num_points is [3, 'x', 3], "
+                "expected an integer or a list of integers (config.yml:2)"
+            ),
         ),
         (
             "HGNetv2: {name: B9}\n",
@@ -250,12 +256,18 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
         ),
         (
             DATASET + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
-            "train_dataloader.dataset.transforms.ops[0].size is missing, expected a list of integers (config.yml:9)",
+            (
+                "train_dataloader.dataset.transforms.ops[0].size is missing, "
+                "expected a list of integers (config.yml:9)"
+            ),
         ),
         (
             DATASET
             + "    transforms:\n      type: Compose\n      ops:\n        - {type: Resze, size: 3}\n",
-            "train_dataloader.dataset.transforms.ops[0].type is 'Resze', which is not registered (config.yml:10); did you mean 'Resize'?",
+            (
+                "train_dataloader.dataset.transforms.ops[0].type is 'Resze', "
+                "which is not registered (config.yml:10); did you mean 'Resize'?"
+            ),
         ),
     ],
 )
@@ -278,7 +290,8 @@ def test_component_that_cannot_be_built_is_named(tmp_path, text, fault):
 def test_argument_that_the_program_supplies_is_refused(tmp_path, text, key):
     assert (
         faults(tmp_path, text)
-        == f"the configuration has a fault: {key} is set by the program, not by a configuration (config.yml:1)"
+        == f"the configuration has a fault: {key} is set by the program, "
+        "not by a configuration (config.yml:1)"
     )
 
 
@@ -286,8 +299,8 @@ def test_shared_value_that_contradicts_a_components_own_names_both_places(tmp_pa
     assert faults(
         tmp_path, "num_classes: 3\nDFINETransformer:\n  num_classes: 4\n"
     ) == (
-        "the configuration has a fault: DFINETransformer.num_classes is 4 (config.yml:3) but the top level says num_classes: 3 (config.yml:1); "
-        "keep one of them"
+        "the configuration has a fault: DFINETransformer.num_classes is 4 "
+        "(config.yml:3) but the top level says num_classes: 3 (config.yml:1); keep one of them"
     )
 
 

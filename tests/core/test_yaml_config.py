@@ -138,7 +138,7 @@ def test_optimizer_is_over_the_parameters_of_the_model():
     assert learning == {id(p) for p in cfg.model.parameters() if p.requires_grad}
 
 
-def test_average_is_left_out_unless_asked_for():
+def test_average_is_left_out_by_default():
     assert tiny_config(use_ema=False).ema is None
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_cannot_run_python_files():
 
 
 @pytest.mark.parametrize("key", ["model", "criterion", "postprocessor"])
-def test_missing_part_is_named_when_asked_for(tmp_path, key):
+def test_missing_part_is_named_when_requested(tmp_path, key):
     cfg = config_from(tmp_path, "epochs: 3\n")
     with pytest.raises(ConfigError) as caught:
         getattr(cfg, key)
@@ -216,7 +216,7 @@ def test_resolved_configuration_holds_no_references():
     assert "${" not in YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml").to_yaml()
 
 
-def test_configuration_alone_knows_every_class():
+def test_every_class_is_registered_by_the_configuration_alone():
     code = "from src.core import YAMLConfig; import sys; YAMLConfig(sys.argv[1]); print('loaded')"
     run = subprocess.run(
         [sys.executable, "-c", code, str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml")],
@@ -297,7 +297,7 @@ def test_official_style_file_with_unused_sections_loads(tmp_path):
     }
 
 
-def test_spoilt_configurations_load_or_are_refused(tmp_path):
+def test_malformed_configurations_load_or_are_refused(tmp_path):
     """Values and keys changed at random: no exception but a `ConfigError`."""
     rng, refusals = random.Random(0), 0
     junk = [

@@ -98,7 +98,7 @@ def test_boxes_of_a_resized_batch_stay_relative():
         assert (targets[0]["boxes"][:, :2] - centres).abs().max() < 1 / 96
 
 
-def test_same_chance_gives_the_same_size():
+def test_same_random_state_gives_the_same_size():
     collate = BatchImageCollateFunction(base_size=64, base_size_repeat=1)
     assert [collate(batch(2, seed))[0].shape for seed in range(8)] == [
         collate(batch(2, seed))[0].shape for seed in range(8)
@@ -145,7 +145,7 @@ def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
     assert sizes(collate, draws=20) == {(64, 64): 20}
 
 
-def test_clean_stage_may_begin_at_a_share_of_the_run():
+def test_clean_stage_may_begin_at_a_fraction_of_the_run():
     assert (
         built_for(
             RunLength(72), {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}
@@ -230,7 +230,7 @@ def test_batch_is_mixed_as_it_is_set(settings, grown):
     assert counts(BatchImageCollateFunction(**settings)) == [grown]
 
 
-def test_mixup_and_copies_have_their_share_of_the_batches():
+def test_mixup_and_copies_have_their_fraction_of_the_batches():
     """Copies come where mixup did not: 0.5 and (1 - 0.5) * 0.4."""
     grown = Counter(
         counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300)
@@ -262,18 +262,18 @@ def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(epoch, grown
     ]
 
 
-@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
-def test_mixed_batch_has_the_size_that_it_would_have_unmixed(chance):
+@pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
+def test_mixed_batch_has_the_size_that_it_would_have_unmixed(setting):
     plain, mixed = (
         BatchImageCollateFunction(base_size=64, base_size_repeat=1),
-        BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{chance: 0.5}),
+        BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{setting: 0.5}),
     )
     assert [plain(batch(2, seed))[0].shape for seed in range(8)] == [
         mixed(batch(2, seed))[0].shape for seed in range(8)
     ]
 
 
-def test_batch_that_chance_leaves_unmixed_is_what_it_would_be():
+def test_batch_that_is_not_selected_for_mixing_is_unchanged():
     plain, mixed = (
         BatchImageCollateFunction(),
         BatchImageCollateFunction(mixup_prob=1e-9, copyblend_prob=1e-9),
@@ -281,7 +281,7 @@ def test_batch_that_chance_leaves_unmixed_is_what_it_would_be():
     assert torch.equal(plain(batch())[0], mixed(batch())[0])
 
 
-def test_same_chance_mixes_alike():
+def test_same_random_state_gives_the_same_mix():
     collate = BatchImageCollateFunction(
         mixup_prob=0.5, copyblend_prob=0.5, with_expand=True
     )
@@ -292,17 +292,17 @@ def test_same_chance_mixes_alike():
         )
 
 
-@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
-def test_all_fields_grow_with_the_boxes(chance):
-    _, targets = BatchImageCollateFunction(**{chance: 1})(batch())
+@pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
+def test_all_fields_grow_with_the_boxes(setting):
+    _, targets = BatchImageCollateFunction(**{setting: 1})(batch())
     assert all(len(t["boxes"]) == len(t["labels"]) == len(t["index"]) for t in targets)
 
 
-@pytest.mark.parametrize("chance", ["mixup_prob", "copyblend_prob"])
-def test_finished_images_are_mixed_too(chance):
+@pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
+def test_finished_images_are_mixed_too(setting):
     items = finished()
     images, targets = BatchImageCollateFunction(
-        area_threshold=1e-3, num_objects=1, **{chance: 1}
+        area_threshold=1e-3, num_objects=1, **{setting: 1}
     )(items)
     assert not torch.equal(images, torch.stack([image for image, _ in items]))
     assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [
@@ -355,7 +355,7 @@ def test_setting_of_mixing_out_of_range_is_refused(settings, fault):
     assert str(caught.value) == f"BatchImageCollateFunction.{fault}"
 
 
-def test_mixing_may_go_on_to_the_end():
+def test_mixing_may_continue_to_the_end():
     specification = {
         "type": "BatchImageCollateFunction",
         "copyblend_epochs": [0.5, None],
@@ -368,7 +368,7 @@ def test_mixing_may_go_on_to_the_end():
 
 
 @pytest.mark.parametrize("size", [100, 0, -32, 16])
-def test_base_size_that_is_no_multiple_of_the_stride_is_refused(size):
+def test_base_size_that_is_not_a_multiple_of_the_stride_is_refused(size):
     with pytest.raises(
         ConfigError,
         match=f"^BatchImageCollateFunction.base_size is {size}, expected a multiple of 32$",

@@ -164,14 +164,14 @@ def test_same_seed_and_epoch_have_the_same_order(shares):
     assert shares(64, 1, 8, seed=3, epoch=5) == shares(64, 1, 8, seed=3, epoch=5)
 
 
-def test_order_does_not_depend_on_torchs_own_chance(shares):
+def test_order_does_not_depend_on_torchs_random_state(shares):
     before = shares(64, 1, 8)
     torch.manual_seed(99)
     assert shares(64, 1, 8) == before
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_epoch_can_be_taken_up_in_the_middle(shares, count):
+def test_epoch_can_be_resumed_in_the_middle(shares, count):
     assert [batches[2:] for batches in shares(31, count, 8)] == shares(
         31, count, 8, start=2
     )
@@ -185,7 +185,7 @@ def test_largest_seeds_and_epochs_will_do(shares):
 
 
 def images(folder) -> CocoDetection:
-    """Return a data set with every kind of chance in it, from a folder with labels.json."""
+    """Return a data set with every random transform, from a folder with labels.json."""
     transforms = Compose(
         [
             Mosaic(32),
@@ -283,7 +283,7 @@ def test_another_epoch_or_seed_gives_other_batches(loader, workers, change):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epoch_taken_up_in_the_middle_goes_on_with_the_same_batches(loader, workers):
+def test_epoch_resumed_in_the_middle_continues_with_the_same_batches(loader, workers):
     one = loader(num_workers=workers)
     assert equal(epoch_of(one, 2)[1:], epoch_of(one, 2, start=1))
 
@@ -369,7 +369,7 @@ def test_data_set_that_lacks_a_member_is_refused():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_image_is_named_in_one_line_wherever_it_was_met(tmp_path, workers):
+def test_faulty_image_is_named_in_one_line_wherever_it_was_found(tmp_path, workers):
     data = images(write_coco(tmp_path, sound_coco(4)).parent)
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError) as caught:
@@ -406,12 +406,18 @@ def test_batch_size_is_that_of_a_rank_or_of_all(
         (
             2,
             5,
-            "total_batch_size is 5, which cannot be divided among 2 ranks; the nearest valid sizes are 4 and 6",
+            (
+                "total_batch_size is 5, which cannot be divided among 2 ranks; "
+                "the nearest valid sizes are 4 and 6"
+            ),
         ),
         (
             8,
             33,
-            "total_batch_size is 33, which cannot be divided among 8 ranks; the nearest valid sizes are 32 and 40",
+            (
+                "total_batch_size is 33, which cannot be divided among 8 ranks; "
+                "the nearest valid sizes are 32 and 40"
+            ),
         ),
         (
             4,
@@ -443,13 +449,14 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
 def test_batch_size_is_given_once(loader, settings):
     with pytest.raises(
         ConfigError,
-        match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size \(images over all ranks\)$",
+        match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size "
+        r"\(images over all ranks\)$",
     ):
         loader(**settings)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
+def test_data_smaller_than_a_batch_are_refused(ranks, loader, count):
     ranks(0, count)
     with pytest.raises(
         ConfigError,
@@ -472,7 +479,10 @@ def test_data_that_fill_no_batch_are_refused(ranks, loader, count):
         ),
         (
             {"persistent_workers": True},
-            "persistent_workers is true, which is not supported: workers are restarted every epoch; set it to false",
+            (
+                "persistent_workers is true, which is not supported: "
+                "workers are restarted every epoch; set it to false"
+            ),
         ),
     ],
 )
@@ -484,7 +494,8 @@ def test_setting_out_of_range_is_refused(loader, settings, fault):
 def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(data_folder):
     with pytest.raises(
         ConfigError,
-        match="^DataLoader cannot be built: prefetch_factor option could only be specified in multiprocessing",
+        match="^DataLoader cannot be built: prefetch_factor option could only be "
+        "specified in multiprocessing",
     ):
         create(
             {"type": "DataLoader", "batch_size": 2, "prefetch_factor": 4},
@@ -516,7 +527,7 @@ def test_loader_is_built_from_a_configuration(data_folder):
     ]
 
 
-def test_chance_of_numpy_and_torch_is_left_alone(loader):
+def test_the_random_states_of_numpy_and_torch_are_unchanged(loader):
     np.random.seed(3)
     torch.manual_seed(3)
     expected = np.random.rand(), torch.rand(1).item()

@@ -1,4 +1,4 @@
-"""Workers that die or hang are told of by the batch that they owed."""
+"""Workers that die or hang are reported when their next batch is due."""
 
 import os
 import signal
@@ -78,16 +78,16 @@ def fault(happen, **settings) -> str:
         (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
     ],
 )
-def test_killed_worker_is_told_with_its_signal_and_images(workers, number, text):
+def test_killed_worker_is_reported_with_its_signal_and_images(workers, number, text):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)
     assert message.startswith("loader worker 0 (pid ") and text in message
 
 
-def test_worker_that_ended_by_itself_is_told_with_its_code():
+def test_worker_that_ended_by_itself_is_reported_with_its_code():
     assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
 
 
-def test_death_is_told_by_the_next_batch_and_not_in_between(monkeypatch):
+def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(monkeypatch):
     inner, original = [], torch.utils.data.DataLoader.__iter__
 
     def remember(loader):
@@ -125,7 +125,7 @@ def test_data_set_that_does_not_know_its_last_image_is_watched_too(monkeypatch):
     assert "its last image: not known;" in fault(lambda: os._exit(3))
 
 
-def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
+def test_hanging_worker_is_reported_after_the_timeout(monkeypatch):
     """Time passes once the worker hangs: how long a busy machine took until then does not matter."""
     seconds = count(1)
     clock = SimpleNamespace(
@@ -134,7 +134,8 @@ def test_hanging_worker_is_told_after_the_timeout(monkeypatch):
     monkeypatch.setattr(worker_watch, "time", clock)
     Numbers.last.fill_(-1)
     assert fault(signal.pause, data_timeout=0.6).startswith(
-        "no batch arrived within 0.6 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: number 5;"
+        "no batch arrived within 0.6 s (data_timeout): a loader worker hangs or is very slow; "
+        "last images of the workers: number 5;"
     )
 
 
@@ -163,7 +164,7 @@ def test_error_of_a_worker_stays_what_it_is():
         loaded(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
-def test_handler_of_ended_processes_is_left_as_it_was():
+def test_handler_of_ended_processes_is_unchanged():
     before = signal.getsignal(signal.SIGCHLD)
     loaded(lambda: None)
     assert signal.getsignal(signal.SIGCHLD) == before

@@ -24,12 +24,13 @@ def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]
 def test_classes_that_a_checkpoint_does_not_know_are_named():
     with pytest.raises(
         CheckpointError,
-        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); its classes are cat, cow; use -t",
+        match=r"labels\.json has classes that best\.pth was not trained with: dog \(id 7\); "
+        r"its classes are cat, cow; use -t",
     ):
         labels_in_best(known((3, "cat"), (9, "cow")), {3: "cat", 7: "dog"})
 
 
-def test_names_that_repeat_are_told_apart_by_id():
+def test_duplicate_names_are_distinguished_by_id():
     assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [
         0,
         1,

@@ -1,4 +1,4 @@
-"""Files of weights: their forms, and what they say about themselves."""
+"""Files of weights: their forms and their meta data."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_every_form_of_official_checkpoint_is_read(path, wrap):
 @pytest.mark.parametrize(
     "content", [{}, [1, 2], {"foo": 1}, {"model": {}}, {"model": {"w": "text"}}]
 )
-def test_what_is_no_checkpoint_is_told_so(path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(path, content):
     torch.save(content, path)
     with pytest.raises(
         CheckpointError,
@@ -83,7 +83,7 @@ def test_class_count_is_none_without_a_class_head():
     assert class_count({"w": torch.ones(3)}) is None
 
 
-def test_a_checkpoint_knows_its_classes_configuration_and_input_size():
+def test_a_checkpoint_has_its_classes_configuration_and_input_size():
     file = read_weights(TRAINED)
     assert file.num_classes == len(file.classes) == len(file.named_classes)
     assert file.input_size == (64, 64) and 0 < file.threshold < 1

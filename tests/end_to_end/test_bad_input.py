@@ -56,9 +56,12 @@ CONFIG_FAULTS = {
     ),
     "channels that do not fit": (
         ["HybridEncoder.in_channels=[512, 1024, 2048]"],
-        "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives [32, 32, 32]; set in_channels to match",
+        (
+            "HybridEncoder.in_channels is [512, 1024, 2048] but DINOv3Backbone gives "
+            "[32, 32, 32]; set in_channels to match"
+        ),
     ),
-    "a size that is no multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
+    "a size that is not a multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
     "code in an override": (
         ["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"],
         "could not determine a constructor",
@@ -83,7 +86,10 @@ CONFIG_FAULTS = {
         [
             "val_dataloader.collate_fn={type: BatchImageCollateFunction, mixup_prob: 0.5}"
         ],
-        "val_dataloader has mixup_prob, but images are evaluated as they are; only train_dataloader may mix them",
+        (
+            "val_dataloader has mixup_prob, but images are evaluated as they are; "
+            "only train_dataloader may mix them"
+        ),
     ),
     "a mosaic in evaluation": (
         ["val_dataloader.dataset.transforms.ops=[{type: Mosaic}]"],
@@ -185,7 +191,7 @@ def test_labels_without_a_usable_box_are_refused(
     assert "no usable box" in message
 
 
-def test_more_objects_than_queries_are_told(tiny_data, tmp_path):
+def test_more_objects_than_queries_are_logged(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,

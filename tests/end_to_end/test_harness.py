@@ -23,7 +23,7 @@ def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
     )
 
 
-def test_fuzz_refuses_or_reads_right_whatever_it_spoils():
+def test_fuzz_finds_no_fault():
     result = run_python(
         "-W",
         "ignore",
@@ -87,5 +87,5 @@ def test_the_cost_of_safety_is_measured():
 
 
 @pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
-def test_a_word_that_is_no_number_is_refused(tool):
+def test_a_word_that_is_not_a_number_is_refused(tool):
     assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2

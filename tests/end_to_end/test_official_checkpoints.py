@@ -34,7 +34,7 @@ def config(tiny_data, output_dir, **overrides) -> YAMLConfig:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A checkpoint as the official trainer writes it for 80 classes at 640 pixels: model and EMA, keys of several ranks."""
+    """A checkpoint of the official trainer, 80 classes, 640 pixels: model and EMA, with the keys of DDP."""
     model = YAMLConfig(
         ROOT / "configs/dfine/dfine_hgnetv2_n_coco.yml", HGNetv2={"pretrained": False}
     ).model

@@ -143,17 +143,18 @@ def test_a_member_that_is_missing_is_named_with_what_it_returns(own_run, tmp_pat
     ended = train_here("-c", own_run)
     assert ended.code == 2
     assert (
-        "TableDetection cannot be used as a data set: it lacks objects (returns the `Objects` of an image, without reading the "
-        "image); see 'A data set of your own' in docs/data.md"
+        "TableDetection cannot be used as a data set: "
+        "it lacks objects (returns the `Objects` of an image, without reading the image); "
+        "see 'A data set of your own' in docs/data.md"
     ) in ended.err
 
 
 def test_a_plain_torch_data_set_is_refused_with_what_it_lacks(own_run, tmp_path):
     (tmp_path / "my_data.py").write_text(
-        "import torch\nfrom src.core import register\n\n\n@register()\nclass TableDetection(torch.utils.data.Dataset):\n"
+        "import torch\nfrom src.core import register\n\n\n@register()\n"
+        "class TableDetection(torch.utils.data.Dataset):\n"
         "    def __init__(self, folder, table, transforms=None): ...\n"
-        "    def __len__(self): return 8\n"
-        "    def __getitem__(self, index): ...\n"
+        "    def __len__(self): return 8\n    def __getitem__(self, index): ...\n"
     )
     ended = train_here("-c", own_run)
     assert ended.code == 2

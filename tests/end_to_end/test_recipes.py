@@ -54,7 +54,7 @@ def phased(tiny_data, tmp_path_factory):
     return config, folder / "run", succeed("-c", config, "--seed=1", ranks=2)
 
 
-def test_the_log_tells_of_each_phase_and_stage(phased):
+def test_the_log_reports_each_phase_and_stage(phased):
     assert "epoch 1: 0.11 M of 0.16 M parameters are trainable" in phased[2]
     assert (
         "epoch 2: 0.12 M of 0.16 M parameters are trainable" in phased[2]
@@ -210,7 +210,7 @@ def test_a_metric_that_the_evaluator_does_not_give_is_named_before_anything_is_b
     )
 
 
-def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_told(
+def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_logged(
     tiny_data, tmp_path
 ):
     config = write_tiny_config(

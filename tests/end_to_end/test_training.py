@@ -99,7 +99,7 @@ def test_the_configuration_of_a_run_shows_what_its_lengths_became_and_keeps_what
     )
 
 
-def test_best_pth_knows_its_classes_and_score(trained):
+def test_best_pth_has_its_classes_and_score(trained):
     content = read_tensor_file(trained[1] / "best.pth")
     assert [c["name"] for c in content["meta"]["classes"]] == [
         "disc",
@@ -154,7 +154,7 @@ def test_evaluating_best_pth_gives_the_score_of_the_log(
         assert evaluated[name] == pytest.approx(logged[name], abs=1e-3)
 
 
-def test_evaluation_knows_classes_by_name_whatever_their_ids(
+def test_evaluation_matches_classes_by_name_whatever_their_ids(
     trained, tiny_data, tmp_path
 ):
     config, run, _ = trained
@@ -227,7 +227,7 @@ def test_tuning_starts_from_the_weights_of_a_run(trained, tmp_path):
     assert "loaded" in result.stdout and "re-initialised" not in result.stdout
 
 
-def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
+def test_resuming_continues_after_the_last_epoch(trained, tmp_path):
     config, run, _ = trained
     result = run_python(
         "train.py",
@@ -245,7 +245,7 @@ def test_resuming_goes_on_after_the_last_epoch(trained, tmp_path):
     assert [record["epoch"] for record in read_log(tmp_path / "longer")] == [2]
 
 
-def test_a_complete_run_is_left_alone(trained):
+def test_a_complete_run_is_unchanged(trained):
     config, run, _ = trained
     before = {
         path: path.stat().st_mtime_ns

@@ -10,7 +10,7 @@ WORKER = "tests/end_to_end/gradients_worker.py"
 
 @pytest.fixture(scope="module")
 def gradients(tiny_data, tmp_path_factory):
-    """What one and two ranks compute in the first step of an epoch, with the same total batch."""
+    """Results of one and two ranks in the first step of an epoch, with the same total batch."""
     folder = tmp_path_factory.mktemp("ranks")
     config = write_tiny_config(
         folder,

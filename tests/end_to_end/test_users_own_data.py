@@ -1,4 +1,4 @@
-"""Data as users have them: other ids, paths that need care, labels that do not define every metric; and what a stop prints works."""
+"""Data as users have them: other ids, odd paths, undefined metrics; the printed resume command works."""
 
 from __future__ import annotations
 

@@ -31,16 +31,16 @@ class Training:
         text: str = "stdout",
         **environment: str,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
             output: output folder.
-            arguments: of `train.py`.
-            ranks: on this machine.
-            per_agent: in place of that, ranks of one of several torchrun agents, which `launcher` makes find each other.
-            launcher: more arguments of torchrun.
-            text: end of the name of the file for what is printed.
-            environment: more variables.
+            arguments: arguments of `train.py`.
+            ranks: number of ranks on this machine.
+            per_agent: instead, ranks per torchrun agent, for several agents; `launcher` has their rendezvous.
+            launcher: additional arguments of torchrun.
+            text: suffix of the file that receives the output.
+            environment: additional environment variables.
         """
         command = [sys.executable]
         if ranks > 1 or per_agent:

@@ -41,7 +41,7 @@ RUN: dict[str, Any] = {
         }
     },
 }
-"""Nine steps of two batches: phase A, phase B, the clean stage. They start from weights that find objects, so that scores are not 0."""
+"""Nine steps of two batches: phase A, phase B, clean stage; from trained weights, for scores above 0."""
 STEPS = 9
 
 

@@ -1,4 +1,4 @@
-"""Faults of annotation files (F38, F55 to F67): errors that stop a run before a model is built, and errors that are fixed and counted."""
+"""Faults of annotation files (F38, F55 to F67) stop a run before a model is built, or are fixed."""
 
 import json
 
@@ -27,7 +27,7 @@ def own_data(tiny_data, tmp_path) -> SyntheticData:
 
 @pytest.fixture
 def fault(own_data, tmp_path, monkeypatch):
-    """Return a function that changes labels, trains, and gives the line of exit code 3; no model is built before it."""
+    """Return a function that changes labels, trains, and returns the error line; no model is built before."""
     monkeypatch.setattr(
         YAMLConfig, "model", property(lambda _: pytest.fail("the model was built"))
     )
@@ -47,7 +47,7 @@ def fault(own_data, tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluation(own_data, tmp_path):
-    """Return a function that changes the evaluation's labels, evaluates, and gives what was said of them."""
+    """Return a function that changes the evaluation's labels, evaluates, and returns the output."""
 
     def of(change) -> str:
         change_labels(own_data, change, "val")
@@ -61,7 +61,7 @@ def evaluation(own_data, tmp_path):
 
 
 def set_values(part: str, index: int, **values):
-    """Return a change that sets values of a record; one of `...` is taken out."""
+    """Return a change that sets values of a record; the value `...` removes a key."""
 
     def change(labels) -> None:
         record = labels[part][index]
@@ -101,7 +101,7 @@ def test_f38_first_evaluation_counts_as_the_best_even_with_a_score_of_zero():
     ],
     ids=["truncated", "empty", "not UTF-8", "null", "list", "nested"],
 )
-def test_f55_file_that_is_no_coco_file_is_refused_with_the_place(
+def test_f55_file_that_is_not_a_coco_file_is_refused_with_the_place(
     fault, own_data, raw, text
 ):
     assert f"{own_data.folder / 'train.json'} {text}" in fault(raw)
@@ -137,7 +137,7 @@ def test_f57_record_without_a_key_is_named(fault, part, key):
     assert f'no "{key}"' in message
 
 
-def test_f58_missing_area_and_crowd_mark_are_filled_in_and_counted(evaluation):
+def test_f58_missing_area_and_crowd_flag_are_filled_in_and_counted(evaluation):
     assert (
         "missing areas, computed from the box: 1 (first: annotations[2] (id 3))"
         in evaluation(set_values("annotations", 2, area=..., iscrowd=...))
@@ -193,7 +193,7 @@ def test_f60_id_of_another_type_is_refused(fault):
     [[1, 2, float("nan"), 4], [1, 2, float("inf"), 4], [1, 2, 3], [1, 2, "3", 4], None],
     ids=str,
 )
-def test_f61_box_that_is_none_is_refused_with_its_record(fault, box):
+def test_f61_malformed_box_is_refused_with_its_record(fault, box):
     assert (
         f"annotations[2] (id 3): bbox is {box}, expected four numbers [x, y, width, height]"
         in fault(set_values("annotations", 2, bbox=box))
@@ -242,14 +242,15 @@ def test_f62_boxes_outside_are_dropped_and_counted_while_they_are_few(
     )
 
 
-def test_f62_many_boxes_outside_are_taken_for_corners(fault):
+def test_f62_many_boxes_outside_their_image_are_suspected_to_be_corners(fault):
     message = fault(
         lambda labels: [
             a.update(bbox=[70, 10, 80, 20]) for a in labels["annotations"][:5]
         ]
     )
     assert (
-        "boxes lie entirely outside their image; COCO has [x, y, width, height] in pixels, and no other format fits either"
+        "boxes lie entirely outside their image; "
+        "COCO has [x, y, width, height] in pixels, and no other format fits either"
         in message
     )
 
@@ -267,7 +268,7 @@ def test_f62_many_boxes_outside_are_taken_for_corners(fault):
     ],
     ids=str,
 )
-def test_f63_category_that_is_none_is_refused_with_its_record(fault, value, text):
+def test_f63_malformed_category_is_refused_with_its_record(fault, value, text):
     assert f"annotations[2] (id 3): {text}" in fault(
         set_values("annotations", 2, category_id=value)
     )
@@ -327,8 +328,8 @@ def test_f66_images_of_other_sizes_than_their_labels_say_are_counted_and_named_b
         f"error[3]: 2 of 24 images of {own_data.folder}/train.json have sizes that differ from their labels: "
     )
     assert (
-        f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; {image_path(own_data, 7)} has 64 x 64"
-        in ended.err
+        f"{image_path(own_data, 5)} has 64 x 64, its labels were made for 999 x 64; "
+        f"{image_path(own_data, 7)} has 64 x 64" in ended.err
     )
     assert (
         "correct width and height in the annotation file" in ended.err
@@ -351,8 +352,11 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(
     assert torch.equal(data.labels.sizes, before.sizes) and torch.equal(
         data.labels.boxes, before.boxes
     )
-    told = "sizes taken from the image files: 24 (first: images[0] (id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
-    assert any(told in line for line in data.labels.findings.describe())
+    expected = (
+        "sizes taken from the image files: 24 (first: images[0] "
+        "(id 1) train_00000.jpg: 64 x 64 instead of 40 x 7)"
+    )
+    assert any(expected in line for line in data.labels.findings.describe())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fifteen changes of the data between two parts of a run: none is silent, and an accepted one restarts the epoch (K5)."""
+"""Fifteen changes of data between parts of a run: all are reported; accepted ones restart the epoch (K5)."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_what_decides_about_later_epochs_is_part_of_the_state(own):
     )  # none may be unreadable of so few, and one is remembered
 
 
-def test_another_input_size_is_resumed_if_it_is_asked_for(own):
+def test_another_input_size_is_resumed_on_request(own):
     data, folder = own
     code, message = resume(data, folder, eval_spatial_size=[96, 96])
     assert code == 2 and "eval_spatial_size" in message

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, hostile, foreign or half-written: rows F02 to F10, F14, F15, F17, F18 and F20."""
+"""Checkpoints that are damaged, hostile, foreign or incomplete: F02 to F10, F14, F15, F17, F18 and F20."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def ended(data: SyntheticData, folder: Path, **overrides) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The folder of an undisturbed run."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     assert run(tiny_data, folder, **SHORT)
     return folder
@@ -48,7 +48,7 @@ def straight(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tiny_data, tmp_path_factory):
-    """The folder of a run that was stopped in its second epoch, with `last.pth`, the one before it and `best.pth`."""
+    """Folder of a run stopped in its second epoch: `last.pth`, the one before it and `best.pth`."""
     folder = tmp_path_factory.mktemp("stopped")
     assert not run(tiny_data, folder, stop_after=9, **SHORT)
     return folder
@@ -62,7 +62,7 @@ def folder(stopped, tmp_path):
 
 @pytest.fixture
 def other_classes(tiny_data, tmp_path):
-    """The same images with a class more, whose name comes first, and other ids."""
+    """The same images with an additional class, whose name comes first, and other ids."""
     data = SyntheticData(Path(shutil.copytree(tiny_data.folder, tmp_path / "other")))
     for part in ("train.json", "val.json"):
         labels = json.loads((data.folder / part).read_text())
@@ -79,7 +79,7 @@ def other_classes(tiny_data, tmp_path):
 
 
 def crash_at(point: int) -> list[int]:
-    """End this process before the given call of those that make a file durable; return a list whose length counts them."""
+    """End this process before the given call that makes a file durable; return a list of these calls."""
     calls: list[int] = []
 
     def crashing(function):
@@ -98,7 +98,7 @@ def crash_at(point: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def end_of_first_epoch(tiny_data, tmp_path_factory):
-    """The folder of a run whose first epoch is learned and not evaluated yet."""
+    """The folder of a run whose first epoch is trained and not yet evaluated."""
     folder = tmp_path_factory.mktemp("first")
     assert not run(tiny_data, folder, stop_after=6, in_evaluation=True, **SHORT)
     return folder
@@ -167,7 +167,7 @@ def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     assert same(final_state(folder), final_state(straight))
 
 
-def test_f03_without_any_whole_file_each_is_named_with_its_reason(tiny_data, folder):
+def test_f03_without_any_intact_file_each_is_named_with_its_reason(tiny_data, folder):
     (folder / "last.pth").write_bytes(b"")
     (folder / "last.previous.pth").write_bytes(b"x")
     code, message = ended(tiny_data, folder)
@@ -280,7 +280,7 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
     assert "has 4 classes, the configuration has 9; use -t" in message
 
 
-def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_tells_which_are_new(
+def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_logs_the_new_ones(
     stopped, other_classes, tmp_path, caplog
 ):
     with caplog.at_level("INFO"):
@@ -314,7 +314,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
     tiny_data, tmp_path, content
 ):
     torch.save(content, tmp_path / "other.pth")
-    for flag, told in (
+    for flag, expected in (
         ("resume", "holds weights but no training state"),
         ("tuning", "expected|neither weights|no class head"),
     ):
@@ -324,7 +324,7 @@ def test_f09_a_file_that_is_not_a_checkpoint_is_refused_with_its_content(
             **{"resume": None, flag: str(tmp_path / "other.pth")},
         )
         assert code == 4
-        assert any(part in message for part in told.split("|")), message
+        assert any(part in message for part in expected.split("|")), message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -425,7 +425,7 @@ def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
     assert child.code == 0, child.err
 
 
-def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(
+def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_pid_of_the_first(
     straight, tiny_data, folder
 ):
     ready, held = os.pipe()
@@ -452,7 +452,7 @@ def test_f17_a_second_run_in_the_same_folder_is_refused_with_the_first_ones_numb
 def test_f18_a_crash_in_the_last_evaluation_costs_no_result(
     straight, tiny_data, folder
 ):
-    """There is no stage after training: what stands for it is the evaluation after the last epoch. What was learned since the last save is learned again."""
+    """The last stage is the evaluation after the last epoch. Steps since the last save are repeated."""
 
     def crashing() -> None:
         training_loop.evaluate = lambda *_, **__: os._exit(KILLED)
@@ -488,7 +488,8 @@ def test_f20_start_weights_of_another_sha256_are_refused_with_path_and_digest(
     )
     assert code == 4
     assert message.startswith(
-        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, expected {digest} (checkpoint_sha256)"
+        f"{path} is damaged or another file: its sha256 is {file_sha256(path)}, "
+        f"expected {digest} (checkpoint_sha256)"
     )
 
 
@@ -508,7 +509,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("nowhere.pth", None, "nowhere.pth"),
         ("small.pth", b"7 bytes", "small.pth is not a file of plain tensors"),
@@ -516,7 +517,7 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
     ],
 )
 def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
-    tiny_data, tmp_path, name, content, told
+    tiny_data, tmp_path, name, content, expected
 ):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -525,5 +526,5 @@ def test_f20_missing_or_damaged_start_weights_end_the_run_at_once(
         tiny_data, tmp_path / "run", tuning=None, DINOv3Backbone=settings
     )
     assert code == 4
-    assert told in message
+    assert expected in message
     assert not (tmp_path / "run/last.pth").exists()

@@ -11,7 +11,7 @@ from tests.fixtures.commands import write_tiny_config
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tiny_data, tmp_path):
-    """Return a function that runs train.py on a configuration with some text after it, and gives the one line it ends with."""
+    """Return a function that runs train.py on a config with appended text, and returns its last line."""
     logger = logging.getLogger("dfine")
     before = logger.handlers[:], logger.propagate, logger.level
     config = write_tiny_config(tmp_path, tiny_data)
@@ -38,7 +38,7 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("epoches: 3\n", "unknown key 'epoches'|did you mean 'epochs'?|changed.yml:2"),
         (
@@ -51,13 +51,15 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
         ),
     ],
 )
-def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(refused, text, told):
+def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(
+    refused, text, expected
+):
     message = refused(text)
-    assert all(part in message for part in told.split("|")), message
+    assert all(part in message for part in expected.split("|")), message
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("epochs: abc\n", "epochs is 'abc', expected an integer"),
         ("epochs: -3\n", "epochs is -3"),
@@ -67,8 +69,8 @@ def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(refused, text
         ("optimizer: {lr: '1e-4'}\n", "optimizer.lr is '1e-4'"),
     ],
 )
-def test_f69_a_wrong_value_is_named_with_what_was_expected(refused, text, told):
-    assert told in refused(text)
+def test_f69_a_wrong_value_is_named_with_what_was_expected(refused, text, expected):
+    assert expected in refused(text)
 
 
 def test_f69_a_number_with_an_exponent_is_a_number(refused):
@@ -89,7 +91,7 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "epochs: 3\nepochs: 4\n",
@@ -109,12 +111,14 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
     ],
     ids=["duplicate", "alias bomb", "large", "tab", "open bracket"],
 )
-def test_f71_malformed_or_exploding_yaml_is_refused_with_its_place(refused, text, told):
-    assert told in refused(text)
+def test_f71_malformed_or_exploding_yaml_is_refused_with_its_place(
+    refused, text, expected
+):
+    assert expected in refused(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "train_dataloader: {total_batch_size: 64, drop_last: True}\n",
@@ -124,8 +128,8 @@ def test_f71_malformed_or_exploding_yaml_is_refused_with_its_place(refused, text
         ("train_dataloader: {total_batch_size: 0}\n", "total_batch_size is 0"),
     ],
 )
-def test_f72_a_run_without_steps_is_refused(refused, text, told):
-    assert told in refused(text)
+def test_f72_a_run_without_steps_is_refused(refused, text, expected):
+    assert expected in refused(text)
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,24 @@ from src.runtime.process import explain, run_command
 from tests.fixtures.ports import free_port
 from tests.fixtures.processes import run_forked
 
-ECC = "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call"
+ECC = (
+    "CUDA error: uncorrectable ECC error encountered\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call"
+)
 IN_A_COLLECTIVE = (
-    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\n"
     "Last error: Cuda failure 'uncorrectable NVLink error detected during the execution'"
 )
-TIMEOUT = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=71, OpType=ALLREDUCE) ran for 600025 milliseconds before timing out"
+TIMEOUT = (
+    "Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=71, OpType=ALLREDUCE) ran for 600025 milliseconds before timing out"
+)
 
 
 @pytest.fixture
 def collective_fails(tmp_path, monkeypatch):
-    """Return a function that lets `all_reduce` of a run on one of two ranks fail so, and gives how that rank ends."""
+    """Return a function that fails `all_reduce` on one of two ranks, and returns how that rank ends."""
     monkeypatch.setattr("src.runtime.distributed._GRACE", 0.0)
 
     def run(words: str, recorded: bool = True):
@@ -53,7 +60,7 @@ def collective_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (
             ECC,
@@ -68,11 +75,11 @@ def collective_fails(tmp_path, monkeypatch):
     ids=["ECC", "NVLink", "timeout"],
 )
 def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
-    collective_fails, tmp_path, words, told
+    collective_fails, tmp_path, words, expected
 ):
     ended = collective_fails(words)
     assert ended.code == 7
-    assert ended.err.startswith(f"error[7]: {told}") and ended.err.count("\n") == 1
+    assert ended.err.startswith(f"error[7]: {expected}") and ended.err.count("\n") == 1
     assert (
         f"flight recorder (torchfrtrace reads it): {tmp_path}/run/flight_recorder.rank0"
         in ended.err

@@ -69,14 +69,14 @@ def grey_levels(data: SyntheticData) -> np.ndarray:
 def saved(
     data: SyntheticData, image: Image.Image, form: str = "PNG", **settings
 ) -> Path:
-    """Put an image in place of the first evaluation image; its suffix stays."""
+    """Replace the first evaluation image by an image; the suffix is kept."""
     path = image_path(data, 0, "val")
     image.save(path, form, **settings)
     return path
 
 
-def marks_told(data: SyntheticData, caplog) -> str:
-    """Return what is said about the evaluation images once they are decoded."""
+def logged_flags(data: SyntheticData, caplog) -> str:
+    """Return the log lines about the evaluation images after decoding."""
     dataset = tiny_config(data).val_dataloader.dataset
     for index in range(len(dataset)):
         _ = dataset[index]
@@ -133,7 +133,7 @@ def test_f44_unreadable_image_ends_a_small_run_with_its_path_and_reason(
     assert f"image {image_path(own_data, 3)} {REASONS[kind]}" in ended.err
 
 
-def test_f44_unreadable_images_within_the_share_are_skipped_counted_and_named(
+def test_f44_unreadable_images_within_the_limit_are_skipped_counted_and_named(
     own_data, fit, tmp_path
 ):
     for index, kind in enumerate(UNREADABLE):
@@ -165,7 +165,7 @@ def test_f45_truncated_image_of_the_evaluation_is_named_and_ends_the_run(
 def test_f46_cmyk_images_keep_their_colours_and_are_counted(own_data, caplog):
     saved(own_data, Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95)
     assert abs(grey_levels(own_data) - SMOOTH).max() <= 3
-    assert "CMYK images, converted to RGB: 1 (first: val_00000.jpg)" in marks_told(
+    assert "CMYK images, converted to RGB: 1 (first: val_00000.jpg)" in logged_flags(
         own_data, caplog
     )
 
@@ -176,7 +176,7 @@ def test_f47_sixteen_bit_images_keep_their_brightness(own_data):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(
+def test_f48_images_with_an_orientation_tag_are_turned_if_their_labels_are_upright_and_counted(
     own_data, orientation, caplog
 ):
     exif = Image.Exif()
@@ -193,7 +193,8 @@ def test_f48_images_are_shown_upright_where_their_labels_say_so_and_counted(
     image = tiny_config(own_data).val_dataloader.dataset.raw_sample(0).image
     assert tuple(image.shape[1:]) == upright.shape[:2]
     assert (
-        "images rotated according to their EXIF tag: 1" in marks_told(own_data, caplog)
+        "images rotated according to their EXIF tag: 1"
+        in logged_flags(own_data, caplog)
     ) is (orientation > 1)
 
 
@@ -224,7 +225,7 @@ def test_f49_of_several_frames_the_first_is_used_with_one_warning(
     )
     assert abs(grey_levels(own_data) - (255, 0, 0)).max() <= 1
     assert (
-        marks_told(own_data, caplog).count(
+        logged_flags(own_data, caplog).count(
             "images with several frames, of which the first is used: 1 (first: val_00000.jpg)"
         )
         == 1
@@ -430,10 +431,12 @@ def test_f54_images_with_the_content_of_another_are_counted_within_and_across_da
     ended = fit()
     assert ended.code == 0
     assert (
-        f"train.json: images with the content of another one: 2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
+        "train.json: images with the content of another one: "
+        f"2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
     ) in ended.out
     assert (
-        f"1 images are in both data sets under different names (first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
+        "1 images are in both data sets under different names "
+        f"(first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
         in ended.out
     )
 

@@ -1,4 +1,4 @@
-"""Faults of loading: shares of ranks, processes that die or hang, files outside the image folder (F31, F33, F39, F40, F42, F74, F76)."""
+"""Faults of data loading: sharding, dead or hanging workers, links (F31, F33, F39, F40, F42, F74, F76)."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ def own_data(tiny_data, tmp_path):
 
 @pytest.fixture
 def in_a_worker(monkeypatch):
-    """Return a function that lets something happen where a worker decodes the image of this index."""
+    """Return a function that injects an action where a worker decodes the image of this index."""
     original = CocoDetection.raw_sample
 
     def let(index: int, happen) -> None:
@@ -54,7 +54,7 @@ def in_a_worker(monkeypatch):
 
 
 def first_annotated(labels, count: int) -> None:
-    """Keep the objects of the first images alone."""
+    """Keep only the objects of the first images."""
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= count]
 
 
@@ -151,7 +151,8 @@ def test_f40_hanging_worker_ends_the_run_after_the_timeout(
     )
     assert ended.code == 6
     assert ended.err.startswith(
-        "error[6]: no batch arrived within 1 s (data_timeout): a loader worker hangs or is very slow; last images of the workers: "
+        "error[6]: no batch arrived within 1 s (data_timeout): "
+        "a loader worker hangs or is very slow; last images of the workers: "
     )
     assert "14 (train_00013.jpg)" in ended.err
 
@@ -194,7 +195,7 @@ def train_here_and_exit(*arguments) -> None:
 
 
 class Unsendable:
-    """Stands for a batch for which shared memory has no room."""
+    """A stand-in for a batch that does not fit into shared memory."""
 
     def __reduce__(self):
         raise RuntimeError(

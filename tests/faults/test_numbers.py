@@ -1,4 +1,4 @@
-"""Numbers that are not finite, rates that diverge, memory that runs out within a step: rows F35, F36, F37 and F41."""
+"""Non-finite numbers, diverging learning rates, out of memory within a step: F35, F36, F37 and F41."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def weights(step: TrainStep) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def faulty(monkeypatch):
-    """Put faults into chosen steps; watch that such a step changes neither model nor average. Returns the steps met."""
+    """Put faults into steps, and check that these change neither model nor EMA; return the steps reached."""
 
     def install(steps, fault) -> list[int]:
         met, ordinary = [], TrainStep.__call__
@@ -70,11 +70,12 @@ def bad_gradient(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")]
+    ("fault", "expected"),
+    [(bad_loss, "is not finite"), (bad_gradient, "the gradient of")],
 )
 @pytest.mark.parametrize("steps", [{3}, {0, 5, 11}])
 def test_f35_f36_a_step_with_a_bad_number_is_skipped_logged_with_its_images_and_changes_nothing(
-    tiny_data, tmp_path, faulty, caplog, fault, told, steps
+    tiny_data, tmp_path, faulty, caplog, fault, expected, steps
 ):
     met = faulty(steps, fault)
     assert run(tiny_data, tmp_path, **SHORT)
@@ -82,7 +83,7 @@ def test_f35_f36_a_step_with_a_bad_number_is_skipped_logged_with_its_images_and_
     lines = [line for line in caplog.messages if "skipped" in line]
     assert len(lines) == len(steps)
     assert all(
-        told in line and "on rank 0; images: " in line and ".jpg" in line
+        expected in line and "on rank 0; images: " in line and ".jpg" in line
         for line in lines
     ), lines
     assert all(

@@ -247,7 +247,7 @@ def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(
 @pytest.mark.parametrize(
     "make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"]
 )
-def test_what_is_no_folder_under_the_name_of_one_is_refused_at_the_start(
+def test_a_file_under_the_name_of_a_folder_is_refused_at_the_start(
     config, folder, name, make
 ):
     make(folder / name)
@@ -265,7 +265,9 @@ def test_a_file_that_a_new_run_starts_from_stays_where_it_is(config, folder, tmp
     assert kept.exists() and (folder / "earlier/1/last.pth").exists()
 
 
-def test_an_export_of_an_earlier_run_does_not_lie_beside_a_new_best_pth(config, folder):
+def test_an_export_of_an_earlier_run_does_not_stay_beside_a_new_best_pth(
+    config, folder
+):
     assert train_here("-c", config, "--seed=1").code == 0
     (folder / "best.onnx").write_bytes(b"\x08\x08\n\x05dfine")
     assert train_here("-c", config, "--seed=1").code == 0
@@ -285,7 +287,10 @@ def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_fold
         [
             sys.executable,
             "-c",
-            "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(600)",
+            (
+                "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, 2); "
+                "print(1, flush=True); time.sleep(600)"
+            ),
             folder / ".dfine.lock",
         ],
         stdout=subprocess.PIPE,
@@ -301,7 +306,7 @@ def test_a_second_start_does_not_touch_the_status_of_the_run_that_holds_the_fold
     refused("-c", config, "-u", "epoch=3", text="unknown key 'epoch'")
 
 
-def test_a_lock_that_is_no_file_is_refused(config, folder):
+def test_a_lock_that_is_not_a_file_is_refused(config, folder):
     os.mkfifo(folder / ".dfine.lock")
     refused("-c", config, text=".dfine.lock is not a regular file")
 

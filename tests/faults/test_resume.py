@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed gives the same result as an uninterrupted run: rows F01, F11, F12, F13, F16 and F19."""
+"""A stopped and resumed run gives the result of an uninterrupted one: F01, F11, F12, F13, F16 and F19."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.fixtures.processes import run_forked
 
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
-    """The end of undisturbed runs on one rank and on two."""
+    """The final states of uninterrupted runs on one rank and on two."""
     folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
@@ -73,7 +73,7 @@ def test_f11_workers_of_the_loader_change_nothing(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
+def test_f11_another_number_of_ranks_resumes_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
@@ -85,7 +85,7 @@ def test_f11_another_number_of_ranks_goes_on_and_says_what_changes(
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
 
 
-def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
+def test_f11_another_batch_resumes_within_the_epoch_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):
     assert not run(tiny_data, tmp_path, stop_after=4)
@@ -97,7 +97,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"optimizer": {"lr": 0.5}}, "optimizer.lr was 0.0002, is 0.5"),
         ({"epochs": 4}, "epochs was 3, is 4"),
@@ -110,7 +110,7 @@ def test_f11_another_batch_goes_on_within_the_epoch_and_says_what_changes(
     ],
 )
 def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
-    tiny_data, tmp_path, change, told
+    tiny_data, tmp_path, change, expected
 ):
     assert not run(tiny_data, tmp_path, stop_after=1)
     before = (tmp_path / "last.pth").read_bytes()
@@ -118,13 +118,11 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
         ConfigError, match="differs from that of the run to resume"
     ) as caught:
         run(tiny_data, tmp_path, **change)
-    assert told in str(caught.value) and "--override" in str(caught.value)
+    assert expected in str(caught.value) and "--override" in str(caught.value)
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_f12_a_changed_configuration_goes_on_if_it_is_wanted(
-    tiny_data, tmp_path, caplog
-):
+def test_f12_a_changed_configuration_resumes_on_request(tiny_data, tmp_path, caplog):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
     assert (
@@ -151,7 +149,7 @@ def test_f12_settings_that_do_not_change_the_result_are_free(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-def test_f13_a_complete_run_is_left_alone(straight, tiny_data, caplog):
+def test_f13_a_complete_run_is_unchanged(straight, tiny_data, caplog):
     folder = straight[1][1]
     before = {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
@@ -179,7 +177,7 @@ def test_f16_a_worse_score_after_resuming_does_not_replace_the_best(
 
 
 def timeless(folder) -> list[dict]:
-    """Return what the log says of each epoch but for times."""
+    """Return the log records without times."""
     keys = ("train_loss", "AP", "train_lr", "epoch", "stage", "n_trainable")
     return [{key: record[key] for key in keys} for record in read_log(folder)]
 

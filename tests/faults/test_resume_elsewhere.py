@@ -1,4 +1,4 @@
-"""Files and settings that a resumed run needs in addition to `last.pth`: its best weights, its metric, its seed and the file that was asked for."""
+"""Files and settings besides `last.pth` that a resumed run needs: best weights, metric, seed, given file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fixtures.trained_tiny import TRAINED
 
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory) -> tuple[Path, Path]:
-    """The configuration and the output folder of a run of one epoch, of two, from weights that find objects."""
+    """Configuration and output folder of a run of one epoch from trained weights; `resume` adds a second."""
     folder = tmp_path_factory.mktemp("resume_elsewhere")
     config = write_tiny_config(folder, tiny_data, epochs=1, seed=1)
     rates = ["optimizer.lr=1.0e-9", "train_dataloader.collate_fn.stop_epoch=~"]

@@ -1,4 +1,4 @@
-"""Twenty saves that fail or are interrupted: "done" and "saved" are never reported for files that are not on disk (K4)."""
+"""Twenty failed or interrupted saves: "done" and "saved" are reported only for files on disk (K4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = {
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Return a function that lets the given writes of a file fail, counted from 0 for each file; None for all."""
+    """Return a function that makes writes of a file fail: their numbers from 0 per file; None means all."""
     written: dict[str, int] = {}
 
     def fail(name: str, numbers: tuple[int, ...] | None = None) -> dict[str, int]:
@@ -144,7 +144,7 @@ def test_failures_of_one_file_are_not_forgiven_by_the_success_of_another(
 
 
 @pytest.mark.parametrize("step", [3, 8], ids=["before the first save", "after it"])
-def test_a_stop_that_could_not_save_says_so_and_ends_with_code_6(
+def test_a_stop_that_could_not_save_is_reported_and_ends_with_code_6(
     tiny_data, tmp_path, disk, step
 ):
     disk("last.pth", None if step == 3 else (1,))
@@ -156,7 +156,9 @@ def test_a_stop_that_could_not_save_says_so_and_ends_with_code_6(
     assert ("is of an earlier step" if there else "there is no ") in message
 
 
-def test_a_stop_in_an_evaluation_that_could_not_save_says_so(tiny_data, tmp_path, disk):
+def test_a_stop_in_an_evaluation_that_could_not_save_is_reported(
+    tiny_data, tmp_path, disk
+):
     disk("last.pth")
     code, message = end(tiny_data, tmp_path, stop_after=6, in_evaluation=True)
     assert code == 6 and "but the state could not be saved" in message

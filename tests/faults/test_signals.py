@@ -22,7 +22,7 @@ ERROR = "error["
 
 @pytest.fixture
 def config(tiny_data, tmp_path):
-    """A run that does not end by itself within the test; every step is told."""
+    """A run that does not end by itself within the test; every step is logged."""
     return write_tiny_config(
         tmp_path,
         tiny_data,
@@ -33,7 +33,7 @@ def config(tiny_data, tmp_path):
 
 
 def saved_step(run) -> int:
-    """Return after how many steps the state was saved; the file is whole, or this fails."""
+    """Return the number of steps in the saved state; fail if the file is not intact."""
     return read_tensor_file(run / "last.pth")["progress"]["total_steps"]
 
 
@@ -54,7 +54,7 @@ def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, na
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f21_a_run_goes_on_after_a_signal(tiny_data, tmp_path):
+def test_f21_a_run_resumes_after_a_signal(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
@@ -129,7 +129,7 @@ def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(
+def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_intact(
     tiny_data, tmp_path
 ):
     config = write_tiny_config(
@@ -149,7 +149,7 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_whole(
     assert saved_step(tmp_path / "run") >= 6
 
 
-def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(
+def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
     tiny_data, tmp_path
 ):
     config = write_tiny_config(
@@ -177,7 +177,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_goes_on(
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
 
 
-def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_that_is_said(
+def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
     config, tiny_data, tmp_path
 ):
     images = tmp_path / "images"
@@ -226,10 +226,10 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
 ):
     monkeypatch.setattr("src.runtime.distributed._GRACE", 0.3)
 
-    told = tmp_path / "told"
+    explained = tmp_path / "explained"
 
     def hangs_here() -> None:
-        while not told.exists():
+        while not explained.exists():
             time.sleep(0.02)
 
     def train() -> str:
@@ -246,13 +246,13 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
             return str(explain_lost_rank(error))
         finally:
             if not rank():
-                told.touch()
+                explained.touch()
 
     said, _ = on_ranks(2, train, rank_timeout=4)
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
     assert (
-        said
-        == f"rank 1 did not reach step 123 (last seen at step 122); it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
+        said == "rank 1 did not reach step 123 (last seen at step 122); "
+        f"it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
     )
     assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
 
@@ -279,7 +279,10 @@ def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_pat
     assert (
         on_ranks(2, known)
         == [
-            "rank(s) 1 and rank 0 differ in the configuration; start all ranks with the same command and files"
+            (
+                "rank(s) 1 and rank 0 differ in the configuration; "
+                "start all ranks with the same command and files"
+            )
         ]
         * 2
     )
@@ -311,7 +314,8 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
     port = free_port()
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     agents = [
-        f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one --max-restarts=3 --node_rank={n}".split()
+        f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{port} --rdzv_id=one "
+        f"--max-restarts=3 --node_rank={n}".split()
         for n in range(2)
     ]
     with (

@@ -1,6 +1,6 @@
-"""Forty label files with one fault each that used to be silent: every box that does not reach the loss is counted (K1).
+"""Forty label files with one fault each, once silent: every box that does not reach the loss is counted (K1).
 
-The counts stand in this file; each is compared with the account that training shows at its start, and with `check.py`.
+This file has the counts. Each is compared with the summary at the start of training, and with `check.py`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def boxes(
 
 
 def without(key: str, count: int, **values: Any) -> Callable[[Labels], None]:
-    """Return a change that takes a key out of the first records and sets others."""
+    """Return a change that removes a key from the first records and sets others."""
 
     def change(labels: Labels) -> None:
         for record in labels["annotations"][:count]:
@@ -126,7 +126,7 @@ COMPRESSED = {"size": [HEIGHT, WIDTH], "counts": masks.encode(_MASK)["counts"].d
 
 
 class Counted(NamedTuple):
-    """Labels that are used, with the account that must be given of them: the reason and the number of boxes."""
+    """Labels that are accepted, with the expected summary: the reason and the number of boxes."""
 
     change: Callable[[Labels], None]
     account: dict[str, int]
@@ -225,7 +225,7 @@ COUNTED = {
 
 
 class Refused(NamedTuple):
-    """Labels that must not be used, with what the message says."""
+    """Labels that must be refused, with the expected message."""
 
     change: Callable[[Labels], None]
     text: str

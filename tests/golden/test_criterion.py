@@ -11,7 +11,7 @@ HEADS = ("main", "aux0", "aux1", "pre", "enc0", "dn0", "dn1", "dn2", "dn_pre")
 
 
 class Results(NamedTuple):
-    """What the criterion made of the official inputs."""
+    """Losses of the criterion on the official inputs."""
 
     official: dict[str, Any]
     losses: dict[str, float]

@@ -1,6 +1,6 @@
 """Official DINOv3 checkpoints, in Meta's and in Hugging Face's layout, give the official features.
 
-The checkpoints are rebuilt with live query and value biases, so the model is the one that has a place for them.
+The checkpoints are rebuilt with live query and value biases, so the model is the variant that has them.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""In eval mode each published size computes what the official code computed, part by part and after fusion."""
+"""In eval mode, each published size gives the outputs of the official code, part by part and when fused."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tests.golden import filler
 
 
 class Results(NamedTuple):
-    """What one size computed; maps as every 997th number of each."""
+    """Outputs of one size; of each map, every 997th number."""
 
     official: dict[str, np.ndarray]
     backbone: list[np.ndarray]

@@ -14,7 +14,7 @@ OFFICIAL = read_json("official_configs.json")
 
 
 def leaves(values, path=""):
-    """Return every value that is no mapping by its dotted key, as JSON: so 4 is not 4.0, and 1 not true."""
+    """Return the values of all dotted keys as JSON, except mappings: 4 differs from 4.0, 1 from true."""
     if not isinstance(values, dict):
         return {path: json.dumps(values)}
     return {

@@ -1,4 +1,4 @@
-"""Released D-FINE weights load with every key accounted for, since names, shapes, types and order are theirs."""
+"""Released D-FINE weights load completely: keys, shapes, types and order are the same."""
 
 import pytest
 

@@ -19,7 +19,7 @@ from tests.golden import filler
 
 
 class Results(NamedTuple):
-    """What one size computed."""
+    """Outputs of one size."""
 
     official: dict[str, Any]
     losses: dict[str, float]

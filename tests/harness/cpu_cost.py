@@ -1,10 +1,13 @@
-"""What the parts cost on one CPU thread, as multiples of a 1024 x 1024 float32 matrix product timed in the same process.
+"""Measure model, loss and data pipeline on one CPU thread, in multiples of a matrix product.
 
-    python tests/harness/cpu_cost.py                                                    # model and loss
-    python tests/harness/cpu_cost.py --images DATA/images --annotations DATA/train.json # and the data pipeline
-    python tests/harness/cpu_cost.py --only labels                                      # reading 860,000 boxes
+    python tests/harness/cpu_cost.py                    # model and loss
+    python tests/harness/cpu_cost.py --only labels      # reading 860,000 boxes
 
-CPU time is what counts: on a machine that others use too, wall time swings by a factor of five. Prints a Markdown table.
+    # model, loss and the data pipeline
+    python tests/harness/cpu_cost.py --images DATA/images --annotations DATA/train.json
+
+The unit is a 1024 x 1024 float32 matrix product timed in the same process. CPU time is measured: on a
+shared machine, wall time varies by a factor of five. The result is a Markdown table.
 """
 
 import argparse
@@ -27,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", help="folder of images, for the data pipeline")
-    parser.add_argument("--annotations", help="their COCO file")
+    parser.add_argument("--annotations", help="COCO file of these images")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -35,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         help="measure only these rows: criterion, step, latency, data, labels",
     )
     parser.add_argument(
-        "--runs", type=int, default=5, help="the least of so many runs counts"
+        "--runs", type=int, default=5, help="number of runs; the minimum is reported"
     )
     return parser.parse_args()
 
@@ -81,7 +84,7 @@ def main() -> None:
 
 
 def least(work: Callable[[], object], runs: int) -> float:
-    """Return the least CPU seconds of some runs, after one that does not count."""
+    """Return the minimum CPU seconds of several runs, after one warm-up run."""
     work()
     times = []
     for _ in range(runs):
@@ -139,7 +142,7 @@ def measure_criterion(boxes: int, runs: int) -> tuple[str, float, str]:
 
 
 def leaves(outputs):
-    """Cut outputs off their graph, so that only the criterion is timed."""
+    """Detach outputs from their graph, so that only the criterion is timed."""
     import torch
 
     if torch.is_tensor(outputs):
@@ -190,7 +193,7 @@ def measure_latency(name: str, runs: int) -> tuple[str, float, str]:
 
 
 def measure_loader(part: str, images: str, annotations: str) -> tuple[str, float, str]:
-    """Decode, transform and collate; in CPU seconds an image."""
+    """Decode, transform and collate; return CPU seconds per image."""
     from src.core import YAMLConfig
 
     settings = {

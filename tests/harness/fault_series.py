@@ -1,18 +1,24 @@
-"""Brings one kind of fault upon small runs again and again, and counts how often they did as promised (docs/reliability.md).
+"""Inject one kind of fault into many small runs, and count the runs that behave as documented.
 
-    python tests/harness/fault_series.py                                   # all series, about 20 minutes on one core
-    python tests/harness/fault_series.py signals --repeat 5 --seed 1       # one of them, another random seed
+    python tests/harness/fault_series.py                                # all, about 20 minutes on one core
+    python tests/harness/fault_series.py signals --repeat 5 --seed 1    # one series, another random seed
 
-resume    killed at six places of a run and gone on with, on 1 and 2 ranks: each loss and the end equal to the bit
+resume    killed at six places of a run and resumed, on 1 and 2 ranks: all losses and the final state are
+          bit-identical to those of an uninterrupted run
 workers   0, 1, 2 and 4 loader workers: the same
-signals   SIGTERM, SIGUSR1, SIGINT at random times, on 1 and 2 ranks: saved and gone within ten seconds, code 75, one step for all
-restarts  torchrun --max-restarts whose ranks are killed one after another: the losses and the end are those of an undisturbed run
-ranks     an error or a silence of one of two ranks at a random step: the other ends in time and says why
-numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and nothing has changed
-disk      files may grow to a random limit: what was saved stays whole, and what is needed and free is said
+signals   SIGTERM, SIGUSR1 and SIGINT at random times, on 1 and 2 ranks: saved and ended within ten seconds
+          with exit code 75, all ranks at the same step
+restarts  torchrun --max-restarts whose ranks are killed one after another: losses and final state are those
+          of an uninterrupted run
+ranks     one of two ranks raises an error or hangs at a random step: the other ends in time and reports why
+numbers   NaN and infinity in images, losses and gradients at random steps: the step is skipped and leaves
+          the state unchanged
+disk      file sizes are limited at random: files that were saved stay intact, and the error reports the
+          required and the free space
 
-Ranks are forked here and run `train.py`, which saves the seconds of an import, and meet as under torchrun; only restarts need it.
-Exit code 1 if anything went otherwise.
+docs/reliability.md has the results. Ranks are forked from this process and run `train.py`, which saves the
+time of an import; they connect as under torchrun, which only `restarts` uses. The exit code is 1 if any run
+behaved otherwise.
 """
 
 import argparse
@@ -45,7 +51,7 @@ from tests.harness.soak import (
     is_whole,
     note_losses,
     same,
-)  # noqa: E402
+)
 
 STEPS, WARMUP, CLEAN_EPOCH = 6, 2, 3
 """Steps of an epoch, steps of the warm-up, the epoch without augmentation (counted from 0) of four."""
@@ -67,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
         "series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all"
     )
     parser.add_argument(
-        "--repeat", type=int, help="how often, in place of each series' own count"
+        "--repeat", type=int, help="number of runs; default: the series' own number"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
@@ -117,7 +123,7 @@ def main() -> None:
 
 
 class Run:
-    """A `train.py` in forks of this process, one for each rank; goes on with its folder's run."""
+    """A `train.py` in forks of this process, one for each rank; it resumes the run of its folder."""
 
     def __init__(
         self,
@@ -129,7 +135,7 @@ class Run:
         seed: int = 1,
         prepare: Callable[[int], None] = lambda rank: None,
     ) -> None:
-        """Start it; `prepare` brings faults into the process of a rank."""
+        """Start the run; `prepare` injects faults into the process of a rank."""
         self.folder, self.loss_files = (
             folder / name,
             [folder / f"{name}.rank{rank}.losses" for rank in range(ranks)],
@@ -150,10 +156,8 @@ class Run:
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
                 # the parent's streams may have been opened for a file, which can seek; a pipe cannot
-                sys.stdout, sys.stderr = (
-                    open(1, "w", closefd=False),
-                    open(2, "w", closefd=False),
-                )  # noqa: SIM115
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
                 if ranks > 1:
                     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
                 self._train(
@@ -175,7 +179,7 @@ class Run:
         losses: Path,
         prepare: Callable[[], None],
     ) -> None:
-        """Be `train.py`; does not return."""
+        """Run `train.py` in this process; does not return."""
         code = 1
         try:
             os.chdir(ROOT)
@@ -203,7 +207,7 @@ class Run:
         os._exit(code)
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Wait for all ranks; return their exit codes, -n for signal n, None for one that had to be ended here."""
+        """Wait for all ranks; return their exit codes: -n for signal n, None if the rank was ended here."""
         end = time.monotonic() + seconds
         while len(self.codes) < len(self.pids) and time.monotonic() < end:
             for pid in set(self.pids) - self.codes.keys():
@@ -232,7 +236,7 @@ class Run:
         return b"".join(pieces).decode(errors="replace")
 
     def until_steps(self, count: int = 1) -> None:
-        """Wait until each rank has taken so many steps more."""
+        """Wait until each rank has taken this number of further steps."""
         sizes = [
             file.stat().st_size if file.exists() else 0 for file in self.loss_files
         ]
@@ -259,14 +263,14 @@ class Run:
 
 
 def _store():
-    """Host the store at which ranks meet, as torchrun does."""
+    """Host the store through which ranks connect, as torchrun does."""
     import torch.distributed as dist
 
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def equal(run: Run, straight: Run) -> bool:
-    """Tell whether a run has each step's loss, the log's records and the end of an undisturbed one."""
+    """Return whether losses, log records and final state of a run equal those of an uninterrupted one."""
     for ours, theirs in zip(run.losses(), straight.losses()):
         theirs = dict(theirs)
         if dict(ours).keys() != theirs.keys() or any(
@@ -279,7 +283,7 @@ def equal(run: Run, straight: Run) -> bool:
 
 
 def records(folder: Path) -> list[dict]:
-    """Return what `log.txt` says of each epoch but for times."""
+    """Return the records of `log.txt` without times."""
     lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     return [
         {
@@ -301,15 +305,15 @@ def records(folder: Path) -> list[dict]:
 def straight_run(
     folder: Path, name: str, settings: tuple[str, ...] = SHORT, **options
 ) -> Run:
-    """Return a run that was left alone."""
+    """Return an uninterrupted run."""
     run = Run(folder, name, settings, **options)
     if any(run.wait(600)):
-        sys.exit(f"an undisturbed run failed: {run.said}")
+        sys.exit(f"an uninterrupted run failed: {run.said}")
     return run
 
 
 def after(owner: type, name: str, fault: Callable[..., None]) -> None:
-    """Call a fault with a method's arguments after each call of it, in this process."""
+    """Call a fault after each call of a method, with the same arguments, in this process."""
     ordinary = getattr(owner, name)
 
     def call(*arguments, **keywords):
@@ -392,7 +396,7 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """Each with the losses and the end of the run without workers."""
+    """Losses and final state must be those of the run without workers."""
     counts, good = (1, 2, 4), []
     for number in range(repeat):
         seed = rng.randrange(1000)
@@ -420,7 +424,7 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """All ranks get the signal, as from a launcher, and the run is gone on with after each."""
+    """All ranks get the signal, as from a launcher, and the run is resumed after each."""
     for ranks, name in itertools.product((1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")):
         good, seconds, evaluating = [], [], 0
         for _ in range(repeat):
@@ -460,7 +464,7 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One run, long enough for all kills; each comes a little after the first step since the last one."""
+    """One run, long enough for all kills; each kill follows the first step after the previous one."""
     settings = (
         f"epochs={4 * repeat}",
         "train_dataloader.collate_fn.stop_epoch=null",
@@ -547,7 +551,7 @@ def ranks_of(launcher: int) -> list[int]:
 
 
 def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One rank raises an error of its own, or stops for good."""
+    """One rank raises an error, or stops forever."""
     from src.core.errors import DataError
     from src.solver.training_step import TrainStep
 
@@ -561,7 +565,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
         "error": (fail, 15, "broken on purpose in step"),
         "silence": (stop, RANK_TIMEOUT + 5, "does not respond"),
     }
-    for kind, (fault, limit, told) in faults.items():
+    for kind, (fault, limit, expected) in faults.items():
         good, seconds = [], []
         for number in range(repeat):
             culprit, step = rng.randrange(2), rng.randrange(1, 2 * STEPS)
@@ -598,7 +602,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 if kind == "error" or rank != culprit
             ]
             named = all(last_lines) and all(
-                told in line and (kind == "error" or f"rank {culprit} (" in line)
+                expected in line and (kind == "error" or f"rank {culprit} (" in line)
                 for line in last_lines
             )
             good.append(
@@ -612,10 +616,11 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
             )
             if not good[-1]:
                 sys.stderr.write(
-                    f"{kind} of rank {culprit} in step {step}: {codes} after {seconds[-1]:.1f} s {last_lines}\n"
+                    f"{kind} of rank {culprit} in step {step}: "
+                    f"{codes} after {seconds[-1]:.1f} s {last_lines}\n"
                 )
         yield (
-            f"{kind} of a rank, over within {limit} s and told last",
+            f"{kind} of a rank, over within {limit} s and reported last",
             good,
             f"after {statistics.mean(seconds):.1f} s, at most {max(seconds):.1f} s",
         )
@@ -625,7 +630,7 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 
 def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """One bad number a run; weights, average and optimizer are copied before that step."""
+    """One bad number per run; weights, EMA and optimizer are copied before that step."""
     good = []
     for number in range(repeat):
         step, where, value = (
@@ -649,7 +654,8 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
         good.append(dropped and kept.exists())
         if not good[-1]:
             sys.stderr.write(
-                f"{value} in the {where} of step {step}: dropped {dropped}, kept {kept.exists()}; {run.said}\n"
+                f"{value} in the {where} of step {step}: "
+                f"dropped {dropped}, kept {kept.exists()}; {run.said}\n"
             )
     yield (
         "skipped, with weights, EMA and optimizer unchanged",
@@ -703,7 +709,7 @@ def poison(step: int, where: str, value: float, kept: Path) -> None:
 
 
 def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
-    """A run that was killed goes on under a limit of the system for the size of a file."""
+    """A killed run is resumed with a system limit on file sizes."""
     from src.solver.training_step import TrainStep
 
     straight = straight_run(folder, "straight")
@@ -719,7 +725,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
     )
     killed.wait()
     names = sorted(path.name for path in killed.folder.glob("*.pth"))
-    size, good, told = (killed.folder / "last.pth").stat().st_size, [], 0
+    size, good, reported = (killed.folder / "last.pth").stat().st_size, [], 0
     for number in range(repeat):
         limit = int((number + rng.random()) / repeat * 3 * size) if number else 0
         shutil.copytree(killed.folder, folder / f"run{number}")
@@ -741,7 +747,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 whole and same(final_state(run.folder), final_state(straight.folder))
             )
         else:
-            told += 1
+            reported += 1
             kept = all(
                 (run.folder / name).read_bytes() == before[name]
                 for name in ("last.pth", "last.previous.pth")
@@ -757,7 +763,7 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
             sys.stderr.write(
                 f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n"
             )
-    note = f"{told} ended with code 6 and the bytes needed and free, the others as undisturbed"
+    note = f"{reported} ended with code 6 and the bytes needed and free, the others completed"
     yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
 
 

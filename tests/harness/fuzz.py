@@ -1,11 +1,14 @@
-"""Spoils annotation files, configurations, checkpoints and images at random and looks at what becomes of them.
+"""Corrupt annotation files, configurations, checkpoints and images at random, and check how they are handled.
 
-    python tests/harness/fuzz.py --seed 0                             # 500 + 300 + 100 + 60 files, about a minute on one core
+    # 500 + 300 + 100 + 60 files, about a minute on one core
+    python tests/harness/fuzz.py --seed 0
+
     python tests/harness/fuzz.py --labels 20 --configs 10 --checkpoints 5 --images 5
 
-Each malformed file has to be refused by one of the project's own errors, or accepted and read right: as a plain reading of the same file finds
-it, with every dropped or clipped box counted in the findings. Anything else is a fault: another exception, a silent change, ten seconds without
-an answer, a file that is written to, code that runs. Exit code 1 if there is one.
+Each malformed file must either be refused by one of the project's own errors, or be read correctly: with
+the same result as a simple reader of the same file, and with every dropped or clipped box counted in the
+findings. Anything else is a fault: another exception, a silent change, no answer within ten seconds, a file
+that is written to, code that runs. The exit code is 1 if there is a fault.
 """
 
 import argparse
@@ -53,7 +56,7 @@ JUNK = (
 
 
 class Wrong(Exception):
-    """A file was accepted and read wrong."""
+    """A file was accepted and read incorrectly."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,9 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", type=int, default=count, help=f"number of malformed {name}"
         )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="where all damage follows from"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
 
@@ -147,7 +148,7 @@ def _too_slow(*_) -> None:
 
 
 def labels(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.data.dataset.coco_format import load_coco
 
     path = folder / "labels.json"
@@ -170,7 +171,7 @@ def labels(folder: Path, rng: random.Random):
 
 
 def sound_labels(rng: random.Random) -> dict:
-    """Return labels of 12 images of 200 x 100 pixels with ids and categories out of order, polygons, a crowd region."""
+    """Return labels of 12 images of 200 x 100 pixels: unordered ids, categories, polygons, a crowd."""
     ids, categories = rng.sample(range(1000), 12), rng.sample(range(100), 4)
     annotations = [
         {
@@ -203,7 +204,7 @@ def sound_labels(rng: random.Random) -> dict:
 
 
 def change_labels(content: dict, rng: random.Random) -> None:
-    """Change one thing, as hands, scripts and converters do."""
+    """Change one thing, as people, scripts and converters do."""
     part = rng.choice(("images", "annotations", "annotations", "categories"))
     records = content.get(part)
     if rng.random() < 0.05 or not isinstance(records, list) or not records:
@@ -238,7 +239,7 @@ def change_labels(content: dict, rng: random.Random) -> None:
 
 
 def compare_labels(found, content: dict) -> None:
-    """Hold what was read against a plain reading of the file, record by record."""
+    """Compare the labels with a simple reading of the file, record by record."""
     import numpy as np
 
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -247,7 +248,7 @@ def compare_labels(found, content: dict) -> None:
     }
     expected, changes = {image["id"]: [] for image in content["images"]}, Counter()
     if len(sizes) != len(content["images"]) or len(names) != len(content["categories"]):
-        raise Wrong("an id is there twice")
+        raise Wrong("duplicate id")
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
         with np.errstate(over="ignore"):
@@ -298,12 +299,12 @@ def compare_labels(found, content: dict) -> None:
 
 
 def configs(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     from src.core import YAMLConfig
     from src.core.config_file import dump_yaml
 
     path, sound = (
-        folder / "spoilt.yml",
+        folder / "malformed.yml",
         YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml").yaml_cfg,
     )
     tags = [
@@ -375,7 +376,7 @@ def change_config(values: dict, rng: random.Random) -> None:
 
 
 def compare_config(found: dict, text: str) -> None:
-    """Hold settings against what a stock parser reads; it takes 1e-4 for a word."""
+    """Compare settings with those of a standard parser, which reads 1e-4 as a string."""
     import yaml
 
     plain = yaml.safe_load(text) or {}
@@ -399,13 +400,13 @@ def compare_config(found: dict, text: str) -> None:
 
 
 def checkpoints(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import torch
 
     from src.detection.weight_file import read_weights
     from src.runtime.weight_files import write_tensor_file
 
-    path = folder / "spoilt.pth"
+    path = folder / "malformed.pth"
     sound = {
         f"layer{n}.weight": torch.randn(
             20, 20, generator=torch.Generator().manual_seed(n)
@@ -458,7 +459,7 @@ def checkpoints(folder: Path, rng: random.Random):
 
 
 def images(folder: Path, rng: random.Random):
-    """Return what makes the file of a number, and how it is read."""
+    """Return a function that makes the file of a number, and the function that reads it."""
     import numpy as np
     from PIL import Image
 

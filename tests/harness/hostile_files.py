@@ -1,10 +1,11 @@
-"""Gives the readers of checkpoints files that somebody made to run code, to fill memory or to lead them astray (docs/reliability.md).
+"""Let the checkpoint readers read files made to run code, exhaust memory or mislead them.
 
     python tests/harness/hostile_files.py                      # about a minute on one core
-    python tests/harness/hostile_files.py --only bomb          # those with that in their name
+    python tests/harness/hostile_files.py --only bomb          # files whose name contains "bomb"
 
-Each file is read in a process of its own as `-r last.pth` and as `-t` would. Both have to refuse it with code 4 and one line that names the file and
-does not advise to load it all the same, no code may run, and memory may grow by 50 MB. Exit code 1 if not.
+Each file is read in a process of its own, as `-r last.pth` and `-t` would read it. Both must refuse it with
+exit code 4 and one line that names the file and does not advise to load it anyway. No code may run, and
+memory may grow by at most 50 MB. Otherwise the exit code is 1. docs/reliability.md has the results.
 """
 
 import argparse
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 GROWTH, SECONDS, ADDRESS_SPACE = 50_000, 20, 4 << 30
-"""Kilobytes of growth and seconds allowed; bytes after which the system stops a reader, for the sake of the machine."""
+"""Allowed growth in KB and seconds; bytes at which the system stops a reader, to protect the machine."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", default="", help="part of the names of the files to try"
+        "--only", default="", help="only files whose name contains this text"
     )
     return parser.parse_args()
 
@@ -68,14 +69,15 @@ def main() -> None:
                 sys.stderr.write(f"{kind}: {fault}\n")
             path.unlink()
     print(
-        f"hostile files refused with code 4 and one line, no code ran: {len(kinds) - len(faults)} of {len(kinds)}; "
+        "hostile files refused with code 4 and one line, no code ran: "
+        f"{len(kinds) - len(faults)} of {len(kinds)}; "
         f"memory grew by {max(grown) / 1e3:.0f} MB at most"
     )
     sys.exit(1 if faults else 0)
 
 
 def judge(folder: Path, path: Path) -> tuple[str, int]:
-    """Read a file twice; return what is wrong, or "", and by how many kilobytes memory grew."""
+    """Read a file twice; return the fault, or "", and the growth of memory in kilobytes."""
     faults, growth = [], 0
     for way in ("resume", "tuning"):
         code, said, more = read(path, way)
@@ -148,7 +150,7 @@ def _address_space() -> int:
 
 
 def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
-    """Return what writes each file, by a name for it; code in them would make the canary."""
+    """Return the writers of all files by name; code in the files would create the canary."""
     import numpy as np
     import torch
 
@@ -300,7 +302,7 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "safetensors: header of 99 MB that is not there": pickled(
             struct.pack("<Q", 99 << 20) + b"{}"
         ),
-        "safetensors: header that is no JSON": pickled(_safetensors(b"{]")),
+        "safetensors: header that is not JSON": pickled(_safetensors(b"{]")),
         "safetensors: header nested 100000 deep": pickled(
             _safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
         ),
@@ -346,7 +348,7 @@ def _write_tar(path: Path, records: dict[str, bytes]) -> None:
 
 
 def _write_bomb(path: Path, size: int) -> None:
-    """Pack a sound file of so many bytes of zeros."""
+    """Pack a valid file of this number of zero bytes."""
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
         zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound,
@@ -367,7 +369,7 @@ def _zeros(count: int):
 
 
 def _write_overlapping(path: Path, size: int, count: int) -> None:
-    """Let so many entries of the directory stand for one record."""
+    """Let this number of directory entries refer to one record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(size))
@@ -387,7 +389,7 @@ def _write_overlapping(path: Path, size: int, count: int) -> None:
 
 
 def _write_claim(path: Path, size: int) -> None:
-    """Let the directory say that a small record has so many bytes."""
+    """Let the directory claim this number of bytes for a small record."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"model": 1}, 2))
         archive.writestr("a/data/0", bytes(16))

@@ -1,10 +1,11 @@
-"""What safety costs: whole checkpoints against plain ones, the check of data at the start, the checks of every step (docs/reliability.md).
+"""Measure the cost of safety: atomic checkpoints, the data check at the start, the checks of every step.
 
     python tests/harness/safety_cost.py                       # about two minutes on one core
     python tests/harness/safety_cost.py --millions 25 --images 20000 --steps 30
 
-Saves are timed by the clock, in turns, and the median counts; all else in CPU seconds of this process. The steps are the demo's, on drawn data.
-Prints a Markdown table.
+Saves are measured in wall time, alternating with plain saves, and the median is reported. Everything else
+is measured in CPU seconds of this process. The steps are those of the demo, on synthetic data. The result
+is a Markdown table, as in docs/reliability.md.
 """
 
 import argparse
@@ -28,16 +29,20 @@ def parse_arguments() -> argparse.Namespace:
         "--millions",
         type=float,
         default=25,
-        help="parameters of the larger model, with average and AdamW's state",
+        help="parameters of the larger model in millions, with EMA and AdamW's state",
     )
-    parser.add_argument("--saves", type=int, default=5, help="saves of each kind")
+    parser.add_argument(
+        "--saves", type=int, default=5, help="number of saves of each kind"
+    )
     parser.add_argument(
         "--images",
         type=int,
         default=20000,
-        help="images of the labels to check, seven boxes each",
+        help="number of images of the labels to check, seven boxes each",
     )
-    parser.add_argument("--steps", type=int, default=30, help="steps of the demo")
+    parser.add_argument(
+        "--steps", type=int, default=30, help="number of steps of the demo"
+    )
     return parser.parse_args()
 
 
@@ -92,11 +97,14 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
             seconds[way].append(time.perf_counter() - began)
     plain, whole = (statistics.median(seconds[way]) for way in ("plain", "whole"))
     size = (folder / "plain.pth").stat().st_size / 1e6
-    return f"| save of {what}, {size:.0f} MB | {whole:.2f} s, plain {plain:.2f} s; allowed (1.5 x + 0.5 s): {1.5 * plain + 0.5:.2f} s |"
+    return (
+        f"| save of {what}, {size:.0f} MB | {whole:.2f} s, plain {plain:.2f} s; "
+        f"allowed (1.5 x + 0.5 s): {1.5 * plain + 0.5:.2f} s |"
+    )
 
 
 def data_check(folder: Path, count: int) -> str:
-    """Time what a run does with labels and images before it builds a model: read every record, list the folder, open headers."""
+    """Time the data check before a model is built: read every record, list the folder, open headers."""
     import numpy as np
     from PIL import Image
 
@@ -139,12 +147,14 @@ def data_check(folder: Path, count: int) -> str:
         rates.append(count / (time.process_time() - began))
     return (
         f"| labels and file names at the start | {rates[0]:.0f} images a CPU second |\n"
-        f"| headers of images, in the page cache, at the first start and at the next | {rates[1]:.0f} and {rates[2]:.0f} images a CPU second |"
+        "| headers of images, in the page cache, "
+        f"at the first start and at the next | {rates[1]:.0f} and "
+        f"{rates[2]:.0f} images a CPU second |"
     )
 
 
 def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
-    """Take steps of the demo; return the row of what the checks in them took, and the state to save."""
+    """Take steps of the demo; return the table row of their checks, and the state to save."""
     import torch
 
     from src.core import YAMLConfig
@@ -197,7 +207,7 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     )
 
     class Enough(Exception):
-        """So many steps were taken."""
+        """The number of steps is reached."""
 
     solver = DetSolver(cfg, torch.device("cpu"))
     kept = {}
@@ -232,8 +242,8 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
     )
     dearest = max(safety, key=safety.get)
     return (
-        f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its {whole / count:.2f} CPU seconds; the dearest: {dearest}, "
-        f"{safety[dearest] / whole:.2%} |"
+        f"| checks within a step of the demo | {sum(safety.values()) / whole:.2%} of its "
+        f"{whole / count:.2f} CPU seconds; the dearest: {dearest}, {safety[dearest] / whole:.2%} |"
     ), kept
 
 

@@ -1,16 +1,18 @@
-"""Kills a small training at random moments until it has survived so many kills, and damages its checkpoints bit by bit.
+"""Kill a small training at random moments and resume it, many times; damage its checkpoints bit by bit.
 
     python tests/harness/soak.py --kills 200 --seed 0                 # about two minutes on one core
     python tests/harness/soak.py --kills 0 --bits 200 --cuts 50       # damage only
-    python tests/harness/soak.py --minutes 120 --seed 0               # one long run, killed every 20 to 60 seconds
+    python tests/harness/soak.py --minutes 120 --seed 0     # one long run, killed every 20 to 60 seconds
 
-A run on drawn data saves every three steps. It is forked, ended by SIGKILL, and started again with `-r auto`; half of the kills come at any
-time, half wait for a step, a save or an evaluation. When a run comes to its end, its model, average and optimizer are compared with those of
-an undisturbed run, bit for bit, and the next run begins, until the kills are reached. Exit code 1 if anything was lost.
+A run on synthetic data saves every three steps. It is forked, ended by SIGKILL, and started again with
+`-r auto`. Half of the kills come at any time, half wait for a step, a save or an evaluation. When a run ends,
+its model, EMA weights and optimizer are compared bit for bit with those of an uninterrupted run, and the next
+run begins, until the number of kills is reached. The exit code is 1 if anything was lost.
 
-With `--minutes` one run of 20000 epochs, with a loader worker, is killed again and again. An undisturbed one would take as long once more, so every step
-that is learned again after a kill is compared with itself: its loss must be the one of before, to the bit. Memory and open files of the training are
-looked at every second; exit code 1 also if they grow by more than 5 %, within attempts or over all of them.
+With `--minutes`, one run of 20000 epochs with a loader worker is killed again and again. An uninterrupted run
+to compare with would take as long again. Instead, every step that is repeated after a kill must give a loss
+bit-identical to the first one. Memory and open files of the training are sampled every second; the exit code
+is also 1 if they grow by more than 5 %, within attempts or over all of them.
 """
 
 import argparse
@@ -81,10 +83,16 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--kills", type=int, default=200, help="kills to survive; not with --minutes"
+        "--kills",
+        type=int,
+        default=200,
+        help="number of kills; not used with --minutes",
     )
     parser.add_argument(
-        "--minutes", type=float, default=0, help="keep killing one long run for so long"
+        "--minutes",
+        type=float,
+        default=0,
+        help="duration of one long run that is killed repeatedly",
     )
     parser.add_argument(
         "--wait",
@@ -92,20 +100,21 @@ def parse_arguments() -> argparse.Namespace:
         nargs=2,
         default=(20, 60),
         metavar=("LEAST", "MOST"),
-        help="seconds to a kill of the long run",
+        help="minimum and maximum seconds between kills of the long run",
     )
     parser.add_argument(
         "--bits",
         type=int,
         default=0,
-        help="single bits of last.pth to flip, one at a time",
+        help="number of single bits of last.pth to flip, one at a time",
     )
     parser.add_argument(
-        "--cuts", type=int, default=0, help="places to cut last.pth at, one at a time"
+        "--cuts",
+        type=int,
+        default=0,
+        help="number of places to truncate last.pth at, one at a time",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="where moments and places follow from"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
 
@@ -158,7 +167,7 @@ def train(folder: Path, name: str, *, endless: bool = False) -> None:
 
 
 def configuration(folder: Path, name: str, *, endless: bool = False):
-    """Return that of a run on the data of a folder."""
+    """Return the configuration of a run on the data of a folder."""
     from src.core import YAMLConfig
 
     loaders = {
@@ -185,7 +194,7 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> int:
-    """Print how many of the kills cost something; return how many faults there were."""
+    """Print the number of kills that lost something; return the number of faults."""
     mark = mmap.mmap(-1, 1)  # what the child is doing; shared with it
     met, unreadable, checked, ends, differing, began = (
         Counter(),
@@ -219,7 +228,7 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
 def attempt(
     folder: Path, mark: mmap.mmap, rng: random.Random, met: Counter, kills: int
 ) -> bool:
-    """Start the run once and kill it, if kills are left; tell whether it came to its end."""
+    """Start the run once and kill it, if kills are left; return whether it was completed."""
     mark[0] = 0
     deadline, aimed, late = (
         rng.uniform(0.05, LONGEST_WAIT),
@@ -258,7 +267,7 @@ def attempt(
 
 
 def watched(mark: mmap.mmap) -> None:
-    """Make this process tell what it is doing."""
+    """Make this process publish its current activity."""
     from src.solver import checkpoint, training_loop, training_step
 
     def marking(function, phase: int):
@@ -282,7 +291,7 @@ def watched(mark: mmap.mmap) -> None:
 def long_soak(
     folder: Path, minutes: float, wait: tuple[float, float], rng: random.Random
 ) -> int:
-    """Kill one run for so long; print what it did, took and left; return how many faults there were."""
+    """Kill one run repeatedly; print steps, resources and files; return the number of faults."""
     end = time.monotonic() + 60 * minutes
     attempts, own, disk, losses = [], [], [], {}
     unreadable = checked = differing = again = 0
@@ -330,8 +339,10 @@ def long_soak(
             for part in (own[:quarter], own[-quarter:])
         ]
         print(
-            f"{name} of the training: within an attempt {statistics.median(within):+.1%} (median; at most {max(within):+.1%}); first to last quarter of the "
-            f"attempts {over[0]:.1f} to {over[1]:.1f}{unit} ({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
+            f"{name} of the training: within an attempt {statistics.median(within):+.1%} "
+            f"(median; at most {max(within):+.1%}); "
+            f"first to last quarter of the attempts {over[0]:.1f} to {over[1]:.1f}{unit} "
+            f"({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
         )
         if len(attempts) >= ENOUGH:
             faults += statistics.median(within) > GROWTH or over[1] > over[0] * (
@@ -348,7 +359,8 @@ def long_soak(
             for files in (disk[0], disk[-1])
         ]
         print(
-            f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
+            f"{name} in the output folder: {len(sizes[0])} of {sum(sizes[0]) / 1e6:.1f} MB, "
+            f"at the end {len(sizes[1])} of {sum(sizes[1]) / 1e6:.1f} MB"
         )
     return faults
 
@@ -356,7 +368,7 @@ def long_soak(
 def long_attempt(
     folder: Path, seconds: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Start the long run, kill it after so many seconds; return what it took a little after its first steps and at the end."""
+    """Start the long run and kill it; return its resources after its first steps and at the end."""
     (folder / "losses").unlink(missing_ok=True)
     child = os.fork()
     if not child:
@@ -430,7 +442,7 @@ def flip(raw: bytes, rng: random.Random) -> bytes:
 
 
 def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
-    """Spoil `last.pth` again and again; print and return how often that went unnoticed or without the file before it."""
+    """Damage `last.pth` repeatedly; print and return how often this was missed or no older file was used."""
     from src.solver.checkpoint import CheckpointFolder
 
     if not count:
@@ -470,7 +482,7 @@ def final_state(run: Path) -> dict:
 
 
 def same(one, two) -> bool:
-    """Compare nested containers of tensors, to the bit."""
+    """Return whether nested containers of tensors are equal bit for bit."""
     import torch
 
     if isinstance(one, torch.Tensor):

@@ -1,11 +1,14 @@
-"""What a training step costs under each way of training the backbone: parameters, CPU seconds, peak memory.
+"""Measure a training step for each way of training the backbone: parameters, CPU seconds, peak memory.
 
-    python tests/harness/training_cost.py                                       # the table of docs/training.md, about 10 minutes
-    python tests/harness/training_cost.py --only "phase A" "full fine-tuning"   # some rows, with the full step as the measure
+    # the table of docs/training.md, about 10 minutes
+    python tests/harness/training_cost.py
 
-Every row is measured in a process of its own, on one thread: the least of some steps in CPU seconds, and the most that the process held
-beyond what it held before the model was built (weights, gradients, optimizer, activations). Images are noise; what a step costs does not
-depend on what they show. Prints a Markdown table.
+    # some rows, relative to the full step
+    python tests/harness/training_cost.py --only "phase A" "full fine-tuning"
+
+Every row is measured in a process of its own, on one thread: the minimum of several steps in CPU seconds, and
+the peak of memory beyond that before the model was built (weights, gradients, optimizer, activations). Images
+are noise; the cost of a step does not depend on their content. The result is a Markdown table.
 """
 
 import argparse
@@ -44,16 +47,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, default=640, help="height and width of the images"
     )
-    parser.add_argument("--batch", type=int, default=2, help="images of a step")
-    parser.add_argument("--boxes", type=int, default=15, help="objects of an image")
+    parser.add_argument("--batch", type=int, default=2, help="batch size")
+    parser.add_argument("--boxes", type=int, default=15, help="objects per image")
     parser.add_argument(
         "--steps",
         type=int,
         default=2,
-        help="the least of so many counts, after one that does not",
+        help="number of measured steps, after one warm-up step; the minimum is reported",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="ROW", help="rows whose names begin so"
+        "--only",
+        nargs="+",
+        metavar="ROW",
+        help="only rows whose name begins with one of these texts",
     )
     return parser.parse_args()
 
@@ -66,7 +72,8 @@ def main() -> None:
         if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
     ]
     print(
-        f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | of the full step | peak memory | of the full step |"
+        f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | "
+        "of the full step | peak memory | of the full step |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     full = None
@@ -75,7 +82,8 @@ def main() -> None:
             trained, seconds, memory = pool.apply(measure, (arguments, *ROWS[name]))
         full = full or (seconds, memory)
         print(
-            f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | {memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |",
+            f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | "
+            f"{memory / 2**30:.2f} GiB | {memory / full[1]:.2f} |",
             flush=True,
         )
 

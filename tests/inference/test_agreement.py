@@ -84,7 +84,8 @@ def test_the_check_names_the_worst_image_of_a_file_that_differs(
     names = [path.name for path in val_images]
     with pytest.raises(
         ExportError,
-        match=r"gives other predictions than its model: \d of 8 images differ, worst val_\d+.jpg, where a box differs by",
+        match=r"gives other predictions than its model: "
+        r"\d of 8 images differ, worst val_\d+.jpg, where a box differs by",
     ):
         check_agreement(detector, other, val_images, names)
 
@@ -135,7 +136,7 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
     )
 
 
-def test_images_for_the_check_come_from_a_folder_the_validation_data_or_are_drawn(
+def test_images_for_the_check_come_from_a_folder_or_the_validation_data_or_are_synthetic(
     detector, tiny_data, tmp_path
 ):
     files, names = images_for_check(detector, tiny_data.folder / "images", 5)

@@ -1,4 +1,4 @@
-"""Charts are SVG text that stands for itself."""
+"""Charts are self-contained SVG."""
 
 import xml.etree.ElementTree as ElementTree
 

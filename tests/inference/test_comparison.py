@@ -68,7 +68,7 @@ def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
     assert drawn == [(dataset.label_names, names)] and dataset.label_names != names
 
 
-def test_more_pictures_than_images_are_not_asked_for_twice(
+def test_no_picture_is_requested_twice_if_there_are_fewer_images(
     tiny_data, checkpoint, tmp_path
 ):
     cfg = tiny_config(tiny_data)

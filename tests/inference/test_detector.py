@@ -147,7 +147,7 @@ def test_grey_arrays_are_read_as_grey_pictures(detector, val_images):
     ],
     ids=["floats", "four channels", "no pixels", "channels last", "a number"],
 )
-def test_what_is_no_image_is_refused_with_what_was_expected(detector, image):
+def test_input_that_is_not_an_image_is_refused_with_the_expected_types(detector, image):
     with pytest.raises(ConfigError, match="expected|is not an image"):
         detector.predict([image])
 
@@ -219,7 +219,7 @@ def test_a_configuration_makes_up_for_one_that_is_missing(
     )
 
 
-def test_a_spoilt_configuration_is_told_with_its_file(tmp_path):
+def test_a_malformed_configuration_is_refused_with_its_file(tmp_path):
     def spoil(content):
         content["meta"]["config"] = "modle: DFINE\n"
 
@@ -260,13 +260,13 @@ def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
     [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(detector, val_images, settings):
+def test_invalid_settings_are_refused(detector, val_images, settings):
     with pytest.raises(ConfigError, match="expected"):
         detector.predict(val_images[0], **settings)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 2.0, "high", True])
-def test_a_threshold_in_a_checkpoint_that_is_none_is_refused(tmp_path, value):
+def test_an_invalid_threshold_in_a_checkpoint_is_refused(tmp_path, value):
     path = rewritten(tmp_path, lambda content: content["meta"].update(threshold=value))
     with pytest.raises(
         CheckpointError,

@@ -1,4 +1,4 @@
-"""A detector is held against labels, with the numbers of an evaluation by the trainer."""
+"""A detector is evaluated on labels, with the same numbers as an evaluation by the trainer."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_the_numbers_are_those_of_test_only(evaluation, tiny_data, tmp_path):
         assert evaluation.metrics[name] == pytest.approx(expected[name], abs=1e-3)
 
 
-def test_objects_are_told_by_the_class_names_that_the_detector_knows(evaluation):
+def test_objects_have_the_class_names_of_the_detector(evaluation):
     assert evaluation.names == {0: "disc", 1: "square", 2: "triangle", 3: "ring"}
 
 

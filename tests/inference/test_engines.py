@@ -101,7 +101,7 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(
     assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
 
 
-def test_openvinos_own_format_is_read_with_the_json_beside_it(
+def test_openvino_format_is_read_with_its_json_file(
     exported, detector, val_images, tmp_path
 ):
     openvino = pytest.importorskip("openvino")
@@ -135,7 +135,8 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
     )
     with pytest.raises(
         CheckpointError,
-        match="foreign.onnx takes input and gives output, expected images, orig_target_sizes and labels, boxes, scores",
+        match="foreign.onnx takes input and gives output, expected images, "
+        "orig_target_sizes and labels, boxes, scores",
     ):
         load(tmp_path / "foreign.onnx")
 
@@ -148,7 +149,7 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
         (b"no model at all", "cannot be loaded by"),
     ],
 )
-def test_a_file_that_is_none_is_refused_in_one_line(load, tmp_path, content, message):
+def test_an_unreadable_file_is_refused_in_one_line(load, tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -191,7 +192,7 @@ def test_an_exported_model_that_gives_nan_is_an_error_and_not_no_objects(
 
 
 @pytest.mark.parametrize("value", [float("nan"), 2.5, -1, "high", None, True])
-def test_a_threshold_that_is_none_is_refused(exported, tmp_path, value):
+def test_a_threshold_out_of_range_is_refused(exported, tmp_path, value):
     pytest.importorskip("onnxruntime")
 
     def change(proto):
@@ -222,7 +223,7 @@ def test_tensorrt_needs_cuda(exported):
         TensorRtEngine(exported, "cpu")
 
 
-def test_versions_of_tensorrt_that_are_reported_wrong_are_told(caplog):
+def test_versions_of_tensorrt_with_reported_wrong_results_are_logged(caplog):
     for version in ("10.3.0", "10.4.0.26", "8.5.1"):
         warn_of_wrong_fp16(version)
     assert caplog.text.count("users report wrong results of fp16 engines") == 3

@@ -148,9 +148,7 @@ def test_a_browser_without_network_shows_it(page, tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [2.0, float("nan")])
-def test_a_threshold_that_makes_no_sense_is_refused(
-    evaluation, detector, tmp_path, threshold
-):
+def test_an_invalid_threshold_is_refused(evaluation, detector, tmp_path, threshold):
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         write_report(
             evaluation, detector, tmp_path / "report.html", threshold=threshold

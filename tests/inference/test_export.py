@@ -1,4 +1,4 @@
-"""A checkpoint becomes an ONNX file that finds the same and says how to use it."""
+"""A checkpoint is exported to an ONNX file with the same predictions and its own usage data."""
 
 import json
 import sys
@@ -141,7 +141,7 @@ def test_without_a_simplifier_one_line_says_what_to_install(
         export_onnx(detector, tmp_path / "a.onnx", simplify=True)
 
 
-def test_metadata_is_in_the_file_and_beside_it(exported, detector):
+def test_metadata_is_in_the_onnx_file_and_in_the_json_file(exported, detector):
     text = next(
         entry.value
         for entry in onnx.load(exported).metadata_props

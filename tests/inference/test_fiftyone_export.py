@@ -1,4 +1,4 @@
-"""An evaluation becomes samples of FiftyOne; the app itself is not here, a stand-in takes what it would get."""
+"""Evaluations are converted to FiftyOne samples; a stand-in takes the place of the app."""
 
 import sys
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluat
     )
 
 
-def test_a_missing_database_is_told(stand_in, evaluation):
+def test_a_missing_database_is_reported(stand_in, evaluation):
     with pytest.raises(
         ConfigError,
         match="FiftyOne cannot open its database: MongoDB could not be installed",
@@ -62,7 +62,7 @@ def test_a_missing_database_is_told(stand_in, evaluation):
         to_fiftyone(evaluation, "name", 0.5)
 
 
-def test_without_fiftyone_the_way_to_get_it_is_told(monkeypatch, evaluation):
+def test_without_fiftyone_its_installation_is_explained(monkeypatch, evaluation):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ConfigError, match="pip install fiftyone"):
         to_fiftyone(evaluation, "name", 0.5)

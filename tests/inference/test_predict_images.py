@@ -92,7 +92,7 @@ def test_pictures_of_an_earlier_run_within_the_folder_are_left_out(
         assert {e["file_name"] for e in entries(tmp_path / "found")} == {"a.jpg"}
 
 
-def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
+def test_one_image_may_be_requested(detector, val_images, tmp_path):
     predict_source(
         detector,
         str(val_images[0]),
@@ -104,7 +104,7 @@ def test_one_image_may_be_asked_for(detector, val_images, tmp_path):
     ] == val_images[0].name
 
 
-def test_no_more_images_than_asked_for_are_looked_at(detector, val_images, tmp_path):
+def test_no_more_images_than_requested_are_read(detector, val_images, tmp_path):
     predict_source(
         detector,
         str(val_images[0].parent),
@@ -117,7 +117,7 @@ def test_no_more_images_than_asked_for_are_looked_at(detector, val_images, tmp_p
     assert not list(tmp_path.glob("*.jpg"))
 
 
-def test_an_unreadable_image_is_told_after_all_others_were_written(
+def test_an_unreadable_image_is_reported_after_all_others_were_written(
     detector, val_images, tmp_path
 ):
     source = tmp_path / "images"
@@ -145,7 +145,7 @@ def test_pictures_never_replace_the_images_that_they_show(
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])
-def test_an_image_is_turned_only_if_its_labels_say_so(detector, tmp_path, size):
+def test_an_image_is_turned_only_if_its_labels_require_it(detector, tmp_path, size):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "a.jpg", exif=turned)

@@ -6,7 +6,7 @@ from src.core import ConfigError
 from src.inference.predict_source import open_job, predict_source
 
 
-def test_no_images_are_never_asked_for(detector, val_images, tmp_path):
+def test_an_empty_batch_is_never_requested(detector, val_images, tmp_path):
     with pytest.raises(ConfigError, match="--frames is 0, expected at least 1"):
         predict_source(detector, str(val_images[0]), tmp_path, frames=0)
 

@@ -1,4 +1,4 @@
-"""What was found in one image, and what can be done with it."""
+"""Detections of one image and their operations."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The file of predictions, whatever ends the job."""
+"""The file of predictions is valid, however the job ends."""
 
 import json
 import os
@@ -17,9 +17,7 @@ from tests.fixtures.trained_tiny import TRAINED
 from tests.inference.test_predict_images import entries
 
 
-def test_what_was_seen_until_ctrl_c_is_written(
-    detector, val_images, tmp_path, monkeypatch
-):
+def test_results_until_ctrl_c_are_written(detector, val_images, tmp_path, monkeypatch):
     stream = detector.stream
 
     def interrupted(*arguments, **keywords):
@@ -39,7 +37,7 @@ def test_what_was_seen_until_ctrl_c_is_written(
     assert {e["image_id"] for e in entries(tmp_path)} == {1, 2}
 
 
-def test_results_are_written_while_the_job_goes_on(
+def test_results_are_written_while_the_job_runs(
     detector, val_images, tmp_path, monkeypatch
 ):
     stream, sizes = detector.stream, []

@@ -51,7 +51,7 @@ def test_a_mean_is_taken_off():
 
 
 @pytest.mark.parametrize("name", ["RandomHorizontalFlip", "PadToSize", "Unknown"])
-def test_transforms_with_chance_or_padding_are_refused(name):
+def test_random_or_padding_transforms_are_refused(name):
     with pytest.raises(
         ConfigError,
         match=f"has {name}, but single images are prepared only with Resize",
@@ -59,7 +59,7 @@ def test_transforms_with_chance_or_padding_are_refused(name):
         Preprocessing([{"type": name}, *OPS])
 
 
-def test_transforms_that_set_no_size_are_refused():
+def test_transforms_without_a_size_are_refused():
     with pytest.raises(ConfigError, match="has no Resize"):
         Preprocessing(OPS[1:])
 

@@ -35,7 +35,7 @@ def test_a_file_is_taken_whatever_its_name(tmp_path):
     assert image_files(tmp_path / "image.unknown") == [tmp_path / "image.unknown"]
 
 
-def test_what_is_not_there_and_what_is_empty_is_told(tmp_path):
+def test_missing_and_empty_sources_are_reported(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         image_files(tmp_path / "none")
     with pytest.raises(DataError, match="has no image files"):
@@ -73,7 +73,7 @@ def test_frames_of_another_size_are_fitted(tmp_path):
 
 
 @needs_opencv
-def test_a_file_that_is_no_video_is_refused(tmp_path):
+def test_a_file_that_is_not_a_video_is_refused(tmp_path):
     (tmp_path / "video.mp4").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be opened as a video"):
         Video(open_source(str(tmp_path / "video.mp4")))
@@ -146,8 +146,8 @@ def test_a_video_that_is_cut_says_how_many_frames_are_missing(tmp_path):
     frames, fault = faults[1]
     assert 0 < frames < 30
     assert (
-        fault
-        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: the file is truncated or damaged"
+        fault == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: "
+        "the file is truncated or damaged"
     )
 
 
@@ -159,7 +159,7 @@ def test_a_video_that_is_not_read_to_its_end_on_purpose_has_no_fault(tmp_path):
 
 
 @needs_opencv
-def test_a_stream_that_ends_says_so(tmp_path):
+def test_the_end_of_a_stream_is_reported(tmp_path):
     video = Video(Source(Path(write_avi(tmp_path / "a.avi", frames=10)), is_video=True))
     video.source = Source("rtsp://user:secret@host/live", is_video=True)
     assert len(list(video)) == 10
@@ -195,7 +195,7 @@ def test_one_missing_frame_of_a_format_that_counts_them_is_a_fault(tmp_path):
 
 
 @needs_opencv
-def test_a_format_without_a_number_of_frames_is_told(tmp_path, caplog):
+def test_a_format_without_a_number_of_frames_is_logged(tmp_path, caplog):
     write_avi(tmp_path / "a.avi", frames=10).rename(tmp_path / "a.ts")
     Video(open_source(str(tmp_path / "a.ts")))
     assert (

@@ -118,6 +118,6 @@ def test_a_small_object_within_a_large_one_of_its_class_stays():
 
 
 @pytest.mark.parametrize("tiling", [Tiling(0), Tiling(100, 1.0), Tiling(100, -0.1)])
-def test_tiles_that_make_no_sense_are_refused(tiling):
+def test_invalid_tiles_are_refused(tiling):
     with pytest.raises(ConfigError, match="expected at least 1 and from 0 to 0.9"):
         tiling.windows(500, 500)

@@ -227,7 +227,7 @@ def test_drawn_tokens_of_an_unchanged_student_agree(watched):
     assert anchoring().item() == pytest.approx(0, abs=1e-12)
 
 
-def test_chance_is_left_alone_where_all_tokens_are_taken(watched):
+def test_the_random_state_is_unchanged_if_all_tokens_are_used(watched):
     model, anchoring = watched(num_tokens=24)
     model(images())
     before = torch.get_rng_state()
@@ -235,7 +235,7 @@ def test_chance_is_left_alone_where_all_tokens_are_taken(watched):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_chance_of_training_does_not_act_on_the_teacher(watched):
+def test_random_parts_of_training_do_not_act_on_the_teacher(watched):
     model, anchoring = watched(backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0})
     batch = (images() - model.backbone.image_mean) / model.backbone.image_std
     assert torch.equal(
@@ -458,18 +458,19 @@ def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path)
     assert torch.equal(anchoring.teacher.cls_token, own.vit.cls_token)
 
 
-def test_missing_weights_are_told_with_what_to_do(monkeypatch, tmp_path):
+def test_missing_weights_are_reported_with_advice(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         GramAnchoring(Detector(small_backbone())).load_teacher()
     assert str(caught.value).startswith(
-        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
+        "DINOv3 weights not found: there is no file "
+        "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and timm/"
     )
     assert (
-        "name another with -u gram_anchoring.checkpoint_path=FILE, or train without Gram anchoring: -u gram_anchoring=~ ("
-        in str(caught.value)
+        "name another with -u gram_anchoring.checkpoint_path=FILE, "
+        "or train without Gram anchoring: -u gram_anchoring=~ (" in str(caught.value)
     )
 
 
@@ -502,7 +503,7 @@ def test_two_points_in_an_epoch_are_a_jump():
     assert weights([[0, 5], [10, 5], [10, 1]], 9, 10, 11) == [5, 1, 1]
 
 
-def test_lengths_may_be_shares_and_steps():
+def test_lengths_may_be_fractions_and_steps():
     assert weights([[0.0, 0], [0.5, 10], ["150 steps", 0]], 0, 5, 10, 15) == [
         0,
         5,
@@ -518,16 +519,16 @@ def test_points_in_epochs_hold_without_a_run():
 
 
 @pytest.mark.parametrize("weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]])
-def test_weights_that_are_none_are_told(weight):
+def test_invalid_weights_are_refused(weight):
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(Detector(small_backbone()), weight)
     assert str(caught.value) == (
-        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, or pairs of a length and such a number: "
-        f"[[0, 100], ['50 %', 0]]"
+        f"GramAnchoring.weight is {weight!r}, expected a number of at least 0, "
+        "or pairs of a length and such a number: [[0, 100], ['50 %', 0]]"
     )
 
 
-def test_lengths_that_are_none_are_told():
+def test_invalid_lengths_are_refused():
     with pytest.raises(
         ConfigError,
         match="GramAnchoring.weight is 'half', expected an integer number of epochs",
@@ -539,7 +540,7 @@ def test_lengths_that_are_none_are_told():
     ("schedule", "epochs"),
     [([[5, 1], [3, 0]], [5, 3]), ([["50 %", 1], [3, 0]], [10, 3])],
 )
-def test_points_that_do_not_ascend_are_told(schedule, epochs):
+def test_points_that_do_not_ascend_are_refused(schedule, epochs):
     with pytest.raises(ConfigError) as caught:
         weights(schedule)
     assert (
@@ -551,7 +552,7 @@ def test_points_that_do_not_ascend_are_told(schedule, epochs):
 # ---- refusals ----
 
 
-def test_a_model_without_a_dinov3_backbone_is_told():
+def test_a_model_without_a_dinov3_backbone_is_refused():
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(HGNetv2("B0", pretrained=False))
     assert (
@@ -560,14 +561,14 @@ def test_a_model_without_a_dinov3_backbone_is_told():
     )
 
 
-def test_a_number_of_tokens_below_one_is_told():
+def test_a_number_of_tokens_below_one_is_refused():
     with pytest.raises(
         ConfigError, match="GramAnchoring.num_tokens is 0, expected at least 1"
     ):
         GramAnchoring(Detector(small_backbone()), num_tokens=0)
 
 
-def test_a_backbone_that_never_learns_is_told_and_no_teacher_is_read():
+def test_a_backbone_that_is_never_trained_is_reported_and_no_teacher_is_read():
     with pytest.raises(
         ConfigError,
         match="^gram_anchoring keeps a trained ViT close to .* but no block of this ViT is ever trained",

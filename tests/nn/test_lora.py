@@ -36,7 +36,7 @@ def pair(model_name: str = PLAIN, **settings):
 
 @torch.no_grad()
 def changed(module: nn.Module):
-    """Draw the factors anew, as training would change them."""
+    """Fill the factors with random values, as training would change them."""
     for layer in module.modules():
         if isinstance(layer, LoRALinear):
             layer.lora_up.normal_(std=0.1)
@@ -103,7 +103,7 @@ def test_weights_with_factors_bring_the_change_back():
     )
 
 
-def test_a_single_factor_is_told_as_a_missing_key():
+def test_a_single_factor_is_reported_as_a_missing_key():
     state = LoRALinear(6, 5, rank=2, alpha=2.0).state_dict()
     del state["lora_down"]
     with pytest.raises(RuntimeError, match='Missing key.*"lora_down"'):
@@ -151,12 +151,12 @@ def test_separate_projections_are_adapted_like_a_fused_one():
     ]
 
 
-def test_a_backbone_has_no_lora_unless_told_so():
+def test_a_backbone_has_no_lora_by_default():
     assert adapted_layers(small_backbone().vit) == []
 
 
 @pytest.mark.parametrize("targets", [["attn"], [], ["mlp", "head"]])
-def test_unknown_targets_are_told_with_the_known_ones(targets):
+def test_unknown_targets_are_refused_with_the_known_ones(targets):
     with pytest.raises(ConfigError) as caught:
         small_backbone(lora_rank=2, lora_targets=targets)
     assert (
@@ -166,16 +166,17 @@ def test_unknown_targets_are_told_with_the_known_ones(targets):
 
 
 @pytest.mark.parametrize("rank", [-1, 33])
-def test_a_rank_out_of_range_is_told(rank):
+def test_a_rank_out_of_range_is_refused(rank):
     with pytest.raises(ConfigError) as caught:
         small_backbone(lora_rank=rank)
     assert (
         str(caught.value)
-        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, the smallest width of the layers attention, mlp"
+        == f"lora_rank is {rank}, expected 0 for no LoRA, or 1 to 32, "
+        "the smallest width of the layers attention, mlp"
     )
 
 
-def test_rank_zero_is_refused_where_lora_was_asked_for_by_hand():
+def test_rank_zero_is_refused_where_lora_is_requested_explicitly():
     with pytest.raises(
         ConfigError, match="lora_rank is 0, expected 0 for no LoRA, or 1 to 32"
     ):
@@ -183,7 +184,7 @@ def test_rank_zero_is_refused_where_lora_was_asked_for_by_hand():
 
 
 @pytest.mark.parametrize("alpha", [0, -1.0])
-def test_an_alpha_that_is_not_positive_is_told(alpha):
+def test_an_alpha_that_is_not_positive_is_refused(alpha):
     with pytest.raises(
         ConfigError, match=f"lora_alpha is {alpha}, expected more than 0"
     ):
@@ -515,8 +516,9 @@ def test_a_checkpoint_with_factors_is_refused_by_a_model_without_lora(
     with pytest.raises(CheckpointError) as caught:
         load(plain, file)
     assert str(caught.value) == (
-        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), but this model has no LoRA; use that run's best.pth, "
-        f"whose weights are merged, or set DINOv3Backbone.lora_rank=4"
+        f"{file.path} is the state of a run with LoRA (16 factors of rank 4), "
+        "but this model has no LoRA; use that run's best.pth, whose weights are merged, "
+        "or set DINOv3Backbone.lora_rank=4"
     )
 
 

@@ -77,7 +77,7 @@ def test_gradient_is_finite_everywhere():
     assert x.grad.isfinite().all()
 
 
-def test_argument_is_left_as_it_was():
+def test_argument_is_unchanged():
     x = torch.tensor([-1.0, 2.0])
     inverse_sigmoid(x)
     assert x.tolist() == [-1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Box arithmetic, held against torchvision."""
+"""Box arithmetic, compared with torchvision."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sampling of feature maps at learned points, held against plain loops."""
+"""Sampling of feature maps at learned points, compared with plain loops."""
 
 import math
 

@@ -96,7 +96,7 @@ def test_decay_that_is_set_later_acts_from_the_next_update(net):
     )
 
 
-def test_first_updates_are_left_out_when_asked_for(net):
+def test_first_updates_are_left_out_on_request(net):
     ema = ModelEMA(net, warmups=0, decay=0.5, start=2)
     before = net.trained.weight.detach().clone()
     changed(net)
@@ -255,7 +255,7 @@ def test_average_moves_on_from_a_loaded_state(net):
     torch.testing.assert_close(ema.module.trained.weight, net.trained.weight / 2)
 
 
-def test_restart_goes_on_from_other_weights_with_another_decay(net):
+def test_restart_continues_from_other_weights_with_another_decay(net):
     ema = ModelEMA(net, decay=0.9, warmups=0)
     ema.update(net)
     best = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
@@ -275,7 +275,7 @@ def test_restart_does_not_repeat_the_ramp(net):
 @pytest.mark.parametrize(
     ("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)]
 )
-def test_ramp_may_be_given_in_steps_epochs_or_as_a_share(net, warmups, steps):
+def test_ramp_may_be_given_in_steps_in_epochs_or_as_a_fraction(net, warmups, steps):
     ema = built_for(
         RunLength(10, 100),
         {"type": "ModelEMA", "decay": 0.9, "warmups": warmups},

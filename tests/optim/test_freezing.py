@@ -35,7 +35,7 @@ def test_what_is_not_phased_learns_from_the_start_at_the_rate_of_its_group(phase
     }
 
 
-def test_what_thaws_is_in_the_optimizer_from_the_start(phased):
+def test_blocks_that_unfreeze_later_are_in_the_optimizer_from_the_start(phased):
     groups = group_of(phased.optimizer.param_groups)
     thawing = [
         p
@@ -48,7 +48,7 @@ def test_what_thaws_is_in_the_optimizer_from_the_start(phased):
     } == {(2, 1e-4)}
 
 
-def test_what_never_thaws_is_not_in_the_optimizer(phased):
+def test_blocks_that_never_unfreeze_are_not_in_the_optimizer(phased):
     groups = group_of(phased.optimizer.param_groups)
     assert not [
         name

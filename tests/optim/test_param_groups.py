@@ -244,7 +244,7 @@ def test_parameter_that_matches_two_expressions_is_named_with_both(net):
         )
 
 
-def test_expression_that_is_none_is_refused(net):
+def test_invalid_expression_is_refused(net):
     with pytest.raises(
         ConfigError,
         match=r"^optimizer.params: '\(head' is not a regular expression: missing \), unterminated subpattern",

@@ -48,8 +48,9 @@ def test_rates_are_those_of_torchs_scheduler(name, settings):
 def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
     with pytest.raises(
         ConfigError,
-        match=r"^OneCycleLR.max_lr is 0.3 for all 2 parameter groups and would replace their own rates \(0.02, 0.1; "
-        r"from optimizer.params, layer_decay, unfreeze_lr_factor\); set max_lr to a list of 2 rates",
+        match=r"^OneCycleLR.max_lr is 0.3 for all 2 parameter groups and would replace their "
+        r"own rates \(0.02, 0.1; from optimizer.params, layer_decay, unfreeze_lr_factor\); "
+        r"set max_lr to a list of 2 rates",
     ):
         create(
             {"type": "OneCycleLR", "max_lr": 0.3, "total_steps": 12},
@@ -61,7 +62,7 @@ def test_one_rate_of_a_schedule_for_groups_of_several_is_refused():
     ).rates(3) == pytest.approx([0.3, 0.3], rel=0.3)
 
 
-def test_rates_may_be_asked_for_in_any_order():
+def test_rates_may_be_requested_in_any_order():
     schedule = create(
         {"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1)
     )
@@ -126,7 +127,7 @@ def test_settings_that_contradict_each_other_are_refused():
 @pytest.mark.parametrize(
     "milestones", [[0.3, 0.7], ["3 epochs", "70 steps"], ["30 %", 7]]
 )
-def test_milestones_may_be_shares_of_the_run(milestones):
+def test_milestones_may_be_fractions_of_the_run(milestones):
     specification = {"type": "MultiStepLR", "milestones": milestones}
     schedule = built_for(RunLength(10, 10), specification, optimizer=optimizer(0.1))
     assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx(
@@ -224,7 +225,7 @@ def test_cosine_scales_all_groups_alike():
         ),
     ],
 )
-def test_a_cosine_that_makes_no_sense_is_refused(settings, message):
+def test_an_invalid_cosine_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         flat_cosine(**settings)
 

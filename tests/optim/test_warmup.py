@@ -46,7 +46,7 @@ def test_negative_duration_is_refused():
     ("duration", "steps"),
     [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)],
 )
-def test_duration_may_be_given_in_steps_epochs_or_as_a_share(duration, steps):
+def test_duration_may_be_given_in_steps_in_epochs_or_as_a_fraction(duration, steps):
     warmup = built_for(
         RunLength(72, 100), {"type": "LinearWarmup", "warmup_duration": duration}
     )
@@ -72,7 +72,7 @@ def test_a_shortened_warm_up_is_logged(caplog):
     )
 
 
-def test_a_share_of_a_run_of_unknown_length_is_refused_and_not_guessed():
+def test_a_fraction_of_a_run_of_unknown_length_is_refused_and_not_guessed():
     with pytest.raises(
         ConfigError,
         match="warmup_duration is 0.1, which depends on the length of the run",

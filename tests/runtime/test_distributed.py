@@ -100,14 +100,14 @@ class TestWithoutGpu:
     def test_device_is_the_cpu(self, name):
         assert pick_device(name) == CPU
 
-    def test_gpu_that_was_asked_for_is_missed(self):
+    def test_missing_requested_gpu_is_reported(self):
         with pytest.raises(
             ConfigError,
             match=r"^device 'cuda' was requested, but torch .* finds no CUDA device here; use -d cpu$",
         ):
             pick_device("cuda")
 
-    def test_name_that_is_no_device_is_refused(self):
+    def test_name_that_is_not_a_device_is_refused(self):
         with pytest.raises(
             ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"
         ):
@@ -126,13 +126,14 @@ class TestWithTwoGpus:
     def test_named_gpu_is_taken(self, two_gpus):
         assert pick_device("cuda:1") == torch.device("cuda", 1)
 
-    def test_cpu_may_be_asked_for(self, two_gpus):
+    def test_cpu_can_be_requested(self, two_gpus):
         assert (pick_device("cpu"), two_gpus) == (CPU, [])
 
     def test_gpu_that_is_not_there_is_missed(self, two_gpus):
         with pytest.raises(
             ConfigError,
-            match="^device cuda:2 was requested, but there are 2 CUDA devices; start fewer processes per machine$",
+            match="^device cuda:2 was requested, but there are 2 CUDA devices; "
+            "start fewer processes per machine$",
         ):
             pick_device("cuda:2")
 
@@ -182,7 +183,7 @@ def test_single_process_joins_nobody(monkeypatch, count):
         (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
     ],
 )
-def test_rank_without_an_address_never_goes_on_alone(
+def test_rank_without_an_address_never_continues_alone(
     launched, monkeypatch, missing, text
 ):
     launched()
@@ -195,7 +196,7 @@ def test_rank_without_an_address_never_goes_on_alone(
         join_group(CPU)
 
 
-def test_port_in_use_is_told(launched):
+def test_port_in_use_is_reported(launched):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -209,7 +210,7 @@ def test_port_in_use_is_told(launched):
     assert not is_distributed()
 
 
-def test_rank_that_finds_nobody_gives_up(launched):
+def test_rank_without_a_main_rank_ends_after_the_timeout(launched):
     launched(RANK="1")
     with pytest.raises(
         RankError,
@@ -219,7 +220,7 @@ def test_rank_that_finds_nobody_gives_up(launched):
     assert not is_distributed()
 
 
-def test_main_rank_that_nobody_joins_gives_up(launched):
+def test_main_rank_without_other_ranks_ends_after_the_timeout(launched):
     launched()
     with pytest.raises(
         RankError,
@@ -406,7 +407,7 @@ def test_bits_of_a_single_process_are_its_own():
     assert bits_over_ranks(torch.tensor([1, 2])).tolist() == [1, 2]
 
 
-def test_a_silent_rank_that_keeps_the_notes_of_all_does_not_silence_the_others():
+def test_answers_of_the_other_ranks_do_not_depend_on_a_stopped_rank_0():
     """The answer comes although rank 0 does not answer; without it this test would be stuck."""
 
     def explain() -> str:

@@ -61,7 +61,9 @@ def test_old_content_stays_while_the_new_is_written(path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")]
 )
-def test_old_content_stays_and_nothing_is_left_over_when_the_writer_fails(path, error):
+def test_old_content_stays_and_no_temporary_file_is_left_when_the_writer_fails(
+    path, error
+):
     def write(file):
         file.write(b"half of the n")
         raise error
@@ -165,12 +167,13 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(
     assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
 
 
-def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
+def test_full_disk_is_reported_with_the_bytes_needed_free_and_written(path):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, "
+            r"1\.0 MB written before the error$",
         ):
             write_atomically(
                 path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)]
@@ -180,7 +183,7 @@ def test_full_disk_is_told_with_what_is_needed_free_and_was_written(path):
     assert (ended.code, content_of(path.parent)) == (0, {"file.bin": b"old"}), ended.err
 
 
-def test_folder_that_is_not_there_is_told(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with pytest.raises(
         ResourceError,
         match=r"/absent/file.bin cannot be written: No such file or directory$",
@@ -261,7 +264,7 @@ def test_temporary_files_of_others_are_left_alone(path, name):
     assert path.with_name(name).read_bytes() == b"theirs"
 
 
-def test_a_link_with_the_name_of_a_temporary_file_is_left_alone(path):
+def test_a_link_with_the_name_of_a_temporary_file_is_unchanged(path):
     link = temporary_path(path)
     link.symlink_to(path)
     assert remove_leftovers(path.parent) == []
@@ -305,7 +308,7 @@ def test_json_holds_file_names_that_are_not_utf8():
     assert json_bytes({"name": "Zoë"}) == '{"name": "Zoë"}'.encode()
 
 
-def test_file_half_written_by_a_killed_process_is_taken_for_a_leftover(path):
+def test_file_half_written_by_a_killed_process_is_treated_as_a_leftover(path):
     def child():
         write_atomically(path, lambda file: os._exit(9))
 
@@ -374,7 +377,7 @@ def test_folder_is_free_after_its_holder_was_killed(tmp_path):
         assert (tmp_path / "run" / LOCK).read_text() == str(os.getpid())
 
 
-def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on(
+def test_folder_is_free_after_its_holder_was_killed_although_a_child_of_it_still_runs(
     tmp_path,
 ):
     ready, begun = os.pipe()
@@ -397,7 +400,7 @@ def test_folder_is_free_after_its_holder_was_killed_though_a_child_of_it_goes_on
         os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
 
 
-def test_a_result_never_takes_the_place_of_a_file_or_a_link(path, tmp_path):
+def test_a_result_never_replaces_a_foreign_file_or_a_link(path, tmp_path):
     refuse_replacing(tmp_path / "free.json")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (path, tmp_path / "link"):

@@ -56,7 +56,7 @@ def test_what_is_finite_or_infinite_on_purpose_passes(content):
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "expected"),
     [
         ("scores", "scores"),
         ("boxes", "boxes"),
@@ -67,13 +67,13 @@ def test_what_is_finite_or_infinite_on_purpose_passes(content):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
 def test_outputs_that_are_not_numbers_are_refused_with_the_image(
-    key, told, value, kind
+    key, expected, value, kind
 ):
     found = {key: kind([[[0.5, 0.1]], [[0.2, 0.3]]]), "labels": kind([[NAN], [NAN]])}
     refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
     found[key][1, 0, 1] = value
     with pytest.raises(
-        NumericsError, match=f"gives {told} that are not finite for b.jpg"
+        NumericsError, match=f"gives {expected} that are not finite for b.jpg"
     ):
         refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
 

@@ -36,7 +36,7 @@ def test_warning_is_marked(capsys):
     assert said(capsys) == ["warning: disk nearly full"]
 
 
-def test_silent_rank_shows_errors_alone(capsys):
+def test_silent_rank_logs_only_errors(capsys):
     set_up_logging(speaks=False)
     logger.info("progress")
     logger.warning("odd")
@@ -45,7 +45,7 @@ def test_silent_rank_shows_errors_alone(capsys):
 
 
 @pytest.mark.parametrize(("debug", "lines"), [(False, []), (True, ["detail"])])
-def test_details_are_shown_when_asked_for(capsys, debug, lines):
+def test_details_are_shown_on_request(capsys, debug, lines):
     set_up_logging(speaks=True, debug=debug)
     logger.debug("detail")
     assert said(capsys) == lines
@@ -58,7 +58,7 @@ def test_setting_up_twice_does_not_double_messages(capsys):
     assert said(capsys) == ["once"]
 
 
-def test_root_logger_is_left_alone(capsys):
+def test_root_logger_is_unchanged(capsys):
     before = logging.getLogger().handlers[:]
     set_up_logging(speaks=True)
     assert logging.getLogger().handlers == before

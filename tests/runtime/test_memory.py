@@ -1,4 +1,4 @@
-"""How the process keeps memory of its own."""
+"""Settings of the process's memory allocator."""
 
 import ctypes
 import platform

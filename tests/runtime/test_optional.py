@@ -15,22 +15,20 @@ def test_a_package_that_is_there_is_imported():
     assert import_optional("json", "x").dumps([1]) == "[1]"
 
 
-def test_a_package_that_is_not_there_is_told_with_what_installs_it(monkeypatch):
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ConfigError, match=r"^videos need OpenCV: pip install opencv$"):
         import_optional("cv2", "videos need OpenCV: pip install opencv")
 
 
 @pytest.mark.parametrize("name", ADVICE)
-def test_a_known_package_that_is_not_there_is_told_with_its_own_advice(
-    monkeypatch, name
-):
+def test_a_missing_known_package_is_reported_with_its_own_advice(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match="pip install"):
         import_optional(name)
 
 
-def test_a_package_that_lacks_another_one_is_told_with_both(tmp_path, monkeypatch):
+def test_a_package_that_lacks_another_one_is_reported_with_both(tmp_path, monkeypatch):
     (tmp_path / "half_installed.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(

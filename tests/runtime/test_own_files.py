@@ -80,11 +80,11 @@ def test_files_of_this_project_are_recognized(tmp_path):
     assert [path.name for path in write_ours(tmp_path) if not is_ours(path)] == []
 
 
-def test_files_of_others_are_not_taken_for_ours(tmp_path):
+def test_files_of_other_programs_are_not_treated_as_own_files(tmp_path):
     assert [path.name for path in write_foreign(tmp_path) if is_ours(path)] == []
 
 
-def test_a_damaged_checkpoint_is_still_ours(tmp_path):
+def test_a_damaged_checkpoint_is_still_a_file_of_this_project(tmp_path):
     write_tensor_file(tmp_path / "last.pth", {"model": {"w": torch.ones(2000)}})
     raw = (tmp_path / "last.pth").read_bytes()
     (tmp_path / "last.pth").write_bytes(raw[: len(raw) // 2])
@@ -92,14 +92,14 @@ def test_a_damaged_checkpoint_is_still_ours(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["link", "folder"])
-def test_links_and_folders_are_not_ours(tmp_path, make):
+def test_links_and_folders_are_not_own_files(tmp_path, make):
     write_ours(tmp_path)
     path = tmp_path / "other.pth"
     path.symlink_to(tmp_path / "best.pth") if make == "link" else path.mkdir()
     assert not is_ours(path)
 
 
-def test_foreign_files_are_named_and_ours_and_free_names_are_not(tmp_path):
+def test_foreign_files_are_named_but_own_files_and_free_names_are_not(tmp_path):
     write_ours(tmp_path)
     (tmp_path / "theirs.yml").write_text("a: 1")
     refuse_foreign(
@@ -110,7 +110,8 @@ def test_foreign_files_are_named_and_ours_and_free_names_are_not(tmp_path):
             [tmp_path / "config.yml", tmp_path / "theirs.yml"], "choose another place"
         )
     assert str(caught.value) == (
-        f"{tmp_path / 'theirs.yml'} would be replaced, but this project did not write it; choose another place"
+        f"{tmp_path / 'theirs.yml'} would be replaced, "
+        "but this project did not write it; choose another place"
     )
 
 
@@ -158,7 +159,7 @@ def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(
     assert is_ours(tmp_path / "a.jpg") and not is_our_data_image(tmp_path / "a.jpg")
 
 
-def test_a_large_file_of_somebody_elses_is_not_read_whole(tmp_path):
+def test_a_large_foreign_file_is_not_read_completely(tmp_path):
     text = "x" * LARGEST_READ
     (tmp_path / "a.json").write_text(
         json.dumps({"x": text, "written_by": "dfine_dinov3"})

@@ -1,4 +1,4 @@
-"""How a command ends."""
+"""Exit codes and last lines of commands."""
 
 import json
 import subprocess
@@ -165,8 +165,9 @@ def test_status_is_left_out_where_there_is_no_folder(tmp_path):
 
 def test_exit_code_reaches_the_shell(tmp_path):
     code = (
-        "import pathlib, sys\nfrom src.core.errors import CheckpointError\nfrom src.runtime.process import run_command\n"
-        "def command():\n    raise CheckpointError('best.pth is empty (0 bytes)')\n"
+        "import pathlib, sys\nfrom src.core.errors import CheckpointError\n"
+        "from src.runtime.process import run_command\ndef command():\n"
+        "    raise CheckpointError('best.pth is empty (0 bytes)')\n"
         "run_command(command, status_dir=lambda: pathlib.Path(sys.argv[1]))"
     )
     run = subprocess.run(
@@ -193,7 +194,10 @@ def test_exit_code_reaches_the_shell(tmp_path):
             OSError(28, "No space left on device", "log.txt"),
             (
                 6,
-                "disk full writing log.txt: No space left on device; free some space, then start the command again (a training run with -r auto)",
+                (
+                    "disk full writing log.txt: No space left on device; "
+                    "free some space, then start the command again (a training run with -r auto)"
+                ),
             ),
         ),
     ],

@@ -70,7 +70,7 @@ def refused(path: Path) -> str:
 # ---- whole files ----
 
 
-def test_what_was_written_is_read_back(path, content):
+def test_written_values_are_read_back(path, content):
     assert equal(read_tensor_file(path), content)
 
 
@@ -97,7 +97,7 @@ def test_tensors_come_back_on_the_cpu(path):
     assert {t.device.type for t in read_tensor_file(path)["model"].values()} == {"cpu"}
 
 
-def test_previous_file_is_kept_whole(path, content):
+def test_previous_file_is_kept_intact(path, content):
     write_tensor_file(path, {"epoch": 4}, keep_previous=path.with_name("previous.pth"))
     assert equal(read_tensor_file(path.with_name("previous.pth")), content)
     assert read_tensor_file(path) == {"epoch": 4}
@@ -124,12 +124,13 @@ def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 # ---- full disks ----
 
 
-def test_full_disk_is_told_as_such_and_the_old_file_stays(path, content):
+def test_full_disk_is_reported_and_the_old_file_stays(path, content):
     def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(
             ResourceError,
-            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, 1\.0 MB written before the error$",
+            match=rf"^disk full writing {path}: need 2\.1 MB, free \d+\.\d MB, "
+            r"1\.0 MB written before the error$",
         ):
             write_tensor_file(path, {"big": torch.zeros(1 << 19)})
 
@@ -189,7 +190,7 @@ def test_truncated_file_is_refused_with_its_size(path, share):
 
 
 def damages_at_the_end(raw: bytes) -> dict[str, bytes]:
-    """Return sixty damages of the last bytes of a file of ours, where its digest is."""
+    """Return sixty damaged forms of the last bytes of a file, where its digest is."""
     rng = random.Random(0)
     cuts = {
         f"cut by {count}": raw[:-count]
@@ -230,7 +231,7 @@ def test_sixty_damages_near_the_end_are_all_noticed(path):
     assert loaded == []
 
 
-def test_a_file_of_before_the_mark_is_read_although_it_lost_a_part_of_its_digest(
+def test_a_file_without_the_newer_mark_is_read_although_part_of_its_digest_is_lost(
     path, content, monkeypatch
 ):
     monkeypatch.setattr(
@@ -262,7 +263,7 @@ def test_content_that_another_program_saved_again_is_refused_with_what_helps(pat
         b"version https://git-lfs.github.com/spec/v1\n",
     ],
 )
-def test_file_that_is_no_torch_file_is_refused(path, raw):
+def test_file_that_is_not_a_torch_file_is_refused(path, raw):
     path.write_bytes(raw)
     assert refused(path).startswith("FILE ")
 
@@ -438,7 +439,7 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "expected"),
     [
         (
             lambda: torch.ones(1).expand(100_000_000_000),
@@ -446,7 +447,10 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
         ),
         (
             lambda: torch.ones(1 << 40, device="meta"),
-            "contains a tensor that is sparse, quantized or without data, expected dense tensors; it was not loaded",
+            (
+                "contains a tensor that is sparse, quantized or without data, "
+                "expected dense tensors; it was not loaded"
+            ),
         ),
         (
             lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)),
@@ -456,13 +460,13 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
     ids=["stride of 0", "meta", "sparse"],
 )
 def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(
-    tmp_path, make, told
+    tmp_path, make, expected
 ):
     torch.save(
         {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]},
-        tmp_path / "hollow.pth",
+        tmp_path / "no_data.pth",
     )
-    assert told in refused(tmp_path / "hollow.pth")
+    assert expected in refused(tmp_path / "no_data.pth")
 
 
 def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):

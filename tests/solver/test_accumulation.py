@@ -94,7 +94,7 @@ def window(parts: int) -> list:
 def gradient(
     parts: int, exact: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
-    """Return every gradient of one step, the losses, and how many times gradients were averaged over ranks."""
+    """Return the gradients of one step, its losses, and how often gradients were averaged over ranks."""
     step = make_step(exact)
     calls = []
     Phases(step).begin(0)
@@ -237,7 +237,7 @@ def test_a_window_with_batches_without_objects_has_all_losses():
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-def test_a_bad_batch_drops_the_whole_window_and_is_the_one_that_is_named(caplog):
+def test_a_bad_batch_skips_the_whole_step_and_is_named(caplog):
     step = make_step()
     parts = window(4)
     parts[2] = (torch.full_like(parts[2][0], float("nan")), parts[2][1])

@@ -17,7 +17,7 @@ def test_the_seed_that_is_given_counts():
     assert choose_seed(RunSettings(seed=5), Start()) == 5
 
 
-def test_a_seed_that_is_not_given_is_drawn_and_logged(caplog):
+def test_without_a_seed_a_random_one_is_used_and_logged(caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         seed = choose_seed(RunSettings(), Start())
     assert f"this run uses --seed {seed}" in caplog.text

@@ -55,7 +55,8 @@ def test_weights_alone_cannot_be_resumed_from(folder, tmp_path):
     folder.save_best({"model": {"w": torch.ones(1)}, "meta": {}})
     with pytest.raises(
         CheckpointError,
-        match="holds weights but no training state; resume with -r last.pth, or start a new run from its weights with -t",
+        match="holds weights but no training state; "
+        "resume with -r last.pth, or start a new run from its weights with -t",
     ):
         folder.load_last(tmp_path / "best.pth")
 

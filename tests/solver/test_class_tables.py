@@ -53,7 +53,7 @@ def test_too_few_classes_name_both_numbers(cats_and_dogs):
         )
 
 
-def test_more_classes_than_the_data_has_are_told(cats_and_dogs, caplog):
+def test_more_classes_than_the_data_has_are_logged(cats_and_dogs, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         settle_classes(
             tiny_config(num_classes=80), [cats_and_dogs], None, same_classes=True
@@ -109,7 +109,7 @@ def test_a_new_run_from_a_checkpoint_has_the_datas_own_labels(cats_and_dogs):
     )
 
 
-def test_the_table_has_a_row_for_each_label_and_marks_unused_ones(cats_and_dogs):
+def test_the_table_has_a_row_for_each_label_and_flags_unused_ones(cats_and_dogs):
     cats_and_dogs.use_labels([2, 0])
     assert class_table(cats_and_dogs) == [
         {"id": 7, "name": "dog"},
@@ -136,7 +136,7 @@ def test_the_same_names_under_other_ids_are_matched_by_name(tmp_path, cats_and_d
     assert val.label_names == {1: "dog", 0: "cat"}
 
 
-def test_names_that_are_there_twice_are_not_matched(tmp_path):
+def test_duplicate_names_are_not_matched(tmp_path):
     train, val = (data(tmp_path, {i: "cat", i + 1: "cat"}, f"{i}.json") for i in (1, 5))
     with pytest.raises(DataError, match="categories differ"):
         compare_categories(train, val)

@@ -98,7 +98,8 @@ def test_the_number_of_reinitialized_classes_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "dfine"):
         load_for_tuning(model(2), file(model(3), tmp_path), ["a", "b"])
     assert (
-        "re-initialised: 2 of 2 classes in 7 class tensors (decoder.denoising_class_embed.weight, decoder.enc_score_head.weight"
+        "re-initialised: 2 of 2 classes in 7 class tensors "
+        "(decoder.denoising_class_embed.weight, decoder.enc_score_head.weight"
         in caplog.text
     )
 
@@ -114,7 +115,8 @@ def test_another_architecture_is_refused_with_its_keys(tmp_path):
     source.weights["decoder.enc_output.proj.bias"] = torch.zeros(5)
     with pytest.raises(
         CheckpointError,
-        match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not \[32\]\); -t changes the classes",
+        match=r"1 of another shape \(decoder\.enc_output\.proj\.bias \[5\] not "
+        r"\[32\]\); -t changes the classes",
     ):
         load_for_tuning(model(3), source, ["a", "b", "c"])
 

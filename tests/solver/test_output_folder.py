@@ -28,7 +28,7 @@ def test_a_folder_is_made_and_held_by_one_run(tmp_path):
 @pytest.mark.parametrize(
     "name", ["best.pth", "last.pth", "log.txt", "config.yml", "images.val.npz"]
 )
-def test_a_file_of_others_under_the_name_of_a_result_is_refused_and_left_alone(
+def test_a_foreign_file_under_the_name_of_a_result_is_refused_and_unchanged(
     tmp_path, name
 ):
     (tmp_path / name).write_text("mine")

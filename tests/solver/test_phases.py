@@ -18,7 +18,7 @@ from tests.fixtures.tiny import tiny_config
 
 
 def phased_run(**backbone):
-    """A detector whose ViT is frozen in epoch 0, with one of its two blocks from epoch 1 on, with all of it from epoch 2 on."""
+    """A detector whose ViT is frozen in epoch 0; one of two blocks trains from epoch 1, all from epoch 2."""
     torch.manual_seed(0)
     cfg = tiny_config(
         num_classes=4,
@@ -110,7 +110,7 @@ def test_with_lora_only_factors_move():
     assert changed and all(".lora_" in name for name in changed)
 
 
-def test_a_phase_that_changes_nothing_is_not_news():
+def test_a_phase_that_changes_nothing_is_not_logged():
     _, phases = phased_run()
     assert [phases.begin(epoch) for epoch in (0, 0, 1, 1, 2, 3)] == [
         True,
@@ -186,7 +186,7 @@ def test_a_model_without_phases_trains_whole():
     assert Phases(step).begin(0) and step.wrapped is model
 
 
-def test_the_log_tells_how_many_parameters_train_and_at_which_rates(caplog):
+def test_the_log_has_the_number_of_trainable_parameters_and_their_rates(caplog):
     step, phases = phased_run(unfreeze_lr_factor=0.1)
     phases.begin(0)
     with caplog.at_level("INFO"):

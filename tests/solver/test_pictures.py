@@ -45,7 +45,7 @@ def test_nine_images_stand_in_rows_of_three():
     )
 
 
-def test_normalised_images_are_brought_back_to_what_can_be_seen():
+def test_normalised_images_are_converted_back_for_display():
     image = torch.linspace(-2, 3, 64 * 64).view(1, 1, 64, 64).expand(1, 3, -1, -1)
     grid = training_grid(image, [target()], NAMES)[:, 4:-4, 4:-4]
     assert grid.min() < 5 and grid.max() > 250

@@ -115,7 +115,7 @@ def test_without_patience_every_epoch_comes():
     )
 
 
-def test_stage_one_goes_on_while_its_best_is_recent():
+def test_stage_one_continues_while_its_best_is_recent():
     assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)] == [
         5,
         6,
@@ -140,7 +140,7 @@ def test_without_a_clean_stage_patience_ends_the_run(stop_epoch):
     assert patient(stop_epoch=stop_epoch).next_epoch(7, best_epoch=4) == 20
 
 
-def test_patience_does_not_run_before_the_last_phase_has_begun():
+def test_patience_is_not_counted_before_the_last_phase():
     thawing = patient(thaws=frozenset({0, 8}))
     assert [thawing.next_epoch(epoch, best_epoch=2) for epoch in (7, 8, 9, 10)] == [
         8,

@@ -78,7 +78,7 @@ def resumed(cfg, identity) -> Start:
     return Start(WeightFile(Path("last.pth"), state["model"], state["meta"]), state)
 
 
-def test_a_resumed_run_must_have_the_same_data_unless_a_change_is_wanted(
+def test_a_resumed_run_must_have_the_same_data_unless_a_change_is_accepted(
     data, tmp_path
 ):
     cfg = tiny_config(data, tmp_path, num_classes=4)

@@ -184,8 +184,8 @@ def test_the_data_are_logged_with_their_numbers(caplog):
     with caplog.at_level("INFO", "dfine"):
         log_data(train, val, 4, PLAN, queries=20)
     assert caplog.messages == [
-        "3 training images (1 without objects, used as negatives), 2 for evaluation, 4 classes, batch 16 (2 x 8), "
-        "100 steps per epoch, 10 epochs",
+        "3 training images (1 without objects, used as negatives), 2 for evaluation, 4 classes, "
+        "batch 16 (2 x 8), 100 steps per epoch, 10 epochs",
         "an image has 30 objects, but at most 20 can be detected in one image (num_queries)",
     ]
 

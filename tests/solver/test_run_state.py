@@ -162,7 +162,7 @@ def test_other_groups_of_parameters_are_refused(trained):
         restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
 
 
-def test_a_state_without_an_ema_is_refused_if_one_is_wanted(trained):
+def test_a_state_without_an_ema_is_refused_if_one_is_configured(trained):
     with pytest.raises(
         CheckpointError, match="has no EMA weights, but use_ema is True"
     ):

@@ -73,7 +73,7 @@ def test_after_an_epoch_the_last_state_is_kept_and_the_best_if_it_is_better(
     assert {path.name for path in tmp_path.glob("*.pth")} == files
 
 
-def test_every_so_many_epochs_a_numbered_checkpoint_is_kept(tmp_path):
+def test_a_numbered_checkpoint_is_kept_at_the_configured_interval(tmp_path):
     saver = make_saver(tmp_path, checkpoint_freq=2)
     for epoch in range(4):
         saver.keep(epoch, METRICS, improved=False)
@@ -86,7 +86,7 @@ def test_every_so_many_epochs_a_numbered_checkpoint_is_kept(tmp_path):
     )
 
 
-def test_a_run_that_is_asked_to_stop_is_saved_and_says_where_it_stands(tmp_path):
+def test_a_run_that_is_asked_to_stop_is_saved_and_reports_its_position(tmp_path):
     with pytest.raises(
         Preempted,
         match=r"stopped by SIGTERM after step 2 of 5 in epoch 2; the state is saved",
@@ -95,7 +95,7 @@ def test_a_run_that_is_asked_to_stop_is_saved_and_says_where_it_stands(tmp_path)
     assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 7
 
 
-def test_a_stop_that_cannot_save_is_an_error_that_says_so(tmp_path, monkeypatch):
+def test_a_stop_that_cannot_save_is_an_error(tmp_path, monkeypatch):
     saver = make_saver(tmp_path, asked=True)
     monkeypatch.setattr(saver.checkpoints, "save_last", lambda state: False)
     with pytest.raises(
@@ -104,7 +104,7 @@ def test_a_stop_that_cannot_save_is_an_error_that_says_so(tmp_path, monkeypatch)
         saver.save_and_stop()
 
 
-def test_an_evaluation_goes_on_unless_a_stop_was_asked_for(tmp_path):
+def test_an_evaluation_continues_unless_a_stop_was_requested(tmp_path):
     make_saver(tmp_path).stop_evaluation()
     assert not (tmp_path / "last.pth").exists()
     with pytest.raises(Preempted):

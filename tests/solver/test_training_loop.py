@@ -61,7 +61,7 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step(run):
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_a_resumed_epoch_goes_on_with_its_next_batch_and_its_count_of_dropped_steps(
+def test_a_resumed_epoch_continues_with_its_next_batch_and_its_count_of_skipped_steps(
     run,
 ):
     run.state.progress.step, run.state.guard.in_epoch = 3, 2
@@ -125,9 +125,7 @@ def test_a_line_is_logged_where_no_progress_bar_is_seen(run, caplog, disable, li
 @pytest.mark.parametrize(
     ("wanted", "tried"), [(None, False), (False, False), (True, True)]
 )
-def test_memory_is_tried_on_a_cpu_only_if_it_is_asked_for(
-    run, monkeypatch, wanted, tried
-):
+def test_memory_is_tried_on_a_cpu_only_on_request(run, monkeypatch, wanted, tried):
     trial = MagicMock()
     monkeypatch.setattr(training_loop, "try_memory", trial)
     run.settings.memory_trial = wanted

@@ -156,8 +156,8 @@ def test_a_reader_that_stops_early_ends_a_command_quietly(tmp_path):
         draw=False,
     )
     ended = subprocess.run(
-        f"set -o pipefail; {sys.executable} tools/dataset/check.py --quick --annotations {labels} --images {tmp_path}"
-        " --show 3000 | head -1",
+        f"set -o pipefail; {sys.executable} tools/dataset/check.py --quick --annotations "
+        f"{labels} --images {tmp_path} --show 3000 | head -1",
         shell=True,
         executable="/bin/bash",
         cwd=ROOT,

@@ -20,7 +20,7 @@ def entries(folder) -> list[dict]:
     return json.loads((folder / "predictions.json").read_text())
 
 
-def test_an_export_lies_beside_its_checkpoint_and_is_checked(tmp_path, tiny_data):
+def test_an_export_is_written_beside_its_checkpoint_and_checked(tmp_path, tiny_data):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     checkpoint = shutil.copy(TRAINED, tmp_path / "best.pth")
@@ -242,7 +242,7 @@ def test_get_info_needs_a_configuration_or_a_checkpoint():
     )
 
 
-def test_benchmark_measures_the_yardstick_and_every_engine(tmp_path):
+def test_benchmark_measures_the_plain_vit_and_every_engine(tmp_path):
     ended = run_here(
         "tools/benchmark/benchmark.py",
         "-c",

@@ -1,12 +1,16 @@
-"""Latency and throughput of a detector in several engines side by side, with a bare ViT-S/16 of the same input size as yardstick.
+"""Measure latency and throughput of a detector in several engines, relative to a plain ViT-S/16.
 
     python tools/benchmark/benchmark.py -r best.pth
-    python tools/benchmark/benchmark.py -c configs/dfine/dfine_dinov3_s_coco.yml --batch 4 --engines torch onnx     # random weights
     python tools/benchmark/benchmark.py -r best.pth -d cuda:0 --engines torch compile
 
-The engines take turns, run by run, so that whatever else the machine does meets all of them alike; a run is one batch, from prepared
-images to detections on the host. What counts are medians and their ratios to the yardstick, plain ViT-S/16 of timm in eager torch with random
-weights: by the clock, and by CPU time, which says more on a machine that others use too. The CUDA path has not been run.
+    # random weights
+    python tools/benchmark/benchmark.py -c configs/dfine/dfine_dinov3_s_coco.yml --engines torch onnx
+
+The engines take turns, run by run, so that other load on the machine affects all of them alike.
+A run is one batch, from prepared images to detections on the host. The table has medians and
+their ratios to the yardstick, timm's plain ViT-S/16 in eager torch with random weights at the same
+input size. It has wall time and CPU time; CPU time is more reliable on a machine that others use
+too. The CUDA path is untested.
 """
 
 import statistics
@@ -17,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 YARDSTICK = "bare ViT-S/16"
 ENGINES = ("torch", "compile", "onnx", "openvino")
@@ -30,7 +34,7 @@ def main() -> None:
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration: random weights; with -r, for checkpoints that hold none",
+        help="configuration, with random weights; with -r: for a checkpoint without a configuration",
     )
     parser.add_argument(
         "-d", "--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu"
@@ -40,30 +44,36 @@ def main() -> None:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="default: that of the configuration",
+        help="input size; default: that of the configuration",
     )
     parser.add_argument(
         "--engines",
         nargs="+",
         choices=ENGINES,
         default=list(ENGINES),
-        help="default: all",
+        help="engines to measure; default: all",
     )
-    parser.add_argument(
-        "--batch", type=int, default=1, help="images at once; default: 1"
-    )
+    parser.add_argument("--batch", type=int, default=1, help="batch size; default: 1")
     parser.add_argument(
         "--repeats",
         type=int,
         default=30,
-        help="runs that count, of each engine; default: 30",
+        help="measured runs of each engine; default: 30",
     )
     parser.add_argument(
-        "--warmup", type=int, default=5, help="runs before, that do not; default: 5"
+        "--warmup",
+        type=int,
+        default=5,
+        help="runs before these, not measured; default: 5",
     )
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU; default: 1")
     parser.add_argument(
-        "--json", type=user_path, metavar="FILE", help="write the numbers there too"
+        "--threads", type=int, default=1, help="CPU threads; default: 1"
+    )
+    parser.add_argument(
+        "--json",
+        type=user_path,
+        metavar="FILE",
+        help="also write the numbers to this file",
     )
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
@@ -108,15 +118,17 @@ def benchmark(arguments) -> list[dict]:
             },
         )
     print(
-        f"{arguments.resume or arguments.config}: input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, {arguments.threads} thread(s), "
-        f"{arguments.repeats} runs each, torch {torch.__version__}\n\n"
-        f"| engine | median ms | p10 | p90 | CPU ms | images/s | times {YARDSTICK} | by CPU time |\n"
-        f"| --- | --- | --- | --- | --- | --- | --- | --- |"
+        f"{arguments.resume or arguments.config}: "
+        f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
+        f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
+        f"torch {torch.__version__}\n\n| engine | median ms | p10 | p90 | CPU ms | images/s | "
+        f"times {YARDSTICK} | by CPU time |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for row in rows:
         print(
-            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | {row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | "
-            f"{row['images_per_second']:.2f} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
+            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "
+            f"{row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | {row['images_per_second']:.2f} | "
+            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
         )
     return rows
 
@@ -236,7 +248,7 @@ def interleave(
 
 
 def timed(work, device) -> float:
-    """Return the seconds of one run: by the clock on a CPU, by events on CUDA, from an idle device to an idle device."""
+    """Return the seconds of a run: wall time on a CPU, events on CUDA; the device is idle at both ends."""
     import torch
 
     if device.type != "cuda":

@@ -1,9 +1,11 @@
-"""Trains configurations with several seeds each and compares what they reach.
+"""Train configurations with several seeds each and compare the APs that they reach.
 
-    python tools/benchmark/compare_recipes.py -c configs/dfine/demo/dfine_dinov3_demo_dfine.yml configs/dfine/demo/dfine_dinov3_demo_deim.yml
+    python tools/benchmark/compare_recipes.py \\
+        -c configs/dfine/demo/dfine_dinov3_demo_dfine.yml configs/dfine/demo/dfine_dinov3_demo_deim.yml
 
-Every run is a `train.py` of its own under the output folder, `CONFIG/seedN`; runs that are complete there are not repeated. Prints a
-Markdown table of the best AP of each seed, their mean and sample deviation, and CPU minutes, which are the sum over all processes of a run.
+Every run is a separate `train.py` below the output folder, in `CONFIG/seedN`. Runs that are complete
+there are not repeated. The command prints a Markdown table: the best AP of each seed, their mean and
+sample deviation, and CPU minutes summed over all processes of a run.
 """
 
 import argparse
@@ -26,7 +28,11 @@ def parse_arguments() -> argparse.Namespace:
         "-c", "--configs", nargs="+", required=True, help="configuration files, .yml"
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each"
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        help="random seeds of each configuration",
     )
     parser.add_argument(
         "--output", default="output/recipes", help="folder for all runs"
@@ -37,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="settings of all runs",
+        help="override settings of all runs",
     )
     return parser.parse_args()
 
@@ -62,8 +68,10 @@ def main() -> None:
         best = [max(run["records"], key=lambda record: record["AP"]) for run in runs]
         scores = [record["AP"] for record in best]
         print(
-            f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | {statistics.mean(scores):.3f} | "
-            f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | {statistics.mean(record['AP50'] for record in best):.3f} | "
+            f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | "
+            f"{statistics.mean(scores):.3f} | "
+            f"{statistics.stdev(scores) if len(scores) > 1 else 0:.3f} | "
+            f"{statistics.mean(record['AP50'] for record in best):.3f} | "
             f"{statistics.mean(run['minutes'] for run in runs):.1f} |",
             flush=True,
         )
@@ -94,7 +102,8 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
             )
         if ended.returncode:
             sys.exit(
-                f"{config}, seed {seed}: train.py ended with code {ended.returncode}; see {folder / 'stdout.txt'}"
+                f"{config}, seed {seed}: train.py ended with code {ended.returncode}; "
+                f"see {folder / 'stdout.txt'}"
             )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         minutes = (

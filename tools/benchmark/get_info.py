@@ -1,10 +1,12 @@
-"""Parameters by part, operations, and memory of a forward pass; no weights are needed.
+"""Count parameters by part and operations, and measure the memory of a forward pass.
 
     python tools/benchmark/get_info.py -c configs/dfine/dfine_hgnetv2_l_coco.yml
     python tools/benchmark/get_info.py -r best.pth [--batch 8] [-d cuda:0]
 
-Operations are counted on the deploy form with torch.utils.flop_counter: 2 for each multiply-add of convolutions, matrix products and
-attention (also fused attention). Not counted are norms, activations, softmax, resizing, and the sampling of deformable attention.
+Pre-trained weights are not needed. Operations are counted on the deploy form with
+torch.utils.flop_counter: 2 for each multiply-add of convolutions, matrix products and attention,
+fused attention included. Norms, activations, softmax, resizing and the sampling of deformable
+attention are not counted.
 """
 
 import os
@@ -16,7 +18,7 @@ os.environ.setdefault(
 )  # the profiler would speak of every start, and of a missing GPU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 PARTS = ("backbone", "encoder", "decoder")
 
@@ -28,26 +30,29 @@ def main() -> None:
         "-r",
         "--resume",
         metavar="FILE",
-        help="checkpoint that holds one, in place of -c; or with -c for D-FINE's own",
+        help="checkpoint; with -c if it has no configuration, such as those of D-FINE",
     )
     parser.add_argument(
         "--input-size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="default: that of the configuration",
+        help="input size; default: that of the configuration",
     )
     parser.add_argument(
         "--batch",
         type=int,
         default=1,
-        help="images of the pass whose memory is measured; default: 1",
+        help="batch size of the pass whose memory is measured; default: 1",
     )
     parser.add_argument(
-        "-d", "--device", default="cpu", help="where that pass runs; default: cpu"
+        "-d", "--device", default="cpu", help="device of that pass; default: cpu"
     )
     parser.add_argument(
-        "--json", type=user_path, metavar="FILE", help="write the numbers there too"
+        "--json",
+        type=user_path,
+        metavar="FILE",
+        help="also write the numbers to this file",
     )
     arguments = parser.parse_args()
     run(lambda: report(arguments), arguments)
@@ -92,7 +97,7 @@ def report(arguments) -> dict:
 
 
 def open_config(arguments):
-    """Return the configuration of `-c`, or of the checkpoint `-r`, with the checkpoint's number of classes and without start weights."""
+    """Return the configuration of `-c` or `-r`, with the checkpoint's classes and without start weights."""
     from src.core import YAMLConfig
     from src.core.errors import ConfigError
     from src.detection.model_config import model_config
@@ -150,7 +155,7 @@ def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
 def forward_memory(model, images) -> float:
     """Return the most MiB that a forward pass holds besides weights and images.
 
-    On CUDA torch counts them; on the CPU the profiler records every allocation, and their running sum is what counts.
+    torch counts them on CUDA; on the CPU, the profiler records all allocations, which are summed up.
     """
     import torch
 
@@ -198,8 +203,10 @@ def as_text(info: dict, device) -> str:
         [
             *lines,
             "",
-            f"{info['trainable']:,} parameters are trained at the start; input {height} x {width}; a forward pass of {info['memory_of']} "
-            f"image(s) on {device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and images (torch {info['torch']})",
+            f"{info['trainable']:,} parameters are trained at the start; "
+            f"input {height} x {width}; a forward pass of {info['memory_of']} image(s) on "
+            f"{device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and "
+            f"images (torch {info['torch']})",
         ]
     )
 

@@ -1,8 +1,9 @@
-"""Latency of TensorRT engines on one GPU, one image at a time, without reading and preparing images. Not run yet.
+"""Measure the latency of TensorRT engines on one GPU, one image at a time. Untested.
 
     python tools/benchmark/trt_benchmark.py --infer_dir /data/COCO2017/val2017 --engine_dir engines/
 
-Each engine.json, as the export wrote it, must lie beside its .engine.
+Reading and preparing the images is not included. Each engine.json, as the export wrote it, must be
+in the same folder as its .engine.
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
@@ -27,13 +28,17 @@ def main() -> None:
     parser.add_argument(
         "--busy",
         action="store_true",
-        help="others use the GPU too: report the mean of the fastest tenth in place of the median",
+        help="the GPU is shared: report the mean of the fastest tenth instead of the median",
     )
-    parser.add_argument("-d", "--device", default="cuda:0", help="default: cuda:0")
     parser.add_argument(
-        "--warmup", type=int, default=1000, help="runs that do not count; default: 1000"
+        "-d", "--device", default="cuda:0", help="cuda or cuda:N; default: cuda:0"
     )
-    parser.add_argument("--count", type=int, default=1000, help="images; default: 1000")
+    parser.add_argument(
+        "--warmup", type=int, default=1000, help="warm-up runs; default: 1000"
+    )
+    parser.add_argument(
+        "--count", type=int, default=1000, help="number of images; default: 1000"
+    )
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
 
@@ -75,7 +80,8 @@ def benchmark(arguments) -> None:
             times[: max(1, len(times) // 10)].mean(),
         )
         print(
-            f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | {high:.3f} | {fastest:.3f} |",
+            f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | "
+            f"{high:.3f} | {fastest:.3f} |",
             flush=True,
         )
 

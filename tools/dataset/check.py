@@ -1,11 +1,16 @@
-"""Find every fault of COCO files and their images in one pass, a line each with file and id; --fix writes clean copies.
+"""Find all faults of COCO files and their images in one pass; --fix writes fixed copies.
 
     python tools/dataset/check.py --annotations train.json --images images/
-    python tools/dataset/check.py --annotations train.json --images train/ --val-annotations val.json --val-images val/ --fix clean/
-    python tools/dataset/check.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml -u train_dataloader.dataset.ann_file=train.json ...
 
-The exit code is 3 if there is a fault (with --fix: a fault that is left), otherwise 0.
-Findings that training fixes without losing labels are remarks. docs/data.md lists the kinds.
+    python tools/dataset/check.py --annotations train.json --images train/ \\
+        --val-annotations val.json --val-images val/ --fix clean/
+
+    python tools/dataset/check.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml \\
+        -u train_dataloader.dataset.ann_file=train.json ...
+
+Each fault is one line with file and id. The exit code is 3 if there is a fault (with --fix: a fault
+that is left), otherwise 0. Findings that training fixes without losing labels are remarks.
+docs/data.md lists the kinds.
 """
 
 import sys
@@ -14,19 +19,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "--annotations", type=user_path, metavar="FILE", help="COCO file"
+        "--annotations",
+        type=user_path,
+        metavar="FILE",
+        help="COCO file of the training data",
     )
     parser.add_argument(
         "--images",
         type=user_path,
         metavar="DIR",
-        help="folder that its file names are relative to",
+        help="image folder, to which the file names are relative",
     )
     parser.add_argument(
         "--val-annotations",
@@ -35,7 +43,10 @@ def main() -> None:
         help="COCO file of the validation data, compared with the first",
     )
     parser.add_argument(
-        "--val-images", type=user_path, metavar="DIR", help="default: --images"
+        "--val-images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder of the validation data; default: --images",
     )
     parser.add_argument(
         "-c",
@@ -49,23 +60,23 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="change settings of the configuration, as for train.py",
+        help="override settings of the configuration, as for train.py",
     )
     parser.add_argument(
         "--queries",
         type=int,
-        help="maximum number of objects that can be found in an image; default: the configuration's, or 300",
+        help="maximum number of objects per image that can be found; default: the configuration's, or 300",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="read the headers of images only, as the start of train.py does: truncated files are not found",
+        help="read only the headers of images, as train.py does at its start; truncated files are not found",
     )
     parser.add_argument(
         "--fix",
         type=user_path,
         metavar="DIR",
-        help="write clean copies into this folder: train.json (and val.json)",
+        help="write fixed copies into this folder: train.json (and val.json)",
     )
     parser.add_argument(
         "--boxes",
@@ -92,7 +103,7 @@ def main() -> None:
         type=int,
         default=20,
         metavar="N",
-        help="lines a kind of fault on the terminal; default: 20",
+        help="lines to print for each kind of fault; default: 20",
     )
     parser.add_argument(
         "--workers", type=int, default=4, help="threads that decode images; default: 4"
@@ -182,7 +193,7 @@ def main() -> None:
 
 
 def default_transforms(size_hw):
-    """Return the transforms that every configuration here applies to each training image, without random ones."""
+    """Return the deterministic transforms that all configurations apply to each training image."""
     from src.data.transforms import Compose, Resize, SanitizeBoundingBoxes
 
     return Compose([Resize(list(size_hw)), SanitizeBoundingBoxes(min_size=1)])

@@ -1,10 +1,11 @@
-"""Convert a data set in the layout of YOLO or Pascal VOC to COCO: train.json and val.json. Images are not copied.
+"""Convert a data set in YOLO or Pascal VOC layout to COCO: train.json and val.json.
 
     python tools/dataset/convert.py data/mydata/data.yaml --output data/mydata_coco
     python tools/dataset/convert.py data/VOC2012 --output data/voc_coco --difficult crowd
 
-A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC, any other folder as YOLO.
-Without validation images, a fraction of the training images is split off. docs/data.md describes both layouts.
+Images are not copied. A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC;
+any other folder as YOLO. Without validation images, a fraction of the training images is split off.
+docs/data.md describes both layouts.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:

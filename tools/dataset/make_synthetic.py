@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import user_path  # noqa: E402
+from tools.common import user_path
 
 
 def main() -> None:
@@ -19,10 +19,14 @@ def main() -> None:
     parser.add_argument(
         "--output", type=user_path, default="data/synthetic", help="folder to write to"
     )
-    parser.add_argument("--train", type=int, default=1000, help="training images")
-    parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument(
-        "--size", type=int, default=128, help="side of the images in pixels"
+        "--train", type=int, default=1000, help="number of training images"
+    )
+    parser.add_argument(
+        "--val", type=int, default=200, help="number of validation images"
+    )
+    parser.add_argument(
+        "--size", type=int, default=128, help="side length of the images in pixels"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Objects365: keep the first validation images for validation and learn from the others too.
+"""Split Objects365 again: keep the first validation images, move the others to the training data.
 
     python tools/dataset/remap_obj365.py --base_dir /data/Objects365/data
 
-Reads train/zhiyuan_objv2_train.json and val/zhiyuan_objv2_val.json and writes new_zhiyuan_objv2_{train,val}.json beside them.
+The command reads train/zhiyuan_objv2_train.json and val/zhiyuan_objv2_val.json, and writes
+new_zhiyuan_objv2_{train,val}.json in the same folders.
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
@@ -26,12 +27,12 @@ def main() -> None:
         "--new_val_size",
         type=int,
         default=5000,
-        help="images that remain for validation; default: 5000",
+        help="number of images that remain for validation; default: 5000",
     )
     parser.add_argument(
         "--output_suffix",
         default="new",
-        help="begins the names of the files that are written; default: new",
+        help="prefix of the names of the files that are written; default: new",
     )
     arguments = parser.parse_args()
 

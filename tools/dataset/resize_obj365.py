@@ -1,10 +1,9 @@
-"""Objects365: write smaller copies of large images, *_resized.jpg, and *_resized.json with their boxes.
-
-The command can be stopped and started again.
+"""Write smaller copies of large Objects365 images, *_resized.jpg, and *_resized.json with their boxes.
 
     python tools/dataset/resize_obj365.py --base_dir /data/Objects365/data --num_workers 16
 
-Takes new_zhiyuan_objv2_{train,val}.json of remap_obj365.py, or without them zhiyuan_objv2_{train,val}.json.
+The command can be stopped and started again. It reads new_zhiyuan_objv2_{train,val}.json of
+remap_obj365.py, or zhiyuan_objv2_{train,val}.json if these do not exist.
 """
 
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
         "--max_size", type=int, default=640, help="longest side in pixels; default: 640"
     )
     parser.add_argument(
-        "--num_workers", type=int, default=4, help="processes; default: 4"
+        "--num_workers", type=int, default=4, help="number of processes; default: 4"
     )
     arguments = parser.parse_args()
 

@@ -1,10 +1,16 @@
-"""Write a checkpoint as an ONNX file that carries its classes, threshold and preprocessing, and check that both find the same.
+"""Export a checkpoint to an ONNX file that contains its classes, threshold and preprocessing.
 
-    python tools/deployment/export_onnx.py -r output/demo/best.pth --check          # writes output/demo/best.onnx and best.json
-    python tools/deployment/export_onnx.py -r best.pth --batch 4 --output four.onnx # a fixed batch
-    python tools/deployment/export_onnx.py -r best.pth --batch 1 --exporter torchscript --opset 17   # for runtimes that need opset 17
+    # writes output/demo/best.onnx and best.json, then compares predictions
+    python tools/deployment/export_onnx.py -r output/demo/best.pth --check
 
-With --check, images go through both; exit code 8 and the worst image if a box differs by more than a pixel or a score by more than 0.01.
+    # a fixed batch
+    python tools/deployment/export_onnx.py -r best.pth --batch 4 --output four.onnx
+
+    # for runtimes that need opset 17
+    python tools/deployment/export_onnx.py -r best.pth --batch 1 --exporter torchscript --opset 17
+
+With --check, the checkpoint and the exported file predict the same images. If a box differs by more
+than one pixel or a score by more than 0.01, the worst image is reported and the exit code is 8.
 """
 
 import sys
@@ -12,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path  # noqa: E402
+from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
@@ -22,65 +28,66 @@ def main() -> None:
         "--resume",
         required=True,
         metavar="FILE",
-        help="best.pth, last.pth or a file of D-FINE's",
+        help="checkpoint: best.pth, last.pth or a file of the D-FINE project",
     )
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration, only for checkpoints that hold none, as D-FINE's own",
+        help="configuration; needed only for checkpoints without one, such as those of D-FINE",
     )
     parser.add_argument(
         "--output",
         type=user_path,
         metavar="FILE",
-        help="default: the checkpoint's name with .onnx",
+        help="output file; default: the checkpoint's name with .onnx",
     )
     parser.add_argument(
         "--input-size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="in place of the size that the model was trained for",
+        help="input size; default: the size that the model was trained for",
     )
     batch = parser.add_mutually_exclusive_group()
-    batch.add_argument(
-        "--batch", type=int, metavar="N", help="a fixed number of images at once"
-    )
+    batch.add_argument("--batch", type=int, metavar="N", help="fixed batch size")
     batch.add_argument(
         "--dynamic",
         action="store_true",
-        help="any number of images at once; the default",
+        help="any batch size; the default",
     )
     parser.add_argument(
         "--opset",
         type=int,
-        help="17 or above; default: 18, or 17 with --exporter torchscript",
+        help="ONNX opset, 17 or above; default: 18, or 17 with --exporter torchscript",
     )
     parser.add_argument(
         "--exporter",
         choices=("dynamo", "torchscript"),
         default="dynamo",
-        help="of torch; torchscript is deprecated and needs --batch",
+        help="exporter of torch; torchscript is deprecated and needs --batch",
     )
     parser.add_argument(
         "--simplify",
         action="store_true",
-        help="pass the graph through onnxslim or onnxsim; off by default, it is not needed",
+        help="simplify the graph with onnxslim or onnxsim; not needed, off by default",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="compare the file with the checkpoint in ONNX Runtime",
+        help="compare the file, in ONNX Runtime, with the checkpoint",
     )
     parser.add_argument(
         "--images",
         type=user_path,
         metavar="DIR",
-        help="images for --check; default: validation data that the checkpoint names, else drawn ones",
+        help="images for --check; default: the checkpoint's validation data, or synthetic images",
     )
     parser.add_argument(
-        "--count", type=int, default=16, help="images for --check; default: 16"
+        "--count",
+        type=int,
+        default=16,
+        help="number of images for --check; default: 16",
     )
     arguments = parser.parse_args()
 
@@ -106,7 +113,7 @@ def main() -> None:
         if arguments.check:
             import_optional(
                 "onnxruntime"
-            )  # after all arguments were looked at, before anything is written
+            )  # after all arguments are checked, before anything is written
         path = export_onnx(
             detector,
             arguments.output or Path(arguments.resume).with_suffix(".onnx"),

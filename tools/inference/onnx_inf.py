@@ -1,9 +1,11 @@
 """Find objects in an image, a folder, a video or a camera with an exported ONNX file, in ONNX Runtime.
 
     python tools/inference/onnx_inf.py --onnx best.onnx -i image.jpg
-    python tools/inference/onnx_inf.py --onnx best.onnx -i images/ --output found/ -d cuda:0      # with onnxruntime-gpu
 
-The file says itself how images are prepared and what its classes are; everything else is as in torch_inf.py.
+    # with onnxruntime-gpu
+    python tools/inference/onnx_inf.py --onnx best.onnx -i images/ --output found/ -d cuda:0
+
+Preprocessing and class names are read from the file. All other options are those of torch_inf.py.
 """
 
 import sys
@@ -17,7 +19,7 @@ from tools.common import (
     parser_for,
     predict_from,
     run,
-)  # noqa: E402
+)
 
 
 def main() -> None:
@@ -26,12 +28,12 @@ def main() -> None:
         "--onnx",
         required=True,
         metavar="FILE",
-        help="what tools/deployment/export_onnx.py wrote",
+        help="file written by tools/deployment/export_onnx.py",
     )
     parser.add_argument(
         "-d",
         "--device",
-        help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime has it",
+        help="cpu, cuda or cuda:N; default: CUDA if ONNX Runtime supports it",
     )
     add_threads_argument(parser)
     add_prediction_arguments(parser, "onnx_results")

@@ -1,9 +1,12 @@
 """Find objects in an image, a folder, a video or a camera with an exported model, in OpenVINO.
 
     python tools/inference/openvino_inf.py --ov_model best.onnx -i image.jpg
-    python tools/inference/openvino_inf.py --ov_model best.xml -i images/ -d GPU       # made by: ovc best.onnx; best.json stays beside it
 
-The file, or the .json beside it, says how images are prepared and what the classes are; everything else is as in torch_inf.py.
+    # written by `ovc best.onnx`; best.json must be in the same folder
+    python tools/inference/openvino_inf.py --ov_model best.xml -i images/ -d GPU
+
+Preprocessing and class names are read from the .onnx file, or from the .json beside the .xml file.
+All other options are those of torch_inf.py.
 """
 
 import sys
@@ -17,7 +20,7 @@ from tools.common import (
     parser_for,
     predict_from,
     run,
-)  # noqa: E402
+)
 
 
 def main() -> None:
@@ -30,7 +33,9 @@ def main() -> None:
         help=".onnx, or .xml with its .bin and .json",
     )
     parser.add_argument(
-        "-d", "--device", help="OpenVINO's name: CPU, GPU, NPU, AUTO ...; default: CPU"
+        "-d",
+        "--device",
+        help="device name of OpenVINO: CPU, GPU, NPU, AUTO ...; default: CPU",
     )
     add_threads_argument(parser)
     add_prediction_arguments(parser, "openvino_results", also=("--image", "-image"))

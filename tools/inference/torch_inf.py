@@ -1,11 +1,16 @@
-"""Find objects in an image, a folder, a video or a camera with a checkpoint; no configuration is needed beside it.
+"""Find objects in an image, a folder, a video or a camera with a checkpoint.
 
     python tools/inference/torch_inf.py -r output/demo/best.pth -i image.jpg
     python tools/inference/torch_inf.py -r best.pth -i images/ --output found/ --threshold 0.5
-    python tools/inference/torch_inf.py -r best.pth -i aerial.tif --tile 640           # objects far smaller than the input
-    python tools/inference/torch_inf.py -r best.pth -i video.mp4                       # or camera:0, ended by Ctrl-C
 
-Pictures or a video with boxes, names and scores go to --output, with all detections in predictions.json (COCO's result format).
+    # objects far smaller than the input
+    python tools/inference/torch_inf.py -r best.pth -i aerial.tif --tile 640
+
+    # or camera:0, which Ctrl-C ends
+    python tools/inference/torch_inf.py -r best.pth -i video.mp4
+
+The checkpoint contains its configuration. Pictures or a video with boxes, names and scores are
+written to --output, and all detections to predictions.json there (COCO's result format).
 """
 
 import sys
@@ -20,7 +25,7 @@ from tools.common import (
     parser_for,
     predict_from,
     run,
-)  # noqa: E402
+)
 
 
 def main() -> None:

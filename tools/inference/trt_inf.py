@@ -1,9 +1,11 @@
-"""Find objects in an image, a folder, a video or a camera with a TensorRT engine. Written for TensorRT 10; not run yet.
+"""Find objects in an image, a folder, a video or a camera with a TensorRT 10 engine. Untested.
 
-    trtexec --onnx=best.onnx --saveEngine=best.engine --minShapes=... # docs/deployment.md has the whole command
+    # docs/deployment.md has the whole command
+    trtexec --onnx=best.onnx --saveEngine=best.engine --minShapes=...
     python tools/inference/trt_inf.py -trt best.engine -i image.jpg -d cuda:0
 
-best.json, which the export wrote beside best.onnx, must lie beside best.engine; everything else is as in torch_inf.py.
+best.json, which the export wrote beside best.onnx, must be in the folder of best.engine. All other
+options are those of torch_inf.py.
 """
 
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import add_prediction_arguments, parser_for, predict_from, run  # noqa: E402
+from tools.common import add_prediction_arguments, parser_for, predict_from, run
 
 
 def main() -> None:

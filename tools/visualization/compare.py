@@ -1,4 +1,4 @@
-"""Draw a detector's predictions beside the truth, one picture an image of the validation data.
+"""Draw predictions beside the ground truth: one picture for each image of the validation data.
 
 python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.yml -r output/demo/best.pth
 """
@@ -24,9 +24,12 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         help="folder for the pictures; default: pictures/ beside the checkpoint",
     )
-    parser.add_argument("--count", type=int, default=16, help="how many images")
+    parser.add_argument("--count", type=int, default=16, help="number of images")
     parser.add_argument(
-        "--threshold", type=float, default=0.4, help="least score that is drawn"
+        "--threshold",
+        type=float,
+        default=0.4,
+        help="minimum score of boxes that are drawn",
     )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N")
     parser.add_argument(

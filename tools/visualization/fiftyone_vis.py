@@ -1,9 +1,11 @@
-"""Look at a checkpoint's detections beside the truth in the FiftyOne app; an optional extra: pip install fiftyone.
+"""Show predictions beside the ground truth in the FiftyOne app (optional: pip install fiftyone).
 
-    python tools/visualization/fiftyone_vis.py -r output/demo/best.pth                  # on its own validation data
+    # on the validation data that the checkpoint names
+    python tools/visualization/fiftyone_vis.py -r output/demo/best.pth
+
     python tools/visualization/fiftyone_vis.py -r best.pth --images test/ --annotations test.json
 
-Every detection carries its score and, at IoU 0.5, whether it found an object: filter by them in the app.
+Every detection has its score and whether it matches an object at IoU 0.5: filter by them in the app.
 """
 
 import sys
@@ -17,7 +19,7 @@ from tools.common import (
     detector_from,
     parser_for,
     run,
-)  # noqa: E402
+)
 
 
 def main() -> None:
@@ -27,18 +29,18 @@ def main() -> None:
     parser.add_argument(
         "--name",
         default="dfine",
-        help="of the data set in FiftyOne, replaced if it is there; default: dfine",
+        help="name of the data set in FiftyOne, replaced if it exists; default: dfine",
     )
     parser.add_argument(
-        "--threshold", type=float, help="least score; default: the checkpoint's"
+        "--threshold", type=float, help="minimum score; default: the checkpoint's"
     )
     parser.add_argument(
-        "--port", type=int, default=5151, help="of the app; default: 5151"
+        "--port", type=int, default=5151, help="port of the app; default: 5151"
     )
     parser.add_argument(
         "--no-launch",
         action="store_true",
-        help="store the data set and end; open it later with: fiftyone app launch NAME",
+        help="store the data set and exit; open it later with: fiftyone app launch NAME",
     )
     arguments = parser.parse_args()
 

@@ -1,9 +1,12 @@
-"""Write one HTML page about a checkpoint on labelled images: AP, curves, confusions, sizes, threshold, and the worst images.
+"""Write an HTML report about a checkpoint on labelled images.
 
-    python tools/visualization/report.py -r output/demo/best.pth                       # on its own validation data
-    python tools/visualization/report.py -r best.pth --images test/ --annotations test.json --output report.html
+    # on the validation data that the checkpoint names
+    python tools/visualization/report.py -r output/demo/best.pth
 
-The page needs no network and no other file.
+    python tools/visualization/report.py -r best.pth --images test/ --annotations test.json --output a.html
+
+The report has AP, curves, confusions, sizes, the threshold and the worst images. It is one page that
+needs no network and no other file.
 """
 
 import sys
@@ -18,7 +21,7 @@ from tools.common import (
     parser_for,
     run,
     user_path,
-)  # noqa: E402
+)
 
 
 def main() -> None:
@@ -28,18 +31,18 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=user_path,
-        help="the page; default: report.html beside the checkpoint",
+        help="output file; default: report.html beside the checkpoint",
     )
     parser.add_argument(
         "--threshold",
         type=float,
-        help="least score that counts; default: that with the highest F1 on these images",
+        help="minimum score; default: the one with the highest F1 on these images",
     )
     parser.add_argument(
         "--worst",
         type=int,
         default=12,
-        help="images shown, those with the most errors; default: 12",
+        help="number of images with the most errors to show; default: 12",
     )
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Which format boxes have: signs of another one are seen, and natural boxes are left in peace."""
+"""Boxes in another format are detected; boxes in COCO's format raise no suspicion."""
 
 import numpy as np
 import pytest
@@ -98,12 +98,12 @@ def test_natural_boxes_are_never_suspected(seed, count, width, height, jitter):
     assert suspect(boxes[inside], sizes[inside]) is None
 
 
-def test_boxes_of_small_objects_in_one_corner_are_not_taken_for_percentages():
+def test_boxes_of_small_objects_in_one_corner_are_not_treated_as_percentages():
     boxes, sizes = natural(300, sizes=np.array([[60.0, 60.0]]))
     assert suspect(boxes, np.full_like(sizes, 2000.0)) is None
 
 
-def test_few_boxes_raise_no_suspicion_by_chance():
+def test_few_boxes_raise_no_false_suspicion():
     sizes = np.array([[640.0, 480.0]])
     assert suspect(np.array([[600.0, 20.0, 100.0, 60.0]]), sizes) is None
     assert suspect(np.array([[0.0, 0.0, 1.0, 1.0]]), sizes) is None
@@ -161,14 +161,14 @@ def test_one_bad_box_in_a_small_file_is_no_other_format():
 
 
 @pytest.mark.parametrize("overhang", [1, 8, 60])
-def test_a_few_boxes_that_reach_out_of_their_image_are_not_taken_for_centres(overhang):
+def test_a_few_boxes_that_reach_out_of_their_image_are_not_treated_as_centres(overhang):
     boxes, sizes = natural(20, sizes=np.array([[640.0, 480.0]]))
     boxes = np.clip(boxes, [200, 150, 10, 10], [300, 200, 100, 100])
     boxes[:4] = 540 + overhang, 100, 100, 200
     assert suspect(boxes, sizes) is None
 
 
-def test_a_fixed_object_in_a_corner_is_not_taken_for_percentages():
+def test_boxes_of_a_fixed_object_in_a_corner_are_not_treated_as_percentages():
     rng = np.random.default_rng(0)
     boxes = np.column_stack(
         [rng.uniform(10, 15, (60, 2)), np.full(60, 80.0), np.full(60, 30.0)]

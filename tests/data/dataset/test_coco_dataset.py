@@ -201,7 +201,8 @@ def test_remap_of_ids_that_coco_has_not_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         data_set(tmp_path, content, remap_mscoco_category=True)
     assert str(caught.value) == (
-        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that COCO does not have: [12]; set it to False"
+        f"remap_mscoco_category is true, but {tmp_path / 'labels.json'} has category ids that "
+        "COCO does not have: [12]; set it to False"
     )
 
 
@@ -297,7 +298,7 @@ def test_truth_has_the_categories_that_detections_carry(
     assert {a["category_id"] for a in truth["annotations"]} == set(ids)
 
 
-# ---- chance ----
+# ---- random state ----
 
 
 def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
@@ -310,7 +311,7 @@ def test_same_seed_epoch_and_index_give_the_same_sample(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sample_does_not_depend_on_what_was_asked_for_before(tmp_path, seed):
+def test_sample_does_not_depend_on_earlier_samples(tmp_path, seed):
     data = data_set(tmp_path, transforms=random_transforms())
     data.seed = seed
     alone = data[2][0]
@@ -399,8 +400,8 @@ def test_missing_images_are_counted_and_named(tmp_path):
         data.check_images_exist()
     assert (
         str(caught.value)
-        == f"2 of 3 images of {tmp_path / 'labels.json'} do not exist in {tmp_path}: images[0] (id 1) '1.png'; "
-        "images[2] (id 3) '3.png'"
+        == f"2 of 3 images of {tmp_path / 'labels.json'} do not exist in {tmp_path}: "
+        "images[0] (id 1) '1.png'; images[2] (id 3) '3.png'"
     )
 
 
@@ -436,7 +437,8 @@ def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
     (folder / "2.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(
         DataError,
-        match=r"^1 of 3 images of .* are symbolic links out of .*: images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
+        match=r"^1 of 3 images of .* are symbolic links out of .*: "
+        r"images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
     ):
         CocoDetection(str(folder), str(labels)).check_images_exist()
     CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
@@ -472,7 +474,7 @@ def with_bad(folder: Path, *indices: int, count: int = 10, **settings) -> CocoDe
     return data
 
 
-def test_another_image_takes_the_place_of_one_that_cannot_be_read(tmp_path):
+def test_an_unreadable_image_is_replaced_by_another_one(tmp_path):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     taken = [int(data.sample(3).info["idx"]) for data.epoch in range(20)]
     assert 3 not in taken and len(set(taken)) > 4
@@ -495,33 +497,34 @@ def test_mosaic_does_without_images_that_cannot_be_read(tmp_path):
     assert int(data.sample(0).info["idx"]) == 0
 
 
-def test_image_met_twice_counts_once(tmp_path):
+def test_image_read_twice_counts_once(tmp_path):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     for data.epoch in range(3):
         data.sample(3)
     data.report_images()
 
 
-def test_more_than_the_share_is_refused_with_all_files_and_the_last_reason(tmp_path):
+def test_more_than_the_limit_is_refused_with_all_files_and_the_last_reason(tmp_path):
     data = with_bad(tmp_path, 3, 4, bad_images=0.1)
     data.sample(3)
     with pytest.raises(DataError) as caught:
         data.sample(4)
     bad = [str(tmp_path / f"{i}.png") for i in (4, 5)]
     assert str(caught.value) == (
-        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, more than bad_images allows (10 %): "
-        f"{bad[0]}, {bad[1]}; the last: image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
+        f"2 of 10 images of {tmp_path / 'labels.json'} cannot be read, "
+        f"more than bad_images allows (10 %): {bad[0]}, {bad[1]}; the last: "
+        f"image {bad[1]} is empty (0 bytes); repair them, or raise dataset.bad_images"
     )
 
 
 @pytest.mark.parametrize("share", [None, 0])
-def test_without_a_share_the_first_ends_the_run(tmp_path, share):
+def test_without_a_tolerated_fraction_the_first_ends_the_run(tmp_path, share):
     with pytest.raises(DataError, match=f"^image {tmp_path}/4.png is empty"):
         with_bad(tmp_path, 3, bad_images=share).sample(3)
 
 
 @pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
-def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(
+def test_training_allows_one_bad_image_in_a_thousand_by_default(
     tmp_path, given, allowed
 ):
     data = data_set(tmp_path, bad_images=given)
@@ -530,7 +533,7 @@ def test_training_allows_one_bad_image_in_a_thousand_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
-def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
+def test_fraction_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
     data = CocoDetection(
         str(tmp_path),
         str(write_coco(tmp_path, sound_coco(count), draw=False)),
@@ -544,7 +547,7 @@ def test_share_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
         data.report_images()
 
 
-def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
+def test_each_bad_image_is_reported_once_with_its_reason(tmp_path, caplog):
     data = with_bad(tmp_path, 3, 4, bad_images=0.2)
     data.sample(3)
     data.report_images()
@@ -559,7 +562,7 @@ def test_each_bad_image_is_told_once_with_its_reason(tmp_path, caplog):
     assert "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)" in caplog.text
 
 
-def test_image_that_can_be_read_later_is_told_too(tmp_path, caplog):
+def test_image_that_can_be_read_later_is_reported_too(tmp_path, caplog):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     data.sample(3)
     Image.new("RGB", (40, 30)).save(tmp_path / "4.png")
@@ -586,7 +589,7 @@ def test_ranks_count_bad_images_together(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1])
-def test_share_out_of_range_is_refused(tmp_path, share):
+def test_fraction_out_of_range_is_refused(tmp_path, share):
     with pytest.raises(
         ConfigError,
         match=f"^CocoDetection.bad_images is {share}, expected a fraction from 0 to below 1$",
@@ -597,7 +600,8 @@ def test_share_out_of_range_is_refused(tmp_path, share):
 def test_evaluation_leaves_out_no_image(tmp_path):
     with pytest.raises(
         ConfigError,
-        match="^val_dataloader.dataset.bad_images is 0.1; the objects of a skipped image would count as missed, set it to 0$",
+        match="^val_dataloader.dataset.bad_images is 0.1; "
+        "the objects of a skipped image would count as missed, set it to 0$",
     ):
         data_set(tmp_path, bad_images=0.1).ground_truth()
 

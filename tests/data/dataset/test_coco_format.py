@@ -20,7 +20,7 @@ def load(folder: Path, content):
 
 
 def faults(folder: Path, content) -> str:
-    """Return what is said about a file, with its path shortened."""
+    """Return the messages about a file, with its path shortened."""
     with pytest.raises(DataError) as caught:
         load(folder, content)
     return (
@@ -38,7 +38,7 @@ def notes(labels) -> list[str]:
 
 
 def coco(**changes):
-    """Return the sound file with one record changed: annotations=(2, {"bbox": ...}); a value of `...` takes the key out."""
+    """Return a valid file with a changed record: annotations=(2, {"bbox": 5}); `...` removes a key."""
     content = sound_coco()
     for part, (index, values) in changes.items():
         for key, value in values.items():
@@ -167,7 +167,7 @@ def test_image_ids_sizes_and_names_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("value", "crowd"), [(0, False), (1, True), (None, False), (..., False)]
 )
-def test_crowd_mark_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
+def test_crowd_flag_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
     assert load(
         tmp_path, coco(annotations=(2, {"iscrowd": value}))
     ).crowds.tolist() == [
@@ -245,7 +245,7 @@ def test_what_is_no_array_does_not_grow_with_the_boxes(large_labels):
     assert len(str(rest)) < 10_000
 
 
-# ---- what is mended and counted ----
+# ---- faults that are fixed and counted ----
 
 
 def test_missing_area_is_computed_and_counted(tmp_path):
@@ -276,7 +276,10 @@ def test_box_without_area_is_dropped_and_counted_with_its_id(tmp_path, box):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": box})))
     assert labels.starts.tolist() == [0, 2, 3, 5]
     assert notes(labels) == [
-        f"labels.json: boxes without area, dropped: 1 (first: annotations[2] (id 3) {[float(v) for v in box]})"
+        (
+            "labels.json: boxes without area, dropped: "
+            f"1 (first: annotations[2] (id 3) {[float(v) for v in box]})"
+        )
     ]
 
 
@@ -292,7 +295,10 @@ def test_box_partly_outside_is_clipped_and_counted(tmp_path):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": [-3, 25, 10, 10]})))
     assert labels.boxes[2].tolist() == [0, 25, 7, 30]
     assert notes(labels) == [
-        "labels.json: boxes reaching beyond their image, clipped: 1 (first: annotations[2] (id 3) [-3.0, 25.0, 10.0, 10.0])"
+        (
+            "labels.json: boxes reaching beyond their image, clipped: "
+            "1 (first: annotations[2] (id 3) [-3.0, 25.0, 10.0, 10.0])"
+        )
     ]
 
 
@@ -316,7 +322,10 @@ def test_few_boxes_outside_are_dropped_and_counted_with_their_ids(tmp_path):
     labels = load(tmp_path, content)
     assert len(labels.boxes) == 998
     assert notes(labels) == [
-        "labels.json: boxes outside their image, dropped: 2 (first: annotations[41] (id 41) [700.0, 10.0, 5.0, 5.0])"
+        (
+            "labels.json: boxes outside their image, dropped: "
+            "2 (first: annotations[41] (id 41) [700.0, 10.0, 5.0, 5.0])"
+        )
     ]
     assert labels.findings.notes[0].ids.tolist() == [41, 57]
 
@@ -332,14 +341,14 @@ def test_more_than_one_percent_of_boxes_outside_is_refused(tmp_path, outside, re
     )
 
 
-def test_corners_taken_for_sizes_are_suspected(tmp_path):
+def test_corners_given_as_sizes_are_suspected(tmp_path):
     content = large_coco(100)
     for record in content["annotations"][:30]:
         record["bbox"] = [645, 100, 700, 200]
     assert faults(tmp_path, content) == (
         "labels.json has 1 fault: 30 of 100 boxes lie entirely outside their image; "
-        "COCO has [x, y, width, height] in pixels, and no other format fits either: were the images resized, or do boxes "
-        "belong to other images?"
+        "COCO has [x, y, width, height] in pixels, and no other format fits either: "
+        "were the images resized, or do boxes belong to other images?"
     )
 
 
@@ -487,7 +496,8 @@ def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(
     content["annotations"][9] |= {"bbox": None, "segmentation": None}
     content["annotations"][17]["category_id"] = 99
     assert faults(tmp_path, content).startswith(
-        "labels.json has 2 faults: annotations[9] (id 9): bbox is None, expected four numbers [x, y, width, height]; "
+        "labels.json has 2 faults: annotations[9] (id 9): "
+        "bbox is None, expected four numbers [x, y, width, height]; "
         "annotations[17] (id 17): category_id 99 is unknown"
     )
     content["annotations"] = content["annotations"][:9]
@@ -497,8 +507,8 @@ def test_faults_in_blocks_of_annotations_have_their_places_in_the_file(
 def test_long_value_is_shown_in_part(tmp_path):
     message = faults(tmp_path, coco(annotations=(2, {"bbox": "x" * 10_000})))
     assert (
-        message
-        == f"labels.json has 1 fault: annotations[2] (id 3): bbox is '{'x' * 79}..., expected four numbers [x, y, width, height]"
+        message == "labels.json has 1 fault: annotations[2] (id 3): "
+        f"bbox is '{'x' * 79}..., expected four numbers [x, y, width, height]"
     )
 
 
@@ -511,7 +521,10 @@ def test_long_value_is_shown_in_part(tmp_path):
         ),
         (
             {"file_name": "/etc/passwd"},
-            "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; names are relative to the image folder",
+            (
+                "images[2] (id 3): file_name is '/etc/passwd', which is an absolute path; "
+                "names are relative to the image folder"
+            ),
         ),
         ({"file_name": ""}, "images[2] (id 3): file_name is '', expected a file name"),
         (
@@ -617,7 +630,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_record_that_is_no_object_is_named(tmp_path, part):
+def test_record_that_is_not_an_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
     assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(
@@ -645,7 +658,8 @@ def test_list_that_is_missing_is_named(tmp_path, part, value, text):
         del content[part]
     assert (
         faults(tmp_path, json.dumps(content))
-        == f'labels.json: "{part}" {text}, expected a list; COCO files have images, annotations and categories'
+        == f'labels.json: "{part}" {text}, expected a list; '
+        "COCO files have images, annotations and categories"
     )
 
 
@@ -664,8 +678,8 @@ def test_truncated_file_is_refused_with_line_and_column(tmp_path):
     cut = text[: text.index('"file_name": "2.png"') + 12]
     line = cut.count("\n") + 1
     assert (
-        faults(tmp_path, cut)
-        == f"labels.json is not valid JSON: Expecting value, line {line} column {len(cut) - cut.rfind(chr(10))}"
+        faults(tmp_path, cut) == "labels.json is not valid JSON: Expecting value, "
+        f"line {line} column {len(cut) - cut.rfind(chr(10))}"
     )
 
 
@@ -682,11 +696,12 @@ def test_empty_file_is_refused(tmp_path, raw):
     ("raw", "kind"),
     [(b"null", "NoneType"), (b"[]", "list"), (b"3", "int"), (b'"x"', "str")],
 )
-def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
+def test_file_without_an_object_is_refused(tmp_path, raw, kind):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(
         DataError,
-        match=f"labels.json contains a {kind}, expected an object with lists images, annotations and categories$",
+        match=f"labels.json contains a {kind}, expected an object with lists images, "
+        "annotations and categories$",
     ):
         load_coco(tmp_path / "labels.json")
 
@@ -700,7 +715,7 @@ def test_file_that_holds_no_object_is_refused(tmp_path, raw, kind):
         (b"9" * 5000, "is not valid JSON: Exceeds the limit"),
     ],
 )
-def test_file_that_is_no_json_is_refused(tmp_path, raw, reason):
+def test_file_that_is_not_json_is_refused(tmp_path, raw, reason):
     (tmp_path / "labels.json").write_bytes(raw)
     with pytest.raises(DataError) as caught:
         load_coco(tmp_path / "labels.json")
@@ -778,5 +793,5 @@ def test_name_inside_the_folder_is_safe(name):
         ("expected a file name", ["", None, 5]),
     ],
 )
-def test_name_that_leaves_the_folder_or_is_none_is_unsafe(reason, names):
+def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
     assert {unsafe_file_name(name) for name in names} == {reason}

@@ -48,7 +48,7 @@ def test_annotations_and_categories_may_be_missing_or_broken(tmp_path, more):
         ),
     ],
 )
-def test_what_is_wrong_with_images_is_told(tmp_path, content, text):
+def test_faults_of_images_are_reported(tmp_path, content, text):
     with pytest.raises(DataError) as caught:
         load_coco_images(write(tmp_path, content))
     assert text in str(caught.value)

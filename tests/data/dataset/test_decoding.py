@@ -350,7 +350,7 @@ def test_plain_jpeg_of_another_size_is_a_contradiction(tmp_path):
     )
 
 
-def test_contradiction_is_told_apart_from_damage(tmp_path):
+def test_contradictions_are_distinguished_from_damage(tmp_path):
     with pytest.raises(ImageSizeError):
         load_image(saved(tmp_path, Image.fromarray(SMOOTH)), (24, 36))
     (tmp_path / "image.png").write_bytes(b"")
@@ -359,11 +359,11 @@ def test_contradiction_is_told_apart_from_damage(tmp_path):
     assert not isinstance(caught.value, ImageSizeError)
 
 
-# ---- marks ----
+# ---- flags ----
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
-def test_plain_image_bears_no_mark(tmp_path, name):
+def test_plain_image_has_no_flag(tmp_path, name):
     assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[1] == ImageFlag(0)
 
 
@@ -431,7 +431,7 @@ def test_truncated_jpeg_with_a_rotation_note_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "raw", [b"<html>404 Not Found</html>", b"GIF", b"\x00" * 100, b"\xff\xd8\xff"]
 )
-def test_file_that_is_no_image_is_refused_with_its_beginning(tmp_path, raw):
+def test_file_that_is_not_an_image_is_refused_with_its_first_bytes(tmp_path, raw):
     (tmp_path / "image.jpg").write_bytes(raw)
     assert (
         refused(tmp_path / "image.jpg")
@@ -485,7 +485,11 @@ def test_garbled_images_are_read_or_refused_by_name(tmp_path):
         ),
         (
             16_000,
-            "image FILE was not decoded: Image size (256000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack.",
+            (
+                "image FILE was not decoded: Image size "
+                "(256000000 pixels) exceeds limit of 178956970 pixels, "
+                "could be decompression bomb DOS attack."
+            ),
         ),
     ],
 )

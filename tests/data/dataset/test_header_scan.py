@@ -58,7 +58,7 @@ def test_files_that_have_not_changed_are_not_opened_again(paths, tmp_path, monke
     )
 
 
-def test_changes_since_an_earlier_run_are_told(paths, tmp_path, caplog):
+def test_changes_since_an_earlier_run_are_logged(paths, tmp_path, caplog):
     scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     os.utime(paths[2], (1, 1))
     scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
@@ -76,7 +76,7 @@ def test_cache_that_does_not_fit_is_no_cache(paths, tmp_path, raw):
     assert scan_images(paths[:5], SIZES[:5], cache).rows[:, WIDTH].tolist() == [20] * 5
 
 
-def test_ranks_share_the_work_and_know_the_same(paths, monkeypatch):
+def test_ranks_share_the_work_and_get_the_same_result(paths, monkeypatch):
     def scan():
         seen = []
         ordinary = header_scan._row
@@ -116,9 +116,7 @@ def test_times_of_change_may_be_rounded(paths):
     scan.check_unchanged(0, os.stat(paths[0]))
 
 
-def test_too_many_open_files_are_not_taken_for_images_that_cannot_be_read(
-    paths, monkeypatch
-):
+def test_too_many_open_files_are_not_treated_as_unreadable_images(paths, monkeypatch):
     def refuse(*_, **__):
         raise OSError(24, "Too many open files")
 
@@ -132,7 +130,9 @@ def test_sizes_of_files_correct_those_of_labels_where_a_file_can_be_read(paths):
     assert sizes_of_files(paths, wrong).tolist() == [[20, 10]] * 5 + [[30, 10]] * 2
 
 
-def test_twins_are_confirmed_by_content_and_beyond_the_limit_counted(paths, tmp_path):
+def test_duplicates_are_confirmed_by_content_and_beyond_the_limit_counted(
+    paths, tmp_path
+):
     for name in ("5", "6"):
         (tmp_path / f"{name}.png").write_bytes(Path(paths[0]).read_bytes())
     first, second = (

@@ -1,4 +1,4 @@
-"""Marks on images are shared by the processes that load."""
+"""Flags of images are shared by the loading processes."""
 
 import torch
 
@@ -8,14 +8,14 @@ from src.runtime.distributed import rank
 from tests.fixtures.processes import on_ranks
 
 
-def test_image_may_bear_several_marks():
+def test_image_may_have_several_flags():
     marks = ImageFlags(4)
     marks.add(2, ImageFlag.CMYK)
     marks.add(2, ImageFlag.ROTATED | ImageFlag.CMYK)
     assert [marks.images(mark) for mark in ImageFlag] == [[], [], [2], [2], []]
 
 
-def test_news_are_told_once():
+def test_new_flags_are_reported_once():
     marks = ImageFlags(4)
     marks.add(2, ImageFlag.CMYK)
     assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.CMYK)) == (
@@ -30,7 +30,7 @@ def test_news_are_told_once():
     )
 
 
-def test_marks_of_another_process_are_seen():
+def test_flags_set_by_another_process_are_seen():
     marks = ImageFlags(4)
     context = torch.multiprocessing.get_context("fork")
     process = context.Process(target=marks.add, args=(3, ImageFlag.UNREADABLE))
@@ -39,7 +39,7 @@ def test_marks_of_another_process_are_seen():
     assert marks.images(ImageFlag.UNREADABLE) == [3]
 
 
-def test_ranks_join_their_marks():
+def test_ranks_join_their_flags():
     def work():
         marks = ImageFlags(4)
         marks.add(rank(), ImageFlag.CMYK)

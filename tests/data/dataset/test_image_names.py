@@ -1,4 +1,4 @@
-"""What counts as an image, and which file was meant by a name that does not exist."""
+"""Names of image files, and suggestions for names that do not exist."""
 
 import pytest
 from PIL import Image
@@ -87,7 +87,7 @@ def test_a_name_that_plainly_means_one_file_is_understood(files, name, meant):
 @pytest.mark.parametrize(
     "name", ["c.jpg", "a.png", "elsewhere/same.bmp", "TWO.jpg", "", "/", "x/../.."]
 )
-def test_a_name_that_means_none_or_several_is_not(files, name):
+def test_no_file_name_is_suggested_if_none_or_several_are_similar(files, name):
     assert files.meant_by(name) is None
 
 

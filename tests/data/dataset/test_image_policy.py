@@ -1,4 +1,4 @@
-"""What happens with images that cannot be read, without a data set around them."""
+"""Handling of images that cannot be read, tested without a data set."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_remembered_images_count_and_are_not_reported_again(tmp_path, caplog):
         images.load(4, np.random.default_rng(0))
 
 
-def test_images_with_a_mark_are_reported_once(tmp_path):
+def test_images_with_a_flag_are_reported_once(tmp_path):
     images = policy(tmp_path)
     images.flags.add(2, ImageFlag.CMYK)
     (line,) = images.describe_news(ImageFlag.CMYK)

@@ -68,13 +68,13 @@ def test_losing_more_than_half_is_one_with_what_helps_against_the_main_reason(
     assert "600 lost to a test" in message and advice in message
 
 
-def test_what_a_file_leaves_out_on_purpose_is_no_loss():
+def test_boxes_that_a_file_excludes_on_purpose_are_not_counted_as_lost():
     account = LabelLedger(Path("a.json"), 10)
     account.add("flagged to be ignored", 9, "left out")
     assert account.fault is None and account.learned == 1
 
 
-def test_a_file_without_boxes_has_no_share():
+def test_a_file_without_boxes_has_no_proportions():
     assert [line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()] == [
         "boxes",
         "0",

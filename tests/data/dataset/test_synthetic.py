@@ -1,4 +1,4 @@
-"""Scenes drawn on the spot."""
+"""Synthetic scenes."""
 
 import json
 

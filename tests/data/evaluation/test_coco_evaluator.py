@@ -174,7 +174,7 @@ def test_detections_of_one_score_keep_the_order_in_which_they_came():
 
 
 def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide():
-    """Detections on the wrong one of two images whose ids are equal as floating-point numbers find nothing."""
+    """Detections do not match objects of another image whose id is equal as a floating-point number."""
     truth = truth_of(crowds=False)
     small, large = (
         (image["id"] for image in truth["images"][:2]),
@@ -278,7 +278,7 @@ def test_only_crowds_define_no_metric():
 # ---- images ----
 
 
-def test_image_that_comes_twice_counts_once():
+def test_duplicate_image_counts_once():
     truth = truth_of()
     detections = random_detections(truth)
     assert listed(scores_of(truth, detections, detections)) == listed(
@@ -328,7 +328,7 @@ def test_detections_are_forgotten_on_request():
     assert evaluator.summarize()["AP"] == 0
 
 
-def test_scoring_twice_gives_the_same_and_leaves_the_truth_as_it_was():
+def test_scoring_twice_gives_the_same_and_does_not_change_the_truth():
     truth, untouched = truth_of(), truth_of()
     evaluator = CocoEvaluator(truth)
     evaluator.update(random_detections(truth))

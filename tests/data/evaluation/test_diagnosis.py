@@ -1,4 +1,4 @@
-"""Why nothing is found."""
+"""The diagnosis of a model that finds nothing."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def detections(
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "expected"),
     [
         (
             detections(shift=100),
@@ -35,11 +35,14 @@ def detections(
         ),
         (
             detections(score=0.01),
-            "boxes match objects (2 of the 2 best detections) and labels do, too, but scores of the best detections go from 0.010 to 0.010",
+            (
+                "boxes match objects (2 of the 2 best detections) and labels do, too, "
+                "but scores of the best detections go from 0.010 to 0.010"
+            ),
         ),
         ({}, "the model gives no detections at all"),
         ({1: np.zeros((0, 6))}, "the model gives no detections at all"),
     ],
 )
-def test_the_reason_is_told(found, told):
-    assert told in diagnose(TRUTH, found)
+def test_the_reason_is_reported(found, expected):
+    assert expected in diagnose(TRUTH, found)

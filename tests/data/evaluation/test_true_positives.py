@@ -1,4 +1,4 @@
-"""Which detection found which object, and the best threshold."""
+"""Matching of detections and objects, and the best threshold."""
 
 import numpy as np
 import pytest

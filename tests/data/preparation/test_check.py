@@ -13,8 +13,8 @@ from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.tools_here import tool_here
 
 
-def spoilt_coco() -> tuple[dict, dict]:
-    """Return labels of 12 images with one of each fault, and what is to be told: place and kind."""
+def faulty_coco() -> tuple[dict, dict]:
+    """Return labels of 12 images with one of each fault, and the expected findings: place and kind."""
     content = sound_coco(12)
     images, annotations, categories = (
         content["images"],
@@ -53,7 +53,7 @@ def spoilt_coco() -> tuple[dict, dict]:
         {**images[0], "file_name": "extra.png"},
         {"id": "77", "file_name": "77.png", "width": 40, "height": 30},
     ]
-    told = {
+    expected = {
         "annotations[0] (id 1)": "box without area: [1.0, 2.0, 0.0, 5.0]",
         "annotations[1] (id 2)": "reversed box: [20.0, 20.0, -4.0, 5.0]",
         "annotations[3] (id 3)": "this id is used before",
@@ -82,13 +82,13 @@ def spoilt_coco() -> tuple[dict, dict]:
         "images[13]": "id is '77', expected a non-negative integer",
     }
     assert len(categories) == 5
-    return content, told
+    return content, expected
 
 
 @pytest.fixture
-def spoilt(tmp_path) -> tuple[Path, dict]:
-    """Return a folder with `labels.json` and images that have one of each fault, and what is to be told."""
-    content, told = spoilt_coco()
+def faulty(tmp_path) -> tuple[Path, dict]:
+    """Return a folder with `labels.json` and images with one of each fault, and the expected findings."""
+    content, expected = faulty_coco()
     folder = tmp_path / "data"
     folder.mkdir()
     write_coco(folder, sound_coco(12))
@@ -100,7 +100,7 @@ def spoilt(tmp_path) -> tuple[Path, dict]:
     (folder / "5.png").unlink()
     (folder / "5.png").symlink_to(tmp_path / "elsewhere.png")
     (folder / "extra.png").write_bytes((folder / "6.png").read_bytes())
-    return folder, told
+    return folder, expected
 
 
 def found(folder: Path, **settings) -> list[tuple[str, str]]:
@@ -127,15 +127,17 @@ def remarks(*data_sets: DataSet) -> list[str]:
 # ---- faults ----
 
 
-def test_each_fault_is_found_once_with_its_place_and_id(spoilt):
-    folder, told = spoilt
+def test_each_fault_is_found_once_with_its_place_and_id(faulty):
+    folder, expected = faulty
     entries = found(folder, queries=90)
-    assert sorted(place for place, _ in entries) == sorted(told)
-    assert [(place, what) for place, what in entries if told[place] not in what] == []
+    assert sorted(place for place, _ in entries) == sorted(expected)
+    assert [
+        (place, what) for place, what in entries if expected[place] not in what
+    ] == []
 
 
-def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
-    folder, told = spoilt
+def test_terminal_and_report_hold_the_same_faults(faulty, tmp_path):
+    folder, expected = faulty
     ended = tool_here(
         "dataset.check",
         "--annotations",
@@ -149,19 +151,20 @@ def test_terminal_and_report_hold_the_same_faults(spoilt, tmp_path):
     )
     assert (
         ended.code == 3
-        and ended.err == f"error[3]: {len(told)} faults in {folder / 'labels.json'}\n"
+        and ended.err
+        == f"error[3]: {len(expected)} faults in {folder / 'labels.json'}\n"
     )
     lines = ended.out.splitlines()
     assert (
         sum(line.startswith(f"{folder / 'labels.json'}: ") for line in lines)
-        == len(told)
-        and f"{len(told)} faults" in lines
+        == len(expected)
+        and f"{len(expected)} faults" in lines
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["num_faults"] == len(told)
+    assert report["num_faults"] == len(expected)
     assert sorted(
         entry["place"] for entry in report["findings"] if entry["fault"]
-    ) == sorted(told)
+    ) == sorted(expected)
     assert {
         entry["id"]
         for entry in report["findings"]
@@ -191,8 +194,9 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
     assert found(tmp_path) == [
         (
             "",
-            "20 of 20 boxes reach out of their image, nearly all would fit as xyxy in pixels (or cxcywh in pixels); COCO has "
-            "[x, y, width, height] in pixels: convert the file with tools/dataset/check.py --fix DIR --boxes xyxy --units "
+            "20 of 20 boxes reach out of their image, nearly all would fit as xyxy in pixels "
+            "(or cxcywh in pixels); COCO has [x, y, width, height] in pixels: "
+            "convert the file with tools/dataset/check.py --fix DIR --boxes xyxy --units "
             "pixels, or set dataset.box_order=xyxy and dataset.box_unit=pixels",
         )
     ]
@@ -202,7 +206,7 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
     )
 
 
-def test_large_objects_are_not_taken_for_corners(tmp_path):
+def test_boxes_of_large_objects_are_not_treated_as_corners(tmp_path):
     content = sound_coco(10)
     for record in content["annotations"]:
         record["bbox"] = [0, 0, 40.4, 30.4]
@@ -217,7 +221,7 @@ def test_large_objects_are_not_taken_for_corners(tmp_path):
         (b'{"images": []}', '"annotations" is missing'),
     ],
 )
-def test_file_that_is_no_coco_file_is_a_fault_and_the_other_is_checked_all_the_same(
+def test_file_that_is_not_a_coco_file_is_a_fault_and_the_other_is_still_checked(
     tmp_path, raw, what
 ):
     content = sound_coco()
@@ -267,7 +271,7 @@ def test_quick_check_reads_headers_alone(tmp_path):
     )
 
 
-# ---- what is no fault ----
+# ---- valid data ----
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (5, 17, 90)])
@@ -310,13 +314,19 @@ def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     assert remarks(DataSet(path, tmp_path)) == [
         f"{path}: {text}"
         for text in (
-            "boxes reaching beyond their image: 1 (first: annotations[0] (id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])",
+            (
+                "boxes reaching beyond their image: 1 (first: annotations[0] "
+                "(id 1): reaches beyond its image: [30.0, 20.0, 100.0, 100.0])"
+            ),
             "missing areas: 1 (first: annotations[1] (id 2): no area)",
             "images without objects: 1 (first: images[5] (id 6): 6.png)",
             "images with several frames, of which the first is used: 1 (first: images[2] (id 3): 3.png)",
             "images rotated according to their EXIF tag: 1 (first: images[4] (id 5): 5.png)",
             "16-bit images, scaled to 8 bits: 1 (first: images[3] (id 4): 4.png)",
-            f"images with the content of another one: 1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})",
+            (
+                "images with the content of another one: "
+                f"1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / '1.png'})"
+            ),
         )
     ]
 
@@ -330,9 +340,12 @@ def test_images_in_training_and_validation_are_remarks(tmp_path):
     ]
     (tmp_path / "renamed.png").write_bytes((tmp_path / "2.png").read_bytes())
     assert remarks(*data_sets) == [
-        f"{tmp_path / 'train.json'}: images that are used for training too: 2 (first: images[0] (id 1): 1.png)",
-        f"{tmp_path / 'train.json'}: images that are used for training too, under other names: 1 (first: images[1] (id 2): 2.png: has the content of "
-        f"{tmp_path / 'renamed.png'})",
+        (
+            f"{tmp_path / 'train.json'}: images that are used for training too: "
+            "2 (first: images[0] (id 1): 1.png)"
+        ),
+        f"{tmp_path / 'train.json'}: images that are used for training too, under other names: "
+        f"1 (first: images[1] (id 2): 2.png: has the content of {tmp_path / 'renamed.png'})",
     ]
 
 
@@ -357,7 +370,7 @@ def test_paths_and_queries_come_from_a_configuration_too(tiny_data, tmp_path):
     assert str(tiny_data.folder / "val.json") in ended.out
 
 
-def test_folder_that_is_none_is_a_fault_of_the_command(tmp_path):
+def test_missing_image_folder_is_a_fault_of_the_command(tmp_path):
     ended = tool_here(
         "dataset.check",
         "--annotations",

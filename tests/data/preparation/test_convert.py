@@ -94,7 +94,7 @@ def test_command_to_train_with_is_printed_safe_to_paste(tmp_path):
     )
 
 
-def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
+def test_data_without_validation_images_are_split_with_a_message(tmp_path):
     source = write_voc(tmp_path / "data", sets=False)
     ended = tool_here(
         "dataset.convert",
@@ -107,8 +107,8 @@ def test_data_without_validation_images_are_split_and_it_is_said(tmp_path):
         5,
     )
     assert (
-        "no validation images: 1 of 3 were set aside (--val-fraction 0.4 --seed 5); 0 of 3 classes are in both parts"
-        in ended.out
+        "no validation images: 1 of 3 were set aside (--val-fraction 0.4 --seed 5); "
+        "0 of 3 classes are in both parts" in ended.out
     )
     assert sorted(
         boxes_of(tmp_path / "coco/train.json") | boxes_of(tmp_path / "coco/val.json")

@@ -1,4 +1,4 @@
-"""Clean copies: what cannot be used is dropped, what can be mended is mended, all of it counted, and the copy is free of faults."""
+"""Copies are free of faults: unusable records are dropped, the others fixed, and all of them counted."""
 
 import json
 
@@ -12,7 +12,7 @@ from src.data.dataset.segmentation import box_of_segmentation
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.fix import fix
 from src.data.preparation.image_file_check import ImageCheck
-from tests.data.preparation.test_check import spoilt  # noqa: F401 - a fixture
+from tests.data.preparation.test_check import faulty  # noqa: F401 - a fixture
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.commands import write_tiny_config
 from tests.fixtures.tools_here import tool_here
@@ -25,7 +25,7 @@ from tests.fixtures.train_here import (
 
 
 def fixed(folder, content, **settings):
-    """Mend labels beside their images; return what was changed and the copy."""
+    """Fix labels beside their images; return the changes and the copy."""
     path = write_coco(folder, content, draw=False)
     changes = fix(
         DataSet(path, folder), folder / "clean.json", ImageCheck(), **settings
@@ -56,8 +56,8 @@ def labels(**changes):
 # ---- whole files ----
 
 
-def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_path):  # noqa: F811
-    folder, _ = spoilt
+def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(faulty, tmp_path):  # noqa: F811
+    folder, _ = faulty
     before = (folder / "labels.json").read_bytes()
     ended = tool_here(
         "dataset.check",
@@ -70,7 +70,7 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(spoilt, tmp_pat
     )
     assert ended.code == 3, (
         ended.out
-    )  # a category that is there twice under two names is left to people
+    )  # a duplicate category under two names must be resolved by the user
     assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
     assert "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
     assert (folder / "labels.json").read_bytes() == before
@@ -173,7 +173,7 @@ def test_input_is_never_replaced(folder):
     assert ended.code == 2 and "--fix would replace" in ended.err
 
 
-def test_file_that_is_no_json_is_refused(folder):
+def test_file_that_is_not_json_is_refused(folder):
     with pytest.raises(DataError, match="is not valid JSON"):
         fix(
             DataSet(write_coco(folder, "{"), folder),
@@ -268,7 +268,7 @@ def test_fault_revealed_by_a_fix_is_fixed_too(folder):
     assert copy["annotations"][2]["bbox"] == [30, 20, 10, 10]
 
 
-def test_corners_are_converted_if_asked_for(folder):
+def test_corners_are_converted_on_request(folder):
     content = sound_coco()
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
@@ -360,7 +360,7 @@ def test_a_box_that_can_be_repaired_is_not_dropped(folder, change, what, box):
     assert copy["annotations"][2]["bbox"] == box
 
 
-def test_a_box_that_is_there_twice_is_kept_once(folder):
+def test_a_duplicate_box_is_kept_once(folder):
     content = sound_coco()
     content["annotations"].append({**content["annotations"][0], "id": 99})
     changes, copy = fixed(folder, content)
@@ -410,7 +410,7 @@ def test_a_name_with_another_suffix_means_the_one_file_that_nobody_else_has(
     ids=str,
 )
 @pytest.mark.parametrize("where", ["images", "categories"])
-def test_ids_that_are_no_numbers_are_replaced_together_with_what_refers_to_them(
+def test_ids_that_are_not_numbers_are_replaced_together_with_all_references(
     folder, where, ids
 ):
     content = sound_coco()
@@ -483,7 +483,7 @@ def test_ignore_flags_are_made_0_or_1(folder, value, after):
     ],
     ids=["missing", "truncated", "no image"],
 )
-def test_image_without_a_file_that_can_be_read_goes_with_its_boxes(folder, spoil):
+def test_image_without_a_readable_file_is_dropped_with_its_boxes(folder, spoil):
     spoil(folder / "2.png")
     changes, copy = fixed(folder, sound_coco())
     assert changes == {
@@ -518,7 +518,7 @@ def test_boxes_are_held_against_the_size_of_the_file_and_not_against_a_wrong_one
     )
 
 
-def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_are(
+def test_images_that_share_an_id_are_dropped_with_their_ambiguous_boxes(
     folder,
 ):
     changes, copy = fixed(folder, labels(images={1: {"id": 1}}))
@@ -530,7 +530,7 @@ def test_images_that_share_an_id_go_with_its_boxes_for_nobody_knows_whose_they_a
     assert [image["id"] for image in copy["images"]] == [3]
 
 
-def test_image_that_is_listed_twice_is_kept_once(folder):
+def test_duplicate_image_is_kept_once(folder):
     content = sound_coco()
     content["images"].append(dict(content["images"][0]))
     assert fixed(folder, content) == ({"images dropped: listed twice": 1}, sound_coco())

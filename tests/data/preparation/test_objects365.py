@@ -118,7 +118,7 @@ def test_first_validation_images_remain_and_the_others_are_learned_from(base):
     } == before
 
 
-def test_ids_that_are_taken_are_given_anew(tmp_path):
+def test_duplicate_ids_are_replaced(tmp_path):
     write_part(tmp_path, "train", 1, 1)
     write_part(tmp_path, "val", 3, 2)
     assert (
@@ -229,7 +229,7 @@ def test_files_of_remap_are_taken_if_they_are_there(base):
     ] == [100, 60, 640, 50]
 
 
-def test_run_that_was_stopped_goes_on_with_what_is_missing(base):
+def test_stopped_run_continues_with_the_missing_files(base):
     list(resize(base, 64, 1))
     done = sorted((base / "train").rglob("*_resized.jpg"))
     done[0].unlink()

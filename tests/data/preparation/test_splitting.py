@@ -1,4 +1,4 @@
-"""Validation images are set aside by chance that a seed gives, with every class in both parts where that can be."""
+"""Validation images are drawn with a seed, with every class in both parts where possible."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def classes(images) -> set[int]:
 HUNDRED = [image(n, n % 7, *([8] if n in (3, 60) else [])) for n in range(100)]
 
 
-def test_parts_are_of_the_size_asked_for_and_hold_each_image_once():
+def test_parts_have_the_requested_size_and_contain_each_image_once():
     train, val = split(HUNDRED, 0.2, 0)
     assert (len(train), len(val)) == (80, 20)
     assert sorted(names(train) + names(val)) == names(HUNDRED)
@@ -62,7 +62,7 @@ def test_class_in_one_image_stays_in_training():
     assert classes(train) == {1, 2}
 
 
-def test_many_rare_classes_ask_for_more_than_the_share():
+def test_many_rare_classes_need_more_than_the_fraction():
     train, val = split([image(n, n // 2) for n in range(40)], 0.1, 0)
     assert len(val) == 20 and classes(train) == classes(val)
 

@@ -1,4 +1,4 @@
-"""The layout of Pascal VOC: parts, pixels counted from 1, difficult objects, and XML that cannot be trusted."""
+"""The layout of Pascal VOC: splits, pixels counted from 1, difficult objects, and untrusted XML."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_list_of_both_is_for_training(root):
     assert files(read_voc(root)) == {"train": ["a.png", "b.png"]}
 
 
-def test_marks_behind_names_are_ignored(root):
+def test_numbers_after_image_names_are_ignored(root):
     (root / "ImageSets/Main/train.txt").write_text("a  1\nb -1\n")
     assert files(read_voc(root))["train"] == ["a.png", "b.png"]
 
@@ -197,7 +197,7 @@ def test_annotation_file_that_cannot_be_used_is_named(root, text, what):
     assert f"{root}/Annotations/a.xml: {what}" in refused(root)
 
 
-def test_all_faults_are_told_at_once(root):
+def test_all_faults_are_reported_at_once(root):
     spoil(root, "x")
     spoil(root, "", "b")
     message = refused(root)

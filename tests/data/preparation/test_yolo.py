@@ -111,7 +111,7 @@ def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml,
     ["[yes, no, on]", "\n  0: yes\n  1: no\n  2: on", "\n- yes\n- no\n- on"],
     ids=["list", "map", "lines"],
 )
-def test_names_stay_the_text_that_stands_there(tmp_path, names):
+def test_names_stay_text(tmp_path, names):
     path = write_yolo(tmp_path, f"train: images/train\nnames: {names}\n")
     assert read_yolo(path).categories == {0: "yes", 1: "no", 2: "on"}
 
@@ -184,7 +184,9 @@ def test_images_count_by_their_content_and_other_files_are_counted(tmp_path):
         ("myimages/a.jpg", "myimages/a.txt"),
     ],
 )
-def test_labels_lie_beside_or_in_the_twin_of_the_last_folder_of_images(image, labels):
+def test_labels_are_beside_the_images_or_in_the_labels_folder_for_the_last_images_folder(
+    image, labels
+):
     assert label_path(image) == labels
 
 
@@ -214,7 +216,8 @@ def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_
     for stem in "ab":
         (tmp_path / f"labels/train/{stem}.txt").unlink()
     assert refused(path).endswith(
-        f"no training image has a box; labels of {tmp_path}/images/train/a.png would be in {tmp_path}/labels/train/a.txt"
+        f"no training image has a box; labels of {tmp_path}/images/train/a.png would be in "
+        f"{tmp_path}/labels/train/a.txt"
     )
 
 
@@ -273,7 +276,7 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
         ("0", "1 columns"),
     ],
 )
-def test_line_that_is_no_box_is_refused_with_file_and_line(tmp_path, line, text):
+def test_line_that_is_not_a_box_is_refused_with_file_and_line(tmp_path, line, text):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(f"{yolo_lines('a')}\n{line}\n")
     message = refused(path)
@@ -369,7 +372,7 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(tmp_path, name):
     assert len(read_yolo(path, follow_links=True).parts["train"]) == 2
 
 
-def test_file_that_is_no_image_is_named(tmp_path):
+def test_file_that_is_not_an_image_is_named(tmp_path):
     path = write_yolo(tmp_path)
     (tmp_path / "images/train/b.png").write_text(json.dumps({}))
     assert f"{tmp_path}/images/train/b.png: is not an image file" in refused(path)
@@ -486,7 +489,7 @@ def test_description_that_cannot_be_read_says_where(tmp_path, raw, text):
         ("a.png", "docs/data.md describes"),
     ],
 )
-def test_a_folder_without_a_description_is_told_what_it_seems_to_hold(
+def test_a_folder_without_a_description_is_refused_with_its_apparent_layout(
     tmp_path, name, text
 ):
     (tmp_path / name).parent.mkdir(exist_ok=True)

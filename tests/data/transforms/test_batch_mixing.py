@@ -22,7 +22,7 @@ TO_BATCH = Compose(
 
 
 def batch(seed: int, count: int = 3, shown: int | None = None):
-    """Return images and targets of scenes; `shown` puts the box of one object, filled, in place of all pictures.
+    """Return images and targets of scenes; with `shown`, all images show only the filled box of that object.
 
     The field `index` of a box is 10 times the number of its image and the object's number.
     """
@@ -148,7 +148,7 @@ def copied(images, targets, seed: int = 0, **settings):
 
 
 def added(before, after):
-    """Yield (number of the image, index of the object, its box in the batch's pixels, the box of the copy)."""
+    """Yield (image number, object index, its box in pixels of the batch, box of the copy)."""
     origin = {
         int(index): box
         for target in before
@@ -375,8 +375,9 @@ def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, fo
     with pytest.raises(ConfigError) as caught:
         check_mixable(images, [{"boxes": torch.tensor([box])}], box_format)
     assert str(caught.value) == (
-        f"mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got {found}; end the transforms with "
-        "ConvertPILImage and ConvertBoxes (fmt: cxcywh, normalize: True)"
+        "mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, "
+        f"but got {found}; end the transforms with ConvertPILImage and ConvertBoxes "
+        "(fmt: cxcywh, normalize: True)"
     )
 
 

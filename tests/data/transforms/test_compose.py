@@ -21,10 +21,13 @@ from tests.fixtures.lengths import built_for
 from tests.fixtures.samples import plain_sample
 
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}
-LENGTH = "expected an integer number of epochs, a fraction of the run from 0.0 to 1.0, or a text such as '5 epochs', '500 steps' or '10 %'"
+LENGTH = (
+    "expected an integer number of epochs, a fraction of the run from 0.0 to 1.0, "
+    "or a text such as '5 epochs', '500 steps' or '10 %'"
+)
 EXPECTED = (
-    "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: when they start, when Mosaic stops, when all stop) "
-    "and ops (a list of class names)"
+    "expected epoch (the epoch in which the named transforms stop, or null; or a list of three: "
+    "when they start, when Mosaic stops, when all stop) and ops (a list of class names)"
 )
 THREE = {
     "name": "stop_epoch",
@@ -127,7 +130,7 @@ def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(
 
 
 @pytest.mark.parametrize(("epoch", "acting"), [(0, "MRPF"), (63, "MRPF"), (64, "F")])
-def test_single_point_may_be_a_share_of_the_run(epoch, acting):
+def test_single_point_may_be_a_fraction_of_the_run(epoch, acting):
     assert who_acts(THREE | {"epoch": 0.9}, epoch, RunLength(72)) == acting
 
 
@@ -175,7 +178,7 @@ def with_others(seed: int = 0) -> Sample:
     ("mosaic_prob", "probability", "share"),
     [(0.5, 1.0, 0.5), (1.0, 0.5, 0.5), (0.5, 0.5, 0.25), (0, 1, 0), (1, 1, 1)],
 )
-def test_mosaic_acts_on_its_share_of_the_samples(mosaic_prob, probability, share):
+def test_mosaic_acts_on_its_fraction_of_the_samples(mosaic_prob, probability, share):
     compose = Compose([Mosaic(32, probability=probability)], mosaic_prob=mosaic_prob)
     acted = sum(compose(with_others(seed)).is_mosaic for seed in range(400))
     assert abs(acted - 400 * share) <= 4 * (400 * share * (1 - share)) ** 0.5
@@ -190,7 +193,7 @@ def test_mosaics_are_neither_zoomed_out_nor_cropped_by_overlap():
         assert followed(with_others(seed)).canvas == alone(with_others(seed)).canvas
 
 
-def test_samples_that_became_no_mosaic_are_zoomed_out():
+def test_samples_without_mosaic_are_zoomed_out():
     sample = Compose(
         [Mosaic(32), RandomZoomOut(side_range=[2, 2], p=1)], mosaic_prob=0
     )(with_others())
@@ -205,7 +208,7 @@ def test_mosaics_are_distorted_in_colour_and_flipped():
 
 
 @pytest.mark.parametrize("epoch", [0, 34, 60])
-def test_in_epochs_without_mosaic_its_chance_is_not_drawn(epoch):
+def test_in_epochs_without_mosaic_no_random_number_is_drawn_for_it(epoch):
     sample, alone = with_others(), with_others()
     Compose([Mosaic(32)], THREE, mosaic_prob=0.5)(sample, epoch)
     assert sample.rng.random() == alone.rng.random()
@@ -219,7 +222,7 @@ def test_mosaic_stands_first():
         Compose([EmptyTransform(), Resize([32, 32]), Mosaic()])
 
 
-def test_chance_of_a_mosaic_that_is_none_is_refused():
+def test_an_invalid_probability_of_mosaic_is_refused():
     with pytest.raises(
         ConfigError, match="^Compose.mosaic_prob is -0.1, expected 0 to 1$"
     ):
@@ -266,7 +269,10 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
         (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
         (
             POLICY | {"epoch": [34, 4, 60]},
-            "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; they must be in ascending order",
+            (
+                "Compose.policy.epoch is [34, 4, 60], which are the epochs 34, 4, 60; "
+                "they must be in ascending order"
+            ),
         ),
         (
             POLICY | {"epoch": [4, 34]},

@@ -1,4 +1,4 @@
-"""Transforms that move pixels and boxes together: boxes stay on their pixels, and chance is torchvision's."""
+"""Transforms move pixels and boxes together, and draw the same random numbers as torchvision."""
 
 import numpy as np
 import pytest
@@ -174,7 +174,7 @@ def test_tiny_and_narrow_images_go_through(name, size):
 
 
 def origin_of(sample: Sample) -> tuple[tuple[int, ...], list[int]]:
-    """Return the size (width, height) of a rendered plain sample, and the (x, y) of the file that its first pixel shows."""
+    """Return (width, height) of a rendered plain sample, and the (x, y) of its first pixel in the file."""
     image, _ = sample.render()
     return (image.shape[2], image.shape[1]), image[:2, 0, 0].tolist()
 
@@ -313,14 +313,14 @@ def test_boxes_that_are_too_small_are_dropped(min_size, kept):
     assert sample.fields["index"].tolist() == kept
 
 
-# ---- chance ----
+# ---- random state ----
 
 BOXES = [[20.0, 30, 80, 90], [100, 40, 180, 140]]
 DRAWS = 700
 
 
 def look(image: torch.Tensor, boxes: torch.Tensor) -> list[float]:
-    """Describe what came out: changed or not, width, height, first pixel's origin, number of boxes, corner of the first box."""
+    """Return changed or not, width, height, first pixel's origin, number of boxes, first box's corner."""
     height, width = image.shape[1:]
     first = boxes[0].tolist() if len(boxes) else [0, 0, 0, 0]
     return [
@@ -444,7 +444,10 @@ def test_probability_of_zero_changes_nothing(transform):
         ),
         (
             {"type": "RandomIoUCrop", "sampler_options": [0.1, 0.5]},
-            "RandomIoUCrop.sampler_options is [0.1, 0.5], expected a value of at least 1 among them, which ends the search",
+            (
+                "RandomIoUCrop.sampler_options is [0.1, 0.5], "
+                "expected a value of at least 1 among them, which ends the search"
+            ),
         ),
         (
             {"type": "RandomHorizontalFlip", "p": 2},

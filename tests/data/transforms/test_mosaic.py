@@ -1,4 +1,4 @@
-"""Four images on one canvas: boxes stay on their pixels however it is turned, and chance is the first sample's alone."""
+"""Four images on one canvas: boxes stay on their pixels, and only the first sample's generator is used."""
 
 import math
 
@@ -114,7 +114,7 @@ def test_boxes_lie_around_the_shapes_that_are_wholly_in_view():
 
 
 def test_turned_box_is_tighter_than_the_one_around_its_corners():
-    """Measured on drawn shapes, turned by ten degrees."""
+    """Measured on synthetic shapes rotated by ten degrees."""
     turn = math.radians(10)
     matrix = np.array(
         [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
@@ -350,14 +350,14 @@ def test_images_of_the_files_are_left_as_they_were():
     assert torch.equal(scene.image, before)
 
 
-def test_same_chance_gives_the_same_mosaic():
+def test_same_random_state_gives_the_same_mosaic():
     first, second = (mosaic_of_scenes(3, Mosaic(60)) for _ in range(2))
     assert torch.equal(first.image, second.image) and np.array_equal(
         first.boxes, second.boxes
     )
 
 
-def test_sample_that_is_left_alone_keeps_its_pixels_and_decodes_no_others():
+def test_sample_without_mosaic_keeps_its_pixels_and_decodes_no_others():
     sample = sample_of(drawn(0))
     Mosaic(probability=0)(sample)
     assert (torch.equal(sample.image, drawn(0).image), sample.is_mosaic) == (
@@ -391,10 +391,11 @@ def test_mosaic_takes_the_settings_of_deims_files_and_logs_which_have_no_effect(
     ]
 
 
-def test_data_set_whose_samples_know_no_others_is_refused():
+def test_data_set_without_draw_other_is_refused():
     with pytest.raises(
         ConfigError,
-        match="^Mosaic needs other images, but the data set's samples have no `draw_other`; set it as CocoDetection does$",
+        match="^Mosaic needs other images, but the data set's samples have no `draw_other`; "
+        "set it as CocoDetection does$",
     ):
         Mosaic()(plain_sample(40, 40))
 
@@ -404,7 +405,11 @@ def test_data_set_whose_samples_know_no_others_is_refused():
     [
         (
             {"use_cache": True},
-            "use_cache is true, which is not supported: the other images are decoded each time, so that a run is reproducible; set it to False",
+            (
+                "use_cache is true, which is not supported: "
+                "the other images are decoded each time, "
+                "so that a run is reproducible; set it to False"
+            ),
         ),
         ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
         ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),

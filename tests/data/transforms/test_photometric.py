@@ -1,4 +1,4 @@
-"""Transforms of colour, held against torchvision on drawn scenes."""
+"""Colour transforms, compared with torchvision on synthetic scenes."""
 
 import colorsys
 
@@ -60,7 +60,7 @@ def test_single_step_differs_from_torchvision_by_one_grey_level_at_most(step, va
 
 @pytest.mark.parametrize("turn", [-0.05, 0.05])
 def test_largest_turn_of_hue_differs_from_torchvision_by_what_is_documented(turn):
-    """docs/decisions/0006: full colours differ by 9 grey levels in the mean and 30 in one pixel of a hundred."""
+    """docs/decisions/0006: saturated colours differ by 9 grey levels on average, by 30 in 1 % of pixels."""
     difference = differences("hue", turn)
     assert difference.mean() <= 9
     assert np.quantile(difference, 0.99) <= 30
@@ -128,7 +128,7 @@ def test_contrast_of_zero_gives_the_mean_grey_value():
     assert abs(image[0, 0, 0] - mean) <= 2
 
 
-# ---- chance ----
+# ---- random state ----
 
 OFF = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
 DRAWS = 600
@@ -209,7 +209,7 @@ def test_probability_of_zero_leaves_the_colours():
     assert torch.equal(sample.render()[0], drawn(0).image)
 
 
-def test_same_chance_gives_the_same_colours():
+def test_same_random_state_gives_the_same_colours():
     images = []
     for _ in range(2):
         sample = sample_of(drawn(0), 5)

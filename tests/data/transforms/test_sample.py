@@ -56,7 +56,7 @@ def test_boxes_follow_another_size():
     assert target["boxes"].tolist() == [[40, 20, 120, 80]]
 
 
-def test_image_is_written_where_it_is_wanted():
+def test_image_is_written_to_the_given_path():
     out = torch.zeros(2, 3, 30, 40, dtype=torch.uint8)
     image, _ = sample_of(drawn(0)).render((30, 40), out[1])
     assert image.data_ptr() == out[1].data_ptr()
@@ -79,7 +79,7 @@ def test_drawing_twice_gives_the_same():
     assert torch.equal(sample.render()[0], sample.render()[0])
 
 
-def test_image_of_the_file_is_left_as_it_was():
+def test_image_of_the_file_is_unchanged():
     sample, before = sample_of(drawn(0)), drawn(0).image.clone()
     RandomHorizontalFlip(p=1)(sample)
     ConvertPILImage()(sample)
@@ -141,7 +141,7 @@ def test_normalising_alone_gives_floats():
         ("cxcywh", True, [0.2, 0.5, 0.2, 0.6]),
     ],
 )
-def test_boxes_come_in_the_format_that_was_asked_for(fmt, normalize, box):
+def test_boxes_have_the_requested_format(fmt, normalize, box):
     sample = plain_sample(100, 50, [[10, 10, 30, 40]])
     ConvertBoxes(fmt, normalize)(sample)
     assert sample.render()[1]["boxes"][0].tolist() == pytest.approx(box)

@@ -64,11 +64,12 @@ def test_small_plus_has_gated_feed_forward_layers():
         "convnext_tiny.dinov3_lvd1689m",
     ],
 )
-def test_a_name_that_is_no_dinov3_vit_is_told_with_the_known_ones(name):
+def test_a_name_that_is_not_a_dinov3_vit_is_refused_with_the_known_ones(name):
     with pytest.raises(ConfigError) as caught:
         DINOv3Backbone(name, pretrained=False)
     assert str(caught.value).startswith(
-        f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are dinov3_small, "
+        f"DINOv3Backbone.model_name is '{name}', "
+        "which timm does not know as a DINOv3 ViT; known are dinov3_small, "
     )
     assert PLAIN in str(caught.value)
 
@@ -89,7 +90,7 @@ def test_three_blocks_are_tapped_evenly_up_to_the_last(depth, taps):
 
 
 @pytest.mark.parametrize("taps", [[], [1, 0], [0, 0], [-1], [2]])
-def test_taps_that_do_not_exist_are_told(taps):
+def test_taps_that_do_not_exist_are_refused(taps):
     with pytest.raises(ConfigError) as caught:
         small_backbone(tap_blocks=taps)
     assert (
@@ -101,7 +102,7 @@ def test_taps_that_do_not_exist_are_told(taps):
 @pytest.mark.parametrize(
     "settings", [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}], ids=str
 )
-def test_sizes_that_timm_cannot_build_are_told(settings):
+def test_sizes_that_timm_cannot_build_are_refused(settings):
     with pytest.raises(
         ConfigError,
         match=f"DINOv3Backbone: timm cannot build {PLAIN} with .*{next(iter(settings))}",
@@ -110,15 +111,16 @@ def test_sizes_that_timm_cannot_build_are_told(settings):
 
 
 @pytest.mark.parametrize(("embed_dim", "num_heads"), [(30, 4), (36, 2), (32, 3)])
-def test_a_width_that_rotary_codes_cannot_take_is_told(embed_dim, num_heads):
+def test_a_width_that_rotary_codes_cannot_take_is_refused(embed_dim, num_heads):
     with pytest.raises(
         ConfigError,
-        match=f"DINOv3Backbone.embed_dim is {embed_dim}, expected a multiple of 4 times num_heads {num_heads}: rotary",
+        match=f"DINOv3Backbone.embed_dim is {embed_dim}, "
+        f"expected a multiple of 4 times num_heads {num_heads}: rotary",
     ):
         small_backbone(embed_dim=embed_dim, num_heads=num_heads)
 
 
-def test_a_vit_without_blocks_is_told():
+def test_a_vit_without_blocks_is_refused():
     with pytest.raises(
         ConfigError, match="DINOv3Backbone.depth is 0, expected at least 1"
     ):
@@ -158,7 +160,7 @@ def test_init_values_set_the_layer_scale():
         ("frozen_backbone", "; did you mean 'freeze_backbone'?"),
     ],
 )
-def test_an_unknown_argument_is_told_with_the_nearest_known_one(key, hint):
+def test_an_unknown_argument_is_refused_with_the_nearest_known_one(key, hint):
     with pytest.raises(ConfigError) as caught:
         tiny_config(DINOv3Backbone={key: 32})
     assert f"unknown key 'DINOv3Backbone.{key}' (command line){hint}" in str(
@@ -166,7 +168,7 @@ def test_an_unknown_argument_is_told_with_the_nearest_known_one(key, hint):
     )
 
 
-def test_an_argument_of_a_wrong_type_is_told():
+def test_an_argument_of_a_wrong_type_is_refused():
     with pytest.raises(
         ConfigError,
         match="DINOv3Backbone.upsample_mode is 'bicubic', expected one of 'bilinear', 'nearest'",
@@ -195,7 +197,7 @@ def test_maps_fit_any_size_in_multiples_of_32(size):
 
 
 @pytest.mark.parametrize("strides", [[8], [16], [32], [8, 32]])
-def test_maps_are_those_of_the_strides_asked_for(strides):
+def test_maps_have_the_requested_strides(strides):
     maps = small_backbone(feat_strides=strides)(torch.rand(1, 3, 64, 96))
     assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in strides]
 
@@ -291,7 +293,7 @@ def trainable(backbone):
     return sorted(names)
 
 
-def test_everything_is_trained_unless_told_otherwise():
+def test_everything_is_trained_by_default():
     backbone = small_backbone()
     assert all(p.requires_grad for p in backbone.parameters())
 
@@ -353,7 +355,7 @@ def test_frozen_blocks_can_thaw_later():
 
 
 @pytest.mark.parametrize("count", [-1, 3])
-def test_more_blocks_than_there_are_is_told(count):
+def test_more_blocks_than_there_are_is_refused(count):
     with pytest.raises(ConfigError) as caught:
         small_backbone().set_trainable_blocks(count)
     assert (
@@ -442,7 +444,7 @@ def test_drop_path_grows_with_depth():
 @pytest.mark.parametrize(
     "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
 )
-def test_chance_acts_in_training(settings):
+def test_random_parts_act_in_training(settings):
     backbone, images = small_backbone(**settings).train(), torch.rand(4, 3, 64, 64)
     assert not torch.equal(backbone(images)[1], backbone(images)[1])
 
@@ -450,7 +452,7 @@ def test_chance_acts_in_training(settings):
 @pytest.mark.parametrize(
     "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
 )
-def test_chance_does_not_act_in_evaluation(settings):
+def test_random_parts_do_not_act_in_evaluation(settings):
     plain, backbone, images = (
         small_backbone().eval(),
         small_backbone(**settings).eval(),
@@ -463,7 +465,7 @@ def test_chance_does_not_act_in_evaluation(settings):
 @pytest.mark.parametrize(
     "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
 )
-def test_chance_does_not_act_on_a_frozen_vit(settings):
+def test_random_parts_do_not_act_on_a_frozen_vit(settings):
     backbone, images = (
         small_backbone(freeze_backbone=True, **settings).train(),
         torch.rand(4, 3, 64, 64),
@@ -471,7 +473,7 @@ def test_chance_does_not_act_on_a_frozen_vit(settings):
     assert all(torch.equal(a, b) for a, b in zip(backbone(images), backbone(images)))
 
 
-def test_there_is_no_chance_by_default():
+def test_nothing_is_random_by_default():
     backbone, images = small_backbone().train(), torch.rand(4, 3, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(backbone(images), backbone(images)))
 
@@ -499,10 +501,13 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
     with pytest.raises(CheckpointError) as caught:
         small_backbone(pretrained=True).load_pretrained()
     assert str(caught.value) == (
-        "DINOv3 weights not found: there is no file weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, and "
-        "timm/vit_small_patch16_dinov3.lvd1689m is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set). "
-        "Put the official, timm or Hugging Face file of vit_small_patch16_dinov3 there, name another with -u DINOv3Backbone.checkpoint_path=FILE, "
-        "or start without it: -u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)"
+        "DINOv3 weights not found: there is no file "
+        "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth, "
+        "and timm/vit_small_patch16_dinov3.lvd1689m is not in the local cache and "
+        "https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set). Put the official, "
+        "timm or Hugging Face file of vit_small_patch16_dinov3 there, "
+        "name another with -u DINOv3Backbone.checkpoint_path=FILE, or start without it: "
+        "-u DINOv3Backbone.pretrained=False (weights/README.md says where the files are)"
     )
 
 
@@ -526,7 +531,7 @@ def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(
         small_backbone(model_name, pretrained=True).load_pretrained()
 
 
-def test_missing_file_of_ones_own_is_named(no_network, tmp_path):
+def test_missing_file_of_a_user_is_named(no_network, tmp_path):
     with pytest.raises(
         CheckpointError,
         match=rf"there is no file {tmp_path}/mine\.pth, and .*-u DINOv3Backbone\.pretrained=False",
@@ -590,7 +595,9 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(
     assert torch.equal(backbone.vit.cls_token, source.vit.cls_token)
 
 
-def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_path):
+def test_weights_that_timm_publishes_for_another_size_are_refused(
+    monkeypatch, tmp_path
+):
     source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -600,7 +607,8 @@ def test_weights_that_timm_publishes_for_another_size_are_told(monkeypatch, tmp_
         backbone.load_pretrained()
     assert (
         str(caught.value)
-        == f"what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; {PLAIN} has width 32, 2 blocks, patch 16"
+        == "what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; "
+        f"{PLAIN} has width 32, 2 blocks, patch 16"
     )
 
 

@@ -1,4 +1,4 @@
-"""When the blocks of a DINOv3 backbone thaw, and at which rate they learn."""
+"""The epochs in which blocks of a DINOv3 backbone unfreeze, and their learning rates."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_a_frozen_vit_builds_no_graph_and_a_thawed_one_only_behind_the_frozen_bl
     assert depends == [False, False, False, True]
 
 
-def test_the_plan_tells_for_every_parameter_that_ever_trains_when_and_how_fast():
+def test_the_plan_has_start_and_rate_of_every_trainable_parameter():
     plan = backbone(
         unfreeze_plan=[[5, 1], [10, 2]], unfreeze_lr_factor=0.1
     ).learning_plan()
@@ -239,7 +239,7 @@ def test_gated_mlps_thaw_too():
         ({"lora_rank": 2, "unfreeze_plan": [[0, 0]]}, "no block is ever trained"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(settings, message):
+def test_an_invalid_plan_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         backbone(**settings)
 

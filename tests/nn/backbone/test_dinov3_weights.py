@@ -42,7 +42,7 @@ def refusal(state, folder, model_name=PLAIN, name="weights.pth", **settings):
     return str(caught.value).replace(str(folder) + "/", "")
 
 
-def test_file_of_the_wanted_digest_loads_and_what_is_no_digest_is_refused(tmp_path):
+def test_file_of_the_given_digest_loads_and_an_invalid_digest_is_refused(tmp_path):
     vit = small_backbone(PLAIN).vit
     path = write(tmp_path / "weights.pth", timm_layout(vit))
     load_dinov3_weights(vit, path, PLAIN, file_sha256(path).upper())
@@ -146,13 +146,13 @@ def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(
 ):
     message = refusal(LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path)
     assert message == (
-        f"weights.pth has query and value biases that are not zero (4 tensors), for which {PLAIN} has no place; "
-        f"set DINOv3Backbone.model_name to {PLAIN}_qkvb"
+        "weights.pth has query and value biases that are not zero (4 tensors), "
+        f"for which {PLAIN} has no place; set DINOv3Backbone.model_name to {PLAIN}_qkvb"
     )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_file_without_biases_loads_as_zeros_where_there_is_a_place_and_the_report_says_so(
+def test_file_without_biases_loads_zeros_where_the_model_has_them_and_the_report_lists_them(
     layout, tmp_path
 ):
     source, vit = small_backbone(PLAIN).vit, small_backbone(WITH_BIASES).vit
@@ -189,14 +189,15 @@ def test_key_bias_that_is_not_zero_is_refused(tmp_path):
     state = hugging_face_layout(small_backbone(WITH_BIASES).vit)
     state["model.layer.1.attention.k_proj.bias"] = torch.ones(32)
     assert refusal(state, tmp_path, WITH_BIASES) == (
-        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); DINOv3 has none, so this is another model"
+        "weights.pth has a key bias that is not zero (blocks.1.attn.k_bias); "
+        "DINOv3 has none, so this is another model"
     )
 
 
 # ---- files that do not fit ----
 
 
-def test_missing_file_is_told_with_the_folder_looked_from(tmp_path):
+def test_missing_file_is_reported_with_the_working_directory(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"nowhere\.pth does not exist \(looked from "
     ):
@@ -204,7 +205,7 @@ def test_missing_file_is_told_with_the_folder_looked_from(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_truncated_file_is_told_with_its_size(suffix, tmp_path):
+def test_truncated_file_is_refused_with_its_size(suffix, tmp_path):
     path = write(tmp_path / f"weights{suffix}", official_layout(small_backbone().vit))
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(
@@ -213,13 +214,13 @@ def test_truncated_file_is_told_with_its_size(suffix, tmp_path):
         load_dinov3_weights(small_backbone().vit, path, PLAIN)
 
 
-def test_digest_that_differs_from_the_name_is_told(tmp_path):
+def test_a_digest_that_differs_from_the_name_is_refused(tmp_path):
     state = official_layout(small_backbone().vit)
     message = refusal(state, tmp_path, name="dinov3_vits16-08c60483.pth")
     digest = file_sha256(tmp_path / "dinov3_vits16-08c60483.pth")[:8]
     assert (
-        message
-        == f"dinov3_vits16-08c60483.pth is damaged or not what its name says: its sha256 begins with {digest}, expected 08c60483; download it again"
+        message == "dinov3_vits16-08c60483.pth is damaged or not what its name says: "
+        f"its sha256 begins with {digest}, expected 08c60483; download it again"
     )
 
 
@@ -242,7 +243,7 @@ def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
         ({"depth": 3}, "width 32, 3 blocks, patch 16"),
     ],
 )
-def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
+def test_another_size_is_refused_with_both_sizes(settings, size, layout, tmp_path):
     message = refusal(LAYOUTS[layout](small_backbone(**settings).vit), tmp_path)
     assert (
         message
@@ -250,9 +251,10 @@ def test_another_size_is_told_with_both_sizes(settings, size, layout, tmp_path):
     )
 
 
-def test_gated_file_for_an_ungated_model_is_told_with_both_sizes(tmp_path):
+def test_gated_file_for_an_ungated_model_is_refused_with_both_sizes(tmp_path):
     assert refusal(official_layout(small_backbone(GATED).vit), tmp_path) == (
-        f"weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; {PLAIN} has width 32, 2 blocks, patch 16"
+        "weights.pth is a DINOv3 ViT with width 32, 2 blocks, patch 16, SwiGLU; "
+        f"{PLAIN} has width 32, 2 blocks, patch 16"
     )
 
 
@@ -272,7 +274,8 @@ def test_unexpected_and_reshaped_tensors_are_named(tmp_path):
     }
     assert (
         refusal(state, tmp_path)
-        == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), 1 of another shape (first norm.bias)"
+        == f"weights.pth does not fit {PLAIN}: 1 unexpected (first head.weight), "
+        "1 of another shape (first norm.bias)"
     )
 
 
@@ -386,7 +389,9 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
         "anything else",
     ],
 )
-def test_a_file_of_another_model_is_told_as_what_it_is(state, description, tmp_path):
+def test_a_file_of_another_model_is_refused_with_its_description(
+    state, description, tmp_path
+):
     assert (
         refusal(state, tmp_path)
         == f"weights.pth is {description}; {PLAIN} needs a DINOv3 ViT of its size"
@@ -396,7 +401,7 @@ def test_a_file_of_another_model_is_told_as_what_it_is(state, description, tmp_p
 @pytest.mark.parametrize(
     "content", [[1, 2], {}, {"epoch": 3}, {0: torch.zeros(2)}], ids=str
 )
-def test_a_file_without_a_state_dict_is_told(content, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
     assert (
         refusal(content, tmp_path)
         == "weights.pth is not a state dict (names to tensors)"

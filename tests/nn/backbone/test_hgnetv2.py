@@ -45,7 +45,7 @@ def frozen_parts(model):
 
 
 @pytest.mark.parametrize("indices", [[0], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3]])
-def test_maps_of_the_stages_asked_for_come_in_order(indices):
+def test_maps_of_the_requested_stages_are_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [
@@ -60,7 +60,7 @@ def test_channels_and_strides_are_attributes():
 
 
 @pytest.mark.parametrize("indices", [[], [4], [-1]])
-def test_stages_that_do_not_exist_are_told(indices):
+def test_stages_that_do_not_exist_are_refused(indices):
     with pytest.raises(ConfigError) as caught:
         small(return_idx=indices)
     assert (
@@ -70,7 +70,7 @@ def test_stages_that_do_not_exist_are_told(indices):
 
 
 @pytest.mark.parametrize("stage", [-2, 4])
-def test_freezing_of_a_stage_that_does_not_exist_is_told(stage):
+def test_freezing_a_stage_that_does_not_exist_is_refused(stage):
     with pytest.raises(ConfigError) as caught:
         small(freeze_at=stage)
     assert (
@@ -213,13 +213,15 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(
     with pytest.raises(CheckpointError) as caught:
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
     assert str(caught.value) == (
-        f"ImageNet weights for HGNetv2 B0 not found: no file {tmp_path}/PPHGNetV2_B0_stage1.pth, and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in "
-        f"the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); put the file there, or start without it: "
-        f"-u HGNetv2.pretrained=False"
+        "ImageNet weights for HGNetv2 B0 not found: "
+        f"no file {tmp_path}/PPHGNetV2_B0_stage1.pth, "
+        "and timm/hgnetv2_b0.ssld_stage1_in22k_in1k is not in the local cache and "
+        "https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set); "
+        "put the file there, or start without it: -u HGNetv2.pretrained=False"
     )
 
 
-def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(
+def test_a_file_of_another_variant_is_refused_with_the_first_tensor_that_differs(
     no_network, tmp_path
 ):
     torch.save(
@@ -235,7 +237,7 @@ def test_a_file_of_another_variant_is_told_with_the_first_tensor_that_differs(
         small(pretrained=True, local_model_dir=str(tmp_path)).load_pretrained()
 
 
-def test_a_file_with_other_keys_is_told(no_network, tmp_path):
+def test_a_file_with_other_keys_is_refused(no_network, tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth")
     with pytest.raises(
         CheckpointError,
@@ -255,7 +257,7 @@ def test_a_file_with_other_keys_is_told(no_network, tmp_path):
     ],
     ids=str,
 )
-def test_a_file_without_a_state_dict_is_told(content, no_network, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(content, no_network, tmp_path):
     torch.save(content, tmp_path / "PPHGNetV2_B0_stage1.pth")
     with pytest.raises(
         CheckpointError,

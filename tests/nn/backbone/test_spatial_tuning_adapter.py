@@ -75,13 +75,13 @@ def test_channels_that_do_not_fit_the_strides_are_refused(channels):
     with pytest.raises(ConfigError) as caught:
         SpatialTuningAdapter(WIDTH, channels, (8, 16, 32), TAPS)
     assert str(caught.value) == (
-        f"DINOv3Backbone.out_channels is {channels}, expected one number from 1, or one for each of the 3 strides "
-        "[8, 16, 32]"
+        f"DINOv3Backbone.out_channels is {channels}, expected one number from 1, "
+        "or one for each of the 3 strides [8, 16, 32]"
     )
 
 
 @pytest.mark.parametrize("strides", [(16, 8), (8, 8), (4, 8), (8, 64), ()])
-def test_strides_that_cannot_be_given_are_told(strides):
+def test_impossible_strides_are_refused(strides):
     with pytest.raises(ConfigError) as caught:
         SpatialTuningAdapter(WIDTH, OUT, strides, TAPS)
     assert (
@@ -155,7 +155,7 @@ def test_without_position_encoding_the_same_features_give_the_same_map_wherever_
     assert torch.allclose(x, x[..., :1, :1].expand_as(x))
 
 
-def test_position_encoding_tells_rows_and_columns_apart():
+def test_position_encoding_distinguishes_rows_from_columns():
     module = adapter((16,), detail_channels=0, position_encoding=True)
     x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[0]
     assert not torch.allclose(x[..., 0, 0], x[..., 1, 0]) and not torch.allclose(

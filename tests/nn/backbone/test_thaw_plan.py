@@ -1,4 +1,4 @@
-"""Which blocks of a ViT train when, and how fast: without a model."""
+"""The plan of when, and at which rates, blocks of a ViT train, tested without a model."""
 
 import pytest
 
@@ -91,7 +91,7 @@ def test_settings_that_contradict_each_other_are_refused(given, message):
         ),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(phases, given, message):
+def test_invalid_plans_are_refused(phases, given, message):
     with pytest.raises(ConfigError, match=message):
         plan(*phases, **given)
 
@@ -110,7 +110,7 @@ def test_blocks_of_each_epoch():
 @pytest.mark.parametrize(
     ("phases", "ever"), [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)]
 )
-def test_a_plan_knows_whether_anything_ever_learns(phases, ever):
+def test_a_plan_states_whether_anything_is_ever_trained(phases, ever):
     assert plan(*phases).ever_learns is ever
 
 
@@ -150,7 +150,7 @@ def test_what_thaws_learns_at_a_fraction_of_the_rate_and_what_trains_from_the_st
     assert (made.learning(weight(3)), made.learning(weight(0))) == ((0, 1.0), (5, 0.1))
 
 
-def test_what_never_trains_has_no_place_in_the_plan():
+def test_parameters_that_never_train_are_not_in_the_plan():
     assert plan((0, 0), (5, 2)).learning(weight(1)) is None
 
 
@@ -162,7 +162,7 @@ def test_layer_wise_decay_counts_from_the_last_block_that_runs():
     assert factors == [1.0, 0.5, 0.5**3, 0.5**4]
 
 
-def test_layer_wise_decay_and_the_factor_of_what_thaws_multiply():
+def test_layer_wise_decay_and_unfreeze_factor_multiply():
     assert plan((0, 0), (3, 4), lr_factor=0.1, layer_decay=0.5).learning(weight(2)) == (
         3,
         pytest.approx(0.025),

@@ -43,23 +43,25 @@ def published(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_offline_mode_is_told_without_a_connection(value, hub, monkeypatch):
+def test_offline_mode_is_reported_without_a_connection(value, hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (HF_HUB_OFFLINE is set)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (HF_HUB_OFFLINE is set)"
     )
     assert hub == []
 
 
-def test_a_failed_connection_is_told_after_one_attempt(hub):
+def test_a_failed_connection_is_reported_after_one_attempt(hub):
     with pytest.raises(CheckpointError) as caught:
         timm_state_dict(NAME)
     assert (
         str(caught.value)
-        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be reached (Network is unreachable)"
+        == f"{REPOSITORY} is not in the local cache and https://huggingface.co cannot be "
+        "reached (Network is unreachable)"
     )
     assert hub == [("huggingface.co", 443)]
 
@@ -88,7 +90,7 @@ def test_weights_are_those_of_timms_model_without_a_head(hub, published, monkeyp
     assert asked == [(NAME, {"pretrained": True, "num_classes": 0})]
 
 
-def test_a_download_that_fails_is_told_in_one_line(hub, monkeypatch):
+def test_a_failed_download_is_reported_in_one_line(hub, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
 
     def fail(*arguments, **settings):
@@ -103,7 +105,9 @@ def test_a_download_that_fails_is_told_in_one_line(hub, monkeypatch):
     )
 
 
-def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypatch):
+def test_a_failed_download_without_a_message_is_reported_by_its_error_class(
+    hub, monkeypatch
+):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
 
     def fail(*arguments, **settings):
@@ -116,7 +120,7 @@ def test_a_download_that_fails_without_a_word_is_told_by_its_kind(hub, monkeypat
         timm_state_dict(NAME)
 
 
-def test_a_model_without_published_weights_is_told(hub, monkeypatch):
+def test_a_model_without_published_weights_is_reported(hub, monkeypatch):
     monkeypatch.setattr(
         timm,
         "get_pretrained_cfg",

@@ -63,7 +63,7 @@ def test_without_targets_there_are_no_pairs(shape):
 
 
 def reference_union(pairs):
-    """Return (image, query, target) by the definition: most frequent pairs first, ties by query, then target; a query keeps its first."""
+    """Return (image, query, target): a query keeps its most frequent pair; ties by query, then target."""
     result = []
     for image in sorted(set(pairs.image.tolist())):
         counts = Counter(

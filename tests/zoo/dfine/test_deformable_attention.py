@@ -141,7 +141,7 @@ def test_offsets_are_not_trained_where_they_have_no_gradient(discrete, trained):
     assert attention(discrete=discrete).sampling_offsets.weight.requires_grad == trained
 
 
-def test_width_that_heads_do_not_divide_is_told():
+def test_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(
         ConfigError, match="decoder width 10 is not a multiple of nhead 4"
     ):

@@ -30,7 +30,7 @@ def boxes_of(denoising):
 
 
 def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale):
-    """Return content and boxes by the recipe, image by image and query by query; draws come in the published order."""
+    """Return content and boxes from a loop over images and queries; draws come in the published order."""
     most = max(len(t["labels"]) for t in targets)
     groups = max(1, num_denoising // most)
     length = 2 * groups * most
@@ -166,7 +166,7 @@ def test_without_any_object_there_are_no_queries_but_the_embedding_stays_in_the_
 
 
 def share_of_moved_edges(scale):
-    """Return how far edges of a small box in the middle were moved, in half sizes, for positives and negatives."""
+    """Return shifts of the edges of a small central box, in half sizes, for positives and negatives."""
     target = {
         "labels": torch.tensor([0]),
         "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2]]),
@@ -227,7 +227,7 @@ def test_noised_boxes_stay_inside_the_image():
 
 @pytest.mark.parametrize("half", ["positives", "negatives"])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-def test_half_of_the_ratio_of_labels_is_drawn_anew(ratio, half):
+def test_half_of_the_ratio_of_labels_is_replaced_at_random(ratio, half):
     embed, count = embedding(), 8000
     target = {
         "labels": torch.tensor([2]),

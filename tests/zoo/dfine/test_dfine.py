@@ -13,7 +13,7 @@ from tests.fixtures.vits import randomize
 
 
 class Backbone(nn.Module):
-    """Maps of strides 8, 16 and 32, with or without saying so."""
+    """Maps of strides 8, 16 and 32, with or without attributes for them."""
 
     def __init__(self, channels=(4, 6, 8), strides=(8, 16, 32)):
         super().__init__()
@@ -56,7 +56,10 @@ def detector(**settings):
     [
         (
             (lambda: Backbone(channels=(256, 256, 256)), encoder, small_decoder),
-            "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives [256, 256, 256]; set in_channels to match",
+            (
+                "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives "
+                "[256, 256, 256]; set in_channels to match"
+            ),
         ),
         (
             (lambda: Backbone(channels=(4, 6)), encoder, small_decoder),
@@ -64,15 +67,24 @@ def detector(**settings):
         ),
         (
             (lambda: Backbone(strides=(4, 8, 16)), encoder, small_decoder),
-            "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; set feat_strides to match",
+            (
+                "HybridEncoder.feat_strides is [8, 16, 32] but Backbone gives [4, 8, 16]; "
+                "set feat_strides to match"
+            ),
         ),
         (
             (Backbone, encoder, lambda: small_decoder(feat_channels=[16, 16, 32])),
-            "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
         (
             (Backbone, encoder, lambda: small_decoder(feat_strides=[4, 8, 16])),
-            "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives [8, 16, 32]; set feat_strides to match",
+            (
+                "DFINETransformer.feat_strides is [4, 8, 16] but HybridEncoder gives "
+                "[8, 16, 32]; set feat_strides to match"
+            ),
         ),
         (
             (
@@ -85,11 +97,14 @@ def detector(**settings):
                     num_points=2,
                 ),
             ),
-            "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives [16, 16, 16]; set feat_channels to match",
+            (
+                "DFINETransformer.feat_channels is [16, 16] but HybridEncoder gives "
+                "[16, 16, 16]; set feat_channels to match"
+            ),
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_told_with_both_lists(parts, message):
+def test_parts_that_do_not_fit_are_refused_with_both_lists(parts, message):
     with pytest.raises(ConfigError) as caught:
         DFINE(*(part() for part in parts))
     assert str(caught.value) == message
@@ -152,7 +167,7 @@ def test_every_multiple_of_32_works(size):
         ),
     ],
 )
-def test_other_sizes_are_told_with_the_nearest_valid_ones(size, message):
+def test_other_sizes_are_refused_with_the_nearest_valid_ones(size, message):
     with pytest.raises(ConfigError) as caught:
         detector().eval()(torch.rand(1, 3, *size))
     assert str(caught.value) == message

@@ -80,8 +80,8 @@ def test_a_weight_that_no_loss_uses_is_refused():
     with pytest.raises(ConfigError) as caught:
         small_criterion(losses=["vfl", "boxes"])
     assert (
-        str(caught.value)
-        == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, which none of losses ['vfl', 'boxes'] computes"
+        str(caught.value) == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, "
+        "which none of losses ['vfl', 'boxes'] computes"
     )
 
 
@@ -103,7 +103,7 @@ def test_every_term_is_multiplied_by_its_weight(factor):
 
 
 def union(head_pairs):
-    """Return for an image the pairs most heads agree on: a query keeps its first by count, then query, then target."""
+    """Return an image's pairs that most heads agree on: the first of each query by count, query, target."""
     counts = {}
     for pairs in head_pairs:
         for pair in pairs:
@@ -565,7 +565,7 @@ def test_terms_are_computed_in_single_precision_under_autocast(dtype):
         ("pre_outputs", "pred_boxes", "cost_bbox"),
     ],
 )
-def test_a_prediction_that_is_not_finite_is_told(head, key, term):
+def test_a_prediction_that_is_not_finite_is_reported(head, key, term):
     outputs, targets = training_outputs(3, 1)
     outputs[head][key] = torch.full_like(outputs[head][key], torch.nan)
     with pytest.raises(

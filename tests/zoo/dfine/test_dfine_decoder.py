@@ -125,7 +125,7 @@ def test_anchors_are_buffers_only_where_the_size_of_evaluation_is_known():
 
 
 def reference_layers(decoder, maps):
-    """Return logits and boxes of every layer by the text of the recipe, gradients cut where it says so."""
+    """Return logits and boxes of all layers from a plain implementation, with the same detached gradients."""
     memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
     shapes = tuple(tuple(x.shape[-2:]) for x in maps)
     anchors, valid = make_anchors(shapes, 0.01, CPU)
@@ -218,7 +218,7 @@ def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_
 
 
 @pytest.mark.parametrize("eval_idx", [0, 1, 2, -1, -3])
-def test_evaluation_gives_the_layer_that_is_asked_for(eval_idx):
+def test_evaluation_returns_the_requested_layer(eval_idx):
     decoder, maps = small_decoder(eval_idx=eval_idx), feature_maps()
     layers = decoder.train()(maps)
     expected = [*layers["aux_outputs"], layers][eval_idx]
@@ -461,7 +461,8 @@ def test_every_variant_trains(name):
     }
     if settings.get("aux_loss", True):
         assert without == set()
-    else:  # encoder heads, class heads of other layers and the embedding are trained by auxiliary losses alone
+    else:
+        # encoder heads, class heads of other layers and the embedding have only auxiliary losses
         auxiliary = (
             "enc_score_head",
             "enc_bbox_head",
@@ -657,7 +658,7 @@ def test_training_after_evaluation_at_the_same_size_works():
         ({"num_denoising": -1}, "num_denoising is -1, expected at least 0"),
     ],
 )
-def test_settings_that_cannot_be_are_told(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ConfigError) as caught:
         small_decoder(**settings)
     assert str(caught.value) == f"DFINETransformer: {message}"

@@ -119,7 +119,7 @@ def test_levels_are_fused_top_down_then_bottom_up():
         torch.testing.assert_close(ours, expected)
 
 
-def test_attention_acts_on_the_levels_asked_for():
+def test_attention_acts_on_the_requested_levels():
     module, x = encoder(use_encoder_idx=[1, 2]), maps()
     seen = []
     for layer in module.encoder:
@@ -237,7 +237,7 @@ def test_gradients_reach_every_parameter():
         ),
     ],
 )
-def test_settings_that_do_not_fit_each_other_are_told(settings, message):
+def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
     with pytest.raises(ConfigError) as caught:
         encoder(**settings)
     assert str(caught.value) == message

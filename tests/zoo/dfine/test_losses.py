@@ -1,4 +1,4 @@
-"""Each term against a plain one by its formula: values in float64, gradients by autograd over the plain form or by differences."""
+"""Each term is compared with its plain formula in float64, gradients with autograd or finite differences."""
 
 import pytest
 import torch

@@ -152,7 +152,7 @@ def test_half_precision_is_matched_in_single():
     )
 
 
-def spoilt(key, image, value):
+def corrupted(key, image, value):
     out = outputs(2)
     out[key][image, 3] = value
     return out
@@ -161,13 +161,13 @@ def spoilt(key, image, value):
 @pytest.mark.parametrize(
     ("out", "term", "image"),
     [
-        (lambda: spoilt("pred_logits", 1, torch.nan), "cost_class", 1),
-        (lambda: spoilt("pred_boxes", 0, torch.nan), "cost_bbox", 0),
-        (lambda: spoilt("pred_boxes", 1, torch.inf), "cost_bbox", 1),
+        (lambda: corrupted("pred_logits", 1, torch.nan), "cost_class", 1),
+        (lambda: corrupted("pred_boxes", 0, torch.nan), "cost_bbox", 0),
+        (lambda: corrupted("pred_boxes", 1, torch.inf), "cost_bbox", 1),
     ],
 )
 @pytest.mark.parametrize("use_focal_loss", [True, False])
-def test_a_cost_that_is_not_finite_is_told_by_term_and_image(
+def test_a_cost_that_is_not_finite_is_reported_with_term_and_image(
     out, term, image, use_focal_loss
 ):
     with pytest.raises(NumericsError) as caught:
@@ -180,7 +180,7 @@ def test_a_cost_that_is_not_finite_is_told_by_term_and_image(
     )
 
 
-def test_boxes_without_area_on_both_sides_are_told_as_a_giou_that_is_not_finite():
+def test_boxes_without_area_on_both_sides_are_reported_as_a_giou_that_is_not_finite():
     out, targets = outputs(1), random_targets(1)
     out["pred_boxes"][:] = targets[0]["boxes"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_boxes_without_area_on_both_sides_are_told_as_a_giou_that_is_not_finite(
         HungarianMatcher(COST_WEIGHTS)(out, targets)
 
 
-def test_a_weight_that_makes_the_sum_overflow_is_told():
+def test_a_weight_that_makes_the_sum_overflow_is_reported():
     with pytest.raises(
         NumericsError,
         match="the matching cost is not finite although each of its terms is",
@@ -208,12 +208,13 @@ def test_a_weight_that_makes_the_sum_overflow_is_told():
         COST_WEIGHTS | {"cost_mask": 1},
     ],
 )
-def test_weights_that_are_not_those_of_the_three_costs_are_told(weights):
+def test_weights_that_are_not_those_of_the_three_costs_are_refused(weights):
     with pytest.raises(ConfigError) as caught:
         HungarianMatcher(weights)
     assert (
         str(caught.value)
-        == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, cost_bbox, cost_giou, not all zero"
+        == f"HungarianMatcher.weight_dict has {weights}, expected cost_class, "
+        "cost_bbox, cost_giou, not all zero"
     )
 
 
@@ -258,7 +259,7 @@ def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(
         )
 
 
-def test_a_late_cost_that_is_not_finite_is_told():
+def test_a_late_cost_that_is_not_finite_is_reported():
     out, targets = outputs(1), random_targets(2)
     out["pred_logits"][0, 3] = float("nan")
     with pytest.raises(
