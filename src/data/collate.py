@@ -141,7 +141,8 @@ class BatchImageCollateFunction:
             images, targets = self._render(items)
         else:
             finished, targets = map(list, zip(*items))
-            rng = np.random.default_rng([self.epoch, int(targets[0].get("idx", 0))])
+            index = int(targets[0].get("idx", 0))
+            rng = np.random.default_rng([self.epoch, index])
             box_format = "cxcywh"
             fields = _common_fields(targets)
             images = self._stacked(finished, rng)
@@ -155,12 +156,15 @@ class BatchImageCollateFunction:
         images = torch.stack(finished)
         height, width = images.shape[-2:]
         size = self._draw_size((height, width), rng)
-        return images if size == (height, width) else F.interpolate(images, size)
+        if size == (height, width):
+            return images
+        return F.interpolate(images, size)
 
     def _render(self, samples: list[Sample]) -> Batch:
-        width, height = samples[0].canvas
-        size = self._draw_size((height, width), samples[0].rng)
-        dtype = torch.float32 if samples[0].as_float else torch.uint8
+        first = samples[0]
+        width, height = first.canvas
+        size = self._draw_size((height, width), first.rng)
+        dtype = torch.float32 if first.as_float else torch.uint8
         images = _allocate((len(samples), 3, *size), dtype)
         targets = []
         for sample, image in zip(samples, images):
@@ -176,15 +180,11 @@ class BatchImageCollateFunction:
         rng: np.random.Generator,
     ) -> list[Target]:
         """Mix images in place, with the random generator of the first image, and return their targets."""
-        if (
-            is_between(self.epoch, *self.mixup_epochs)
-            and rng.random() < self.mixup_prob
-        ):
+        uses_mixup = is_between(self.epoch, *self.mixup_epochs)
+        if uses_mixup and rng.random() < self.mixup_prob:
             return mixup(images, targets, fields, rng)
-        if (
-            is_between(self.epoch, *self.copyblend_epochs)
-            and rng.random() < self.copyblend_prob
-        ):
+        uses_copyblend = is_between(self.epoch, *self.copyblend_epochs)
+        if uses_copyblend and rng.random() < self.copyblend_prob:
             return self.copy_blend(images, targets, fields, rng)
         return targets
 
@@ -203,8 +203,11 @@ class BatchImageCollateFunction:
     def _draw_size(
         self, size_hw: tuple[int, int], rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Draw a height from the list with the random generator of the first image, and scale the width
-        alike.
+        """Draw a height from the list, and scale the width in proportion.
+
+        Args:
+            size_hw: (height, width) without a random size.
+            rng: random generator of the first image.
         """
         if self.scales is None:
             return size_hw
@@ -224,7 +227,9 @@ def _common_fields(targets: list[Target]) -> tuple[str, ...]:
 
 
 def _span(
-    name: str, epochs: Sequence[int | None] | None, stop_epoch: int | None
+    name: str,
+    epochs: Sequence[int | None] | None,
+    stop_epoch: int | None,
 ) -> tuple[int | None, int | None]:
     """Return the first epoch with a kind of mixing and the first without it.
 
@@ -243,18 +248,22 @@ def _span(
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized batch; a worker process allocates it in shared memory, so it need not be
-    copied.
+    """Return an uninitialized batch.
+
+    A worker process allocates it in shared memory, so it need not be copied.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(num_bytes)
+    flat = torch.empty(0, dtype=dtype).set_(storage)
+    return flat.view(shape)
 
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:
-    """Return the sizes to draw from: 0.75 to 1.25 of the base size in steps of 32, the base size `repeat`
-    times.
+    """Return the sizes to draw from: 0.75 to 1.25 of the base size in steps of 32.
+
+    The base size is among them `repeat` times.
 
     >>> generate_scales(128, 2)
     [96, 128, 128, 160]

@@ -34,7 +34,12 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
     ) -> None:
         """Store the settings; `batch_size` is the number of images per rank."""
         self.length = length
@@ -52,7 +57,8 @@ class GlobalBatchSampler(data.Sampler[list[int]]):
         """Yield the indices of each batch of this rank, beginning with batch `start`."""
         order = self._order()
         step = self.batch_size * self.world_size
-        for begin in range(self.start * step, len(self) * step, step):
+        for number in range(self.start, len(self)):
+            begin = number * step
             global_batch = order[begin : begin + step]
             per_rank = -(-len(global_batch) // self.world_size)
             first = self.rank * per_rank
@@ -137,9 +143,8 @@ class DataLoader(data.DataLoader):
             )
         if persistent_workers:
             raise ConfigError(
-                "DataLoader.persistent_workers is true, which is not supported: workers are "
-                "restarted every epoch; "
-                "set it to false"
+                "DataLoader.persistent_workers is true, which is not supported: "
+                "workers are restarted every epoch; set it to false"
             )
         if drop_last and images * ranks > len(dataset):
             raise ConfigError(
@@ -152,8 +157,12 @@ class DataLoader(data.DataLoader):
         self.shuffle = shuffle
         self.data_timeout = data_timeout
         sampler = GlobalBatchSampler(
-            len(dataset), images, shuffle=shuffle, drop_last=drop_last
+            len(dataset),
+            images,
+            shuffle=shuffle,
+            drop_last=drop_last,
         )
+        poll_seconds = min(POLL_SECONDS, data_timeout or POLL_SECONDS)
         super().__init__(
             dataset,
             batch_sampler=sampler,
@@ -162,9 +171,7 @@ class DataLoader(data.DataLoader):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
             worker_init_fn=end_if_not_handed_over if num_workers else None,
-            timeout=min(POLL_SECONDS, data_timeout or POLL_SECONDS)
-            if num_workers
-            else 0,
+            timeout=poll_seconds if num_workers else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
@@ -182,8 +189,9 @@ class DataLoader(data.DataLoader):
         return self.dataset.last_image(worker)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch of the data set, the collate function and the sampler, and the batch to begin
-        with.
+        """Set the epoch of the data set, the collate function and the sampler.
+
+        The sampler begins with batch `start`.
         """
         self.batch_sampler.epoch = epoch
         self.batch_sampler.start = start
@@ -207,7 +215,9 @@ class DataLoader(data.DataLoader):
 
 
 def _images_per_rank(
-    batch_size: int | None, total_batch_size: int | None, ranks: int
+    batch_size: int | None,
+    total_batch_size: int | None,
+    ranks: int,
 ) -> int:
     """Return the batch size per rank, from whichever of the two settings is given."""
     if batch_size is not None and total_batch_size is None:

@@ -1,5 +1,4 @@
-"""Supervision of loader workers: a worker that dies or hangs ends the run with one message that names its
-last image.
+"""Supervision of loader workers: if one dies or hangs, the run ends with a message about its last image.
 
 Batches that a dead worker had finished but not sent are lost, so the missing batch says little about the
 cause. The image that the worker started last is the likely cause, if an image was the cause.
@@ -89,32 +88,33 @@ def watched(
 
 
 def _next_batch(
-    batches: WorkerBatches, timeout_seconds: float, last_image: Callable[[int], str]
+    batches: WorkerBatches,
+    timeout_seconds: float,
+    last_image: Callable[[int], str],
 ) -> Any:
     began = time.monotonic()
     while True:
         try:
             return next(batches)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-        ) as error:  # OSError, EOFError: a worker died during the transfer
+        except (RuntimeError, OSError, EOFError) as error:
+            # OSError and EOFError: a worker died during the transfer
             _raise_if_dead(batches._workers, last_image, error)
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
                 images = ", ".join(map(last_image, range(len(batches._workers))))
                 raise ResourceError(
-                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): a loader "
-                    "worker hangs or is very "
-                    f"slow; last images of the workers: {images}; check that the storage answers, "
-                    "or raise data_timeout"
+                    f"no batch arrived within {timeout_seconds:g} s (data_timeout): "
+                    "a loader worker hangs or is very slow; "
+                    f"last images of the workers: {images}; "
+                    "check that the storage answers, or raise data_timeout"
                 ) from error
 
 
 def _raise_if_dead(
-    workers: Sequence[BaseProcess], last_image: Callable[[int], str], cause: Exception
+    workers: Sequence[BaseProcess],
+    last_image: Callable[[int], str],
+    cause: Exception,
 ) -> None:
     """Raise `ResourceError` if a worker has died."""
     for number, worker in enumerate(workers):
@@ -126,15 +126,16 @@ def _raise_if_dead(
             ) from cause
         if code:
             raise ResourceError(
-                f"loader worker {number} (pid {worker.pid}) {_ending(code)}; its last image: "
-                f"{last_image(number)}; "
+                f"loader worker {number} (pid {worker.pid}) {_ending(code)}; "
+                f"its last image: {last_image(number)}; "
                 "reduce num_workers, prefetch_factor or total_batch_size, and look at this image"
             ) from cause
 
 
 def _kill_all(workers: Sequence[BaseProcess]) -> None:
-    """Kill the workers: they may wait for each other, and torch would give each of them five seconds to
-    end.
+    """Kill the workers.
+
+    They may wait for each other, and torch would give each of them five seconds to end.
     """
     for worker in workers:
         worker.kill()

@@ -1,7 +1,7 @@
 """Checks of all boxes of an annotation file as arrays: which boxes are used, clipped, dropped or ignored.
 
-Malformed records are refused in `coco_records.py`, references to unknown images or categories in `coco_format.py`.
-Boxes that are too small at the training size are dropped by `SanitizeBoundingBoxes`.
+Malformed records are refused in `coco_records.py`, and references to unknown images or categories in
+`coco_format.py`. Boxes that are too small at the training size are dropped by `SanitizeBoundingBoxes`.
 """
 
 from __future__ import annotations
@@ -87,28 +87,35 @@ def read_boxes(
 
 
 def _check_boxes(
-    records: Annotations, references: References, box_format: BoxFormat
+    records: Annotations,
+    references: References,
+    box_format: BoxFormat,
 ) -> CheckedBoxes:
     image_of, category_of, sound, sizes = references
     xywh = to_coco(records.bbox, sizes, box_format)
+    starts = xywh[:, :2]
     with np.errstate(over="ignore"):  # absurd sizes become infinite and are clipped
-        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        ends = starts + xywh[:, 2:]
+        corners = np.concatenate([starts, ends], 1)
         corners = corners.astype(np.float32)  # the stored precision
-    inside = np.clip(corners, 0, np.tile(sizes, 2))
-    flat = sound & (corners[:, 2:] <= corners[:, :2]).any(1)
-    outside = sound & ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
+    limits = np.tile(sizes, 2)
+    inside = np.clip(corners, 0, limits)
+    flat = sound & _is_flat(corners)
+    outside = sound & ~flat & _is_flat(inside)
     kept = sound & ~flat & ~outside
+    overhang = abs(corners - inside)
     without_area = kept & np.isnan(records.area)
     large_area = kept & (records.area > 1.01 * sizes.prod(1))
-    box_areas = (inside[:, 2:] - inside[:, :2]).prod(1)
+    areas_inside = (inside[:, 2:] - inside[:, :2]).prod(1)
+    compute_area = without_area | large_area
     return CheckedBoxes(
         xywh=xywh,
         inside=inside,
-        areas=np.where(without_area | large_area, box_areas, records.area),
+        areas=np.where(compute_area, areas_inside, records.area),
         sound=sound,
         flat=flat,
         outside=outside,
-        beyond=kept & (abs(corners - inside) > 0.5).any(1),
+        beyond=kept & (overhang > 0.5).any(1),
         kept=kept,
         without_area=without_area,
         large_area=large_area,
@@ -118,7 +125,16 @@ def _check_boxes(
     )
 
 
-def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -> None:
+def _is_flat(corners: np.ndarray) -> np.ndarray:
+    """Return a mask `[M]` of the boxes, xyxy, that have no area."""
+    return np.any(corners[:, 2:] <= corners[:, :2], axis=1)
+
+
+def _note_boxes(
+    boxes: CheckedBoxes,
+    content: CocoContent,
+    findings: Findings,
+) -> None:
     """Add a note for each kind of change, with the boxes that are changed or dropped."""
     records = content.annotations
     places = content.places["annotations"]
@@ -139,13 +155,17 @@ def _note_boxes(boxes: CheckedBoxes, content: CocoContent, findings: Findings) -
 
 
 def _account(
-    boxes: CheckedBoxes, content: CocoContent, findings: Findings
+    boxes: CheckedBoxes,
+    content: CocoContent,
+    findings: Findings,
 ) -> LabelLedger:
     """Count the boxes that are lost, left out and changed."""
     kept = boxes.kept
     crowds = boxes.crowds
     ignored = boxes.ignored
     ledger = LabelLedger(findings.path, content.num_annotations)
+    learned = kept & ~crowds & ~ignored
+    computed = learned & _computed_boxes(content, findings)
     unusable = ledger.boxes - boxes.sound.sum()
     ledger.add(
         "faulty, or of an image or category that is not listed", unusable, "lost"
@@ -154,13 +174,7 @@ def _account(
     ledger.add("outside their image", boxes.outside.sum(), "lost")
     ledger.add("crowd regions", (kept & crowds).sum(), "left out")
     ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
-    learned = kept & ~crowds & ~ignored
-    from_segmentation = _computed_boxes(content, findings)
-    ledger.add(
-        "computed from a polygon or mask",
-        (learned & from_segmentation).sum(),
-        "changed",
-    )
+    ledger.add("computed from a polygon or mask", computed.sum(), "changed")
     ledger.add("clipped to their image", (learned & boxes.beyond).sum(), "changed")
     ledger.add("listed more than once", (learned & boxes.repeated).sum(), "changed")
     return ledger
@@ -177,23 +191,29 @@ def _computed_boxes(content: CocoContent, findings: Findings) -> np.ndarray:
 
 
 def _sorted_rows(
-    boxes: CheckedBoxes, references: References, num_images: int
+    boxes: CheckedBoxes,
+    references: References,
+    num_images: int,
 ) -> dict[str, Tensor]:
     """Return the boxes that are used, in the order of their images."""
-    order = np.flatnonzero(boxes.kept)
-    order = order[np.argsort(references.image_of[order], kind="stable")]
-    counts = np.bincount(references.image_of[order], minlength=num_images)
+    kept = np.flatnonzero(boxes.kept)
+    image_of = references.image_of[kept]
+    order = kept[np.argsort(image_of, kind="stable")]
+    counts = np.bincount(image_of, minlength=num_images)
+    crowds = boxes.crowds | boxes.ignored
     return {
         "starts": running_total(counts),
         "boxes": torch.from_numpy(boxes.inside[order].astype(np.float32)),
         "categories": torch.from_numpy(references.category_of[order]),
         "areas": torch.from_numpy(boxes.areas[order].astype(np.float32)),
-        "crowds": torch.from_numpy((boxes.crowds | boxes.ignored)[order]),
+        "crowds": torch.from_numpy(crowds[order]),
     }
 
 
 def _masks_of_another_size(
-    content: CocoContent, references: References, findings: Findings
+    content: CocoContent,
+    references: References,
+    findings: Findings,
 ) -> np.ndarray:
     """Return a mask `[M]` of the boxes computed from a segmentation mask whose size differs from its image.
 
@@ -206,10 +226,12 @@ def _masks_of_another_size(
         return bad
     for row, place in enumerate(places.tolist()):
         size = content.mask_sizes.get(place)
-        if size is None or not references.sound[row] or size == tuple(sizes[row]):
+        if size is None or not references.sound[row]:
+            continue
+        width, height = map(int, sizes[row])
+        if size == (width, height):
             continue
         bad[row] = True
-        width, height = map(int, sizes[row])
         what = f"no box, and a mask of {size[0]} x {size[1]} pixels for an image of {width} x {height}"
         record_id = int(content.annotations.id[row])
         findings.fault(Kind.BAD_BOX, what, "annotations", place, record_id)
@@ -219,18 +241,17 @@ def _masks_of_another_size(
 def _describe_format(found: Suspicion) -> str:
     if not found.likely:
         return (
-            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits "
-            "either: were the "
-            "images resized, or do boxes belong to other images?"
+            f"{found.what}; COCO has [x, y, width, height] in pixels, and no other format fits either: "
+            "were the images resized, or do boxes belong to other images?"
         )
     likely = found.likely[0]
     others = ""
     if len(found.likely) > 1:
         others = f" (or {', '.join(map(str, found.likely[1:3]))})"
     return (
-        f"{found.what}, nearly all would fit as {likely}{others}; COCO has [x, y, width, height] in pixels: "
-        f"convert the file with tools/dataset/check.py --fix DIR --boxes {likely.order} --units "
-        f"{likely.unit}, "
+        f"{found.what}, nearly all would fit as {likely}{others}; "
+        "COCO has [x, y, width, height] in pixels: convert the file with "
+        f"tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, "
         f"or set dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
     )
 
@@ -241,9 +262,7 @@ def _repeated_rows(
     boxes: np.ndarray,
     considered: np.ndarray,
 ) -> np.ndarray:
-    """Return a mask `[M]` of the boxes that repeat an earlier one exactly: same image, category and
-    numbers.
-    """
+    """Return a mask `[M]` of the boxes that have the image, category and numbers of an earlier one."""
     rows = np.flatnonzero(considered)
     bits = boxes[rows].view(np.int64).reshape(-1, 4)
     columns = np.column_stack([image_of[rows], category_of[rows], bits])

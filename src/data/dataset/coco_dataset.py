@@ -54,8 +54,9 @@ class CocoDetection(DetectionDataset):
         box_order: Order | None = None,
         box_unit: Unit | None = None,
     ) -> None:
-        """Read and check the annotation file; images are not opened, except for their headers with
-        `trust_files`.
+        """Read and check the annotation file; images are not opened.
+
+        With `trust_files`, the headers of the images are read.
 
         Args:
             img_folder: folder that the file names are relative to.
@@ -108,7 +109,10 @@ class CocoDetection(DetectionDataset):
         self.category_ids = self.labels.category_ids
         self.label_of_category = self._label_table()
         self.images = ListedImages(
-            self.labels, self.img_folder, follow_links=follow_links, watch=watch_files
+            self.labels,
+            self.img_folder,
+            follow_links=follow_links,
+            watch=watch_files,
         )
         self.policy = ImagePolicy(self.images, bad_images)
 
@@ -186,15 +190,18 @@ class CocoDetection(DetectionDataset):
             for line in ledger.lines():
                 logger.info("%s", line)
         ledger.raise_if_mostly_lost()
-        return [
-            f"{ledger.path}: boxes {entry.reason}: {entry.count}; {TOO_SMALL}"
-            for entry in ledger.entries
-            if entry.cause == "size"
-        ]
+        lines = []
+        for entry in ledger.entries:
+            if entry.cause == "size":
+                lines.append(
+                    f"{ledger.path}: boxes {entry.reason}: {entry.count}; {TOO_SMALL}"
+                )
+        return lines
 
     def describe_duplicates(self, *others: DetectionData) -> list[str]:
-        """Return warnings about duplicate images, by name or by content; all data sets must have been
-        checked.
+        """Return warnings about duplicate images, by name or by content.
+
+        All data sets must have been checked before.
         """
         warnings = []
         compared = [self.images]
@@ -211,8 +218,9 @@ class CocoDetection(DetectionDataset):
         return warnings + describe_duplicates(compared)
 
     def allow_bad_images(self) -> None:
-        """Replace images that cannot be read, as in training: a thousandth of them unless `bad_images` is
-        set.
+        """Replace images that cannot be read, as in training.
+
+        Up to a thousandth of the images may be replaced, unless `bad_images` is set.
         """
         self.policy.allow()
 
@@ -225,7 +233,7 @@ class CocoDetection(DetectionDataset):
         return self.policy.unreadable()
 
     def remember_unreadable(self, indices: Sequence[int]) -> None:
-        """ImageFlag images as unreadable that failed earlier in the run; they are not reported again."""
+        """Flag images as unreadable that failed earlier in the run; they are not reported again."""
         self.policy.remember_unreadable(indices)
 
     def image_path(self, index: int) -> Path:
@@ -248,7 +256,8 @@ class CocoDetection(DetectionDataset):
         Returns:
             `names` and `labels`, `[N]` int64 hashes, and `classes`, (category id, name) in the order of ids.
         """
-        classes = list(map(list, zip(self.labels.category_ids, self.class_names)))
+        pairs = zip(self.labels.category_ids, self.class_names)
+        classes = [list(pair) for pair in pairs]
         return {
             "names": self.labels.name_hashes(),
             "labels": self.labels.label_hashes(),
@@ -266,9 +275,8 @@ class CocoDetection(DetectionDataset):
         """
         if self.policy.bad_images:
             raise ConfigError(
-                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; the objects of "
-                "a skipped image would "
-                "count as missed, set it to 0"
+                f"val_dataloader.dataset.bad_images is {self.policy.bad_images:g}; "
+                "the objects of a skipped image would count as missed, set it to 0"
             )
         if not self.usable_boxes():
             raise DataError(
@@ -282,8 +290,9 @@ class CocoDetection(DetectionDataset):
         self.images.check_exist()
 
     def ledger(self) -> LabelLedger:
-        """Return the ledger of the labels from the file to the loss, with what the transforms drop in every
-        epoch.
+        """Return the ledger of the labels from the file to the loss.
+
+        It includes the boxes that the transforms drop in every epoch.
         """
         labels = self.labels
         rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
@@ -312,8 +321,7 @@ class CocoDetection(DetectionDataset):
         foreign = [i for i in ids if i not in COCO_CATEGORY_IDS]
         if foreign:
             raise ConfigError(
-                f"remap_mscoco_category is true, but {self.ann_file} has category ids that COCO "
-                "does not have: "
-                f"{foreign[:20]}; set it to False"
+                f"remap_mscoco_category is true, but {self.ann_file} has category ids "
+                f"that COCO does not have: {foreign[:20]}; set it to False"
             )
         return torch.tensor(list(map(COCO_CATEGORY_IDS.index, ids)))

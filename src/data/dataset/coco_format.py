@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +34,9 @@ TrueSizes = Callable[[list[str], np.ndarray], np.ndarray]
 
 @dataclass
 class CocoLabels:
-    """The labels of a data set. N images, M boxes; the boxes of image i are rows `starts[i]` to `starts[i +
-    1]`.
+    """The labels of a data set with N images and M boxes.
+
+    The boxes of image i are the rows from `starts[i]` to before `starts[i + 1]`.
     """
 
     path: Path
@@ -67,11 +70,8 @@ class CocoLabels:
     def file_name(self, index: int) -> str:
         """Return the file name of an image, relative to the image folder."""
         start, end = self.name_starts.numpy()[index : index + 2]
-        return (
-            self.name_bytes.numpy()[start:end]
-            .tobytes()
-            .decode("utf-8", "surrogatepass")
-        )
+        encoded = self.name_bytes.numpy()[start:end].tobytes()
+        return encoded.decode("utf-8", "surrogatepass")
 
     @property
     def most_boxes(self) -> int:
@@ -79,41 +79,44 @@ class CocoLabels:
         return int(self.starts.diff().max())
 
     def name_hashes(self) -> Tensor:
-        """Return a hash of each file name, `[N]` int64; a file that is listed twice gets two different
-        hashes.
+        """Return a hash of each file name, `[N]` int64.
+
+        A file that is listed twice gets two different hashes.
         """
         seen: Counter[str] = Counter()
         hashes = np.empty(len(self), np.int64)
         for index in range(len(self)):
             name = self.file_name(index)
-            hashes[index] = hash64(
-                f"{name}\0{seen[name]}".encode("utf-8", "surrogatepass")
-            )
+            text = f"{name}\0{seen[name]}"
+            hashes[index] = hash64(text.encode("utf-8", "surrogatepass"))
             seen[name] += 1
         return torch.from_numpy(hashes)
 
     def label_hashes(self) -> Tensor:
         """Return a hash of the size and the boxes of each image, `[N]` int64."""
-        ids = np.array(self.category_ids, np.int64)[self.categories.numpy()]
+        all_ids = np.array(self.category_ids, np.int64)
+        ids = all_ids[self.categories.numpy()]
         columns = [
             self.boxes.numpy(),
             self.areas.numpy()[:, None],
             ids[:, None],
             self.crowds.numpy()[:, None],
         ]
-        as_bytes = [np.ascontiguousarray(column).view(np.uint8) for column in columns]
+        contiguous = map(np.ascontiguousarray, columns)
+        as_bytes = [column.view(np.uint8) for column in contiguous]
         packed = np.concatenate(as_bytes, 1)
         sizes = self.sizes.numpy().astype("<i4")
-        starts = self.starts.tolist()
         hashes = np.empty(len(self), np.int64)
-        for index in range(len(self)):
-            rows = packed[starts[index] : starts[index + 1]]
-            hashes[index] = hash64(sizes[index].tobytes() + rows.tobytes())
+        for index, (start, end) in enumerate(pairwise(self.starts.tolist())):
+            size = sizes[index].tobytes()
+            rows = packed[start:end].tobytes()
+            hashes[index] = hash64(size + rows)
         return torch.from_numpy(hashes)
 
     def rows(self, index: int) -> slice:
         """Return the rows of the boxes that belong to an image."""
-        return slice(*self.starts.numpy()[index : index + 2])
+        start, end = self.starts.numpy()[index : index + 2]
+        return slice(start, end)
 
     def as_coco(self, ids: Tensor) -> dict[str, Any]:
         """Return the labels as a COCO dictionary.
@@ -122,11 +125,12 @@ class CocoLabels:
             ids: `[C]` int64, the id of each category in the dictionary.
         """
         image_of_box = torch.repeat_interleave(self.image_ids, self.starts.diff())
-        xywh = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], 1)
+        corners = self.boxes[:, :2]
+        extents = self.boxes[:, 2:] - corners
+        xywh = torch.cat([corners, extents], 1)
         columns = {
-            "id": range(
-                1, len(xywh) + 1
-            ),  # from 1: evaluators treat id 0 as "no match"
+            # from 1, because evaluators treat id 0 as "no match"
+            "id": range(1, len(xywh) + 1),
             "image_id": image_of_box.tolist(),
             "category_id": ids[self.categories].tolist(),
             "bbox": xywh.tolist(),
@@ -136,18 +140,19 @@ class CocoLabels:
         widths, heights = self.sizes.T.tolist()
         images = {"id": self.image_ids.tolist(), "width": widths, "height": heights}
         names = dict(zip(ids.tolist(), self.category_names))
+        sorted_ids = sorted(names)
+        categories = {"id": sorted_ids, "name": [names[i] for i in sorted_ids]}
         return {
             "images": _as_records(images),
             "annotations": _as_records(columns),
-            "categories": [
-                {"id": i, "name": name} for i, name in sorted(names.items())
-            ],
+            "categories": _as_records(categories),
         }
 
 
 def _as_records(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return a dictionary for each row of columns of equal length."""
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+    rows = zip(*columns.values())
+    return [dict(zip(columns, row)) for row in rows]
 
 
 def load_coco(
@@ -263,27 +268,33 @@ def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str
             what = f"id is {record.id}, {ID_EXPECTED}"
             findings.fault(Kind.BAD_ID, what, "categories", place)
         elif record.id in table:
-            findings.fault(
-                Kind.REPEATED_CATEGORY,
-                f"id {record.id} is used twice",
-                "categories",
-                place,
-            )
+            what = f"id {record.id} is used twice"
+            findings.fault(Kind.REPEATED_CATEGORY, what, "categories", place)
         elif not record.name:
-            findings.fault(
-                Kind.BAD_NAME, "the name is empty", "categories", place, record.id
-            )
+            what = "the name is empty"
+            findings.fault(Kind.BAD_NAME, what, "categories", place, record.id)
             content.lost["categories"].add(record.id)
         else:
             table[record.id] = record.name
-    counts = Counter(record.name for record in records)
-    repeated = [
-        index for index, record in enumerate(records) if counts[record.name] > 1
-    ]
-    ids = np.array([records[i].id for i in repeated], object)
-    names = np.array([records[i].name for i in repeated], object)
-    findings.note(Kind.REPEATED_NAME, "categories", _rows(places, repeated), ids, names)
+    _note_repeated_names(content, findings)
     return dict(sorted(table.items()))
+
+
+def _note_repeated_names(content: CocoContent, findings: Findings) -> None:
+    """Add a note about the categories that share a name."""
+    counts = Counter(record.name for record in content.categories)
+    repeated = []
+    ids = []
+    names = []
+    for index, record in enumerate(content.categories):
+        if counts[record.name] > 1:
+            repeated.append(index)
+            ids.append(record.id)
+            names.append(record.name)
+    places = _rows(content.places["categories"], repeated)
+    findings.note(
+        Kind.REPEATED_NAME, "categories", places, _objects(ids), _objects(names)
+    )
 
 
 def check_images(content: CocoContent, findings: Findings) -> None:
@@ -295,15 +306,15 @@ def check_images(content: CocoContent, findings: Findings) -> None:
     seen_ids = set()
     seen_names = set()
     repeated = []
+    ids = []
+    names = []
     for index, (record, place) in enumerate(zip(records, places)):
         if not is_id(record.id):
-            findings.fault(
-                Kind.BAD_ID, f"id is {record.id}, {ID_EXPECTED}", "images", place
-            )
+            what = f"id is {record.id}, {ID_EXPECTED}"
+            findings.fault(Kind.BAD_ID, what, "images", place)
         elif record.id in seen_ids:
-            findings.fault(
-                Kind.REPEATED_IMAGE, "this id is used twice", "images", place, record.id
-            )
+            what = "this id is used twice"
+            findings.fault(Kind.REPEATED_IMAGE, what, "images", place, record.id)
         reason = unsafe_file_name(record.file_name)
         if reason:
             what = f"file_name is {record.file_name[:80]!r}, {reason}"
@@ -313,11 +324,17 @@ def check_images(content: CocoContent, findings: Findings) -> None:
             findings.fault(Kind.BAD_SIZE, what, "images", place, record.id)
         if record.file_name in seen_names:
             repeated.append(index)
+            ids.append(record.id)
+            names.append(record.file_name)
         seen_ids.add(record.id)
         seen_names.add(record.file_name)
-    ids = np.array([records[i].id for i in repeated], object)
-    names = np.array([records[i].file_name for i in repeated], object)
-    findings.note(Kind.REPEATED_FILE, "images", _rows(places, repeated), ids, names)
+    places = _rows(places, repeated)
+    findings.note(Kind.REPEATED_FILE, "images", places, _objects(ids), _objects(names))
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """Return Python values as an array; numbers may be too large for int64."""
+    return np.array(values, object)
 
 
 def _rows(values: np.ndarray, index: Sequence[int]) -> np.ndarray:
@@ -330,7 +347,9 @@ def _has_size(image: ImageRecord) -> bool:
 
 
 def _correct_sizes(
-    content: CocoContent, true_sizes: TrueSizes, findings: Findings
+    content: CocoContent,
+    true_sizes: TrueSizes,
+    findings: Findings,
 ) -> None:
     """Correct the sizes of the images that have a safe name and a valid size."""
     index = []
@@ -346,95 +365,86 @@ def _correct_sizes(
     differing = []
     ids = []
     details = []
-    for position in np.flatnonzero((sizes != written).any(1)).tolist():
+    is_other = (sizes != written).any(1)
+    for position in np.flatnonzero(is_other).tolist():
         image = content.images[index[position]]
         width, height = sizes[position].tolist()
+        change = f"{width} x {height} instead of {image.width} x {image.height}"
         differing.append(index[position])
         ids.append(image.id)
-        details.append(
-            f"{image.file_name}: {width} x {height} instead of {image.width} x {image.height}"
-        )
+        details.append(f"{image.file_name}: {change}")
         image.width = width
         image.height = height
     places = _rows(content.places["images"], differing)
-    findings.note(
-        Kind.TRUE_SIZE,
-        "images",
-        places,
-        np.array(ids, object),
-        np.array(details, object),
-    )
+    findings.note(Kind.TRUE_SIZE, "images", places, _objects(ids), _objects(details))
 
 
-def _missing(values: np.ndarray, known: np.ndarray, lost: set[int]) -> np.ndarray:
+def _missing(
+    values: np.ndarray,
+    known: np.ndarray,
+    lost: set[int],
+) -> np.ndarray:
     """Return a mask `[M]` of the ids whose record is not listed, except ids of faulty records."""
-    return ~known & (values >= 0) & ~np.isin(values, list(lost))
+    belongs_to_faulty = np.isin(values, list(lost))
+    return ~known & (values >= 0) & ~belongs_to_faulty
 
 
 def _add_faults(
-    checks: Sequence[tuple[Kind, np.ndarray, np.ndarray, str]],
+    kind: Kind,
+    bad: np.ndarray,
+    values: np.ndarray,
+    text: str,
     content: CocoContent,
     findings: Findings,
 ) -> None:
-    """Add a fault for each annotation that fails a check.
+    """Add a fault for each annotation with a bad value.
 
     Args:
-        checks: kind of fault, mask of the annotations that have it `[M]`, their values `[M]`, and a format
-            string for the value.
+        kind: kind of fault.
+        bad: mask of these annotations, `[M]`.
+        values: values of all annotations, `[M]`.
+        text: format string for a value.
         content: content with the annotations.
         findings: findings to which the faults are added.
     """
     places = content.places["annotations"]
     ids = content.annotations.id.clip(min=-1)
-    for kind, bad, values, text in checks:
-        for i in np.flatnonzero(bad):
-            findings.fault(
-                kind, text.format(values[i]), "annotations", places[i], ids[i]
-            )
+    for row in np.flatnonzero(bad):
+        what = text.format(values[row])
+        findings.fault(kind, what, "annotations", places[row], ids[row])
 
 
 def _check_references(
-    content: CocoContent, category_ids: list[int], findings: Findings
+    content: CocoContent,
+    category_ids: list[int],
+    findings: Findings,
 ) -> References:
     """Find the image and the category of each annotation, and check its other numbers."""
     images = content.images
-    _whole_numbers("id", content, findings)
-    image_ids = _whole_numbers("image_id", content, findings)
-    categories = _whole_numbers("category_id", content, findings)
-    crowds = _whole_numbers("iscrowd", content, findings)
-    ignored = _whole_numbers("ignore", content, findings)
+    _non_negative("id", content, findings)
+    image_ids = _non_negative("image_id", content, findings)
+    categories = _non_negative("category_id", content, findings)
+    crowds = _non_negative("iscrowd", content, findings)
+    ignored = _non_negative("ignore", content, findings)
+    areas = content.annotations.area
     known_images = [image.id for image in images if is_id(image.id)]
-    image_of, known_image = _positions(image_ids, np.array(known_images, np.int64))
-    category_of, known_category = _positions(
-        categories, np.array(category_ids, np.int64)
-    )
+    image_of, known_image = _positions(image_ids, known_images)
+    category_of, known_category = _positions(categories, category_ids)
     listed = ", ".join(map(str, category_ids[:20]))
     if len(category_ids) > 20:
         listed += " ..."
-    orphaned = _missing(image_ids, known_image, content.lost["images"])
-    unknown = _missing(categories, known_category, content.lost["categories"])
-    areas = content.annotations.area
-    checks = [
-        (Kind.ORPHAN, orphaned, image_ids, "image_id {} is not among the images"),
-        (
-            Kind.UNKNOWN_CATEGORY,
-            unknown,
-            categories,
-            f"category_id {{}} is unknown; known ids: {listed}",
-        ),
-        (Kind.BAD_CROWD, crowds > 1, crowds, "iscrowd is {}, expected 0 or 1"),
-        (Kind.BAD_IGNORE, ignored > 1, ignored, "ignore is {}, expected 0 or 1"),
-        (
-            Kind.BAD_AREA,
-            areas < 0,
-            areas,
-            "area is {:g}, expected a non-negative number",
-        ),
-    ]
-    _add_faults(checks, content, findings)
-    return _sound_references(
-        images, image_of, category_of, known_image & known_category
-    )
+    add = partial(_add_faults, content=content, findings=findings)
+    bad = _missing(image_ids, known_image, content.lost["images"])
+    add(Kind.ORPHAN, bad, image_ids, "image_id {} is not among the images")
+    bad = _missing(categories, known_category, content.lost["categories"])
+    text = f"category_id {{}} is unknown; known ids: {listed}"
+    add(Kind.UNKNOWN_CATEGORY, bad, categories, text)
+    add(Kind.BAD_CROWD, crowds > 1, crowds, "iscrowd is {}, expected 0 or 1")
+    add(Kind.BAD_IGNORE, ignored > 1, ignored, "ignore is {}, expected 0 or 1")
+    text = "area is {:g}, expected a non-negative number"
+    add(Kind.BAD_AREA, areas < 0, areas, text)
+    known = known_image & known_category
+    return _sound_references(images, image_of, category_of, known)
 
 
 def _sound_references(
@@ -443,8 +453,9 @@ def _sound_references(
     category_of: np.ndarray,
     known: np.ndarray,
 ) -> References:
-    """Return the references; `sound` are those whose image and category are known and whose image has a
-    size.
+    """Return the references.
+
+    Those are sound whose image and category are known and whose image has a valid size.
     """
     has_size = []
     all_sizes = []
@@ -454,12 +465,18 @@ def _sound_references(
     if not images:
         has_size.append(False)
         all_sizes.append((0, 0))
-    sound = known & np.array(has_size)[np.where(known, image_of, 0)]
-    sizes = np.array(all_sizes, np.float64)
-    return References(image_of, category_of, sound, sizes[np.where(sound, image_of, 0)])
+    images_or_first = np.where(known, image_of, 0)
+    sound = known & np.array(has_size)[images_or_first]
+    images_or_first = np.where(sound, image_of, 0)
+    sizes = np.array(all_sizes, np.float64)[images_or_first]
+    return References(image_of, category_of, sound, sizes)
 
 
-def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.ndarray:
+def _non_negative(
+    key: str,
+    content: CocoContent,
+    findings: Findings,
+) -> np.ndarray:
     """Return a column of integers; negative ones are faults and become -1."""
     values = getattr(content.annotations, key)
     ids = content.annotations.id
@@ -471,11 +488,16 @@ def _whole_numbers(key: str, content: CocoContent, findings: Findings) -> np.nda
     return values.clip(min=-1)
 
 
-def _positions(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the position of each value in `known`, and a mask of the values that occur in it."""
-    if not len(known):
-        return np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+def _positions(
+    values: np.ndarray, known_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the position of each value in `known_ids`, and a mask of the values that occur in it."""
+    if not known_ids:
+        position = np.zeros(len(values), np.int64)
+        return position, np.zeros(len(values), bool)
+    known = np.array(known_ids, np.int64)
     order = np.argsort(known, kind="stable")
-    place = np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)
+    place = np.searchsorted(known, values, sorter=order)
+    place = place.clip(max=len(known) - 1)
     position = order[place]
     return position, known[position] == values

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import numpy as np
@@ -30,6 +30,9 @@ LARGEST_ID = (1 << 63) - 1
 """Ids are kept as int64."""
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f]")
+
+_PIECE_BYTES = 1 << 20
+"""Length of the pieces in which a text is checked for valid UTF-8."""
 
 BLOCK = 10_000
 """Number of annotations that are decoded at a time."""
@@ -48,8 +51,9 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """An entry of `annotations`; `bbox` is x, y, width, height in pixels. `ignore` is common, but not part of
-    COCO.
+    """An entry of `annotations`; `bbox` is x, y, width, height in pixels.
+
+    `ignore` is common, but not part of COCO.
     """
 
     id: int
@@ -109,7 +113,7 @@ class Annotations:
         """
         coordinates = chain.from_iterable(r.bbox for r in records)
         boxes = np.fromiter(coordinates, np.float64, 4 * len(records))
-        areas = [np.nan if r.area is None else r.area for r in records]
+        areas = [math.nan if r.area is None else r.area for r in records]
         return cls(
             id=_integers(records, "id"),
             image_id=_integers(records, "image_id"),
@@ -161,8 +165,9 @@ class CocoContent:
     places: dict[str, np.ndarray]
     """For each list, the positions of its valid records in the file."""
     lost: dict[str, set[int]]
-    """For each list, the ids of its faulty records, also if written as text ("7"); references to them are not
-    faults.
+    """For each list, the ids of its faulty records, also if written as text ("7").
+
+    References to them are not faults.
     """
     num_annotations: int = 0
     """Number of records in the list `annotations`, including faulty ones."""
@@ -223,7 +228,7 @@ def image_records(path: Path, findings: Findings) -> CocoContent:
 
 
 def unsafe_file_name(name: Any) -> str | None:
-    """Return why a file name must not be opened, or None if it stays inside the image folder."""
+    """Return the reason why a file name must not be opened, or None if it stays inside the image folder."""
     if not isinstance(name, str) or not name:
         return "expected a file name"
     if _CONTROL_CHARACTER.search(name):
@@ -256,11 +261,10 @@ def read_annotation_file(path: Path) -> bytes:
         raise DataError(
             f"annotation file {path} cannot be read: {reason}{hint}"
         ) from None
-    if raw[:2] in (
-        codecs.BOM_UTF16_LE,
-        codecs.BOM_UTF16_BE,
-    ):  # written by some editors on Windows
-        return decode_text(raw, errors="surrogatepass").encode("utf-8", "surrogatepass")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # some editors on Windows write UTF-16
+        text = decode_text(raw, errors="surrogatepass")
+        return text.encode("utf-8", "surrogatepass")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
@@ -276,17 +280,23 @@ def split_records(raw: bytes, path: Path) -> dict[str, Any]:
     """
     try:
         _refuse_other_than_utf8(raw)
-        content: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        content: dict[str, Any] = _decode_keys(raw)
         for key in LISTS:
-            content[key] = msgspec.json.decode(content[key], type=list[msgspec.Raw])
+            content[key] = _decode_list(content[key])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         return _parse_plainly(raw, path)
     return content
 
 
+_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
 def parse_record(record: Any) -> Any:
     """Return a record of `split_records` as plain values."""
-    return json.loads(bytes(record)) if isinstance(record, msgspec.Raw) else record
+    if isinstance(record, msgspec.Raw):
+        return json.loads(bytes(record))
+    return record
 
 
 def _refuse_other_than_utf8(raw: bytes) -> None:
@@ -294,16 +304,19 @@ def _refuse_other_than_utf8(raw: bytes) -> None:
 
     The parser does not notice this in values that it skips. The text is decoded in pieces to save memory.
     """
-    if not raw.isascii():
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        view = memoryview(raw)
-        for start in range(0, len(raw), 1 << 20):
-            decoder.decode(view[start : start + (1 << 20)])
-        decoder.decode(b"", final=True)
+    if raw.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(raw)
+    for start in range(0, len(raw), _PIECE_BYTES):
+        decoder.decode(view[start : start + _PIECE_BYTES])
+    decoder.decode(b"", final=True)
 
 
 def _parse_plainly(
-    raw: bytes, path: Path, lists: Sequence[str] = LISTS
+    raw: bytes,
+    path: Path,
+    lists: Sequence[str] = LISTS,
 ) -> dict[str, Any]:
     try:
         content = json.loads(raw)
@@ -345,24 +358,31 @@ def _lists_in_words(lists: Sequence[str]) -> str:
     return f"lists {', '.join(first)} and {last}"
 
 
-def _decode_leniently(raw: bytes, path: Path, findings: Findings) -> CocoContent:
+def _decode_leniently(
+    raw: bytes,
+    path: Path,
+    findings: Findings,
+) -> CocoContent:
     """Decode a malformed file: keep the valid records and list the faults of the others."""
     return sound_records(split_records(raw, path), findings)
 
 
 def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
-    """Return the records of `split_records` that are valid in themselves; the others are added to
-    `findings`.
-    """
+    """Return the records of `split_records` that are valid; the others are added to `findings`."""
     sound = {}
     places = {}
     lost = {}
     for key, read in _READ.items():
-        sound[key], places[key], lost[key] = read(content[key], findings)
+        kept = read(content[key], findings)
+        sound[key], places[key], lost[key] = kept
     count = len(content["annotations"])
     masks = _mask_sizes(content["annotations"], findings)
     return CocoContent(
-        **sound, places=places, lost=lost, num_annotations=count, mask_sizes=masks
+        **sound,
+        places=places,
+        lost=lost,
+        num_annotations=count,
+        mask_sizes=masks,
     )
 
 
@@ -392,19 +412,13 @@ def _read_annotations(
     for start in range(0, len(records), BLOCK):
         block = records[start : start + BLOCK]
         try:
-            sound = Annotations.of(decoder.decode(b"[" + b",".join(block) + b"]"))
+            text = b"[" + b",".join(block) + b"]"
+            sound = Annotations.of(decoder.decode(text))
             where = np.arange(start, start + len(block))
         except _UNDECODABLE:
-            kept, where, without = _sound(
-                block,
-                "annotations",
-                _annotation_faults,
-                AnnotationRecord,
-                findings,
-                start,
-            )
+            kept, where, faulty = _sound_annotations(block, findings, start)
             sound = Annotations.of(kept)
-            lost |= without
+            lost |= faulty
         repaired += _boxes_from_segmentations(sound, where, records)
         places.append(where)
         columns.put(count, sound)
@@ -413,6 +427,16 @@ def _read_annotations(
         index, ids = np.array(repaired, np.int64).T
         findings.note(Kind.BOX_COMPUTED, "annotations", index, ids)
     return columns.first(count), np.concatenate(places), lost
+
+
+def _sound_annotations(
+    records: list[Any],
+    findings: Findings,
+    start: int,
+) -> tuple[list[Any], np.ndarray, set[int]]:
+    return _sound(
+        records, "annotations", _annotation_faults, AnnotationRecord, findings, start
+    )
 
 
 _UNDECODABLE = (
@@ -426,11 +450,14 @@ _UNDECODABLE = (
 
 
 def _boxes_from_segmentations(
-    block: Annotations, places: np.ndarray, records: list[Any]
+    block: Annotations,
+    places: np.ndarray,
+    records: list[Any],
 ) -> list[tuple[int, int]]:
     """Compute boxes that are missing or have no area from polygons or masks; return (place, id) of each."""
     repaired = []
-    has_area = (block.bbox[:, 2:] > 0).all(1)  # False for a missing box, which is NaN
+    extents = block.bbox[:, 2:]
+    has_area = (extents > 0).all(1)  # False for a missing box, which is NaN
     for row in np.flatnonzero(~has_area):
         place = int(places[row])
         box = box_of_segmentation(parse_record(records[place]).get("segmentation"))
@@ -461,21 +488,14 @@ def _sound(
             continue
         try:
             record = parse_record(raw)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # not UTF-8, or a number with thousands of digits
-            findings.fault(
-                Kind.NO_OBJECT, f"cannot be read: {str(error)[:80]}", where, index
-            )
+        except (ValueError, RecursionError) as error:
+            # not UTF-8, or a number with thousands of digits
+            what = f"cannot be read: {str(error)[:80]}"
+            findings.fault(Kind.NO_OBJECT, what, where, index)
             continue
         if not isinstance(record, dict):
-            findings.fault(
-                Kind.NO_OBJECT,
-                f"a {type(record).__name__}, expected an object",
-                where,
-                index,
-            )
+            what = f"a {type(record).__name__}, expected an object"
+            findings.fault(Kind.NO_OBJECT, what, where, index)
             continue
         faults = list(faults_of(record))
         if not faults:
@@ -483,8 +503,9 @@ def _sound(
             places.append(index)
             continue
         given = record.get("id")
+        usable = given if is_id(given) else None
         for fault, what in faults:
-            findings.fault(fault, what, where, index, given if is_id(given) else None)
+            findings.fault(fault, what, where, index, usable)
         meant = meant_id(given)
         if meant is not None:
             lost.add(meant)
@@ -524,10 +545,8 @@ def _image_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
         yield Kind.BAD_FILE_NAME, f"{_shown(record, 'file_name')}, {reason}"
     for key in ("width", "height"):
         if not is_id(record.get(key)):
-            yield (
-                Kind.BAD_SIZE,
-                f"{_shown(record, key)}, expected a positive integer (pixels)",
-            )
+            expected = "expected a positive integer (pixels)"
+            yield Kind.BAD_SIZE, f"{_shown(record, key)}, {expected}"
 
 
 def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
@@ -535,10 +554,8 @@ def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
         if not is_id(record.get(key)):
             yield Kind.BAD_ID, f"{_shown(record, key)}, {ID_EXPECTED}"
     if not _has_box(record):
-        yield (
-            Kind.BAD_BOX,
-            f"{_shown(record, 'bbox')}, expected four numbers [x, y, width, height]",
-        )
+        expected = "expected four numbers [x, y, width, height]"
+        yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, {expected}"
     area = record.get("area")
     if area is not None and not _is_number(area):
         yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a non-negative number"
@@ -554,7 +571,9 @@ def _has_box(record: dict[str, Any]) -> bool:
     if is_box_missing(record):
         return box_of_segmentation(record.get("segmentation")) is not None
     box = record["bbox"]
-    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(map(_is_number, box))
 
 
 def is_box_missing(record: dict[str, Any]) -> bool:
@@ -583,21 +602,17 @@ def meant_id(value: Any) -> int | None:
     return value if is_id(value) else None
 
 
-def is_id(value: Any) -> bool:
+def is_id(value: Any) -> TypeGuard[int]:
     """Return whether a value can be an id: a non-negative integer."""
-    return (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and 0 <= value <= LARGEST_ID
-    )
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return 0 <= value <= LARGEST_ID
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _shown(record: dict[str, Any], key: str) -> str:
@@ -622,7 +637,9 @@ def _read_categories(
     return _sound(records, "categories", _category_faults, CategoryRecord, findings)
 
 
-_READ: dict[str, Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]] = {
+_Reader = Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]
+
+_READ: dict[str, _Reader] = {
     "images": _read_images,
     "annotations": _read_annotations,
     "categories": _read_categories,

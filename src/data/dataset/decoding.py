@@ -22,7 +22,8 @@ from ...runtime.limits import is_system_limit
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
+except ImportError:
+    # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
     decode_jpeg = None
 
 MAX_PIXELS = 89_478_485
@@ -57,8 +58,10 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     ]
 )
-"""Suffixes of image files, in lower case; files with other suffixes are recognized by content
-(`image_names`)."""
+"""Suffixes of image files, in lower case.
+
+Files with other suffixes are recognized by content (`image_names`).
+"""
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels: white, as in most viewers."""
@@ -102,7 +105,7 @@ FLAG_TEXTS = {
 
 
 def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image; like `inspect_image`, but without the flags."""
+    """Decode an image, as `inspect_image` does, and return it without its flags."""
     image, _ = inspect_image(path, expected_wh)
     return image
 
@@ -162,16 +165,16 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
     """
     try:
         upright = ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ) as error:  # Pillow decodes an image when it is first used; see _decode_any
+    except Exception as error:
+        # Pillow decodes an image when it is first used; its plugins raise many types, see _decode_any
         raise ImageError(f"image {name} is damaged: {first_line(error)}") from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
 
 def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
-    """Decode a grey or YCbCr JPEG without EXIF data; return None for all other files, which Pillow
-    decodes.
+    """Decode a grey or YCbCr JPEG without EXIF data.
+
+    Returns None for all other files, which Pillow decodes.
     """
     components = _jpeg_components(raw)
     if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
@@ -184,8 +187,9 @@ def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
 
 
 def _jpeg_components(raw: bytes) -> int | None:
-    """Return the number of colour components in the first frame header; None if it is missing or too
-    large.
+    """Return the number of colour components in the first frame header of a JPEG.
+
+    Returns None if there is no such header, or if it announces an image that is too large.
     """
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
@@ -200,15 +204,16 @@ def _jpeg_components(raw: bytes) -> int | None:
 
 
 def _decode_any(
-    raw: bytes, path: str | Path, expected_wh: tuple[int, int] | None
+    raw: bytes,
+    path: str | Path,
+    expected_wh: tuple[int, int] | None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image with Pillow."""
     flags = ImageFlag(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the size is checked below; broken metadata does not matter
+            # the size is checked below, and broken metadata does not matter
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
@@ -219,24 +224,24 @@ def _decode_any(
                 flags |= ImageFlag.SEVERAL_FRAMES
             image.load()
             upright = ImageOps.exif_transpose(image)
-            rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+            orientation = image.getexif().get(ORIENTATION, 1)
+            rotated = orientation in range(2, 9)
     except ImageError:
         raise
-    except (
-        Image.DecompressionBombError
-    ) as error:  # raised by Pillow above twice our limit
+    except Image.DecompressionBombError as error:
+        # raised by Pillow above twice our limit
         raise ImageError(f"image {path} was not decoded: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(
             f"image {path} is not an image file (it begins with {raw[:12]!r})"
         ) from None
-    except Exception as error:  # OSError, SyntaxError, struct.error, ValueError, zlib.error ... from Pillow's plugins
+    except Exception as error:
+        # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
     if expected_wh is not None:
         expected = tuple(expected_wh)
-        if (
-            upright.size != expected and image.size == expected
-        ):  # the labels refer to the stored pixels
+        if upright.size != expected and image.size == expected:
+            # the labels refer to the stored pixels
             upright = image
             rotated = False
     if rotated:
@@ -272,7 +277,8 @@ def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
         raise ImageError(
             f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits"
         )
-    eight_bits = ((grey + 128) // 257).clip(0, 255).astype(np.uint8)
+    rounded = (grey + 128) // 257
+    eight_bits = rounded.clip(0, 255).astype(np.uint8)
     return np.repeat(eight_bits[..., None], 3, axis=2)
 
 
@@ -290,9 +296,9 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                stored = image.size
-                rotated = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                return stored, stored[::-1] if rotated else stored
+                width, height = image.size
+                orientation = image.getexif().get(ORIENTATION, 1)
+                rotated = orientation in (5, 6, 7, 8)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path} is too large: {error}") from None
     except UnidentifiedImageError:
@@ -305,3 +311,6 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         ) from None
     except Exception as error:
         raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
+    stored = (width, height)
+    upright = (height, width) if rotated else stored
+    return stored, upright

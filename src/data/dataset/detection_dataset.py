@@ -31,8 +31,9 @@ class DetectionDataset(DetectionData):
     """Transforms applied to each image; without any, images and boxes stay unchanged."""
 
     def __init__(self, transforms: Compose | None = None) -> None:
-        """Store the transforms; in a configuration they are built from the key `transforms` of the data
-        set.
+        """Store the transforms.
+
+        In a configuration they are built from the key `transforms` of the data set.
         """
         self.transforms = transforms or Compose()
         self.output_size = self.transforms.output_size
@@ -51,8 +52,9 @@ class DetectionDataset(DetectionData):
         return self.sample(index).render()
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
-        """Return samples that are not rendered yet, for a collate function that chooses the size of the
-        batch.
+        """Return samples that are not rendered yet.
+
+        The collate function chooses the size of the batch, and renders them.
         """
         return [self.sample(index) for index in indices]
 
@@ -67,14 +69,16 @@ class DetectionDataset(DetectionData):
             index: position of the image.
             rng: random generator; None derives one from (seed, epoch, index).
         """
-        rng = rng or np.random.default_rng([self.seed, self.epoch, index])
+        if rng is None:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
         index, image = self.load_or_replace(index, rng)
         objects = self.objects_in(image, index)
         boxes = objects.boxes.detach().double().numpy()
         kept = np.ones(len(boxes), bool)
         if objects.ignored is not None:
             kept = ~objects.ignored.numpy()
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        extents = boxes[:, 2:] - boxes[:, :2]
+        areas = extents.prod(1)
         if objects.areas is not None:
             areas = objects.areas.numpy()
         categories = objects.labels.long().numpy()[kept]
@@ -83,20 +87,21 @@ class DetectionDataset(DetectionData):
             "area": areas.astype(np.float32)[kept],
             "iscrowd": np.zeros(np.count_nonzero(kept), np.int64),
         }
+        height, width = image.shape[1:]
         info = {
             "image_id": torch.tensor([int(self.image_id(index))]),
-            "orig_size": torch.tensor([image.shape[2], image.shape[1]]),
+            "orig_size": torch.tensor([width, height]),
             "idx": torch.tensor([index]),
             "image_path": str(self.image_path(index)),
         }
         return Sample(image, boxes[kept], fields, info, rng, self.random_sample)
 
     def objects_in(self, image: Tensor, index: int) -> Objects:
-        """Return the objects of an image after a check that they are what the contract says and lie in the image."""
+        """Return the objects of an image, checked against the contract and the size of the image."""
         objects = self.checked_objects(index)
-        check_boxes_inside(
-            place(self, "objects", index), objects.boxes, image.shape[2], image.shape[1]
-        )
+        height, width = image.shape[1:]
+        where = place(self, "objects", index)
+        check_boxes_inside(where, objects.boxes, width, height)
         return objects
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
@@ -107,8 +112,9 @@ class DetectionDataset(DetectionData):
     def load_or_replace(
         self, index: int, rng: np.random.Generator
     ) -> tuple[int, Tensor]:
-        """Return the index and the pixels of an image, or of a replacement drawn by `rng`. Default: the image
-        itself.
+        """Return the index and the pixels of an image, or of a replacement drawn by `rng`.
+
+        By default, this is the image itself.
         """
         image = call(self, self.load_image, index)
         check_image(place(self, "load_image", index), image)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,10 @@ HASHED_BYTES = 2_000_000_000
 
 
 class DuplicateImages(NamedTuple):
-    """Groups of files with the same content, each file as (number of its data set, path), in the order of the
-    data.
-    """
+    """Files with the same content."""
 
     groups: list[list[tuple[int, str]]]
+    """Groups of files as (number of the data set, path), in the order of the data."""
     unread: int
     """Number of candidates that were not compared because of the limit."""
 
@@ -52,26 +52,19 @@ def find_duplicates(
 ) -> DuplicateImages:
     """Find files with the same content in one or more data sets.
 
-    Candidates have the same length, size in pixels and last bytes; these are read in full. A file that is
-    listed twice is one file.
+    Candidates have the same length, size in pixels and last bytes; only these files are read in full. A file
+    that is listed twice counts as one file.
     """
-    files = []
-    columns = []
+    files: list[tuple[int, str]] = []
     for number, scan in enumerate(scans):
-        files += [(number, path) for path in scan.paths]
-        columns.append(scan.rows[:, [BYTES, WIDTH, HEIGHT, TAIL]])
-    rows = np.concatenate(columns)
-    known = np.flatnonzero(rows[:, 1] != UNKNOWN)
-    _, same_as, counts = np.unique(
-        rows[known], axis=0, return_inverse=True, return_counts=True
-    )
-    candidates = known[counts[same_as.reshape(-1)] > 1]
+        files.extend(zip(repeat(number), scan.paths))
+    rows = np.concatenate([scan.rows for scan in scans])
     by_content: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     budget = limit
     unread = 0
-    for index in candidates:
+    for index in _candidates(rows):
         number, path = files[index]
-        budget -= int(rows[index, 0])
+        budget -= int(rows[index, BYTES])
         if budget < 0:
             unread += 1
             continue
@@ -80,5 +73,22 @@ def find_duplicates(
         except OSError:  # reported when the image is decoded
             continue
         by_content[content].setdefault(os.path.realpath(path), (number, path))
-    groups = [list(group.values()) for group in by_content.values() if len(group) > 1]
+    groups = []
+    for same in by_content.values():
+        if len(same) > 1:
+            groups.append(list(same.values()))
     return DuplicateImages(groups, unread)
+
+
+def _candidates(rows: np.ndarray) -> np.ndarray:
+    """Return the positions of the readable files whose header data is that of another file."""
+    known = np.flatnonzero(rows[:, WIDTH] != UNKNOWN)
+    compared = rows[known][:, [BYTES, WIDTH, HEIGHT, TAIL]]
+    _, same_as, counts = np.unique(
+        compared,
+        axis=0,
+        return_inverse=True,
+        return_counts=True,
+    )
+    occurrences = counts[same_as.reshape(-1)]
+    return known[occurrences > 1]

@@ -182,7 +182,11 @@ class Findings:
         )
 
 
-def place_of(where: str, index: int, id: Any = None) -> str:
+def place_of(
+    where: str,
+    index: int,
+    id: Any = None,
+) -> str:
     """Return the place of a record in its file: "annotations[7] (id 4711)"."""
     if id is None:
         return f"{where}[{index}]"

@@ -1,7 +1,6 @@
 """Header data of all image files, read once.
 
-The data is used to compare labels with files, to find duplicates, and to notice files that change during a
-run.
+The data is used to compare labels with files, to find duplicates, and to notice changes during a run.
 """
 
 from __future__ import annotations
@@ -30,16 +29,24 @@ from .decoding import ImageChangedError, ImageError, image_size
 THREADS = 4
 """Number of threads that wait for storage at the same time; reading a header takes about 30 microseconds."""
 
+BLOCK = 256
+"""Number of files that a thread reads at a time."""
+
 TAIL_BYTES = 4096
 """Number of bytes at the end of a file in its checksum, which differs between most files of equal size."""
 
 TIME_TOLERANCE_NS = 2_000_000_000
-"""Tolerance of modification times: some file systems store them in units of two seconds, and some networks
-round."""
+"""Tolerance of modification times.
+
+Some file systems store them in units of two seconds, and some network storage rounds them.
+"""
 
 BYTES, CHANGED, WIDTH, HEIGHT, ROTATED, FRAMES, TAIL = range(7)
-"""Columns: length, modification time in ns, width and height as stored, whether the EXIF rotation swaps them,
-whether there are several frames, checksum of the last bytes."""
+"""Columns of the header data.
+
+They are the length, the modification time in ns, the width and height as stored, whether the EXIF rotation
+swaps these, whether there are several frames, and a checksum of the last bytes.
+"""
 
 UNKNOWN = -1
 
@@ -65,7 +72,8 @@ class ImageScan:
         """
         true = true_sizes(self.rows, sizes)
         found = {}
-        for index in np.flatnonzero((true != sizes).any(1)).tolist():
+        is_other = (true != sizes).any(1)
+        for index in np.flatnonzero(is_other).tolist():
             width, height = true[index].tolist()
             found[index] = (width, height)
         return found
@@ -92,15 +100,16 @@ class ImageScan:
         else:
             return
         raise ImageChangedError(
-            f"image {self.paths[index]} has changed since the run began ({how}); do not change "
-            "the data during a run, "
-            "and resume with -r auto; if only the modification times of the storage are unstable, "
-            "set dataset.watch_files to False"
+            f"image {self.paths[index]} has changed since the run began ({how}); "
+            "do not change the data during a run, and resume with -r auto; "
+            "if only the modification times of the storage are unstable, set dataset.watch_files to False"
         )
 
 
 def scan_images(
-    paths: Sequence[str], sizes: np.ndarray, cache: Path | None = None
+    paths: Sequence[str],
+    sizes: np.ndarray,
+    cache: Path | None = None,
 ) -> ImageScan:
     """Read the headers of files; all ranks together, each for its part.
 
@@ -113,12 +122,12 @@ def scan_images(
         cache: file in which rank 0 keeps the result, so that unchanged files are not opened again; None
             disables it.
     """
-    names = hashlib.sha256(
-        "\n".join(paths).encode(errors="surrogateescape")
-    ).hexdigest()
+    text = "\n".join(paths).encode(errors="surrogateescape")
+    names = hashlib.sha256(text).hexdigest()
     known = _read_cache(cache, names, len(paths))
     ranks = world_size()
-    own_rows = _read_headers(paths, sizes, known, range(rank(), len(paths), ranks))
+    own_part = range(rank(), len(paths), ranks)
+    own_rows = _read_headers(paths, sizes, known, own_part)
     gathered = gather_objects((machine(), own_rows))
     rows = np.empty((len(paths), 7), np.int64)
     for number, (_, part) in enumerate(gathered):
@@ -133,8 +142,9 @@ def scan_images(
 
 
 def sizes_of_files(paths: Sequence[str], sizes: np.ndarray) -> np.ndarray:
-    """Return the displayed sizes `[N, 2]` of files; the sizes of the labels where they agree or a file is
-    unreadable.
+    """Return the displayed sizes of files, `[N, 2]`.
+
+    The sizes of the labels are returned where they agree with the file, and where a file is unreadable.
     """
     nothing_known = np.full((len(paths), 7), UNKNOWN, np.int64)
     rows = _read_headers(paths, sizes, nothing_known, range(len(paths)))
@@ -142,31 +152,39 @@ def sizes_of_files(paths: Sequence[str], sizes: np.ndarray) -> np.ndarray:
 
 
 def true_sizes(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (width, height) of each image, `[N, 2]`: as in its labels, or as displayed if the file
-    contradicts them.
+    """Return (width, height) of each image, `[N, 2]`.
+
+    This is the size in its labels, or the size as displayed if the file contradicts them.
     """
     stored = rows[:, [WIDTH, HEIGHT]]
-    upright = np.where(rows[:, [ROTATED]] == 1, stored[:, ::-1], stored)
+    swapped = rows[:, [HEIGHT, WIDTH]]
+    upright = np.where(rows[:, [ROTATED]] == 1, swapped, stored)
     unknown = rows[:, WIDTH] == UNKNOWN
-    fits = (stored == sizes).all(1) | (upright == sizes).all(1) | unknown
-    return np.where(fits[:, None], sizes, upright)
+    is_stored = (stored == sizes).all(1)
+    is_upright = (upright == sizes).all(1)
+    agrees = is_stored | is_upright | unknown
+    return np.where(agrees[:, None], sizes, upright)
 
 
 def _read_headers(
-    paths: Sequence[str], sizes: np.ndarray, known: np.ndarray, part: range
+    paths: Sequence[str],
+    sizes: np.ndarray,
+    known: np.ndarray,
+    part: range,
 ) -> np.ndarray:
     """Return the rows of the files in `part`, some of which may be known from a cache."""
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # broken metadata does not matter
         Image.init()  # once, before the threads use it
-        blocks = [part[i : i + 256] for i in range(0, len(part), 256)]
-        found = chain.from_iterable(
-            pool.map(_block, repeat(paths), repeat(known), blocks)
-        )
-        rows = np.array(list(found), np.int64).reshape(-1, 7)
+        begins = range(0, len(part), BLOCK)
+        blocks = [part[begin : begin + BLOCK] for begin in begins]
+        found = pool.map(_block, repeat(paths), repeat(known), blocks)
+        rows_of_all = list(chain.from_iterable(found))
+        rows = np.array(rows_of_all, np.int64).reshape(-1, 7)
         expected = sizes[part.start : part.stop : part.step]
         differing = (rows[:, [WIDTH, HEIGHT]] != expected).any(1)
-        undecided = (rows[:, WIDTH] != UNKNOWN) & (rows[:, ROTATED] == UNKNOWN)
+        is_image = rows[:, WIDTH] != UNKNOWN
+        undecided = is_image & (rows[:, ROTATED] == UNKNOWN)
         numbers = np.flatnonzero(differing & undecided)
         files = [paths[part[number]] for number in numbers]
         for number, rotated in zip(numbers, pool.map(_is_rotated, files)):
@@ -186,7 +204,11 @@ def _is_rotated(path: str) -> bool | None:
     return stored != upright
 
 
-def _block(paths: Sequence[str], known: np.ndarray, indices: range) -> list[list[int]]:
+def _block(
+    paths: Sequence[str],
+    known: np.ndarray,
+    indices: range,
+) -> list[list[int]]:
     return [_row(paths[index], known[index]) for index in indices]
 
 
@@ -196,19 +218,27 @@ def _row(path: str, known: np.ndarray) -> list[int]:
         stat = os.stat(path)
         row[BYTES] = stat.st_size
         row[CHANGED] = stat.st_mtime_ns
-        if known[WIDTH] != UNKNOWN and row[:2] == known[:2].tolist():
+        is_known = known[WIDTH] != UNKNOWN
+        if is_known and row[:2] == known[:2].tolist():
             return known.tolist()
         with open(path, "rb") as file, Image.open(file) as image:
-            found = [*image.size, UNKNOWN, int(getattr(image, "is_animated", False))]
+            width, height = image.size
+            is_animated = int(getattr(image, "is_animated", False))
             file.seek(max(0, stat.st_size - TAIL_BYTES))
-            row[WIDTH:] = [*found, zlib.crc32(file.read())]
-    except Exception as error:  # Pillow's plugins raise many types; the file is reported when it is decoded
+            checksum = zlib.crc32(file.read())
+            row[WIDTH:] = [width, height, UNKNOWN, is_animated, checksum]
+    except Exception as error:
+        # Pillow's plugins raise many types; the file is reported when it is decoded
         if is_system_limit(error):
             raise
     return row
 
 
-def _read_cache(cache: Path | None, names: str, count: int) -> np.ndarray:
+def _read_cache(
+    cache: Path | None,
+    names: str,
+    count: int,
+) -> np.ndarray:
     """Return the cached rows of these files, or rows of `UNKNOWN`."""
     nothing = np.full((count, 7), UNKNOWN, np.int64)
     if cache is None or not cache.exists():
@@ -224,7 +254,11 @@ def _read_cache(cache: Path | None, names: str, count: int) -> np.ndarray:
     return nothing
 
 
-def _write_cache(cache: Path, names: str, rows: np.ndarray) -> None:
+def _write_cache(
+    cache: Path,
+    names: str,
+    rows: np.ndarray,
+) -> None:
     try:
         write_atomically(cache, lambda file: np.savez(file, names=names, rows=rows))
     except ResourceError as error:  # the next start reads the headers again
@@ -232,11 +266,15 @@ def _write_cache(cache: Path, names: str, rows: np.ndarray) -> None:
 
 
 def _warn_about_changes(
-    paths: Sequence[str], rows: np.ndarray, known: np.ndarray
+    paths: Sequence[str],
+    rows: np.ndarray,
+    known: np.ndarray,
 ) -> None:
     """Warn about files that changed since an earlier run in the same folder began."""
-    differing = (rows[:, [BYTES, CHANGED]] != known[:, [BYTES, CHANGED]]).any(1)
-    changed = np.flatnonzero(differing & (known[:, BYTES] != UNKNOWN))
+    columns = [BYTES, CHANGED]
+    differing = (rows[:, columns] != known[:, columns]).any(1)
+    was_known = known[:, BYTES] != UNKNOWN
+    changed = np.flatnonzero(differing & was_known)
     if len(changed):
         logger.warning(
             "%d images have changed since a run began in this folder (first: %s)",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from ...core.paths import close_names, folded_name
@@ -51,30 +52,41 @@ def _visible(names: list[str]) -> list[str]:
 
 
 def find_image_files(folder: Path) -> ImageFiles:
-    """Return the images of a folder and its subfolders, sorted; hidden files and links to folders are
-    skipped.
+    """Return the images of a folder and its subfolders, sorted.
+
+    Hidden files and links to folders are skipped.
     """
     found = ImageFiles()
     for base, folders, names in os.walk(folder):
         folders[:] = _visible(folders)
         for name in folders:
-            found.others["links to folders"] += os.path.islink(os.path.join(base, name))
-        prefix = os.path.relpath(base, folder).replace(os.sep, "/")
+            if os.path.islink(os.path.join(base, name)):
+                found.others["links to folders"] += 1
+        prefix = _prefix(base, folder)
         for name in _visible(names):
             path = os.path.join(base, name)
             if _is_image_or_broken_link_to_one(path):
-                found.images.append(name if prefix == "." else f"{prefix}/{name}")
+                found.images.append(prefix + name)
             elif os.path.isfile(path):
-                found.others[os.path.splitext(name)[1].lower()] += 1
+                suffix = os.path.splitext(name)[1]
+                found.others[suffix.lower()] += 1
             else:
                 found.others["links to nothing or special files"] += 1
-    found.others = +found.others
     found.images.sort()
     return found
 
 
+def _prefix(base: str, folder: Path) -> str:
+    """Return the beginning of the relative names of the files in a subfolder: empty, or "sub/folder/"."""
+    relative = os.path.relpath(base, folder).replace(os.sep, "/")
+    return "" if relative == "." else f"{relative}/"
+
+
 def _is_image_or_broken_link_to_one(path: str) -> bool:
-    """Return whether a path is an image, or a broken link to one, so that the missing image is reported."""
+    """Return whether a path is an image, or a broken link whose name is that of an image.
+
+    A broken link counts so that the missing image is reported.
+    """
     if os.path.isfile(path):
         return is_image_file(path)
     if os.path.exists(path) or not os.path.islink(path):
@@ -83,15 +95,16 @@ def _is_image_or_broken_link_to_one(path: str) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and its subfolders by relative name with slashes; hidden files are
-    skipped.
+    """Yield the files of a folder and its subfolders by relative name with slashes.
+
+    Hidden files are skipped.
     """
     for base, folders, names in os.walk(folder):
         folders[:] = _visible(folders)
-        prefix = os.path.relpath(base, folder).replace(os.sep, "/")
+        prefix = _prefix(base, folder)
         for name in _visible(names):
             if os.path.isfile(os.path.join(base, name)):
-                yield name if prefix == "." else f"{prefix}/{name}"
+                yield prefix + name
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -122,16 +135,17 @@ class FileIndex:
     @cached_property
     def _by_base(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
-        for names in self._by_folded.values():
-            for name in names:
-                index.setdefault(_folded(PurePosixPath(name).name), []).append(name)
+        for name in chain.from_iterable(self._by_folded.values()):
+            base = _folded(PurePosixPath(name).name)
+            index.setdefault(base, []).append(name)
         return index
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for folded, names in self._by_folded.items():
-            index.setdefault(os.path.splitext(folded)[0], []).extend(names)
+            stem, _ = os.path.splitext(folded)
+            index.setdefault(stem, []).extend(names)
         return index
 
     def meant_by(self, name: str) -> str | None:
@@ -162,8 +176,9 @@ class FileIndex:
         return _only(list(found))
 
     def similar_to(self, name: str) -> str | None:
-        """Return a file to suggest for a name: `meant_by`, or another suffix or spelling; None if there is
-        none.
+        """Return a file to suggest for a name, or None.
+
+        This is the file that the name refers to (`meant_by`), or one with another suffix or spelling.
         """
         found = self.meant_by(name)
         if found:
@@ -183,6 +198,6 @@ def _only(names: list[str]) -> str | None:
 
 
 def _folded(name: str) -> str:
-    """Return a name in the form for comparisons (`folded_name`); of a URL, the path."""
+    """Return a name in the form for comparisons (`folded_name`); for a URL, use its path."""
     address = re.match(r"[a-z][a-z0-9+.-]*://[^/]*/([^?#]*)", name, re.IGNORECASE)
     return folded_name(address[1] if address else name)

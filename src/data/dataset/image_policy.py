@@ -35,16 +35,20 @@ class ImagePolicy:
     """Read images, count those that cannot be read, and replace them as long as they are few."""
 
     def __init__(self, images: ListedImages, bad_images: float | None) -> None:
-        """Store the images and the fraction of them, 0 to below 1, that may be unreadable; None if it is not
-        set.
+        """Store the arguments.
+
+        Args:
+            images: images to read.
+            bad_images: fraction of them that may be unreadable, from 0 to below 1; None if it is not set.
         """
         self.images = images
         self.bad_images = bad_images
         self.flags = ImageFlags(len(images))
 
     def allow(self) -> None:
-        """Replace images that cannot be read, as in training: up to `BAD_IMAGES` unless a setting says
-        otherwise.
+        """Replace images that cannot be read, as in training.
+
+        Up to the fraction `BAD_IMAGES` may be replaced, unless another one is set.
         """
         if self.bad_images is None:
             self.bad_images = BAD_IMAGES
@@ -60,8 +64,10 @@ class ImagePolicy:
         return int((self.bad_images or 0) * len(self.images) + tolerance)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or random others drawn by `rng` until one is readable; return its index and
-        pixels.
+        """Decode an image, or random others drawn by `rng` until one is readable.
+
+        Returns:
+            The index and the pixels of the image that was decoded.
 
         Raises:
             ImageError: if the image cannot be read and no image may be unreadable; and always if labels or
@@ -71,10 +77,10 @@ class ImagePolicy:
         while True:
             self.flags.begin(index)
             check = partial(self.images.check_unchanged, index)
+            path = self.images.path(index)
+            size = self.images.size(index)
             try:
-                image, flags = inspect_image(
-                    self.images.path(index), self.images.size(index), check
-                )
+                image, flags = inspect_image(path, size, check)
             except (ImageSizeError, ImageChangedError):
                 raise  # the image is readable, but its labels are wrong or somebody changes the data
             except ImageError as error:
@@ -92,9 +98,10 @@ class ImagePolicy:
         bad = self.unreadable()
         if len(bad) > self.tolerated:
             paths = [str(self.images.path(index)) for index in bad]
+            percent = 100 * (self.bad_images or 0)
             raise DataError(
                 f"{len(bad)} of {len(self.images)} images of {self.images.labels.path} cannot be read, "
-                f"more than bad_images allows ({100 * (self.bad_images or 0):g} %): {listed(paths)}{detail}; "
+                f"more than bad_images allows ({percent:g} %): {listed(paths)}{detail}; "
                 "repair them, or raise dataset.bad_images"
             )
 
@@ -103,7 +110,7 @@ class ImagePolicy:
         return self.flags.images(ImageFlag.UNREADABLE)
 
     def remember_unreadable(self, indices: Sequence[int]) -> None:
-        """ImageFlag images as unreadable that failed earlier in the run; they are not reported again."""
+        """Flag images as unreadable that failed earlier in the run; they are not reported again."""
         for index in indices:
             self.flags.add(index, ImageFlag.UNREADABLE)
         self.flags.take_news(ImageFlag.UNREADABLE)
@@ -138,13 +145,13 @@ class ImagePolicy:
             return []
         labels = self.images.labels
         count = len(self.flags.images(flag))
-        return [
-            f"{labels.path}: {FLAG_TEXTS[flag]}: {count} (first: {labels.file_name(new[0])})"
-        ]
+        first = labels.file_name(new[0])
+        return [f"{labels.path}: {FLAG_TEXTS[flag]}: {count} (first: {first})"]
 
     def _reason(self, index: int) -> str:
-        """Return why an image was unreadable; it is decoded again, because workers cannot report the
-        reason.
+        """Return the reason why an image was unreadable.
+
+        The image is decoded again, because workers cannot report the reason.
         """
         path = self.images.path(index)
         try:

@@ -1,5 +1,7 @@
-"""Ledger of the labels of a file: how many it has, and how many are lost on the way to the loss, at which
-stage and why."""
+"""Ledger of the labels of a file.
+
+It counts the boxes in the file and those that are lost on the way to the loss, by stage and reason.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,8 @@ LOST_LIMIT = 0.5
 """Fraction of the boxes that may be lost before the loss."""
 
 ADVICE = {
-    "box": "tools/dataset/check.py lists them; if bbox is not x, y, width, height in pixels, set "
-    "dataset.box_order "
-    "and dataset.box_unit",
+    "box": "tools/dataset/check.py lists them; if bbox is not x, y, width, height in pixels, "
+    "set dataset.box_order and dataset.box_unit",
     "size": "raise eval_spatial_size, lower min_size of SanitizeBoundingBoxes, or cut the images into tiles",
 }
 """Advice about losses, for boxes that cannot be used and for boxes that are too small."""
@@ -79,8 +80,9 @@ class LabelLedger:
         learned = ~rows["crowds"].numpy()
         counts = rows["starts"].diff().numpy()
         image_of = np.repeat(np.arange(len(sizes)), counts)[learned]
+        sizes_of_boxes = sizes.astype(np.float64)[image_of]
         boxes = rows["boxes"].numpy().astype(np.float64)[learned]
-        for reason, lost in losses(boxes, sizes.astype(np.float64)[image_of]):
+        for reason, lost in losses(boxes, sizes_of_boxes):
             ledger.add(reason, int(lost.sum()), "lost", "size")
         return ledger
 
@@ -118,7 +120,8 @@ class LabelLedger:
         losses = [entry for entry in self.entries if entry.effect == "lost"]
         reasons = ", ".join(f"{entry.count} {entry.reason}" for entry in losses)
         worst = max(losses, key=lambda entry: entry.count)
-        return f"{lost} of {wanted} boxes would be lost before the loss ({reasons}); {ADVICE[worst.cause]}"
+        advice = ADVICE[worst.cause]
+        return f"{lost} of {wanted} boxes would be lost before the loss ({reasons}); {advice}"
 
     def raise_if_mostly_lost(self) -> None:
         """Raise `DataError` if more than half of the boxes are lost."""

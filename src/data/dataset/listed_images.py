@@ -23,7 +23,12 @@ class ListedImages:
     """Images by their position in an annotation file."""
 
     def __init__(
-        self, labels: CocoLabels, folder: Path, *, follow_links: bool, watch: bool
+        self,
+        labels: CocoLabels,
+        folder: Path,
+        *,
+        follow_links: bool,
+        watch: bool,
     ) -> None:
         """Store the arguments; no file is opened.
 
@@ -71,22 +76,20 @@ class ListedImages:
                 f"{len(missing)} {of_all} do not exist in {self.folder}: {shown}"
             )
         if leaving and not self.follow_links:
-            places = [
-                f"{self._place(i)} {names[i]} -> {target}"
-                for i, target in leaving.items()
-            ]
+            places = []
+            for index, target in leaving.items():
+                places.append(f"{self._place(index)} {names[index]} -> {target}")
             raise DataError(
                 f"{len(leaving)} {of_all} are symbolic links out of {self.folder}: {listed(places)}; "
-                "set img_folder to where the images are, or dataset.follow_links to True if you "
-                "trust the links"
+                "set img_folder to where the images are, "
+                "or dataset.follow_links to True if you trust the links"
             )
 
     def _describe_all_missing(self, missing: list[int], names: list[str]) -> str:
         """Return the first missing images with suggestions, and advice."""
         files = FileIndex(self.folder)
-        text = "; ".join(
-            self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN]
-        )
+        shown = [self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN]]
+        text = "; ".join(shown)
         if len(missing) > FAULTS_SHOWN:
             text += f" ... and {len(missing) - FAULTS_SHOWN} more"
         fixable = sum(files.meant_by(names[i]) is not None for i in missing)
@@ -126,10 +129,9 @@ class ListedImages:
                 )
             raise DataError(
                 f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ "
-                "from their labels: "
-                f"{listed(shown, '; ')}; correct width and height in the annotation file, as "
-                "tools/dataset/check.py --fix does, or, if the boxes fit the images as they are, "
-                "set dataset.trust_files to True"
+                f"from their labels: {listed(shown, '; ')}; "
+                "correct width and height in the annotation file, as tools/dataset/check.py --fix does, "
+                "or, if the boxes fit the images as they are, set dataset.trust_files to True"
             )
         return self.scan
 
@@ -148,13 +150,14 @@ class ListedImages:
 
     def _real_paths(self) -> set[str]:
         folder = os.path.realpath(self.folder)
-        return {
-            f"{folder}/{self.labels.file_name(index)}" for index in range(len(self))
-        }
+        names = map(self.labels.file_name, range(len(self)))
+        return {f"{folder}/{name}" for name in names}
 
 
 def sizes_in_folder(
-    folder: Path, names: Sequence[str], sizes: np.ndarray
+    folder: Path,
+    names: Sequence[str],
+    sizes: np.ndarray,
 ) -> np.ndarray:
     """Return the sizes `[N, 2]` of files (`header_scan.sizes_of_files`)."""
     return sizes_of_files([str(folder / name) for name in names], sizes)

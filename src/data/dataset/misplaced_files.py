@@ -1,5 +1,7 @@
-"""Check that the files listed in labels exist inside the image folder; folders are listed, no image is
-opened."""
+"""Check that the files listed in labels exist inside the image folder.
+
+Folders are listed; no image is opened.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
         img_folder: folder that the names are relative to; may be a link itself.
         names: file names as in `file_name`, without `..`.
     """
-    root = os.path.realpath(img_folder)
+    inside = os.path.realpath(img_folder).rstrip("/") + "/"
     folders: dict[str, tuple[str, dict[str, bool]]] = {}
     missing = []
     leaving = {}
@@ -34,11 +36,13 @@ def find_misplaced(img_folder: Path, names: Sequence[str]) -> Misplaced:
             folders[folder] = _listing(img_folder / folder)
         real_folder, is_link = folders[folder]
         real_file = os.path.join(real_folder, file)
-        if is_link.get(file):
+        exists = file in is_link
+        if exists and is_link[file]:
             real_file = os.path.realpath(real_file)
-        if file not in is_link or (is_link[file] and not os.path.exists(real_file)):
+            exists = os.path.exists(real_file)
+        if not exists:
             missing.append(index)
-        elif not real_file.startswith(root.rstrip("/") + "/"):
+        elif not real_file.startswith(inside):
             leaving[index] = real_file
     return Misplaced(missing, leaving)
 
@@ -48,6 +52,5 @@ def _listing(folder: Path) -> tuple[str, dict[str, bool]]:
     if not folder.is_dir():
         return str(folder), {}
     with os.scandir(folder) as entries:
-        return os.path.realpath(folder), {
-            entry.name: entry.is_symlink() for entry in entries
-        }
+        is_link = {entry.name: entry.is_symlink() for entry in entries}
+    return os.path.realpath(folder), is_link

@@ -36,19 +36,26 @@ def mask_size(segmentation: Any) -> tuple[int, int] | None:
     """Return (width, height) of the image that a mask was made for; None for polygons."""
     if isinstance(segmentation, list) and segmentation:
         segmentation = segmentation[0]
-    size = _size(segmentation.get("size")) if isinstance(segmentation, dict) else None
-    return None if size is None else (size[1], size[0])
+    if not isinstance(segmentation, dict):
+        return None
+    size = _size(segmentation.get("size"))
+    if size is None:
+        return None
+    height, width = size
+    return width, height
 
 
 def _rings(polygons: list[Any]) -> list[Any]:
     """Return lists of numbers x1, y1, x2, y2, ... for any accepted form of polygons."""
     if not isinstance(polygons[0], list):
         return [polygons]
-    if len(polygons) > 2 and all(
-        isinstance(point, list) and len(point) == 2 for point in polygons
-    ):
+    if len(polygons) > 2 and all(map(_is_point, polygons)):
         return [list(chain.from_iterable(polygons))]
     return polygons
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def _around_rings(rings: list[Any]) -> Box | None:
@@ -61,7 +68,9 @@ def _around_rings(rings: list[Any]) -> Box | None:
         if len(ring) >= 6:
             xs = ring[0::2]
             ys = ring[1::2]
-            boxes.append([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
+            left = min(xs)
+            top = min(ys)
+            boxes.append([left, top, max(xs) - left, max(ys) - top])
     return _around_boxes(boxes)
 
 
@@ -75,61 +84,72 @@ def _around_boxes(boxes: list[Box]) -> Box | None:
     y2 = max(map(operator.add, tops, heights))
     if x2 <= x1 or y2 <= y1:
         return None
-    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+    return list(map(float, (x1, y1, x2 - x1, y2 - y1)))
 
 
 def _is_coordinate(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
-    """Return the box of a run-length encoded mask, whose runs go down the columns and begin with
-    background.
+    """Return the box of a run-length encoded mask.
+
+    The runs go down the columns; background and foreground alternate, beginning with background.
     """
     size = _size(mask.get("size"))
-    counts = mask.get("counts")
-    runs = _decompressed(counts) if isinstance(counts, str) else counts
-    if size is None or not isinstance(runs, list) or not all(map(_is_run, runs)):
+    runs = mask.get("counts")
+    if isinstance(runs, str):
+        runs = _decompressed(runs)
+    if size is None or not isinstance(runs, list):
+        return None
+    if not all(map(_is_run, runs)):
         return None
     height, width = size
     ends = np.cumsum(np.array(runs, np.int64))
     if not len(ends) or ends[-1] != height * width:
         return None
-    first = (ends - runs)[1::2]
-    last = ends[1::2] - 1
+    starts = ends - runs
+    first = _of_foreground(starts)
+    last = _of_foreground(ends) - 1
     not_empty = last >= first
     if not not_empty.any():
         return None
     first = first[not_empty]
     last = last[not_empty]
-    x1 = first.min() // height
-    x2 = last.max() // height + 1
-    y1, y2 = 0, height
-    if (first // height == last // height).all():  # no run continues in the next column
+    first_column = first // height
+    last_column = last // height
+    x1 = first_column.min()
+    x2 = last_column.max() + 1
+    y1 = 0
+    y2 = height
+    if (first_column == last_column).all():  # no run continues in the next column
         y1 = (first % height).min()
         y2 = (last % height).max() + 1
-    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+    return list(map(float, (x1, y1, x2 - x1, y2 - y1)))
+
+
+def _of_foreground(runs: np.ndarray) -> np.ndarray:
+    """Return the values of every second run."""
+    return runs[1::2]
 
 
 def _is_run(value: Any) -> bool:
-    return (
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
-    )
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return 0 <= value < 1 << 40
 
 
 def _decompressed(text: str) -> list[int] | None:
-    """Return the runs of COCO's compressed form.
+    """Return the runs of COCO's compressed form, or None if the text is not valid.
 
-    A character holds five bits, the lowest first; the fourth and later runs are differences to the run two
-    before.
-    Source: `rleFrString` of the COCO API.
+    A character holds five bits, the lowest first. The fourth and later runs are differences to the run two
+    before. Source: `rleFrString` of the COCO API.
     """
     runs: list[int] = []
-    value = shift = 0
+    value = 0
+    shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 40:
@@ -140,8 +160,11 @@ def _decompressed(text: str) -> list[int] | None:
             continue
         if bits & 16:  # negative
             value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
+        if len(runs) > 2:
+            value += runs[-2]
+        runs.append(value)
+        value = 0
+        shift = 0
     return None if shift else runs
 
 
@@ -150,6 +173,8 @@ def _size(size: Any) -> tuple[int, int] | None:
     if not isinstance(size, list) or len(size) != 2:
         return None
     for side in size:
-        if not _is_coordinate(side) or side != int(side) or not 0 < side < 1 << 20:
+        if not _is_coordinate(side) or side != int(side):
+            return None
+        if not 0 < side < 1 << 20:
             return None
     return int(size[0]), int(size[1])

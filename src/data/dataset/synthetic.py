@@ -1,11 +1,13 @@
-"""Synthetic scenes for the demo and for tests: coloured shapes on textured backgrounds, with boxes and
-masks."""
+"""Synthetic scenes for the demo and for tests.
+
+They are coloured shapes on textured backgrounds, with boxes and masks.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +44,10 @@ class Scene(NamedTuple):
 
 
 def draw_scene(
-    rng: np.random.Generator, size: int, max_objects: int = 5, empty_share: float = 0.05
+    rng: np.random.Generator,
+    size: int,
+    max_objects: int = 5,
+    empty_share: float = 0.05,
 ) -> Scene:
     """Generate a scene.
 
@@ -53,11 +58,13 @@ def draw_scene(
         empty_share: fraction of images without shapes.
     """
     image = _texture(rng, size)
-    count = 0 if rng.random() < empty_share else int(rng.integers(1, max_objects + 1))
+    num_objects = 0
+    if rng.random() >= empty_share:
+        num_objects = int(rng.integers(1, max_objects + 1))
     masks: list[np.ndarray] = []
     visible: list[np.ndarray] = []
     ids = []
-    for _ in range(count):
+    for _ in range(num_objects):
         category = int(rng.choice(list(CATEGORIES)))
         mask = _place(rng, size, category, masks, visible)
         if mask is None:
@@ -82,7 +89,9 @@ def _box_around(mask: np.ndarray) -> list[int]:
     """Return the tight box of a mask, xyxy in pixels."""
     columns = np.flatnonzero(mask.any(0))
     rows = np.flatnonzero(mask.any(1))
-    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    left, right = columns[[0, -1]]
+    top, bottom = rows[[0, -1]]
+    return [left, top, right + 1, bottom + 1]
 
 
 def write_synthetic_coco(
@@ -109,35 +118,34 @@ def write_synthetic_coco(
             writable.
     """
     folder = Path(folder)
+    image_folder = folder / "images"
     pictures = {
-        "train": [f"train_{index:05}.jpg" for index in range(train)],
-        "val": [f"val_{index:05}.jpg" for index in range(val)],
+        "train": _picture_paths(image_folder, "train", train),
+        "val": _picture_paths(image_folder, "val", val),
     }
     labels = [folder / "train.json", folder / "val.json"]
     refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
-    all_names = chain.from_iterable(pictures.values())
-    own = (folder / "images" / name for name in all_names)
+    own = chain.from_iterable(pictures.values())
     refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
-    prepare_output_dir(folder / "images")
-    for part, (name, files) in enumerate(pictures.items()):
+    prepare_output_dir(image_folder)
+    categories = [{"id": i, "name": name} for i, name in CATEGORIES.items()]
+    for part, (name, paths) in enumerate(pictures.items()):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for index, file in enumerate(files):
-            scene = draw_scene(
-                np.random.default_rng([seed, part, index]), size, max_objects
-            )
-            path = folder / "images" / file
-            path.unlink(
-                missing_ok=True
-            )  # so that a hard link to an earlier picture keeps its content
-            Image.fromarray(scene.image).save(
-                path, quality=92, comment=DATA_IMAGE.encode()
-            )
+        for index, path in enumerate(paths):
+            rng = np.random.default_rng([seed, part, index])
+            scene = draw_scene(rng, size, max_objects)
+            _write_picture(path, scene.image)
+            image_id = index + 1
             images.append(
-                {"id": index + 1, "file_name": file, "width": size, "height": size}
+                {
+                    "id": image_id,
+                    "file_name": path.name,
+                    "width": size,
+                    "height": size,
+                }
             )
-            annotations += _annotations(scene, index + 1, len(annotations) + 1)
-        categories = [{"id": i, "name": n} for i, n in CATEGORIES.items()]
+            annotations += _annotations(scene, image_id, len(annotations) + 1)
         content = {
             "images": images,
             "annotations": annotations,
@@ -146,12 +154,34 @@ def write_synthetic_coco(
         write_json(folder / f"{name}.json", marked_coco(content))
 
 
+def _picture_paths(
+    folder: Path,
+    part: str,
+    num_pictures: int,
+) -> list[Path]:
+    return [folder / f"{part}_{index:05}.jpg" for index in range(num_pictures)]
+
+
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    # an existing file is not overwritten, so that a hard link to it keeps its content
+    path.unlink(missing_ok=True)
+    picture = Image.fromarray(pixels)
+    picture.save(path, quality=92, comment=DATA_IMAGE.encode())
+
+
 def _annotations(
-    scene: Scene, image_id: int, first_id: int
+    scene: Scene,
+    image_id: int,
+    first_id: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the COCO annotations of a scene."""
-    rows = zip(scene.boxes.tolist(), scene.category_ids.tolist(), scene.masks)
-    for annotation_id, ((x0, y0, x1, y1), category, mask) in enumerate(rows, first_id):
+    rows = zip(
+        count(first_id),
+        scene.boxes.tolist(),
+        scene.category_ids.tolist(),
+        scene.masks,
+    )
+    for annotation_id, (x0, y0, x1, y1), category, mask in rows:
         yield {
             "id": annotation_id,
             "image_id": image_id,
@@ -181,7 +211,9 @@ def _place(
 
 
 def _leaves_visible(
-    mask: np.ndarray, masks: list[np.ndarray], visible: list[np.ndarray]
+    mask: np.ndarray,
+    masks: list[np.ndarray],
+    visible: list[np.ndarray],
 ) -> bool:
     """Return whether enough of every earlier shape stays visible below a new one."""
     left = [(shown & ~mask).sum() for shown in visible]
@@ -204,7 +236,10 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _local_axes(
-    size: int, centre: np.ndarray, radius: float, angle: float
+    size: int,
+    centre: np.ndarray,
+    radius: float,
+    angle: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the coordinates of all pixels in units of a shape's radius, rotated by its angle."""
     y, x = np.mgrid[0:size, 0:size] + 0.5

@@ -68,15 +68,17 @@ class CocoEvaluator:
 
     def undefined_metrics(self) -> dict[str, str]:
         """Return the metrics that are not defined for these labels, each with the reason."""
-        areas = [
-            entry["area"]
-            for entry in self.coco_gt["annotations"]
-            if not entry.get("iscrowd", 0)
-        ]
+        areas = []
+        for entry in self.coco_gt["annotations"]:
+            if not entry.get("iscrowd", 0):
+                areas.append(entry["area"])
         if not areas:
             return dict.fromkeys(self.metric_names, "there is no object to find")
         if min(areas) > LARGEST_AREA:
-            reason = f"all objects have an area above {LARGEST_AREA:g} square pixels, which COCO does not score"
+            reason = (
+                f"all objects have an area above {LARGEST_AREA:g} square pixels, "
+                "which COCO does not score"
+            )
             return dict.fromkeys(METRICS, reason)
         undefined = {}
         for size, (low, high) in AREAS.items():
@@ -133,10 +135,9 @@ class CocoEvaluator:
     def _score(self) -> dict[str, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        number_of = {
-            image["id"]: number
-            for number, image in enumerate(self.coco_gt["images"], 1)
-        }
+        number_of = {}
+        for number, image in enumerate(self.coco_gt["images"], 1):
+            number_of[image["id"]] = number
         foreign = [i for i in self._detections if i not in number_of]
         if foreign:
             raise DataError(
@@ -154,18 +155,19 @@ class CocoEvaluator:
                     "category_id": int(category),
                 }
                 detections.append(record)
-        run = COCOeval_faster(
-            truth, truth.loadRes(detections), "bbox", print_function=_silent
-        )
+        results = truth.loadRes(detections)
+        run = COCOeval_faster(truth, results, "bbox", print_function=_silent)
         run.evaluate()
         run.accumulate()
         run.summarize()
         precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
         metrics = dict(zip(METRICS, map(_defined, run.stats)))
         by_class = {}
-        for category, values in zip(run.params.catIds, np.moveaxis(precision, 2, 0)):
+        for column, category in enumerate(run.params.catIds):
+            values = precision[:, :, column]
             known = values[values > -1]
-            by_class[int(category)] = _defined(known.mean()) if known.size else None
+            average = _defined(known.mean()) if known.size else None
+            by_class[int(category)] = average
         return metrics | self._operating_point() | {"AP_of_class": by_class}
 
     def _numbered_truth(self, number_of: Mapping[int, int]) -> dict[str, Any]:
@@ -176,12 +178,11 @@ class CocoEvaluator:
         """
         annotations = []
         for number, entry in enumerate(self.coco_gt["annotations"], 1):
-            annotations.append(
-                {**entry, "id": number, "image_id": number_of[entry["image_id"]]}
-            )
-        images = [
-            {**image, "id": number_of[image["id"]]} for image in self.coco_gt["images"]
-        ]
+            image_id = number_of[entry["image_id"]]
+            annotations.append({**entry, "id": number, "image_id": image_id})
+        images = []
+        for image in self.coco_gt["images"]:
+            images.append({**image, "id": number_of[image["id"]]})
         return {**self.coco_gt, "images": images, "annotations": annotations}
 
     def _operating_point(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""Diagnosis of zero average precision with a falling loss: misplaced boxes, wrong labels, or scores without
-meaning."""
+"""Diagnosis of zero average precision with a falling loss.
+
+The causes are misplaced boxes, wrong labels, or scores without meaning.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     predicted: Counter[int] = Counter()
     labelled: Counter[int] = Counter()
     for image_id, rows in detections.items():
-        best = rows[np.argsort(-rows[:, 4])[:BEST_OF_IMAGE]]
+        by_score = np.argsort(-rows[:, 4])
+        best = rows[by_score[:BEST_OF_IMAGE]]
         scores.extend(best[:, 4].tolist())
         if image_id not in truth or not len(best):
             continue
@@ -43,8 +46,10 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
         nearest = overlap.argmax(1)
         fits = overlap.max(1) >= MATCH_IOU
         overlapping += int(fits.sum())
-        predicted.update(best[fits, 5].astype(int).tolist())
-        labelled.update(objects[nearest[fits], 4].astype(int).tolist())
+        own_labels = best[fits, 5].astype(int)
+        true_labels = objects[nearest[fits], 4].astype(int)
+        predicted.update(own_labels.tolist())
+        labelled.update(true_labels.tolist())
     if not scores:
         return "the model gives no detections at all"
     score_range = (
@@ -53,19 +58,19 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
     part = f"{overlapping} of the {len(scores)} best detections"
     if overlapping < RARELY_OVERLAP * len(scores):
         return (
-            f"boxes do not match objects: {part} overlap one with IoU {MATCH_IOU:g}; "
-            f"{score_range}; compare a training "
-            "picture with its boxes (xywh or xyxy, another folder, another size?), or train longer"
+            f"boxes do not match objects: {part} overlap one with IoU {MATCH_IOU:g}; {score_range}; "
+            "compare a training picture with its boxes (xywh or xyxy, another folder, another size?), "
+            "or train longer"
         )
     if not predicted.keys() & labelled.keys():
         return (
-            f"boxes match objects ({part}) but labels never do: found as category "
-            f"{_most(predicted)}, labelled "
-            f"{_most(labelled)}; compare the categories of the training and the validation file"
+            f"boxes match objects ({part}) but labels never do: "
+            f"found as category {_most(predicted)}, labelled {_most(labelled)}; "
+            "compare the categories of the training and the validation file"
         )
     return (
-        f"boxes match objects ({part}) and labels do, too, but {score_range}: it is too early to say, "
-        "or the learning rates are too small"
+        f"boxes match objects ({part}) and labels do, too, but {score_range}: "
+        "it is too early to say, or the learning rates are too small"
     )
 
 

@@ -14,8 +14,7 @@ MISSED = -1
 """Value instead of the row of an object: no object was found."""
 
 CROWD = -2
-"""Value instead of the row of an object: a crowd region was found, which counts neither as right nor as
-wrong."""
+"""Value instead of the row of an object: a crowd region was found, which is neither right nor wrong."""
 
 Objects = dict[int, np.ndarray]
 """Objects by image id, `[T, 6]`: x, y, w, h, category, and 1 for a crowd region."""
@@ -97,17 +96,16 @@ def match(
     all_images = [np.empty(0, np.int64)]
     for image, unsorted in detections.items():
         rows = unsorted[np.argsort(-unsorted[:, 4], kind="stable")]
+        found = match_image(rows, objects.get(image), same_category=same_category)
         all_rows.append(rows)
-        all_found.append(
-            match_image(rows, objects.get(image), same_category=same_category)
-        )
+        all_found.append(found)
         all_images.append(np.full(len(rows), image, np.int64))
     rows = np.concatenate(all_rows)
     best = np.argsort(-rows[:, 4], kind="stable")
     truth = np.concatenate([np.empty((0, 6)), *objects.values()])
-    categories, counts = np.unique(
-        truth[truth[:, 5] == 0, 4].astype(int), return_counts=True
-    )
+    is_crowd = truth[:, 5] != 0
+    categories_of_objects = truth[~is_crowd, 4].astype(int)
+    categories, counts = np.unique(categories_of_objects, return_counts=True)
     return Matches(
         rows[best, 4],
         rows[best, 5].astype(np.int64),
@@ -118,10 +116,14 @@ def match(
 
 
 def match_image(
-    rows: np.ndarray, objects: np.ndarray | None, *, same_category: bool = True
+    rows: np.ndarray,
+    objects: np.ndarray | None,
+    *,
+    same_category: bool = True,
 ) -> np.ndarray:
-    """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`; best detections
-    first.
+    """Return for each detection of an image the row of its object, or `MISSED` or `CROWD`.
+
+    The detections must be sorted, with the highest score first.
     """
     found = np.full(len(rows), MISSED, np.int64)
     if objects is None or not len(rows):
@@ -130,9 +132,8 @@ def match_image(
     overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    for row in np.flatnonzero(
-        (overlap >= MATCH_IOU).any(1)
-    ):  # skip the many detections without overlap
+    overlapping = (overlap >= MATCH_IOU).any(1)  # most detections do not overlap any
+    for row in np.flatnonzero(overlapping):
         best = np.where(crowd, 0, overlap[row]).argmax()
         if not crowd[best] and overlap[row, best] >= MATCH_IOU:
             found[row] = best
@@ -150,20 +151,21 @@ def operating_points(matches: Matches) -> OperatingCurve | None:
     hits = matches.found[counted] >= 0
     if not total or not len(scores):
         return None
-    last = np.flatnonzero(
-        np.append(scores[1:] < scores[:-1], True)
-    )  # equal scores count together
+    # equal scores count together: a threshold is the last of them
+    is_last = np.append(scores[1:] < scores[:-1], True)
+    last = np.flatnonzero(is_last)
     right = hits.cumsum()[last]
     found = last + 1
     return OperatingCurve(
-        scores[last], right / found, right / total, 2 * right / (found + total)
+        threshold=scores[last],
+        precision=right / found,
+        recall=right / total,
+        f1=2 * right / (found + total),
     )
 
 
 def best_operating_point(matches: Matches) -> OperatingPoint | None:
-    """Return the score with the highest F1 over all boxes of `matches`; None without objects or
-    detections.
-    """
+    """Return the score with the highest F1 over all boxes; None without objects or detections."""
     points = operating_points(matches)
     if points is None:
         return None
@@ -187,19 +189,24 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
 
 
 def iou_xywh(
-    one: np.ndarray, other: np.ndarray, crowd: np.ndarray | None = None
+    one: np.ndarray,
+    other: np.ndarray,
+    crowd: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return IoUs `[N, M]` of xywh boxes.
 
     For a crowd region it is the fraction of the first box that lies in it, as in COCO.
     """
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    one_ends = one[:, :2] + one[:, 2:]
-    other_ends = other[:, :2] + other[:, 2:]
+    one_starts = one[:, :2]
+    other_starts = other[:, :2]
+    one_ends = one_starts + one[:, 2:]
+    other_ends = other_starts + other[:, 2:]
+    low = np.maximum(one_starts[:, None], other_starts[None])
     high = np.minimum(one_ends[:, None], other_ends[None])
     common = (high - low).clip(0).prod(2)
-    own = one[:, 2:].prod(1)[:, None]
-    union = own + other[:, 2:].prod(1)[None] - common
-    return common / np.maximum(
-        union if crowd is None else np.where(crowd, own, union), 1e-9
-    )
+    one_areas = one[:, 2:].prod(1)[:, None]
+    other_areas = other[:, 2:].prod(1)[None]
+    whole = one_areas + other_areas - common
+    if crowd is not None:
+        whole = np.where(crowd, one_areas, whole)
+    return common / np.maximum(whole, 1e-9)

@@ -79,6 +79,25 @@ class Group:
     count: int
     entries: Callable[[], Iterable[Entry]] = field(repr=False)
 
+    def fault_lines(self, shown: int) -> Iterator[str]:
+        """Yield up to `shown` entries, one per line, and the number of the others."""
+        for number, entry in enumerate(self.entries()):
+            if number == shown:
+                yield f"{self.file}: ... and {self.count - shown} more: {self.kind}"
+                return
+            yield _joined(self.file, entry.place, entry.what)
+
+    def remark_line(self) -> str:
+        """Return a line with the number of entries and the first of them."""
+        first = next(iter(self.entries()))
+        text = _joined(first.place, first.what)
+        return f"remark: {self.file}: {self.kind}: {self.count} (first: {text})"
+
+
+def _joined(*parts: str) -> str:
+    """Return the parts that are not empty, separated by colons."""
+    return ": ".join(filter(None, parts))
+
 
 class Checked(NamedTuple):
     """Results of the check of a data set."""
@@ -103,32 +122,28 @@ class Report:
         return sum(group.count for group in self.groups if group.is_fault)
 
     def lines(self, shown: int = FAULTS_SHOWN) -> Iterator[str]:
-        """Yield the lines for a terminal: up to `shown` faults of each kind, one line per kind of remark, and
-        the counts.
+        """Yield the lines for a terminal.
+
+        These are up to `shown` faults of each kind, one line per kind of remark, and the counts.
         """
-        for group in self.groups:
-            if group.is_fault:
-                for number, entry in enumerate(group.entries()):
-                    if number == shown:
-                        yield f"{group.file}: ... and {group.count - shown} more: {group.kind}"
-                        break
-                    yield ": ".join(filter(None, (group.file, entry.place, entry.what)))
-        for group in self.groups:
-            if not group.is_fault:
-                first = next(iter(group.entries()))
-                text = ": ".join(filter(None, (first.place, first.what)))
-                yield f"remark: {group.file}: {group.kind}: {group.count} (first: {text})"
         counts: Counter[str] = Counter()
         for group in self.groups:
-            counts[group.kind] += group.count if group.is_fault else 0
+            if group.is_fault:
+                counts[group.kind] += group.count
+                yield from group.fault_lines(shown)
+        for group in self.groups:
+            if not group.is_fault:
+                yield group.remark_line()
         yield count_faults(self.num_faults)
-        yield from (f"  {count:6} {kind}" for kind, count in counts.items() if count)
+        for kind, count in counts.items():
+            yield f"  {count:6} {kind}"
 
     def summaries(self) -> Iterator[str]:
         """Yield for each readable file its summary and the table of its labels."""
         for checked in filter(None, self.checked):
             yield f"{checked.data.annotations}:"
-            yield from (f"  {line}" for line in summarize(checked.examined))
+            for line in summarize(checked.examined):
+                yield f"  {line}"
             yield from checked.ledger.lines()
             yield ""
 
@@ -136,10 +151,8 @@ class Report:
         """Write everything as JSON, entry by entry."""
 
         def write(file: BinaryIO) -> None:
-            head = json_bytes(
-                {MARK: WRITER, "num_faults": self.num_faults}
-            ).removesuffix(b"}")
-            file.write(head + b', "findings": [')
+            head = json_bytes({MARK: WRITER, "num_faults": self.num_faults})
+            file.write(head.removesuffix(b"}") + b', "findings": [')
             before = b"\n"
             for group in self.groups:
                 for entry in group.entries():
@@ -157,11 +170,12 @@ class Report:
 
     def raise_if_faulty(self) -> None:
         """Raise `DataError` with the number of faults, if there are any."""
-        if self.num_faults:
-            files = ", ".join(
-                dict.fromkeys(group.file for group in self.groups if group.is_fault)
-            )
-            raise DataError(f"{count_faults(self.num_faults)} in {files}")
+        files: dict[str, None] = {}
+        for group in self.groups:
+            if group.is_fault:
+                files[group.file] = None
+        if files:
+            raise DataError(f"{count_faults(self.num_faults)} in {', '.join(files)}")
 
 
 def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
@@ -172,32 +186,35 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
     """
     data_sets = []
     for part in ("train_dataloader", "val_dataloader"):
-        dataset = (config.get(part) or {}).get("dataset") or {}
+        loader = config.get(part) or {}
+        dataset = loader.get("dataset") or {}
         if not dataset.get("ann_file") or not dataset.get("img_folder"):
             raise ConfigError(
                 f"the configuration has no {part}.dataset.ann_file or no img_folder"
             )
-        order, unit = dataset.get("box_order"), dataset.get("box_unit")
-        given = (
-            None
-            if order is unit is None
-            else BoxFormat(order or "xywh", unit or "pixels")
+        order = dataset.get("box_order")
+        unit = dataset.get("box_unit")
+        box_format = None
+        if order is not None or unit is not None:
+            box_format = BoxFormat(order or "xywh", unit or "pixels")
+        data = DataSet(
+            Path(dataset["ann_file"]),
+            Path(dataset["img_folder"]),
+            follow_links=bool(dataset.get("follow_links")),
+            box_format=box_format,
         )
-        data_sets.append(
-            DataSet(
-                Path(dataset["ann_file"]),
-                Path(dataset["img_folder"]),
-                bool(dataset.get("follow_links")),
-                given,
-            )
-        )
-    return data_sets, (config.get("DFINETransformer") or {}).get("num_queries")
+        data_sets.append(data)
+    transformer = config.get("DFINETransformer") or {}
+    return data_sets, transformer.get("num_queries")
 
 
 def training_transforms(config: dict[str, Any]) -> Compose | None:
     """Build the transforms of a configuration's training data, or return None if it names none."""
-    dataset = (config.get("train_dataloader") or {}).get("dataset") or {}
-    return create(dataset["transforms"], config) if dataset.get("transforms") else None
+    loader = config.get("train_dataloader") or {}
+    dataset = loader.get("dataset") or {}
+    if not dataset.get("transforms"):
+        return None
+    return create(dataset["transforms"], config)
 
 
 def check(
@@ -221,12 +238,13 @@ def check(
     report = Report([], [])
     for number, data in enumerate(data_sets):
         if not data.images.is_dir():
+            hint = did_you_mean_file(data.images)
             raise ConfigError(
-                f"{data.images} is not a folder; --images is where the files of {data.annotations} are"
-                f"{did_you_mean_file(data.images)}"
+                f"{data.images} is not a folder; --images is where the files of {data.annotations} are{hint}"
             )
         learned = transforms if number == 0 else None
-        report.checked.append(_check_one(data, images, queries, learned, report.groups))
+        checked = _check_one(data, images, queries, learned, report.groups)
+        report.checked.append(checked)
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
         _compare(sound[0], sound[1], report.groups)
@@ -235,15 +253,21 @@ def check(
 
 
 class _FileGroups(NamedTuple):
-    """Adds what is found in one annotation file to the groups of a report."""
+    """Adds findings about one annotation file to the groups of a report."""
 
     file: str
     groups: list[Group]
 
-    def add(self, kind: str, is_fault: bool, entries: list[Entry]) -> None:
+    def add(
+        self,
+        kind: str,
+        is_fault: bool,
+        entries: list[Entry],
+    ) -> None:
         """Add a group, unless it is empty."""
         if entries:
-            self.groups.append(_group(self.file, kind, is_fault, entries))
+            group = Group(self.file, kind, is_fault, len(entries), lambda: entries)
+            self.groups.append(group)
 
 
 def _check_one(
@@ -258,11 +282,8 @@ def _check_one(
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
         examined = examine_coco(data.annotations, true_sizes, data.box_format)
     except DataError as error:
-        what = (
-            str(error)
-            .removeprefix(f"{data.annotations} ")
-            .removeprefix(f"{data.annotations}: ")
-        )
+        what = str(error).removeprefix(f"{data.annotations} ")
+        what = what.removeprefix(f"{data.annotations}: ")
         found.add(Kind.NO_FILE, True, [Entry("", None, what)])
         return None
     _add_findings(found, examined.findings)
@@ -271,7 +292,7 @@ def _check_one(
     _add_images(found, checked)
     _add_objects(found, checked, queries)
     for flag, kind in FLAG_TEXTS.items():
-        found.add(kind, False, [_image(checked, i) for i in images.flags[flag]])
+        found.add(kind, False, _images(checked, images.flags[flag]))
     _add_losses(found, checked)
     return checked
 
@@ -280,11 +301,15 @@ def _add_findings(found: _FileGroups, findings: Findings) -> None:
     """Add the faults and notes of an annotation file."""
     by_kind: dict[str, list[Entry]] = {}
     for fault in findings.faults:
-        place = place_of(fault.where, fault.index, fault.id) if fault.where else ""
-        by_kind.setdefault(fault.kind, []).append(Entry(place, fault.id, fault.what))
+        place = ""
+        if fault.where:
+            place = place_of(fault.where, fault.index, fault.id)
+        entry = Entry(place, fault.id, fault.what)
+        by_kind.setdefault(fault.kind, []).append(entry)
     for kind, entries in by_kind.items():
         found.add(kind, True, entries)
-    found.groups.extend(_note_group(found.file, note) for note in findings.notes)
+    for note in findings.notes:
+        found.groups.append(_note_group(found.file, note))
 
 
 def _add_images(found: _FileGroups, checked: Checked) -> None:
@@ -295,41 +320,45 @@ def _add_images(found: _FileGroups, checked: Checked) -> None:
     missing = []
     for index in images.missing:
         name = checked.examined.content.images[index].file_name
-        missing.append(_image(checked, index, _describe_missing(data, files, name)))
+        what = _describe_missing(data, files, name)
+        missing.append(_image(checked, index, what))
     found.add(Kind.MISSING, True, missing)
     leaving = []
     for index, target in images.leaving.items():
-        leaving.append(
-            _image(checked, index, f"leads out of {data.images} to {target}")
-        )
+        what = f"leads out of {data.images} to {target}"
+        leaving.append(_image(checked, index, what))
     found.add(Kind.LEAVING, True, leaving)
-    found.add(
-        Kind.UNREADABLE,
-        True,
-        [_image(checked, i, why) for i, why in images.unreadable.items()],
-    )
+    unreadable = []
+    for index, reason in images.unreadable.items():
+        unreadable.append(_image(checked, index, reason))
+    found.add(Kind.UNREADABLE, True, unreadable)
 
 
-def _add_objects(found: _FileGroups, checked: Checked, queries: int | None) -> None:
+def _add_objects(
+    found: _FileGroups,
+    checked: Checked,
+    queries: int | None,
+) -> None:
     """Add images with too many objects or none, and categories without any."""
     records = checked.examined.content.images
     rows = checked.examined.rows
-    objects = rows["starts"].diff().numpy() if records else np.zeros(0, np.int64)
+    objects = rows["starts"].diff().numpy()
     if queries is not None:
         limit = f"only {queries} can be found; raise num_queries and num_top_queries, or say --queries"
-        crowded = np.flatnonzero(objects > queries).tolist()
-        entries = [
-            _image(checked, i, f"{objects[i]} objects, {limit}") for i in crowded
-        ]
-        found.add(Kind.CROWDED, True, entries)
+        crowded = []
+        for index in np.flatnonzero(objects > queries).tolist():
+            what = f"{objects[index]} objects, {limit}"
+            crowded.append(_image(checked, index, what))
+        found.add(Kind.CROWDED, True, crowded)
     if not checked.examined.findings.faults and bool(rows["crowds"].all()):
         text = f"none of its {len(records)} images has a usable box"
         found.add(Kind.NOTHING, True, [Entry("", None, text)])
     empty = np.flatnonzero(objects == 0).tolist()
-    found.add("images without objects", False, [_image(checked, i) for i in empty])
+    found.add("images without objects", False, _images(checked, empty))
     used = set(rows["categories"].unique().tolist())
     unused = []
-    for position, (category, name) in enumerate(checked.examined.categories.items()):
+    names = checked.examined.categories.items()
+    for position, (category, name) in enumerate(names):
         if position not in used:
             unused.append(Entry("", category, f"category {category} ({name})"))
     found.add("categories without a box", False, unused)
@@ -342,122 +371,134 @@ def _add_losses(found: _FileGroups, checked: Checked) -> None:
             boxes = f"boxes {entry.reason}"
             text = f"{boxes}: {entry.count}; {TOO_SMALL}"
             found.add(boxes, False, [Entry("", None, text)])
-    if checked.ledger.fault and not checked.examined.findings.faults:
-        found.add(Kind.LOST, True, [Entry("", None, checked.ledger.fault)])
+    fault = checked.ledger.fault
+    if fault and not checked.examined.findings.faults:
+        found.add(Kind.LOST, True, [Entry("", None, fault)])
 
 
-def _describe_missing(data: DataSet, files: FileIndex, name: str) -> str:
+def _describe_missing(
+    data: DataSet,
+    files: FileIndex,
+    name: str,
+) -> str:
     similar = files.similar_to(name)
-    return f"not in {data.images}" + (f", did you mean {similar!r}?" if similar else "")
+    hint = f", did you mean {similar!r}?" if similar else ""
+    return f"not in {data.images}{hint}"
 
 
 def _ledger(examined: Examination, transforms: Compose | None) -> LabelLedger:
     """Return the ledger of the labels from the file to the loss (as in `CocoDetection.ledger`)."""
     if transforms is None or not examined.content.images:
         return examined.ledger
-    sizes = np.array(
-        [(image.width, image.height) for image in examined.content.images], np.float64
+    sizes = [(image.width, image.height) for image in examined.content.images]
+    return examined.ledger.after(
+        transforms.certain_losses, examined.rows, np.array(sizes, np.float64)
     )
-    return examined.ledger.after(transforms.certain_losses, examined.rows, sizes)
 
 
 def look_at_images(
-    data: DataSet, examined: Examination, images: ImageCheck
+    data: DataSet,
+    examined: Examination,
+    images: ImageCheck,
 ) -> CheckedImages:
     """Check the image files of a data set; file names that are faults themselves are not reported again."""
-    records = examined.content.images
-    sizes = np.array(
-        [
-            (min(max(r.width, 0), 1 << 31), min(max(r.height, 0), 1 << 31))
-            for r in records
-        ],
-        np.int64,
-    ).reshape(-1, 2)
-    safe = [unsafe_file_name(record.file_name) is None for record in records]
+    names = []
+    sizes = []
+    unsafe = set()
+    for index, record in enumerate(examined.content.images):
+        name = record.file_name
+        if unsafe_file_name(name) is not None:
+            name = ""
+            unsafe.add(index)
+        names.append(name)
+        sizes.append([_bounded(record.width), _bounded(record.height)])
     checked = images.look(
         data.images,
-        [record.file_name if is_safe else "" for record, is_safe in zip(records, safe)],
-        sizes,
+        names,
+        np.array(sizes, np.int64).reshape(-1, 2),
         follow_links=data.follow_links,
     )
-    checked.missing = [i for i in checked.missing if safe[i]]
+    checked.missing = [index for index in checked.missing if index not in unsafe]
     return checked
+
+
+def _bounded(side: int) -> int:
+    """Return a width or height, limited to a range that an array can store."""
+    return min(max(side, 0), 1 << 31)
 
 
 def _note_group(file: str, note: Note) -> Group:
     is_fault, what = _NOTES.get(note.kind, (False, note.kind))
+    count = len(note.index)
 
-    def entry(position: int) -> Entry:
-        detail = note.detail(position)
-        text = what
-        if note.kind == Kind.FLAT:
-            text = "reversed box" if min(detail[2:]) < 0 else "box without area"
-        return Entry(
-            place_of(note.where, note.index[position], note.ids[position]),
-            int(note.ids[position]),
-            text if detail is None else f"{text}: {detail}",
-        )
+    def entries() -> Iterator[Entry]:
+        for position in range(count):
+            yield _note_entry(note, position, what)
 
     kind = Kind.OTHER_SIZE if note.kind == Kind.TRUE_SIZE else note.kind
-    return Group(
-        file,
-        kind,
-        is_fault,
-        len(note.index),
-        lambda: (entry(i) for i in range(len(note.index))),
-    )
+    return Group(file, kind, is_fault, count, entries)
 
 
-def _group(file: str, kind: str, is_fault: bool, entries: list[Entry]) -> Group:
-    return Group(file, kind, is_fault, len(entries), lambda: iter(entries))
+def _note_entry(
+    note: Note,
+    position: int,
+    what: str,
+) -> Entry:
+    """Return the entry of one record of a note."""
+    detail = note.detail(position)
+    if note.kind == Kind.FLAT:
+        what = "reversed box" if min(detail[2:]) < 0 else "box without area"
+    if detail is not None:
+        what = f"{what}: {detail}"
+    record_id = int(note.ids[position])
+    place = place_of(note.where, note.index[position], record_id)
+    return Entry(place, record_id, what)
 
 
-def _compare(train: Checked, val: Checked, groups: list[Group]) -> None:
+def _compare(
+    train: Checked,
+    val: Checked,
+    groups: list[Group],
+) -> None:
     """Add the findings about training and validation data together."""
-    if differing := differing_categories(
-        train.examined.categories, val.examined.categories
-    ):
-        groups.append(
-            _group(
-                str(val.data.annotations),
-                Kind.CATEGORIES,
-                True,
-                [
-                    Entry(
-                        "categories",
-                        None,
-                        f"{line} ({train.data.annotations} / {val.data.annotations})",
-                    )
-                    for line in differing
-                ],
-            )
+    found = _FileGroups(str(val.data.annotations), groups)
+    _compare_categories(train, val, found)
+    trained = _positions_of_files(train)
+    scored = _positions_of_files(val)
+    shared = sorted(trained.keys() & scored.keys())
+    both = [scored[path] for path in shared]
+    found.add("images that are used for training too", False, _images(val, both))
+
+
+def _compare_categories(
+    train: Checked,
+    val: Checked,
+    found: _FileGroups,
+) -> None:
+    """Add categories that differ, or that have the same names under other ids."""
+    ours = train.examined.categories
+    theirs = val.examined.categories
+    files = f"({train.data.annotations} / {val.data.annotations})"
+    differing = []
+    for line in differing_categories(ours, theirs):
+        differing.append(Entry("categories", None, f"{line} {files}"))
+    found.add(Kind.CATEGORIES, True, differing)
+    if not differing and ours != theirs:
+        text = f"{len(theirs)} categories, matched by name"
+        found.add(
+            "categories under other ids than in training",
+            False,
+            [Entry("categories", None, text)],
         )
-    elif train.examined.categories != val.examined.categories:
-        text = f"{len(val.examined.categories)} categories, matched by name"
-        groups.append(
-            _group(
-                str(val.data.annotations),
-                "categories under other ids than in training",
-                False,
-                [Entry("categories", None, text)],
-            )
-        )
-    listed = [
-        {
-            f"{os.path.realpath(checked.data.images)}/{record.file_name}": i
-            for i, record in enumerate(checked.examined.content.images)
-        }
-        for checked in (train, val)
-    ]
-    if both := sorted(listed[0].keys() & listed[1].keys()):
-        groups.append(
-            _group(
-                str(val.data.annotations),
-                "images that are used for training too",
-                False,
-                [_image(val, listed[1][path]) for path in both],
-            )
-        )
+
+
+def _positions_of_files(checked: Checked) -> dict[str, int]:
+    """Return the position of each image by its path, in which only the folder is resolved."""
+    folder = os.path.realpath(checked.data.images)
+    positions = {}
+    for index, record in enumerate(checked.examined.content.images):
+        positions[f"{folder}/{record.file_name}"] = index
+    return positions
 
 
 def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
@@ -465,48 +506,43 @@ def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
         return
     duplicates = find_duplicates([one.images.scan for one in checked])
     for number, one in enumerate(checked):
-        at = {path: i for i, path in enumerate(one.images.scan.paths)}
-        inside = [
-            _image(one, at[path], f"has the content of {group[0]}")
-            for group in duplicates.within(number)
-            for path in group[1:]
-        ]
-        if inside:
-            groups.append(
-                _group(
-                    str(one.data.annotations),
-                    "images with the content of another one",
-                    False,
-                    inside,
-                )
-            )
-        shared = (
-            [
-                _image(one, at[path], f"has the content of {group[0]}")
-                for group in duplicates.shared()
-                for path in group[1:]
-                if path in at
-            ]
-            if number
-            else []
-        )
-        if shared:
-            groups.append(
-                _group(
-                    str(one.data.annotations),
-                    "images that are used for training too, under other names",
-                    False,
-                    shared,
-                )
+        found = _FileGroups(str(one.data.annotations), groups)
+        inside = _duplicate_entries(one, duplicates.within(number))
+        found.add("images with the content of another one", False, inside)
+        if number > 0:
+            shared = _duplicate_entries(one, duplicates.shared())
+            found.add(
+                "images that are used for training too, under other names",
+                False,
+                shared,
             )
 
 
-def _image(checked: Checked, index: int, what: str = "") -> Entry:
+def _duplicate_entries(checked: Checked, groups: list[list[str]]) -> list[Entry]:
+    """Return an entry for each image of a data set that has the content of the first in its group."""
+    paths = checked.images.scan.paths
+    positions = {path: index for index, path in enumerate(paths)}
+    entries = []
+    for first, *others in groups:
+        for path in others:
+            if path in positions:
+                what = f"has the content of {first}"
+                entries.append(_image(checked, positions[path], what))
+    return entries
+
+
+def _images(checked: Checked, indices: Iterable[int]) -> list[Entry]:
+    """Return an entry for each of some images."""
+    return [_image(checked, index) for index in indices]
+
+
+def _image(
+    checked: Checked,
+    index: int,
+    what: str = "",
+) -> Entry:
     """Return an entry about an image, with its file name."""
     content = checked.examined.content
     record = content.images[index]
-    return Entry(
-        place_of("images", content.places["images"][index], record.id),
-        record.id,
-        ": ".join(filter(None, (record.file_name, what))),
-    )
+    place = place_of("images", content.places["images"][index], record.id)
+    return Entry(place, record.id, _joined(record.file_name, what))

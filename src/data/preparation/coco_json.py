@@ -33,8 +33,6 @@ def encoded(value: Any) -> bytes:
         return bytes(value)
     try:
         return msgspec.json.encode(value)
-    except (
-        UnicodeEncodeError,
-        OverflowError,
-    ):  # a lone surrogate, or an integer beyond 64 bits
+    except (UnicodeEncodeError, OverflowError):
+        # a lone surrogate, or an integer beyond 64 bits
         return json.dumps(value).encode()

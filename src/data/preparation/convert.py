@@ -35,8 +35,9 @@ def convert(
     drop_boxes: bool = False,
     report: Path | None = None,
 ) -> Iterator[str]:
-    """Convert a data set in the layout of YOLO or Pascal VOC to `train.json` and `val.json`; yield lines
-    about it.
+    """Convert a data set in the layout of YOLO or Pascal VOC to `train.json` and `val.json`.
+
+    Yields lines about the results.
 
     Args:
         source: `data.yaml` of YOLO, or a folder; a folder with `Annotations` is read as Pascal VOC.
@@ -55,9 +56,9 @@ def convert(
         ConfigError: if the source does not exist, or the folder is not writable.
     """
     if not source.exists():
+        hint = did_you_mean_file(source)
         raise ConfigError(
-            f"{source} does not exist; name YOLO's data.yaml or the folder of the data "
-            f"set{did_you_mean_file(source)}"
+            f"{source} does not exist; name YOLO's data.yaml or the folder of the data set{hint}"
         )
     if report is not None:
         prepare_report(report, "--report")
@@ -76,7 +77,9 @@ def convert(
         if report is not None:
             error.write(report)
         raise
-    yield from (f"{what}: {number}" for what, number in data.notes.items() if number)
+    for what, number in data.notes.items():
+        if number:
+            yield f"{what}: {number}"
     yield from split_if_needed(data, val_fraction, seed)
     prepare_output_dir(output)
     for part in data.parts:
@@ -87,7 +90,10 @@ def convert(
 
 
 def training_command(
-    data: LabelledImages, output: Path, *, follow_links: bool = False
+    data: LabelledImages,
+    output: Path,
+    *,
+    follow_links: bool = False,
 ) -> str:
     """Return the command that trains on converted files, safe to paste."""
     settings = {
@@ -102,9 +108,8 @@ def training_command(
         }
         if follow_links:
             settings[f"{prefix}.follow_links"] = "True"
-    return f"python train.py -c {CONFIG} -u " + " ".join(
-        shlex.quote(f"{key}={value}") for key, value in settings.items()
-    )
+    words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
+    return f"python train.py -c {CONFIG} -u {' '.join(words)}"
 
 
 def _yaml_text(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Clean copies of annotation files: findings of `check` are fixed record by record, until nothing is left to
-fix.
+"""Clean copies of annotation files: the findings of `check` are fixed record by record.
 
-Records without a finding are copied byte for byte, including data that detection does not use.
+This is repeated until nothing is left to fix. Records without a finding are copied byte for byte, including
+data that detection does not use.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import msgspec
 import numpy as np
@@ -54,25 +54,40 @@ RIGHT_SIZE_FRACTION = 0.9
 Record = dict[str, Any]
 
 
-def _scale(record: Record, x: float, y: float) -> None:
+def _scale(
+    record: Record,
+    x: float,
+    y: float,
+) -> None:
     """Scale the box of an annotation, its area and its polygons, in place."""
     if not is_box_missing(record):
         left, top, width, height = record["bbox"]
-        record["bbox"] = [
-            round(value, DECIMALS)
-            for value in (left * x, top * y, width * x, height * y)
-        ]
+        scaled = [left * x, top * y, width * x, height * y]
+        record["bbox"] = [round(value, DECIMALS) for value in scaled]
     if isinstance(record.get("area"), int | float):
         record["area"] = record["area"] * x * y
     rings = record.get("segmentation")
-    if isinstance(rings, list) and all(isinstance(ring, list) for ring in rings):
-        record["segmentation"] = [
-            [value * (y if position % 2 else x) for position, value in enumerate(ring)]
-            for ring in rings
-        ]
+    if not isinstance(rings, list):
+        return
+    if all(isinstance(ring, list) for ring in rings):
+        record["segmentation"] = [_scaled_ring(ring, x, y) for ring in rings]
 
 
-def _were_resized(boxes: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
+def _scaled_ring(
+    ring: list[float],
+    x: float,
+    y: float,
+) -> list[float]:
+    """Return a polygon x1, y1, x2, y2, ... scaled by a factor for each axis."""
+    factors = cycle((x, y))
+    return [value * factor for value, factor in zip(ring, factors)]
+
+
+def _were_resized(
+    boxes: np.ndarray,
+    old: np.ndarray,
+    new: np.ndarray,
+) -> bool:
     """Return whether images were resized after their boxes were made.
 
     Args:
@@ -83,11 +98,11 @@ def _were_resized(boxes: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
     if fitting(boxes, old) < LIKELY_FRACTION:
         return False
     factors = new / old
-    same_factor = (np.abs(factors[:, 0] / factors[:, 1] - 1) < SAME_FACTOR).mean()
-    return (
-        bool(same_factor >= LIKELY_FRACTION)
-        or fitting(boxes, new) < RIGHT_SIZE_FRACTION
-    )
+    ratios = factors[:, 0] / factors[:, 1]
+    same_factor = (np.abs(ratios - 1) < SAME_FACTOR).mean()
+    if same_factor >= LIKELY_FRACTION:
+        return True
+    return fitting(boxes, new) < RIGHT_SIZE_FRACTION
 
 
 class _Dropped(Exception):  # noqa: N818 - no error, the end of a record
@@ -135,18 +150,23 @@ def fix(
         )
         if box_format is None and fixing.rescale(examined):
             continue
-        if found := next(
-            (fault for fault in findings.faults if fault.kind == Kind.BOX_FORMAT), None
-        ):
-            raise DataError(
-                f"{data.annotations}: {found.what}; --boxes xywh --units pixels declares that "
-                "they are in COCO's format, "
-                "and clips and drops them as they are"
-            )
-        if not fixing.fix_records(examined) and not fixing.fix_images(examined, images):
+        _refuse_other_format(findings)
+        if fixing.fix_records(examined):
+            continue
+        if not fixing.fix_images(examined, images):
             break
     write_atomically(output, lambda file: write_records(file, content))
     return fixing.changes
+
+
+def _refuse_other_format(findings: Findings) -> None:
+    """Raise `DataError` if boxes look like another format."""
+    for fault in findings.faults:
+        if fault.kind == Kind.BOX_FORMAT:
+            raise DataError(
+                f"{findings.path}: {fault.what}; --boxes xywh --units pixels declares that they are in "
+                "COCO's format, and clips and drops them as they are"
+            )
 
 
 class _Fixing:
@@ -172,52 +192,52 @@ class _Fixing:
         for index, raw in enumerate(self.content["annotations"]):
             record = parse_record(raw)
             box = record.get("bbox") if isinstance(record, dict) else None
-            if (
-                not isinstance(box, list)
-                or len(box) != 4
-                or not all(isinstance(v, int | float) for v in box)
-            ):
+            if not _is_four_numbers(box):
                 continue
             size = sizes.get(meant_id(record.get("image_id")))
-            if size is None and given.unit != "pixels":
-                continue  # the image is not listed; the box is dropped later
-            converted = to_coco(
-                np.array([box], float), np.array([size or (1, 1)], float), given
-            )
-            record["bbox"] = [round(value, DECIMALS) for value in converted[0].tolist()]
+            if size is None:
+                if given.unit != "pixels":
+                    continue  # the image is not listed; the box is dropped later
+                size = (1, 1)  # not used by formats in pixels
+            boxes = np.array([box], float)
+            converted = to_coco(boxes, np.array([size], float), given)[0].tolist()
+            record["bbox"] = [round(value, DECIMALS) for value in converted]
             record.pop("area", None)  # it belonged to the wrong box
             self._close("annotations", index, record)
             self.changes[f"boxes converted from {given}"] += 1
 
     def _new_numbers(self, where: str) -> dict[str, int]:
-        """Return new ids for records whose ids do not represent non-negative integers, by the text of the old
-        id.
+        """Return new ids, by the text of the old id.
+
+        Only records whose ids do not represent non-negative integers get a new one.
         """
-        records = [
-            record
-            for record in map(parse_record, self.content[where])
-            if isinstance(record, dict)
-        ]
-        used = {meant_id(record.get("id")) for record in records}
+        used = set()
+        texts: dict[str, None] = {}
+        for record in self.objects_of(where):
+            old = record.get("id")
+            meant = meant_id(old)
+            used.add(meant)
+            if meant is not None or not isinstance(old, str | int | float):
+                continue
+            if old != "":
+                texts[str(old)] = None
         free = (number for number in count(1) if number not in used)
-        texts = [
-            str(record["id"])
-            for record in records
-            if meant_id(record.get("id")) is None
-            and isinstance(record.get("id"), str | int | float)
-        ]
-        return {text: next(free) for text in dict.fromkeys(texts) if text}
+        return dict(zip(texts, free))
+
+    def objects_of(self, where: str) -> Iterator[Record]:
+        """Yield the records of a list that are JSON objects."""
+        for record in map(parse_record, self.content[where]):
+            if isinstance(record, dict):
+                yield record
 
     def _sizes_of_images(self) -> dict[int | None, tuple[int, int]]:
         """Return (width, height) by image id, for the records that have all three."""
         sizes = {}
-        for record in map(parse_record, self.content["images"]):
-            if (
-                isinstance(record, dict)
-                and is_id(record.get("width"))
-                and is_id(record.get("height"))
-            ):
-                sizes[meant_id(record.get("id"))] = (record["width"], record["height"])
+        for record in self.objects_of("images"):
+            width = record.get("width")
+            height = record.get("height")
+            if is_id(width) and is_id(height):
+                sizes[meant_id(record.get("id"))] = (width, height)
         return sizes
 
     def rescale(self, examined: Examination) -> bool:
@@ -227,19 +247,15 @@ class _Fixing:
         resized. In the second case the boxes fit the labelled sizes, and they do not fit the files, or width
         and height differ by the same factor.
         """
-        positions = [
-            note.index
-            for note in examined.findings.notes
-            if note.kind == Kind.TRUE_SIZE
-        ]
-        if not positions:
+        resized = []
+        for note in examined.findings.notes:
+            if note.kind == Kind.TRUE_SIZE:
+                resized += note.index.tolist()
+        if not resized:
             return False
-        images = np.concatenate(positions).tolist()
-        true_sizes = {
-            image.id: (image.width, image.height) for image in examined.content.images
-        }
+        true_sizes = _sizes_by_id(examined)
         written: dict[int, tuple[int, int]] = {}
-        for index in images:
+        for index in resized:
             record = self._open("images", index)
             written[record["id"]] = (record["width"], record["height"])
         boxes = examined.content.annotations
@@ -251,10 +267,9 @@ class _Fixing:
         new = np.array([true_sizes[image_id] for image_id in ids], float)
         if not _were_resized(boxes.bbox[rows], old, new):
             return False
-        self._scale_boxes(
-            examined.content.places["annotations"][rows].tolist(), (new / old).tolist()
-        )
-        for index in images:
+        places = examined.content.places["annotations"][rows]
+        self._scale_boxes(places.tolist(), (new / old).tolist())
+        for index in resized:
             record = self._open("images", index)
             record["width"], record["height"] = true_sizes[record["id"]]
             self._close("images", index, record)
@@ -264,23 +279,26 @@ class _Fixing:
     def _scale_boxes(
         self, places: Sequence[int], factors: Sequence[Sequence[float]]
     ) -> None:
-        """Scale annotations, named by their place in the file, by a factor along x and one along y for
-        each.
+        """Scale annotations.
+
+        Args:
+            places: positions of the annotations in the file.
+            factors: factors along x and y for each of them.
         """
+        change = "boxes scaled to the size of their image file, which was resized"
         for place, (x, y) in zip(places, factors):
             record = self._open("annotations", place)
             _scale(record, x, y)
             self._close("annotations", place, record)
-            self.changes[
-                "boxes scaled to the size of their image file, which was resized"
-            ] += 1
+            self.changes[change] += 1
 
     def fix_records(self, examined: Examination) -> bool:
         """Fix the findings of the annotation file; return whether anything was changed."""
         before = self.changes.total()
-        images = examined.content.images
-        self.sizes = {image.id: (image.width, image.height) for image in images}
-        self.first_names = {image.id: image.file_name for image in reversed(images)}
+        self.sizes = _sizes_by_id(examined)
+        self.first_names = {}
+        for image in examined.content.images:
+            self.first_names.setdefault(image.id, image.file_name)
         self.dropped_images = set()
         self._examined = examined
         self._new_ids = None
@@ -304,11 +322,10 @@ class _Fixing:
             self._correct_name(int(places[index]))
         if self.changes.total() > before:  # look again before anything is dropped
             return True
+        change = "images dropped: no file that can be read"
         for index in (*checked.missing, *checked.leaving, *checked.unreadable):
             self.dropped_images.add(examined.content.images[index].id)
-            self._drop(
-                "images", int(places[index]), "images dropped: no file that can be read"
-            )
+            self._drop("images", int(places[index]), change)
         self._drop_boxes_of_dropped_images(examined)
         self._remove_dropped()
         return self.changes.total() > before
@@ -322,7 +339,8 @@ class _Fixing:
         found = self.files.meant_by(record["file_name"])
         if found is None:
             found = self.files.with_other_suffix(record["file_name"])
-            found = None if found in self._listed_names else found
+            if found in self._listed_names:
+                found = None
         if found is not None:
             record["file_name"] = found
             self._close("images", index, record)
@@ -331,26 +349,29 @@ class _Fixing:
     @cached_property
     def _listed_names(self) -> set[str]:
         """All file names in the annotation file before fixing."""
-        records = (
-            record
-            for record in map(parse_record, self.content["images"])
-            if isinstance(record, dict)
-        )
-        names = (record.get("file_name") for record in records)
-        return {name for name in names if isinstance(name, str)}
+        names = set()
+        for record in self.objects_of("images"):
+            name = record.get("file_name")
+            if isinstance(name, str):
+                names.add(name)
+        return names
 
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
-            assert self._examined is not None, (
-                "records are repaired one examination after the other"
-            )
+            assert self._examined is not None, "ids are needed after an examination"
             content = self._examined.content
-            used = set(content.annotations.id.tolist()) | content.lost["annotations"]
+            used = set(content.annotations.id.tolist())
+            used |= content.lost["annotations"]
             self._new_ids = (i for i in count(1) if i not in used)
         return next(self._new_ids)
 
-    def _fix(self, where: str, index: int, kind: str) -> None:
+    def _fix(
+        self,
+        where: str,
+        index: int,
+        kind: str,
+    ) -> None:
         if kind == Kind.NO_OBJECT:
             self._drop(where, index, f"{_CALLED[where]} dropped: not a JSON object")
         fixer = _FIXERS.get((where, kind))
@@ -368,34 +389,48 @@ class _Fixing:
         """Return a record as a dictionary that may be changed."""
         return parse_record(self.content[where][index])
 
-    def _close(self, where: str, index: int, record: Record) -> None:
+    def _close(
+        self,
+        where: str,
+        index: int,
+        record: Record,
+    ) -> None:
         """Store a changed record in the form that needs the least memory."""
         self.content[where][index] = msgspec.Raw(encoded(record))
 
-    def _drop(self, where: str, index: int, change: str) -> None:
+    def _drop(
+        self,
+        where: str,
+        index: int,
+        change: str,
+    ) -> None:
         if self.content[where][index] is not None:
             self.content[where][index] = None
             self.changes[change] += 1
 
     def _drop_boxes_of_dropped_images(self, examined: Examination) -> None:
-        orphaned = np.isin(
-            examined.content.annotations.image_id, list(self.dropped_images)
-        )
-        for place in examined.content.places["annotations"][orphaned].tolist():
+        content = examined.content
+        orphaned = np.isin(content.annotations.image_id, list(self.dropped_images))
+        for place in content.places["annotations"][orphaned].tolist():
             self._drop("annotations", place, "boxes dropped: their image was dropped")
-        for image, place in zip(
-            examined.content.images, examined.content.places["images"]
-        ):
+        change = "images dropped: two of them have one id"
+        places = content.places["images"].tolist()
+        for image, place in zip(content.images, places):
             if image.id in self.dropped_images:
-                self._drop(
-                    "images", int(place), "images dropped: two of them have one id"
-                )
+                self._drop("images", place, change)
 
     def _remove_dropped(self) -> None:
         for where in LISTS:
-            self.content[where] = [
-                record for record in self.content[where] if record is not None
-            ]
+            kept = [record for record in self.content[where] if record is not None]
+            self.content[where] = kept
+
+
+def _sizes_by_id(examined: Examination) -> dict[int, tuple[int, int]]:
+    """Return (width, height) of each valid image by its id."""
+    sizes = {}
+    for image in examined.content.images:
+        sizes[image.id] = (image.width, image.height)
+    return sizes
 
 
 # ---- one kind of finding, one record ----
@@ -411,15 +446,12 @@ def _numeric_ids(**keys: str | None) -> _Fixer:
     def fix_record(fixing: _Fixing, record: Record) -> Iterator[str]:
         for key, where in keys.items():
             value = meant_id(record.get(key))
+            change = f"{key} made an integer"
             if value is None and where is not None:
                 value = fixing.renumbered[where].get(str(record.get(key)))
-                change = (
-                    f"{key} given a new number"
-                    if key != "id"
-                    else f"{where} given new ids"
-                )
-            else:
-                change = f"{key} made a whole number"
+                change = f"{key} given a new number"
+                if key == "id":
+                    change = f"{where} given new ids"
             if value is None:
                 raise _Dropped(f"no {key} that could be meant")
             if value is not record[key]:
@@ -433,9 +465,8 @@ def _annotation_ids(fixing: _Fixing, record: Record) -> Iterator[str]:
     if meant_id(record.get("id")) is None:
         record["id"] = fixing.new_id()
         yield "annotation ids replaced"
-    yield from _numeric_ids(id=None, image_id="images", category_id="categories")(
-        fixing, record
-    )
+    fix_ids = _numeric_ids(id=None, image_id="images", category_id="categories")
+    yield from fix_ids(fixing, record)
 
 
 def _new_annotation_id(fixing: _Fixing, record: Record) -> Iterator[str]:
@@ -453,35 +484,35 @@ def _box(fixing: _Fixing, record: Record) -> Iterator[str]:
 
 
 def _four_numbers(box: Any) -> list[float] | None:
-    """Return the four finite numbers of a box given as texts, one text, a list in a list, or named
-    numbers.
+    """Return the four finite numbers of a box in another notation, or None.
+
+    These are texts, one text, a list in a list, and named numbers.
     """
     if isinstance(box, dict):
-        box = next(
-            (
-                [box[key] for key in keys]
-                for keys in _BOX_KEYS
-                if set(keys) <= box.keys()
-            ),
-            None,
-        )
+        box = _values_of_names(box)
     if isinstance(box, str):
         box = box.strip("[]() ").replace(",", " ").split()
     if isinstance(box, list) and len(box) == 1:
         box = box[0]
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or any(isinstance(value, bool) for value in box)
-    ):
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    if any(isinstance(value, bool) for value in box):
         return None
     try:
         numbers = [float(value) for value in box]
     except (TypeError, ValueError, OverflowError):
         return None
-    return (
-        numbers if all(abs(value) < 1e300 for value in numbers) else None
-    )  # NaN is not smaller either
+    if all(abs(value) < 1e300 for value in numbers):  # False for NaN
+        return numbers
+    return None
+
+
+def _values_of_names(box: dict[str, Any]) -> list[Any] | None:
+    """Return x, y, width and height of a box whose numbers have names."""
+    for keys in _BOX_KEYS:
+        if set(keys) <= box.keys():
+            return [box[key] for key in keys]
+    return None
 
 
 _BOX_KEYS = (
@@ -494,11 +525,14 @@ _BOX_KEYS = (
 
 def _usable_box(fixing: _Fixing, record: Record) -> list[float] | None:
     """Return the box of the polygon, or of a mask with the size of the image."""
-    masked = mask_size(record.get("segmentation"))
-    size = fixing.sizes.get(record["image_id"]) if "image_id" in record else None
+    segmentation = record.get("segmentation")
+    masked = mask_size(segmentation)
+    size = None
+    if "image_id" in record:
+        size = fixing.sizes.get(record["image_id"])
     if masked is not None and size is not None and masked != size:
         return None
-    return box_of_segmentation(record.get("segmentation"))
+    return box_of_segmentation(segmentation)
 
 
 def _box_from_segmentation(fixing: _Fixing, record: Record) -> Iterator[str]:
@@ -514,7 +548,9 @@ def _flat(fixing: _Fixing, record: Record) -> Iterator[str]:
     x, y, w, h = record["bbox"]
     if w == 0 or h == 0:
         raise _Dropped("no area")
-    record["bbox"] = [min(x, x + w), min(y, y + h), abs(w), abs(h)]
+    left = min(x, x + w)
+    top = min(y, y + h)
+    record["bbox"] = [left, top, abs(w), abs(h)]
     record.pop("area", None)
     yield "reversed boxes turned over"
 
@@ -522,7 +558,7 @@ def _flat(fixing: _Fixing, record: Record) -> Iterator[str]:
 def _outside(fixing: _Fixing, record: Record) -> Iterator[str]:
     """Use the box of the polygon or mask if it lies in the image."""
     box = box_of_segmentation(record.get("segmentation"))
-    (width, height) = fixing.sizes[record["image_id"]]
+    width, height = fixing.sizes[record["image_id"]]
     if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
         raise _Dropped("outside their image")
     record["bbox"] = box
@@ -535,8 +571,9 @@ def _ignore(_: _Fixing, record: Record) -> Iterator[str]:
 
 
 def _flag(value: Any) -> int:
-    """Return 0 or 1 for a flag in any form; unknown values become 1, so that a flagged object is not
-    learned.
+    """Return 0 or 1 for a flag in any form.
+
+    Unknown values become 1, so that a flagged object is not learned.
     """
     text = str(value).strip().lower()
     return int(text not in ("", "none", "null", "false", "no", "0", "0.0"))
@@ -544,7 +581,9 @@ def _flag(value: Any) -> int:
 
 def _file_name(fixing: _Fixing, record: Record) -> Iterator[str]:
     name = record.get("file_name")
-    found = fixing.files.meant_by(name) if isinstance(name, str) and name else None
+    found = None
+    if isinstance(name, str) and name:
+        found = fixing.files.meant_by(name)
     if found is None:
         raise _Dropped("no file name that can be used")
     record["file_name"] = found
@@ -554,23 +593,29 @@ def _file_name(fixing: _Fixing, record: Record) -> Iterator[str]:
 def _clip(fixing: _Fixing, record: Record) -> Iterator[str]:
     width, height = fixing.sizes[record["image_id"]]
     x, y, w, h = record["bbox"]
-    x1, y1 = max(x, 0), max(y, 0)
-    record["bbox"] = [x1, y1, min(x + w, width) - x1, min(y + h, height) - y1]
+    x1 = max(x, 0)
+    y1 = max(y, 0)
+    clipped_width = min(x + w, width) - x1
+    clipped_height = min(y + h, height) - y1
+    record["bbox"] = [x1, y1, clipped_width, clipped_height]
     if isinstance(record.get("area"), int | float):
-        record["area"] = min(record["area"], record["bbox"][2] * record["bbox"][3])
+        record["area"] = min(record["area"], clipped_width * clipped_height)
     yield "boxes clipped to their image"
 
 
 def _area(_: _Fixing, record: Record) -> Iterator[str]:
     record.pop("area", None)
     box = record.get("bbox")
-    if (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(value, int | float) for value in box)
-    ):
+    if _is_four_numbers(box):
         record["area"] = box[2] * box[3]
     yield "areas computed from the box"
+
+
+def _is_four_numbers(box: Any) -> TypeGuard[list[float]]:
+    """Return whether a value is a list of four numbers."""
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(isinstance(value, int | float) for value in box)
 
 
 def _crowd(_: _Fixing, record: Record) -> Iterator[str]:
@@ -586,20 +631,25 @@ def _dropped(reason: str) -> _Fixer:
 
 
 def _image_size(fixing: _Fixing, record: Record) -> Iterator[str]:
-    name = record.get("file_name")
-    folder = fixing.data.images
-    if isinstance(name, str) and unsafe_file_name(name) is None:
-        misplaced = find_misplaced(folder, [name])
-        try:
-            if not misplaced.missing and (
-                fixing.data.follow_links or not misplaced.leaving
-            ):
-                record["width"], record["height"] = image_size(folder / name)[1]
-                yield "sizes of images taken from their files"
-                return
-        except ImageError:
-            pass
-    raise _Dropped("no size, and no file that has one")
+    size = _size_of_file(fixing.data, record.get("file_name"))
+    if size is None:
+        raise _Dropped("no size, and no file that has one")
+    record["width"], record["height"] = size
+    yield "sizes of images taken from their files"
+
+
+def _size_of_file(data: DataSet, name: Any) -> tuple[int, int] | None:
+    """Return (width, height) of an image as displayed, or None if it must not or cannot be opened."""
+    if not isinstance(name, str) or unsafe_file_name(name) is not None:
+        return None
+    missing, leaving = find_misplaced(data.images, [name])
+    if missing or (leaving and not data.follow_links):
+        return None
+    try:
+        _, upright = image_size(data.images / name)
+    except ImageError:
+        return None
+    return upright
 
 
 def _true_size(fixing: _Fixing, record: Record) -> Iterator[str]:
@@ -610,28 +660,26 @@ def _true_size(fixing: _Fixing, record: Record) -> Iterator[str]:
 def _repeated_image(fixing: _Fixing, record: Record) -> Iterable[str]:
     if fixing.first_names.get(record["id"]) == record.get("file_name"):
         raise _Dropped("listed twice")
-    fixing.dropped_images.add(
-        record["id"]
-    )  # it is unknown which of them its boxes belong to
+    # it is unknown which of the two images the boxes belong to
+    fixing.dropped_images.add(record["id"])
     return ()
 
 
 def _category_name(_: _Fixing, record: Record) -> Iterator[str]:
     name = record.get("name")
-    record["name"] = (
-        str(name)
-        if isinstance(name, int | float) and not isinstance(name, bool)
-        else f"class {record.get('id')}"
-    )
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        record["name"] = str(name)
+    else:
+        record["name"] = f"class {record.get('id')}"
     yield "categories named"
 
 
 def _repeated_category(fixing: _Fixing, record: Record) -> Iterable[str]:
-    first = next(
-        r
-        for r in map(parse_record, fixing.content["categories"])
-        if isinstance(r, dict) and r.get("id") == record["id"]
-    )
+    first = record
+    for other in fixing.objects_of("categories"):
+        if other.get("id") == record["id"]:
+            first = other
+            break
     if first.get("name") == record.get("name") and is_id(record["id"]):
         raise _Dropped("listed twice")
     return ()
@@ -668,28 +716,32 @@ _FIXERS: dict[tuple[str, str], _Fixer] = {
 
 
 def copies_of(data_sets: Sequence[DataSet], folder: Path) -> list[DataSet]:
-    """Return the data sets of the clean copies in a folder: `train.json`, and `val.json` if there are two
-    data sets.
+    """Return the data sets of the clean copies in a folder.
+
+    The files are `train.json`, and `val.json` if there are two data sets.
 
     Raises:
         ConfigError: if a copy would replace a file of the data.
     """
-    copies = [
-        replace(data, annotations=folder / f"{part}.json", box_format=None)
-        for data, part in zip(data_sets, ("train", "val"))
-    ]
+    copies = []
+    for data, name in zip(data_sets, ("train.json", "val.json")):
+        copies.append(replace(data, annotations=folder / name, box_format=None))
     for data in data_sets:
         for copy in copies:
             _refuse_replacing(data.annotations, copy.annotations)
     return copies
 
 
-def describe(data: DataSet, output: Path, changes: Counter[str]) -> Iterator[str]:
+def describe(
+    data: DataSet,
+    output: Path,
+    changes: Counter[str],
+) -> Iterator[str]:
     """Yield the changes, one line per kind."""
-    yield f"{output}: a clean copy of {data.annotations}" + (
-        "" if changes else ", nothing had to be changed"
-    )
-    yield from (f"  {number:6} {change}" for change, number in changes.items())
+    unchanged = "" if changes else ", nothing had to be changed"
+    yield f"{output}: a clean copy of {data.annotations}{unchanged}"
+    for change, number in changes.items():
+        yield f"  {number:6} {change}"
 
 
 def _refuse_replacing(annotations: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Check of all image files: missing files, links out of the folder, unreadable files, and flags."""
+"""Check of all image files: missing files, links out of the folder, unreadable files, and image flags."""
 
 from __future__ import annotations
 
@@ -74,24 +74,26 @@ class ImageCheck:
             follow_links: open files that are symbolic links out of the folder.
         """
         missing, leaving = find_misplaced(folder, names)
-        leaving = {} if follow_links else leaving
-        absent = {*missing, *leaving}
-        paths = [
-            "" if i in absent else str(folder / name) for i, name in enumerate(names)
-        ]
+        if follow_links:
+            leaving = {}
+        paths = [str(folder / name) for name in names]
+        for index in (*missing, *leaving):
+            paths[index] = ""
         scan = scan_images(paths, sizes)
-        here = [i for i in range(len(names)) if i not in absent]
+        present = [index for index, path in enumerate(paths) if path]
         if self.decode:
             pixels = scan.rows[:, WIDTH] * scan.rows[:, HEIGHT]
-            states = self._decode([(paths[i], int(pixels[i])) for i in here])
+            files = [(paths[index], int(pixels[index])) for index in present]
+            states = self._decode(files)
         else:
-            states = [
-                (_header_fault(paths[i], scan.rows[i]), ImageFlag(0)) for i in here
-            ]
+            states = []
+            for index in present:
+                fault = _header_fault(paths[index], scan.rows[index])
+                states.append((fault, ImageFlag(0)))
         unreadable = {}
         flags: dict[ImageFlag, list[int]] = {flag: [] for flag in FLAG_TEXTS}
         flags[ImageFlag.SEVERAL_FRAMES] = scan.several_frames()
-        for index, (error, found) in zip(here, states):
+        for index, (error, found) in zip(present, states):
             if error:
                 unreadable[index] = error
             for flag in (ImageFlag.ROTATED, ImageFlag.CMYK, ImageFlag.SIXTEEN_BIT):
@@ -101,18 +103,21 @@ class ImageCheck:
 
     @staticmethod
     def true_sizes(folder: Path, follow_links: bool) -> TrueSizes:
-        """Return a function that corrects the sizes of labels from image headers; no file outside is
-        opened.
+        """Return a function that corrects the sizes of labels from image headers.
+
+        Files outside the folder are not opened, unless links are followed.
         """
 
         def sizes_in_files(names: list[str], sizes: np.ndarray) -> np.ndarray:
+            absent = np.zeros(len(names), bool)
             missing, leaving = find_misplaced(folder, names)
-            absent = {*missing, *(() if follow_links else leaving)}
-            here = [i for i in range(len(names)) if i not in absent]
+            absent[missing] = True
+            if not follow_links:
+                absent[list(leaving)] = True
+            present = np.flatnonzero(~absent)
+            paths = [str(folder / names[index]) for index in present]
             true = sizes.copy()
-            true[here] = sizes_of_files(
-                [str(folder / names[i]) for i in here], sizes[here]
-            )
+            true[present] = sizes_of_files(paths, sizes[present])
             return true
 
         return sizes_in_files
@@ -120,19 +125,22 @@ class ImageCheck:
     def _decode(
         self, files: list[tuple[str, int]]
     ) -> list[tuple[str | None, ImageFlag]]:
-        """Return for each (path, number of pixels) why it cannot be decoded, or None, and its flags."""
+        """Decode files, each given as (path, number of pixels).
+
+        Returns:
+            For each file the reason why it cannot be decoded, or None, and its flags.
+        """
         new = [file for file in files if file[0] not in self._known]
         with ThreadPoolExecutor(self.workers) as pool:
-            for (path, _), state in zip(
-                new,
-                tqdm(
-                    pool.map(self._state, new),
-                    "images",
-                    len(new),
-                    leave=False,
-                    disable=None,
-                ),
-            ):
+            states = pool.map(self._state, new)
+            shown = tqdm(
+                states,
+                "images",
+                len(new),
+                leave=False,
+                disable=None,
+            )
+            for (path, _), state in zip(new, shown):
                 self._known[path] = state
         return [self._known[path] for path, _ in files]
 
@@ -148,7 +156,7 @@ class ImageCheck:
 
 
 def _header_fault(path: str, row: np.ndarray) -> str | None:
-    """Return why the header of a file could not be read, or None."""
+    """Return the reason why the header of a file could not be read, or None."""
     if row[WIDTH] != UNKNOWN:
         return None
     if row[BYTES] == UNKNOWN:

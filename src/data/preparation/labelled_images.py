@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class LabelledImages:
     parts: dict[str, list[LabelledImage]]
     """"train", and "val" and "test" if there are any."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was changed or dropped, and how often."""
+    """Numbers of changed or dropped items, by description."""
 
 
 SHOWN = 5
@@ -72,7 +73,12 @@ class Faults:
         self.source = source
         self.found: list[Fault] = []
 
-    def add(self, kind: str, where: str, what: str) -> None:
+    def add(
+        self,
+        kind: str,
+        where: str,
+        what: str,
+    ) -> None:
         """Add a fault."""
         self.found.append(Fault(kind, where, what))
 
@@ -92,14 +98,20 @@ class ConversionError(DataError):
         kinds: dict[str, list[str]] = {}
         for fault in faults:
             kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
-        parts = [
-            f"{kind} ({len(own)}): {listed(own, '; ', shown=SHOWN, before_more='; ')}"
-            for kind, own in sorted(kinds.items(), key=lambda item: -len(item[1]))
-        ]
+        parts = []
+        for kind in sorted(kinds, key=lambda kind: -len(kinds[kind])):
+            own = kinds[kind]
+            shown = listed(
+                own,
+                "; ",
+                shown=SHOWN,
+                before_more="; ",
+            )
+            parts.append(f"{kind} ({len(own)}): {shown}")
         number = count_faults(len(faults))
         super().__init__(
-            f"{source} has {number}, nothing was written: {'. '.join(parts)}. --report FILE "
-            "writes all of them"
+            f"{source} has {number}, nothing was written: {'. '.join(parts)}. "
+            "--report FILE writes all of them"
         )
 
     def write(self, path: Path) -> None:
@@ -118,7 +130,7 @@ class Account(NamedTuple):
 
     faults: Faults
     notes: Counter[str]
-    """What was changed or dropped, and how often."""
+    """Numbers of changed or dropped items, by description."""
     drop_boxes: bool = False
     """Drop boxes that cannot be used, instead of adding a fault."""
 
@@ -127,7 +139,10 @@ UNUSABLE = "boxes without area or outside their image"
 
 
 def boxes_inside(
-    corners: np.ndarray, size: tuple[int, int], places: Sequence[str], account: Account
+    corners: np.ndarray,
+    size: tuple[int, int],
+    places: Sequence[str],
+    account: Account,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clip boxes to their image.
 
@@ -141,13 +156,16 @@ def boxes_inside(
         The boxes `[T, 4]`, rounded as in the output, and a mask `[T]` of the usable ones.
     """
     points = corners.reshape(-1, 2, 2)
-    ordered = np.concatenate([points.min(1), points.max(1)], 1)
-    account.notes["boxes with reversed corners, swapped"] += int(
-        (ordered != corners).any(1).sum()
-    )
-    inside = np.clip(ordered, 0, np.tile(size, 2)).round(DECIMALS)
+    low = points.min(1)
+    high = points.max(1)
+    ordered = np.concatenate([low, high], 1)
+    swapped = (ordered != corners).any(1)
+    account.notes["boxes with reversed corners, swapped"] += int(swapped.sum())
+    limits = np.tile(size, 2)
+    inside = np.clip(ordered, 0, limits).round(DECIMALS)
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
-    beyond = kept & (abs(inside - ordered) > 0.5).any(1)
+    overhang = abs(inside - ordered)
+    beyond = kept & (overhang > 0.5).any(1)
     account.notes["boxes reaching beyond their image, clipped"] += int(beyond.sum())
     for row in np.flatnonzero(~kept).tolist():
         if account.drop_boxes:
@@ -163,50 +181,64 @@ def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
     """Write `train.json`, `val.json` ... into a folder, and yield a line for each. Images are not copied."""
     for part, images in data.parts.items():
         path = output / f"{part}.json"
-        write_atomically(
-            path, partial(_write, images=images, categories=data.categories)
-        )
+        write = partial(_write, images=images, categories=data.categories)
+        write_atomically(path, write)
         counts = [len(image.boxes) for image in images]
         empty = counts.count(0)
         yield f"{path}: {len(images)} images ({empty} without objects), {sum(counts)} boxes"
 
 
 def _write(
-    file: BinaryIO, images: Sequence[LabelledImage], categories: dict[int, str]
+    file: BinaryIO,
+    images: Sequence[LabelledImage],
+    categories: dict[int, str],
 ) -> None:
     file.write(b'{"images": [')
-    for number, image in enumerate(images):
-        record = {
-            "id": number + 1,
+    _write_list(file, _image_records(images))
+    file.write(b'\n],\n"annotations": [')
+    _write_list(file, _annotation_records(images))
+    file.write(b'\n],\n"categories": ')
+    records = []
+    for category_id, name in sorted(categories.items()):
+        records.append({"id": category_id, "name": name})
+    file.write(json.dumps(records).encode() + b"}\n")
+
+
+def _write_list(file: BinaryIO, records: Iterable[dict[str, Any]]) -> None:
+    """Write the records of a list, one per line, separated by commas."""
+    separator = b"\n"
+    for record in records:
+        file.write(separator + json.dumps(record).encode())
+        separator = b",\n"
+
+
+def _image_records(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
+    for image_id, image in enumerate(images, 1):
+        yield {
+            "id": image_id,
             "file_name": image.file_name,
             "width": image.size[0],
             "height": image.size[1],
         }
-        file.write((b",\n" if number else b"\n") + json.dumps(record).encode())
-    file.write(b'\n],\n"annotations": [')
-    count = 0
-    for number, image in enumerate(images):
-        sizes = (image.boxes[:, 2:] - image.boxes[:, :2]).round(DECIMALS)
-        for category, (x, y, _, _), (w, h), crowd in zip(
+
+
+def _annotation_records(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
+    annotation_ids = count(1)
+    for image_id, image in enumerate(images, 1):
+        starts = image.boxes[:, :2]
+        extents = image.boxes[:, 2:] - starts
+        rows = zip(
             image.categories.tolist(),
-            image.boxes.tolist(),
-            sizes.tolist(),
+            starts.tolist(),
+            extents.round(DECIMALS).tolist(),
             image.crowds.tolist(),
-        ):
-            count += 1
-            record = {
-                "id": count,
-                "image_id": number + 1,
+        )
+        for category, (x, y), (w, h), crowd in rows:
+            yield {
+                "id": next(annotation_ids),
+                "image_id": image_id,
                 "category_id": category,
                 "bbox": [x, y, w, h],
                 "area": round(w * h, DECIMALS),
                 "iscrowd": int(crowd),
             }
-            file.write((b",\n" if count > 1 else b"\n") + json.dumps(record).encode())
-    file.write(
-        b'\n],\n"categories": '
-        + json.dumps(
-            [{"id": i, "name": name} for i, name in sorted(categories.items())]
-        ).encode()
-        + b"}\n"
-    )

@@ -1,5 +1,4 @@
-"""Preparation of Objects365: move most validation images to training, and write smaller copies of large
-images.
+"""Preparation of Objects365: move validation images to training, and write smaller copies of large images.
 
 The folder has `train/zhiyuan_objv2_train.json` and `val/zhiyuan_objv2_val.json` with their images. Existing
 files are never changed.
@@ -9,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +70,14 @@ class _Resized(NamedTuple):
     old: tuple[int, int]
 
 
-def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
-    """Keep the first validation images, and move the others to training as `images_from_val/`; yield lines
-    about it.
+def remap(
+    base: Path,
+    new_val_size: int,
+    output_suffix: str,
+) -> Iterator[str]:
+    """Keep the first validation images, and move the others to training as `images_from_val/`.
+
+    Yields lines about the results.
 
     Args:
         base: folder with `train` and `val`.
@@ -88,36 +93,33 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
         raise ConfigError(
             f"--output_suffix is {output_suffix!r}, expected the beginning of a file name"
         )
-    train_path, val_path = _annotations(base, "train"), _annotations(base, "val")
-    outputs = {
-        path: path.with_name(f"{output_suffix}_{path.name}")
-        for path in (train_path, val_path)
-    }
+    train_path = _annotations(base, "train")
+    val_path = _annotations(base, "val")
+    train_output = train_path.with_name(f"{output_suffix}_{train_path.name}")
+    val_output = val_path.with_name(f"{output_suffix}_{val_path.name}")
     refuse_foreign(
-        outputs.values(), "choose another --output_suffix", recognize=is_our_coco_file
+        [train_output, val_output],
+        "choose another --output_suffix",
+        recognize=is_our_coco_file,
     )
-    train, val = (
-        split_records(read_annotation_file(path), path)
-        for path in (train_path, val_path)
-    )
+    train = split_records(read_annotation_file(train_path), train_path)
+    val = split_records(read_annotation_file(val_path), val_path)
     _check_categories(train, val, train_path, val_path)
-    count = len(val["images"])
-    if not 0 < new_val_size <= count:
+    available = len(val["images"])
+    if not 0 < new_val_size <= available:
         raise ConfigError(
-            f"--new_val_size is {new_val_size}, expected 1 to {count}, the number of images in {val_path}"
+            f"--new_val_size is {new_val_size}, expected 1 to {available}, the number of images in {val_path}"
         )
     val_boxes, moved_boxes = _boxes_of_first_images(val, new_val_size, val_path)
     moved_images = val["images"][new_val_size:]
     added = _renumbered_for_training(
         train, moved_images, moved_boxes, train_path, val_path
     )
-    joined = {key: train[key] + records for key, records in added.items()}
-    shortened = {"images": val["images"][:new_val_size], "annotations": val_boxes}
-    for path, content in (
-        (train_path, {**train, **joined}),
-        (val_path, {**val, **shortened}),
-    ):
-        output = outputs[path]
+    for key, records in added.items():
+        train[key] += records
+    val["images"] = val["images"][:new_val_size]
+    val["annotations"] = val_boxes
+    for output, content in ((train_output, train), (val_output, val)):
         _write_labels(output, content)
         yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
     if moved_images and not (base / "train" / FROM_VAL).is_dir():
@@ -127,34 +129,42 @@ def remap(base: Path, new_val_size: int, output_suffix: str) -> Iterator[str]:
 
 
 def _boxes_of_first_images(
-    content: dict[str, Any], count: int, path: Path
+    content: dict[str, Any],
+    count: int,
+    path: Path,
 ) -> tuple[list[Any], list[Any]]:
     """Return the annotations of the first images of a file, and those of the others."""
-    first = {record.id for record in _decoded(content["images"][:count], _Id, path)}
+    images = content["images"][:count]
+    first = {record.id for record in _decoded(images, _Id, path)}
     boxes = _decoded(content["annotations"], _Box, path)
-    is_of_first = np.array([box.image_id in first for box in boxes], bool)
-    annotations = content["annotations"]
-    return (
-        [annotations[i] for i in np.flatnonzero(is_of_first)],
-        [annotations[i] for i in np.flatnonzero(~is_of_first)],
-    )
+    of_first: list[Any] = []
+    of_others: list[Any] = []
+    for record, box in zip(content["annotations"], boxes):
+        part = of_first if box.image_id in first else of_others
+        part.append(record)
+    return of_first, of_others
 
 
 def _check_categories(
-    train: dict[str, Any], val: dict[str, Any], train_path: Path, val_path: Path
+    train: dict[str, Any],
+    val: dict[str, Any],
+    train_path: Path,
+    val_path: Path,
 ) -> None:
     """Raise `DataError` if the categories of two files differ."""
-    ours, theirs = (
-        {
-            record["id"]: record["name"]
-            for record in map(parse_record, content["categories"])
-        }
-        for content in (train, val)
-    )
-    if differing := differing_categories(ours, theirs):
+    differing = differing_categories(_names_by_id(train), _names_by_id(val))
+    if differing:
         raise DataError(
             f"categories differ between {train_path} and {val_path}: {listed(differing, '; ')}"
         )
+
+
+def _names_by_id(content: dict[str, Any]) -> dict[int, str]:
+    """Return the names of the categories of a file."""
+    names = {}
+    for record in map(parse_record, content["categories"]):
+        names[record["id"]] = record["name"]
+    return names
 
 
 def _renumbered_for_training(
@@ -164,9 +174,7 @@ def _renumbered_for_training(
     train_path: Path,
     val_path: Path,
 ) -> dict[str, list[Any]]:
-    """Return validation images and their boxes as records of the training file, with ids that are free
-    there.
-    """
+    """Return validation images and their boxes as records of the training file, with ids free there."""
     new_image_id = _free_ids(train["images"], images, train_path, val_path)
     new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
     if new_image_id or new_box_id:
@@ -177,12 +185,15 @@ def _renumbered_for_training(
     }
 
 
-def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
-    """Write `*_resized.jpg` for larger images, and `*_resized.json` with scaled boxes, for training and
-    validation.
+def resize(
+    base: Path,
+    max_size: int,
+    num_workers: int,
+) -> Iterator[str]:
+    """Write `*_resized.jpg` for larger images, and `*_resized.json` with scaled boxes, for both parts.
 
-    Existing results are not written again, so an interrupted run can be repeated. Yields lines about the
-    results.
+    The parts are training and validation. Existing results are not written again, so an interrupted run can
+    be repeated. Yields lines about the results.
 
     Args:
         base: folder with `train` and `val`.
@@ -197,36 +208,31 @@ def resize(base: Path, max_size: int, num_workers: int) -> Iterator[str]:
             f"--max_size is {max_size} and --num_workers {num_workers}, expected positive integers"
         )
     for part in ("train", "val"):
-        remapped = base / part / f"new_zhiyuan_objv2_{part}.json"
-        yield _resize_part(
-            remapped if remapped.exists() else _annotations(base, part),
-            base / part,
-            max_size,
-            num_workers,
-        )
+        path = base / part / f"new_zhiyuan_objv2_{part}.json"
+        if not path.exists():
+            path = _annotations(base, part)
+        yield _resize_part(path, base / part, max_size, num_workers)
 
 
-def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> str:
+def _resize_part(
+    path: Path,
+    folder: Path,
+    max_size: int,
+    num_workers: int,
+) -> str:
     output = path.with_name(f"{path.stem}_resized.json")
     refuse_foreign([output], "move it away", recognize=is_our_coco_file)
     content = split_records(read_annotation_file(path), path)
     images = _decoded(content["images"], _Image, path)
-    larger = {
-        index: _target(image, max_size)
-        for index, image in enumerate(images)
-        if max(image.width, image.height) > max_size
-    }
-    _check_names(
-        [
-            *(image.file_name for image in images),
-            *(target.file_name for target in larger.values()),
-        ],
-        path,
-    )
+    larger = {}
+    for index, image in enumerate(images):
+        if max(image.width, image.height) > max_size:
+            larger[index] = _target(image, max_size)
+    targets = list(larger.values())
+    _check_names(chain(_file_names(images), _file_names(targets)), path)
     names = [images[index].file_name for index in larger]
-    if faults := _resize_images(
-        folder, names, list(larger.values()), num_workers, path.name
-    ):
+    faults = _resize_images(folder, names, targets, num_workers, path.name)
+    if faults:
         raise DataError(
             f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; "
             "tools/dataset/check.py --fix writes an annotation file without them; finished images are kept"
@@ -237,6 +243,10 @@ def _resize_part(path: Path, folder: Path, max_size: int, num_workers: int) -> s
         f"{output}: {len(larger)} of {len(images)} images are larger than {max_size} pixels "
         "and have a smaller copy now"
     )
+
+
+def _file_names(records: Iterable[_Image | _Resized]) -> Iterator[str]:
+    return (record.file_name for record in records)
 
 
 def _resize_images(
@@ -251,18 +261,22 @@ def _resize_images(
     faults = [f"{folder / names[i]} is missing" for i in missing]
     faults += [f"{folder / names[i]} leads out of {folder}" for i in leaving]
     absent = {*missing, *leaving}
-    jobs = [
-        (folder / name, folder / target.file_name, target.old, target.size)
-        for i, (name, target) in enumerate(zip(names, targets))
-        if i not in absent
-    ]
-    with ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("fork")
-    ) as pool:
+    jobs = []
+    for index, (name, target) in enumerate(zip(names, targets)):
+        if index not in absent:
+            copy = folder / target.file_name
+            jobs.append(_Job(folder / name, copy, target.old, target.size))
+    forking = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_workers, mp_context=forking) as pool:
         results = pool.map(_resize_image, jobs, chunksize=16)
-        faults += filter(
-            None, tqdm(results, description, len(jobs), leave=False, disable=None)
+        shown = tqdm(
+            results,
+            description,
+            len(jobs),
+            leave=False,
+            disable=None,
         )
+        faults += filter(None, shown)
     return faults
 
 
@@ -275,20 +289,18 @@ def _scale_records(
     """Change the records of images that have a smaller copy, and of their boxes, in place."""
     factors = {}
     for index, target in larger.items():
-        record = content["images"][index] = parse_record(content["images"][index])
-        record.update(
-            file_name=target.file_name, width=target.size[0], height=target.size[1]
-        )
-        factors[images[index].id] = (
-            target.size[0] / target.old[0],
-            target.size[1] / target.old[1],
-        )
+        width, height = target.size
+        old_width, old_height = target.old
+        record = parse_record(content["images"][index])
+        record.update(file_name=target.file_name, width=width, height=height)
+        content["images"][index] = record
+        factors[images[index].id] = (width / old_width, height / old_height)
     annotations = content["annotations"]
     for index, box in enumerate(_decoded(annotations, _Box, path)):
         if box.image_id in factors:
-            annotations[index] = _scaled(
-                parse_record(annotations[index]), *factors[box.image_id]
-            )
+            x, y = factors[box.image_id]
+            record = parse_record(annotations[index])
+            annotations[index] = _scaled(record, x, y)
 
 
 def _write_labels(path: Path, content: dict[str, Any]) -> None:
@@ -308,87 +320,108 @@ def _annotations(base: Path, part: str) -> Path:
 
 
 def _decoded(
-    records: Sequence[Any], kind: type[msgspec.Struct], path: Path
+    records: Sequence[Any],
+    kind: type[msgspec.Struct],
+    path: Path,
 ) -> list[Any]:
     """Return the fields that are needed of each record."""
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+    decoded = []
     try:
-        return [
-            decoder.decode(record)
-            if isinstance(record, msgspec.Raw)
-            else msgspec.convert(record, kind)
-            for record in records
-        ]
+        for record in records:
+            if isinstance(record, msgspec.Raw):
+                decoded.append(decoder.decode(record))
+            else:
+                decoded.append(msgspec.convert(record, kind))
     except msgspec.MsgspecError as error:
         raise DataError(
             f"{path}: {error}; tools/dataset/check.py lists all faults of the file"
         ) from None
+    return decoded
 
 
 def _free_ids(
-    train: Sequence[Any], moved: Sequence[Any], train_path: Path, val_path: Path
+    train: Sequence[Any],
+    moved: Sequence[Any],
+    train_path: Path,
+    val_path: Path,
 ) -> dict[int, int]:
     """Return new ids for the moved records if any of their ids is in use; otherwise nothing."""
-    taken = np.array(
-        [record.id for record in _decoded(train, _Id, train_path)], np.int64
-    )
-    ids = np.array([record.id for record in _decoded(moved, _Id, val_path)], np.int64)
+    taken = _ids(train, train_path)
+    ids = _ids(moved, val_path)
     if not np.isin(ids, taken).any():
         return {}
     first = int(max(taken.max(), ids.max())) + 1
-    return {int(i): first + number for number, i in enumerate(ids)}
+    return dict(zip(ids.tolist(), count(first)))
+
+
+def _ids(records: Sequence[Any], path: Path) -> np.ndarray:
+    """Return the ids of records, `[N]` int64."""
+    decoded = _decoded(records, _Id, path)
+    return np.array([record.id for record in decoded], np.int64)
 
 
 def _moved_image(record: Any, new_id: dict[int, int]) -> dict[str, Any]:
     record = parse_record(record)
-    if reason := unsafe_file_name(record.get("file_name")):
+    name = record.get("file_name")
+    reason = unsafe_file_name(name)
+    if reason:
         raise DataError(
-            f"image {record.get('id')} has the file_name {str(record.get('file_name'))[:80]!r}, {reason}"
+            f"image {record.get('id')} has the file_name {str(name)[:80]!r}, {reason}"
         )
-    name = record["file_name"].partition("/")[2] or record["file_name"]
-    return {
-        **record,
-        "id": new_id.get(record["id"], record["id"]),
-        "file_name": f"{FROM_VAL}/{name}",
-    }
+    _, _, below_first_folder = name.partition("/")
+    record["id"] = new_id.get(record["id"], record["id"])
+    record["file_name"] = f"{FROM_VAL}/{below_first_folder or name}"
+    return record
 
 
 def _renumbered(
-    record: Any, new_image_id: dict[int, int], new_box_id: dict[int, int]
+    record: Any,
+    new_image_id: dict[int, int],
+    new_box_id: dict[int, int],
 ) -> dict[str, Any]:
     record = parse_record(record)
-    return {
-        **record,
-        "id": new_box_id.get(record["id"], record["id"]),
-        "image_id": new_image_id.get(record["image_id"], record["image_id"]),
-    }
+    record["id"] = new_box_id.get(record["id"], record["id"])
+    record["image_id"] = new_image_id.get(record["image_id"], record["image_id"])
+    return record
 
 
 def _target(image: _Image, max_size: int) -> _Resized:
     scale = max_size / max(image.width, image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    width = max(1, round(image.width * scale))
+    height = max(1, round(image.height * scale))
+    stem, _ = os.path.splitext(image.file_name)
     return _Resized(
-        f"{os.path.splitext(image.file_name)[0]}_resized.jpg",
-        size,
-        (image.width, image.height),
+        f"{stem}_resized.jpg", (width, height), old=(image.width, image.height)
     )
 
 
-def _check_names(names: Sequence[str], path: Path) -> None:
+def _check_names(names: Iterable[str], path: Path) -> None:
     seen: set[str] = set()
     for name in names:
-        if reason := unsafe_file_name(name):
+        reason = unsafe_file_name(name)
+        if reason:
             raise DataError(f"{path}: file_name is {name[:80]!r}, {reason}")
         if name in seen:
             raise DataError(f"{path}: two images would be {name}")
         seen.add(name)
 
 
-def _resize_image(
-    job: tuple[Path, Path, tuple[int, int], tuple[int, int]],
-) -> str | None:
-    """Write a smaller copy unless it exists; return a description of a fault. Foreign files are never
-    replaced.
+class _Job(NamedTuple):
+    """A smaller copy to write."""
+
+    source: Path
+    target: Path
+    old: tuple[int, int]
+    """(width, height) of the source."""
+    new: tuple[int, int]
+    """(width, height) of the copy."""
+
+
+def _resize_image(job: _Job) -> str | None:
+    """Write a smaller copy unless it exists, and return the description of a fault, or None.
+
+    Files that this project did not write are never replaced.
     """
     source, target, old, new = job
     if os.path.lexists(target) and not is_our_data_image(target):
@@ -404,24 +437,29 @@ def _resize_image(
         pixels = load_image(source, old)
     except ImageError as error:
         return str(error)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    channels_last = pixels.permute(1, 2, 0).contiguous()
+    picture = Image.fromarray(channels_last.numpy())
+    smaller = picture.resize(new, Image.Resampling.LANCZOS)
     write_picture(
         target,
-        picture.resize(new, Image.Resampling.LANCZOS),
+        smaller,
         quality=QUALITY,
         mark=DATA_IMAGE,
     )
     return None
 
 
-def _scaled(record: dict[str, Any], x: float, y: float) -> dict[str, Any]:
+def _scaled(
+    record: dict[str, Any],
+    x: float,
+    y: float,
+) -> dict[str, Any]:
     """Scale the values in pixels, and remove masks and keypoints, which detection does not use."""
-    box = record["bbox"]
-    scaled = {**record, "bbox": [box[0] * x, box[1] * y, box[2] * x, box[3] * y]}
+    scaled = dict(record)
+    left, top, width, height = record["bbox"][:4]
+    scaled["bbox"] = [left * x, top * y, width * x, height * y]
     if isinstance(record.get("area"), int | float):
         scaled["area"] = record["area"] * x * y
-    return {
-        key: value
-        for key, value in scaled.items()
-        if key not in ("segmentation", "keypoints")
-    }
+    scaled.pop("segmentation", None)
+    scaled.pop("keypoints", None)
+    return scaled

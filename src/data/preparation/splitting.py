@@ -12,7 +12,9 @@ from .labelled_images import LabelledImage, LabelledImages
 
 
 def split(
-    images: Sequence[LabelledImage], fraction: float, seed: int
+    images: Sequence[LabelledImage],
+    fraction: float,
+    seed: int,
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split images for training and validation.
 
@@ -38,15 +40,22 @@ def split(
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
     order = sorted(images, key=random_key)
-    classes = [set(image.categories[~image.crowds].tolist()) for image in order]
-    wanted = min(max(1, round(fraction * len(order))), len(order) - 1)
+    classes = [_classes([image]) for image in order]
+    wanted = max(1, round(fraction * len(order)))
+    wanted = min(wanted, len(order) - 1)
     chosen = _choose(classes, wanted)
     train: list[LabelledImage] = []
     val: list[LabelledImage] = []
-    for index in sorted(range(len(order)), key=lambda i: order[i].file_name):
+    for index, image in enumerate(order):
         part = val if index in chosen else train
-        part.append(order[index])
+        part.append(image)
+    train.sort(key=_file_name)
+    val.sort(key=_file_name)
     return train, val
+
+
+def _file_name(image: LabelledImage) -> str:
+    return image.file_name
 
 
 def _choose(classes: Sequence[set[int]], wanted: int) -> set[int]:
@@ -64,26 +73,40 @@ def _choose(classes: Sequence[set[int]], wanted: int) -> set[int]:
     chosen: set[int] = set()
     covered: set[int] = set()
 
+    def is_spare(index: int) -> bool:
+        """Return whether every class still has an image for training without this one."""
+        if index in chosen:
+            return False
+        return all(left[c] > 1 for c in classes[index])
+
     def choose_first(candidates: Iterable[int]) -> None:
-        """Choose the first image without which every class still has an image for training."""
+        """Choose the first image that training can spare."""
         for index in candidates:
-            if index not in chosen and all(left[c] > 1 for c in classes[index]):
+            if is_spare(index):
                 chosen.add(index)
                 left.subtract(classes[index])
                 covered.update(classes[index])
                 return
 
-    for c in sorted(with_class, key=lambda c: (len(with_class[c]), c)):
-        if c not in covered and len(chosen) < max(wanted, len(classes) // 2):
+    limit = max(wanted, len(classes) // 2)
+    # sorting is stable: classes in equally many images are in the order of their ids
+    rarest_first = sorted(sorted(with_class), key=lambda c: len(with_class[c]))
+    for c in rarest_first:
+        if c not in covered and len(chosen) < limit:
             choose_first(with_class[c])
     for index in range(len(classes)):
         if len(chosen) >= wanted:
             break
         choose_first([index])
-    return chosen or {0}  # without a choice, every image has the only object of a class
+    # if nothing was chosen, every image has the only object of a class
+    return chosen or {0}
 
 
-def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterator[str]:
+def split_if_needed(
+    data: LabelledImages,
+    fraction: float,
+    seed: int,
+) -> Iterator[str]:
     """Split off validation images if there are none; yield a line about it."""
     if data.parts.get("val"):
         return
@@ -93,8 +116,8 @@ def split_if_needed(data: LabelledImages, fraction: float, seed: int) -> Iterato
     in_val = _classes(val)
     yield (
         f"no validation images: {len(val)} of {len(train) + len(val)} were set aside "
-        f"(--val-fraction {fraction:g} "
-        f"--seed {seed}); {len(in_train & in_val)} of {len(in_train | in_val)} classes are in both parts"
+        f"(--val-fraction {fraction:g} --seed {seed}); "
+        f"{len(in_train & in_val)} of {len(in_train | in_val)} classes are in both parts"
     )
 
 

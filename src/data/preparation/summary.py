@@ -20,12 +20,9 @@ def summarize(examined: Examination) -> Iterator[str]:
     single = ~rows["crowds"].numpy()
     boxes = rows["boxes"].numpy()[single]
     categories = rows["categories"].numpy()[single]
-    image_of = np.repeat(np.arange(len(images)), rows["starts"].diff().numpy())[single]
-    objects = (
-        np.bincount(image_of, minlength=len(images))
-        if images
-        else np.zeros(0, np.int64)
-    )
+    counts_with_crowds = rows["starts"].diff().numpy()
+    image_of = np.repeat(np.arange(len(images)), counts_with_crowds)[single]
+    objects = np.bincount(image_of, minlength=len(images))
     yield f"{len(images)} images, {int((objects == 0).sum())} of them without objects"
     yield f"{len(boxes)} boxes to learn, {int((~single).sum())} crowd regions or objects to ignore"
     if not len(boxes):
@@ -35,15 +32,15 @@ def summarize(examined: Examination) -> Iterator[str]:
         f"median {np.median(objects):g}"
     )
     sides = boxes[:, 2:] - boxes[:, :2]
-    yield (
-        "sides of boxes in pixels: "
-        f"width {_range(sides[:, 0])}; height {_range(sides[:, 1])} (minimum, median, maximum)"
-    )
+    widths = _range(sides[:, 0])
+    heights = _range(sides[:, 1])
+    yield f"sides of boxes in pixels: width {widths}; height {heights} (minimum, median, maximum)"
     areas = sides.prod(1)
-    yield "box sizes: " + ", ".join(
-        f"{int(((areas >= low) & (areas < high)).sum())} {name}"
-        for name, (low, high) in AREAS.items()
-    )
+    sizes = []
+    for name, (low, high) in AREAS.items():
+        count = int(((areas >= low) & (areas < high)).sum())
+        sizes.append(f"{count} {name}")
+    yield f"box sizes: {', '.join(sizes)}"
     counts = np.bincount(categories, minlength=len(examined.categories))
     order = np.argsort(-counts, kind="stable")
     names = list(examined.categories.items())
@@ -52,8 +49,9 @@ def summarize(examined: Examination) -> Iterator[str]:
         category, name = names[index]
         in_images = len(np.unique(image_of[categories == index]))
         yield f"  {counts[index]:>9,} boxes in {in_images:>7,} images  {name} (id {category})"
-    if len(order) > MOST_CLASSES:
-        yield f"  {counts[order[MOST_CLASSES:]].sum():>9,} boxes of {len(order) - MOST_CLASSES} other classes"
+    others = order[MOST_CLASSES:]
+    if len(others):
+        yield f"  {counts[others].sum():>9,} boxes of {len(others)} other classes"
 
 
 def _range(values: np.ndarray) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -36,8 +37,10 @@ LARGEST_FILE = 16_000_000
 """Maximum size of an annotation file in bytes."""
 
 DIFFICULT = ("keep", "skip", "crowd")
-"""Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions (neither learned nor
-scored)."""
+"""Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions.
+
+Crowd regions are neither learned nor scored.
+"""
 
 
 class _Object(NamedTuple):
@@ -49,7 +52,8 @@ class _Object(NamedTuple):
 class _Annotated(NamedTuple):
     """Content of an annotation file."""
 
-    image: str
+    name: str
+    """File name of the image."""
     size: tuple[int, int]
     objects: list[_Object]
 
@@ -80,31 +84,31 @@ def read_voc(
     images = _image_folder(root)
     account = Account(Faults(root), Counter(), drop_boxes)
     sets = _image_sets(root, account.faults)
-    by_stem = {
-        path.stem: path.name for path in sorted(images.iterdir()) if is_image_file(path)
-    }
+    by_stem = {}
+    for path in filter(is_image_file, sorted(images.iterdir())):
+        by_stem[path.stem] = path.name
     folder = _Folder(root, images, by_stem, FileIndex(images), follow_links)
-    found = {
-        part: _read_part(folder, stems, account.faults) for part, stems in sets.items()
-    }
+    found = {}
+    for part, stems in sets.items():
+        found[part] = _read_part(folder, stems, account.faults)
     account.faults.raise_if_any()
     if not found.get("train"):
         raise DataError(f"{root} has no images to train on: {_why_empty(root)}")
-    if spare := len(
-        by_stem.keys() - {stem for stems in sets.values() for stem in stems}
-    ):
-        account.notes["images without an annotation file or not listed, left out"] += (
-            spare
-        )
+    listed = chain.from_iterable(sets.values())
+    spare = by_stem.keys() - set(listed)
+    account.notes["images without an annotation file or not listed, left out"] += len(
+        spare
+    )
     ids = _category_ids(root, found)
-    parts = {
-        part: [
-            _labelled(*image, ids, difficult, zero_based, account) for image in entries
-        ]
-        for part, entries in found.items()
-    }
+    parts: dict[str, list[LabelledImage]] = {}
+    for part, entries in found.items():
+        parts[part] = []
+        for entry in entries:
+            image = _labelled(entry, ids, difficult, zero_based, account)
+            parts[part].append(image)
     account.faults.raise_if_any()
-    if not any(len(image.boxes) for part in parts.values() for image in part):
+    all_images = chain.from_iterable(parts.values())
+    if not any(len(image.boxes) for image in all_images):
         raise DataError(
             f"{root}: no box is left; --difficult {difficult} leaves out objects marked as difficult"
         )
@@ -134,7 +138,11 @@ def _image_folder(root: Path) -> Path:
     raise DataError(f"{root} has no folder JPEGImages")
 
 
-def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annotated]:
+def _read_part(
+    folder: _Folder,
+    stems: list[str],
+    faults: Faults,
+) -> list[_Annotated]:
     """Read the annotation files of a part; unusable files are added as faults."""
     annotations = folder.root / "Annotations"
     outside: set[str] = set()
@@ -160,19 +168,16 @@ def _read_part(folder: _Folder, stems: list[str], faults: Faults) -> list[_Annot
 
 def _category_ids(root: Path, found: dict[str, list[_Annotated]]) -> dict[str, int]:
     """Return ids from 1 for the names of all objects, sorted."""
-    names = {
-        thing.name
-        for part in found.values()
-        for image in part
-        for thing in image.objects
-    }
+    names: set[str] = set()
+    for image in chain.from_iterable(found.values()):
+        names.update(thing.name for thing in image.objects)
     if not names:
         raise DataError(f"{root} has no object in any annotation file")
     return {name: number for number, name in enumerate(sorted(names), 1)}
 
 
 def _why_empty(root: Path) -> str:
-    """Return why there are no training images."""
+    """Return the reason why there are no training images."""
     if any((root / "Annotations").glob("*/*.xml")):
         return "Annotations has subfolders; put all XML files into Annotations itself"
     return "Annotations holds no XML file, or the list of images is empty"
@@ -202,22 +207,17 @@ def parse_xml(path: Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    (
-        parser.StartElementHandler,
-        parser.EndElementHandler,
-        parser.CharacterDataHandler,
-    ) = (
-        builder.start,
-        builder.end,
-        builder.data,
-    )
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
+        what = expat.ErrorString(error.code)
         raise DataError(
-            f"is not valid XML: {expat.ErrorString(error.code)}, line {error.lineno} column "
-            f"{error.offset + 1}"
+            f"is not valid XML: {what}, line {error.lineno} column {error.offset + 1}"
         ) from None
     except (LookupError, ValueError) as error:
         raise DataError(f"is not valid XML: {error}") from None
@@ -227,52 +227,63 @@ def parse_xml(path: Path) -> ElementTree.Element:
 def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
     """Return the stems of each part."""
     folder = root / "ImageSets" / "Main"
-    lists = {
-        part: folder / f"{part}.txt"
-        for part in ("train", "val", "test", "trainval")
-        if (folder / f"{part}.txt").is_file()
-    }
+    lists = {}
+    for part in ("train", "val", "test", "trainval"):
+        path = folder / f"{part}.txt"
+        if path.is_file():
+            lists[part] = path
     whole = lists.pop("trainval", None)
     if "train" not in lists:
         if whole is None:
-            return {
-                "train": sorted(
-                    path.stem for path in (root / "Annotations").glob("*.xml")
-                )
-            }
-        lists = {"train": whole} | {
-            part: lists[part] for part in ("test",) if part in lists
-        }
-    return {part: list(_stems(path, faults)) for part, path in lists.items()}
+            files = (root / "Annotations").glob("*.xml")
+            return {"train": sorted(path.stem for path in files)}
+        lists["train"] = whole
+        lists.pop("val", None)  # its images are among those of trainval
+    sets = {}
+    for part in ("train", "val", "test"):
+        if part in lists:
+            sets[part] = list(_stems(lists[part], faults))
+    return sets
 
 
 def _stems(path: Path, faults: Faults) -> Iterator[str]:
-    for number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
-        if words := line.split():
-            words[0] = words[0].removesuffix(".xml")
-            if os.path.splitext(words[0])[1].lower() in IMAGE_SUFFIXES:
-                words[0] = os.path.splitext(words[0])[0]
-            if unsafe_file_name(words[0]) or "/" in words[0] or "\\" in words[0]:
-                text = f"{words[0][:80]!r} is not the name of an image"
-                faults.add(
-                    "lines that do not name an image", f"{path} line {number}", text
-                )
-            else:
-                yield words[0]
+    """Yield the first word of each line, without the suffix of an image or annotation file."""
+    lines = read_text(path, errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        name = words[0].removesuffix(".xml")
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            name = stem
+        if unsafe_file_name(name) or "/" in name or "\\" in name:
+            text = f"{name[:80]!r} is not the name of an image"
+            place = f"{path} line {number}"
+            faults.add("lines that do not name an image", place, text)
+        else:
+            yield name
 
 
 def _image_name(
-    tree: ElementTree.Element, stem: str, by_stem: dict[str, str], index: FileIndex
+    tree: ElementTree.Element,
+    stem: str,
+    by_stem: dict[str, str],
+    index: FileIndex,
 ) -> str:
     """Return the image of an annotation file: the one with the same name, otherwise the one in `filename`."""
     if stem in by_stem:
-        if reason := unsafe_file_name(by_stem[stem]):
-            raise DataError(f"its image is {by_stem[stem]!r}, {reason}")
-        return by_stem[stem]
-    name = (tree.findtext("filename") or "").strip()
-    if name and (found := index.meant_by(name)):
+        name = by_stem[stem]
+        reason = unsafe_file_name(name)
+        if reason:
+            raise DataError(f"its image is {name!r}, {reason}")
+        return name
+    name = _text(tree, "filename")
+    found = index.meant_by(name) if name else None
+    if found:
         return found
-    if reason := unsafe_file_name(name):
+    reason = unsafe_file_name(name)
+    if reason:
         raise DataError(
             f"there is no image {stem}.*, and filename is {name[:80]!r}, {reason}"
         )
@@ -280,109 +291,124 @@ def _image_name(
 
 
 def _image_size(
-    tree: ElementTree.Element, images: Path, name: str, follow_links: bool
+    tree: ElementTree.Element,
+    images: Path,
+    name: str,
+    follow_links: bool,
 ) -> tuple[int, int]:
-    """Return (width, height) of the labels: the written size, which must match the stored or the upright
-    image.
+    """Return (width, height) of the labels: the written size, or the upright image if none is written.
+
+    The written size must be that of the stored or the upright image.
     """
     missing, leaving = find_misplaced(images, [name])
     if missing:
         raise DataError(f"its image {images / name} is missing")
     if leaving and not follow_links:
         raise DataError(
-            f"its image {images / name} leads out of {images} to {leaving[0]}; give "
-            "--follow-links if you trust it"
+            f"its image {images / name} leads out of {images} to {leaving[0]}; "
+            "give --follow-links if you trust it"
         )
     try:
         stored, upright = image_size(images / name)
     except ImageError as error:
         raise DataError(f"its {error}") from None
-    texts = (
-        (tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height")
-    )
-    written = tuple(text.removesuffix(".0") for text in texts)
-    if "0" in written or "" in written:
+    width = _text(tree, "size/width").removesuffix(".0")
+    height = _text(tree, "size/height").removesuffix(".0")
+    if width in ("", "0") or height in ("", "0"):
         return upright
     for size in (upright, stored):
-        if written == tuple(map(str, size)):
+        if [width, height] == list(map(str, size)):
             return size
     raise DataError(
-        f"size is {written[0][:20]} x {written[1][:20]}, but {images / name} has {upright[0]} x {upright[1]}"
+        f"size is {width[:20]} x {height[:20]}, but {images / name} has {upright[0]} x {upright[1]}"
     )
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    """Return the text of a node below another one, or an empty text."""
+    return (node.findtext(path) or "").strip()
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
-    for number, node in enumerate(
-        (node for node in tree if node.tag.lower() == "object"), 1
-    ):
-        name = " ".join((node.findtext("name") or "").split())
+    nodes = [node for node in tree if node.tag.lower() == "object"]
+    for number, node in enumerate(nodes, 1):
+        name = " ".join(_text(node, "name").split())
         if not name:
             raise DataError(f"object {number} has no name")
-        if len(node.findall("bndbox")) > 1:
+        place = f"object {number} ({name[:40]})"
+        boxes = len(node.findall("bndbox"))
+        if boxes > 1:
+            raise DataError(f"{place} has {boxes} bndbox, expected one")
+        texts = [_text(node, f"bndbox/{key}") for key in _CORNERS]
+        box = _corners(texts)
+        if box is None:
             raise DataError(
-                f"object {number} ({name[:40]}) has {len(node.findall('bndbox'))} bndbox, expected one"
+                f"{place}: bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax"
             )
-        texts = [
-            (node.findtext(f"bndbox/{key}") or "").strip()
-            for key in ("xmin", "ymin", "xmax", "ymax")
-        ]
-        try:
-            box = tuple(map(float, texts))
-        except ValueError:
-            box = ()
-        if len(box) != 4 or not all(
-            abs(value) < 1e9 for value in box
-        ):  # NaN is not smaller either
-            raise DataError(
-                f"object {number} ({name[:40]}): bndbox is {', '.join(texts)[:80]}, expected "
-                "xmin, ymin, xmax, ymax"
-            )
-        yield _Object(
-            name, box, (node.findtext("difficult") or "0").strip() not in ("0", "")
-        )
+        difficult = _text(node, "difficult") not in ("0", "")
+        yield _Object(name, box, difficult)
+
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _corners(texts: Sequence[str]) -> tuple[float, float, float, float] | None:
+    """Return the four numbers that texts contain, or None if they are not numbers or absurdly large."""
+    try:
+        x1, y1, x2, y2 = map(float, texts)
+    except ValueError:
+        return None
+    corners = (x1, y1, x2, y2)
+    if all(abs(value) < 1e9 for value in corners):  # False for NaN
+        return corners
+    return None
 
 
 def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
-    """Convert inclusive pixel numbers from 1 into coordinates: the smaller of two corners is shifted by
-    one.
+    """Convert inclusive pixel numbers from 1 into coordinates.
+
+    Along each axis, the smaller of the two corners is shifted by one.
     """
-    first, second = corners[:, :2], corners[:, 2:]
-    return np.concatenate([first - (first <= second), second - (second < first)], 1)
+    first = corners[:, :2]
+    second = corners[:, 2:]
+    first_shift = first <= second
+    return np.concatenate([first - first_shift, second - ~first_shift], 1)
 
 
 def _labelled(
-    name: str,
-    size: tuple[int, int],
-    objects: list[_Object],
+    image: _Annotated,
     ids: dict[str, int],
     difficult: str,
     zero_based: bool,
     account: Account,
 ) -> LabelledImage:
     notes = account.notes
+    objects = image.objects
     if difficult == "skip":
-        notes["difficult objects, left out"] += sum(
-            thing.difficult for thing in objects
-        )
         objects = [thing for thing in objects if not thing.difficult]
-    corners = np.array([thing.box for thing in objects], np.float64).reshape(-1, 4)
+        left_out = len(image.objects) - len(objects)
+        notes["difficult objects, left out"] += left_out
+    boxes = [thing.box for thing in objects]
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
     if not zero_based:
-        notes[
-            "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"
-        ] += int((corners[:, :2] == 0).any(1).sum())
+        at_zero = (corners[:, :2] == 0).any(1)
+        notes[_CORNER_AT_ZERO] += int(at_zero.sum())
         corners = _from_pixel_counts(corners)
-    places = [
-        f"{name}: object {number} ({thing.name[:40]})"
-        for number, thing in enumerate(objects, 1)
-    ]
-    inside, kept = boxes_inside(corners, size, places, account)
-    crowds = np.array(
-        [thing.difficult and difficult == "crowd" for thing in objects], bool
-    )
+    categories = []
+    crowds = []
+    places = []
+    for number, thing in enumerate(objects, 1):
+        categories.append(ids[thing.name])
+        crowds.append(thing.difficult and difficult == "crowd")
+        places.append(f"{image.name}: object {number} ({thing.name[:40]})")
+    inside, kept = boxes_inside(corners, image.size, places, account)
     return LabelledImage(
-        name,
-        size,
-        np.array([ids[thing.name] for thing in objects], np.int64)[kept],
+        image.name,
+        image.size,
+        np.array(categories, np.int64)[kept],
         inside[kept],
-        crowds[kept],
+        np.array(crowds, bool)[kept],
     )
+
+
+_CORNER_AT_ZERO = "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"

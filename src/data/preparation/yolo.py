@@ -12,8 +12,9 @@ import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import yaml
@@ -49,7 +50,10 @@ SKELETON = "kpt_shape"
 
 
 def read_yolo(
-    path: Path, *, follow_links: bool = False, drop_boxes: bool = False
+    path: Path,
+    *,
+    follow_links: bool = False,
+    drop_boxes: bool = False,
 ) -> LabelledImages:
     """Read the data set that a `data.yaml` describes; class numbers become category ids.
 
@@ -66,25 +70,20 @@ def read_yolo(
     names = _names(settings, path)
     account = Account(Faults(path), Counter(), drop_boxes)
     root = _root(settings, path, account.notes)
-    files = {
-        part: _image_files(
-            settings[part], root, f"{path}: {part}", account, needed=part == "train"
-        )
-        for part in ("train", "val", "test")
-        if settings.get(part)
-    }
+    files: dict[str, list[str]] = {}
+    for part in ("train", "val", "test"):
+        if settings.get(part):
+            where = f"{path}: {part}"
+            needed = part == "train"
+            files[part] = _image_files(settings[part], root, where, account, needed)
     account.faults.raise_if_any()
-    if not files.get("train"):
-        missing = '"train" is missing: a folder, a text file or a list of them'
+    if "train" not in files:
         raise DataError(
-            f"{path}: {'there is no image behind train' if 'train' in files else missing}"
+            f'{path}: "train" is missing: a folder, a text file or a list of them'
         )
-    skeleton = settings.get(SKELETON)
-    extra = (
-        math.prod(map(int, skeleton))
-        if isinstance(skeleton, list) and _all_digits(skeleton)
-        else 0
-    )
+    if not files["train"]:
+        raise DataError(f"{path}: there is no image behind train")
+    extra = _extra_columns(settings)
     parts: dict[str, list[LabelledImage]] = {}
     numbers: list[np.ndarray] = []
     for part, names_of_part in files.items():
@@ -96,9 +95,10 @@ def read_yolo(
     _note_labels_without_image(root, files, account)
     account.faults.raise_if_any()
     if not any(len(image.boxes) for image in parts["train"]):
-        first = _label_root(root, files["train"]) / label_path(files["train"][0])
+        first = files["train"][0]
+        labels = _label_root(root, files["train"]) / label_path(first)
         raise DataError(
-            f"{path}: no training image has a box; labels of {root / files['train'][0]} would be in {first}"
+            f"{path}: no training image has a box; labels of {root / first} would be in {labels}"
         )
     return LabelledImages(root, names, parts, account.notes)
 
@@ -111,88 +111,99 @@ def _with_usual_names(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _look_for_corners(numbers: np.ndarray, path: Path, account: Account) -> None:
-    """Add a fault if boxes are corners: many reach out of their image, and nearly all fit as x1, y1, x2,
-    y2.
+def _extra_columns(settings: dict[str, Any]) -> int:
+    """Return the number of columns that keypoints add to a label line."""
+    skeleton = settings.get(SKELETON)
+    if isinstance(skeleton, list) and _all_digits(skeleton):
+        return math.prod(map(int, skeleton))
+    return 0
+
+
+def _look_for_corners(
+    numbers: np.ndarray,
+    path: Path,
+    account: Account,
+) -> None:
+    """Add a fault if the numbers of boxes are corners.
+
+    The signs are that many boxes reach out of their image, and that nearly all fit as x1, y1, x2, y2.
     """
-    if not len(numbers):
+    count = len(numbers)
+    if not count:
         return
-    beyond = (
-        (np.abs(numbers[:, :2] - 0.5) + numbers[:, 2:] / 2 > 0.5 + OVERHANG)
-        .any(1)
-        .sum()
-    )
-    fits = ((numbers[:, 2:] > numbers[:, :2]).all(1) & (numbers <= 1.01).all(1)).mean()
-    if (
-        beyond >= max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * len(numbers))
-        and fits >= LIKELY_FRACTION
-    ):
+    first = numbers[:, :2]
+    second = numbers[:, 2:]
+    reach = np.abs(first - 0.5) + second / 2  # from the middle of the image
+    beyond = (reach > 0.5 + OVERHANG).any(1).sum()
+    in_order = (second > first).all(1)
+    in_range = (numbers <= 1.01).all(1)
+    fits = (in_order & in_range).mean()
+    suspicious = max(MIN_SUSPICIOUS_BOXES, BEYOND_LIMIT * count)
+    if beyond >= suspicious and fits >= LIKELY_FRACTION:
         text = (
-            f"{beyond} of {len(numbers)} boxes reach out of their image, and nearly all would fit "
-            "as x1 y1 x2 y2; "
+            f"{beyond} of {count} boxes reach out of their image, and nearly all would fit as x1 y1 x2 y2; "
             "YOLO has cx cy w h"
         )
         account.faults.add("boxes in another format", str(path), text)
 
 
 def _note_labels_without_image(
-    root: Path, files: dict[str, list[str]], account: Account
+    root: Path,
+    files: dict[str, list[str]],
+    account: Account,
 ) -> None:
     """Add label files without an image in any part: their boxes would be lost."""
-    images = [name for names in files.values() for name in names]
-    if not images:
-        return
+    images = list(chain.from_iterable(files.values()))
     label_root = _label_root(root, images)
-    used = {_stem(label_path(name)) for name in images}
-    folders = {
-        os.path.dirname(label_path(name)): os.path.dirname(name) for name in images
-    }
+    used = set()
+    folders = {}
+    for name in images:
+        labels = label_path(name)
+        used.add(_stem(labels))
+        folders[os.path.dirname(labels)] = os.path.dirname(name)
     for folder, image_folder in sorted(folders.items()):
-        there = {
-            os.path.splitext(name)[0]
-            for name in os.listdir(root / image_folder)
-            if is_image_file(name)
-        }
+        present = _stems_of_images(root / image_folder)
         for path in sorted((label_root / folder).glob("*")):
-            name = f"{folder}/{path.name}" if folder else path.name
-            if (
-                path.suffix.lower() != ".txt"
-                or _stem(name) in used
-                or not _has_labels(path)
-            ):
+            stem = _stem(path.name)
+            is_used = os.path.join(folder, stem) in used
+            if path.suffix.lower() != ".txt" or is_used or not _has_labels(path):
                 continue
-            if os.path.basename(_stem(name)) in there:
+            if stem in present:
                 account.notes["labels of images that no list names, left out"] += 1
-                continue
-            if account.drop_boxes:
+            elif account.drop_boxes:
                 account.notes["label files without an image, left out"] += 1
             else:
                 text = "holds labels, but there is no image of this name; --drop-boxes leaves it out"
                 account.faults.add("label files without an image", str(path), text)
 
 
+def _stems_of_images(folder: Path) -> set[str]:
+    """Return the names of the images in a folder, without their suffixes."""
+    images = filter(is_image_file, os.listdir(folder))
+    return {os.path.splitext(name)[0] for name in images}
+
+
 def _stem(name: str) -> str:
     """Return the name of a label file without its suffix and the suffix of its image (`a.jpg.txt`)."""
-    stem = os.path.splitext(name)[0]
-    return (
-        os.path.splitext(stem)[0]
-        if os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES
-        else stem
-    )
+    name_of_image = os.path.splitext(name)[0]
+    stem, suffix = os.path.splitext(name_of_image)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name_of_image
 
 
 def _has_labels(path: Path) -> bool:
-    """Return whether the first line of a text file is a label; other files, such as classes.txt, can be
-    present.
+    """Return whether the first line of a text file is a label.
+
+    Label folders can contain other text files, such as classes.txt.
     """
     try:
-        words = read_text(path, errors="replace").split("\n", 1)[0].split()
+        first = read_text(path, errors="replace").split("\n", 1)[0]
     except OSError:
         return False
     try:
-        return len([float(word) for word in words]) >= 5
+        numbers = list(map(float, first.split()))
     except ValueError:
         return False
+    return len(numbers) >= 5
 
 
 def _read_part(
@@ -204,25 +215,27 @@ def _read_part(
     follow_links: bool,
     numbers: list[np.ndarray],
 ) -> list[LabelledImage]:
-    """Read the images of a part with their labels; the unchanged numbers of their boxes are added to
-    `numbers`.
+    """Read the images of a part with their labels, and add the numbers of their boxes to `numbers`.
+
+    These numbers are cxcywh as in the files.
     """
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
     usable = _usable(root, images, label_root, labels, account.faults, follow_links)
-    sizes = _upright_sizes([root / images[index] for index in usable], account.faults)
+    paths = [root / images[index] for index in usable]
+    sizes = _upright_sizes(paths, account.faults)
     result = []
     for index, size in zip(usable, sizes):
-        classes, boxes, places = _read_labels(
-            label_root / labels[index], names, extra, account
-        )
+        path = label_root / labels[index]
+        classes, boxes, places = _read_labels(path, names, extra, account)
         numbers.append(boxes)
         if size is None:
             continue
-        corners = np.concatenate(
-            [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1
-        )
-        inside, kept = boxes_inside(corners * np.tile(size, 2), size, places, account)
+        centres = boxes[:, :2]
+        halves = boxes[:, 2:] / 2
+        corners = np.concatenate([centres - halves, centres + halves], 1)
+        corners *= np.tile(size, 2)
+        inside, kept = boxes_inside(corners, size, places, account)
         crowds = np.zeros(int(kept.sum()), bool)
         result.append(
             LabelledImage(images[index], size, classes[kept], inside[kept], crowds)
@@ -233,49 +246,53 @@ def _read_part(
 def _upright_sizes(
     paths: Sequence[Path], faults: Faults
 ) -> list[tuple[int, int] | None]:
-    """Return (width, height) of each file as displayed; None, and a fault, for a file that is not an
-    image.
+    """Return (width, height) of each file as displayed.
+
+    For a file that is not an image, the size is None, and a fault is added.
     """
     unknown = np.full((len(paths), 2), UNKNOWN, np.int64)
+    found = sizes_of_files(list(map(str, paths)), unknown)
     sizes: list[tuple[int, int] | None] = []
-    for path, (width, height) in zip(
-        paths, sizes_of_files([str(path) for path in paths], unknown).tolist()
-    ):
+    for path, (width, height) in zip(paths, found.tolist()):
+        if width != UNKNOWN:
+            sizes.append((width, height))
+            continue
         try:
-            sizes.append((width, height) if width != UNKNOWN else image_size(path)[1])
+            _, upright = image_size(path)
+            sizes.append(upright)
         except ImageError as error:
             sizes.append(None)
-            faults.add(
-                "images that cannot be read",
-                str(path),
-                str(error).removeprefix(f"image {path} "),
-            )
+            reason = str(error).removeprefix(f"image {path} ")
+            faults.add("images that cannot be read", str(path), reason)
     return sizes
 
 
 def label_path(image: str) -> str:
-    """Return the path of the labels of an image: the last folder `images` becomes `labels`, the suffix
-    `.txt`.
+    """Return the path of the labels of an image.
+
+    The last folder `images` becomes `labels`, and the suffix becomes `.txt`.
     """
-    folders = image.split("/")
-    for at in range(len(folders) - 2, -1, -1):
+    *folders, name = image.split("/")
+    for at in reversed(range(len(folders))):
         if folders[at] == "images":
             folders[at] = "labels"
             break
-    return os.path.splitext("/".join(folders))[0] + ".txt"
+    stem, _ = os.path.splitext("/".join([*folders, name]))
+    return f"{stem}.txt"
 
 
 def _existing_label(label_root: Path, image: str) -> str:
-    """Return the label file of an image; the suffixes `.jpg.txt` and `.TXT` are used if the usual file is
-    missing.
+    """Return the label file of an image.
+
+    The suffixes `.jpg.txt` and `.TXT` are used if the usual file is missing.
     """
     usual = label_path(image)
     stem = usual.removesuffix(".txt")
     suffix = os.path.splitext(image)[1]
-    others = (f"{stem}{suffix}.txt", f"{stem}.TXT")
-    if os.path.lexists(label_root / usual):
-        return usual
-    return next((name for name in others if os.path.lexists(label_root / name)), usual)
+    for name in (usual, f"{stem}{suffix}.txt", f"{stem}.TXT"):
+        if os.path.lexists(label_root / name):
+            return name
+    return usual
 
 
 def _yaml_in(path: Path) -> Path:
@@ -298,72 +315,84 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except OSError as error:
+        hint = did_you_mean_file(path)
         raise DataError(
-            f"{path} cannot be read: {error.strerror or error}{did_you_mean_file(path)}"
+            f"{path} cannot be read: {error.strerror or error}{hint}"
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.start}): save it in this encoding"
         ) from None
     except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(
-            f"{path} is not valid YAML: {error.problem or error.context}{place}"
-        ) from None
+        what = error.problem or error.context
+        if error.problem_mark:
+            what = f"{what}, line {error.problem_mark.line + 1}"
+        raise DataError(f"{path} is not valid YAML: {what}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML: {first_line(error)}") from None
     if not isinstance(settings, dict):
         raise DataError(
             f"{path} holds a {type(settings).__name__}, expected train, val and names"
         )
-    return {
-        key: value
-        for key, value in settings.items()
-        if value not in ("", "~", "null", "Null", "NULL")
-    }
+    given = {}
+    for key, value in settings.items():
+        if value not in _NULLS:
+            given[key] = value
+    return given
+
+
+_NULLS = ("", "~", "null", "Null", "NULL")
+"""Texts that YAML reads as no value."""
 
 
 def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
+    """Return the class names by number, sorted."""
     names = settings.get("names")
-    table = (
-        {str(i): name for i, name in enumerate(names)}
-        if isinstance(names, list)
-        else names
-    )
-    if (
-        not isinstance(table, dict)
-        or not table
-        or not _all_digits(table)
-        or not all(isinstance(name, str) and name.strip() for name in table.values())
-    ):
+    table = names
+    if isinstance(names, list):
+        table = {str(number): name for number, name in enumerate(names)}
+    if not _is_table_of_names(table):
         raise DataError(
-            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, or names by "
-            "class number"
+            f"{path}: names is {reprlib.repr(names)}, expected a list of class names, "
+            "or names by class number"
         )
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
         raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
-    if repeated := [
-        name for name, times in Counter(table.values()).items() if times > 1
-    ]:
+    repeated = []
+    for name, times in Counter(table.values()).items():
+        if times > 1:
+            repeated.append(name)
+    if repeated:
         logger.warning(
             "%s: names has %s more than once; they stay classes of their own",
             path,
             ", ".join(repeated[:5]),
         )
-    return {
-        int(number): name
-        for number, name in sorted(table.items(), key=lambda item: int(item[0]))
-    }
+    by_number = {int(number): name for number, name in table.items()}
+    return dict(sorted(by_number.items()))
+
+
+def _is_table_of_names(value: Any) -> TypeGuard[dict[str, str]]:
+    """Return whether a value is a dictionary of names by number, with at least one of them."""
+    if not isinstance(value, dict) or not value or not _all_digits(value):
+        return False
+    return all(isinstance(name, str) and name.strip() for name in value.values())
 
 
 def _all_digits(texts: Iterable[Any]) -> bool:
-    return all(
-        isinstance(text, str) and text.isascii() and text.isdigit() for text in texts
-    )
+    return all(map(_is_digits, texts))
 
 
-def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
+def _is_digits(text: Any) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isdigit()
+
+
+def _root(
+    settings: dict[str, Any],
+    path: Path,
+    notes: Counter[str],
+) -> Path:
     """Return the folder of the data set: `path`, relative to the file, or the folder of the file.
 
     A `path` that does not exist, for example because the file is from another machine, is ignored with a note
@@ -379,24 +408,31 @@ def _root(settings: dict[str, Any], path: Path, notes: Counter[str]) -> Path:
     for folder in (path.parent / given, user_path(given)):
         if folder.is_dir():
             return folder.resolve()
-    train = settings.get("train")
-    entries = train if isinstance(train, list) else [train]
-    if all(
-        isinstance(entry, str) and (path.parent / entry).exists() for entry in entries
-    ):
-        notes[
-            f"{path}: path is {given}, which does not exist; its own folder is used instead"
-        ] += 1
+    train = _as_list(settings.get("train"))
+    if all(_exists(entry, path.parent) for entry in train):
+        note = f"{path}: path is {given}, which does not exist; its own folder is used instead"
+        notes[note] += 1
         return path.parent.resolve()
     raise DataError(
-        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and "
-        f"{Path.cwd()}); remove the line "
-        "if the images lie beside the file"
+        f"{path}: path is {given}, which is not a folder (looked from {path.parent} and {Path.cwd()}); "
+        "remove the line if the images lie beside the file"
     )
 
 
+def _exists(entry: Any, folder: Path) -> bool:
+    return isinstance(entry, str) and (folder / entry).exists()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _image_files(
-    value: Any, root: Path, where: str, account: Account, *, needed: bool
+    value: Any,
+    root: Path,
+    where: str,
+    account: Account,
+    needed: bool,
 ) -> list[str]:
     """Return the files of a part, relative to the root.
 
@@ -404,37 +440,26 @@ def _image_files(
     needed.
     """
     found: list[str] = []
-    for entry in value if isinstance(value, list) else [value]:
+    for entry in _as_list(value):
         if not isinstance(entry, str) or not entry or "\0" in entry:
-            account.faults.add(
-                "entries of data.yaml that are not paths",
-                where,
-                f"{reprlib.repr(entry)}, expected a folder, a text file or a list of them",
-            )
+            text = f"{reprlib.repr(entry)}, expected a folder, a text file or a list of them"
+            account.faults.add("entries of data.yaml that are not paths", where, text)
             continue
         entry = entry.replace("\\", "/")
         place = root / user_path(entry)
         if entry.startswith("../") and not place.exists():
-            place = root / entry.removeprefix(
-                "../"
-            )  # exports of Roboflow: beside the file, whatever they say
+            # exports of Roboflow have the images beside the file, whatever they say
+            place = root / entry.removeprefix("../")
         name = _inside(place, root)
-        if not place.exists():
-            if needed:
-                hint = did_you_mean_file(place)
-                account.faults.add(
-                    "paths that do not exist", where, f"{place} does not exist{hint}"
-                )
-            else:
-                account.notes[
-                    f"{where} is listed but does not exist, left out ({entry})"
-                ] += 1
+        if not place.exists() and needed:
+            text = f"{place} does not exist{did_you_mean_file(place)}"
+            account.faults.add("paths that do not exist", where, text)
+        elif not place.exists():
+            note = f"{where} is listed but does not exist, left out ({entry})"
+            account.notes[note] += 1
         elif name is None:
-            account.faults.add(
-                "paths outside the data set",
-                where,
-                f"{entry} is outside {root}; set path to a folder that holds all of the data set",
-            )
+            text = f"{entry} is outside {root}; set path to a folder that holds all of the data set"
+            account.faults.add("paths outside the data set", where, text)
         elif place.is_dir():
             found += _listing(root, name, account.notes)
         else:
@@ -442,20 +467,30 @@ def _image_files(
     return sorted(dict.fromkeys(found))
 
 
-def _listing(root: Path, folder: str, notes: Counter[str]) -> Iterator[str]:
+def _listing(
+    root: Path,
+    folder: str,
+    notes: Counter[str],
+) -> Iterator[str]:
     files = find_image_files(root / folder)
     for suffix, count in files.others.items():
-        if suffix != ".txt":  # labels lie beside images in some data sets
-            kind = (
-                f"files {suffix or 'without a suffix'}"
-                if suffix[:1] in ("", ".")
-                else suffix
-            )
-            notes[f"{kind} among the images, which are not read"] += count
-    yield from (name if folder == "." else f"{folder}/{name}" for name in files.images)
+        if suffix == ".txt":  # labels lie beside images in some data sets
+            continue
+        kind = suffix
+        if not suffix:
+            kind = "files without a suffix"
+        elif suffix.startswith("."):
+            kind = f"files {suffix}"
+        notes[f"{kind} among the images, which are not read"] += count
+    for name in files.images:
+        yield name if folder == "." else f"{folder}/{name}"
 
 
-def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
+def _listed_files(
+    listing: Path,
+    root: Path,
+    faults: Faults,
+) -> Iterator[str]:
     """Yield the files listed in a text file, one per line.
 
     Paths are relative to the root or, with `./`, to the text file; absolute paths must be inside the root.
@@ -463,35 +498,34 @@ def _listed_files(listing: Path, root: Path, faults: Faults) -> Iterator[str]:
     try:
         lines = read_text(listing, errors="surrogateescape").splitlines()
     except OSError as error:
-        faults.add(
-            "files that cannot be read", str(listing), error.strerror or str(error)
-        )
+        reason = error.strerror or str(error)
+        faults.add("files that cannot be read", str(listing), reason)
         return
     for number, line in enumerate(lines, 1):
-        line = line.strip()
+        line = line.strip().replace("\\", "/")
         if not line:
             continue
-        line = line.replace("\\", "/")
-        place = (
-            listing.parent / line if line.startswith("./") else root / user_path(line)
-        )
+        where = f"{listing} line {number}"
+        place = root / user_path(line)
+        if line.startswith("./"):
+            place = listing.parent / line
         name = _inside(place, root)
         if name is None:
             text = f"{line[:80]} is outside {root}, the folder of the data set"
-            faults.add("paths outside the data set", f"{listing} line {number}", text)
-        elif reason := unsafe_file_name(name):
-            faults.add(
-                "file names that cannot be used",
-                f"{listing} line {number}",
-                f"{line[:80]!r}, {reason}",
-            )
+            faults.add("paths outside the data set", where, text)
+            continue
+        unsafe = unsafe_file_name(name)
+        if unsafe:
+            text = f"{line[:80]!r}, {unsafe}"
+            faults.add("file names that cannot be used", where, text)
         else:
             yield name
 
 
 def _inside(place: Path, root: Path) -> str | None:
     """Return a path relative to the root, without following links; None if it is not below."""
-    relative = os.path.relpath(os.path.normpath(place), root).replace(os.sep, "/")
+    relative = os.path.relpath(os.path.normpath(place), root)
+    relative = relative.replace(os.sep, "/")
     return None if relative == ".." or relative.startswith("../") else relative
 
 
@@ -504,22 +538,24 @@ def _usable(
     follow_links: bool,
 ) -> list[int]:
     """Return the images that exist inside their folders with their labels; the others are added as faults."""
-    missing, leaving = find_misplaced(root, names)
+    missing, leaving_images = find_misplaced(root, names)
+    leaving_labels = find_misplaced(label_root, labels).leaving
+    if follow_links:
+        leaving_images = {}
+        leaving_labels = {}
     files = FileIndex(root)
     bad = {}
     for index in missing:
         similar = files.similar_to(names[index])
-        text = "is missing" + (f", did you mean {similar!r}?" if similar else "")
-        bad[index] = ("images that are missing", text)
-    for where, found in (
-        (root, leaving),
-        (label_root, find_misplaced(label_root, labels).leaving),
-    ):
-        for index, target in ({} if follow_links else found).items():
+        hint = f", did you mean {similar!r}?" if similar else ""
+        bad[index] = ("images that are missing", f"is missing{hint}")
+    for where, leaving in ((root, leaving_images), (label_root, leaving_labels)):
+        for index, target in leaving.items():
             text = f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
             bad.setdefault(index, ("images or labels outside the data set", text))
     for index, name in enumerate(names):
-        if reason := unsafe_file_name(name):
+        reason = unsafe_file_name(name)
+        if reason:
             bad[index] = ("file names that cannot be used", reason)
     for index, (kind, reason) in sorted(bad.items()):
         faults.add(kind, str(root / names[index]), reason)
@@ -528,18 +564,22 @@ def _usable(
 
 def _label_root(root: Path, names: Sequence[str]) -> Path:
     """Return the folder that label paths are relative to: the root, or its counterpart in `labels`."""
-    folders = list(root.parts)
-    if "images" in folders and not any(
-        "images" in name.split("/")[:-1] for name in names
-    ):
-        at = len(folders) - 1 - folders[::-1].index("images")
-        sibling = Path(*folders[:at], "labels", *folders[at + 1 :])
-        return sibling if sibling.is_dir() else root
-    return root
+    folders = root.as_posix()
+    for name in names:
+        if "/images/" in f"/{name}":
+            return root
+    before, images, after = f"{folders}/".rpartition("/images/")
+    if not images:
+        return root
+    sibling = Path(f"{before}/labels/{after}")
+    return sibling if sibling.is_dir() else root
 
 
 def _read_labels(
-    path: Path, names: dict[int, str], extra: int, account: Account
+    path: Path,
+    names: dict[int, str],
+    extra: int,
+    account: Account,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return classes `[T]`, boxes `[T, 4]`, cxcywh in 0..1, and the place of each."""
     try:
@@ -550,9 +590,8 @@ def _read_labels(
     except OSError as error:
         if is_system_limit(error):
             raise
-        account.faults.add(
-            "files that cannot be read", str(path), error.strerror or str(error)
-        )
+        reason = error.strerror or str(error)
+        account.faults.add("files that cannot be read", str(path), reason)
         lines = []
     classes = []
     boxes = []
@@ -560,13 +599,14 @@ def _read_labels(
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place = f"{path} line {number}"
         label = _read_line(line.split(), names, extra)
         if isinstance(label, _BadLine):
-            account.faults.add(label.kind, f"{path} line {number}", label.what)
+            account.faults.add(label.kind, place, label.what)
             continue
         classes.append(label.number)
         boxes.append(label.box)
-        places.append(f"{path} line {number}")
+        places.append(place)
     return (
         np.array(classes, np.int64),
         np.array(boxes, np.float64).reshape(-1, 4),
@@ -586,20 +626,21 @@ class _BadLine(NamedTuple):
 
 
 def _read_line(
-    words: list[str], names: dict[int, str], extra: int
+    words: list[str],
+    names: dict[int, str],
+    extra: int,
 ) -> _Label | _BadLine:
     """Return the label of a line, or a description of its fault."""
     try:
         number, *values = map(float, words)
     except ValueError:
-        return _BadLine(
-            "lines that are not numbers", f"{' '.join(words)[:80]!r}, expected numbers"
-        )
+        text = f"{' '.join(words)[:80]!r}, expected numbers"
+        return _BadLine("lines that are not numbers", text)
     if not number.is_integer() or int(number) not in names:
         return _BadLine(
             "classes without a name",
-            f"class {words[0][:20]} is not among the {len(names)} names (numbers {min(names)} to "
-            f"{max(names)})",
+            f"class {words[0][:20]} is not among the {len(names)} names "
+            f"(numbers {min(names)} to {max(names)})",
         )
     is_box = len(values) in (4, 4 + extra)
     if not is_box and (len(values) < 6 or len(values) % 2):
@@ -607,18 +648,22 @@ def _read_line(
             "lines with a wrong number of columns",
             f"{len(words)} columns, expected 5 (class cx cy w h) or a class and three or more points",
         )
-    values = values[:4] if is_box else values
-    if far := [
-        word
-        for word, value in zip(words[1:], values)
-        if not -MAX_OVERSHOOT <= value <= 1 + MAX_OVERSHOOT
-    ]:  # NaN is neither
-        return _BadLine(
-            "coordinates far outside 0 to 1",
-            f"coordinate {far[0][:20]}, expected fractions of the image from 0 to 1 (pixels?)",
-        )
     if is_box:
-        return _Label(int(number), values)
-    xs, ys = values[0::2], values[1::2]
-    x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
-    return _Label(int(number), [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+        values = values[:4]
+    for word, value in zip(words[1:], values):
+        if not -MAX_OVERSHOOT <= value <= 1 + MAX_OVERSHOOT:  # True for NaN
+            return _BadLine(
+                "coordinates far outside 0 to 1",
+                f"coordinate {word[:20]}, expected fractions of the image from 0 to 1 (pixels?)",
+            )
+    if not is_box:
+        values = _box_around(values)
+    return _Label(int(number), values)
+
+
+def _box_around(polygon: list[float]) -> list[float]:
+    """Return the bounding box, cxcywh, of a polygon x1, y1, x2, y2, ..."""
+    points = np.reshape(polygon, (-1, 2))
+    low = points.min(0)
+    high = points.max(0)
+    return np.concatenate([(low + high) / 2, high - low]).tolist()

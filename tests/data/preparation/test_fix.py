@@ -218,9 +218,9 @@ def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
 @pytest.mark.parametrize(
     ("change", "what", "after"),
     [
-        ({"id": "3"}, "id made a whole number", {}),
-        ({"image_id": "2"}, "image_id made a whole number", {}),
-        ({"category_id": 3.0}, "category_id made a whole number", {}),
+        ({"id": "3"}, "id made an integer", {}),
+        ({"image_id": "2"}, "image_id made an integer", {}),
+        ({"category_id": 3.0}, "category_id made an integer", {}),
         ({"id": None}, "annotation ids replaced", {"id": 3}),
         ({"id": 1}, "annotation ids replaced", {"id": 3}),
         ({"bbox": ["4", 5, "8.0", 9]}, "boxes made four numbers", {}),
@@ -261,7 +261,7 @@ def test_fault_revealed_by_a_fix_is_fixed_too(folder):
         labels(annotations={2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}}),
     )
     assert changes == {
-        "image_id made a whole number": 1,
+        "image_id made an integer": 1,
         "annotation ids replaced": 1,
         "boxes clipped to their image": 1,
     }
@@ -551,7 +551,7 @@ def test_ids_of_images_and_categories_become_numbers_where_they_are_meant(folder
         images={1: {"id": "2"}}, categories={0: {"id": "3"}, 1: {"name": 5}}
     )
     changes, copy = fixed(folder, content)
-    assert changes == {"id made a whole number": 2, "categories named": 1}
+    assert changes == {"id made an integer": 2, "categories named": 1}
     assert copy == labels(categories={1: {"name": "5"}})
 
 
